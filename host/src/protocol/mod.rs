@@ -1,0 +1,67 @@
+//! The outside world: one folder per protocol, one line per protocol in `PROTOCOLS`. An interface turns what comes in
+//! into requests for the dispatcher; it never sees a wasmtime type and knows no other protocol.
+
+pub mod http;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::config::{ConfigError, Section};
+use crate::dispatcher::{Dispatcher, Endpoint};
+use crate::drain::Drain;
+use crate::lanes::Lanes;
+
+/// Every protocol that `protocol = ".."` in `cage.toml` may name.
+pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http];
+
+pub trait Protocol: Sync {
+    /// The name in `cage.toml`.
+    fn name(&self) -> &'static str;
+
+    /// # Errors
+    /// All mistakes of the section, or that the protocol has no inbound side.
+    fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError>;
+}
+
+/// The inbound side. `run` is spawned to start it; it takes nothing new once `cx.drain` begins, finishes what it has,
+/// then returns; its future is dropped at the drain's deadline.
+#[async_trait]
+pub trait Interface: Send + Sync {
+    /// # Errors
+    /// What keeps it from serving, such as a port in use. The cage logs it, goes on, and tries again later.
+    async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError>;
+}
+
+/// All that an interface may touch.
+#[derive(Clone)]
+pub struct InterfaceContext {
+    pub dispatcher: Dispatcher,
+    /// The module that serves this interface, whichever version is current; names, timeout and readings with it.
+    pub endpoint: Arc<Endpoint>,
+    pub drain: Drain,
+    pub lanes: Arc<Lanes>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InterfaceError {
+    #[error("interface {interface} cannot listen at {address}")]
+    Listen {
+        interface: String,
+        address: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("interface {interface}: {text}")]
+    Setup {
+        interface: String,
+        text: String,
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+/// The protocol of that name.
+pub fn find(name: &str) -> Option<&'static dyn Protocol> {
+    PROTOCOLS.iter().copied().find(|protocol| protocol.name() == name)
+}

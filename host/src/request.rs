@@ -1,0 +1,239 @@
+//! What every interface speaks: a request, its context, the reply. Made by an interface, read by the dispatcher, the
+//! modules and the host API. Knows no wire format and no wasmtime type.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::telemetry::Level;
+
+/// `RQ-<local time, 14 digits>-<12 hex>`: names a request in every log line of every cage that works on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// Seconds since the epoch when the request was taken.
+    seconds: i64,
+    /// 48 random bits.
+    random: u64,
+}
+
+impl RequestId {
+    pub fn new() -> Self {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        Self { seconds, random: fastrand::u64(..) >> 16 }
+    }
+
+    /// The last four hex digits: how a log line names the request.
+    pub fn short(&self) -> impl fmt::Display {
+        let digits = self.random & 0xffff;
+        fmt::from_fn(move |f| write!(f, "{digits:04X}"))
+    }
+}
+
+impl Default for RequestId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        thread_local! {
+            // Every request of one second shares its date; the time zone is looked up once a second.
+            static DATE: std::cell::Cell<(i64, u64)> = const { std::cell::Cell::new((i64::MIN, 0)) };
+        }
+        let (cached, mut digits) = DATE.get();
+        if cached != self.seconds {
+            let at = jiff::Timestamp::from_second(self.seconds).unwrap_or_default();
+            let local = at.to_zoned(jiff::tz::TimeZone::system());
+            digits = [local.month(), local.day(), local.hour(), local.minute(), local.second()]
+                .into_iter()
+                .fold(local.year().unsigned_abs().into(), |digits: u64, part| digits * 100 + part.unsigned_abs() as u64);
+            DATE.set((self.seconds, digits));
+        }
+        write!(f, "RQ-{digits:014}-{:012X}", self.random)
+    }
+}
+
+/// A point in time after which nobody waits for the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// Longer timeouts are cut to this, so that arithmetic on deadlines cannot overflow.
+    const TIMEOUT_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    pub fn after(timeout: Duration) -> Self {
+        Self(Instant::now() + timeout.min(Self::TIMEOUT_MAX))
+    }
+
+    /// The earlier of this deadline and one `timeout` from now.
+    pub fn within(self, timeout: Duration) -> Self {
+        self.min(Self::after(timeout))
+    }
+
+    pub fn instant(self) -> Instant {
+        self.0
+    }
+
+    /// Zero once it has passed.
+    pub fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+
+    pub fn passed(self) -> bool {
+        self.0 <= Instant::now()
+    }
+}
+
+/// What is known of who asks. Modules read them through the WIT interface `context`; the host enforces nothing by them.
+#[derive(Clone, Debug, Default)]
+pub struct Facts(Vec<(&'static str, String)>);
+
+impl Facts {
+    pub const PEER_ADDRESS: &'static str = "peer-address";
+    pub const ENCRYPTED: &'static str = "encrypted";
+    pub const PEER_NAME: &'static str = "peer-name";
+    pub const USERNAME: &'static str = "username";
+    pub const PASSWORD: &'static str = "password";
+    pub const SOURCE_CAGE: &'static str = "source-cage";
+    pub const SOURCE_MODULE: &'static str = "source-module";
+
+    /// Replaces an earlier fact of the same name.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        let value = value.into();
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some(fact) => fact.1 = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+
+    /// The facts that a call takes along: who calls is added, a password stays behind.
+    fn for_call(&self, cage: &str, module: &str) -> Self {
+        let mut facts = Self(self.0.iter().filter(|(name, _)| *name != Self::PASSWORD).cloned().collect());
+        facts.set(Self::SOURCE_CAGE, cage);
+        facts.set(Self::SOURCE_MODULE, module);
+        facts
+    }
+}
+
+/// The part of a request that travels with everything done on its behalf.
+#[derive(Debug)]
+pub struct RequestContext {
+    pub id: RequestId,
+    pub deadline: Deadline,
+    /// When the interface took the request.
+    pub started: Instant,
+    /// Name and protocol of that interface.
+    pub interface: Arc<str>,
+    pub protocol: &'static str,
+    pub facts: Arc<Facts>,
+    /// Who called whom to get here: `cage/module`, the outermost first. Bounded by the dispatcher.
+    pub callers: Vec<Arc<str>>,
+    /// The most talkative level logged for this request; 0 while nobody has set one.
+    level: AtomicU8,
+    description: Mutex<Option<String>>,
+}
+
+impl RequestContext {
+    /// At most so many characters of a description are kept.
+    pub const DESCRIPTION_CHARACTERS_MAX: usize = 100;
+
+    pub fn new(interface: Arc<str>, protocol: &'static str, timeout: Duration, facts: Arc<Facts>) -> Self {
+        let started = Instant::now();
+        Self {
+            id: RequestId::new(),
+            deadline: Deadline(started + timeout.min(Deadline::TIMEOUT_MAX)),
+            started,
+            interface,
+            protocol,
+            facts,
+            callers: Vec::new(),
+            level: AtomicU8::new(0),
+            description: Mutex::new(None),
+        }
+    }
+
+    /// The context of a call made by `cage/module` while it works on this request.
+    pub fn for_call(&self, cage: &str, module: &str, timeout: Option<Duration>) -> Self {
+        let mut callers = self.callers.clone();
+        callers.push(format!("{cage}/{module}").into());
+        Self {
+            id: self.id,
+            deadline: timeout.map_or(self.deadline, |timeout| self.deadline.within(timeout)),
+            started: Instant::now(),
+            interface: self.interface.clone(),
+            protocol: self.protocol,
+            facts: Arc::new(self.facts.for_call(cage, module)),
+            callers,
+            level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
+            description: Mutex::new(self.description()),
+        }
+    }
+
+    /// The request's own log level, which overrides the cage's up and down.
+    pub fn level(&self) -> Option<Level> {
+        Level::from_u8(self.level.load(Ordering::Relaxed))
+    }
+
+    pub fn set_level(&self, level: Level) {
+        self.level.store(level as u8, Ordering::Relaxed);
+    }
+
+    pub fn description(&self) -> Option<String> {
+        self.description.lock().clone()
+    }
+
+    pub fn describe(&self, text: &str) {
+        let text = text.chars().take(Self::DESCRIPTION_CHARACTERS_MAX).collect();
+        *self.description.lock() = Some(text);
+    }
+}
+
+/// One request, whole, as a `handler` module gets it.
+#[derive(Debug)]
+pub struct Request {
+    pub context: Arc<RequestContext>,
+    pub action: String,
+    pub target: String,
+    /// Lower-case names, repeats kept.
+    pub headers: Vec<(String, String)>,
+    pub body: Bytes,
+}
+
+/// A module's answer, not yet checked against any protocol's rules.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Bytes,
+}
+
+/// Arguments or result of a call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Arguments: `{"args": [..], "kwargs": {..}}`. Result: any JSON value.
+    Json(String),
+    Bytes(Bytes),
+}
+
+/// Which function a call is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallTarget {
+    /// None: the caller's own cage.
+    pub cage: Option<String>,
+    pub module: String,
+    pub function: String,
+}
