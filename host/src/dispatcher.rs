@@ -70,7 +70,9 @@ impl DispatchError {
     pub fn public_text(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "the request cannot be understood",
-            Self::NoSuchCage(_) | Self::NoSuchModule(_) | Self::NoSuchFunction(_) => "nothing is here to answer this request",
+            Self::NoSuchCage(_) | Self::NoSuchModule(_) | Self::NoSuchFunction(_) => {
+                "nothing is here to answer this request"
+            }
             Self::NotPermitted(_) => "this request is not permitted",
             Self::Refused(_) => "the request was refused",
             Self::Failed(_) | Self::Trap(_) => "the request failed",

@@ -1,1 +1,12 @@
+//! wasmcage: a host for WebAssembly components.
+//!
+//! The way of a request: `protocol/<p>/interface.rs` takes it, `request.rs` is its shape, `dispatcher.rs` admits and routes
+//! it, `module/` runs it (slot, version, instance), and `host_api/` is what the guest may ask for meanwhile.
 
+pub mod config;
+pub mod dispatcher;
+pub mod drain;
+pub mod lanes;
+pub mod protocol;
+pub mod request;
+pub mod telemetry;

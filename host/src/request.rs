@@ -52,7 +52,9 @@ impl fmt::Display for RequestId {
             let local = at.to_zoned(jiff::tz::TimeZone::system());
             digits = [local.month(), local.day(), local.hour(), local.minute(), local.second()]
                 .into_iter()
-                .fold(local.year().unsigned_abs().into(), |digits: u64, part| digits * 100 + part.unsigned_abs() as u64);
+                .fold(local.year().unsigned_abs().into(), |digits: u64, part| {
+                    digits * 100 + part.unsigned_abs() as u64
+                });
             DATE.set((self.seconds, digits));
         }
         write!(f, "RQ-{digits:014}-{:012X}", self.random)
