@@ -3,10 +3,16 @@
 //! The way of a request: `protocol/<p>/interface.rs` takes it, `request.rs` is its shape, `dispatcher.rs` admits and routes
 //! it, `module/` runs it (slot, version, instance), and `host_api/` is what the guest may ask for meanwhile.
 
+mod admission;
+pub mod cage;
 pub mod config;
 pub mod dispatcher;
 pub mod drain;
+pub mod host;
+pub mod host_api;
 pub mod lanes;
+pub mod module;
 pub mod protocol;
+pub mod readings;
 pub mod request;
 pub mod telemetry;

@@ -185,6 +185,38 @@ impl RequestContext {
         }
     }
 
+    /// How a log line ends that was written on the request's behalf: `RQ-2D26 (description) via my_http +9.8s`, with the
+    /// seconds left until the deadline, or gone since.
+    pub fn tail(&self) -> impl fmt::Display {
+        fmt::from_fn(move |f| {
+            write!(f, "RQ-{}", self.id.short())?;
+            if let Some(description) = self.description() {
+                write!(f, " ({description})")?;
+            }
+            let (now, deadline) = (Instant::now(), self.deadline.instant());
+            let (sign, seconds) = match deadline.checked_duration_since(now) {
+                Some(left) => ('+', left.as_secs_f64()),
+                None => ('-', now.duration_since(deadline).as_secs_f64()),
+            };
+            write!(f, " via {} {sign}{seconds:.1}s", self.interface)
+        })
+    }
+
+    /// The same request with an earlier deadline.
+    pub fn with_deadline(&self, deadline: Deadline) -> Self {
+        Self {
+            id: self.id,
+            deadline,
+            started: self.started,
+            interface: self.interface.clone(),
+            protocol: self.protocol,
+            facts: self.facts.clone(),
+            callers: self.callers.clone(),
+            level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
+            description: Mutex::new(self.description()),
+        }
+    }
+
     /// The request's own log level, which overrides the cage's up and down.
     pub fn level(&self) -> Option<Level> {
         Level::from_u8(self.level.load(Ordering::Relaxed))

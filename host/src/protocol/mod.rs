@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::{ConfigError, Section};
+use crate::config::{ConfigError, ExportChoice, Section};
 use crate::dispatcher::{Dispatcher, Endpoint};
 use crate::drain::Drain;
 use crate::lanes::Lanes;
@@ -18,6 +18,14 @@ pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http];
 pub trait Protocol: Sync {
     /// The name in `cage.toml`.
     fn name(&self) -> &'static str;
+
+    /// Which export of a component serves this protocol, when the configuration names none.
+    fn choice(&self, configured: ExportChoice) -> ExportChoice {
+        match configured {
+            ExportChoice::Auto => ExportChoice::Handler,
+            chosen => chosen,
+        }
+    }
 
     /// # Errors
     /// All mistakes of the section, or that the protocol has no inbound side.

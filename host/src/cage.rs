@@ -1,0 +1,364 @@
+//! One cage: builds its parts in order, keeps its interfaces as `cage.toml` says while that changes, owns its stop.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::config::{self, CageConfig, ConfigError, InterfaceConfig};
+use crate::dispatcher::{Dispatcher, Endpoint};
+use crate::drain::Drain;
+use crate::host::{ServingLine, Shared, StartError};
+use crate::module::Modules;
+use crate::module::slot::ModuleSnapshot;
+use crate::module::watcher::{Watched, Watcher};
+use crate::protocol::{self, Interface, InterfaceContext};
+use crate::readings::ReadingsSnapshot;
+use crate::telemetry::{self, CageLog, LevelCell};
+
+/// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
+const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the start waits for the interfaces to listen.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
+/// Between attempts of an interface that cannot serve: the first, and the longest.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// A changed `cage.toml` is read when it has been left alone for so long.
+const CONFIG_SETTLE: Duration = Duration::from_millis(50);
+
+pub struct Cage {
+    inner: Arc<Inner>,
+    watcher: Option<Watcher>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+struct Inner {
+    root: PathBuf,
+    name: String,
+    shared: Arc<Shared>,
+    config: Arc<ArcSwap<CageConfig>>,
+    level: Arc<LevelCell>,
+    log: CageLog,
+    modules: Arc<Modules>,
+    dispatcher: Dispatcher,
+    drain: Drain,
+    interfaces: Mutex<BTreeMap<String, Running>>,
+    config_error: Mutex<Option<String>>,
+    settings_changed: Arc<Notify>,
+}
+
+/// An interface that is kept serving.
+struct Running {
+    config: InterfaceConfig,
+    drain: Drain,
+    endpoint: Arc<Endpoint>,
+    error: Arc<Mutex<Option<String>>>,
+}
+
+impl Cage {
+    /// Reads the configuration and makes the parts; nothing serves yet.
+    ///
+    /// # Errors
+    /// A missing directory, or mistakes in `cage.toml`.
+    pub fn prepare(root: &Path, name: &str, shared: Arc<Shared>) -> Result<Self, StartError> {
+        let directory = root.join(name);
+        if !directory.is_dir() {
+            return Err(StartError::NoDirectory { cage: name.to_owned(), directory });
+        }
+        let config_error = |source| StartError::Config { cage: name.to_owned(), source };
+        let loaded = load_config(root, name, &shared.node).map_err(config_error)?;
+        let level = Arc::new(LevelCell::new(loaded.log_level));
+        let log = CageLog::open(name, &directory, loaded.log_settings());
+        let config = Arc::new(ArcSwap::from_pointee(loaded));
+        let modules = Arc::<Modules>::default();
+        let dispatcher = Dispatcher::new(config.clone(), modules.clone(), shared.cages.clone(), level.clone());
+        let config_changed = Arc::new(Notify::new());
+        let settings_changed = Arc::new(Notify::new());
+        let watcher = Watcher::new(Watched {
+            directory,
+            shared: root.join(config::SHARED_DIRECTORY),
+            config: config.clone(),
+            modules: modules.clone(),
+            loader: shared.loader.clone(),
+            dispatcher: dispatcher.downgrade(),
+            level: level.clone(),
+            config_changed: config_changed.clone(),
+            settings_changed: settings_changed.clone(),
+        });
+        let inner = Arc::new(Inner {
+            root: root.to_owned(),
+            name: name.to_owned(),
+            shared,
+            config,
+            level,
+            log,
+            modules,
+            dispatcher,
+            drain: Drain::new(),
+            interfaces: Mutex::default(),
+            config_error: Mutex::default(),
+            settings_changed,
+        });
+        let reload = tokio::spawn(reload(inner.clone(), config_changed));
+        Ok(Self { inner, watcher: Some(watcher), tasks: vec![reload] })
+    }
+
+    /// Loads the modules, then starts the interfaces.
+    pub async fn start(&mut self) {
+        tracing::info!(cage = %self.inner.name, "cage is starting up");
+        if let Some(mut watcher) = self.watcher.take() {
+            watcher.load_all(LOAD_PATIENCE).await;
+            self.tasks.push(tokio::spawn(watcher.run()));
+        }
+        self.inner.reconcile();
+        let settled = async {
+            while !self.inner.interfaces.lock().values().all(Running::settled) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        // An interface that takes longer is no reason to hold up the others' news.
+        let _ = tokio::time::timeout(LISTEN_PATIENCE, settled).await;
+        tracing::info!(cage = %self.inner.name, "cage has started");
+    }
+
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.inner.dispatcher
+    }
+
+    pub fn modules(&self) -> Arc<Modules> {
+        self.inner.modules.clone()
+    }
+
+    pub fn serving(&self) -> Vec<ServingLine> {
+        let interfaces = self.inner.interfaces.lock();
+        let lines = interfaces.iter().flat_map(|(name, running)| {
+            running.endpoint.addresses().into_iter().map(|address| ServingLine {
+                cage: self.inner.name.clone(),
+                interface: name.clone(),
+                protocol: running.config.protocol.clone(),
+                address,
+                module: running.config.module.clone(),
+            })
+        });
+        lines.collect()
+    }
+
+    pub fn snapshot(&self) -> CageSnapshot {
+        let inner = &self.inner;
+        let (in_work, waiting) = inner.dispatcher.load();
+        let interfaces = inner.interfaces.lock();
+        CageSnapshot {
+            cage: inner.name.clone(),
+            in_work,
+            waiting,
+            config_error: inner.config_error.lock().clone(),
+            interfaces: interfaces.iter().map(|(name, running)| running.snapshot(name)).collect(),
+            modules: inner.modules.snapshot(),
+        }
+    }
+
+    /// Stops intake, waits for what is in flight up to the request timeout, frees everything. False when something had
+    /// to be cut off.
+    pub async fn stop(self) -> bool {
+        let inner = &self.inner;
+        tracing::info!(cage = %inner.name, "cage is shutting down");
+        // Neither a new version nor a new configuration from here on.
+        self.tasks.iter().for_each(JoinHandle::abort);
+        inner.drain.begin();
+        let finished = inner.drain.complete(inner.config.load().request_timeout).await;
+        if !finished {
+            tracing::warn!(cage = %inner.name, "requests in flight were cut off at the shutdown's deadline");
+        }
+        inner.shared.cages.remove(&inner.name);
+        inner.interfaces.lock().clear();
+        inner.modules.clear();
+        tracing::info!(cage = %inner.name, "cage has been properly shut down");
+        inner.log.flush();
+        finished
+    }
+}
+
+impl Drop for Cage {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.inner.drain.force();
+        self.inner.shared.cages.remove(&self.inner.name);
+        self.inner.interfaces.lock().clear();
+        self.inner.modules.clear();
+    }
+}
+
+/// The configuration, with every interface's section checked by its protocol.
+fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+    let names: Vec<_> = protocol::PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
+    let config = config::load(root, cage, node, &names)?;
+    let mut problems = ConfigError::default();
+    for interface in config.interfaces.values().filter(|interface| interface.enabled) {
+        if let Err(error) = build(interface) {
+            problems.merge(error);
+        }
+    }
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn build(interface: &InterfaceConfig) -> Result<Box<dyn Interface>, ConfigError> {
+    let protocol = protocol::find(&interface.protocol).expect("the configuration names known protocols only");
+    protocol.interface(interface.section.clone())
+}
+
+/// Follows `cage.toml` until the task is aborted.
+async fn reload(inner: Arc<Inner>, changed: Arc<Notify>) {
+    loop {
+        changed.notified().await;
+        tokio::time::sleep(CONFIG_SETTLE).await;
+        let (root, name, node) = (inner.root.clone(), inner.name.clone(), inner.shared.node.clone());
+        let loaded = tokio::task::spawn_blocking(move || load_config(&root, &name, &node)).await;
+        match loaded.expect("reading the configuration does not panic") {
+            Ok(config) => inner.apply(config),
+            Err(error) => {
+                let text = telemetry::error_chain(&error);
+                let mut known = inner.config_error.lock();
+                if known.as_ref() != Some(&text) {
+                    tracing::error!(cage = %inner.name, error = %text, "cage.toml refused, the old settings stay");
+                    *known = Some(text);
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn apply(self: &Arc<Self>, config: CageConfig) {
+        *self.config_error.lock() = None;
+        if config == **self.config.load() {
+            return;
+        }
+        self.level.set(config.log_level);
+        self.log.set(config.log_settings());
+        self.config.store(Arc::new(config));
+        self.dispatcher.reconfigure();
+        self.settings_changed.notify_one();
+        self.reconcile();
+        tracing::info!(cage = %self.name, "cage.toml applied");
+    }
+
+    /// Makes the running interfaces those of the configuration: what is gone or changed is drained, what is new or
+    /// changed is started. A successor starts at once; its predecessor has let go of its port by then.
+    fn reconcile(self: &Arc<Self>) {
+        let config = self.config.load_full();
+        let mut running = self.interfaces.lock();
+        let wanted = |name: &String| config.interfaces.get(name).filter(|interface| interface.enabled);
+        let stale: Vec<_> = running.extract_if(.., |name, running| wanted(name) != Some(&running.config)).collect();
+        for (name, old) in stale {
+            tracing::info!(cage = %self.name, interface = %name, "interface is stopping");
+            let timeout = config.request_timeout;
+            tokio::spawn(async move { old.drain.complete(timeout).await });
+        }
+        for (name, interface) in config.interfaces.iter().filter(|(_, interface)| interface.enabled) {
+            if !running.contains_key(name) {
+                running.insert(name.clone(), self.start_interface(&config, interface));
+            }
+        }
+    }
+
+    fn start_interface(self: &Arc<Self>, config: &CageConfig, interface: &InterfaceConfig) -> Running {
+        let protocol = protocol::find(&interface.protocol).expect("the configuration names known protocols only");
+        let endpoint = Arc::new(Endpoint::new(
+            interface.name.as_str().into(),
+            protocol.name(),
+            self.name.as_str().into(),
+            self.modules.get_or_create(&interface.module),
+            interface.timeout.unwrap_or(config.request_timeout),
+            protocol.choice(interface.export),
+        ));
+        let drain = self.drain.child();
+        let cx = InterfaceContext {
+            dispatcher: self.dispatcher.clone(),
+            endpoint: endpoint.clone(),
+            drain: drain.clone(),
+            lanes: self.shared.lanes.clone(),
+        };
+        let error = Arc::default();
+        // The cage's own drain waits for every interface, a replaced one included.
+        tokio::spawn(keep_running(interface.clone(), cx, Arc::clone(&error), self.drain.token()));
+        Running { config: interface.clone(), drain, endpoint, error }
+    }
+}
+
+/// Runs an interface until it is drained; one that fails is logged and tried again.
+async fn keep_running<T>(config: InterfaceConfig, cx: InterfaceContext, error: Arc<Mutex<Option<String>>>, _token: T) {
+    let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
+    let mut pause = RETRY_FIRST;
+    loop {
+        let built = build(&config).expect("the section was checked when the configuration was read");
+        let ended = tokio::select! {
+            ended = built.run(cx.clone()) => ended,
+            () = cx.drain.forcing() => return,
+        };
+        cx.endpoint.forget_addresses();
+        let Err(failure) = ended else {
+            tracing::info!(%cage, %interface, "interface has stopped");
+            return;
+        };
+        let text = telemetry::error_chain(&failure);
+        tracing::error!(%cage, %interface, error = %text, retry_s = pause.as_secs(), "interface failed");
+        *error.lock() = Some(text);
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = cx.drain.stopping() => return,
+        }
+        pause = (pause * 2).min(RETRY_LONGEST);
+    }
+}
+
+impl Running {
+    /// Listens, or has said why not.
+    fn settled(&self) -> bool {
+        !self.endpoint.addresses().is_empty() || self.error.lock().is_some()
+    }
+
+    fn snapshot(&self, name: &str) -> InterfaceSnapshot {
+        let addresses = self.endpoint.addresses();
+        InterfaceSnapshot {
+            interface: name.to_owned(),
+            protocol: self.config.protocol.clone(),
+            module: self.config.module.clone(),
+            error: if addresses.is_empty() { self.error.lock().clone() } else { None },
+            addresses,
+            readings: self.endpoint.readings.snapshot(),
+        }
+    }
+}
+
+/// What an operator sees of a cage.
+#[derive(Debug, Serialize)]
+pub struct CageSnapshot {
+    pub cage: String,
+    pub in_work: usize,
+    pub waiting: usize,
+    /// Why the `cage.toml` that is there now was not taken.
+    pub config_error: Option<String>,
+    pub interfaces: Vec<InterfaceSnapshot>,
+    pub modules: Vec<ModuleSnapshot>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct InterfaceSnapshot {
+    pub interface: String,
+    pub protocol: String,
+    pub module: String,
+    pub addresses: Vec<String>,
+    /// Why it does not serve now.
+    pub error: Option<String>,
+    pub readings: ReadingsSnapshot,
+}

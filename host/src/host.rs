@@ -1,0 +1,197 @@
+//! The process: what all its cages share (lanes, engines, compiled files), and the cages themselves.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::cage::{Cage, CageSnapshot};
+use crate::config::ConfigError;
+use crate::dispatcher::Cages;
+use crate::lanes::Lanes;
+use crate::module::compiler::Compiler;
+use crate::module::engine::Engines;
+use crate::module::loader::Loader;
+
+/// Between two looks at instances that nobody uses.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct HostOptions {
+    /// Directory of the cages.
+    pub root: PathBuf,
+    pub cages: Vec<String>,
+    /// Label of this machine; its host name if none.
+    pub node: Option<String>,
+    /// Threads that run guests; one per core if none.
+    pub lanes: Option<usize>,
+    /// Compiled files; `.cache` in the root if none.
+    pub cache: Option<PathBuf>,
+    /// The binary with the `compile` subcommand; this process's own if none.
+    pub compiler: Option<PathBuf>,
+}
+
+impl HostOptions {
+    pub fn new(root: impl Into<PathBuf>, cages: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let cages = cages.into_iter().map(Into::into).collect();
+        Self { root: root.into(), cages, node: None, lanes: None, cache: None, compiler: None }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot start cage {cage}")]
+    Config {
+        cage: String,
+        #[source]
+        source: ConfigError,
+    },
+    #[error("cage {cage} has no directory {directory}")]
+    NoDirectory { cage: String, directory: PathBuf },
+    #[error("cannot start the lanes that run guests")]
+    Lanes(#[source] std::io::Error),
+    #[error("cannot find this program's own file")]
+    Program(#[source] std::io::Error),
+    #[error("cannot set up wasmtime: {0}")]
+    Engine(String),
+}
+
+impl StartError {
+    /// True when the user can mend it in the arguments or in `cage.toml`, so that starting again as it is has no use.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Config { .. } | Self::NoDirectory { .. } => true,
+            Self::Lanes(_) | Self::Program(_) | Self::Engine(_) => false,
+        }
+    }
+}
+
+/// What loading and serving need from the process.
+pub struct Shared {
+    pub lanes: Arc<Lanes>,
+    pub loader: Arc<Loader>,
+    pub cages: Arc<Cages>,
+    pub node: String,
+    _engines: Arc<Engines>,
+}
+
+impl Shared {
+    /// # Errors
+    /// When the machine cannot run threads or compiled code.
+    pub fn new(options: &HostOptions) -> Result<Self, StartError> {
+        let engine_error = |error: wasmtime::Error| StartError::Engine(format!("{error:#}"));
+        let lanes = options.lanes.unwrap_or_else(Lanes::default_count).max(1);
+        let lanes = Arc::new(Lanes::start(lanes).map_err(StartError::Lanes)?);
+        let engines = Arc::new(Engines::start().map_err(engine_error)?);
+        let cache = options.cache.clone().unwrap_or_else(|| options.root.join(".cache"));
+        let program = match &options.compiler {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().map_err(StartError::Program)?,
+        };
+        let compiler = Arc::new(Compiler::new(engines.clone(), cache, program));
+        let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
+        let node = options.node.clone().unwrap_or_else(host_name);
+        Ok(Self { lanes, loader, cages: Arc::default(), node, _engines: engines })
+    }
+}
+
+/// The machine's name up to its first dot.
+fn host_name() -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    name.split('.').next().unwrap_or("localhost").to_owned()
+}
+
+/// A running process's cages. Dropping it stops them without waiting for requests in flight.
+pub struct Host {
+    shared: Arc<Shared>,
+    cages: Vec<Cage>,
+    started: SystemTime,
+    housekeeping: tokio::task::JoinHandle<()>,
+}
+
+/// One line of what serves where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServingLine {
+    pub cage: String,
+    pub interface: String,
+    pub protocol: String,
+    pub address: String,
+    pub module: String,
+}
+
+impl Host {
+    /// Returns when the modules that are there have been loaded and every interface has had its chance to listen. A
+    /// module or an interface that fails is logged and does not keep the rest from serving.
+    ///
+    /// # Errors
+    /// A cage that cannot be started at all.
+    pub async fn start(options: HostOptions) -> Result<Self, StartError> {
+        let shared = Arc::new(Shared::new(&options)?);
+        let mut cages = Vec::with_capacity(options.cages.len());
+        for name in &options.cages {
+            cages.push(Cage::prepare(&options.root, name, shared.clone())?);
+        }
+        // Every cage is known before the first interface takes a request that may call into it.
+        for cage in &mut cages {
+            cage.start().await;
+        }
+        let modules: Vec<_> = cages.iter().map(Cage::modules).collect();
+        let housekeeping = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
+                modules.iter().for_each(|modules| modules.drop_idle());
+            }
+        });
+        Ok(Self { shared, cages, started: SystemTime::now(), housekeeping })
+    }
+
+    pub fn cage(&self, name: &str) -> Option<&Cage> {
+        self.cages.iter().find(|cage| cage.name() == name)
+    }
+
+    pub fn serving(&self) -> Vec<ServingLine> {
+        self.cages.iter().flat_map(Cage::serving).collect()
+    }
+
+    pub fn snapshot(&self) -> HostSnapshot {
+        HostSnapshot {
+            node: self.shared.node.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION"),
+            started: jiff::Timestamp::try_from(self.started).map(|at| at.to_string()).unwrap_or_default(),
+            lanes: self.shared.lanes.count(),
+            cages: self.cages.iter().map(Cage::snapshot).collect(),
+        }
+    }
+
+    /// Stops intake, finishes what is in flight up to each cage's request timeout, ends. False when something had to be
+    /// cut off.
+    pub async fn stop(mut self) -> bool {
+        let stopping: Vec<_> = self.cages.drain(..).map(|cage| tokio::spawn(cage.stop())).collect();
+        let mut finished = true;
+        for cage in stopping {
+            finished &= cage.await.unwrap_or(false);
+        }
+        finished
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.housekeeping.abort();
+    }
+}
+
+/// What `wasmcage ps --json` prints.
+#[derive(Debug, Serialize)]
+pub struct HostSnapshot {
+    pub node: String,
+    pub pid: u32,
+    pub version: &'static str,
+    /// RFC 3339, UTC.
+    pub started: String,
+    pub lanes: usize,
+    pub cages: Vec<CageSnapshot>,
+}

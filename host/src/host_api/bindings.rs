@@ -1,0 +1,11 @@
+//! What `wit/` says, as Rust types and traits; nothing else.
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "wasmcage:cage/imports",
+    imports: {
+        "wasmcage:cage/call.call": async,
+    },
+});
+
+pub use wasmcage::cage::{call, config, context, log, types};

@@ -1,0 +1,148 @@
+//! `wasmcage:cage/log` and `wasi:logging`: lines of guests on their way to the cage's log, bounded in size and rate.
+
+use std::sync::Arc;
+
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker};
+
+use super::GuestState;
+use super::bindings::{log, types};
+use crate::request::RequestContext;
+use crate::telemetry::{Gate, Level, LevelCell};
+
+/// A longer line is cut.
+const LINE_BYTES_MAX: usize = 8 * 1024;
+/// Lines of one module in one second; what is over is dropped, and counted in the log.
+const LINES_PER_SECOND_MAX: u64 = 1_000;
+
+/// The way of one module's lines. All instances of a version share it, and with it the bound on their rate.
+pub struct GuestLog {
+    cage: Arc<str>,
+    module: Arc<str>,
+    cage_level: Arc<LevelCell>,
+    gate: Gate,
+}
+
+impl GuestLog {
+    pub fn new(cage: Arc<str>, module: Arc<str>, cage_level: Arc<LevelCell>) -> Self {
+        Self { cage, module, cage_level, gate: Gate::new(LINES_PER_SECOND_MAX, std::time::Duration::from_secs(1)) }
+    }
+
+    /// The most talkative level that is written now.
+    pub fn level(&self, request: Option<&RequestContext>) -> Level {
+        request.and_then(RequestContext::level).unwrap_or_else(|| self.cage_level.get())
+    }
+
+    pub fn line(&self, level: Level, text: &str, request: Option<&RequestContext>) {
+        if level > self.level(request) {
+            return;
+        }
+        let Some(suppressed) = self.gate.pass() else { return };
+        if suppressed > 0 {
+            self.write(Level::Warn, &format!("{suppressed} log lines of this module were dropped"), None);
+        }
+        let end = text.floor_char_boundary(LINE_BYTES_MAX);
+        if end < text.len() {
+            self.write(level, &format!("{} ... ({} bytes cut)", &text[..end], text.len() - end), request);
+        } else {
+            self.write(level, text, request);
+        }
+    }
+
+    fn write(&self, level: Level, text: &str, request: Option<&RequestContext>) {
+        let (cage, module) = (&*self.cage, &*self.module);
+        let request = request.map(|request| tracing::field::display(request.tail()));
+        macro_rules! event {
+            ($level:ident) => {
+                tracing::event!(target: "guest", tracing::Level::$level, cage, module, request, "{text}")
+            };
+        }
+        match level {
+            Level::Error => event!(ERROR),
+            Level::Warn => event!(WARN),
+            Level::Info => event!(INFO),
+            Level::Debug => event!(DEBUG),
+            Level::Trace => event!(TRACE),
+        }
+    }
+}
+
+impl GuestState {
+    fn log_line(&self, level: Level, text: &str) {
+        self.home.log.line(level, text, self.request.as_deref());
+    }
+}
+
+impl log::Host for GuestState {
+    fn log(&mut self, level: log::Level, message: String) {
+        self.log_line(from_wit(level), &message);
+    }
+
+    fn enabled(&mut self, level: log::Level) -> bool {
+        from_wit(level) <= self.home.log.level(self.request.as_deref())
+    }
+}
+
+// The interface has types only.
+impl types::Host for GuestState {}
+
+pub fn from_wit(level: log::Level) -> Level {
+    match level {
+        log::Level::Error => Level::Error,
+        log::Level::Warn => Level::Warn,
+        log::Level::Info => Level::Info,
+        log::Level::Debug => Level::Debug,
+        log::Level::Trace => Level::Trace,
+    }
+}
+
+pub fn to_wit(level: Level) -> log::Level {
+    match level {
+        Level::Error => log::Level::Error,
+        Level::Warn => log::Level::Warn,
+        Level::Info => log::Level::Info,
+        Level::Debug => log::Level::Debug,
+        Level::Trace => log::Level::Trace,
+    }
+}
+
+/// `level` of the proposal `wasi:logging`.
+#[derive(Clone, Copy, ComponentType, Lift)]
+#[component(enum)]
+#[repr(u8)]
+enum WasiLevel {
+    #[component(name = "trace")]
+    Trace,
+    #[component(name = "debug")]
+    Debug,
+    #[component(name = "info")]
+    Info,
+    #[component(name = "warn")]
+    Warn,
+    #[component(name = "error")]
+    Error,
+    #[component(name = "critical")]
+    Critical,
+}
+
+/// The proposal is in use without a version and with one.
+pub fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    for name in ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"] {
+        linker.instance(name)?.func_wrap(
+            "log",
+            |store: StoreContextMut<'_, GuestState>, (level, context, message): (WasiLevel, String, String)| {
+                let level = match level {
+                    WasiLevel::Trace => Level::Trace,
+                    WasiLevel::Debug => Level::Debug,
+                    WasiLevel::Info => Level::Info,
+                    WasiLevel::Warn => Level::Warn,
+                    WasiLevel::Error | WasiLevel::Critical => Level::Error,
+                };
+                let text = if context.is_empty() { message } else { format!("{context}: {message}") };
+                store.data().log_line(level, &text);
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}

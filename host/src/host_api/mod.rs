@@ -1,0 +1,198 @@
+//! What guests may ask of the host while they work: one file per interface of `wit/`, and the standard WASI interfaces.
+//! Called by wasmtime from inside a guest's call; a guest's values are hostile input and must never panic the host.
+
+pub mod bindings;
+mod call;
+mod config;
+mod context;
+mod http;
+mod log;
+mod stdio;
+
+use std::sync::Arc;
+
+use wasmtime::Engine;
+use wasmtime::component::{HasSelf, Linker, ResourceTable};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::config::ModuleConfig;
+use crate::dispatcher::WeakDispatcher;
+use crate::module::engine::EngineKind;
+use crate::module::limits::Limits;
+use crate::request::{Deadline, RequestContext};
+use crate::telemetry::{Level, LevelCell};
+
+use self::http::OutgoingGrant;
+use self::log::GuestLog;
+
+/// What a `ResourceTable` may hold: far more than a guest's streams and fields need, far less than hurts the host.
+const RESOURCES_MAX: usize = 10_000;
+
+/// Interfaces that a module may import, without versions: what a misspelt import is compared with.
+pub const INTERFACES: &[&str] = &[
+    "wasmcage:cage/types",
+    "wasmcage:cage/log",
+    "wasmcage:cage/context",
+    "wasmcage:cage/call",
+    "wasmcage:cage/config",
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/stderr",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/types",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/system-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:clocks/types",
+    "wasi:config/store",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/types",
+    OUTGOING_HTTP[0],
+    OUTGOING_HTTP[1],
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:logging/logging",
+    "wasi:random/random",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/types",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// Interfaces for outgoing HTTP requests: importing one needs a grant.
+pub const OUTGOING_HTTP: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/client"];
+
+/// Where a module lives and what it was granted: one for all instances of a version.
+pub struct Home {
+    pub cage: Arc<str>,
+    pub module: Arc<str>,
+    pub settings: ModuleConfig,
+    pub dispatcher: WeakDispatcher,
+    log: Arc<GuestLog>,
+    variables: WasiConfigVariables,
+}
+
+impl Home {
+    pub fn new(
+        cage: Arc<str>,
+        module: Arc<str>,
+        settings: ModuleConfig,
+        dispatcher: WeakDispatcher,
+        cage_level: Arc<LevelCell>,
+    ) -> Self {
+        let variables = settings.config.keys().filter_map(|key| Some((key.clone(), config::text(&settings, key)?)));
+        let variables = variables.collect();
+        let log = Arc::new(GuestLog::new(cage.clone(), module.clone(), cage_level));
+        Self { cage, module, settings, dispatcher, log, variables }
+    }
+}
+
+/// The data of a guest's Store.
+pub struct GuestState {
+    pub home: Arc<Home>,
+    pub limits: Limits,
+    /// None while the module is being loaded.
+    request: Option<Arc<RequestContext>>,
+    /// The same, for the lines of its standard output.
+    current: stdio::CurrentRequest,
+    /// When the guest's code must stop running.
+    deadline: Deadline,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    grant: OutgoingGrant,
+    table: ResourceTable,
+}
+
+impl GuestState {
+    /// # Errors
+    /// A granted directory that cannot be opened.
+    pub fn new(home: Arc<Home>, deadline: Deadline) -> wasmtime::Result<Self> {
+        let settings = &home.settings;
+        let mut wasi = WasiCtx::builder();
+        let current = stdio::CurrentRequest::default();
+        wasi.stdout(stdio::Capture::new(home.log.clone(), Level::Info, current.clone()));
+        wasi.stderr(stdio::Capture::new(home.log.clone(), Level::Warn, current.clone()));
+        wasi.envs(&settings.env);
+        for grant in &settings.allow.files {
+            let permission = if grant.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
+            wasi.preopened_dir(&grant.host, &grant.guest, permission)
+                .map_err(|error| error.context(format!("granted directory {}", grant.host.display())))?;
+        }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES_MAX);
+        Ok(Self {
+            limits: Limits::new(settings.memory_bytes, settings.table_elements),
+            request: None,
+            current,
+            deadline,
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            grant: OutgoingGrant::new(home.clone()),
+            table,
+            home,
+        })
+    }
+
+    /// Before each call into the guest.
+    pub fn begin(&mut self, request: Option<Arc<RequestContext>>, deadline: Deadline) {
+        self.current.lock().clone_from(&request);
+        self.request = request;
+        self.deadline = deadline;
+    }
+
+    /// After each call, so that nothing of one request is seen by the next.
+    pub fn end(&mut self) {
+        self.current.lock().take();
+        self.request = None;
+    }
+
+    pub fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+}
+
+impl WasiView for GuestState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for GuestState {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { hooks: &mut self.grant, table: &mut self.table, ctx: &mut self.http }
+    }
+}
+
+/// Everything that a module may import, for one engine.
+///
+/// # Errors
+/// wasmtime's, when an interface is defined twice: a bug.
+pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<GuestState>> {
+    let mut linker = Linker::new(engine);
+    bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;
+    wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+    wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| WasiConfig::from(&state.home.variables))?;
+    log::add_wasi_logging(&mut linker)?;
+    if kind == EngineKind::Concurrent {
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+    }
+    Ok(linker)
+}

@@ -1,0 +1,156 @@
+//! What a component offers, found by its type when it is loaded, so that serving looks nothing up by name but a called
+//! function.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use wasmtime::Engine;
+use wasmtime::component::types::{ComponentFunc, ComponentItem};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
+use wasmtime_wasi_http::{p2, p3};
+
+use super::value;
+use crate::host_api::GuestState;
+
+pub const HANDLER: &str = "wasmcage:cage/handler@0.1.0";
+pub const SERVICE: &str = "wasmcage:cage/service@0.1.0";
+pub const HANDOVER: &str = "wasmcage:cage/handover@0.1.0";
+const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2";
+const HTTP_HANDLER: &str = "wasi:http/handler@0.3";
+
+/// Exports of a component that the host knows how to use.
+#[derive(Default)]
+pub struct Exports {
+    pub handler: Option<ComponentExportIndex>,
+    pub service: Option<Service>,
+    pub web: Option<Web>,
+    pub handover: Option<Handover>,
+    /// Plain functions by name: `name` at the top level, `interface#name` within an exported interface, and `name` alone
+    /// for those too while it is unambiguous.
+    pub functions: BTreeMap<String, PlainFunction>,
+}
+
+pub struct Service {
+    pub call: ComponentExportIndex,
+    pub functions: ComponentExportIndex,
+}
+
+pub struct Handover {
+    pub save: ComponentExportIndex,
+    pub restore: ComponentExportIndex,
+}
+
+/// A standard WASI HTTP component.
+pub enum Web {
+    P2(p2::bindings::ProxyIndices),
+    P3(p3::bindings::ServiceIndices),
+}
+
+pub struct PlainFunction {
+    pub index: ComponentExportIndex,
+    pub ty: ComponentFunc,
+    /// Set by the first call, so that a later version without this function is refused.
+    used: AtomicBool,
+}
+
+impl PlainFunction {
+    pub fn mark_used(&self) {
+        // Read first: a store on every call would bounce the cache line between cores.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub fn used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+impl Exports {
+    /// # Errors
+    /// An export that has a known name and a wrong type.
+    pub fn of(pre: &InstancePre<GuestState>) -> Result<Self, String> {
+        let component = pre.component();
+        let mut exports = Self::default();
+        let ty = component.component_type();
+        for (name, item) in ty.exports(component.engine()) {
+            match item.ty {
+                ComponentItem::ComponentFunc(ty) => exports.add_function(component, None, name, ty),
+                ComponentItem::ComponentInstance(_) if name == HANDLER => {
+                    exports.handler = Some(member(component, name, "handle")?);
+                }
+                ComponentItem::ComponentInstance(_) if name == SERVICE => {
+                    let [call, functions] = ["call", "functions"].map(|function| member(component, name, function));
+                    exports.service = Some(Service { call: call?, functions: functions? });
+                }
+                ComponentItem::ComponentInstance(_) if name == HANDOVER => {
+                    let [save, restore] = ["save", "restore"].map(|function| member(component, name, function));
+                    exports.handover = Some(Handover { save: save?, restore: restore? });
+                }
+                ComponentItem::ComponentInstance(_) if name.starts_with(HTTP_HANDLER) => {
+                    exports.web = Some(Web::P3(indices(name, p3::bindings::ServiceIndices::new(pre))?));
+                }
+                ComponentItem::ComponentInstance(_) if name.starts_with(INCOMING_HANDLER) => {
+                    if exports.web.is_none() {
+                        exports.web = Some(Web::P2(indices(name, p2::bindings::ProxyIndices::new(pre))?));
+                    }
+                }
+                ComponentItem::ComponentInstance(instance) => {
+                    for (function, item) in instance.exports(component.engine()) {
+                        if let ComponentItem::ComponentFunc(ty) = item.ty {
+                            exports.add_function(component, Some(name), function, ty);
+                        }
+                    }
+                }
+                ComponentItem::CoreFunc(_)
+                | ComponentItem::Module(_)
+                | ComponentItem::Component(_)
+                | ComponentItem::Type(_)
+                | ComponentItem::Resource(_) => {}
+            }
+        }
+        Ok(exports)
+    }
+
+    fn add_function(&mut self, component: &Component, instance: Option<&str>, name: &str, ty: ComponentFunc) {
+        let parent = instance.and_then(|instance| component.get_export_index(None, instance));
+        let Some(index) = component.get_export_index(parent.as_ref(), name) else { return };
+        let function = |ty| PlainFunction { index, ty, used: AtomicBool::new(false) };
+        match instance {
+            None => {
+                self.functions.insert(name.to_owned(), function(ty));
+            }
+            Some(instance) => {
+                self.functions.insert(format!("{instance}#{name}"), function(ty.clone()));
+                self.functions.entry(name.to_owned()).or_insert_with(|| function(ty));
+            }
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.handler.is_none() && self.service.is_none() && self.web.is_none() && self.functions.is_empty()
+    }
+}
+
+fn member(component: &Component, instance: &str, function: &str) -> Result<ComponentExportIndex, String> {
+    let parent = component.get_export_index(None, instance);
+    let index = parent.and_then(|parent| component.get_export_index(Some(&parent), function));
+    index.ok_or_else(|| format!("export {instance} lacks function `{function}`"))
+}
+
+fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
+    indices.map_err(|error| format!("export {name} has another type than the standard says: {error:#}"))
+}
+
+/// `name(a: string, b: u32) -> bool`: for messages and for comparing versions.
+pub fn signature(name: &str, ty: &ComponentFunc) -> String {
+    let params: Vec<_> = ty.params().map(|(name, ty)| format!("{name}: {}", value::type_name(&ty))).collect();
+    let results: Vec<_> = ty.results().map(|ty| value::type_name(&ty)).collect();
+    let arrow = if results.is_empty() { "" } else { " -> " };
+    format!("{name}({}){arrow}{}", params.join(", "), results.join(", "))
+}
+
+/// The interfaces that a component imports, with versions.
+pub fn imports(component: &Component, engine: &Engine) -> Vec<String> {
+    component.component_type().imports(engine).map(|(name, _)| name.to_owned()).collect()
+}

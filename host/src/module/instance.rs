@@ -1,0 +1,259 @@
+//! A version in a Store: one guest, serving one request at a time. Whatever goes wrong inside ends this instance only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use wasmtime::component::{self, ComponentExportIndex, TypedFunc, Val};
+use wasmtime::{Store, Trap, UpdateDeadline};
+
+use super::exports::{Exports, PlainFunction};
+use super::limits::Limits;
+use super::value;
+use crate::dispatcher::DispatchError;
+use crate::host_api::bindings::types;
+use crate::host_api::{GuestState, Home};
+use crate::request::{Deadline, Payload, Reply, Request, RequestContext};
+
+/// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
+const DEADLINE_GRACE: Duration = Duration::from_millis(10);
+/// Bytes copied from the guest's memory in one call or host call.
+const COPY_BYTES_MAX: usize = 128 << 20;
+
+type Handle = TypedFunc<(types::Request,), (Result<types::Response, types::Error>,)>;
+type Functions = TypedFunc<(), (Vec<String>,)>;
+type Call = TypedFunc<(String, types::Payload), (Result<types::Payload, types::Error>,)>;
+type Save = TypedFunc<(), (Vec<u8>,)>;
+type Restore = TypedFunc<(Vec<u8>,), (Result<(), String>,)>;
+
+pub struct Instance {
+    pub store: Store<GuestState>,
+    pub guest: component::Instance,
+    handle: Option<Handle>,
+    call: Option<Call>,
+    /// Calls so far.
+    pub uses: u64,
+    pub idle_since: Instant,
+}
+
+impl Instance {
+    /// # Errors
+    /// `Trap` when its start function ends it, `DeadlineExceeded`, `Overloaded` when the pool has no room.
+    pub async fn start(
+        pre: &component::InstancePre<GuestState>,
+        home: &Arc<Home>,
+        deadline: Deadline,
+    ) -> Result<Self, DispatchError> {
+        let state =
+            GuestState::new(home.clone(), deadline).map_err(|error| DispatchError::Host(format!("{error:#}")))?;
+        let mut store = Store::new(pre.component().engine(), state);
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(COPY_BYTES_MAX);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(|store| {
+            if store.data().deadline().passed() {
+                return Ok(UpdateDeadline::Interrupt);
+            }
+            // Lets the lane serve others, and look at its sockets and timers, before the guest goes on.
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+        });
+        let started = timeout_at(deadline.instant() + DEADLINE_GRACE, pre.instantiate_async(&mut store)).await;
+        let guest = outcome(&mut store, deadline, started)?;
+        Ok(Self { store, guest, handle: None, call: None, uses: 0, idle_since: Instant::now() })
+    }
+
+    pub async fn handle(&mut self, index: &ComponentExportIndex, request: Request) -> Result<Reply, DispatchError> {
+        let handle = match &self.handle {
+            Some(handle) => *handle,
+            None => *self.handle.insert(typed(&mut self.store, &self.guest, index)?),
+        };
+        let Request { context, action, target, headers, body } = request;
+        let request = types::Request {
+            id: context.id.to_string(),
+            interface_name: context.interface.to_string(),
+            protocol: context.protocol.to_owned(),
+            action,
+            target,
+            headers,
+            body: body.into(),
+        };
+        let deadline = context.deadline;
+        let (reply,) =
+            self.enter(Some(context), deadline, async |store| handle.call_async(store, (request,)).await).await?;
+        let types::Response { status, headers, body } = reply.map_err(DispatchError::from)?;
+        Ok(Reply { status, headers, body: body.into() })
+    }
+
+    pub async fn call_service(
+        &mut self,
+        index: &ComponentExportIndex,
+        context: Arc<RequestContext>,
+        function: String,
+        arguments: Payload,
+    ) -> Result<Payload, DispatchError> {
+        let call = match &self.call {
+            Some(call) => *call,
+            None => *self.call.insert(typed(&mut self.store, &self.guest, index)?),
+        };
+        let deadline = context.deadline;
+        let arguments = (function, types::Payload::from(arguments));
+        let (result,) =
+            self.enter(Some(context), deadline, async |store| call.call_async(store, arguments).await).await?;
+        result.map(Payload::from).map_err(DispatchError::from)
+    }
+
+    /// Calls a plain typed export with JSON arguments.
+    pub async fn call_plain(
+        &mut self,
+        name: &str,
+        function: &PlainFunction,
+        context: Arc<RequestContext>,
+        arguments: &Payload,
+    ) -> Result<Payload, DispatchError> {
+        let Payload::Json(json) = arguments else {
+            return Err(DispatchError::BadRequest(format!("function {name} takes JSON arguments, bytes came")));
+        };
+        let arguments =
+            value::arguments(name, &function.ty, json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
+        let func = self
+            .guest
+            .get_func(&mut self.store, function.index)
+            .ok_or_else(|| DispatchError::Host(format!("export {name} has gone from its component")))?;
+        let mut results = vec![Val::Bool(false); function.ty.results().len()];
+        let deadline = context.deadline;
+        let calling = async |store: &mut Store<GuestState>| func.call_async(store, &arguments, &mut results).await;
+        self.enter(Some(context), deadline, calling).await?;
+        value::outcome(&results)
+            .map(Payload::Json)
+            .map_err(|error| DispatchError::Failed(format!("function {name} answered {error}")))
+    }
+
+    /// Names that the `service` export answers to.
+    pub async fn functions(
+        &mut self,
+        index: &ComponentExportIndex,
+        deadline: Deadline,
+    ) -> Result<Vec<String>, DispatchError> {
+        let functions: Functions = typed(&mut self.store, &self.guest, index)?;
+        let (names,) = self.enter(None, deadline, async |store| functions.call_async(store, ()).await).await?;
+        Ok(names)
+    }
+
+    /// The memory that a `single` instance leaves to its successor.
+    pub async fn save(&mut self, index: &ComponentExportIndex, deadline: Deadline) -> Result<Vec<u8>, DispatchError> {
+        let save: Save = typed(&mut self.store, &self.guest, index)?;
+        let (saved,) = self.enter(None, deadline, async |store| save.call_async(store, ()).await).await?;
+        Ok(saved)
+    }
+
+    pub async fn restore(
+        &mut self,
+        index: &ComponentExportIndex,
+        saved: Vec<u8>,
+        deadline: Deadline,
+    ) -> Result<(), DispatchError> {
+        let restore: Restore = typed(&mut self.store, &self.guest, index)?;
+        let (restored,) = self.enter(None, deadline, async |store| restore.call_async(store, (saved,)).await).await?;
+        restored.map_err(|text| DispatchError::Failed(format!("restore answered {text:?}")))
+    }
+
+    /// Checks that the exports have the types that they will be called with.
+    pub fn check_types(&mut self, exports: &Exports) -> Result<(), DispatchError> {
+        let (store, guest) = (&mut self.store, &self.guest);
+        if let Some(index) = &exports.handler {
+            let _: Handle = typed(store, guest, index)?;
+        }
+        if let Some(service) = &exports.service {
+            let _: Call = typed(store, guest, &service.call)?;
+            let _: Functions = typed(store, guest, &service.functions)?;
+        }
+        if let Some(handover) = &exports.handover {
+            let _: Save = typed(store, guest, &handover.save)?;
+            let _: Restore = typed(store, guest, &handover.restore)?;
+        }
+        Ok(())
+    }
+
+    /// Every entry into the guest: an error means that this instance must not be used again, unless the guest gave it.
+    pub async fn enter<T>(
+        &mut self,
+        context: Option<Arc<RequestContext>>,
+        deadline: Deadline,
+        call: impl AsyncFnOnce(&mut Store<GuestState>) -> wasmtime::Result<T>,
+    ) -> Result<T, DispatchError> {
+        self.uses += 1;
+        self.store.data_mut().begin(context, deadline);
+        self.store.set_epoch_deadline(1);
+        let result = timeout_at(deadline.instant() + DEADLINE_GRACE, call(&mut self.store)).await;
+        let outcome = outcome(&mut self.store, deadline, result);
+        self.store.data_mut().end();
+        outcome
+    }
+}
+
+/// Finds a function and compares its type; cheap enough for every fresh instance.
+fn typed<P, R>(
+    store: &mut Store<GuestState>,
+    guest: &component::Instance,
+    index: &ComponentExportIndex,
+) -> Result<TypedFunc<P, R>, DispatchError>
+where
+    P: component::ComponentNamedList + component::Lower,
+    R: component::ComponentNamedList + component::Lift,
+{
+    guest.get_typed_func(store, index).map_err(|error| DispatchError::Host(format!("{error:#}")))
+}
+
+/// Tells a deadline from a trap, and a trap that a limit caused from others.
+fn outcome<T>(
+    store: &mut Store<GuestState>,
+    deadline: Deadline,
+    result: Result<wasmtime::Result<T>, tokio::time::error::Elapsed>,
+) -> Result<T, DispatchError> {
+    let limits: &mut Limits = &mut store.data_mut().limits;
+    match result {
+        Err(_) => Err(DispatchError::DeadlineExceeded("the module was waiting for the host".into())),
+        Ok(Ok(value)) => {
+            // A guest that was refused memory and went on has nothing to explain later.
+            limits.take_refusal();
+            Ok(value)
+        }
+        Ok(Err(error)) if error.downcast_ref() == Some(&Trap::Interrupt) && deadline.passed() => {
+            Err(DispatchError::DeadlineExceeded("the module was running".into()))
+        }
+        Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {
+            Err(DispatchError::Overloaded(format!("no room for another instance: {error:#}")))
+        }
+        Ok(Err(error)) => {
+            let refusal = limits.take_refusal().map(|refusal| format!("{refusal}; ")).unwrap_or_default();
+            Err(DispatchError::Trap(format!("{refusal}{}", trap_text(&error))))
+        }
+    }
+}
+
+/// One line: the cause, then the innermost frames of the guest.
+fn trap_text(error: &wasmtime::Error) -> String {
+    const FRAMES_SHOWN: usize = 4;
+    let mut text = format!("{}", error.root_cause());
+    if let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() {
+        for frame in backtrace.frames().iter().take(FRAMES_SHOWN) {
+            let symbol = frame.symbols().first();
+            let name = symbol.and_then(|symbol| symbol.name()).or(frame.func_name()).unwrap_or("?");
+            text.push_str(" < ");
+            text.push_str(name);
+            if let Some((file, line)) = symbol.and_then(|symbol| Some((symbol.file()?, symbol.line()?))) {
+                text.push_str(&format!(" ({file}:{line})"));
+            }
+        }
+    }
+    text
+}
+
+impl From<types::Error> for DispatchError {
+    fn from(error: types::Error) -> Self {
+        match error {
+            types::Error::Refused(text) => Self::Refused(text),
+            types::Error::Failed(text) => Self::Failed(text),
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Bytes to a version that may serve, off to the side: compile, check imports against the grants, link, look at the
+//! exports, start one instance, ask it for its functions, compare with the version that serves now. Whatever fails, the
+//! old version goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use wasmtime::component::{Linker, types::ComponentItem};
+
+use super::compiler::{CompileError, Compiled, Compiler, ContentHash};
+use super::engine::{EngineKind, Engines};
+use super::exports::{self, Exports};
+use super::slot::Slot;
+use super::value;
+use super::version::{CheckoutError, Lease, Version};
+use crate::config::{Grants, InstanceMode};
+use crate::dispatcher::DispatchError;
+use crate::host_api::{self, GuestState, Home};
+use crate::lanes::Lanes;
+use crate::request::Deadline;
+
+/// A `service` may list at most so many functions.
+const FUNCTIONS_MAX: usize = 10_000;
+/// What a `single` instance may hand over to the next version.
+const HANDOVER_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot be compiled")]
+    Compile(#[from] CompileError),
+    #[error("{}", import_list(.0))]
+    Imports(Vec<ImportProblem>),
+    #[error("cannot be linked: {0}")]
+    Link(String),
+    #[error("{0}")]
+    Export(String),
+    #[error(
+        "exports nothing that a cage can use: neither wasmcage:cage/handler, wasmcage:cage/service, \
+         wasi:http/incoming-handler, wasi:http/handler, nor a plain function"
+    )]
+    NothingExported,
+    #[error("its first instance did not start")]
+    Start(#[source] DispatchError),
+    #[error("its function list was not given")]
+    Functions(#[source] DispatchError),
+    #[error("its predecessor did not hand over")]
+    Save(#[source] DispatchError),
+    #[error("it did not take over from its predecessor")]
+    Restore(#[source] DispatchError),
+    #[error("{}; set compatible = false in [modules.{module}] to replace it all the same", .missing.join("; "))]
+    Incompatible { module: String, missing: Vec<String> },
+}
+
+/// One import that keeps a component from being loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImportProblem {
+    pub import: String,
+    pub reason: String,
+}
+
+fn import_list(problems: &[ImportProblem]) -> String {
+    let lines: Vec<_> =
+        problems.iter().map(|problem| format!("import {}: {}", problem.import, problem.reason)).collect();
+    lines.join("; ")
+}
+
+/// What `wasmcage check` tells of a component.
+#[derive(Debug, Serialize)]
+pub struct Inspection {
+    pub sha256: String,
+    pub engine: &'static str,
+    pub imports: Vec<ImportReport>,
+    pub exports: Vec<String>,
+    /// Empty: it would be taken, as far as can be seen without starting it.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ImportReport {
+    pub name: String,
+    pub granted: bool,
+    /// Why not.
+    pub reason: Option<String>,
+}
+
+/// Loads for all cages of the process.
+pub struct Loader {
+    compiler: Arc<Compiler>,
+    linkers: [Linker<GuestState>; 2],
+    lanes: Arc<Lanes>,
+}
+
+impl Loader {
+    /// # Errors
+    /// wasmtime's, when the host's own interfaces clash: a bug.
+    pub fn new(engines: &Engines, compiler: Arc<Compiler>, lanes: Arc<Lanes>) -> wasmtime::Result<Self> {
+        let [plain, concurrent] = EngineKind::ALL.map(|kind| host_api::linker(engines.get(kind), kind));
+        Ok(Self { compiler, linkers: [plain?, concurrent?], lanes })
+    }
+
+    fn linker(&self, kind: EngineKind) -> &Linker<GuestState> {
+        match kind {
+            EngineKind::Plain => &self.linkers[0],
+            EngineKind::Concurrent => &self.linkers[1],
+        }
+    }
+
+    /// Makes a version for `slot`, but does not put it there.
+    ///
+    /// # Errors
+    /// The first of the steps that failed; the slot is as it was.
+    pub async fn load(
+        &self,
+        slot: &Slot,
+        home: Arc<Home>,
+        hash: ContentHash,
+        wasm: Arc<Vec<u8>>,
+        start_timeout: Duration,
+    ) -> Result<(Arc<Version>, Option<Lease>), LoadError> {
+        let compiled = self.compiler.component(hash, wasm).await?;
+        let problems = import_problems(&compiled, &home.settings.allow);
+        if !problems.is_empty() {
+            return Err(LoadError::Imports(problems));
+        }
+        let linker = self.linker(compiled.kind);
+        let pre = linker.instantiate_pre(&compiled.component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        let exports = Exports::of(&pre).map_err(LoadError::Export)?;
+        if exports.is_empty() {
+            return Err(LoadError::NothingExported);
+        }
+        let mut version = Version::new(hash, slot.next_number(), home, exports, pre, compiled, self.lanes.count());
+        let names = self.first_call(&version, start_timeout).await?;
+        version.set_service_functions(names);
+        let version = Arc::new(version);
+        if let Some(old) = slot.current().filter(|_| version.home.settings.compatible) {
+            let missing = missing_exports(&old, &version);
+            if !missing.is_empty() {
+                return Err(LoadError::Incompatible { module: slot.name.to_string(), missing });
+            }
+        }
+        let predecessor = self.hand_over(slot, &version, start_timeout).await?;
+        Ok((version, predecessor))
+    }
+
+    /// Starts one instance on a lane, as serving will, and asks for the functions of its `service`.
+    async fn first_call(&self, version: &Version, timeout: Duration) -> Result<Vec<String>, LoadError> {
+        let deadline = Deadline::after(timeout);
+        let mut instance = version.start(deadline).await.map_err(LoadError::Start)?;
+        instance.check_types(&version.exports).map_err(|error| match error {
+            DispatchError::Host(text) => LoadError::Export(text),
+            other => LoadError::Start(other),
+        })?;
+        let names = match &version.exports.service {
+            Some(service) => instance.functions(&service.functions, deadline).await.map_err(LoadError::Functions)?,
+            None => Vec::new(),
+        };
+        if names.len() > FUNCTIONS_MAX {
+            return Err(LoadError::Export(format!(
+                "its service lists {} functions, at most {FUNCTIONS_MAX} are taken",
+                names.len()
+            )));
+        }
+        version.put_back(instance);
+        Ok(names)
+    }
+
+    /// Carries a `single` instance's memory over. The old instance's lease is returned: it is held until the new version
+    /// is in the slot, so that no call reaches the old memory after it was saved.
+    async fn hand_over(&self, slot: &Slot, new: &Arc<Version>, timeout: Duration) -> Result<Option<Lease>, LoadError> {
+        let Some(old) = slot.current().filter(|old| old.home.settings.instances.mode == InstanceMode::Single) else {
+            return Ok(None);
+        };
+        let deadline = Deadline::after(timeout);
+        let mut lease = match old.checkout(deadline).await {
+            Ok(lease) => lease,
+            Err(CheckoutError::Superseded) => return Ok(None),
+            Err(CheckoutError::Failed(error)) => return Err(LoadError::Save(error)),
+        };
+        let (Some(from), Some(to)) = (&old.exports.handover, &new.exports.handover) else { return Ok(Some(lease)) };
+        let saved = lease.save(&from.save, deadline).await.map_err(LoadError::Save)?;
+        if saved.len() > HANDOVER_BYTES_MAX {
+            lease.keep();
+            let text = format!("it saved {} bytes, at most {HANDOVER_BYTES_MAX} are carried over", saved.len());
+            return Err(LoadError::Save(DispatchError::BadRequest(text)));
+        }
+        let restored = match new.checkout(deadline).await {
+            Ok(mut successor) => {
+                let restored = successor.restore(&to.restore, saved, deadline).await;
+                if restored.is_ok() {
+                    successor.keep();
+                }
+                restored
+            }
+            Err(CheckoutError::Superseded) => Ok(()),
+            Err(CheckoutError::Failed(error)) => Err(error),
+        };
+        if let Err(error) = restored {
+            // The old instance has been asked to save, which changes nothing in it: it serves on.
+            lease.keep();
+            return Err(LoadError::Restore(error));
+        }
+        Ok(Some(lease))
+    }
+
+    /// Looks at a component without starting it.
+    ///
+    /// # Errors
+    /// When it cannot even be compiled.
+    pub async fn inspect(&self, wasm: Vec<u8>, allow: &Grants) -> Result<Inspection, CompileError> {
+        let hash = ContentHash::of(&wasm);
+        let compiled = self.compiler.component(hash, Arc::new(wasm)).await?;
+        let problems = import_problems(&compiled, allow);
+        let engine = compiled.component.engine();
+        let imports = exports::imports(&compiled.component, engine)
+            .into_iter()
+            .map(|name| {
+                let reason =
+                    problems.iter().find(|problem| problem.import == name).map(|problem| problem.reason.clone());
+                ImportReport { granted: reason.is_none(), name, reason }
+            })
+            .collect();
+        let mut texts = Vec::new();
+        if problems.is_empty() {
+            match self.linker(compiled.kind).instantiate_pre(&compiled.component) {
+                Ok(pre) => match Exports::of(&pre) {
+                    Ok(exports) if exports.is_empty() => texts.push(LoadError::NothingExported.to_string()),
+                    Ok(exports) => texts.extend(unsupported(&exports)),
+                    Err(text) => texts.push(text),
+                },
+                Err(error) => texts.push(LoadError::Link(format!("{error:#}")).to_string()),
+            }
+        } else {
+            texts.push(import_list(&problems));
+        }
+        Ok(Inspection {
+            sha256: hash.to_string(),
+            engine: compiled.kind.name(),
+            imports,
+            exports: export_lines(&compiled),
+            problems: texts,
+        })
+    }
+}
+
+/// Imports that nobody provides, or that the module was not granted.
+fn import_problems(compiled: &Compiled, allow: &Grants) -> Vec<ImportProblem> {
+    let imports = exports::imports(&compiled.component, compiled.component.engine());
+    imports
+        .into_iter()
+        .filter_map(|import| Some(ImportProblem { reason: import_reason(&import, allow)?, import }))
+        .collect()
+}
+
+fn import_reason(import: &str, allow: &Grants) -> Option<String> {
+    let name = import.split_once('@').map_or(import, |(name, _version)| name);
+    if host_api::OUTGOING_HTTP.contains(&name) && allow.http.is_none() {
+        return Some(
+            "not granted; name the hosts in allow = { http = [\"host:port\"] } in cage.toml (an empty list grants the \
+             import and no host)"
+                .into(),
+        );
+    }
+    if host_api::INTERFACES.contains(&name) {
+        return None;
+    }
+    let nearest = host_api::INTERFACES.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
+    Some(format!("nobody provides it; the nearest known interface is {}", nearest.unwrap_or(&"none")))
+}
+
+/// What the serving version is used for and the new one cannot do, each as a sentence.
+fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
+    let mut missing = Vec::new();
+    let serves = |version: &Version| version.exports.handler.is_some() || version.exports.web.is_some();
+    if serves(old) && !serves(new) {
+        missing.push("it no longer exports a handler, which an interface may use".into());
+    }
+    for name in old.used_service_functions() {
+        if !new.service_functions().any(|function| function == name) && !new.exports.functions.contains_key(name) {
+            missing.push(format!("its service no longer lists function `{name}`, which was called"));
+        }
+    }
+    for (name, function) in old.exports.functions.iter().filter(|(_, function)| function.used()) {
+        let was = exports::signature(name, &function.ty);
+        match new.exports.functions.get(name) {
+            None if new.service_functions().any(|function| function == name) => {}
+            None => missing.push(format!("it no longer exports function `{was}`, which was called")),
+            Some(function) => {
+                let is = exports::signature(name, &function.ty);
+                if is != was {
+                    missing.push(format!("function `{was}`, which was called, is now `{is}`"));
+                }
+            }
+        }
+    }
+    missing
+}
+
+/// Plain functions that cannot be called by name, and why.
+fn unsupported(exports: &Exports) -> impl Iterator<Item = String> {
+    exports.functions.iter().filter_map(|(name, function)| {
+        let types = function.ty.params().map(|(_, ty)| ty).chain(function.ty.results());
+        let reason = types.into_iter().find_map(|ty| value::supported(&ty).err())?;
+        Some(format!("function `{name}` cannot be called by other modules: {reason}"))
+    })
+}
+
+fn export_lines(compiled: &Compiled) -> Vec<String> {
+    let engine = compiled.component.engine();
+    let ty = compiled.component.component_type();
+    let lines = ty.exports(engine).flat_map(|(name, item)| match item.ty {
+        ComponentItem::ComponentFunc(ty) => vec![exports::signature(name, &ty)],
+        ComponentItem::ComponentInstance(instance) => {
+            let functions = instance.exports(engine).filter_map(|(function, item)| match item.ty {
+                ComponentItem::ComponentFunc(ty) => Some(format!("{name}#{}", exports::signature(function, &ty))),
+                _ => None,
+            });
+            functions.collect()
+        }
+        _ => vec![name.to_owned()],
+    });
+    lines.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(import: &str, http: Option<Vec<crate::config::HostPattern>>, expected: Option<&str>) {
+        let allow = Grants { http, ..Grants::default() };
+        let reason = import_reason(import, &allow);
+        match expected {
+            None => assert_eq!(reason, None),
+            Some(part) => assert!(reason.as_deref().is_some_and(|reason| reason.contains(part)), "{reason:?}"),
+        }
+    }
+
+    #[test]
+    fn imports_are_known_granted_or_explained() {
+        check("wasmcage:cage/log@0.1.0", None, None);
+        check("wasi:cli/environment@0.2.9", None, None);
+        check("wasi:http/outgoing-handler@0.2.0", Some(Vec::new()), None);
+        check("wasi:http/outgoing-handler@0.2.0", None, Some("not granted"));
+        check("wasmcage:cage/logs@0.1.0", None, Some("wasmcage:cage/log"));
+        check("acme:missing/thing", None, Some("nobody provides it"));
+    }
+}

@@ -1,0 +1,116 @@
+//! The place of a module in its cage: holds the current version, and what was last said about loading one.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::version::{CheckoutError, Lease, Version};
+use crate::config::InstanceMode;
+use crate::dispatcher::DispatchError;
+use crate::readings::{Outcome, Readings, ReadingsSnapshot};
+use crate::request::Deadline;
+
+pub struct Slot {
+    pub name: Arc<str>,
+    pub readings: Readings,
+    current: ArcSwapOption<Version>,
+    /// Versions made so far.
+    versions: AtomicU64,
+    refusal: Mutex<Option<String>>,
+}
+
+impl Slot {
+    pub fn new(name: Arc<str>) -> Self {
+        Self {
+            name,
+            readings: Readings::default(),
+            current: ArcSwapOption::empty(),
+            versions: AtomicU64::new(0),
+            refusal: Mutex::default(),
+        }
+    }
+
+    pub fn current(&self) -> Option<Arc<Version>> {
+        self.current.load_full()
+    }
+
+    pub fn next_number(&self) -> u64 {
+        self.versions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// From here on the next request runs `version`; with none, the module has gone. The old version ends by itself.
+    pub fn swap(&self, version: Option<Arc<Version>>) {
+        let old = self.current.swap(version);
+        *self.refusal.lock() = None;
+        if let Some(old) = old {
+            if old.home.settings.instances.mode == InstanceMode::Single {
+                old.close();
+            }
+            old.retire();
+        }
+    }
+
+    /// A version was not taken: why, until one is.
+    pub fn refuse(&self, reason: String) {
+        *self.refusal.lock() = Some(reason);
+    }
+
+    /// An instance of `version`, or of its successor when its only instance has just handed over.
+    ///
+    /// # Errors
+    /// As `Version::checkout`, or `NoSuchModule` when the module has gone meanwhile.
+    pub async fn checkout(&self, version: Arc<Version>, deadline: Deadline) -> Result<Lease, DispatchError> {
+        let mut version = version;
+        loop {
+            match version.checkout(deadline).await {
+                Ok(lease) => return Ok(lease),
+                Err(CheckoutError::Failed(error)) => return Err(error),
+                Err(CheckoutError::Superseded) => {
+                    version = self.current().ok_or_else(|| DispatchError::NoSuchModule(self.name.to_string()))?;
+                }
+            }
+        }
+    }
+
+    pub fn snapshot(&self) -> ModuleSnapshot {
+        let current = self.current();
+        ModuleSnapshot {
+            module: self.name.to_string(),
+            version: current.as_ref().map(|version| VersionSnapshot {
+                number: version.number,
+                sha256: version.hash.to_string(),
+                loaded: jiff::Timestamp::try_from(version.loaded).map(|at| at.to_string()).unwrap_or_default(),
+                engine: version.engine().name(),
+                instances: version.instances(),
+            }),
+            refused: self.refusal.lock().clone(),
+            traps: self.readings.count(Outcome::Trapped),
+            readings: self.readings.snapshot(),
+        }
+    }
+}
+
+/// What an operator sees of a module.
+#[derive(Debug, Serialize)]
+pub struct ModuleSnapshot {
+    pub module: String,
+    /// None: no version serves.
+    pub version: Option<VersionSnapshot>,
+    /// Why the file that is there now was not taken.
+    pub refused: Option<String>,
+    pub traps: u64,
+    pub readings: ReadingsSnapshot,
+}
+
+#[derive(Debug, Serialize)]
+pub struct VersionSnapshot {
+    pub number: u64,
+    pub sha256: String,
+    /// RFC 3339, UTC.
+    pub loaded: String,
+    pub engine: &'static str,
+    pub instances: usize,
+}

@@ -1,0 +1,195 @@
+//! Counters and latency histograms: written on the request path without a lock, read as a snapshot by `wasmcage ps` and
+//! the performance page. Labels are bounded sets (interface, module, outcome), never ids or texts.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use histogram::AtomicHistogram;
+use serde::Serialize;
+
+use crate::dispatcher::DispatchError;
+
+/// How a request or a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Outcome {
+    Ok,
+    BadRequest,
+    NotFound,
+    NotPermitted,
+    Refused,
+    Failed,
+    Trapped,
+    DeadlineExceeded,
+    Overloaded,
+    Draining,
+    HostError,
+    /// The caller left before the answer was there.
+    Abandoned,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 12] = [
+        Self::Ok,
+        Self::BadRequest,
+        Self::NotFound,
+        Self::NotPermitted,
+        Self::Refused,
+        Self::Failed,
+        Self::Trapped,
+        Self::DeadlineExceeded,
+        Self::Overloaded,
+        Self::Draining,
+        Self::HostError,
+        Self::Abandoned,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::BadRequest => "bad-request",
+            Self::NotFound => "not-found",
+            Self::NotPermitted => "not-permitted",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Trapped => "trapped",
+            Self::DeadlineExceeded => "deadline-exceeded",
+            Self::Overloaded => "overloaded",
+            Self::Draining => "draining",
+            Self::HostError => "host-error",
+            Self::Abandoned => "abandoned",
+        }
+    }
+
+    pub fn of<T>(result: &Result<T, DispatchError>) -> Self {
+        match result {
+            Ok(_) => Self::Ok,
+            Err(DispatchError::BadRequest(_)) => Self::BadRequest,
+            Err(DispatchError::NoSuchCage(_) | DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_)) => {
+                Self::NotFound
+            }
+            Err(DispatchError::NotPermitted(_)) => Self::NotPermitted,
+            Err(DispatchError::Refused(_)) => Self::Refused,
+            Err(DispatchError::Failed(_)) => Self::Failed,
+            Err(DispatchError::Trap(_)) => Self::Trapped,
+            Err(DispatchError::DeadlineExceeded(_)) => Self::DeadlineExceeded,
+            Err(DispatchError::Overloaded(_)) => Self::Overloaded,
+            Err(DispatchError::Draining) => Self::Draining,
+            Err(DispatchError::Host(_)) => Self::HostError,
+        }
+    }
+}
+
+/// Durations from 1 µs to 19 hours, each known to 3 %.
+struct Latencies(AtomicHistogram);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self(AtomicHistogram::new(5, 36).expect("the parameters are within the library's bounds"))
+    }
+}
+
+impl Latencies {
+    fn record(&self, elapsed: Duration) {
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min((1 << 36) - 1);
+        // The only error is a value out of range, and it was just put in range.
+        let _ = self.0.increment(micros);
+    }
+
+    fn snapshot(&self) -> LatencySnapshot {
+        let loaded = self.0.load();
+        let at = |quantile: f64| loaded.quantile_bucket(quantile).ok().flatten().map_or(0, |bucket| bucket.end());
+        LatencySnapshot { p50_us: at(0.5), p90_us: at(0.9), p99_us: at(0.99), max_us: at(1.0) }
+    }
+}
+
+/// Of one interface or one module.
+#[derive(Default)]
+pub struct Readings {
+    outcomes: [AtomicU64; Outcome::ALL.len()],
+    /// Taken and not yet answered.
+    begun: AtomicU64,
+    /// From the request's arrival to the start of work on it.
+    pending: Latencies,
+    /// From the start of work to the answer.
+    processing: Latencies,
+}
+
+impl Readings {
+    pub fn begin(&self) {
+        self.begun.fetch_add(1, Relaxed);
+    }
+
+    pub fn end(&self, outcome: Outcome, pending: Duration, processing: Duration) {
+        self.outcomes[outcome as usize].fetch_add(1, Relaxed);
+        self.pending.record(pending);
+        self.processing.record(processing);
+    }
+
+    pub fn count(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome as usize].load(Relaxed)
+    }
+
+    pub fn snapshot(&self) -> ReadingsSnapshot {
+        let ended: u64 = self.outcomes.iter().map(|count| count.load(Relaxed)).sum();
+        ReadingsSnapshot {
+            requests: ended,
+            // The two are read one after the other, so a request may end in between.
+            in_work: self.begun.load(Relaxed).saturating_sub(ended),
+            outcomes: Outcome::ALL
+                .into_iter()
+                .map(|outcome| (outcome.name(), self.count(outcome)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
+            pending: self.pending.snapshot(),
+            processing: self.processing.snapshot(),
+        }
+    }
+}
+
+/// What an operator sees of one interface's or one module's readings since the cage started.
+#[derive(Debug, Serialize)]
+pub struct ReadingsSnapshot {
+    pub requests: u64,
+    pub in_work: u64,
+    /// Only the outcomes that occurred.
+    pub outcomes: std::collections::BTreeMap<&'static str, u64>,
+    pub pending: LatencySnapshot,
+    pub processing: LatencySnapshot,
+}
+
+/// Microseconds, each the upper end of a bucket of 3 %; 0 when there was nothing to measure.
+#[derive(Debug, Serialize)]
+pub struct LatencySnapshot {
+    pub p50_us: u64,
+    pub p90_us: u64,
+    pub p99_us: u64,
+    pub max_us: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_within_a_bucket() {
+        let readings = Readings::default();
+        for micros in 1..=1_000 {
+            readings.begin();
+            readings.end(Outcome::Ok, Duration::ZERO, Duration::from_micros(micros));
+        }
+        readings.begin();
+        let snapshot = readings.snapshot();
+        assert_eq!((snapshot.requests, snapshot.in_work), (1_000, 1));
+        assert!((500..=516).contains(&snapshot.processing.p50_us), "{snapshot:?}");
+        assert!((990..=1_023).contains(&snapshot.processing.p99_us), "{snapshot:?}");
+        assert_eq!(snapshot.outcomes.get("ok"), Some(&1_000));
+    }
+
+    #[test]
+    fn absurd_durations_are_counted() {
+        let readings = Readings::default();
+        readings.end(Outcome::Failed, Duration::MAX, Duration::MAX);
+        assert!(readings.snapshot().processing.max_us > 0);
+    }
+}
