@@ -5,7 +5,11 @@
 //! install wasmtime-cli --version 48.0.8`). Rounds are interleaved and medians printed, because machines drift; compare
 //! figures of one run only. `WASMCAGE_BENCH_SECONDS` (3) and `WASMCAGE_BENCH_ROUNDS` (3) change the length.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench stops at the first thing that is wrong, and prints")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first thing that is wrong, and prints"
+)]
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -48,7 +52,8 @@ fn main() {
     ];
     let mut figures: Vec<(&str, Vec<Figure>)> = Vec::new();
     for round in 0..rounds {
-        for (name, start) in contestants.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name.contains(only))) {
+        for (name, start) in contestants.iter().filter(|(name, _)| only.as_ref().is_none_or(|only| name.contains(only)))
+        {
             let Some(server) = start() else {
                 if round == 0 {
                     println!("not run: {name}");
@@ -179,7 +184,13 @@ struct Figure {
 fn load(address: SocketAddr, duration: Duration) -> Figure {
     let seconds = duration.as_secs_f64().ceil().max(1.0) as u64;
     let wrk = Command::new("wrk")
-        .args(["-t1", &format!("-c{CONNECTIONS}"), &format!("-d{seconds}s"), "--latency", &format!("http://{address}/hello")])
+        .args([
+            "-t1",
+            &format!("-c{CONNECTIONS}"),
+            &format!("-d{seconds}s"),
+            "--latency",
+            &format!("http://{address}/hello"),
+        ])
         .output();
     match wrk {
         Ok(output) => parse_wrk(&String::from_utf8_lossy(&output.stdout)),
@@ -242,7 +253,9 @@ fn print_table(figures: &mut [(&str, Vec<Figure>)]) {
         of(&list[list.len() / 2])
     };
     let mut raw = None;
-    println!("\n| hello, {CONNECTIONS} connections | requests/s | of raw hyper | p50 us | p99 us |\n|---|---|---|---|---|");
+    println!(
+        "\n| hello, {CONNECTIONS} connections | requests/s | of raw hyper | p50 us | p99 us |\n|---|---|---|---|---|"
+    );
     for (name, list) in figures {
         let per_second = median(list, |figure| figure.per_second);
         let raw = *raw.get_or_insert(per_second);

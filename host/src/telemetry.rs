@@ -35,7 +35,11 @@ impl Gate {
         Some(0)
     }
 }
-pub struct LogSettings;
+pub struct LogSettings {
+    pub level: Level,
+    pub format: LogFormat,
+    pub retention_days: Option<u32>,
+}
 pub struct CageLog;
 impl CageLog {
     pub fn open(_c: &str, _d: &std::path::Path, _s: LogSettings) -> Self {
@@ -47,3 +51,22 @@ impl CageLog {
 pub fn error_chain(e: &dyn std::error::Error) -> String {
     e.to_string()
 }
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+impl std::str::FromStr for Level {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Ok(match s {
+            "error" => Self::Error,
+            "warn" => Self::Warn,
+            "debug" => Self::Debug,
+            "trace" => Self::Trace,
+            _ => Self::Info,
+        })
+    }
+}
+pub fn install() {}
+pub fn flush() {}

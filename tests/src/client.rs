@@ -41,7 +41,11 @@ impl Answer {
     /// # Panics
     /// When the header is missing.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).unwrap_or_else(|| panic!("no header {name}: {:?}", self.headers)).to_str().expect("ASCII")
+        self.headers
+            .get(name)
+            .unwrap_or_else(|| panic!("no header {name}: {:?}", self.headers))
+            .to_str()
+            .expect("ASCII")
     }
 }
 

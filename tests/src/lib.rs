@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
 
 pub use client::{Answer, Client, raw};
-pub use guests::{component, guest, guest_source, has_guest, program};
+pub use guests::{cache, component, guest, guest_source, has_guest, program};
 
 /// How long `eventually` looks before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,7 +37,8 @@ impl Default for TestCage {
 impl TestCage {
     /// A cage with a name of its own, so that parallel tests do not share a log.
     pub fn new() -> Self {
-        let test = Self { root: tempfile::tempdir().expect("a temporary directory"), names: vec![], lanes: 2, toml: vec![] };
+        let test =
+            Self { root: tempfile::tempdir().expect("a temporary directory"), names: vec![], lanes: 2, toml: vec![] };
         let name = unique_name("cage");
         test.cage(&name)
     }
@@ -173,7 +174,8 @@ impl Running {
     pub fn log_of(&self, cage: &str) -> String {
         wasmcage::telemetry::flush();
         let entries = fs::read_dir(self.root.path().join(cage).join("logs")).into_iter().flatten().flatten();
-        let mut files: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|x| x == "log")).collect();
+        let mut files: Vec<_> =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|x| x == "log")).collect();
         files.sort();
         files.iter().map(|file| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()).collect()
     }
