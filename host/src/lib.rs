@@ -7,6 +7,7 @@ pub mod config;
 pub mod dispatcher;
 pub mod drain;
 pub mod lanes;
+pub mod module;
 pub mod protocol;
 pub mod request;
 pub mod telemetry;

@@ -1,0 +1,282 @@
+//! `cage.toml` becomes a checked `CageConfig`: read by the cage at its start and again whenever a file changes. The
+//! cage's own file overlays the shared one key by key, `${VAR}` is put in, and every mistake of all files is reported
+//! together. Knows no protocol: what an interface or a resource means by its other keys, its protocol reads from the
+//! `Section` it is given.
+
+mod error;
+mod expand;
+mod grant;
+mod module;
+mod section;
+mod source;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use error::{ConfigError, Problem};
+pub use expand::Environment;
+pub use grant::{FileGrant, Grants, HostPattern};
+pub use module::{InstanceMode, InstancesConfig, ModuleConfig};
+pub use section::{Section, nearest};
+
+use crate::protocol::PROTOCOLS;
+use crate::telemetry::Level;
+
+/// Name of the configuration file in a cage's directory.
+pub const FILE_NAME: &str = "cage.toml";
+/// Name of the directory that every cage falls back to.
+pub const SHARED_DIRECTORY: &str = ".shared";
+/// A longer configuration file is refused.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
+/// A longer name of a cage, module, interface or resource is refused.
+pub const NAME_CHARACTERS_MAX: usize = 64;
+
+/// One day: the longest timeout that may be configured, in milliseconds.
+const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
+
+/// All that `cage.toml` says, checked, except for the keys that belong to a protocol.
+#[derive(Clone, PartialEq)]
+pub struct CageConfig {
+    pub cage: String,
+    pub node: String,
+    /// The cage's directory, absolute when `load` made this.
+    pub directory: PathBuf,
+    pub log_level: Level,
+    pub log_format: LogFormat,
+    /// None: old log files are never deleted.
+    pub log_retention_days: Option<u32>,
+    /// Of a request that brings no deadline of its own.
+    pub request_timeout: Duration,
+    /// Requests in work at once; the rest wait.
+    pub concurrency: usize,
+    /// Requests waiting at once; past it the cage is overloaded.
+    pub queue: usize,
+    /// Calls within calls on behalf of one request.
+    pub call_depth: usize,
+    pub interfaces: BTreeMap<String, InterfaceConfig>,
+    pub resources: BTreeMap<String, ResourceConfig>,
+    pub modules: BTreeMap<String, ModuleConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A named inbound endpoint. Two are equal when nothing that has an effect differs, wherever it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InterfaceConfig {
+    pub name: String,
+    pub protocol: String,
+    pub enabled: bool,
+    /// The module that serves it.
+    pub module: String,
+    /// Of a request that brings no deadline of its own; none: the cage's `request_timeout`.
+    pub timeout: Option<Duration>,
+    pub export: ExportChoice,
+    /// The protocol's own keys.
+    pub section: Section,
+}
+
+/// Which export of its module an interface uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExportChoice {
+    /// The one that fits; the standard one where there are several.
+    Auto,
+    Handler,
+    WasiHttp,
+}
+
+/// A named outbound endpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResourceConfig {
+    pub name: String,
+    pub protocol: String,
+    pub enabled: bool,
+    /// Of one operation, and never longer than the request's deadline.
+    pub timeout: Option<Duration>,
+    /// The protocol's own keys.
+    pub section: Section,
+}
+
+/// Reads `.shared/cage.toml` and the cage's own under `root`. A file that does not exist is an empty one.
+/// # Errors
+/// Every mistake of both files.
+pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+    if !is_name(cage) {
+        return Err(
+            Problem { text: format!("{cage:?} cannot name a cage: {NAME_RULE}"), ..Problem::of_file(root) }.into()
+        );
+    }
+    let directory = root.join(cage);
+    let mut sources = Vec::new();
+    let mut error = ConfigError::default();
+    for file in [root.join(SHARED_DIRECTORY).join(FILE_NAME), directory.join(FILE_NAME)] {
+        match read(&file) {
+            Ok(Some(text)) => sources.push((file, text)),
+            Ok(None) => {}
+            Err(text) => error.push(Problem { text, ..Problem::of_file(&file) }),
+        }
+    }
+    let protocols: Vec<&str> = PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
+    let environment = Environment {
+        cage,
+        node,
+        directory: &std::path::absolute(&directory).unwrap_or(directory),
+        protocols: &protocols,
+        variables: &|name| std::env::var(name).ok(),
+    };
+    match parse(&sources, &environment) {
+        Ok(config) => error.none_or(config),
+        Err(more) => Err(error.merge(more)),
+    }
+}
+
+/// Checks the texts of configuration files, the later overlaying the earlier.
+/// # Errors
+/// Every mistake of all of them.
+pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result<CageConfig, ConfigError> {
+    let section = Section::root(source::merged(sources)?, environment);
+    let config = CageConfig {
+        cage: environment.cage.to_owned(),
+        node: environment.node.to_owned(),
+        directory: environment.directory.to_owned(),
+        log_level: section.choice("log_level", LEVELS, Level::Info),
+        log_format: section.choice(
+            "log_format",
+            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
+            LogFormat::Text,
+        ),
+        log_retention_days: section.optional_integer("log_retention_days", 1..=36_500).map(|days| days as u32),
+        request_timeout: section.milliseconds("request_timeout_ms", Duration::from_secs(10), 1..=TIMEOUT_MS_MAX),
+        concurrency: section.integer("concurrency", 1_000, 1..=1_000_000) as usize,
+        queue: section.integer("queue", 10_000, 0..=10_000_000) as usize,
+        call_depth: section.integer("call_depth", 16, 1..=1_000) as usize,
+        interfaces: named(&section, "interfaces", |name, section| InterfaceConfig::read(name, section, environment)),
+        resources: named(&section, "resources", |name, section| ResourceConfig::read(name, section, environment)),
+        modules: named(&section, "modules", |_, section| ModuleConfig::read(section)),
+    };
+    section.finish().map(|()| config)
+}
+
+impl CageConfig {
+    /// The configuration of a module, which need not be mentioned to exist.
+    pub fn module(&self, name: &str) -> ModuleConfig {
+        self.modules.get(name).cloned().unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for CageConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CageConfig").field("cage", &self.cage).finish_non_exhaustive()
+    }
+}
+
+impl InterfaceConfig {
+    fn read(name: &str, section: Section, environment: &Environment) -> Self {
+        Self {
+            name: name.to_owned(),
+            protocol: protocol(name, &section, environment),
+            enabled: section.flag("enabled", true),
+            module: module_name(&section, name),
+            timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
+            export: section.choice(
+                "export",
+                &[("handler", ExportChoice::Handler), ("wasi:http", ExportChoice::WasiHttp)],
+                ExportChoice::Auto,
+            ),
+            section,
+        }
+    }
+}
+
+impl ResourceConfig {
+    fn read(name: &str, section: Section, environment: &Environment) -> Self {
+        Self {
+            name: name.to_owned(),
+            protocol: protocol(name, &section, environment),
+            enabled: section.flag("enabled", true),
+            timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
+            section,
+        }
+    }
+}
+
+const LEVELS: &[(&str, Level)] = &[
+    ("error", Level::Error),
+    ("warn", Level::Warn),
+    ("info", Level::Info),
+    ("debug", Level::Debug),
+    ("trace", Level::Trace),
+];
+
+const NAME_RULE: &str = "a name is 1 to 64 letters, digits, `_` or `-`";
+
+/// Whether a cage, module, interface or resource may be called so.
+pub fn is_name(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    (1..=NAME_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(fits)
+}
+
+/// The tables of `[key.NAME]`.
+fn named<T>(section: &Section, key: &str, read: impl Fn(&str, Section) -> T) -> BTreeMap<String, T> {
+    let mut all = BTreeMap::new();
+    for (name, section) in section.sections(key) {
+        if !is_name(&name) {
+            section.refuse(NAME_RULE);
+        }
+        let value = read(&name, section);
+        all.insert(name, value);
+    }
+    all
+}
+
+/// The protocol, which may be left out where it is called like the interface or resource itself.
+fn protocol(name: &str, section: &Section, environment: &Environment) -> String {
+    let known = environment.protocols;
+    let protocol = match section.optional_string("protocol") {
+        Some(protocol) => protocol,
+        None if section.has("protocol") => return String::new(),
+        None if known.contains(&name) => return name.to_owned(),
+        None => {
+            section.problem("protocol", format!("required and not set; allowed: {}", known.join(", ")));
+            return String::new();
+        }
+    };
+    if !known.contains(&protocol.as_str()) {
+        section.unfit("protocol", "a protocol", known.iter().copied());
+    }
+    protocol
+}
+
+fn module_name(section: &Section, interface: &str) -> String {
+    let name = section.string("module", &format!("interface_{interface}"));
+    // A default that does not fit comes from the interface's name, which has been complained about.
+    if section.has("module") && !name.is_empty() && !is_name(&name) {
+        section.problem("module", format!("{name:?} cannot name a module: {NAME_RULE}"));
+    }
+    name
+}
+
+/// The text of a file, none when there is no such file.
+fn read(file: &Path) -> Result<Option<String>, String> {
+    let opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(format!("cannot be read: {error}")),
+    };
+    let mut bytes = Vec::new();
+    let limit = FILE_BYTES_MAX as u64 + 1;
+    opened.take(limit).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes)
+        .map(Some)
+        .map_err(|error| format!("not UTF-8 after byte {}", error.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,426 @@
+//! The reader of one table of `cage.toml`. Handed to a protocol for each of its interfaces and resources. Asking for a key
+//! never fails: a mistake is recorded, a stand-in returned, and `finish` reports all mistakes at once, together with the
+//! keys that nobody asked for.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::error::{ConfigError, Problem};
+use super::expand::{Environment, Found, Secret, expand};
+use super::source::{Item, Node, Place, Table, join, shortened};
+
+pub struct Section {
+    /// The table's full name, as in `interfaces.my_http`; empty for a whole file.
+    path: String,
+    name: String,
+    place: Place,
+    table: Table,
+    setting: Arc<Setting>,
+    asked: Mutex<BTreeSet<String>>,
+    /// Shared with the sections beneath, so that the outermost `finish` reports theirs too.
+    problems: Arc<Mutex<Vec<Problem>>>,
+}
+
+/// What all sections of one configuration share.
+struct Setting {
+    directory: PathBuf,
+    secrets: Vec<Secret>,
+}
+
+/// A clone is read anew: it shares no mistakes with the original, but knows the keys that were asked for.
+impl Clone for Section {
+    fn clone(&self) -> Self {
+        Self {
+            path: self.path.clone(),
+            name: self.name.clone(),
+            place: self.place.clone(),
+            table: self.table.clone(),
+            setting: self.setting.clone(),
+            asked: Mutex::new(self.asked.lock().clone()),
+            problems: Arc::default(),
+        }
+    }
+}
+
+/// Equal values, wherever they are written.
+impl PartialEq for Section {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path && self.table == other.table && self.setting.directory == other.setting.directory
+    }
+}
+
+/// Texts appear as they are written, without what came from the environment.
+impl fmt::Debug for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section").field("path", &self.path).field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// Scalars and lists. Each records a mistake when the value is of another type or out of bounds, and then returns the
+/// default, or nothing.
+impl Section {
+    pub fn string(&self, key: &str, default: &str) -> String {
+        self.optional_string(key).unwrap_or_else(|| default.to_owned())
+    }
+
+    pub fn optional_string(&self, key: &str) -> Option<String> {
+        self.get(key, "a string", |item| item.text().map(str::to_owned))
+    }
+
+    /// Empty, and a mistake, when the key is not set.
+    pub fn required_string(&self, key: &str) -> String {
+        self.require(key, "a string");
+        self.string(key, "")
+    }
+
+    /// Bounds are those of the unit the key names.
+    pub fn integer(&self, key: &str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        self.optional_integer(key, range).unwrap_or(default)
+    }
+
+    pub fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
+        self.get(key, &expected, |item| match item {
+            Item::Integer(integer) => u64::try_from(*integer).ok().filter(|integer| range.contains(integer)),
+            _ => None,
+        })
+    }
+
+    /// A key in milliseconds; `range` is in milliseconds too.
+    pub fn milliseconds(&self, key: &str, default: Duration, range: RangeInclusive<u64>) -> Duration {
+        self.optional_milliseconds(key, range).unwrap_or(default)
+    }
+
+    pub fn optional_milliseconds(&self, key: &str, range: RangeInclusive<u64>) -> Option<Duration> {
+        self.optional_integer(key, range).map(Duration::from_millis)
+    }
+
+    pub fn flag(&self, key: &str, default: bool) -> bool {
+        let flag = self.get(key, "true or false", |item| match item {
+            Item::Flag(flag) => Some(*flag),
+            _ => None,
+        });
+        flag.unwrap_or(default)
+    }
+
+    /// One of the named values.
+    pub fn choice<T: Clone>(&self, key: &str, choices: &[(&str, T)], default: T) -> T {
+        let Some(text) = self.optional_string(key) else { return default };
+        match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => value.clone(),
+            None => {
+                self.unfit(key, "a choice", choices.iter().map(|(name, _)| *name));
+                default
+            }
+        }
+    }
+
+    pub fn strings(&self, key: &str, default: &[&str]) -> Vec<String> {
+        let default = || default.iter().map(|text| (*text).to_owned()).collect();
+        self.list(key, "a string", |text| Some(text.to_owned())).unwrap_or_else(default)
+    }
+
+    /// A string that `T` understands; `what` says what it must be, as in "an address such as 127.0.0.1:8080".
+    pub fn parsed<T: FromStr>(&self, key: &str, default: T, what: &str) -> T {
+        self.optional_parsed(key, what).unwrap_or(default)
+    }
+
+    pub fn optional_parsed<T: FromStr>(&self, key: &str, what: &str) -> Option<T> {
+        self.get(key, what, |item| item.text()?.parse().ok())
+    }
+
+    /// None, and a mistake, when the key is not set.
+    pub fn required_parsed<T: FromStr>(&self, key: &str, what: &str) -> Option<T> {
+        self.require(key, what);
+        self.optional_parsed(key, what)
+    }
+
+    /// A list of such strings.
+    pub fn parsed_list<T: FromStr>(&self, key: &str, default: Vec<T>, what: &str) -> Vec<T> {
+        self.list(key, what, |text| text.parse().ok()).unwrap_or(default)
+    }
+
+    /// A path, relative to the cage's directory unless absolute.
+    pub fn path(&self, key: &str) -> Option<PathBuf> {
+        let path =
+            self.get(key, "a path", |item| item.text().filter(|text| !text.is_empty() && !text.contains('\0')))?;
+        Some(self.setting.directory.join(path))
+    }
+
+    /// Pairs of a table whose values are all strings.
+    pub fn pairs(&self, key: &str) -> Vec<(String, String)> {
+        let Some(table) = self.table(key) else { return Vec::new() };
+        let names: Vec<&String> = table.table.keys().collect();
+        names.into_iter().filter_map(|name| Some((name.clone(), table.optional_string(name)?))).collect()
+    }
+}
+
+/// Tables within the table.
+impl Section {
+    pub fn table(&self, key: &str) -> Option<Section> {
+        self.get(key, "a table", |item| match item {
+            Item::Table(table) => Some(table),
+            _ => None,
+        })
+        .map(|table| self.beneath(join(&self.path, key), key, &self.table[key].place, table))
+    }
+
+    /// An array of tables, `[[key]]`; empty when not set.
+    pub fn tables(&self, key: &str) -> Vec<Section> {
+        let Some(nodes) = self.array(key, "an array of tables") else { return Vec::new() };
+        let mut sections = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.iter().enumerate() {
+            let path = format!("{}[{index}]", join(&self.path, key));
+            match &node.item {
+                Item::Table(table) => sections.push(self.beneath(path, key, &node.place, table)),
+                item => self.record(&node.place, path, format!("expected a table, got {}", item.described())),
+            }
+        }
+        sections
+    }
+
+    /// The tables of a table, each with its name: `[key.NAME]`.
+    pub fn sections(&self, key: &str) -> Vec<(String, Section)> {
+        let Some(outer) = self.table(key) else { return Vec::new() };
+        outer.table.keys().filter_map(|name| Some((name.clone(), outer.table(name)?))).collect()
+    }
+
+    fn beneath(&self, path: String, name: &str, place: &Place, table: &Table) -> Section {
+        Section {
+            path,
+            name: name.to_owned(),
+            place: place.clone(),
+            table: table.clone(),
+            setting: self.setting.clone(),
+            asked: Mutex::default(),
+            problems: self.problems.clone(),
+        }
+    }
+}
+
+/// Mistakes and the end.
+impl Section {
+    /// The last part of the table's name: that of the interface or resource.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The table's full name.
+    pub fn full_name(&self) -> &str {
+        &self.path
+    }
+
+    /// The cage's directory.
+    pub fn directory(&self) -> &Path {
+        &self.setting.directory
+    }
+
+    /// Whether the key is there, with whatever value.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Records a mistake that only the caller can see. What came from the environment is hidden.
+    pub fn problem(&self, key: &str, text: impl Into<String>) {
+        let place = self.table.get(key).map_or(&self.place, |node| &node.place);
+        self.record(place, join(&self.path, key), self.without_secrets(text.into()));
+    }
+
+    /// Records a mistake of the table as a whole.
+    pub fn refuse(&self, text: impl Into<String>) {
+        self.record(&self.place, self.path.clone(), self.without_secrets(text.into()));
+    }
+
+    /// Ends the reading of this table. A table within another may be finished with the result dropped: the outer one's
+    /// `finish` reports its mistakes too.
+    /// # Errors
+    /// All mistakes of this table and those beneath it.
+    pub fn finish(self) -> Result<(), ConfigError> {
+        let asked = self.asked.lock();
+        for (key, node) in self.table.iter().filter(|(key, _)| !asked.contains(*key)) {
+            let meant = match nearest(key, asked.iter().map(String::as_str)) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None => String::new(),
+            };
+            let allowed = asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            self.record(&node.place, join(&self.path, key), format!("unknown key{meant} (allowed: {allowed})"));
+        }
+        let problems = self.problems.lock();
+        let own = |problem: &&Problem| self.path.is_empty() || is_beneath(&problem.key, &self.path);
+        let error: ConfigError = problems.iter().filter(own).cloned().collect();
+        error.none_or(())
+    }
+}
+
+impl Section {
+    /// The outermost section, with variables put into all its texts.
+    pub(super) fn root(mut node: Node, environment: &Environment) -> Self {
+        let mut found = Found::default();
+        let mut table = match &mut node.item {
+            Item::Table(table) => std::mem::take(table),
+            _ => Table::new(),
+        };
+        expand(&mut table, "", environment, &mut found);
+        Self {
+            path: String::new(),
+            name: String::new(),
+            place: node.place,
+            table,
+            setting: Arc::new(Setting { directory: environment.directory.to_owned(), secrets: found.secrets }),
+            asked: Mutex::default(),
+            problems: Arc::new(Mutex::new(found.problems)),
+        }
+    }
+
+    /// The table as JSON, for settings that the host gives no meaning to.
+    pub(super) fn json(&self) -> serde_json::Map<String, serde_json::Value> {
+        self.table
+            .iter()
+            .filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(&self.path, key), node)?)))
+            .collect()
+    }
+
+    fn json_of(&self, path: &str, node: &Node) -> Option<serde_json::Value> {
+        Some(match &node.item {
+            Item::Text(text) => text.value.clone().into(),
+            Item::Flag(flag) => (*flag).into(),
+            Item::Time(time) => time.clone().into(),
+            Item::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
+                (Ok(integer), _) => integer.into(),
+                (_, Ok(integer)) => integer.into(),
+                _ => {
+                    self.record(&node.place, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
+                    return None;
+                }
+            },
+            Item::Float(float) => match serde_json::Number::from_f64(*float) {
+                Some(number) => number.into(),
+                None => {
+                    self.record(&node.place, path.to_owned(), format!("expected a finite number, got {float}"));
+                    return None;
+                }
+            },
+            Item::Array(nodes) => {
+                let values = nodes.iter().enumerate();
+                values.filter_map(|(index, node)| self.json_of(&format!("{path}[{index}]"), node)).collect()
+            }
+            Item::Table(table) => {
+                let values = table.iter();
+                let values =
+                    values.filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(path, key), node)?)));
+                serde_json::Value::Object(values.collect())
+            }
+        })
+    }
+
+    /// Records that the text of `key` is none of those allowed.
+    pub(super) fn unfit<'a>(&self, key: &str, what: &str, allowed: impl Iterator<Item = &'a str> + Clone) {
+        let Some(node) = self.table.get(key) else { return };
+        let text = node.item.text().unwrap_or_default();
+        let meant = nearest(text, allowed.clone()).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+        let allowed: Vec<String> = allowed.map(|allowed| format!("{allowed:?}")).collect();
+        let got = node.item.described();
+        self.record(
+            &node.place,
+            join(&self.path, key),
+            format!("{got} is not {what}{meant} (allowed: {})", allowed.join(", ")),
+        );
+    }
+
+    fn get<'a, T>(&'a self, key: &str, expected: &str, read: impl FnOnce(&'a Item) -> Option<T>) -> Option<T> {
+        self.asked.lock().insert(key.to_owned());
+        let node = self.table.get(key)?;
+        let value = read(&node.item);
+        if value.is_none() {
+            let text = format!("expected {expected}, got {}", node.item.described());
+            self.record(&node.place, join(&self.path, key), text);
+        }
+        value
+    }
+
+    fn array(&self, key: &str, expected: &str) -> Option<&[Node]> {
+        self.get(key, expected, |item| match item {
+            Item::Array(nodes) => Some(nodes.as_slice()),
+            _ => None,
+        })
+    }
+
+    fn list<T>(&self, key: &str, what: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+        let nodes = self.array(key, &format!("a list, each {what}"))?;
+        let mut values = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.iter().enumerate() {
+            match node.item.text().and_then(&read) {
+                Some(value) => values.push(value),
+                None => self.record(
+                    &node.place,
+                    format!("{}[{index}]", join(&self.path, key)),
+                    format!("expected {what}, got {}", node.item.described()),
+                ),
+            }
+        }
+        Some(values)
+    }
+
+    fn require(&self, key: &str, what: &str) {
+        if !self.has(key) {
+            self.problem(key, format!("required and not set; expected {what}"));
+        }
+    }
+
+    fn record(&self, place: &Place, key: String, text: String) {
+        self.problems.lock().push(Problem { file: place.file.to_path_buf(), line: place.line, key, text });
+    }
+
+    fn without_secrets(&self, mut text: String) -> String {
+        for secret in &self.setting.secrets {
+            if text.contains(&secret.value) {
+                text = text.replace(&secret.value, &secret.written);
+            }
+        }
+        text
+    }
+}
+
+impl Item {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(&text.value),
+            _ => None,
+        }
+    }
+
+    /// Kind and, where it is short and no secret, value.
+    fn described(&self) -> String {
+        match self {
+            Self::Text(text) => format!("the string {:?}", shortened(text.shown())),
+            Self::Integer(integer) => format!("the integer {integer}"),
+            Self::Float(float) => format!("the float {float}"),
+            Self::Flag(flag) => format!("the boolean {flag}"),
+            Self::Time(time) => format!("the time {time}"),
+            Self::Array(_) => "an array".to_owned(),
+            Self::Table(_) => "a table".to_owned(),
+        }
+    }
+}
+
+/// The candidate that was most likely meant by `name`, if any is close enough to ask.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const NAME_CHARACTERS_MAX: usize = 100;
+    if name.chars().nth(NAME_CHARACTERS_MAX).is_some() {
+        return None;
+    }
+    let bound = name.chars().count() / 3 + 1;
+    let distances = candidates.map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
+    distances.filter(|(distance, _)| *distance <= bound).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
+}
+
+fn is_beneath(key: &str, path: &str) -> bool {
+    key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}

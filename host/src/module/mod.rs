@@ -1,0 +1,3 @@
+//! Guests as code.
+
+pub mod value;
