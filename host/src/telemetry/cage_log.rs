@@ -403,7 +403,7 @@ mod tests {
         let day = clock::now(|stamp| stamp.day);
         let shared = Arc::new(Shared { format: AtomicU8::new(0), retention_days: Mutex::new(None) });
         let mut files = Files::new("log-full", scratch.logs(), shared);
-        let mut write = |files: &mut Files, text: &str| {
+        let write = |files: &mut Files, text: &str| {
             files.write(&Batch { day, bytes: text.into(), urgent: true });
         };
         let file = scratch.logs().join(file_name("log-full", day));
