@@ -1,1 +1,243 @@
+//! The harness: a real cage in this process, real sockets on loopback ports that the system picks, real components.
+//!
+//! `TestCage::new().module("echo", "interface_web").http("web").start().await` reads as a sentence; the cage's log is
+//! printed when its test fails.
 
+mod client;
+mod guests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
+
+pub use client::{Answer, Client, raw};
+pub use guests::{cache, component, guest, guest_source, has_guest, program};
+
+/// How long `eventually` looks before it gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One or several cages in a directory of their own, not started yet.
+pub struct TestCage {
+    root: TempDir,
+    names: Vec<String>,
+    lanes: usize,
+    toml: Vec<String>,
+}
+
+impl Default for TestCage {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TestCage {
+    /// A cage with a name of its own, so that parallel tests do not share a log.
+    pub fn new() -> Self {
+        let test =
+            Self { root: tempfile::tempdir().expect("a temporary directory"), names: vec![], lanes: 2, toml: vec![] };
+        let name = unique_name("cage");
+        test.cage(&name)
+    }
+
+    /// Another cage of the same process; what follows belongs to it.
+    #[must_use]
+    pub fn cage(mut self, name: &str) -> Self {
+        fs::create_dir_all(self.root.path().join(name)).expect("a directory for the cage");
+        self.names.push(name.to_owned());
+        self.toml.push(String::new());
+        self
+    }
+
+    /// Puts a built guest into the cage as `<module>.wasm`.
+    #[must_use]
+    pub fn module(self, guest: &str, module: &str) -> Self {
+        fs::copy(guests::guest(guest), self.directory().join(format!("{module}.wasm"))).expect("a guest to copy");
+        self
+    }
+
+    /// Puts any bytes into the cage as `<module>.wasm`.
+    #[must_use]
+    pub fn file(self, module: &str, bytes: &[u8]) -> Self {
+        fs::write(self.directory().join(format!("{module}.wasm")), bytes).expect("a module file");
+        self
+    }
+
+    /// Adds an http interface on a port that the system picks.
+    #[must_use]
+    pub fn http(self, interface: &str) -> Self {
+        self.config(&format!("[interfaces.{interface}]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n"))
+    }
+
+    /// Adds lines to the cage's `cage.toml`. Top-level keys go first.
+    #[must_use]
+    pub fn config(mut self, toml: &str) -> Self {
+        let config = self.toml.last_mut().expect("a cage");
+        config.push_str(toml);
+        config.push('\n');
+        self
+    }
+
+    #[must_use]
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.lanes = lanes;
+        self
+    }
+
+    /// Directory of the cage named last.
+    pub fn directory(&self) -> PathBuf {
+        self.root.path().join(self.names.last().expect("a cage"))
+    }
+
+    pub fn name(&self) -> &str {
+        self.names.last().expect("a cage")
+    }
+
+    /// # Errors
+    /// The host's.
+    pub async fn try_start(self) -> Result<Running, StartError> {
+        wasmcage::telemetry::install();
+        for (name, toml) in self.names.iter().zip(&self.toml) {
+            fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
+        }
+        let mut options = HostOptions::new(self.root.path(), self.names.clone());
+        options.lanes = Some(self.lanes);
+        options.compiler = Some(guests::program());
+        options.cache = Some(guests::cache());
+        let host = Host::start(options).await?;
+        Ok(Running { host: Some(host), names: self.names, root: self.root })
+    }
+
+    pub async fn start(self) -> Running {
+        self.try_start().await.unwrap_or_else(|error| panic!("the cage did not start: {error:?}"))
+    }
+}
+
+/// Cages that serve. Their logs are shown when the test panics.
+pub struct Running {
+    host: Option<Host>,
+    names: Vec<String>,
+    root: TempDir,
+}
+
+impl Running {
+    pub fn host(&self) -> &Host {
+        self.host.as_ref().expect("the host runs")
+    }
+
+    pub fn name(&self) -> &str {
+        &self.names[0]
+    }
+
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Directory of the first cage.
+    pub fn directory(&self) -> PathBuf {
+        self.root.path().join(&self.names[0])
+    }
+
+    pub fn snapshot(&self) -> HostSnapshot {
+        self.host().snapshot()
+    }
+
+    /// Where an interface listens, as `127.0.0.1:port`.
+    pub fn address(&self, interface: &str) -> String {
+        let serving = self.host().serving();
+        let line = serving.iter().find(|line| line.interface == interface);
+        let line = line.unwrap_or_else(|| panic!("interface {interface} does not serve: {serving:?}\n{}", self.log()));
+        line.address.split("://").last().expect("an address").trim_end_matches('/').to_owned()
+    }
+
+    /// A client of an interface.
+    pub fn client(&self, interface: &str) -> Client {
+        Client::new(&self.address(interface))
+    }
+
+    /// Replaces a module's file the way a careful deployer does: write beside it, rename.
+    pub fn deploy(&self, module: &str, bytes: &[u8]) {
+        let file = self.directory().join(format!("{module}.wasm"));
+        let temporary = self.directory().join(format!(".{module}.{}", unique_name("new")));
+        fs::write(&temporary, bytes).expect("a new module file");
+        fs::rename(temporary, file).expect("the rename");
+    }
+
+    /// Everything logged by the first cage.
+    pub fn log(&self) -> String {
+        self.log_of(&self.names[0])
+    }
+
+    pub fn log_of(&self, cage: &str) -> String {
+        wasmcage::telemetry::flush();
+        let entries = fs::read_dir(self.root.path().join(cage).join("logs")).into_iter().flatten().flatten();
+        let mut files: Vec<_> =
+            entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|x| x == "log")).collect();
+        files.sort();
+        files.iter().map(|file| String::from_utf8_lossy(&fs::read(file).unwrap_or_default()).into_owned()).collect()
+    }
+
+    /// Waits until the log holds `text`.
+    pub async fn logged(&self, text: &str) -> String {
+        eventually(&format!("{text:?} in the log"), || Some(self.log()).filter(|log| log.contains(text))).await
+    }
+
+    /// The number of the version that serves a module; none when there is none.
+    pub fn version(&self, module: &str) -> Option<u64> {
+        let snapshot = self.snapshot();
+        let module = snapshot.cages[0].modules.iter().find(|known| known.module == module)?;
+        module.version.as_ref().map(|version| version.number)
+    }
+
+    /// Why a module's file was not taken.
+    pub fn refusal(&self, module: &str) -> Option<String> {
+        let snapshot = self.snapshot();
+        snapshot.cages[0].modules.iter().find(|known| known.module == module)?.refused.clone()
+    }
+
+    /// Waits until a module's file was refused, and says why.
+    pub async fn refused(&self, module: &str) -> String {
+        eventually(&format!("a refusal of {module}"), || self.refusal(module)).await
+    }
+
+    /// Waits until a module is served by another version than `old`.
+    pub async fn swapped(&self, module: &str, old: Option<u64>) -> u64 {
+        eventually(&format!("a new version of {module}"), || self.version(module).filter(|new| Some(*new) != old)).await
+    }
+
+    /// Drains and stops. True when nothing had to be cut off.
+    pub async fn stop(mut self) -> bool {
+        self.host.take().expect("the host runs").stop().await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in &self.names {
+                eprintln!("--- log of cage {name} ---\n{}", self.log_of(name));
+            }
+        }
+    }
+}
+
+/// Looks until `found` gives something; a bound on the wait, never a sleep for its own sake.
+pub async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = found() {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < until, "waited {PATIENCE:?} for {what}");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+/// `prefix` with a number that no other call in this process gets.
+pub fn unique_name(prefix: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    format!("{prefix}{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
