@@ -199,7 +199,7 @@ impl Drop for Cage {
 }
 
 /// The configuration, with every interface's section checked by its protocol.
-fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
     let names: Vec<_> = protocol::PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
     let config = config::load(root, cage, node, &names)?;
     let mut problems = ConfigError::default();

@@ -97,7 +97,7 @@ impl Shared {
 }
 
 /// The machine's name up to its first dot.
-fn host_name() -> String {
+pub fn host_name() -> String {
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
     name.split('.').next().unwrap_or("localhost").to_owned()

@@ -1,0 +1,291 @@
+//! How other commands ask a running cage: a Unix socket `logs/<cage>.sock`, for the cage's own user only. One JSON object
+//! per line in each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`.
+//! The secondary serves it; `ps` and later commands are its clients. What comes in is bounded and never trusted.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use wasmcage::telemetry::LOGS_DIRECTORY;
+
+/// The longest request line.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+/// The longest answer a client reads.
+const ANSWER_BYTES_MAX: u64 = 64 << 20;
+/// Connections served at once; more of them wait.
+const CONNECTIONS_MAX: usize = 16;
+/// A connection that says nothing for so long is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client waits for each piece of its answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Paths longer than this are reached through their directory: the system's limit is 107 bytes.
+const PATH_BYTES_MAX: usize = 100;
+/// Pause after a failed accept, for what it lacked to come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a new process of a cage waits for the previous one to end.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(60);
+const PREDECESSOR_POLL: Duration = Duration::from_millis(50);
+
+/// One request line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    pub command: String,
+    /// What the command needs; null if nothing.
+    #[serde(default)]
+    pub arguments: Value,
+}
+
+/// Why a command was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Refusal {
+    /// Stable, for programs.
+    pub code: String,
+    pub text: String,
+}
+
+/// Does the commands of one cage.
+#[async_trait]
+pub(crate) trait Answer: Send + Sync + 'static {
+    async fn answer(&self, request: Request) -> Result<Value, Refusal>;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    #[error("cannot reach cage {cage} at {socket}")]
+    Connect {
+        cage: String,
+        socket: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cage {cage} did not answer as it should")]
+    Answer {
+        cage: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cage {cage} refused the command: {text} ({code})")]
+    Refused { cage: String, code: String, text: String },
+}
+
+pub(crate) fn socket_path(cage_directory: &Path, cage: &str) -> PathBuf {
+    cage_directory.join(LOGS_DIRECTORY).join(format!("{cage}.sock"))
+}
+
+/// The path as `bind` and `connect` can take it, however long it is.
+struct Address {
+    path: PathBuf,
+    /// Open as long as the path leads through it.
+    _directory: Option<File>,
+}
+
+impl Address {
+    fn new(socket: &Path) -> io::Result<Self> {
+        if socket.as_os_str().len() <= PATH_BYTES_MAX {
+            return Ok(Self { path: socket.to_owned(), _directory: None });
+        }
+        let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let directory = File::open(parent)?;
+        let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        Ok(Self { path, _directory: Some(directory) })
+    }
+}
+
+/// Takes the cage's socket. The caller's primary holds the cage's lock, so a socket that is there belongs to a process
+/// whose primary has gone: one that is ending is waited for, one that has ended is removed.
+///
+/// # Errors
+/// The operating system's.
+pub(crate) async fn listen(cage_directory: &Path, cage: &str) -> io::Result<UnixListener> {
+    let socket = socket_path(cage_directory, cage);
+    let address = Address::new(&socket)?;
+    let patience = Instant::now() + PREDECESSOR_PATIENCE;
+    while UnixStream::connect(&address.path).await.is_ok() && Instant::now() < patience {
+        sleep(PREDECESSOR_POLL).await;
+    }
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&address.path)?;
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves until the task is dropped.
+pub(crate) async fn serve(listener: UnixListener, answer: Arc<dyn Answer>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let answer = answer.clone();
+                tokio::spawn(async move {
+                    // A client that leaves, stays silent or sends nonsense has only itself to tell.
+                    let _ = converse(stream, &*answer).await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors or memory, most likely: no reason to stop listening.
+            Err(_) => sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
+    // Between `bind` and the change of the socket's mode, others could have connected.
+    let peer = stream.peer_cred()?.uid();
+    if peer != 0 && peer != rustix::process::geteuid().as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = tokio::io::BufReader::new(reader);
+    loop {
+        let mut line = Vec::new();
+        let read = (&mut reader).take(REQUEST_BYTES_MAX).read_until(b'\n', &mut line);
+        timeout(IDLE_TIMEOUT, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let complete = line.ends_with(b"\n");
+        let result = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => answer.answer(request).await,
+            Err(error) => Err(Refusal { code: "bad-request".into(), text: error.to_string() }),
+        };
+        let mut reply = match result {
+            Ok(value) => json!({ "ok": value }),
+            Err(refusal) => json!({ "error": refusal }),
+        }
+        .to_string();
+        reply.push('\n');
+        timeout(IDLE_TIMEOUT, writer.write_all(reply.as_bytes())).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if !complete {
+            return Ok(());
+        }
+    }
+}
+
+/// Asks a running cage.
+///
+/// # Errors
+/// When it cannot be reached, or does not do it.
+pub(crate) fn ask(cage_directory: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
+    let socket = socket_path(cage_directory, cage);
+    let connect = || -> io::Result<BlockingStream> {
+        let address = Address::new(&socket)?;
+        let stream = BlockingStream::connect(&address.path)?;
+        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+        Ok(stream)
+    };
+    let cage = cage.to_owned();
+    let stream = match connect() {
+        Ok(stream) => stream,
+        Err(source) => return Err(ControlError::Connect { cage, socket, source }),
+    };
+    match exchange(&stream, &Request { command: command.to_owned(), arguments }) {
+        Ok(Reply::Ok(value)) => Ok(value),
+        Ok(Reply::Error(Refusal { code, text })) => Err(ControlError::Refused { cage, code, text }),
+        Err(source) => Err(ControlError::Answer { cage, source }),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reply {
+    Ok(Value),
+    Error(Refusal),
+}
+
+fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Reply> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut reply = Vec::new();
+    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut reply)?;
+    Ok(serde_json::from_slice(&reply)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Echo;
+
+    #[async_trait]
+    impl Answer for Echo {
+        async fn answer(&self, request: Request) -> Result<Value, Refusal> {
+            match request.command.as_str() {
+                "echo" => Ok(request.arguments),
+                other => Err(Refusal { code: "unknown-command".into(), text: format!("no command `{other}`") }),
+            }
+        }
+    }
+
+    /// Runs `client` against a socket in a directory of this name.
+    fn check(directory_name: &str, client: impl FnOnce(&Path) + Send + 'static) {
+        let directory = std::env::temp_dir().join(format!("wasmcage-{:016x}-{directory_name}", fastrand::u64(..)));
+        fs::create_dir_all(directory.join(LOGS_DIRECTORY)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // What a process that was killed leaves behind.
+            let address = Address::new(&socket_path(&directory, "c")).unwrap();
+            drop(std::os::unix::net::UnixListener::bind(&address.path).unwrap());
+            let listener = listen(&directory, "c").await.unwrap();
+            let mode = fs::metadata(socket_path(&directory, "c")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+            let server = tokio::spawn(serve(listener, Arc::new(Echo)));
+            let at = directory.clone();
+            tokio::task::spawn_blocking(move || client(&at)).await.unwrap();
+            server.abort();
+        });
+        fs::remove_dir_all(&directory).unwrap();
+    }
+
+    #[test]
+    fn commands_are_answered_or_refused() {
+        check("short", |directory| {
+            let arguments = json!({ "n": [1, "two\n"] });
+            assert_eq!(ask(directory, "c", "echo", arguments.clone()).unwrap(), arguments);
+            let error = ask(directory, "c", "dance", Value::Null).unwrap_err();
+            assert_eq!(error.to_string(), "cage c refused the command: no command `dance` (unknown-command)");
+            assert!(matches!(ask(directory, "other", "echo", Value::Null), Err(ControlError::Connect { .. })));
+        });
+    }
+
+    #[test]
+    fn a_long_path_is_no_obstacle() {
+        check(&"long".repeat(40), |directory| {
+            assert_eq!(ask(directory, "c", "echo", json!(1)).unwrap(), json!(1));
+        });
+    }
+
+    #[test]
+    fn nonsense_is_answered_and_an_endless_line_is_cut() {
+        check("nonsense", |directory| {
+            let mut stream = BlockingStream::connect(socket_path(directory, "c")).unwrap();
+            stream.write_all(b"nonsense\n{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            assert!(lines.next().unwrap().unwrap().contains("bad-request"));
+            assert_eq!(lines.next().unwrap().unwrap(), r#"{"ok":7}"#);
+            // The server hangs up before it has taken all of it.
+            let _ = stream.write_all(&vec![b'x'; 2 * REQUEST_BYTES_MAX as usize]);
+            assert!(lines.next().is_none_or(|line| line.is_err() || line.unwrap().contains("bad-request")));
+        });
+    }
+}

@@ -1,0 +1,455 @@
+//! A cage's log on disk: `logs/<cage>-YYYYMMDD.log`, a new file on each local day, old ones removed. Both processes of a
+//! cage append to it, in whole lines. A disk that is full and a directory that is gone cost lines, which are counted and
+//! told of once, and nothing else; writing resumes by itself.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use parking_lot::Mutex;
+
+use super::clock::{self, Day};
+use super::line::Pieces;
+use super::terminal::complain;
+use super::writer::{Batch, Output, Writer};
+use super::{Level, LevelCell, error_chain, router};
+
+/// Directory of a cage's logs, within the cage's own.
+pub const LOGS_DIRECTORY: &str = "logs";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum LogFormat {
+    /// `HH:MM:SS.ZZ LVL [origin] text key=value .. # request`
+    #[default]
+    Text = 1,
+    /// One object per line.
+    Json,
+}
+
+impl LogFormat {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no log format `{0}`: it is text or json")]
+pub struct UnknownFormat(String);
+
+impl FromStr for LogFormat {
+    type Err = UnknownFormat;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = [Self::Text, Self::Json].into_iter().find(|format| format.name() == text);
+        known.ok_or_else(|| UnknownFormat(text.to_owned()))
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    pub level: Level,
+    pub format: LogFormat,
+    /// Files older than so many days are removed; none: kept for ever.
+    pub retention_days: Option<u32>,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { level: Level::Info, format: LogFormat::Text, retention_days: None }
+    }
+}
+
+/// The command line's format, which overrides every cage's; 0: none.
+static FORCED_FORMAT: AtomicU8 = AtomicU8::new(0);
+
+/// Has all logs opened or changed from now on written in this format, whatever their settings say.
+pub fn force_format(format: LogFormat) {
+    FORCED_FORMAT.store(format as u8, Ordering::Relaxed);
+}
+
+/// What the router needs to know of a log.
+pub(super) struct Sink {
+    pub cage: String,
+    pub level: LevelCell,
+    pub writer: Writer,
+    settings: Arc<Shared>,
+}
+
+impl Sink {
+    pub(super) fn format(&self) -> LogFormat {
+        self.settings.format()
+    }
+}
+
+/// Settings that the writing thread reads.
+struct Shared {
+    format: AtomicU8,
+    retention_days: Mutex<Option<u32>>,
+}
+
+impl Shared {
+    fn format(&self) -> LogFormat {
+        let forced = FORCED_FORMAT.load(Ordering::Relaxed);
+        let json = if forced == 0 { self.format.load(Ordering::Relaxed) } else { forced } == LogFormat::Json as u8;
+        if json { LogFormat::Json } else { LogFormat::Text }
+    }
+}
+
+/// An open log. Dropping it writes what is waiting and lets the cage's events go.
+pub struct CageLog {
+    sink: Arc<Sink>,
+}
+
+impl CageLog {
+    /// Never fails: a log that cannot be written says so on standard error, once, and goes on trying.
+    pub fn open(cage: &str, cage_directory: &Path, settings: LogSettings) -> Self {
+        let shared = Arc::new(Shared {
+            format: AtomicU8::new(settings.format as u8),
+            retention_days: Mutex::new(settings.retention_days),
+        });
+        let output = Files::new(cage, cage_directory.join(LOGS_DIRECTORY), shared.clone());
+        let sink = Arc::new(Sink {
+            cage: cage.to_owned(),
+            level: LevelCell::new(settings.level),
+            writer: Writer::start(cage, output),
+            settings: shared,
+        });
+        router::register(sink.clone());
+        Self { sink }
+    }
+
+    /// From the next line on.
+    pub fn set(&self, settings: LogSettings) {
+        self.sink.level.set(settings.level);
+        self.sink.settings.format.store(settings.format as u8, Ordering::Relaxed);
+        *self.sink.settings.retention_days.lock() = settings.retention_days;
+        router::levels_changed();
+        self.sink.writer.poke();
+    }
+
+    /// Waits, within bounds, until every line so far is in the file or counted as lost.
+    pub fn flush(&self) {
+        self.sink.writer.flush();
+    }
+}
+
+impl Drop for CageLog {
+    fn drop(&mut self) {
+        router::unregister(&self.sink);
+        // A thread that is logging just now may hold the sink a little longer; its line is not waited for.
+        self.sink.writer.flush();
+    }
+}
+
+/// Name of the cage's log file of a day, given as YYYYMMDD.
+pub fn file_name(cage: &str, day: u32) -> String {
+    format!("{cage}-{day:08}.log")
+}
+
+/// The day of a log file of this cage, as YYYYMMDD; none for any other file.
+pub fn file_day(cage: &str, file_name: &str) -> Option<u32> {
+    let day = file_name.strip_prefix(cage)?.strip_prefix('-')?.strip_suffix(".log")?;
+    (day.len() == 8 && day.bytes().all(|byte| byte.is_ascii_digit())).then(|| day.parse().ok())?
+}
+
+struct Files {
+    cage: String,
+    directory: PathBuf,
+    settings: Arc<Shared>,
+    current: Option<(Day, File)>,
+    /// The file ends in the middle of a line.
+    torn: bool,
+    /// Lines lost since the file could last be written.
+    lost: u64,
+}
+
+impl Files {
+    fn new(cage: &str, directory: PathBuf, settings: Arc<Shared>) -> Self {
+        Self { cage: cage.to_owned(), directory, settings, current: None, torn: false, lost: 0 }
+    }
+
+    fn append(&mut self, batch: &Batch) {
+        let mut written = 0;
+        if let Err(error) = self.try_append(batch, &mut written) {
+            let lines = count_lines(&batch.bytes[written..]);
+            if self.lost == 0 {
+                let file = self.directory.join(file_name(&self.cage, batch.day));
+                complain(format_args!("cannot write {}, log lines are lost: {}", file.display(), error_chain(&error)));
+            }
+            self.lost += lines.max(1);
+        }
+    }
+
+    fn try_append(&mut self, batch: &Batch, written: &mut usize) -> io::Result<()> {
+        self.open(batch.day)?;
+        let (_, file) = self.current.as_mut().expect("it was just opened");
+        if self.torn {
+            file.write_all(b"\n")?;
+            self.torn = false;
+        }
+        if self.lost > 0 {
+            file.write_all(notice(&self.cage, "log lines were lost", self.settings.format(), self.lost).as_bytes())?;
+            self.lost = 0;
+        }
+        while *written < batch.bytes.len() {
+            match file.write(&batch.bytes[*written..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(bytes) => *written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.torn = *written > 0 && batch.bytes[*written - 1] != b'\n';
+                    return Err(error);
+                }
+            }
+        }
+        if batch.urgent {
+            // It is in the file; that the disk could not be made to keep it at once changes nothing for the reader.
+            let _ = file.sync_data();
+        }
+        Ok(())
+    }
+
+    /// Leaves the day's file in `current`, or that of an earlier day when this one's cannot be had.
+    fn open(&mut self, day: Day) -> io::Result<()> {
+        let removed = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        if self.current.as_ref().is_some_and(|(current, file)| *current == day && !removed(file)) {
+            return Ok(());
+        }
+        let path = self.directory.join(file_name(&self.cage, day));
+        let append = || OpenOptions::new().append(true).create(true).open(&path);
+        let opened = append().or_else(|error| match error.kind() {
+            // The log directory only: a cage that was removed must not come back by its log.
+            io::ErrorKind::NotFound => fs::create_dir(&self.directory).and_then(|()| append()),
+            _ => Err(error),
+        });
+        match opened {
+            Ok(file) => {
+                self.current = Some((day, file));
+                self.torn = false;
+                self.remove_expired(day);
+                Ok(())
+            }
+            Err(_) if self.current.as_ref().is_some_and(|(_, file)| !removed(file)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remove_expired(&self, today: Day) {
+        let Some(retention_days) = *self.settings.retention_days.lock() else { return };
+        let Ok(entries) = fs::read_dir(&self.directory) else { return };
+        for entry in entries.flatten() {
+            let day = entry.file_name().to_str().and_then(|name| file_day(&self.cage, name));
+            if day.is_some_and(|day| expired(day, today, retention_days)) {
+                // One that cannot be removed is tried again tomorrow.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+}
+
+impl Output for Files {
+    fn write(&mut self, batch: &Batch) {
+        self.append(batch);
+    }
+
+    fn dropped(&mut self, lines: u64) {
+        let line = notice(&self.cage, "log lines were dropped, too many came at once", self.settings.format(), lines);
+        self.append(&Batch { day: clock::now(|stamp| stamp.day), bytes: line.into(), urgent: false });
+    }
+
+    fn poked(&mut self) {
+        self.remove_expired(clock::now(|stamp| stamp.day));
+    }
+}
+
+/// A line about the log itself.
+fn notice(cage: &str, message: &str, format: LogFormat, lines: u64) -> String {
+    let (mut pieces, mut line) = (Pieces::default(), String::new());
+    pieces.say(cage, message, format, lines);
+    clock::now(|stamp| match format {
+        LogFormat::Text => pieces.text(&mut line, stamp, Level::Warn, false),
+        LogFormat::Json => pieces.json(&mut line, stamp, Level::Warn, module_path!()),
+    });
+    line
+}
+
+fn count_lines(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+/// Whether more than `retention_days` lie between the two days. A day that is no date is kept: it is not ours.
+fn expired(day: Day, today: Day, retention_days: u32) -> bool {
+    let date = |day: Day| jiff::civil::Date::strptime("%Y%m%d", format!("{day:08}")).ok();
+    let (Some(day), Some(today)) = (date(day), date(today)) else { return false };
+    day.until(today).is_ok_and(|age| i64::from(age.get_days()) > i64::from(retention_days))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::TerminalOptions;
+    use super::*;
+
+    /// A cage directory of its own, removed at the end.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new() -> Self {
+            let path = std::env::temp_dir().join(format!("wasmcage-log-{:016x}", fastrand::u64(..)));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn logs(&self) -> PathBuf {
+            self.0.join(LOGS_DIRECTORY)
+        }
+
+        /// Today's file; the test may run over midnight, so any one file.
+        fn text(&self) -> String {
+            let mut files: Vec<_> = fs::read_dir(self.logs()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            files.sort();
+            files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn settings(level: Level) -> LogSettings {
+        LogSettings { level, ..LogSettings::default() }
+    }
+
+    /// The lines without their times.
+    fn tails(text: &str) -> Vec<&str> {
+        text.lines().map(|line| &line[12..]).collect()
+    }
+
+    #[test]
+    fn events_go_to_the_log_of_their_cage_at_its_level() {
+        super::super::install(TerminalOptions::off());
+        let (one, two) = (Scratch::new(), Scratch::new());
+        let (cage_one, cage_two) = ("log-route-one", "log-route-two");
+        let log_one = CageLog::open(cage_one, &one.0, settings(Level::Info));
+        let log_two = CageLog::open(cage_two, &two.0, settings(Level::Debug));
+        for cage in [cage_one, cage_two] {
+            tracing::info!(%cage, "first");
+            tracing::debug!(cage, "second");
+            tracing::trace!(cage, "third");
+            tracing::trace!(target: "guest", cage, module = "work", "raised for one request");
+            tracing::error!(target: "hyper", cage, "not ours");
+        }
+        log_one.set(settings(Level::Trace));
+        tracing::trace!(cage = cage_one, "fourth");
+        log_one.set(settings(Level::Error));
+        tracing::warn!(cage = cage_one, "fifth");
+        drop((log_one, log_two));
+        tracing::error!(cage = cage_one, "after the end");
+        let raised = " TRC [work] raised for one request";
+        let expected = [" INF [log-route-one] first", raised, " TRC [log-route-one] fourth"];
+        assert_eq!(tails(&one.text()), expected);
+        assert_eq!(tails(&two.text()), [" INF [log-route-two] first", " DBG [log-route-two] second", raised]);
+    }
+
+    #[test]
+    fn the_format_changes_live() {
+        super::super::install(TerminalOptions::off());
+        let scratch = Scratch::new();
+        let log = CageLog::open("log-format", &scratch.0, settings(Level::Info));
+        tracing::info!(cage = "log-format", "first");
+        log.set(LogSettings { format: LogFormat::Json, ..settings(Level::Info) });
+        tracing::info!(cage = "log-format", "second");
+        log.flush();
+        let text = scratch.text();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].ends_with("INF [log-format] first"), "{text}");
+        let second: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
+        assert_eq!(second["message"], "second");
+        assert_eq!(second["target"], module_path!());
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_resumes_and_tells_the_loss() {
+        super::super::install(TerminalOptions::off());
+        let scratch = Scratch::new();
+        // A file stands where the directory should be.
+        fs::write(scratch.logs(), "").unwrap();
+        let log = CageLog::open("log-lost", &scratch.0, settings(Level::Info));
+        for number in 0..3 {
+            tracing::info!(cage = "log-lost", number, "lost");
+        }
+        log.flush();
+        fs::remove_file(scratch.logs()).unwrap();
+        tracing::info!(cage = "log-lost", "written");
+        log.flush();
+        let text = scratch.text();
+        assert_eq!(tails(&text), [" WRN [log-lost] log lines were lost lines=3", " INF [log-lost] written"]);
+    }
+
+    #[test]
+    fn a_full_disk_and_a_removed_file_are_survived() {
+        super::super::install(TerminalOptions::off());
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.logs()).unwrap();
+        let day = clock::now(|stamp| stamp.day);
+        let shared = Arc::new(Shared { format: AtomicU8::new(0), retention_days: Mutex::new(None) });
+        let mut files = Files::new("log-full", scratch.logs(), shared);
+        let write = |files: &mut Files, text: &str| {
+            files.write(&Batch { day, bytes: text.into(), urgent: true });
+        };
+        let file = scratch.logs().join(file_name("log-full", day));
+        std::os::unix::fs::symlink("/dev/full", &file).unwrap();
+        write(&mut files, "a\nb\n");
+        assert_eq!(files.lost, 2);
+        fs::remove_file(&file).unwrap();
+        files.current = None;
+        write(&mut files, "c\n");
+        assert_eq!(files.lost, 0);
+        fs::remove_file(&file).unwrap();
+        write(&mut files, "d\n");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "d\n");
+    }
+
+    #[test]
+    fn old_files_are_removed() {
+        #[track_caller]
+        fn check(day: Day, today: Day, retention_days: u32, expected: bool) {
+            assert_eq!(expired(day, today, retention_days), expected, "{day} on {today} with {retention_days}");
+        }
+        check(20_261_120, 20_261_120, 0, false);
+        check(20_261_119, 20_261_120, 0, true);
+        check(20_261_113, 20_261_120, 7, false);
+        check(20_261_112, 20_261_120, 7, true);
+        check(20_251_231, 20_260_101, 1, false);
+        check(20_251_230, 20_260_101, 1, true);
+        check(20_261_121, 20_261_120, 0, false);
+        check(20_261_399, 20_261_120, 0, false);
+        check(20_250_101, 20_261_120, u32::MAX, false);
+
+        assert_eq!(file_day("runner", "runner-20261120.log"), Some(20_261_120));
+        for other in ["runner-2026112.log", "runner-20261120.log.gz", "runner-a-20261120.log", "worker-20261120.log"] {
+            assert_eq!(file_day("runner", other), None, "{other}");
+        }
+
+        let scratch = Scratch::new();
+        fs::create_dir(scratch.logs()).unwrap();
+        let old = ["c-20200101.log", "c-20200102.log"];
+        let kept = ["other-20200101.log", "c-notes.log"];
+        old.iter().chain(&kept).for_each(|name| fs::write(scratch.logs().join(name), "").unwrap());
+        super::super::install(TerminalOptions::off());
+        let log = CageLog::open("c", &scratch.0, LogSettings { retention_days: Some(30), ..settings(Level::Info) });
+        tracing::info!(cage = "c", "first");
+        log.flush();
+        assert!(old.iter().all(|name| !scratch.logs().join(name).exists()));
+        assert!(kept.iter().all(|name| scratch.logs().join(name).exists()));
+    }
+}

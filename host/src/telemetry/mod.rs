@@ -1,0 +1,164 @@
+//! The log: every `tracing` event of the process finds its way here and from here to the file of the cage it is about, and
+//! to the terminal. `main` installs the subscriber, each cage opens its log, everybody else only writes events.
+//! Nothing here may block, fail or panic because of a disk, a terminal or a field's value.
+//!
+//! Fields with a meaning: `cage` (names the log), `interface` and `module` (who speaks), `request` (preformatted, the tail
+//! of the line), `error` (the whole chain: give a text made by [`error_chain`], or the error as `&dyn Error`).
+//! Also in use: `elapsed_ms`, `.._bytes`, `address`, `file`. Events with target `guest` or `access` have been filtered by
+//! their emitters, who know the request's own level, and pass whatever the cage's level is.
+
+mod cage_log;
+mod clock;
+mod gate;
+mod line;
+mod router;
+mod terminal;
+mod writer;
+
+use std::error::Error;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+pub use self::cage_log::{CageLog, LOGS_DIRECTORY, LogFormat, LogSettings, file_day, file_name, force_format};
+pub use self::gate::Gate;
+pub use self::router::install;
+pub use self::terminal::{TerminalOptions, flush_terminal};
+
+/// How grave a log line is, the gravest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Level {
+    Error = 1,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Level {
+    pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    pub fn from_u8(value: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|level| *level as u8 == value)
+    }
+
+    /// As `cage.toml` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// As a log line has it.
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::Error => "ERR",
+            Self::Warn => "WRN",
+            Self::Info => "INF",
+            Self::Debug => "DBG",
+            Self::Trace => "TRC",
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl From<tracing::Level> for Level {
+    fn from(level: tracing::Level) -> Self {
+        match level {
+            tracing::Level::ERROR => Self::Error,
+            tracing::Level::WARN => Self::Warn,
+            tracing::Level::INFO => Self::Info,
+            tracing::Level::DEBUG => Self::Debug,
+            tracing::Level::TRACE => Self::Trace,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no log level `{0}`: it is one of error, warn, info, debug, trace")]
+pub struct UnknownLevel(String);
+
+impl FromStr for Level {
+    type Err = UnknownLevel;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let known = Self::ALL.into_iter().find(|level| level.name() == text);
+        known.ok_or_else(|| UnknownLevel(text.to_owned()))
+    }
+}
+
+/// A level that many read and one sets.
+#[derive(Debug)]
+pub struct LevelCell(AtomicU8);
+
+impl LevelCell {
+    pub fn new(level: Level) -> Self {
+        Self(AtomicU8::new(level as u8))
+    }
+
+    pub fn get(&self) -> Level {
+        Level::from_u8(self.0.load(Ordering::Relaxed)).expect("only levels are stored")
+    }
+
+    pub fn set(&self, level: Level) {
+        self.0.store(level as u8, Ordering::Relaxed);
+    }
+}
+
+/// The error and its causes, outermost first, as `a: b: c`. A cause that its parent's text ends with already, as some
+/// libraries do, is not repeated.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let part = error.to_string();
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_read_and_written() {
+        for level in Level::ALL {
+            assert_eq!(level.to_string().parse(), Ok(level));
+            assert_eq!(Level::from_u8(level as u8), Some(level));
+        }
+        assert!("INFO".parse::<Level>().is_err_and(|error| error.to_string().contains("`INFO`")));
+        assert_eq!(Level::from_u8(0), None);
+        assert!(Level::Error < Level::Trace);
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Failure {
+        text: &'static str,
+        source: Option<Box<Failure>>,
+    }
+
+    #[test]
+    fn chains_name_each_cause_once() {
+        let cause = |text, source| Some(Box::new(Failure { text, source }));
+        let repeats = Failure { text: "cannot open: no disk", source: cause("no disk", None) };
+        assert_eq!(error_chain(&repeats), "cannot open: no disk");
+        let plain = Failure { text: "cannot start", source: cause("cannot open", cause("no disk", None)) };
+        assert_eq!(error_chain(&plain), "cannot start: cannot open: no disk");
+    }
+}
