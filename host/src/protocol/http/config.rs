@@ -69,10 +69,10 @@ impl HttpConfig {
                 as usize,
             streams_max: section.integer("max_streams", 200, 1..=10_000) as u32,
             keep_alive: section.flag("keep_alive", true),
-            idle_timeout: section.milliseconds("idle_timeout_ms", 60_000, 1..=86_400_000),
-            header_timeout: section.milliseconds("header_timeout_ms", 10_000, 1..=3_600_000),
-            body_timeout: section.milliseconds("body_timeout_ms", 30_000, 1..=86_400_000),
-            write_timeout: section.milliseconds("write_timeout_ms", 30_000, 1..=3_600_000),
+            idle_timeout: section.milliseconds("idle_timeout_ms", Duration::from_millis(60_000), 1..=86_400_000),
+            header_timeout: section.milliseconds("header_timeout_ms", Duration::from_millis(10_000), 1..=3_600_000),
+            body_timeout: section.milliseconds("body_timeout_ms", Duration::from_millis(30_000), 1..=86_400_000),
+            write_timeout: section.milliseconds("write_timeout_ms", Duration::from_millis(30_000), 1..=3_600_000),
             allow: HeaderValue::try_from(allow).expect("methods are tokens, which a header can hold"),
             allowed_methods,
             trusted_proxies: trusted_proxies(&mut section),
@@ -114,10 +114,8 @@ fn trusted_proxies(section: &mut Section) -> TrustedProxies {
                 .problem("trusted_proxies", format!("{text:?} is not an address or a network such as \"10.0.0.0/8\"")),
         }
     }
-    let header = match section.choice("forwarded_header", &["x-forwarded-for", "forwarded"], "x-forwarded-for").as_ref() {
-        "forwarded" => ForwardedHeader::Forwarded,
-        _ => ForwardedHeader::XForwarded,
-    };
+    let headers = [("x-forwarded-for", ForwardedHeader::XForwarded), ("forwarded", ForwardedHeader::Forwarded)];
+    let header = section.choice("forwarded_header", &headers, ForwardedHeader::XForwarded);
     TrustedProxies { nets, header }
 }
 
@@ -136,18 +134,18 @@ fn compress(section: &mut Section) -> Option<Compress> {
 fn tls(mut section: Section) -> TlsFiles {
     let certificate = file(&mut section, "certificate");
     let key = file(&mut section, "key");
-    let choice = section.choice("client_auth", &["none", "optional", "required"], "none");
-    let client_auth = match choice.as_ref() {
-        "optional" => ClientAuth::Optional(file(&mut section, "client_ca")),
-        "required" => ClientAuth::Required(file(&mut section, "client_ca")),
+    let choice = section.choice("client_auth", &[("none", 0), ("optional", 1), ("required", 2)], 0);
+    let client_auth = match choice {
+        1 => ClientAuth::Optional(file(&mut section, "client_ca")),
+        2 => ClientAuth::Required(file(&mut section, "client_ca")),
         _ => ClientAuth::None,
     };
     TlsFiles {
         certificate,
         key,
         client_auth,
-        handshake_timeout: section.milliseconds("handshake_timeout_ms", 5_000, 1..=600_000),
-        reload_interval: section.milliseconds("reload_ms", 5_000, 10..=3_600_000),
+        handshake_timeout: section.milliseconds("handshake_timeout_ms", Duration::from_millis(5_000), 1..=600_000),
+        reload_interval: section.milliseconds("reload_ms", Duration::from_millis(5_000), 10..=3_600_000),
     }
 }
 
