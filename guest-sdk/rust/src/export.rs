@@ -91,9 +91,7 @@ macro_rules! handover {
                     $save()
                 }
 
-                fn restore(
-                    saved: ::std::vec::Vec<u8>,
-                ) -> ::std::result::Result<(), ::std::string::String> {
+                fn restore(saved: ::std::vec::Vec<u8>) -> ::std::result::Result<(), ::std::string::String> {
                     $crate::export::enter();
                     let restored: $crate::Result<()> = $restore(saved);
                     restored.map_err(|error| error.text().into())

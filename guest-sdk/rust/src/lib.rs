@@ -54,7 +54,38 @@ mod request;
 mod response;
 
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
-pub use call::{Args, Arguments, CallError, Cage, Module, cage, module};
+pub use call::{Args, Arguments, Cage, CallError, Module, cage, module};
 pub use error::{Error, Result};
-pub use wasmcage_guest_macros::{handler, service};
+/// ```
+/// use wasmcage_guest::{Error, Request, Response, Result, handler};
+///
+/// #[handler]
+/// fn handle(request: Request) -> Result<Response> {
+///     let name = request.parameter("name").ok_or_else(|| Error::refused("no name was given"))?;
+///     Ok(Response::html(format!("<h1>Hello, {name} !</h1>")))
+/// }
+/// ```
+pub use wasmcage_guest_macros::handler;
+/// ```
+/// use wasmcage_guest::service;
+///
+/// #[service]
+/// mod api {
+///     use wasmcage_guest::{Error, Payload, Result};
+///
+///     /// `greet("world")`, `greet("world", "Hello")`, `greet(greeting = "Hello", name = "world")`
+///     pub fn greet(name: &str, greeting: Option<String>) -> String {
+///         format!("{}, {name} !", greeting.unwrap_or("Hi".into()))
+///     }
+///
+///     pub fn store(content: Payload) -> Result<usize> {
+///         match content {
+///             Payload::Bytes(bytes) => Ok(bytes.len()),
+///             Payload::Json(_) => Err(Error::refused("bytes were expected")),
+///         }
+///     }
+/// }
+/// # fn main() {}
+/// ```
+pub use wasmcage_guest_macros::service;
 pub use {serde, serde_json};

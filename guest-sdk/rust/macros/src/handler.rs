@@ -4,6 +4,7 @@ use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{Error, FnArg, ItemFn};
 
+/// The function with the glue beside it.
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     let function: ItemFn = syn::parse2(item)?;
     let signature = &function.sig;
@@ -13,28 +14,30 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     }
     let name = &signature.ident;
     let answer = if crate::returns_result(signature) {
-        quote! { #name(request).map_err(::wasmcage_guest::Error::from)? }
+        quote! { self::#name(request).map_err(::wasmcage_guest::Error::from)? }
     } else {
-        quote! { #name(request) }
+        quote! { self::#name(request) }
     };
     Ok(quote! {
+        #function
+
         const _: () = {
-            use ::wasmcage_guest::export;
+            use ::wasmcage_guest::export as glue;
 
             fn answer(request: ::wasmcage_guest::Request) -> ::wasmcage_guest::Result<::wasmcage_guest::Response> {
                 ::core::result::Result::Ok(::core::convert::Into::into(#answer))
             }
 
-            struct Component;
-            impl export::handler::exports::wasmcage::cage::handler::Guest for Component {
+            struct Glue;
+            impl glue::handler::exports::wasmcage::cage::handler::Guest for Glue {
                 fn handle(
                     request: ::wasmcage_guest::Request,
-                ) -> ::core::result::Result<::wasmcage_guest::Response, export::RawError> {
-                    export::enter();
-                    answer(request).map_err(export::RawError::from)
+                ) -> ::core::result::Result<::wasmcage_guest::Response, glue::RawError> {
+                    glue::enter();
+                    answer(request).map_err(glue::RawError::from)
                 }
             }
-            export::handler::export_handler!(Component with_types_in ::wasmcage_guest::export::handler);
+            glue::handler::export_handler!(Glue with_types_in ::wasmcage_guest::export::handler);
         };
     })
 }

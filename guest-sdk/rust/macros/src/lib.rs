@@ -14,14 +14,6 @@ use syn::{Error, ReturnType, Signature, Type};
 ///
 /// The function takes a `Request` and returns a `Response`, anything that converts into one (texts, and `()` for an
 /// empty one), or a `Result` of these.
-///
-/// ```ignore
-/// #[handler]
-/// fn handle(request: Request) -> Result<Response> {
-///     let name = request.parameter("name").ok_or_else(|| Error::refused("no name was given"))?;
-///     Ok(Response::html(format!("<h1>Hello, {name} !</h1>")))
-/// }
-/// ```
 #[proc_macro_attribute]
 pub fn handler(attributes: TokenStream, item: TokenStream) -> TokenStream {
     expand(attributes, item, "handler", handler::expand)
@@ -36,42 +28,28 @@ pub fn handler(attributes: TokenStream, item: TokenStream) -> TokenStream {
 /// of type `Option` may be missing. Results are anything that serde can write as JSON, or a `Result` of that. A function
 /// whose one parameter is of type `Payload` takes whatever comes as it is, and one that returns a `Payload` answers with
 /// bytes if it likes.
-///
-/// ```ignore
-/// #[service]
-/// mod api {
-///     use wasmcage_guest::{Payload, Result};
-///
-///     pub fn greet(name: &str, greeting: Option<String>) -> String {
-///         format!("{}, {name} !", greeting.unwrap_or("Hello".into()))
-///     }
-///
-///     pub fn store(content: Payload) -> Result<()> {
-///         // ..
-///     }
-/// }
-/// ```
 #[proc_macro_attribute]
 pub fn service(attributes: TokenStream, item: TokenStream) -> TokenStream {
     expand(attributes, item, "service", service::expand)
 }
 
-/// The item itself always stays, so that a mistake in it is reported once and where it is.
+/// A refused item stays as it is, so that nothing else in the author's crate seems wrong.
 fn expand(
     attributes: TokenStream,
     item: TokenStream,
     name: &str,
-    glue: fn(TokenStream2) -> syn::Result<TokenStream2>,
+    with_glue: fn(TokenStream2) -> syn::Result<TokenStream2>,
 ) -> TokenStream {
-    let item: TokenStream2 = item.into();
-    let glue = if attributes.is_empty() {
-        glue(item.clone())
-    } else {
-        let attributes: TokenStream2 = attributes.into();
-        Err(Error::new_spanned(attributes, format!("#[{name}] takes no arguments")))
+    let (attributes, item): (TokenStream2, TokenStream2) = (attributes.into(), item.into());
+    let expanded = match attributes.is_empty() {
+        true => with_glue(item.clone()),
+        false => Err(Error::new_spanned(attributes, format!("#[{name}] takes no arguments"))),
     };
-    let glue = glue.unwrap_or_else(Error::into_compile_error);
-    quote! { #item #glue }.into()
+    let expanded = expanded.unwrap_or_else(|error| {
+        let error = error.into_compile_error();
+        quote! { #item #error }
+    });
+    expanded.into()
 }
 
 /// # Errors

@@ -3,14 +3,21 @@
 use proc_macro2::TokenStream;
 use quote::{ToTokens, format_ident, quote};
 use syn::ext::IdentExt;
-use syn::{Attribute, Error, FnArg, Ident, Item, ItemFn, ItemMod, Pat, PatType, Type, Visibility};
+use syn::{Attribute, Error, FnArg, Item, ItemFn, ItemMod, Pat, PatType, Type, Visibility};
 
+/// The item with the glue beside it, or inside it: the types of parameters are meant as they are seen from there.
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     match syn::parse2(item)? {
-        Item::Fn(function) => expand_functions(None, &[&function]),
-        Item::Mod(module) => {
-            let functions = public_functions(&module)?;
-            expand_functions(Some(&module.ident), &functions)
+        Item::Fn(function) => {
+            let glue = expand_functions(&[&function])?;
+            Ok(quote! { #function #glue })
+        }
+        Item::Mod(mut module) => {
+            let glue = expand_functions(&public_functions(&module)?)?;
+            if let Some((_, items)) = &mut module.content {
+                items.push(Item::Verbatim(glue));
+            }
+            Ok(module.into_token_stream())
         }
         other => Err(Error::new_spanned(other, "#[service] goes on a function or on a `mod` with public functions")),
     }
@@ -33,62 +40,60 @@ fn public_functions(module: &ItemMod) -> syn::Result<Vec<&ItemFn>> {
     }
 }
 
-fn expand_functions(module: Option<&Ident>, functions: &[&ItemFn]) -> syn::Result<TokenStream> {
-    let arms = functions.iter().map(|function| arm(module, function)).collect::<syn::Result<Vec<_>>>()?;
+fn expand_functions(functions: &[&ItemFn]) -> syn::Result<TokenStream> {
+    let arms = functions.iter().map(|function| arm(function)).collect::<syn::Result<Vec<_>>>()?;
     let names = functions.iter().map(|function| {
         let (conditions, name) = (conditions(&function.attrs), function.sig.ident.unraw().to_string());
         quote! { #(#conditions)* #name }
     });
     Ok(quote! {
         const _: () = {
-            use ::wasmcage_guest::export;
+            use ::wasmcage_guest::export as glue;
 
             fn call(function: &str, payload: ::wasmcage_guest::Payload)
                 -> ::wasmcage_guest::Result<::wasmcage_guest::Payload>
             {
                 match function {
                     #(#arms)*
-                    _ => ::core::result::Result::Err(export::unknown(function)),
+                    _ => ::core::result::Result::Err(glue::unknown(function)),
                 }
             }
 
-            struct Component;
-            impl export::service::exports::wasmcage::cage::service::Guest for Component {
+            struct Glue;
+            impl glue::service::exports::wasmcage::cage::service::Guest for Glue {
                 fn functions() -> ::std::vec::Vec<::std::string::String> {
-                    export::enter();
-                    export::names(&[#(#names),*])
+                    glue::enter();
+                    glue::names(&[#(#names),*])
                 }
 
                 fn call(
                     function: ::std::string::String,
                     payload: ::wasmcage_guest::Payload,
-                ) -> ::core::result::Result<::wasmcage_guest::Payload, export::RawError> {
-                    export::enter();
-                    call(&function, payload).map_err(export::RawError::from)
+                ) -> ::core::result::Result<::wasmcage_guest::Payload, glue::RawError> {
+                    glue::enter();
+                    call(&function, payload).map_err(glue::RawError::from)
                 }
             }
-            export::service::export_service!(Component with_types_in ::wasmcage_guest::export::service);
+            glue::service::export_service!(Glue with_types_in ::wasmcage_guest::export::service);
         };
     })
 }
 
 /// The arm of the match over function names that runs one function.
-fn arm(module: Option<&Ident>, function: &ItemFn) -> syn::Result<TokenStream> {
+fn arm(function: &ItemFn) -> syn::Result<TokenStream> {
     let signature = &function.sig;
     crate::check(signature)?;
     let conditions = conditions(&function.attrs);
     let ident = &signature.ident;
     let name = ident.unraw().to_string();
-    let path = match module {
-        Some(module) => quote! { #module::#ident },
-        None => quote! { #ident },
-    };
+    // `self::` passes by what the glue itself defines.
+    let path = quote! { self::#ident };
     let question = crate::returns_result(signature).then(|| quote! { .map_err(::wasmcage_guest::Error::from)? });
 
     if let [FnArg::Typed(PatType { ty, .. })] = &*signature.inputs.iter().collect::<Vec<_>>()
         && crate::is_named(ty, "Payload")
     {
-        return Ok(quote! { #(#conditions)* #name => export::IntoPayload::into_payload(#path(payload) #question), });
+        return Ok(quote! { #(#conditions)* #name => glue::IntoPayload::into_payload(#path(payload) #question), });
     }
     let parameters = signature.inputs.iter().map(Parameter::of).collect::<syn::Result<Vec<_>>>()?;
     let described = parameters.iter().map(Parameter::describe);
@@ -98,11 +103,11 @@ fn arm(module: Option<&Ident>, function: &ItemFn) -> syn::Result<TokenStream> {
     Ok(quote! {
         #(#conditions)*
         #name => {
-            const PARAMETERS: &[export::Parameter] = &[#(#described),*];
+            const PARAMETERS: &[glue::Parameter] = &[#(#described),*];
             #[allow(unused_variables)]
-            let #mutable arguments = export::ParsedArguments::parse(#name, PARAMETERS, &payload)?;
+            let #mutable arguments = glue::ParsedArguments::parse(#name, PARAMETERS, &payload)?;
             #(#taken)*
-            export::IntoPayload::into_payload(#path(#(#given),*) #question)
+            glue::IntoPayload::into_payload(#path(#(#given),*) #question)
         }
     })
 }
@@ -127,7 +132,7 @@ impl<'a> Parameter<'a> {
 
     fn describe(&self) -> TokenStream {
         let (name, kind) = (&self.name, self.kind.to_token_stream().to_string().replace(' ', ""));
-        quote! { export::Parameter { name: #name, kind: #kind } }
+        quote! { glue::Parameter { name: #name, kind: #kind } }
     }
 
     fn take(&self, index: usize) -> TokenStream {
