@@ -31,7 +31,7 @@ fn handle(request: Request) -> Result<Response> {
         ["headers"] => Response::json(&request.headers),
         ["context"] => tell_context(&request),
         ["log"] => {
-            let level = request.parameter("level").map_or(Ok(Level::Info), |level| level_named(&level))?;
+            let level = request.parameter("level").map_or(Ok(Level::Info), |level| level.parse())?;
             log!(level, "{}", text(&request));
             Ok(().into())
         }
@@ -76,7 +76,7 @@ fn tell_context(request: &Request) -> Result<Response> {
         context::describe(&text);
     }
     if let Some(level) = request.parameter("level") {
-        context::set_log_level(level_named(&level)?);
+        context::set_log_level(level.parse()?);
     }
     Response::json(&json!({
         "request_id": context::request_id(),
@@ -84,19 +84,8 @@ fn tell_context(request: &Request) -> Result<Response> {
         "cage": context::cage(),
         "module": context::module(),
         "facts": context::facts().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
-        "log_level": format!("{:?}", context::log_level()).to_lowercase(),
+        "log_level": context::log_level().name(),
     }))
-}
-
-fn level_named(name: &str) -> Result<Level> {
-    match name {
-        "error" => Ok(Level::Error),
-        "warn" => Ok(Level::Warn),
-        "info" => Ok(Level::Info),
-        "debug" => Ok(Level::Debug),
-        "trace" => Ok(Level::Trace),
-        _ => Err(Error::refused(format_args!("there is no log level {name}"))),
-    }
 }
 
 fn text(request: &Request) -> String {

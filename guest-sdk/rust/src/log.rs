@@ -8,8 +8,10 @@
 //! ```
 
 use std::fmt;
+use std::str::FromStr;
 
 use crate::bindings::imports::wasmcage::cage::log;
+use crate::error::{Error, Result};
 
 pub use log::{Level, enabled};
 
@@ -60,5 +62,29 @@ pub fn write(level: Level, text: fmt::Arguments<'_>) {
     match text.as_str() {
         Some(text) => log::log(level, text),
         None => log::log(level, &text.to_string()),
+    }
+}
+
+impl Level {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+impl FromStr for Level {
+    type Err = Error;
+
+    /// # Errors
+    /// Refused when there is no such level.
+    fn from_str(name: &str) -> Result<Self> {
+        let levels = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
+        let level = levels.into_iter().find(|level| level.name() == name);
+        level.ok_or_else(|| Error::refused(format_args!("there is no log level {name}")))
     }
 }
