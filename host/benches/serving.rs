@@ -140,7 +140,12 @@ fn cage(guest: &str, settings: &str) -> Option<Server> {
         "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n[modules.interface_web]\n{settings}\n"
     );
     std::fs::write(directory.join("cage.toml"), toml).unwrap();
-    wasmcage::telemetry::install();
+    wasmcage::telemetry::install(wasmcage::telemetry::TerminalOptions {
+        lines: false,
+        homeless: true,
+        colour: false,
+        show_cage: false,
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut options = HostOptions::new(root.path(), ["bench"]);
     options.compiler = Some(target().join("wasmcage"));

@@ -97,7 +97,7 @@ macro_rules! handover {
                     restored.map_err(|error| error.text().into())
                 }
             }
-            $crate::export::handover::export_handover!(Component with_types_in $crate::export::handover);
+    $crate::export::handover::export_handover!(Component with_types_in $crate::export::handover);
         };
     };
 }
