@@ -67,7 +67,6 @@ impl<B: Backend> Server<B> {
     /// Serves until the drain begins and the last connection has ended, or until it is forced. Dropping this future ends
     /// all connections.
     pub(super) async fn run(self, drain: Drain) {
-        self.intake.site.events.listening(&self.url());
         // Counts this interface's connections, and ends them with this future.
         let own = ForceOnDrop(drain.child());
         tokio::select! {
@@ -219,8 +218,7 @@ mod tests {
     fn connections_spread_over_the_lanes() {
         let seats = Arc::new(Seats::new(3));
         let drain = Drain::new();
-        let taken: Vec<Seat> =
-            (0..5).map(|_| Seat::take(&seats, seats.least_taken(), &drain, &drain)).collect();
+        let taken: Vec<Seat> = (0..5).map(|_| Seat::take(&seats, seats.least_taken(), &drain, &drain)).collect();
         assert_eq!(taken.iter().map(|seat| seat.lane).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
         assert_eq!((seats.total(), seats.least_taken()), (5, 2));
         drop(taken);
