@@ -62,7 +62,7 @@ impl ConfigError {
     }
 
     /// The value, unless there are mistakes.
-    pub(super) fn none_or<T>(self, value: T) -> Result<T, Self> {
+    pub(crate) fn none_or<T>(self, value: T) -> Result<T, Self> {
         if self.problems.is_empty() { Ok(value) } else { Err(self.merge(Self::default())) }
     }
 }

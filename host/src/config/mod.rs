@@ -24,7 +24,7 @@ pub use module::{InstanceMode, InstancesConfig, ModuleConfig};
 pub use section::{Section, nearest};
 
 use crate::protocol::PROTOCOLS;
-use crate::telemetry::Level;
+use crate::telemetry::{Level, LogFormat, LogSettings};
 
 /// Name of the configuration file in a cage's directory.
 pub const FILE_NAME: &str = "cage.toml";
@@ -60,12 +60,6 @@ pub struct CageConfig {
     pub interfaces: BTreeMap<String, InterfaceConfig>,
     pub resources: BTreeMap<String, ResourceConfig>,
     pub modules: BTreeMap<String, ModuleConfig>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 /// A named inbound endpoint. Two are equal when nothing that has an effect differs, wherever it was written.
@@ -168,6 +162,10 @@ impl CageConfig {
     /// The configuration of a module, which need not be mentioned to exist.
     pub fn module(&self, name: &str) -> ModuleConfig {
         self.modules.get(name).cloned().unwrap_or_default()
+    }
+
+    pub fn log_settings(&self) -> LogSettings {
+        LogSettings { level: self.log_level, format: self.log_format, retention_days: self.log_retention_days }
     }
 }
 

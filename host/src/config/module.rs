@@ -18,8 +18,6 @@ pub struct ModuleConfig {
     pub table_elements: usize,
     /// Of one request, and never longer than the request's own deadline.
     pub timeout: Option<Duration>,
-    /// How long requests in flight may go on in a version that was replaced.
-    pub drain_timeout: Duration,
     pub allow: Grants,
     /// The guest's environment variables.
     pub env: Vec<(String, String)>,
@@ -59,7 +57,6 @@ impl Default for ModuleConfig {
             memory_bytes: 128 << 20,
             table_elements: 100_000,
             timeout: None,
-            drain_timeout: Duration::from_secs(30),
             allow: Grants::default(),
             env: Vec::new(),
             config: serde_json::Map::new(),
@@ -95,7 +92,6 @@ impl ModuleConfig {
             memory_bytes: (section.integer("memory_mb", 128, 1..=4096) as usize) << 20,
             table_elements: section.integer("table_elements", default.table_elements as u64, 1..=10_000_000) as usize,
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
-            drain_timeout: section.milliseconds("drain_timeout_ms", default.drain_timeout, 0..=TIMEOUT_MS_MAX),
             allow: section.table("allow").map_or(default.allow, Grants::read),
             env: environment(&section),
             config: section.table("config").map_or(default.config, |section| section.json()),
