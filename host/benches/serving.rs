@@ -194,7 +194,7 @@ fn load(address: SocketAddr, duration: Duration) -> Figure {
             &format!("-c{CONNECTIONS}"),
             &format!("-d{seconds}s"),
             "--latency",
-            &format!("http://{address}/hello"),
+            &format!("http://{address}/"),
         ])
         .output();
     match wrk {
@@ -233,7 +233,7 @@ fn generate(address: SocketAddr, duration: Duration) -> Figure {
                     let (mut micros, mut buffer) = (Vec::new(), vec![0; 4096]);
                     while Instant::now() < until {
                         let begun = Instant::now();
-                        stream.write_all(b"GET /hello HTTP/1.1\r\nhost: bench\r\n\r\n").await.unwrap();
+                        stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n").await.unwrap();
                         assert!(stream.read(&mut buffer).await.unwrap() > 0, "the server hung up");
                         micros.push(begun.elapsed().as_secs_f64() * 1e6);
                     }

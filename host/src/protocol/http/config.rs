@@ -2,7 +2,7 @@
 //! new or changed; all mistakes are reported together.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use http::{HeaderValue, Method};
@@ -13,7 +13,10 @@ use super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::tls::{ClientAuth, TlsFiles};
 use crate::config::{ConfigError, Section};
 
-const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+const METHODS: [Method; 7] =
+    [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 /// Times and sizes are limits: at each, the client gets an answer that says so, or its connection is closed.
 #[derive(Clone, Debug)]
@@ -56,27 +59,30 @@ pub(super) struct HttpConfig {
 impl HttpConfig {
     /// # Errors
     /// All mistakes of the section.
-    pub(super) fn read(mut section: Section) -> Result<Self, ConfigError> {
-        let allowed_methods = methods(&mut section);
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        let listen =
+            section.parsed("listen", Listen::default(), "host:port, such as \"127.0.0.1:8080\" or \"[::]:80\"");
+        let milliseconds = |key, default, most| section.milliseconds(key, Duration::from_millis(default), 1..=most);
+        let allowed_methods = methods(&section);
         let allow = allowed_methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
         let config = Self {
-            listen: listen(&mut section),
+            listen: listen.0,
             connections_max: section.integer("max_connections", 10_000, 1..=1_000_000) as usize,
-            header_bytes_max: section.integer("max_header_bytes", 32 * 1024, 1024..=256 * 1024) as usize,
+            header_bytes_max: section.integer("max_header_bytes", 32 << 10, 1 << 10..=256 << 10) as usize,
             headers_max: section.integer("max_headers", 100, 1..=1_000) as usize,
-            body_bytes_max: section.integer("max_body_bytes", 8 * 1024 * 1024, 0..=4 * 1024 * 1024 * 1024) as u64,
-            response_header_bytes_max: section.integer("max_response_header_bytes", 64 * 1024, 1024..=1024 * 1024)
+            body_bytes_max: section.integer("max_body_bytes", 8 << 20, 0..=4 << 30),
+            response_header_bytes_max: section.integer("max_response_header_bytes", 64 << 10, 1 << 10..=1 << 20)
                 as usize,
             streams_max: section.integer("max_streams", 200, 1..=10_000) as u32,
             keep_alive: section.flag("keep_alive", true),
-            idle_timeout: section.milliseconds("idle_timeout_ms", Duration::from_millis(60_000), 1..=86_400_000),
-            header_timeout: section.milliseconds("header_timeout_ms", Duration::from_millis(10_000), 1..=3_600_000),
-            body_timeout: section.milliseconds("body_timeout_ms", Duration::from_millis(30_000), 1..=86_400_000),
-            write_timeout: section.milliseconds("write_timeout_ms", Duration::from_millis(30_000), 1..=3_600_000),
+            idle_timeout: milliseconds("idle_timeout_ms", 60_000, DAY_MS),
+            header_timeout: milliseconds("header_timeout_ms", 10_000, DAY_MS),
+            body_timeout: milliseconds("body_timeout_ms", 30_000, DAY_MS),
+            write_timeout: milliseconds("write_timeout_ms", 30_000, DAY_MS),
             allow: HeaderValue::try_from(allow).expect("methods are tokens, which a header can hold"),
             allowed_methods,
-            trusted_proxies: trusted_proxies(&mut section),
-            compress: compress(&mut section),
+            trusted_proxies: trusted_proxies(&section),
+            compress: compress(&section),
             tls: section.table("tls").map(tls),
         };
         section.finish()?;
@@ -84,76 +90,177 @@ impl HttpConfig {
     }
 }
 
-fn listen(section: &mut Section) -> String {
-    let listen = section.string("listen", "127.0.0.1:8080");
-    let port = listen.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
-    if !matches!(port, Some(Ok(_))) {
-        section.problem("listen", format!("{listen:?} is not host:port, such as \"127.0.0.1:8080\" or \"[::]:80\""));
+/// A host, which may be a name, and a port.
+struct Listen(String);
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self("127.0.0.1:8080".to_owned())
     }
-    listen
 }
 
-fn methods(section: &mut Section) -> Vec<Method> {
-    let mut methods = Vec::new();
-    for name in section.strings("allowed_methods", METHODS) {
-        match Method::from_bytes(name.as_bytes()) {
-            Ok(Method::CONNECT) => section.problem("allowed_methods", "CONNECT is for proxies".to_owned()),
-            Ok(method) => methods.push(method),
-            Err(_) => section.problem("allowed_methods", format!("{name:?} is not a method")),
+impl FromStr for Listen {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self(text.to_owned())),
+            _ => Err(()),
         }
+    }
+}
+
+fn methods(section: &Section) -> Vec<Method> {
+    let mut methods = section.parsed_list("allowed_methods", METHODS.to_vec(), "a method, such as \"GET\"");
+    if methods.contains(&Method::CONNECT) {
+        section.problem("allowed_methods", "CONNECT is for proxies, which this server is not");
+        methods.clear();
     }
     methods
 }
 
-fn trusted_proxies(section: &mut Section) -> TrustedProxies {
-    let mut nets = Vec::new();
-    for text in section.strings("trusted_proxies", &[]) {
-        match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
-            Ok(net) => nets.push(net),
-            Err(_) => section
-                .problem("trusted_proxies", format!("{text:?} is not an address or a network such as \"10.0.0.0/8\"")),
-        }
+/// An address is a network of one.
+struct Net(IpNet);
+
+impl FromStr for Net {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let net = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        net.map(Self).map_err(|_| ())
     }
-    let headers = [("x-forwarded-for", ForwardedHeader::XForwarded), ("forwarded", ForwardedHeader::Forwarded)];
-    let header = section.choice("forwarded_header", &headers, ForwardedHeader::XForwarded);
-    TrustedProxies { nets, header }
 }
 
-fn compress(section: &mut Section) -> Option<Compress> {
-    let types: Vec<String> = section.strings("compress", &[]).iter().map(|name| name.to_ascii_lowercase()).collect();
-    for name in &types {
-        let is_type = name.split_once('/').is_some_and(|(kind, subtype)| !kind.is_empty() && !subtype.is_empty());
-        if !is_type || name.find('*').is_some_and(|at| at + 1 != name.len()) {
-            section.problem("compress", format!("{name:?} is not a content type such as \"text/*\""));
+fn trusted_proxies(section: &Section) -> TrustedProxies {
+    let nets: Vec<Net> =
+        section.parsed_list("trusted_proxies", Vec::new(), "an address or a network, such as \"10.0.0.0/8\"");
+    let header = section.choice(
+        "forwarded_header",
+        &[("x-forwarded-for", ForwardedHeader::XForwarded), ("forwarded", ForwardedHeader::Forwarded)],
+        ForwardedHeader::XForwarded,
+    );
+    TrustedProxies { nets: nets.into_iter().map(|net| net.0).collect(), header }
+}
+
+/// `text/*`, `application/json`.
+struct ContentType(String);
+
+impl FromStr for ContentType {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let star_is_last = text.find('*').is_none_or(|at| text[at..] == *"*" && text[..at].ends_with('/'));
+        match text.split_once('/') {
+            Some((kind, subtype)) if !kind.is_empty() && !subtype.is_empty() && star_is_last => {
+                Ok(Self(text.to_ascii_lowercase()))
+            }
+            _ => Err(()),
         }
     }
-    let bytes_min = section.integer("compress_min_bytes", 1024, 0..=1_000_000_000) as u64;
+}
+
+fn compress(section: &Section) -> Option<Compress> {
+    let types: Vec<ContentType> =
+        section.parsed_list("compress", Vec::new(), "a content type, such as \"application/json\" or \"text/*\"");
+    let bytes_min = section.integer("compress_min_bytes", 1024, 0..=1 << 30);
+    let types: Vec<String> = types.into_iter().map(|content_type| content_type.0).collect();
     (!types.is_empty()).then_some(Compress { types, bytes_min })
 }
 
-fn tls(mut section: Section) -> TlsFiles {
-    let certificate = file(&mut section, "certificate");
-    let key = file(&mut section, "key");
-    let choice = section.choice("client_auth", &[("none", 0), ("optional", 1), ("required", 2)], 0);
-    let client_auth = match choice {
-        1 => ClientAuth::Optional(file(&mut section, "client_ca")),
-        2 => ClientAuth::Required(file(&mut section, "client_ca")),
-        _ => ClientAuth::None,
+fn tls(section: Section) -> TlsFiles {
+    let file = |key| {
+        let file = section.path(key);
+        if !section.has(key) {
+            section.problem(key, "missing: the name of a PEM file");
+        }
+        file.unwrap_or_default()
     };
-    TlsFiles {
-        certificate,
-        key,
-        client_auth,
-        handshake_timeout: section.milliseconds("handshake_timeout_ms", Duration::from_millis(5_000), 1..=600_000),
-        reload_interval: section.milliseconds("reload_ms", Duration::from_millis(5_000), 10..=3_600_000),
+    #[derive(Clone, Copy)]
+    enum Asked {
+        None,
+        Optional,
+        Required,
     }
+    let choices = [("none", Asked::None), ("optional", Asked::Optional), ("required", Asked::Required)];
+    let client_auth = match section.choice("client_auth", &choices, Asked::None) {
+        Asked::None => ClientAuth::None,
+        Asked::Optional => ClientAuth::Optional(file("client_ca")),
+        Asked::Required => ClientAuth::Required(file("client_ca")),
+    };
+    let files = TlsFiles {
+        certificate: file("certificate"),
+        key: file("key"),
+        client_auth,
+        handshake_timeout: section.milliseconds("handshake_timeout_ms", Duration::from_secs(5), 1..=DAY_MS),
+        reload_interval: section.milliseconds("reload_ms", Duration::from_secs(5), 100..=DAY_MS),
+    };
+    // Its mistakes are among those of the interface's section.
+    let _ = section.finish();
+    files
 }
 
-/// A file that must be named.
-fn file(section: &mut Section, key: &str) -> PathBuf {
-    let name = section.string(key, "");
-    if name.is_empty() {
-        section.problem(key, "is needed: name of a PEM file".to_owned());
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Environment;
+
+    /// The configuration of an interface with these lines.
+    fn read(lines: &str) -> Result<HttpConfig, String> {
+        let text = format!("[interfaces.my_http]\nprotocol = \"http\"\n{lines}");
+        let environment = Environment {
+            cage: "runner",
+            node: "node",
+            directory: Path::new("/cages/runner"),
+            protocols: &["http"],
+            variables: &|_| None,
+        };
+        let config =
+            crate::config::parse(&[("cage.toml".into(), text)], &environment).map_err(|error| error.to_string())?;
+        let section = config.interfaces["my_http"].section.clone();
+        HttpConfig::read(section).map_err(|error| error.to_string())
     }
-    PathBuf::from(name)
+
+    #[test]
+    fn what_is_not_said_is_safe() {
+        let config = read("").unwrap();
+        assert_eq!(config.listen, "127.0.0.1:8080");
+        assert_eq!(config.allow, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        assert!(config.tls.is_none() && config.compress.is_none() && config.trusted_proxies.nets.is_empty());
+    }
+
+    #[test]
+    fn files_are_the_cages_own() {
+        let config = read("[interfaces.my_http.tls]\ncertificate = \"cert.pem\"\nkey = \"/etc/key.pem\"").unwrap();
+        let tls = config.tls.unwrap();
+        assert_eq!(tls.certificate, Path::new("/cages/runner/cert.pem"));
+        assert_eq!((tls.key.as_path(), tls.client_auth), (Path::new("/etc/key.pem"), ClientAuth::None));
+    }
+
+    fn check_refused(lines: &str, words: &[&str]) {
+        let error = read(lines).unwrap_err();
+        for word in words {
+            assert!(error.contains(word), "{word} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_together() {
+        check_refused("listen = \"8080\"\nmax_conections = 5", &["listen", "max_connections"]);
+        check_refused("listen = \":80\"", &["listen"]);
+        check_refused("listen = \"a:b\"", &["listen"]);
+        check_refused("max_connections = 0\nidle_timeout_ms = 0", &["max_connections", "idle_timeout_ms"]);
+        check_refused("allowed_methods = [\"CONNECT\"]", &["allowed_methods"]);
+        check_refused("allowed_methods = [\"G T\"]", &["allowed_methods"]);
+        check_refused("trusted_proxies = [\"10.0.0.0/99\"]", &["trusted_proxies"]);
+        check_refused("forwarded_header = \"via\"", &["forwarded_header", "x-forwarded-for"]);
+        for content_type in ["text", "/", "text/", "text/*x", "t*/x", "*"] {
+            check_refused(&format!("compress = [\"{content_type}\"]"), &["compress"]);
+        }
+        check_refused(
+            "tls = { certificate = \"c.pem\", client_auth = \"required\", x = 1 }",
+            &["tls.key", "client_ca", "tls.x"],
+        );
+    }
 }

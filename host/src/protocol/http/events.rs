@@ -6,13 +6,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::request::RequestId;
+use crate::request::{RequestContext, RequestId};
+use crate::telemetry::{Gate, error_chain};
 
 /// One line of a kind in this time; what comes between is counted.
 const SELDOM: Duration = Duration::from_secs(10);
@@ -21,18 +20,15 @@ const SELDOM: Duration = Duration::from_secs(10);
 pub(super) struct Events {
     cage: Arc<str>,
     interface: Arc<str>,
-    refused: Seldom,
-    accept: Seldom,
-    reply: Seldom,
+    refused: Gate,
+    accept: Gate,
+    reply: Gate,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        Self { cage, interface, refused: Seldom::new(), accept: Seldom::new(), reply: Seldom::new() }
-    }
-
-    pub(super) fn listening(&self, address: &str) {
-        info!(cage = %self.cage, interface = %self.interface, address, "interface listening");
+        let seldom = || Gate::new(1, SELDOM);
+        Self { cage, interface, refused: seldom(), accept: seldom(), reply: seldom() }
     }
 
     pub(super) fn stopped(&self, connections: usize) {
@@ -41,15 +37,15 @@ impl Events {
 
     /// The limit on connections is reached: this one was closed unread.
     pub(super) fn connection_refused(&self, connections_max: usize) {
-        if let Some(left_out) = self.refused.turn() {
-            warn!(cage = %self.cage, interface = %self.interface, connections_max, left_out, "connections refused");
+        if let Some(suppressed) = self.refused.pass() {
+            warn!(cage = %self.cage, interface = %self.interface, connections_max, suppressed, "connections refused");
         }
     }
 
     /// The process or the machine is out of something; the intake goes on after a pause.
     pub(super) fn accept_failed(&self, error: &io::Error) {
-        if let Some(left_out) = self.accept.turn() {
-            warn!(cage = %self.cage, interface = %self.interface, %error, left_out, "connection not accepted");
+        if let Some(suppressed) = self.accept.pass() {
+            warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "connection not accepted");
         }
     }
 
@@ -67,78 +63,34 @@ impl Events {
 
     /// The files changed into something unusable; the old certificate serves on. Once per content of the files.
     pub(super) fn certificates_kept(&self, error: &dyn std::error::Error) {
-        let error = chain(error);
+        let error = error_chain(error);
         warn!(cage = %self.cage, interface = %self.interface, error, "certificate not reloaded");
     }
 
     /// Answered here, without a module: the client's fault or its absence.
     pub(super) fn turned_away(&self, request: RequestId, peer: IpAddr, code: &str, detail: &str) {
         debug!(
-            cage = %self.cage, interface = %self.interface, request = %request, address = %peer, code, error = detail,
+            cage = %self.cage, interface = %self.interface, address = %peer, code, error = detail, request = %tail(request),
             "request turned away"
         );
     }
 
     /// The module answered with something that HTTP cannot carry.
-    pub(super) fn reply_unfit(&self, request: RequestId, module: &str, error: &dyn Display) {
-        if let Some(left_out) = self.reply.turn() {
+    pub(super) fn reply_unfit(&self, context: &RequestContext, module: &str, error: &dyn Display) {
+        if let Some(suppressed) = self.reply.pass() {
             warn!(
-                cage = %self.cage, interface = %self.interface, request = %request, module, %error, left_out,
+                cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "reply not sendable"
             );
         }
     }
 
     pub(super) fn panicked(&self, request: RequestId) {
-        tracing::error!(cage = %self.cage, interface = %self.interface, request = %request, "request panicked");
+        error!(cage = %self.cage, interface = %self.interface, request = %tail(request), "request panicked");
     }
 }
 
-/// An error with all its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-/// Lets one event of a kind through in a while.
-struct Seldom {
-    last: Mutex<Option<Instant>>,
-    left_out: AtomicU64,
-}
-
-impl Seldom {
-    const fn new() -> Self {
-        Self { last: Mutex::new(None), left_out: AtomicU64::new(0) }
-    }
-
-    /// How many events were left out since the last line, when this one may be logged.
-    fn turn(&self) -> Option<u64> {
-        let now = Instant::now();
-        let mut last = self.last.lock();
-        if last.is_some_and(|last| now.duration_since(last) < SELDOM) {
-            self.left_out.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        *last = Some(now);
-        Some(self.left_out.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flood_is_one_line() {
-        let seldom = Seldom::new();
-        assert_eq!(seldom.turn(), Some(0));
-        assert_eq!(seldom.turn(), None);
-        assert_eq!(seldom.left_out.load(Ordering::Relaxed), 1);
-    }
+/// How a line about a request ends that has no context yet.
+fn tail(request: RequestId) -> impl Display {
+    std::fmt::from_fn(move |f| write!(f, "RQ-{}", request.short()))
 }

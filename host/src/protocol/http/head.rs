@@ -3,7 +3,7 @@
 
 use http::header::{COOKIE, EXPECT, HOST};
 use http::request::Parts;
-use http::uri::Authority;
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
 /// Why a request is answered on sight of its head.
@@ -87,6 +87,18 @@ pub(super) fn target(uri: &Uri) -> String {
         Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
         _ => "/".to_owned(),
     }
+}
+
+/// Gives the target a scheme and a host, as `wasi:http` wants them; only HTTP/1.0 clients may have named no host.
+pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
+    let host = || Authority::try_from(parts.headers.get(HOST)?.as_bytes()).ok();
+    let authority = parts.uri.authority().cloned().or_else(host);
+    let mut target = std::mem::take(&mut parts.uri).into_parts();
+    target.scheme = Some(if encrypted { Scheme::HTTPS } else { Scheme::HTTP });
+    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
+    let path = target.path_and_query.take();
+    target.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    parts.uri = Uri::from_parts(target).expect("a target with all of its parts is one");
 }
 
 /// Lower-case names, repeats kept. A value that is not UTF-8 is read as Latin-1, which loses no byte. The host is a header
@@ -195,6 +207,24 @@ mod tests {
             &[("host", "a.example"), ("x", "y"), ("cookie", "a=1; b=2")],
         );
         check_headers(one, "/", &[("cookie", b"a=1"), ("cookie", b"b=2")], &[("cookie", "a=1"), ("cookie", "b=2")]);
+    }
+
+    #[test]
+    fn targets_are_completed() {
+        let check = |uri: &str, host: Option<&'static [u8]>, encrypted: bool, expected: &str| {
+            let lines: Vec<(&'static str, &[u8])> = host.map(|host| ("host", host)).into_iter().collect();
+            let mut parts = parts(Version::HTTP_11, "GET", uri, &lines);
+            complete_target(&mut parts, encrypted);
+            assert_eq!(parts.uri.to_string(), expected);
+        };
+        check("/a?b", Some(b"x:80"), false, "http://x:80/a?b");
+        check("/", Some(b"x"), true, "https://x/");
+        check("http://y/a", Some(b"x"), true, "https://y/a");
+        check("/", Some(b""), false, "http://localhost/");
+        check("/", None, false, "http://localhost/");
+        let mut asterisk = parts(Version::HTTP_11, "OPTIONS", "*", &[("host", b"x")]);
+        complete_target(&mut asterisk, false);
+        assert_eq!(target(&asterisk.uri), "*");
     }
 
     #[test]

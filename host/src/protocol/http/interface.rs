@@ -25,7 +25,7 @@ use super::server::Server;
 use super::{head, reply};
 use crate::dispatcher::{DispatchError, Dispatcher, Endpoint, Route, RouteKind, StreamBody};
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::{Reply, RequestContext, RequestId};
+use crate::request::{Facts, Reply, RequestContext, RequestId};
 
 /// HTTP's column of the error table.
 fn status(error: &DispatchError) -> StatusCode {
@@ -184,39 +184,38 @@ async fn whole<B: Backend>(
         Err(_) => return Err(visit.body_late()),
     };
     let context = visit.context(&parts);
-    let id = context.id;
     let request = crate::request::Request {
-        context,
+        context: context.clone(),
         action: parts.method.as_str().to_owned(),
         target: head::target(&parts.uri),
         headers: head::headers(&parts),
         body,
     };
-    let reply = visit.site.host.handle(route, request).await.map_err(|error| refused(id, &error))?;
-    reply::whole(reply, &parts.method, config.response_header_bytes_max).map_err(|error| visit.unfit(id, &error))
+    let reply = visit.site.host.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
+    reply::whole(reply, &parts.method, config.response_header_bytes_max).map_err(|error| visit.unfit(&context, &error))
 }
 
 /// A `wasi:http` module: bodies stream both ways, its deadline runs from here.
 async fn streamed<B: Backend>(
     visit: &Visit<B>,
     route: B::Route,
-    parts: Parts,
+    mut parts: Parts,
     body: Inbound,
 ) -> Result<Response<Content>, Refusal> {
     let context = visit.context(&parts);
-    let id = context.id;
+    head::complete_target(&mut parts, context.facts.get(Facts::ENCRYPTED).is_some());
     let method = parts.method.clone();
     let (body, too_large) = body.stream();
     let request = Request::from_parts(parts, body);
-    let response = visit.site.host.stream(route, context, request).await.map_err(|error| {
+    let response = visit.site.host.stream(route, context.clone(), request).await.map_err(|error| {
         if too_large.load(Ordering::Relaxed) {
             // The module could not but fail: the client's body is the cause.
             return visit.body_refused(&BodyError::TooLarge { bytes_max: visit.site.config.body_bytes_max });
         }
-        refused(id, &error)
+        refused(context.id, &error)
     })?;
-    reply::streamed(response, &method, visit.site.config.response_header_bytes_max)
-        .map_err(|error| visit.unfit(id, &error))
+    let header_bytes_max = visit.site.config.response_header_bytes_max;
+    reply::streamed(response, &method, header_bytes_max).map_err(|error| visit.unfit(&context, &error))
 }
 
 /// Logged by the dispatcher, which knows the cause.
@@ -260,9 +259,9 @@ impl<B: Backend> Visit<B> {
     }
 
     /// A module's answer that cannot be sent: 502, since the module is what stands behind this server.
-    fn unfit(&self, request: RequestId, error: &reply::ReplyError) -> Refusal {
-        self.site.events.reply_unfit(request, self.site.host.module(), error);
-        Refusal::new(request, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
+    fn unfit(&self, context: &RequestContext, error: &reply::ReplyError) -> Refusal {
+        self.site.events.reply_unfit(context, self.site.host.module(), error);
+        Refusal::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
     fn panicked(&self) -> Refusal {

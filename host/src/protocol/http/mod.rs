@@ -26,7 +26,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{ConfigError, Section};
+use crate::config::{ConfigError, ExportChoice, Section};
 use crate::protocol::{Interface, Protocol};
 
 const NAME: &str = "http";
@@ -36,6 +36,11 @@ pub struct Http;
 impl Protocol for Http {
     fn name(&self) -> &'static str {
         NAME
+    }
+
+    /// A component that speaks `wasi:http` is made for this protocol.
+    fn choice(&self, configured: ExportChoice) -> ExportChoice {
+        configured
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

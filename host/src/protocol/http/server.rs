@@ -67,7 +67,6 @@ impl<B: Backend> Server<B> {
     /// Serves until the drain begins and the last connection has ended, or until it is forced. Dropping this future ends
     /// all connections.
     pub(super) async fn run(self, drain: Drain) {
-        self.intake.site.events.listening(&self.url());
         // Counts this interface's connections, and ends them with this future.
         let own = ForceOnDrop(drain.child());
         tokio::select! {

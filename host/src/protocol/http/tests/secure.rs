@@ -8,6 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -21,16 +22,7 @@ use crate::protocol::InterfaceError;
 /// An authority, and a directory with the files of a server.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: Directory,
-}
-
-struct Directory(std::path::PathBuf);
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        // Left behind in the system's own directory at worst.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    directory: TempDir,
 }
 
 impl Authority {
@@ -38,16 +30,15 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let path = std::env::temp_dir().join(format!("wasmcage-tls-{:016x}", fastrand::u64(..)));
-        std::fs::create_dir(&path).unwrap();
-        std::fs::write(path.join("ca.pem"), issuer.pem()).unwrap();
-        let authority = Self { issuer, directory: Directory(path) };
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
+        let authority = Self { issuer, directory };
         authority.renew("localhost");
         authority
     }
 
     fn path(&self) -> &Path {
-        &self.directory.0
+        self.directory.path()
     }
 
     /// Certificate and key, PEM.
