@@ -64,7 +64,9 @@ impl Guest for Component {
 
 fn echo(request: &IncomingRequest, answer: ResponseOutparam) -> Result<(), StreamError> {
     let incoming = request.consume().expect("the body is consumed once");
-    let outgoing = respond(answer, 200);
+    // HTTP/1.1 servers send only the trailers that the headers announce.
+    let announced = request.headers().get("trailer");
+    let outgoing = respond_with(answer, 200, &announced);
     {
         let input = incoming.stream().expect("the body is read once");
         let output = outgoing.write().expect("the body is written once");
@@ -121,8 +123,13 @@ fn text(answer: ResponseOutparam, status: u16, text: &str) -> Result<(), StreamE
 
 /// Sends the head; the body follows.
 fn respond(answer: ResponseOutparam, status: u16) -> OutgoingBody {
+    respond_with(answer, status, &[])
+}
+
+fn respond_with(answer: ResponseOutparam, status: u16, announced_trailers: &[Vec<u8>]) -> OutgoingBody {
     let headers = Fields::new();
     headers.set("content-type", &[b"text/plain".to_vec()]).expect("the header is well-formed");
+    headers.set("trailer", announced_trailers).expect("the header came like this");
     let response = OutgoingResponse::new(headers);
     response.set_status_code(status).expect("the status is a valid one");
     let body = response.body().expect("the body is taken once");

@@ -36,14 +36,16 @@ impl Guest for Component {
         Ok(match path {
             "/" => text(200, "Hello, world !"),
             "/echo" => {
+                let announced = announced_trailers(&request);
                 let (body, trailers) = consume(request);
                 let (output, contents) = wit_stream::new();
                 spawn_local(copy(body, output));
-                respond(200, contents, trailers)
+                respond_with(200, &announced, contents, trailers)
             }
             "/pass" => {
+                let announced = announced_trailers(&request);
                 let (body, trailers) = consume(request);
-                respond(200, body, trailers)
+                respond_with(200, &announced, body, trailers)
             }
             "/early" => {
                 let (body, _trailers) = consume(request);
@@ -125,11 +127,21 @@ fn text(status: u16, text: &'static str) -> Response {
 }
 
 fn respond(status: u16, contents: StreamReader<u8>, trailers: Trailers) -> Response {
+    respond_with(status, &[], contents, trailers)
+}
+
+fn respond_with(status: u16, announced: &[Vec<u8>], contents: StreamReader<u8>, trailers: Trailers) -> Response {
     let headers = Fields::new();
     headers.set("content-type", &[b"text/plain".to_vec()]).expect("the header is well-formed");
+    headers.set("trailer", announced).expect("the header came like this");
     let (response, _sent) = Response::new(headers, Some(contents), trailers);
     response.set_status_code(status).expect("the status is a valid one");
     response
+}
+
+/// HTTP/1.1 servers send only the trailers that the headers announce.
+fn announced_trailers(request: &Request) -> Vec<Vec<u8>> {
+    request.get_headers().get("trailer")
 }
 
 fn no_trailers() -> Trailers {
