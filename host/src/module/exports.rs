@@ -9,7 +9,7 @@ use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
 use wasmtime_wasi_http::{p2, p3};
 
-use super::value;
+use super::value::{Signature, UnsupportedType};
 use crate::host_api::GuestState;
 
 pub const HANDLER: &str = "wasmcage:cage/handler@0.1.0";
@@ -48,12 +48,21 @@ pub enum Web {
 
 pub struct PlainFunction {
     pub index: ComponentExportIndex,
-    pub ty: ComponentFunc,
+    /// Or why it cannot be called by name.
+    pub signature: Result<Signature, UnsupportedType>,
     /// Set by the first call, so that a later version without this function is refused.
     used: AtomicBool,
 }
 
 impl PlainFunction {
+    /// `name: func(a: string, b: u32) -> bool`: for messages and for comparing versions.
+    pub fn describe(&self, name: &str) -> String {
+        match &self.signature {
+            Ok(signature) => signature.to_string(),
+            Err(error) => format!("{name} ({error})"),
+        }
+    }
+
     pub fn mark_used(&self) {
         // Read first: a store on every call would bounce the cache line between cores.
         if !self.used.load(Ordering::Relaxed) {
@@ -75,7 +84,7 @@ impl Exports {
         let ty = component.component_type();
         for (name, item) in ty.exports(component.engine()) {
             match item.ty {
-                ComponentItem::ComponentFunc(ty) => exports.add_function(component, None, name, ty),
+                ComponentItem::ComponentFunc(ty) => exports.add_function(component, None, name, &ty),
                 ComponentItem::ComponentInstance(_) if name == HANDLER => {
                     exports.handler = Some(member(component, name, "handle")?);
                 }
@@ -98,7 +107,7 @@ impl Exports {
                 ComponentItem::ComponentInstance(instance) => {
                     for (function, item) in instance.exports(component.engine()) {
                         if let ComponentItem::ComponentFunc(ty) = item.ty {
-                            exports.add_function(component, Some(name), function, ty);
+                            exports.add_function(component, Some(name), function, &ty);
                         }
                     }
                 }
@@ -112,17 +121,18 @@ impl Exports {
         Ok(exports)
     }
 
-    fn add_function(&mut self, component: &Component, instance: Option<&str>, name: &str, ty: ComponentFunc) {
+    fn add_function(&mut self, component: &Component, instance: Option<&str>, name: &str, ty: &ComponentFunc) {
         let parent = instance.and_then(|instance| component.get_export_index(None, instance));
         let Some(index) = component.get_export_index(parent.as_ref(), name) else { return };
-        let function = |ty| PlainFunction { index, ty, used: AtomicBool::new(false) };
+        let signature = Signature::new(name, ty);
+        let function = || PlainFunction { index, signature: signature.clone(), used: AtomicBool::new(false) };
         match instance {
             None => {
-                self.functions.insert(name.to_owned(), function(ty));
+                self.functions.insert(name.to_owned(), function());
             }
             Some(instance) => {
-                self.functions.insert(format!("{instance}#{name}"), function(ty.clone()));
-                self.functions.entry(name.to_owned()).or_insert_with(|| function(ty));
+                self.functions.insert(format!("{instance}#{name}"), function());
+                self.functions.entry(name.to_owned()).or_insert_with(function);
             }
         }
     }
@@ -140,14 +150,6 @@ fn member(component: &Component, instance: &str, function: &str) -> Result<Compo
 
 fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
     indices.map_err(|error| format!("export {name} has another type than the standard says: {error:#}"))
-}
-
-/// `name(a: string, b: u32) -> bool`: for messages and for comparing versions.
-pub fn signature(name: &str, ty: &ComponentFunc) -> String {
-    let params: Vec<_> = ty.params().map(|(name, ty)| format!("{name}: {}", value::type_name(&ty))).collect();
-    let results: Vec<_> = ty.results().map(|ty| value::type_name(&ty)).collect();
-    let arrow = if results.is_empty() { "" } else { " -> " };
-    format!("{name}({}){arrow}{}", params.join(", "), results.join(", "))
 }
 
 /// The interfaces that a component imports, with versions.

@@ -113,19 +113,24 @@ impl Instance {
         let Payload::Json(json) = arguments else {
             return Err(DispatchError::BadRequest(format!("function {name} takes JSON arguments, bytes came")));
         };
-        let arguments =
-            value::arguments(name, &function.ty, json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
+        let signature = function
+            .signature
+            .as_ref()
+            .map_err(|error| DispatchError::BadRequest(format!("function {name} cannot be called by name: {error}")))?;
+        let arguments = signature.arguments(json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
         let func = self
             .guest
             .get_func(&mut self.store, function.index)
             .ok_or_else(|| DispatchError::Host(format!("export {name} has gone from its component")))?;
-        let mut results = vec![Val::Bool(false); function.ty.results().len()];
+        let mut results = vec![Val::Bool(false); signature.results()];
         let deadline = context.deadline;
         let calling = async |store: &mut Store<GuestState>| func.call_async(store, &arguments, &mut results).await;
         self.enter(Some(context), deadline, calling).await?;
-        value::outcome(&results)
-            .map(Payload::Json)
-            .map_err(|error| DispatchError::Failed(format!("function {name} answered {error}")))
+        match signature.outcome(&results) {
+            Ok(value::Outcome::Value(json)) => Ok(Payload::Json(json)),
+            Ok(value::Outcome::GuestError(json)) => Err(DispatchError::Failed(json)),
+            Err(error) => Err(DispatchError::Failed(format!("the result of function {name}: {error}"))),
+        }
     }
 
     /// Names that the `service` export answers to.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use wasmtime::component::{Linker, types::ComponentItem};
+use wasmtime::component::Linker;
+use wasmtime::component::types::{ComponentFunc, ComponentItem};
 
 use super::compiler::{CompileError, Compiled, Compiler, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::exports::{self, Exports};
 use super::slot::Slot;
-use super::value;
+use super::value::Signature;
 use super::version::{CheckoutError, Lease, Version};
 use crate::config::{Grants, InstanceMode};
 use crate::dispatcher::DispatchError;
@@ -281,12 +282,12 @@ fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
         }
     }
     for (name, function) in old.exports.functions.iter().filter(|(_, function)| function.used()) {
-        let was = exports::signature(name, &function.ty);
+        let was = function.describe(name);
         match new.exports.functions.get(name) {
             None if new.service_functions().any(|function| function == name) => {}
             None => missing.push(format!("it no longer exports function `{was}`, which was called")),
             Some(function) => {
-                let is = exports::signature(name, &function.ty);
+                let is = function.describe(name);
                 if is != was {
                     missing.push(format!("function `{was}`, which was called, is now `{is}`"));
                 }
@@ -299,20 +300,23 @@ fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
 /// Plain functions that cannot be called by name, and why.
 fn unsupported(exports: &Exports) -> impl Iterator<Item = String> {
     exports.functions.iter().filter_map(|(name, function)| {
-        let types = function.ty.params().map(|(_, ty)| ty).chain(function.ty.results());
-        let reason = types.into_iter().find_map(|ty| value::supported(&ty).err())?;
+        let reason = function.signature.as_ref().err()?;
         Some(format!("function `{name}` cannot be called by other modules: {reason}"))
     })
 }
 
 fn export_lines(compiled: &Compiled) -> Vec<String> {
     let engine = compiled.component.engine();
+    let signature = |name: &str, ty: &ComponentFunc| {
+        Signature::new(name, ty)
+            .map_or_else(|error| format!("{name}: func ({error})"), |signature| signature.to_string())
+    };
     let ty = compiled.component.component_type();
     let lines = ty.exports(engine).flat_map(|(name, item)| match item.ty {
-        ComponentItem::ComponentFunc(ty) => vec![exports::signature(name, &ty)],
+        ComponentItem::ComponentFunc(ty) => vec![signature(name, &ty)],
         ComponentItem::ComponentInstance(instance) => {
             let functions = instance.exports(engine).filter_map(|(function, item)| match item.ty {
-                ComponentItem::ComponentFunc(ty) => Some(format!("{name}#{}", exports::signature(function, &ty))),
+                ComponentItem::ComponentFunc(ty) => Some(format!("{name}#{}", signature(function, &ty))),
                 _ => None,
             });
             functions.collect()
@@ -325,9 +329,10 @@ fn export_lines(compiled: &Compiled) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HostPattern;
 
     #[track_caller]
-    fn check(import: &str, http: Option<Vec<crate::config::HostPattern>>, expected: Option<&str>) {
+    fn check(import: &str, http: Option<Vec<HostPattern>>, expected: Option<&str>) {
         let allow = Grants { http, ..Grants::default() };
         let reason = import_reason(import, &allow);
         match expected {
