@@ -212,7 +212,7 @@ mod tests {
         assert_eq!((admission.in_work(), admission.waiting()), (0, 0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_full_queue_answers_at_once_and_an_expired_waiter_leaves() {
         let admission = Admission::new(1, 1);
         let place = admission.enter(within(10_000)).await.ok();

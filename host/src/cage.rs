@@ -199,16 +199,21 @@ impl Drop for Cage {
 }
 
 /// The configuration, with every interface's section checked by its protocol.
-pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
-    let names: Vec<_> = protocol::PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
-    let config = config::load(root, cage, node, &names)?;
+fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+    let config = config::load(root, cage, node)?;
     let mut problems = ConfigError::default();
     for interface in config.interfaces.values().filter(|interface| interface.enabled) {
         if let Err(error) = build(interface) {
-            problems.merge(error);
+            problems = problems.merge(error);
         }
     }
-    if problems.is_empty() { Ok(config) } else { Err(problems) }
+    for resource in config.resources.values().filter(|resource| resource.enabled) {
+        resource.section.refuse("no protocol of this version has an outbound side");
+        if let Err(error) = resource.section.clone().finish() {
+            problems = problems.merge(error);
+        }
+    }
+    problems.none_or(config)
 }
 
 fn build(interface: &InterfaceConfig) -> Result<Box<dyn Interface>, ConfigError> {

@@ -1,284 +1,426 @@
-//! A table of `cage.toml` being read: each `section.kind(key, ..)` takes one key, and every mistake is kept, so that all of
-//! them are told together. Keys that nobody took are mistakes, too.
+//! The reader of one table of `cage.toml`. Handed to a protocol for each of its interfaces and resources. Asking for a key
+//! never fails: a mistake is recorded, a stand-in returned, and `finish` reports all mistakes at once, together with the
+//! keys that nobody asked for.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::document::{Item, Origin, Table, Value};
-use super::{ConfigError, Problem};
-
-/// Names much like each other score above this.
-const ALIKE: f64 = 0.8;
+use super::error::{ConfigError, Problem};
+use super::expand::{Environment, Found, Secret, expand};
+use super::source::{Item, Node, Place, Table, join, shortened};
 
 pub struct Section {
-    /// `interfaces.web`; empty for the file itself.
+    /// The table's full name, as in `interfaces.my_http`; empty for a whole file.
     path: String,
-    origin: Origin,
-    table: Arc<Table>,
-    /// Relative paths in the file are relative to this.
-    directory: Arc<Path>,
-    /// Keys that were asked for, and so are known.
-    asked: BTreeSet<String>,
+    name: String,
+    place: Place,
+    table: Table,
+    setting: Arc<Setting>,
+    asked: Mutex<BTreeSet<String>>,
+    /// Shared with the sections beneath, so that the outermost `finish` reports theirs too.
     problems: Arc<Mutex<Vec<Problem>>>,
-    /// Unknown keys were looked for.
-    checked: bool,
 }
 
+/// What all sections of one configuration share.
+struct Setting {
+    directory: PathBuf,
+    secrets: Vec<Secret>,
+}
+
+/// A clone is read anew: it shares no mistakes with the original, but knows the keys that were asked for.
 impl Clone for Section {
-    /// The same table and the keys asked for so far, with no mistakes yet: to be read again.
     fn clone(&self) -> Self {
         Self {
             path: self.path.clone(),
-            origin: self.origin.clone(),
+            name: self.name.clone(),
+            place: self.place.clone(),
             table: self.table.clone(),
-            directory: self.directory.clone(),
-            asked: self.asked.clone(),
+            setting: self.setting.clone(),
+            asked: Mutex::new(self.asked.lock().clone()),
             problems: Arc::default(),
-            // What is cloned is kept to be read again, not read now.
-            checked: false,
         }
     }
 }
 
+/// Equal values, wherever they are written.
 impl PartialEq for Section {
     fn eq(&self, other: &Self) -> bool {
-        self.table == other.table
+        self.path == other.path && self.table == other.table && self.setting.directory == other.setting.directory
     }
 }
 
-impl std::fmt::Debug for Section {
-    /// Without the values, which may be secrets.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "[{}] {:?}", self.path, self.table.keys())
+/// Texts appear as they are written, without what came from the environment.
+impl fmt::Debug for Section {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section").field("path", &self.path).field("table", &self.table).finish_non_exhaustive()
     }
 }
 
+/// Scalars and lists. Each records a mistake when the value is of another type or out of bounds, and then returns the
+/// default, or nothing.
 impl Section {
-    pub(super) fn root(table: Table, origin: Origin, directory: &Path) -> Self {
-        Self {
-            path: String::new(),
-            origin,
-            table: Arc::new(table),
-            directory: directory.into(),
-            asked: BTreeSet::new(),
-            problems: Arc::default(),
-            checked: false,
-        }
-    }
-
-    /// The name of this table's last part.
-    pub fn name(&self) -> &str {
-        self.path.rsplit('.').next().unwrap_or_default()
-    }
-
-    /// The directory of the cage.
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    pub fn keys(&self) -> Vec<String> {
-        self.table.keys().cloned().collect()
-    }
-
-    pub fn has(&self, key: &str) -> bool {
-        self.table.contains_key(key)
-    }
-
-    pub fn string(&mut self, key: &str, default: &str) -> String {
+    pub fn string(&self, key: &str, default: &str) -> String {
         self.optional_string(key).unwrap_or_else(|| default.to_owned())
     }
 
-    pub fn optional_string(&mut self, key: &str) -> Option<String> {
-        self.take(key, "a string", |value| match value {
-            Value::String(text) => Some(text.clone()),
+    pub fn optional_string(&self, key: &str) -> Option<String> {
+        self.get(key, "a string", |item| item.text().map(str::to_owned))
+    }
+
+    /// Empty, and a mistake, when the key is not set.
+    pub fn required_string(&self, key: &str) -> String {
+        self.require(key, "a string");
+        self.string(key, "")
+    }
+
+    /// Bounds are those of the unit the key names.
+    pub fn integer(&self, key: &str, default: u64, range: RangeInclusive<u64>) -> u64 {
+        self.optional_integer(key, range).unwrap_or(default)
+    }
+
+    pub fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
+        self.get(key, &expected, |item| match item {
+            Item::Integer(integer) => u64::try_from(*integer).ok().filter(|integer| range.contains(integer)),
             _ => None,
         })
     }
 
-    pub fn integer(&mut self, key: &str, default: u64, allowed: RangeInclusive<u64>) -> u64 {
-        self.optional_integer(key, allowed).unwrap_or(default)
+    /// A key in milliseconds; `range` is in milliseconds too.
+    pub fn milliseconds(&self, key: &str, default: Duration, range: RangeInclusive<u64>) -> Duration {
+        self.optional_milliseconds(key, range).unwrap_or(default)
     }
 
-    pub fn optional_integer(&mut self, key: &str, allowed: RangeInclusive<u64>) -> Option<u64> {
-        let integer = self.take(key, "an integer", |value| match value {
-            Value::Integer(integer) => Some(*integer),
-            _ => None,
-        })?;
-        let fit = u64::try_from(integer).ok().filter(|integer| allowed.contains(integer));
-        if fit.is_none() {
-            self.problem(key, format!("{integer} is not within {} and {}", allowed.start(), allowed.end()));
-        }
-        fit
+    pub fn optional_milliseconds(&self, key: &str, range: RangeInclusive<u64>) -> Option<Duration> {
+        self.optional_integer(key, range).map(Duration::from_millis)
     }
 
-    /// A duration; the key ends in `_ms`.
-    pub fn milliseconds(&mut self, key: &str, default: u64, allowed: RangeInclusive<u64>) -> Duration {
-        Duration::from_millis(self.integer(key, default, allowed))
-    }
-
-    pub fn optional_milliseconds(&mut self, key: &str, allowed: RangeInclusive<u64>) -> Option<Duration> {
-        self.optional_integer(key, allowed).map(Duration::from_millis)
-    }
-
-    pub fn flag(&mut self, key: &str, default: bool) -> bool {
-        let flag = self.take(key, "true or false", |value| match value {
-            Value::Boolean(boolean) => Some(*boolean),
+    pub fn flag(&self, key: &str, default: bool) -> bool {
+        let flag = self.get(key, "true or false", |item| match item {
+            Item::Flag(flag) => Some(*flag),
             _ => None,
         });
         flag.unwrap_or(default)
     }
 
-    /// One of a few words.
-    pub fn choice(&mut self, key: &str, allowed: &[&str], default: &str) -> String {
-        let Some(chosen) = self.optional_string(key) else { return default.to_owned() };
-        if !allowed.contains(&chosen.as_str()) {
-            let hint = did_you_mean(&chosen, allowed.iter().copied());
-            self.problem(key, format!("{chosen:?} is none of {}{hint}", allowed.join(", ")));
-            return default.to_owned();
+    /// One of the named values.
+    pub fn choice<T: Clone>(&self, key: &str, choices: &[(&str, T)], default: T) -> T {
+        let Some(text) = self.optional_string(key) else { return default };
+        match choices.iter().find(|(name, _)| *name == text) {
+            Some((_, value)) => value.clone(),
+            None => {
+                self.unfit(key, "a choice", choices.iter().map(|(name, _)| *name));
+                default
+            }
         }
-        chosen
     }
 
-    pub fn strings(&mut self, key: &str, default: &[&str]) -> Vec<String> {
-        self.optional_strings(key).unwrap_or_else(|| default.iter().map(|&text| text.to_owned()).collect())
+    pub fn strings(&self, key: &str, default: &[&str]) -> Vec<String> {
+        let default = || default.iter().map(|text| (*text).to_owned()).collect();
+        self.list(key, "a string", |text| Some(text.to_owned())).unwrap_or_else(default)
     }
 
-    pub fn optional_strings(&mut self, key: &str) -> Option<Vec<String>> {
-        let strings = |item: &Item| match &item.value {
-            Value::String(text) => Some(text.clone()),
+    /// A string that `T` understands; `what` says what it must be, as in "an address such as 127.0.0.1:8080".
+    pub fn parsed<T: FromStr>(&self, key: &str, default: T, what: &str) -> T {
+        self.optional_parsed(key, what).unwrap_or(default)
+    }
+
+    pub fn optional_parsed<T: FromStr>(&self, key: &str, what: &str) -> Option<T> {
+        self.get(key, what, |item| item.text()?.parse().ok())
+    }
+
+    /// None, and a mistake, when the key is not set.
+    pub fn required_parsed<T: FromStr>(&self, key: &str, what: &str) -> Option<T> {
+        self.require(key, what);
+        self.optional_parsed(key, what)
+    }
+
+    /// A list of such strings.
+    pub fn parsed_list<T: FromStr>(&self, key: &str, default: Vec<T>, what: &str) -> Vec<T> {
+        self.list(key, what, |text| text.parse().ok()).unwrap_or(default)
+    }
+
+    /// A path, relative to the cage's directory unless absolute.
+    pub fn path(&self, key: &str) -> Option<PathBuf> {
+        let path =
+            self.get(key, "a path", |item| item.text().filter(|text| !text.is_empty() && !text.contains('\0')))?;
+        Some(self.setting.directory.join(path))
+    }
+
+    /// Pairs of a table whose values are all strings.
+    pub fn pairs(&self, key: &str) -> Vec<(String, String)> {
+        let Some(table) = self.table(key) else { return Vec::new() };
+        let names: Vec<&String> = table.table.keys().collect();
+        names.into_iter().filter_map(|name| Some((name.clone(), table.optional_string(name)?))).collect()
+    }
+}
+
+/// Tables within the table.
+impl Section {
+    pub fn table(&self, key: &str) -> Option<Section> {
+        self.get(key, "a table", |item| match item {
+            Item::Table(table) => Some(table),
             _ => None,
+        })
+        .map(|table| self.beneath(join(&self.path, key), key, &self.table[key].place, table))
+    }
+
+    /// An array of tables, `[[key]]`; empty when not set.
+    pub fn tables(&self, key: &str) -> Vec<Section> {
+        let Some(nodes) = self.array(key, "an array of tables") else { return Vec::new() };
+        let mut sections = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.iter().enumerate() {
+            let path = format!("{}[{index}]", join(&self.path, key));
+            match &node.item {
+                Item::Table(table) => sections.push(self.beneath(path, key, &node.place, table)),
+                item => self.record(&node.place, path, format!("expected a table, got {}", item.described())),
+            }
+        }
+        sections
+    }
+
+    /// The tables of a table, each with its name: `[key.NAME]`.
+    pub fn sections(&self, key: &str) -> Vec<(String, Section)> {
+        let Some(outer) = self.table(key) else { return Vec::new() };
+        outer.table.keys().filter_map(|name| Some((name.clone(), outer.table(name)?))).collect()
+    }
+
+    fn beneath(&self, path: String, name: &str, place: &Place, table: &Table) -> Section {
+        Section {
+            path,
+            name: name.to_owned(),
+            place: place.clone(),
+            table: table.clone(),
+            setting: self.setting.clone(),
+            asked: Mutex::default(),
+            problems: self.problems.clone(),
+        }
+    }
+}
+
+/// Mistakes and the end.
+impl Section {
+    /// The last part of the table's name: that of the interface or resource.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The table's full name.
+    pub fn full_name(&self) -> &str {
+        &self.path
+    }
+
+    /// The cage's directory.
+    pub fn directory(&self) -> &Path {
+        &self.setting.directory
+    }
+
+    /// Whether the key is there, with whatever value.
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Records a mistake that only the caller can see. What came from the environment is hidden.
+    pub fn problem(&self, key: &str, text: impl Into<String>) {
+        let place = self.table.get(key).map_or(&self.place, |node| &node.place);
+        self.record(place, join(&self.path, key), self.without_secrets(text.into()));
+    }
+
+    /// Records a mistake of the table as a whole.
+    pub fn refuse(&self, text: impl Into<String>) {
+        self.record(&self.place, self.path.clone(), self.without_secrets(text.into()));
+    }
+
+    /// Ends the reading of this table. A table within another may be finished with the result dropped: the outer one's
+    /// `finish` reports its mistakes too.
+    /// # Errors
+    /// All mistakes of this table and those beneath it.
+    pub fn finish(self) -> Result<(), ConfigError> {
+        let asked = self.asked.lock();
+        for (key, node) in self.table.iter().filter(|(key, _)| !asked.contains(*key)) {
+            let meant = match nearest(key, asked.iter().map(String::as_str)) {
+                Some(near) => format!("; did you mean `{near}`?"),
+                None => String::new(),
+            };
+            let allowed = asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            self.record(&node.place, join(&self.path, key), format!("unknown key{meant} (allowed: {allowed})"));
+        }
+        let problems = self.problems.lock();
+        let own = |problem: &&Problem| self.path.is_empty() || is_beneath(&problem.key, &self.path);
+        let error: ConfigError = problems.iter().filter(own).cloned().collect();
+        error.none_or(())
+    }
+}
+
+impl Section {
+    /// The outermost section, with variables put into all its texts.
+    pub(super) fn root(mut node: Node, environment: &Environment) -> Self {
+        let mut found = Found::default();
+        let mut table = match &mut node.item {
+            Item::Table(table) => std::mem::take(table),
+            _ => Table::new(),
         };
-        self.take(key, "an array of strings", |value| match value {
-            Value::Array(items) => items.iter().map(strings).collect(),
+        expand(&mut table, "", environment, &mut found);
+        Self {
+            path: String::new(),
+            name: String::new(),
+            place: node.place,
+            table,
+            setting: Arc::new(Setting { directory: environment.directory.to_owned(), secrets: found.secrets }),
+            asked: Mutex::default(),
+            problems: Arc::new(Mutex::new(found.problems)),
+        }
+    }
+
+    /// The table as JSON, for settings that the host gives no meaning to.
+    pub(super) fn json(&self) -> serde_json::Map<String, serde_json::Value> {
+        self.table
+            .iter()
+            .filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(&self.path, key), node)?)))
+            .collect()
+    }
+
+    fn json_of(&self, path: &str, node: &Node) -> Option<serde_json::Value> {
+        Some(match &node.item {
+            Item::Text(text) => text.value.clone().into(),
+            Item::Flag(flag) => (*flag).into(),
+            Item::Time(time) => time.clone().into(),
+            Item::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
+                (Ok(integer), _) => integer.into(),
+                (_, Ok(integer)) => integer.into(),
+                _ => {
+                    self.record(&node.place, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
+                    return None;
+                }
+            },
+            Item::Float(float) => match serde_json::Number::from_f64(*float) {
+                Some(number) => number.into(),
+                None => {
+                    self.record(&node.place, path.to_owned(), format!("expected a finite number, got {float}"));
+                    return None;
+                }
+            },
+            Item::Array(nodes) => {
+                let values = nodes.iter().enumerate();
+                values.filter_map(|(index, node)| self.json_of(&format!("{path}[{index}]"), node)).collect()
+            }
+            Item::Table(table) => {
+                let values = table.iter();
+                let values =
+                    values.filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(path, key), node)?)));
+                serde_json::Value::Object(values.collect())
+            }
+        })
+    }
+
+    /// Records that the text of `key` is none of those allowed.
+    pub(super) fn unfit<'a>(&self, key: &str, what: &str, allowed: impl Iterator<Item = &'a str> + Clone) {
+        let Some(node) = self.table.get(key) else { return };
+        let text = node.item.text().unwrap_or_default();
+        let meant = nearest(text, allowed.clone()).map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+        let allowed: Vec<String> = allowed.map(|allowed| format!("{allowed:?}")).collect();
+        let got = node.item.described();
+        self.record(
+            &node.place,
+            join(&self.path, key),
+            format!("{got} is not {what}{meant} (allowed: {})", allowed.join(", ")),
+        );
+    }
+
+    fn get<'a, T>(&'a self, key: &str, expected: &str, read: impl FnOnce(&'a Item) -> Option<T>) -> Option<T> {
+        self.asked.lock().insert(key.to_owned());
+        let node = self.table.get(key)?;
+        let value = read(&node.item);
+        if value.is_none() {
+            let text = format!("expected {expected}, got {}", node.item.described());
+            self.record(&node.place, join(&self.path, key), text);
+        }
+        value
+    }
+
+    fn array(&self, key: &str, expected: &str) -> Option<&[Node]> {
+        self.get(key, expected, |item| match item {
+            Item::Array(nodes) => Some(nodes.as_slice()),
             _ => None,
         })
     }
 
-    /// A path, made absolute from the cage's directory.
-    pub fn path(&mut self, key: &str) -> Option<PathBuf> {
-        let path = self.optional_string(key)?;
-        Some(self.directory.join(path))
+    fn list<T>(&self, key: &str, what: &str, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+        let nodes = self.array(key, &format!("a list, each {what}"))?;
+        let mut values = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.iter().enumerate() {
+            match node.item.text().and_then(&read) {
+                Some(value) => values.push(value),
+                None => self.record(
+                    &node.place,
+                    format!("{}[{index}]", join(&self.path, key)),
+                    format!("expected {what}, got {}", node.item.described()),
+                ),
+            }
+        }
+        Some(values)
     }
 
-    /// A table within this one. Its unknown keys are looked for when it is dropped.
-    pub fn table(&mut self, key: &str) -> Option<Section> {
-        let table = self.take(key, "a table", |value| match value {
-            Value::Table(table) => Some(table.clone()),
-            _ => None,
-        })?;
-        let origin = self.table.get(key).map_or_else(|| self.origin.clone(), |item| item.origin.clone());
-        Some(self.child(key, origin, table))
-    }
-
-    /// An array of tables within this one.
-    pub fn tables(&mut self, key: &str) -> Vec<Section> {
-        let tables = |item: &Item| match &item.value {
-            Value::Table(table) => Some((item.origin.clone(), table.clone())),
-            _ => None,
-        };
-        let found = self.take(key, "an array of tables", |value| match value {
-            Value::Array(items) => items.iter().map(tables).collect::<Option<Vec<_>>>(),
-            _ => None,
-        });
-        found.into_iter().flatten().map(|(origin, table)| self.child(key, origin, table)).collect()
-    }
-
-    /// Names and tables within this one, all of them.
-    pub fn all_tables(&mut self) -> Vec<(String, Section)> {
-        self.keys().into_iter().filter_map(|key| Some((key.clone(), self.table(&key)?))).collect()
-    }
-
-    /// A table of any values, as JSON.
-    pub fn json(&mut self, key: &str) -> serde_json::Map<String, serde_json::Value> {
-        let json = self.take(key, "a table", |value| match (value, value.to_json()) {
-            (Value::Table(_), serde_json::Value::Object(object)) => Some(object),
-            _ => None,
-        });
-        json.unwrap_or_default()
-    }
-
-    /// Says what is wrong with a key's value, or with the section when it has no such key.
-    pub fn problem(&mut self, key: &str, text: impl Into<String>) {
-        let origin = self.table.get(key).map_or(&self.origin, |item| &item.origin);
-        let problem = Problem::new(origin, &self.full(key), text.into());
-        self.problems.lock().push(problem);
-    }
-
-    /// # Errors
-    /// All mistakes found in this section and in those within it.
-    pub fn finish(mut self) -> Result<(), ConfigError> {
-        self.check_unknown();
-        let problems = std::mem::take(&mut *self.problems.lock());
-        if problems.is_empty() { Ok(()) } else { Err(ConfigError::of(problems)) }
-    }
-
-    /// Kept to be read later by somebody else: what was not asked for yet is no mistake now.
-    pub(super) fn set_aside(mut self) -> Self {
-        self.checked = true;
-        self.clone()
-    }
-
-    fn child(&self, key: &str, origin: Origin, table: Table) -> Self {
-        Self {
-            path: self.full(key),
-            origin,
-            table: Arc::new(table),
-            directory: self.directory.clone(),
-            asked: BTreeSet::new(),
-            problems: self.problems.clone(),
-            checked: false,
+    fn require(&self, key: &str, what: &str) {
+        if !self.has(key) {
+            self.problem(key, format!("required and not set; expected {what}"));
         }
     }
 
-    fn full(&self, key: &str) -> String {
-        match (self.path.as_str(), key) {
-            ("", key) => key.to_owned(),
-            (path, "") => path.to_owned(),
-            (path, key) => format!("{path}.{key}"),
+    fn record(&self, place: &Place, key: String, text: String) {
+        self.problems.lock().push(Problem { file: place.file.to_path_buf(), line: place.line, key, text });
+    }
+
+    fn without_secrets(&self, mut text: String) -> String {
+        for secret in &self.setting.secrets {
+            if text.contains(&secret.value) {
+                text = text.replace(&secret.value, &secret.written);
+            }
+        }
+        text
+    }
+}
+
+impl Item {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(&text.value),
+            _ => None,
         }
     }
 
-    fn take<T>(&mut self, key: &str, expected: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
-        self.asked.insert(key.to_owned());
-        let table = self.table.clone();
-        let item = table.get(key)?;
-        let taken = read(&item.value);
-        if taken.is_none() {
-            self.problem(key, format!("expected {expected}, found {}", item.value.kind()));
-        }
-        taken
-    }
-
-    fn check_unknown(&mut self) {
-        if std::mem::replace(&mut self.checked, true) {
-            return;
-        }
-        let unknown: Vec<_> = self.table.keys().filter(|key| !self.asked.contains(*key)).cloned().collect();
-        for key in unknown {
-            let hint = did_you_mean(&key, self.asked.iter().map(String::as_str));
-            let known = self.asked.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            self.problem(&key, format!("unknown key{hint}; known are {known}"));
+    /// Kind and, where it is short and no secret, value.
+    fn described(&self) -> String {
+        match self {
+            Self::Text(text) => format!("the string {:?}", shortened(text.shown())),
+            Self::Integer(integer) => format!("the integer {integer}"),
+            Self::Float(float) => format!("the float {float}"),
+            Self::Flag(flag) => format!("the boolean {flag}"),
+            Self::Time(time) => format!("the time {time}"),
+            Self::Array(_) => "an array".to_owned(),
+            Self::Table(_) => "a table".to_owned(),
         }
     }
 }
 
-impl Drop for Section {
-    fn drop(&mut self) {
-        // A section set aside, or cloned and never read, asked for nothing.
-        if !self.asked.is_empty() {
-            self.check_unknown();
-        }
+/// The candidate that was most likely meant by `name`, if any is close enough to ask.
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    const NAME_CHARACTERS_MAX: usize = 100;
+    if name.chars().nth(NAME_CHARACTERS_MAX).is_some() {
+        return None;
     }
+    let bound = name.chars().count() / 3 + 1;
+    let distances = candidates.map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
+    distances.filter(|(distance, _)| *distance <= bound).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }
 
-/// `; did you mean "x"?` when there is a name much like it.
-pub fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let scored = known.map(|known| (strsim::jaro_winkler(known, name), known));
-    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= ALIKE);
-    best.map_or_else(String::new, |(_, known)| format!(", did you mean {known:?}?"))
+fn is_beneath(key: &str, path: &str) -> bool {
+    key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }

@@ -110,6 +110,7 @@ pub fn to_wit(level: Level) -> log::Level {
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
+#[expect(dead_code, reason = "made by lifting only")]
 enum WasiLevel {
     #[component(name = "trace")]
     Trace,

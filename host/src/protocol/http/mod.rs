@@ -1,14 +1,44 @@
-//! HTTP. stub
+//! HTTP/1.1 and HTTP/2, plain and over TLS, in front of one module.
+//!
+//! `server.rs` accepts and picks a lane; `connection.rs` serves one connection there, with `tls.rs` and `wire.rs` below it
+//! and `pulse.rs` as its watchdog; `interface.rs` turns a request into one for the dispatcher: `head.rs` checks its head,
+//! `forwarded.rs` knows who asks, `body.rs` bounds what comes; `reply.rs` checks what the module answered, `page.rs` is what
+//! is answered without one, `compress.rs` comes last. `config.rs` reads `cage.toml`, `events.rs` logs.
+//!
+//! What hyper enforces is left to hyper: the syntax of heads and chunks, the rules against request smuggling, the lengths
+//! of bodies. Never here: a module's text to a client, a queue, a lock on the path of a request.
+
+mod body;
+mod compress;
+mod config;
+mod connection;
+mod events;
+mod forwarded;
+mod head;
+mod interface;
+mod page;
+mod pulse;
+mod reply;
+mod server;
+mod tls;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
 use crate::config::{ConfigError, Section};
 use crate::protocol::{Interface, Protocol};
+
+const NAME: &str = "http";
 
 pub struct Http;
 
 impl Protocol for Http {
     fn name(&self) -> &'static str {
-        "http"
+        NAME
     }
-    fn interface(&self, _section: Section) -> Result<Box<dyn Interface>, ConfigError> {
-        todo!()
+
+    fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
+        Ok(Box::new(interface::HttpInterface { config: config::HttpConfig::read(section)? }))
     }
 }

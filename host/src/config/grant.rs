@@ -1,0 +1,169 @@
+//! `allow = { .. }` of a module: what it may reach outside itself. Read by `ModuleConfig`; asked by the linker, by calls
+//! and by outgoing HTTP. What is not named here is refused there.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::section::Section;
+use super::{NAME_RULE, is_name};
+
+/// Everything a module may touch besides its own cage's modules; by default nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grants {
+    /// Cages whose modules it may call.
+    pub cages: Vec<String>,
+    pub resources: Vec<String>,
+    /// None: it may not import outgoing HTTP at all. Empty: it may import it and reach no host.
+    pub http: Option<Vec<HostPattern>>,
+    pub files: Vec<FileGrant>,
+}
+
+/// A directory of the machine that a module may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileGrant {
+    /// Joined to the cage's directory unless absolute.
+    pub host: PathBuf,
+    /// What the guest calls it.
+    pub guest: String,
+    pub writable: bool,
+}
+
+/// Hosts that outgoing HTTP may reach: `api.example.org:443`, `*.example.org`, `10.0.0.1:80`, `[::1]:80`, `*`. Without a
+/// port, any port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPattern {
+    host: HostMatch,
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum HostMatch {
+    Any,
+    /// Everything beneath this domain, which itself is not meant. Lower case.
+    Beneath(String),
+    /// Lower case.
+    Name(String),
+    Address(IpAddr),
+}
+
+impl Grants {
+    pub(super) fn read(section: Section) -> Self {
+        const HOST: &str = "a host such as \"api.example.org:443\", \"*.example.org\", \"10.0.0.1:80\" or \"*\"";
+        let grants = Self {
+            cages: names(&section, "cages"),
+            resources: names(&section, "resources"),
+            http: section.has("http").then(|| section.parsed_list("http", Vec::new(), HOST)),
+            files: section.tables("files").into_iter().filter_map(FileGrant::read).collect(),
+        };
+        if !section.has("http") {
+            // Asked for, so that it counts among the allowed keys.
+            section.parsed_list::<HostPattern>("http", Vec::new(), HOST);
+        }
+        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        let _ = section.finish();
+        grants
+    }
+}
+
+fn names(section: &Section, key: &str) -> Vec<String> {
+    let names = section.strings(key, &[]);
+    for name in names.iter().filter(|name| !is_name(name)) {
+        section.problem(key, format!("{name:?}: {NAME_RULE}"));
+    }
+    names
+}
+
+impl FileGrant {
+    fn read(section: Section) -> Option<Self> {
+        for key in ["host", "guest"].into_iter().filter(|key| !section.has(key)) {
+            section.problem(key, "required and not set; expected a path");
+        }
+        let host = section.path("host");
+        let guest = section.optional_string("guest");
+        if guest.as_deref().is_some_and(|guest| guest.is_empty() || guest.contains('\0')) {
+            section.problem("guest", "expected a path such as \"/data\"");
+        }
+        let writable = section.choice("mode", &[("ro", false), ("rw", true)], false);
+        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        let _ = section.finish();
+        Some(Self { host: host?, guest: guest?, writable })
+    }
+}
+
+impl HostPattern {
+    /// Whether a request may go to this host and port. `host` is as in a URL: a name, an address, or `[..]` around one.
+    pub fn allows(&self, host: &str, port: u16) -> bool {
+        if self.port.is_some_and(|allowed| allowed != port) {
+            return false;
+        }
+        match (&self.host, address(host)) {
+            (HostMatch::Any, _) => true,
+            (HostMatch::Address(allowed), Some(address)) => *allowed == address,
+            (HostMatch::Name(allowed), None) => plain(host) == *allowed,
+            (HostMatch::Beneath(domain), None) => {
+                plain(host).strip_suffix(domain.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+            (HostMatch::Address(_), None) | (HostMatch::Name(_) | HostMatch::Beneath(_), Some(_)) => false,
+        }
+    }
+}
+
+/// What is not a host pattern.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a host pattern")]
+pub struct InvalidHostPattern;
+
+impl FromStr for HostPattern {
+    type Err = InvalidHostPattern;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // A bare IPv6 address has colons of its own.
+        let (host, port) = match text.rsplit_once(':') {
+            Some((host, port)) if text.parse::<IpAddr>().is_err() && !text.ends_with(']') => (host, Some(port)),
+            _ => (text, None),
+        };
+        let port = port.map(|port| port.parse().ok().filter(|port| *port > 0).ok_or(InvalidHostPattern)).transpose()?;
+        let host = match (host, address(host)) {
+            ("*", _) => HostMatch::Any,
+            (_, Some(address)) => HostMatch::Address(address),
+            (host, None) => match host.strip_prefix("*.") {
+                Some(domain) => HostMatch::Beneath(domain_name(domain)?),
+                None => HostMatch::Name(domain_name(host)?),
+            },
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            HostMatch::Any => f.write_str("*")?,
+            HostMatch::Beneath(domain) => write!(f, "*.{domain}")?,
+            HostMatch::Name(name) => f.write_str(name)?,
+            HostMatch::Address(IpAddr::V6(address)) => write!(f, "[{address}]")?,
+            HostMatch::Address(address) => write!(f, "{address}")?,
+        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+fn address(host: &str) -> Option<IpAddr> {
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    // An IPv4 address in the clothes of an IPv6 one is the same host.
+    bracketed.unwrap_or(host).parse().ok().map(|address: IpAddr| address.to_canonical())
+}
+
+/// Lower case, without the dot that may end a full name.
+fn plain(host: &str) -> String {
+    host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
+}
+
+fn domain_name(text: &str) -> Result<String, InvalidHostPattern> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(fits);
+    let name = plain(text);
+    if name.len() <= 253 && name.split('.').all(label) { Ok(name) } else { Err(InvalidHostPattern) }
+}

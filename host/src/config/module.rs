@@ -1,0 +1,131 @@
+//! `[modules.NAME]`: how many instances a module may have, how long and how large they may grow, and what it may touch.
+//! Read by `parse`; used by the slot, the pool of instances and the host API.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::TIMEOUT_MS_MAX;
+use super::grant::Grants;
+use super::section::Section;
+
+#[derive(Clone, PartialEq)]
+pub struct ModuleConfig {
+    pub instances: InstancesConfig,
+    /// Linear memory of one instance.
+    pub memory_bytes: usize,
+    /// Table elements of one instance.
+    pub table_elements: usize,
+    /// Of one request, and never longer than the request's own deadline.
+    pub timeout: Option<Duration>,
+    pub allow: Grants,
+    /// The guest's environment variables.
+    pub env: Vec<(String, String)>,
+    /// The module's own settings.
+    pub config: serde_json::Map<String, serde_json::Value>,
+    /// The package that the module is built from.
+    pub source: Option<PathBuf>,
+    /// A new version must still export what is used of the old one.
+    pub compatible: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstancesConfig {
+    pub mode: InstanceMode,
+    /// At once, of one version.
+    pub max: usize,
+    /// Requests an instance serves before it is replaced.
+    pub max_uses: u64,
+    /// An instance without work for so long is dropped.
+    pub idle_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InstanceMode {
+    /// Instances stay warm and serve one request after another.
+    Reuse,
+    /// A new instance per request.
+    Fresh,
+    /// One instance in all.
+    Single,
+}
+
+impl Default for ModuleConfig {
+    fn default() -> Self {
+        Self {
+            instances: InstancesConfig::default(),
+            memory_bytes: 128 << 20,
+            table_elements: 100_000,
+            timeout: None,
+            allow: Grants::default(),
+            env: Vec::new(),
+            config: serde_json::Map::new(),
+            source: None,
+            compatible: true,
+        }
+    }
+}
+
+impl Default for InstancesConfig {
+    fn default() -> Self {
+        Self { mode: InstanceMode::Reuse, max: 64, max_uses: 100_000, idle_timeout: Duration::from_secs(60) }
+    }
+}
+
+/// Names only: values may be secrets.
+impl fmt::Debug for ModuleConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ModuleConfig")
+            .field("instances", &self.instances)
+            .field("allow", &self.allow)
+            .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("config", &self.config.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ModuleConfig {
+    pub(super) fn read(section: Section) -> Self {
+        let default = Self::default();
+        let config = Self {
+            instances: section.table("instances").map_or(default.instances, InstancesConfig::read),
+            memory_bytes: (section.integer("memory_mb", 128, 1..=4096) as usize) << 20,
+            table_elements: section.integer("table_elements", default.table_elements as u64, 1..=10_000_000) as usize,
+            timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
+            allow: section.table("allow").map_or(default.allow, Grants::read),
+            env: environment(&section),
+            config: section.table("config").map_or(default.config, |section| section.json()),
+            source: section.path("source"),
+            compatible: section.flag("compatible", default.compatible),
+        };
+        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        let _ = section.finish();
+        config
+    }
+}
+
+impl InstancesConfig {
+    fn read(section: Section) -> Self {
+        use InstanceMode::{Fresh, Reuse, Single};
+        let default = Self::default();
+        let config = Self {
+            mode: section.choice("mode", &[("reuse", Reuse), ("fresh", Fresh), ("single", Single)], default.mode),
+            max: section.integer("max", default.max as u64, 1..=100_000) as usize,
+            max_uses: section.integer("max_uses", default.max_uses, 1..=1_000_000_000_000),
+            idle_timeout: section.milliseconds("idle_timeout_ms", default.idle_timeout, 1..=TIMEOUT_MS_MAX),
+        };
+        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        let _ = section.finish();
+        config
+    }
+}
+
+fn environment(section: &Section) -> Vec<(String, String)> {
+    let pairs = section.pairs("env");
+    for (name, value) in &pairs {
+        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
+            section.problem("env", format!("{name:?} cannot be an environment variable"));
+        }
+    }
+    pairs
+}

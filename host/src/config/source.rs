@@ -1,0 +1,243 @@
+//! From the texts of configuration files to one tree of values that know their file and line. Called by `parse` only;
+//! gives no meaning to any key.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+use toml_parser::lexer::TokenKind;
+
+use super::FILE_BYTES_MAX;
+use super::error::{ConfigError, Problem};
+
+/// Tables and arrays within each other; deeper ones are refused, so that reading and dropping them stays cheap.
+const DEPTH_MAX: usize = 32;
+/// Syntax errors told per file: those after the first ones are mostly their consequences.
+const SYNTAX_PROBLEMS_MAX: usize = 10;
+
+/// Where a value stands.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) file: Arc<Path>,
+    /// From 1.
+    pub(super) line: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) item: Item,
+    pub(super) place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Item {
+    Text(Text),
+    Integer(i128),
+    Float(f64),
+    Flag(bool),
+    /// As written.
+    Time(String),
+    Array(Vec<Node>),
+    Table(Table),
+}
+
+pub(super) type Table = BTreeMap<String, Node>;
+
+#[derive(Clone)]
+pub(super) struct Text {
+    pub(super) value: String,
+    /// As it stands in the file, when variables were put into `value`: all that may be shown.
+    pub(super) written: Option<String>,
+}
+
+/// Where a value was written makes no difference to what it does.
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.item == other.item
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl Text {
+    pub(super) fn shown(&self) -> &str {
+        self.written.as_deref().unwrap_or(&self.value)
+    }
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self.shown(), f)
+    }
+}
+
+/// Parses every text and lays the later over the earlier: tables key by key, anything else as a whole.
+pub(super) fn merged(sources: &[(PathBuf, String)]) -> Result<Node, ConfigError> {
+    let last = sources.last().map_or(Path::new(super::FILE_NAME), |(file, _)| file);
+    let mut root = Node { item: Item::Table(Table::new()), place: Place { file: last.into(), line: 1 } };
+    let mut error = ConfigError::default();
+    for (file, text) in sources {
+        let mut reader = Reader::new(file, text);
+        match reader.document() {
+            Some(table) => {
+                let place = root.place.clone();
+                overlay(&mut root, Node { item: Item::Table(table), place });
+            }
+            None => debug_assert!(!reader.problems.is_empty(), "a text without a table has a problem"),
+        }
+        error = error.merge(reader.problems.into_iter().collect());
+    }
+    error.none_or(root)
+}
+
+fn overlay(below: &mut Node, above: Node) {
+    let place = above.place;
+    match (&mut below.item, above.item) {
+        (Item::Table(below), Item::Table(above)) => {
+            for (key, node) in above {
+                match below.get_mut(&key) {
+                    Some(old) => overlay(old, node),
+                    None => drop(below.insert(key, node)),
+                }
+            }
+        }
+        (item, above) => *item = above,
+    }
+    below.place = place;
+}
+
+/// Turns one text into nodes.
+struct Reader<'a> {
+    file: Arc<Path>,
+    text: &'a str,
+    /// Byte offset of each line's start.
+    lines: Vec<usize>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(file: &Path, text: &'a str) -> Self {
+        let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { file: file.into(), text, lines, problems: Vec::new() }
+    }
+
+    /// None when there is no sense in reading on; `problems` says why.
+    fn document(&mut self) -> Option<Table> {
+        if self.text.len() > FILE_BYTES_MAX {
+            self.problem(0, "", format!("longer than {FILE_BYTES_MAX} bytes"));
+            return None;
+        }
+        if let Some(offset) = deep_key(self.text) {
+            let line = self.line(offset);
+            self.problem(line, "", format!("a key of more than {DEPTH_MAX} parts"));
+            return None;
+        }
+        let (document, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors.into_iter().take(SYNTAX_PROBLEMS_MAX) {
+            let line = error.span().map_or(0, |span| self.line(span.start));
+            self.problem(line, "", error.message().to_owned());
+        }
+        if self.problems.is_empty() { Some(self.table("", document.into_inner(), 0)) } else { None }
+    }
+
+    fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> Table {
+        let mut nodes = Table::new();
+        for (key, value) in table {
+            let line = self.line(key.span().start);
+            let name = key.into_inner().into_owned();
+            let path = join(path, &name);
+            if let Some(node) = self.node(&path, value, line, depth + 1) {
+                nodes.insert(name, node);
+            }
+        }
+        nodes
+    }
+
+    fn node(&mut self, path: &str, value: Spanned<DeValue<'_>>, line: usize, depth: usize) -> Option<Node> {
+        if depth > DEPTH_MAX {
+            self.problem(line, path, format!("nested deeper than {DEPTH_MAX} levels"));
+            return None;
+        }
+        let item = match value.into_inner() {
+            DeValue::String(text) => Item::Text(Text { value: text.into_owned(), written: None }),
+            DeValue::Integer(integer) => match i128::from_str_radix(integer.as_str(), integer.radix()) {
+                Ok(integer) => Item::Integer(integer),
+                Err(_) => {
+                    self.problem(line, path, "an integer of more than 128 bits".to_owned());
+                    return None;
+                }
+            },
+            DeValue::Float(float) => match float.as_str().parse() {
+                Ok(float) => Item::Float(float),
+                Err(_) => {
+                    self.problem(line, path, "not a number".to_owned());
+                    return None;
+                }
+            },
+            DeValue::Boolean(flag) => Item::Flag(flag),
+            DeValue::Datetime(time) => Item::Time(time.to_string()),
+            DeValue::Array(array) => {
+                let mut nodes = Vec::with_capacity(array.len());
+                for (index, value) in array.into_iter().enumerate() {
+                    let line = self.line(value.span().start);
+                    nodes.extend(self.node(&format!("{path}[{index}]"), value, line, depth + 1));
+                }
+                Item::Array(nodes)
+            }
+            DeValue::Table(table) => Item::Table(self.table(path, table, depth)),
+        };
+        Some(Node { item, place: Place { file: self.file.clone(), line } })
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.lines.partition_point(|start| *start <= offset).max(1)
+    }
+
+    fn problem(&mut self, line: usize, key: &str, text: String) {
+        self.problems.push(Problem { file: self.file.to_path_buf(), line, key: key.to_owned(), text });
+    }
+}
+
+/// Offset of a dotted key with too many parts. The parser bounds how deep brackets may nest, but not this; each part is a
+/// table within a table, and hundreds of thousands of them could not be dropped again without exhausting the stack.
+fn deep_key(text: &str) -> Option<usize> {
+    let mut dots = 0;
+    for token in toml_parser::Source::new(text).lex() {
+        match token.kind() {
+            TokenKind::Dot => dots += 1,
+            TokenKind::Newline | TokenKind::Equals | TokenKind::Comma | TokenKind::LeftCurlyBracket => dots = 0,
+            TokenKind::LeftSquareBracket | TokenKind::RightSquareBracket | TokenKind::RightCurlyBracket => dots = 0,
+            _ => {}
+        }
+        if dots >= DEPTH_MAX {
+            return Some(token.span().start());
+        }
+    }
+    None
+}
+
+/// `key` within the table at `path`, quoted where TOML would have it quoted.
+pub(super) fn join(path: &str, key: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    let dot = if path.is_empty() { "" } else { "." };
+    if !key.is_empty() && key.bytes().all(bare) {
+        format!("{path}{dot}{key}")
+    } else {
+        format!("{path}{dot}{:?}", shortened(key))
+    }
+}
+
+/// At most 60 characters of a text.
+pub(super) fn shortened(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 60;
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        Some((at, _)) => format!("{}...", &text[..at]),
+        None => text.to_owned(),
+    }
+}

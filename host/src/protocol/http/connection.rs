@@ -1,0 +1,274 @@
+//! The life of one connection, in one task on one lane: TLS handshake, HTTP/1 or HTTP/2, its requests, its end. Spawned by
+//! `server.rs`. Nothing here is shared with another connection but what is read only; an error ends this connection alone.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::forwarded::Peer;
+use super::interface::{Backend, Site, Visit, answer};
+use super::pulse::{Limits, Pulse, Verdict};
+use super::tls::{self, Tls};
+use super::wire::{self, Wire};
+use crate::drain::Drain;
+use crate::lanes::Lanes;
+
+/// How long, and for how many bytes, a client may go on sending after its answer before the socket is closed on it.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long an HTTP/2 connection may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// For a client that never finished its request's head.
+const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+
+pub(super) struct Connection<B> {
+    pub(super) site: Arc<Site<B>>,
+    pub(super) tls: Option<Arc<Tls>>,
+    pub(super) lanes: Arc<Lanes>,
+    pub(super) drain: Drain,
+    pub(super) peer: SocketAddr,
+}
+
+/// Why a conversation was left.
+enum End {
+    /// It came to its end by itself.
+    Over(hyper::Result<()>),
+    Late(Verdict),
+    Forced,
+}
+
+impl<B: Backend> Connection<B> {
+    pub(super) async fn serve(self, socket: TcpStream) {
+        let served = match &self.tls {
+            Some(tls) => self.serve_tls(tls, socket).await,
+            None => self.serve_plain(socket).await,
+        };
+        if let Err(error) = served {
+            self.site.events.connection_ended(self.peer, &error);
+        }
+    }
+
+    async fn serve_plain(&self, socket: TcpStream) -> io::Result<()> {
+        let mut stream = registered(socket)?;
+        let idle = self.site.config.idle_timeout;
+        let opening = tokio::select! {
+            // First: what has come already is served, though the drain has begun.
+            biased;
+            opening = timeout(idle, wire::speaks_http2(&mut stream)) => opening,
+            () = self.drain.stopping() => return Ok(()),
+        };
+        match opening {
+            Ok(Ok((_, ahead))) if ahead.is_empty() => Ok(()),
+            Ok(Ok((true, ahead))) => self.http2(stream, ahead, None).await,
+            Ok(Ok((false, ahead))) => self.http1(stream, ahead, None).await,
+            Ok(Err(error)) => Err(error),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn serve_tls(&self, tls: &Tls, socket: TcpStream) -> io::Result<()> {
+        let stream = registered(socket)?;
+        let handshake = tokio::select! {
+            biased;
+            handshake = timeout(tls.handshake_timeout(), tls.acceptor().accept(stream)) => handshake,
+            () = self.drain.forcing() => return Ok(()),
+        };
+        let stream = match handshake {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                self.site.events.handshake_failed(self.peer, &error);
+                return Ok(());
+            }
+            Err(_) => {
+                self.site.events.handshake_failed(self.peer, &"handshake_timeout_ms passed");
+                return Ok(());
+            }
+        };
+        let session = stream.get_ref().1;
+        let name = session.peer_certificates().and_then(|chain| tls::name_in(chain.first()?));
+        if session.alpn_protocol() == Some(tls::ALPN_HTTP2) {
+            self.http2(stream, BytesMut::new(), Some(name)).await
+        } else {
+            self.http1(stream, BytesMut::new(), Some(name)).await
+        }
+    }
+
+    async fn http1<S>(&self, stream: S, ahead: BytesMut, tls: Option<Option<String>>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = &self.site.config;
+        let visit = self.visit(false, tls);
+        let pulse = visit.pulse.clone();
+        let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
+        let mut builder = http1::Builder::new();
+        builder.keep_alive(config.keep_alive).max_header_size(config.header_bytes_max);
+        if config.headers_max != HYPER_HEADERS_MAX {
+            builder.max_headers(config.headers_max);
+        }
+        let mut conversation = builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
+        let end = self.attend(&mut conversation, http1::Connection::graceful_shutdown, &pulse).await;
+        let mut wire = conversation.into_parts().io.into_inner();
+        match end {
+            End::Over(Ok(())) if !pulse.must_linger() => Ok(()),
+            End::Over(result) => {
+                // A body that breaks off is an error as well; its answer may be on its way.
+                if pulse.must_linger() {
+                    self.linger(&mut wire).await;
+                }
+                result.map_err(io::Error::other)
+            }
+            End::Late(Verdict::SlowHead) if pulse.between_answers() => {
+                timeout(LINGER, async {
+                    wire.write_all(HEAD_TIMEOUT).await?;
+                    wire.shutdown().await
+                })
+                .await??;
+                self.linger(&mut wire).await;
+                Ok(())
+            }
+            End::Late(_) | End::Forced => Ok(()),
+        }
+    }
+
+    async fn http2<S>(&self, stream: S, ahead: BytesMut, tls: Option<Option<String>>) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let config = &self.site.config;
+        let visit = self.visit(true, tls);
+        let pulse = visit.pulse.clone();
+        let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
+        let mut builder = http2::Builder::new(OverLanes(self.lanes.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(config.streams_max)
+            .max_header_list_size(config.header_bytes_max as u32)
+            // A peer that vanished with streams open is noticed.
+            .keep_alive_interval(config.idle_timeout)
+            .keep_alive_timeout(config.write_timeout);
+        let mut conversation = builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
+        match self.attend(&mut conversation, http2::Connection::graceful_shutdown, &pulse).await {
+            End::Over(result) => result.map_err(io::Error::other),
+            End::Late(_) | End::Forced => Ok(()),
+        }
+    }
+
+    /// `tls`: the name in the client's certificate, if it showed one; none on a plain connection.
+    fn visit(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<Visit<B>> {
+        let peer = Peer::new(self.peer.ip(), tls.is_some(), tls.flatten());
+        Arc::new(Visit {
+            peer,
+            pulse: Arc::new(Pulse::new(multiplexed)),
+            interface: Arc::from(self.site.host.interface()),
+            site: self.site.clone(),
+        })
+    }
+
+    /// Drives a conversation, under the watchdog and the drain's orders. Those are polled only when they have woken this
+    /// task themselves: a poll of the conversation costs them nothing.
+    async fn attend<C>(&self, conversation: &mut C, finish: impl Fn(Pin<&mut C>), pulse: &Pulse) -> End
+    where
+        C: Future<Output = hyper::Result<()>> + Unpin,
+    {
+        let config = &self.site.config;
+        let limits = Limits {
+            idle: config.idle_timeout,
+            head: config.header_timeout,
+            write: config.write_timeout,
+            request: self.site.host.timeout() + config.body_timeout + config.write_timeout,
+        };
+        let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
+        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits.idle.min(limits.head)));
+        let mut farewell = false;
+        std::future::poll_fn(move |cx| {
+            loop {
+                // Before any order: a request that has come is served.
+                if let Poll::Ready(result) = Pin::new(&mut *conversation).poll(cx) {
+                    return Poll::Ready(End::Over(result));
+                }
+                match orders.poll_next_unpin(cx) {
+                    Poll::Ready(Some(true)) => return Poll::Ready(End::Forced),
+                    Poll::Ready(Some(false)) => {
+                        finish(Pin::new(&mut *conversation));
+                        continue;
+                    }
+                    Poll::Ready(None) | Poll::Pending => {}
+                }
+                if watch.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                match pulse.verdict(&limits, Instant::now()) {
+                    Verdict::Wait(until) => watch.as_mut().reset(until),
+                    Verdict::Idle if !farewell => {
+                        farewell = true;
+                        finish(Pin::new(&mut *conversation));
+                        watch.as_mut().reset(Instant::now() + FAREWELL);
+                    }
+                    late => return Poll::Ready(End::Late(late)),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Takes what a client still sends after its answer, so that the answer is not overtaken by a reset.
+    async fn linger<S: AsyncRead + Unpin>(&self, stream: &mut S) {
+        let mut rest = stream.take(LINGER_BYTES_MAX as u64);
+        let mut buffer = vec![0; 16 * 1024];
+        let taken = async { while matches!(rest.read(&mut buffer).await, Ok(count) if count > 0) {} };
+        tokio::select! {
+            () = taken => {}
+            () = tokio::time::sleep(LINGER) => {}
+            () = self.drain.forcing() => {}
+        }
+    }
+}
+
+/// Hyper keeps so many headers on the stack, and on the heap when any number is set.
+const HYPER_HEADERS_MAX: usize = 100;
+
+/// Resolves, to whether it must be dropped, when this connection may take no more requests, or must end.
+async fn order(drain: &Drain, forced: bool) -> bool {
+    if forced {
+        drain.forcing().await;
+    } else {
+        drain.stopping().await;
+    }
+    forced
+}
+
+fn registered(socket: TcpStream) -> io::Result<tokio::net::TcpStream> {
+    socket.set_nonblocking(true)?;
+    // Answers are written whole; none is held back to be joined by another.
+    socket.set_nodelay(true)?;
+    tokio::net::TcpStream::from_std(socket)
+}
+
+/// The streams of an HTTP/2 connection run on all lanes in turn: one connection can use every core.
+#[derive(Clone)]
+struct OverLanes(Arc<Lanes>);
+
+impl<F> hyper::rt::Executor<F> for OverLanes
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, stream: F) {
+        self.0.next().spawn(stream);
+    }
+}

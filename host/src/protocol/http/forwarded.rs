@@ -1,0 +1,259 @@
+//! Who asks: the facts of a request, from the connection, from what a trusted proxy says, and from Basic credentials.
+//! Called by `interface.rs` for each request; one that adds nothing shares its connection's facts. Foreign input: never
+//! fails, believes nothing that an untrusted peer says of itself.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use base64::Engine;
+use http::header::{AUTHORIZATION, FORWARDED};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use ipnet::IpNet;
+
+use crate::request::Facts;
+
+static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// More proxies in a row than this are not followed.
+const HOPS_MAX: usize = 32;
+
+/// Which header the trusted proxies write. Only one: a proxy passes the other on as its client sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ForwardedHeader {
+    /// `X-Forwarded-For` and `X-Forwarded-Proto`.
+    XForwarded,
+    /// `Forwarded`, RFC 7239.
+    Forwarded,
+}
+
+/// Whose word is taken for another's address.
+#[derive(Clone, Debug)]
+pub(super) struct TrustedProxies {
+    pub(super) nets: Vec<IpNet>,
+    pub(super) header: ForwardedHeader,
+}
+
+/// What the connection itself shows of its client.
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    encrypted: bool,
+    name: Option<String>,
+    facts: Arc<Facts>,
+}
+
+impl Peer {
+    pub(super) fn new(address: IpAddr, encrypted: bool, name: Option<String>) -> Self {
+        // An IPv4 client of an IPv6 socket is known by its IPv4 address, also to `trusted_proxies`.
+        let address = address.to_canonical();
+        let facts = Arc::new(facts(address, encrypted, name.as_deref()));
+        Self { address, encrypted, name, facts }
+    }
+
+    /// The facts of one request on this connection.
+    pub(super) fn facts(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Arc<Facts> {
+        let credentials = credentials(headers);
+        let origin = origin(self.address, headers, proxies);
+        if credentials.is_none() && origin.is_none() {
+            return self.facts.clone();
+        }
+        let mut all = match origin {
+            Some(Origin { address, encrypted }) => {
+                facts(address, encrypted.unwrap_or(self.encrypted), self.name.as_deref())
+            }
+            None => Facts::clone(&self.facts),
+        };
+        if let Some((username, password)) = credentials {
+            all.set(Facts::USERNAME, username);
+            all.set(Facts::PASSWORD, password);
+        }
+        Arc::new(all)
+    }
+}
+
+fn facts(address: IpAddr, encrypted: bool, name: Option<&str>) -> Facts {
+    let mut facts = Facts::default();
+    facts.set(Facts::PEER_ADDRESS, address.to_string());
+    if encrypted {
+        facts.set(Facts::ENCRYPTED, "true");
+    }
+    if let Some(name) = name {
+        facts.set(Facts::PEER_NAME, name);
+    }
+    facts
+}
+
+/// Where a request came from, by the word of trusted proxies.
+#[derive(Debug, PartialEq, Eq)]
+struct Origin {
+    address: IpAddr,
+    /// None: the proxy does not say.
+    encrypted: Option<bool>,
+}
+
+/// One proxy's word of its own client.
+struct Hop<'a> {
+    address: &'a str,
+    proto: Option<&'a str>,
+}
+
+/// Walks from the connection's peer outwards as long as a trusted proxy vouches; none when there is nothing to walk.
+fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Origin> {
+    let trusted = |address: &IpAddr| proxies.nets.iter().any(|net| net.contains(address));
+    if proxies.nets.is_empty() || !trusted(&peer) {
+        return None;
+    }
+    let mut origin = Origin { address: peer, encrypted: None };
+    for hop in hops(headers, proxies.header).take(HOPS_MAX) {
+        let Some(address) = hop_address(hop.address) else { break };
+        origin.address = address;
+        // The scheme of the outermost hop that is vouched for is the client's own.
+        if let Some(proto) = hop.proto {
+            origin.encrypted = Some(proto.eq_ignore_ascii_case("https"));
+        }
+        if !trusted(&address) {
+            break;
+        }
+    }
+    if proxies.header == ForwardedHeader::XForwarded {
+        // Not a list in step with the addresses: the nearest proxy's word counts.
+        let proto = last(headers, &X_FORWARDED_PROTO).next();
+        origin.encrypted = proto.map(|proto| proto.eq_ignore_ascii_case("https"));
+    }
+    (origin.address != peer || origin.encrypted.is_some()).then_some(origin)
+}
+
+/// The nearest first.
+fn hops(headers: &HeaderMap, header: ForwardedHeader) -> Box<dyn Iterator<Item = Hop<'_>> + '_> {
+    match header {
+        ForwardedHeader::XForwarded => {
+            Box::new(last(headers, &X_FORWARDED_FOR).map(|address| Hop { address, proto: None }))
+        }
+        ForwardedHeader::Forwarded => Box::new(last(headers, &FORWARDED).map(|element| {
+            let field = |name: &str| {
+                element
+                    .split(';')
+                    .filter_map(|pair| pair.split_once('='))
+                    .find(|(key, _)| key.trim().eq_ignore_ascii_case(name))
+                    .map(|(_, value)| value.trim().trim_matches('"'))
+            };
+            Hop { address: field("for").unwrap_or_default(), proto: field("proto") }
+        })),
+    }
+}
+
+/// The elements of a header that is a list, the last first.
+fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
+    let values: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
+    values.into_iter().rev().flat_map(|value| value.to_str().unwrap_or_default().rsplit(',').map(str::trim))
+}
+
+/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`; none for names such as `unknown`.
+fn hop_address(text: &str) -> Option<IpAddr> {
+    let address = text.parse::<IpAddr>().ok().or_else(|| {
+        let socket = text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip());
+        socket.or_else(|| text.strip_prefix('[')?.strip_suffix(']')?.parse().ok())
+    });
+    address.map(|address| address.to_canonical())
+}
+
+/// User name and password of `Authorization: Basic`; none when there are none, or several, or they cannot be read.
+fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let (scheme, encoded) = value.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = base64::engine::general_purpose::STANDARD.decode(encoded.trim()).ok()?;
+    let text = String::from_utf8(decoded).ok()?;
+    let (username, password) = text.split_once(':')?;
+    Some((username.to_owned(), password.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    /// Address and encryption that a request from `peer` is taken to have, `10.0.0.0/8` and `::1` being trusted.
+    fn check(header: ForwardedHeader, peer: &str, lines: &[(&'static str, &str)], expected: (&str, bool)) {
+        let nets = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
+        let peer = Peer::new(peer.parse().unwrap(), false, None);
+        let facts = peer.facts(&headers(lines), &TrustedProxies { nets, header });
+        let found = (facts.get(Facts::PEER_ADDRESS).unwrap(), facts.get(Facts::ENCRYPTED).is_some());
+        assert_eq!(found, expected, "{lines:?}");
+    }
+
+    #[test]
+    fn only_trusted_proxies_speak_for_others() {
+        let x = ForwardedHeader::XForwarded;
+        check(x, "192.0.2.9", &[("x-forwarded-for", "198.51.100.1"), ("x-forwarded-proto", "https")], ("192.0.2.9", false));
+        check(x, "10.0.0.1", &[], ("10.0.0.1", false));
+        check(x, "10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], ("198.51.100.1", false));
+        check(x, "::ffff:10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], ("198.51.100.1", false));
+        check(x, "::1", &[("x-forwarded-for", "[2001:db8::1]:4711")], ("2001:db8::1", false));
+        check(x, "10.0.0.1", &[("x-forwarded-proto", "https")], ("10.0.0.1", true));
+        check(x, "10.0.0.1", &[("x-forwarded-proto", "http, https")], ("10.0.0.1", true));
+        // What the client made up stands on the left.
+        check(x, "10.0.0.1", &[("x-forwarded-for", "1.1.1.1, 198.51.100.1, 10.0.0.2")], ("198.51.100.1", false));
+        check(
+            x,
+            "10.0.0.1",
+            &[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "198.51.100.1")],
+            ("198.51.100.1", false),
+        );
+        check(x, "10.0.0.1", &[("x-forwarded-for", "10.0.0.3, 10.0.0.2")], ("10.0.0.3", false));
+        check(x, "10.0.0.1", &[("x-forwarded-for", "unknown, 10.0.0.2")], ("10.0.0.2", false));
+        check(x, "10.0.0.1", &[("x-forwarded-for", ",,,")], ("10.0.0.1", false));
+        check(x, "10.0.0.1", &[("forwarded", "for=1.1.1.1;proto=https")], ("10.0.0.1", false));
+    }
+
+    #[test]
+    fn forwarded_is_read_as_its_rfc_says() {
+        let f = ForwardedHeader::Forwarded;
+        check(f, "10.0.0.1", &[("forwarded", "for=198.51.100.1;proto=https")], ("198.51.100.1", true));
+        check(f, "10.0.0.1", &[("forwarded", "For=\"[2001:db8::1]:80\" ; Proto=http")], ("2001:db8::1", false));
+        check(f, "10.0.0.1", &[("forwarded", "for=1.1.1.1, for=198.51.100.1, for=10.0.0.2")], ("198.51.100.1", false));
+        check(f, "10.0.0.1", &[("forwarded", "for=_hidden")], ("10.0.0.1", false));
+        check(f, "10.0.0.1", &[("forwarded", "=;;for;,=\",")], ("10.0.0.1", false));
+        check(f, "10.0.0.1", &[("x-forwarded-for", "1.1.1.1")], ("10.0.0.1", false));
+    }
+
+    fn check_basic(value: &str, expected: Option<(&str, &str)>) {
+        let found = credentials(&headers(&[("authorization", value)]));
+        assert_eq!(found.as_ref().map(|(name, word)| (name.as_str(), word.as_str())), expected, "{value}");
+    }
+
+    #[test]
+    fn basic_credentials_are_read() {
+        check_basic("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==", Some(("Aladdin", "open sesame")));
+        check_basic("basic dTpwOnE=", Some(("u", "p:q")));
+        check_basic("Basic Og==", Some(("", "")));
+        check_basic("Basic bm9jb2xvbg==", None);
+        check_basic("Basic !!!", None);
+        check_basic("Basic //46", None);
+        check_basic("Basic", None);
+        check_basic("Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==", None);
+        assert!(credentials(&headers(&[("authorization", "Basic dTpw"), ("authorization", "Basic dTpw")])).is_none());
+    }
+
+    #[test]
+    fn requests_that_add_nothing_share_their_facts() {
+        let peer = Peer::new("192.0.2.1".parse().unwrap(), true, Some("client".into()));
+        let none = TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded };
+        let facts = peer.facts(&headers(&[("x-forwarded-for", "1.1.1.1")]), &none);
+        assert!(Arc::ptr_eq(&facts, &peer.facts));
+        assert_eq!(facts.get(Facts::PEER_NAME), Some("client"));
+    }
+}

@@ -1,0 +1,201 @@
+//! A request's head: what hyper lets through and HTTP does not, and the head as a module's `Request` has it. Called by
+//! `interface.rs` before anything of the body is read.
+
+use http::header::{COOKIE, EXPECT, HOST};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
+
+/// Why a request is answered on sight of its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeadFault {
+    /// No host, or several, or none that could be one.
+    Host,
+    /// An expectation other than `100-continue`.
+    Expectation,
+    Method,
+}
+
+impl HeadFault {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::Host => StatusCode::BAD_REQUEST,
+            Self::Expectation => StatusCode::EXPECTATION_FAILED,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+        }
+    }
+
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::Host => "bad-request",
+            Self::Expectation => "expectation-failed",
+            Self::Method => "method-not-allowed",
+        }
+    }
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Host => "the request does not name one valid host",
+            Self::Expectation => "the only expectation known here is 100-continue",
+            Self::Method => "this method is not allowed here",
+        }
+    }
+}
+
+/// # Errors
+/// The first fault found.
+pub(super) fn check(parts: &Parts, allowed: &[Method]) -> Result<(), HeadFault> {
+    if !allowed.contains(&parts.method) {
+        return Err(HeadFault::Method);
+    }
+    if !host_is_valid(parts) {
+        return Err(HeadFault::Host);
+    }
+    match parts.headers.get(EXPECT) {
+        Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(HeadFault::Expectation),
+        _ => Ok(()),
+    }
+}
+
+/// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host; HTTP/1.0 may have none, HTTP/2 mostly has it in the target.
+fn host_is_valid(parts: &Parts) -> bool {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => parts.version == Version::HTTP_10 || parts.uri.authority().is_some_and(|_| is_http2(parts)),
+        (Some(_), Some(_)) => false,
+        (Some(host), None) => {
+            let agrees = || parts.uri.authority().is_none_or(|authority| authority.as_str().as_bytes() == host.as_bytes());
+            is_host(host) && (!is_http2(parts) || agrees())
+        }
+    }
+}
+
+fn is_http2(parts: &Parts) -> bool {
+    parts.version == Version::HTTP_2
+}
+
+/// An empty host is one: a target without an authority has it.
+fn is_host(host: &HeaderValue) -> bool {
+    let host = host.as_bytes();
+    host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
+}
+
+/// Path and query as sent, whichever form the target has.
+pub(super) fn target(uri: &Uri) -> String {
+    match uri.path_and_query() {
+        Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
+        _ => "/".to_owned(),
+    }
+}
+
+/// Lower-case names, repeats kept. A value that is not UTF-8 is read as Latin-1, which loses no byte. The host is a header
+/// in every version and form of target; cookies that HTTP/2 split are one again.
+pub(super) fn headers(parts: &Parts) -> Vec<(String, String)> {
+    let mut headers = Vec::with_capacity(parts.headers.len() + 1);
+    // A target with a host overrides the header: RFC 9112 section 3.2.2.
+    let host = parts.uri.authority().map(Authority::as_str);
+    if let Some(host) = host {
+        headers.push((HOST.as_str().to_owned(), host.to_owned()));
+    }
+    let join_cookies = is_http2(parts) && parts.headers.get_all(COOKIE).iter().nth(1).is_some();
+    for (name, value) in &parts.headers {
+        if (host.is_some() && name == HOST) || (join_cookies && name == COOKIE) {
+            continue;
+        }
+        headers.push((name.as_str().to_owned(), text(value)));
+    }
+    if join_cookies {
+        headers.push((COOKIE.as_str().to_owned(), cookies(&parts.headers)));
+    }
+    headers
+}
+
+fn cookies(headers: &HeaderMap) -> String {
+    let crumbs: Vec<String> = headers.get_all(COOKIE).iter().map(text).collect();
+    crumbs.join("; ")
+}
+
+fn text(value: &HeaderValue) -> String {
+    let bytes = value.as_bytes();
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(version: Version, method: &str, uri: &str, lines: &[(&'static str, &[u8])]) -> Parts {
+        let mut request = http::Request::builder().version(version).method(method).uri(uri).body(()).unwrap();
+        for (name, value) in lines {
+            request.headers_mut().append(*name, HeaderValue::from_bytes(value).unwrap());
+        }
+        request.into_parts().0
+    }
+
+    fn check_head(version: Version, method: &str, uri: &str, lines: &[(&'static str, &[u8])], expected: Option<HeadFault>) {
+        let found = check(&parts(version, method, uri, lines), &[Method::GET, Method::POST]).err();
+        assert_eq!(found, expected, "{version:?} {method} {uri} {lines:?}");
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let one = Version::HTTP_11;
+        check_head(one, "GET", "/", &[("host", b"a.example:80")], None);
+        check_head(one, "GET", "/", &[("host", b"[::1]:80")], None);
+        check_head(one, "GET", "/", &[("host", b"")], None);
+        check_head(one, "GET", "/", &[], Some(HeadFault::Host));
+        check_head(one, "GET", "http://a.example/", &[], Some(HeadFault::Host));
+        check_head(one, "GET", "http://a.example/", &[("host", b"b.example")], None);
+        check_head(one, "GET", "/", &[("host", b"a"), ("host", b"a")], Some(HeadFault::Host));
+        check_head(one, "GET", "/", &[("host", b"a b")], Some(HeadFault::Host));
+        check_head(one, "GET", "/", &[("host", b"user@a")], Some(HeadFault::Host));
+        check_head(one, "GET", "/", &[("host", b"a/b")], Some(HeadFault::Host));
+        check_head(one, "GET", "/", &[("host", b"\xff")], Some(HeadFault::Host));
+        check_head(Version::HTTP_10, "GET", "/", &[], None);
+        check_head(Version::HTTP_2, "GET", "https://a.example/", &[], None);
+        check_head(Version::HTTP_2, "GET", "https://a.example/", &[("host", b"a.example")], None);
+        check_head(Version::HTTP_2, "GET", "https://a.example/", &[("host", b"b.example")], Some(HeadFault::Host));
+    }
+
+    #[test]
+    fn methods_and_expectations_are_checked() {
+        let host: (&'static str, &[u8]) = ("host", b"a");
+        check_head(Version::HTTP_11, "DELETE", "/", &[host], Some(HeadFault::Method));
+        check_head(Version::HTTP_11, "CONNECT", "a.example:80", &[host], Some(HeadFault::Method));
+        check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"100-Continue")], None);
+        check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"a-pony")], Some(HeadFault::Expectation));
+    }
+
+    fn check_headers(version: Version, uri: &str, lines: &[(&'static str, &[u8])], expected: &[(&str, &str)]) {
+        let found = headers(&parts(version, "GET", uri, lines));
+        let found: Vec<(&str, &str)> = found.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn headers_reach_the_module() {
+        let one = Version::HTTP_11;
+        check_headers(one, "/", &[("a", b"1"), ("b", b"2"), ("a", b"3")], &[("a", "1"), ("a", "3"), ("b", "2")]);
+        check_headers(one, "/", &[("a", "\u{e9}".as_bytes()), ("b", b"\xe9")], &[("a", "\u{e9}"), ("b", "\u{e9}")]);
+        check_headers(one, "http://a.example/", &[("host", b"b.example")], &[("host", "a.example")]);
+        check_headers(
+            Version::HTTP_2,
+            "https://a.example/",
+            &[("cookie", b"a=1"), ("x", b"y"), ("cookie", b"b=2")],
+            &[("host", "a.example"), ("x", "y"), ("cookie", "a=1; b=2")],
+        );
+        check_headers(one, "/", &[("cookie", b"a=1"), ("cookie", b"b=2")], &[("cookie", "a=1"), ("cookie", "b=2")]);
+    }
+
+    #[test]
+    fn every_form_of_target_has_a_path() {
+        let check = |uri: &str, expected: &str| assert_eq!(target(&uri.parse().unwrap()), expected);
+        check("/a/b?c=%20d", "/a/b?c=%20d");
+        check("http://a.example/x?y", "/x?y");
+        check("http://a.example", "/");
+        check("*", "*");
+    }
+}

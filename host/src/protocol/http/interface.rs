@@ -1,0 +1,272 @@
+//! From an HTTP request to the dispatcher and back. `HttpInterface` is what the cage runs; `answer` serves one request, on
+//! whichever connection `connection.rs` read it from. Everything that can go wrong becomes a `Refusal` here.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::body::{BodyError, Content, Inbound, Outbound};
+use super::compress::Offer;
+use super::config::HttpConfig;
+use super::events::Events;
+use super::forwarded::Peer;
+use super::page::{self, Reader, Refusal};
+use super::pulse::{Active, Pulse};
+use super::server::Server;
+use super::{head, reply};
+use crate::dispatcher::{DispatchError, Dispatcher, Endpoint, Route, RouteKind, StreamBody};
+use crate::protocol::{Interface, InterfaceContext, InterfaceError};
+use crate::request::{Reply, RequestContext, RequestId};
+
+/// HTTP's column of the error table.
+fn status(error: &DispatchError) -> StatusCode {
+    match error {
+        DispatchError::BadRequest(_) => StatusCode::BAD_REQUEST,
+        DispatchError::NoSuchCage(_) | DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_) => {
+            StatusCode::NOT_FOUND
+        }
+        DispatchError::NotPermitted(_) => StatusCode::FORBIDDEN,
+        DispatchError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        DispatchError::Failed(_) | DispatchError::Trap(_) | DispatchError::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        DispatchError::DeadlineExceeded(_) => StatusCode::GATEWAY_TIMEOUT,
+        DispatchError::Overloaded(_) | DispatchError::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+pub(super) struct HttpInterface {
+    pub(super) config: HttpConfig,
+}
+
+#[async_trait]
+impl Interface for HttpInterface {
+    async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
+        let InterfaceContext { dispatcher, endpoint, drain, lanes } = cx;
+        let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
+        let host = Host { dispatcher, endpoint: endpoint.clone() };
+        let server = Server::bind(Site { config: self.config, host, events }, lanes).await?;
+        endpoint.announce(server.url());
+        server.run(drain).await;
+        Ok(())
+    }
+}
+
+/// All that the connections of one interface share.
+pub(super) struct Site<B> {
+    pub(super) config: HttpConfig,
+    pub(super) host: B,
+    pub(super) events: Events,
+}
+
+/// What this protocol needs of the host. The tests of this folder put a fake behind it.
+pub(super) trait Backend: Send + Sync + 'static {
+    type Route: Send;
+
+    fn interface(&self) -> &str;
+    fn module(&self) -> &str;
+    /// Of a request that brings no deadline of its own.
+    fn timeout(&self) -> Duration;
+    fn route(&self) -> Result<Option<(RouteKind, Self::Route)>, DispatchError>;
+    fn handle(
+        &self,
+        route: Self::Route,
+        request: crate::request::Request,
+    ) -> impl Future<Output = Result<Reply, DispatchError>> + Send;
+    fn stream(
+        &self,
+        route: Self::Route,
+        context: Arc<RequestContext>,
+        request: Request<StreamBody>,
+    ) -> impl Future<Output = Result<Response<StreamBody>, DispatchError>> + Send;
+}
+
+struct Host {
+    dispatcher: Dispatcher,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Backend for Host {
+    type Route = Route;
+
+    fn interface(&self) -> &str {
+        &self.endpoint.interface
+    }
+
+    fn module(&self) -> &str {
+        &self.endpoint.module
+    }
+
+    fn timeout(&self) -> Duration {
+        self.endpoint.timeout
+    }
+
+    fn route(&self) -> Result<Option<(RouteKind, Route)>, DispatchError> {
+        Ok(self.endpoint.route()?.map(|route| (route.kind(), route)))
+    }
+
+    async fn handle(&self, route: Route, request: crate::request::Request) -> Result<Reply, DispatchError> {
+        self.dispatcher.handle(&self.endpoint, route, request).await
+    }
+
+    async fn stream(
+        &self,
+        route: Route,
+        context: Arc<RequestContext>,
+        request: Request<StreamBody>,
+    ) -> Result<Response<StreamBody>, DispatchError> {
+        self.dispatcher.stream(&self.endpoint, route, context, request).await
+    }
+}
+
+/// A connection, as its requests see it.
+pub(super) struct Visit<B> {
+    pub(super) site: Arc<Site<B>>,
+    pub(super) peer: Peer,
+    pub(super) pulse: Arc<Pulse>,
+    /// The interface's name, counted per connection: a count shared by all lanes would be fought over.
+    pub(super) interface: Arc<str>,
+}
+
+/// Serves one request; whatever happens, there is an answer.
+pub(super) async fn answer<B: Backend>(
+    visit: Arc<Visit<B>>,
+    request: Request<Incoming>,
+) -> Result<Response<Outbound>, Infallible> {
+    let active = Active::begin(&visit.pulse);
+    let config = &visit.site.config;
+    let (parts, incoming) = request.into_parts();
+    let reader = Reader::of(&parts);
+    let offer = config.compress.as_ref().map(|compress| (compress, Offer::of(&parts.headers)));
+    let body = Inbound::new(incoming, config.body_bytes_max, &visit.pulse);
+    let served = AssertUnwindSafe(serve(&visit, parts, body)).catch_unwind().await;
+    let response = match served.unwrap_or_else(|_| Err(visit.panicked())) {
+        Ok(response) => match offer {
+            Some((compress, offer)) => compress.apply(offer, &reader.method, response).await,
+            None => response,
+        },
+        Err(refusal) => refusal.page(&reader),
+    };
+    Ok(response.map(|content| Outbound { content, active }))
+}
+
+async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
+    let config = &visit.site.config;
+    head::check(&parts, &config.allowed_methods).map_err(|fault| visit.head_refused(fault))?;
+    if let Some(error) = body.announced_too_large() {
+        return Err(visit.body_refused(&error));
+    }
+    // The version that is current now serves this request, however long its body takes.
+    match visit.site.host.route().map_err(|error| refused(RequestId::new(), &error))? {
+        None => Ok(page::up_and_running(&head::target(&parts.uri), &Reader::of(&parts))),
+        Some((RouteKind::Whole, route)) => whole(visit, route, parts, body).await,
+        Some((RouteKind::Streamed, route)) => streamed(visit, route, parts, body).await,
+    }
+}
+
+/// A `handler` module: it gets the body at once, and its deadline does not run while a slow client sends.
+async fn whole<B: Backend>(
+    visit: &Visit<B>,
+    route: B::Route,
+    parts: Parts,
+    body: Inbound,
+) -> Result<Response<Content>, Refusal> {
+    let config = &visit.site.config;
+    let body = match tokio::time::timeout(config.body_timeout, body.collect()).await {
+        Ok(body) => body.map_err(|error| visit.body_refused(&error))?,
+        Err(_) => return Err(visit.body_late()),
+    };
+    let context = visit.context(&parts);
+    let id = context.id;
+    let request = crate::request::Request {
+        context,
+        action: parts.method.as_str().to_owned(),
+        target: head::target(&parts.uri),
+        headers: head::headers(&parts),
+        body,
+    };
+    let reply = visit.site.host.handle(route, request).await.map_err(|error| refused(id, &error))?;
+    reply::whole(reply, &parts.method, config.response_header_bytes_max).map_err(|error| visit.unfit(id, &error))
+}
+
+/// A `wasi:http` module: bodies stream both ways, its deadline runs from here.
+async fn streamed<B: Backend>(
+    visit: &Visit<B>,
+    route: B::Route,
+    parts: Parts,
+    body: Inbound,
+) -> Result<Response<Content>, Refusal> {
+    let context = visit.context(&parts);
+    let id = context.id;
+    let method = parts.method.clone();
+    let (body, too_large) = body.stream();
+    let request = Request::from_parts(parts, body);
+    let response = visit.site.host.stream(route, context, request).await.map_err(|error| {
+        if too_large.load(Ordering::Relaxed) {
+            // The module could not but fail: the client's body is the cause.
+            return visit.body_refused(&BodyError::TooLarge { bytes_max: visit.site.config.body_bytes_max });
+        }
+        refused(id, &error)
+    })?;
+    reply::streamed(response, &method, visit.site.config.response_header_bytes_max).map_err(|error| visit.unfit(id, &error))
+}
+
+/// Logged by the dispatcher, which knows the cause.
+fn refused(request: RequestId, error: &DispatchError) -> Refusal {
+    Refusal::new(request, status(error), error.code(), error.public_text())
+}
+
+impl<B: Backend> Visit<B> {
+    fn context(&self, parts: &Parts) -> Arc<RequestContext> {
+        let facts = self.peer.facts(&parts.headers, &self.site.config.trusted_proxies);
+        Arc::new(RequestContext::new(self.interface.clone(), super::NAME, self.site.host.timeout(), facts))
+    }
+
+    fn turned_away(&self, status: StatusCode, code: &'static str, text: &'static str, detail: &str) -> Refusal {
+        let request = RequestId::new();
+        self.site.events.turned_away(request, self.peer.address, code, detail);
+        Refusal::new(request, status, code, text)
+    }
+
+    fn head_refused(&self, fault: head::HeadFault) -> Refusal {
+        let mut refusal = self.turned_away(fault.status(), fault.code(), fault.text(), fault.text());
+        if fault == head::HeadFault::Method {
+            refusal.allow = Some(self.site.config.allow.clone());
+        }
+        refusal
+    }
+
+    fn body_refused(&self, error: &BodyError) -> Refusal {
+        let (status, code, text) = match error {
+            BodyError::TooLarge { .. } => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "the request's body is larger than allowed here")
+            }
+            BodyError::Broken(_) => (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read"),
+        };
+        self.turned_away(status, code, text, &error.to_string())
+    }
+
+    fn body_late(&self) -> Refusal {
+        let text = "the request's body did not come in time";
+        self.turned_away(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
+    }
+
+    /// A module's answer that cannot be sent: 502, since the module is what stands behind this server.
+    fn unfit(&self, request: RequestId, error: &reply::ReplyError) -> Refusal {
+        self.site.events.reply_unfit(request, self.site.host.module(), error);
+        Refusal::new(request, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
+    }
+
+    fn panicked(&self) -> Refusal {
+        let request = RequestId::new();
+        self.site.events.panicked(request);
+        refused(request, &DispatchError::Host(String::new()))
+    }
+}

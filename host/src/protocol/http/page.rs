@@ -1,0 +1,235 @@
+//! The pages that the interface itself answers with: errors, and the one that says that no module is here yet. Chooses
+//! between text, HTML and JSON by the client's `Accept`. Says nothing of the inside of the cage.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
+
+use super::body::Content;
+use crate::request::RequestId;
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const HTML: &str = "text/html; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// More parts of an `Accept` than this are not looked at.
+const ACCEPT_PARTS_MAX: usize = 64;
+
+/// What must be known of a request to answer it after its head is gone.
+pub(super) struct Reader {
+    accept: Option<HeaderValue>,
+    pub(super) method: Method,
+    version: Version,
+}
+
+impl Reader {
+    pub(super) fn of(parts: &Parts) -> Self {
+        Self { accept: accept(&parts.headers).cloned(), method: parts.method.clone(), version: parts.version }
+    }
+
+    fn accept(&self) -> &str {
+        self.accept.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("*/*")
+    }
+}
+
+fn accept(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(http::header::ACCEPT)
+}
+
+/// An answer without a module's part in it.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) request: RequestId,
+    pub(super) status: StatusCode,
+    /// Stable, for programs.
+    pub(super) code: &'static str,
+    /// For people outside.
+    pub(super) text: &'static str,
+    /// The methods, for 405.
+    pub(super) allow: Option<HeaderValue>,
+}
+
+impl Refusal {
+    pub(super) fn new(request: RequestId, status: StatusCode, code: &'static str, text: &'static str) -> Self {
+        Self { request, status, code, text, allow: None }
+    }
+
+    pub(super) fn page(self, reader: &Reader) -> Response<Content> {
+        let request = self.request.to_string();
+        let (kind, body) = match preferred(reader.accept(), &["text/plain", "application/json"]) {
+            1 => {
+                let body = serde_json::json!({ "code": self.code, "text": self.text, "request_id": request });
+                (JSON, format!("{body}\n"))
+            }
+            _ => (TEXT, format!("{}: {}\nrequest {request}\n", self.code, self.text)),
+        };
+        let mut response = page(self.status, kind, body, reader);
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, HeaderValue::from_str(&request).expect("a request id is of digits and letters"));
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, allow);
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        // The rest of what the client sends is not worth waiting for. HTTP/2 ends the stream instead.
+        let unread = matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
+        if unread && reader.version < Version::HTTP_2 {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// No module yet: the interface shows that it is there.
+pub(super) fn up_and_running(target: &str, reader: &Reader) -> Response<Content> {
+    const TITLE: &str = "wasmcage HTTP server is up and running";
+    let (kind, body) = match preferred(reader.accept(), &["text/plain", "text/html"]) {
+        1 => (
+            HTML,
+            format!(
+                "<!DOCTYPE html>\n<html><head><meta charset=\"utf-8\"><title>wasmcage</title></head>\n\
+                 <body><p>{TITLE}</p><p>URL: {}</p></body></html>\n",
+                escaped(target)
+            ),
+        ),
+        _ => (TEXT, format!("{TITLE}\nURL: {target}\n")),
+    };
+    page(StatusCode::OK, kind, body, reader)
+}
+
+fn page(status: StatusCode, kind: &'static str, body: String, reader: &Reader) -> Response<Content> {
+    let bytes = body.len();
+    let content = if reader.method == Method::HEAD { Content::Empty } else { Content::from(Bytes::from(body)) };
+    let mut response = Response::new(content);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(bytes));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(http::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+/// Index of the offered media type that an `Accept` likes best: by its quality, then by how precisely it is named, then by
+/// its place among the offers. The first when none is acceptable: an error in an unwanted type beats none.
+fn preferred(accept: &str, offers: &[&str]) -> usize {
+    let mut best = (0, (0, 0));
+    for (index, offer) in offers.iter().enumerate() {
+        let score = accept.split(',').take(ACCEPT_PARTS_MAX).filter_map(|part| score(part, offer)).max_by_key(
+            // The most precise part decides about an offer.
+            |(quality, precision)| (*precision, *quality),
+        );
+        if let Some(score) = score.filter(|score| score.0 > 0 && *score > best.1) {
+            best = (index, score);
+        }
+    }
+    best.0
+}
+
+/// Quality in thousandths, and precision, that one part of an `Accept` gives to an offer; none when it is of other types.
+fn score(part: &str, offer: &str) -> Option<(u32, u32)> {
+    let mut fields = part.split(';').map(str::trim);
+    let range = fields.next()?.to_ascii_lowercase();
+    let (kind, subtype) = offer.split_once('/')?;
+    let precision = match range.split_once('/')? {
+        ("*", "*") => 1,
+        (k, "*") if k == kind => 2,
+        (k, s) if k == kind && s == subtype => 3,
+        // `application/problem+json` and its like are read by what reads JSON.
+        (k, s) if k == kind && s.strip_suffix(subtype).is_some_and(|s| s.ends_with('+')) => 3,
+        _ => return None,
+    };
+    let quality = fields
+        .filter_map(|field| field.split_once('='))
+        .find(|(name, _)| name.trim().eq_ignore_ascii_case("q"))
+        .map_or(Some(1.0), |(_, value)| value.trim().parse::<f32>().ok())
+        .filter(|quality| (0.0..=1.0).contains(quality))
+        .unwrap_or(0.0);
+    Some(((quality * 1000.0) as u32, precision))
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn check(accept: &str, offers: &[&str], expected: &str) {
+        assert_eq!(offers[preferred(accept, offers)], expected, "{accept}");
+    }
+
+    #[test]
+    fn accept_decides() {
+        let errors = &["text/plain", "application/json"];
+        check("*/*", errors, "text/plain");
+        check("", errors, "text/plain");
+        check("application/json", errors, "application/json");
+        check("APPLICATION/JSON", errors, "application/json");
+        check("application/problem+json", errors, "application/json");
+        check("application/*", errors, "application/json");
+        check("application/json, */*", errors, "application/json");
+        check("application/json;q=0.5, text/plain", errors, "text/plain");
+        check("application/json;q=0.5, text/*;q=0.4", errors, "application/json");
+        check("application/json;q=0, */*", errors, "text/plain");
+        check("text/html, application/xhtml+xml, */*;q=0.8", errors, "text/plain");
+        check("image/png", errors, "text/plain");
+        check("application/json;q=nonsense", errors, "text/plain");
+        check("application/json;q=7", errors, "text/plain");
+        check("/,;q=,=;;,application", errors, "text/plain");
+        let pages = &["text/plain", "text/html"];
+        check("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", pages, "text/html");
+        check("*/*", pages, "text/plain");
+    }
+
+    fn reader(accept: &str, method: Method) -> Reader {
+        Reader { accept: HeaderValue::from_str(accept).ok(), method, version: Version::HTTP_11 }
+    }
+
+    async fn text(response: Response<Content>) -> String {
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        String::from_utf8(bytes.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_url_is_not_markup() {
+        let page = up_and_running("/<script>alert('\"&')</script>", &reader("text/html", Method::GET));
+        let body = text(page).await;
+        assert!(body.contains("URL: /&lt;script&gt;alert(&#39;&quot;&amp;&#39;)&lt;/script&gt;"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn an_error_page_is_complete() {
+        let request = RequestId::new();
+        let refusal = || Refusal::new(request, StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many requests");
+        let page = refusal().page(&reader("application/json", Method::GET));
+        assert_eq!(page.status(), 503);
+        assert_eq!(page.headers()[RETRY_AFTER], "1");
+        assert_eq!(page.headers()[REQUEST_ID], request.to_string().as_str());
+        let json: serde_json::Value = serde_json::from_str(&text(page).await).unwrap();
+        assert_eq!(json["code"], "overloaded");
+        assert_eq!(json["request_id"], request.to_string());
+        let head = refusal().page(&reader("*/*", Method::HEAD));
+        assert_ne!(head.headers()[CONTENT_LENGTH], "0");
+        assert_eq!(text(head).await, "");
+        assert!(text(refusal().page(&reader("*/*", Method::GET))).await.starts_with("overloaded: too many requests\n"));
+    }
+}

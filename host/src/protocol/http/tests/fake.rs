@@ -1,0 +1,316 @@
+//! A server with a fake behind it, and clients that write raw bytes.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody as FrameStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::super::config::HttpConfig;
+use super::super::events::Events;
+use super::super::forwarded::{ForwardedHeader, TrustedProxies};
+use super::super::interface::{Backend, Site};
+use super::super::server::Server;
+use crate::dispatcher::{DispatchError, RouteKind, StreamBody};
+use crate::drain::Drain;
+use crate::lanes::Lanes;
+use crate::protocol::InterfaceError;
+use crate::request::{Facts, Reply, Request, RequestContext};
+
+/// Longer than anything here takes; a test that meets it has failed.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What stands behind the server. Its target tells it what to do.
+#[derive(Clone)]
+pub(super) struct Fake {
+    pub(super) kind: Option<RouteKind>,
+    pub(super) gate: Arc<Gate>,
+}
+
+/// Where requests for `/wait` stay until they are let go.
+pub(super) struct Gate {
+    pub(super) inside: AtomicUsize,
+    pub(super) open: Semaphore,
+}
+
+impl Fake {
+    pub(super) fn new(kind: Option<RouteKind>) -> Self {
+        Self { kind, gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }) }
+    }
+
+    async fn reply(&self, action: &str, target: &str, body: Bytes, facts: &Facts) -> Result<Reply, DispatchError> {
+        let reply = |status, headers: Vec<(String, String)>, body: Bytes| Ok(Reply { status, headers, body });
+        match target {
+            "/wait" => {
+                self.gate.inside.fetch_add(1, Ordering::SeqCst);
+                self.gate.open.acquire().await.unwrap().forget();
+                reply(200, Vec::new(), Bytes::from_static(b"waited"))
+            }
+            "/panic" => panic!("as asked"),
+            "/facts" => {
+                let facts: Vec<String> = facts.iter().map(|(name, value)| format!("{name}={value}")).collect();
+                reply(200, Vec::new(), Bytes::from(facts.join(";")))
+            }
+            "/refused" => Err(DispatchError::Refused("a secret".to_owned())),
+            "/overloaded" => Err(DispatchError::Overloaded("a secret".to_owned())),
+            "/late" => Err(DispatchError::DeadlineExceeded("a secret".to_owned())),
+            "/trap" => Err(DispatchError::Trap("a secret".to_owned())),
+            "/missing" => Err(DispatchError::NoSuchModule("a secret".to_owned())),
+            "/split" => reply(200, vec![("a".to_owned(), "b\r\nset-cookie: c".to_owned())], Bytes::new()),
+            "/status" => reply(1000, Vec::new(), Bytes::new()),
+            "/empty" => reply(204, Vec::new(), Bytes::from_static(b"not empty")),
+            "/large" => reply(200, Vec::new(), Bytes::from(vec![b'x'; 64 << 20])),
+            "/text" => {
+                let kind = vec![("content-type".to_owned(), "text/plain".to_owned())];
+                reply(200, kind, Bytes::from("text ".repeat(1000)))
+            }
+            _ => reply(200, Vec::new(), [format!("{action} {target} ").as_bytes(), &body].concat().into()),
+        }
+    }
+}
+
+impl Backend for Fake {
+    type Route = ();
+
+    fn interface(&self) -> &str {
+        "my_http"
+    }
+
+    fn module(&self) -> &str {
+        "interface_my_http"
+    }
+
+    fn timeout(&self) -> Duration {
+        PATIENCE
+    }
+
+    fn route(&self) -> Result<Option<(RouteKind, ())>, DispatchError> {
+        Ok(self.kind.map(|kind| (kind, ())))
+    }
+
+    async fn handle(&self, (): (), request: Request) -> Result<Reply, DispatchError> {
+        self.reply(&request.action, &request.target, request.body, &request.context.facts).await
+    }
+
+    /// Echoes the body as it comes, trailers included.
+    async fn stream(
+        &self,
+        (): (),
+        context: Arc<RequestContext>,
+        request: http::Request<StreamBody>,
+    ) -> Result<Response<StreamBody>, DispatchError> {
+        let (parts, mut body) = request.into_parts();
+        match parts.uri.path() {
+            "/collect" => {
+                let collected = body.collect().await.map_err(|error| DispatchError::Failed(error.to_string()))?;
+                Ok(Response::new(whole(collected.to_bytes())))
+            }
+            "/early" => Ok(Response::new(whole(Bytes::from_static(b"early")))),
+            "/echo" => {
+                let frames = async_stream(move |sender| async move {
+                    while let Some(Ok(frame)) = body.frame().await {
+                        if sender.send(Ok(frame)).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                Ok(Response::new(frames))
+            }
+            "/broken" => Ok(Response::new(async_stream(|sender| async move {
+                let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await;
+                let _ = sender.send(Err("broken".into())).await;
+            }))),
+            "/trailers" => Ok(Response::new(async_stream(|sender| async move {
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-sum", HeaderValue::from_static("42"));
+                // A client that left is another test's.
+                let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"body")))).await;
+                let _ = sender.send(Ok(Frame::trailers(trailers))).await;
+            }))),
+            "/connection" => {
+                let mut response = Response::new(whole(Bytes::new()));
+                response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));
+                Ok(response)
+            }
+            target => {
+                let reply = self.reply(parts.method.as_str(), target, Bytes::new(), &context.facts).await?;
+                Ok(Response::new(whole(reply.body)))
+            }
+        }
+    }
+}
+
+type FrameResult = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>;
+
+fn whole(bytes: Bytes) -> StreamBody {
+    StreamBody::new(http_body_util::Full::new(bytes).map_err(|never| match never {}))
+}
+
+fn async_stream<F>(feed: impl FnOnce(tokio::sync::mpsc::Sender<FrameResult>) -> F) -> StreamBody
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(feed(sender));
+    let frames = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+    StreamBody::new(FrameStream::new(frames))
+}
+
+pub(super) fn config() -> HttpConfig {
+    HttpConfig {
+        listen: "127.0.0.1:0".to_owned(),
+        connections_max: 100,
+        header_bytes_max: 2048,
+        headers_max: 20,
+        body_bytes_max: 1000,
+        response_header_bytes_max: 4096,
+        streams_max: 10,
+        keep_alive: true,
+        idle_timeout: PATIENCE,
+        header_timeout: PATIENCE,
+        body_timeout: PATIENCE,
+        write_timeout: PATIENCE,
+        allowed_methods: [Method::GET, Method::HEAD, Method::POST].to_vec(),
+        allow: HeaderValue::from_static("GET, HEAD, POST"),
+        trusted_proxies: TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded },
+        compress: None,
+        tls: None,
+    }
+}
+
+/// A running server; dropping it ends it.
+pub(super) struct Running {
+    pub(super) address: SocketAddr,
+    pub(super) drain: Drain,
+    pub(super) fake: Fake,
+    pub(super) task: JoinHandle<()>,
+    _lanes: Arc<Lanes>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.drain.force();
+    }
+}
+
+impl Running {
+    pub(super) async fn try_start(config: HttpConfig, kind: Option<RouteKind>) -> Result<Self, InterfaceError> {
+        let lanes = Arc::new(Lanes::start(2).unwrap());
+        let fake = Fake::new(kind);
+        let events = Events::new("runner".into(), "my_http".into());
+        let server = Server::bind(Site { config, host: fake.clone(), events }, lanes.clone()).await?;
+        let url = server.url();
+        let address = url.split('/').nth(2).unwrap().parse().unwrap();
+        let drain = Drain::new();
+        let task = tokio::spawn(server.run(drain.clone()));
+        Ok(Self { address, drain, fake, task, _lanes: lanes })
+    }
+
+    pub(super) async fn start(config: HttpConfig, kind: RouteKind) -> Self {
+        Self::try_start(config, Some(kind)).await.unwrap()
+    }
+
+    pub(super) async fn connect(&self) -> Client<TcpStream> {
+        Client::new(TcpStream::connect(self.address).await.unwrap())
+    }
+
+    /// What the server sends, up to its end, to a client that sends this at once.
+    pub(super) async fn exchange(&self, sent: impl AsRef<[u8]>) -> String {
+        let mut client = self.connect().await;
+        client.send(sent).await;
+        client.rest().await
+    }
+
+    /// The server is well: another client gets its answer.
+    pub(super) async fn check_alive(&self) {
+        let answer = self.exchange("GET /alive HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    }
+
+    /// Until so many requests for `/wait` are inside.
+    pub(super) async fn until_inside(&self, count: usize) {
+        until(|| self.fake.gate.inside.load(Ordering::SeqCst) >= count).await;
+    }
+}
+
+pub(super) async fn until(condition: impl Fn() -> bool) {
+    let looked = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looked).await.expect("the condition is met in time");
+}
+
+/// A client that sends what it is told and reads answers of HTTP/1.
+pub(super) struct Client<S> {
+    pub(super) stream: S,
+    read: Vec<u8>,
+}
+
+/// Head and body of an answer with a known length.
+pub(super) struct Answer {
+    pub(super) head: String,
+    pub(super) body: String,
+}
+
+impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, read: Vec::new() }
+    }
+
+    pub(super) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        // The server may have answered and closed before it has taken everything.
+        let _ = self.stream.write_all(bytes.as_ref()).await;
+        let _ = self.stream.flush().await;
+    }
+
+    /// Everything up to the end of the connection.
+    pub(super) async fn rest(&mut self) -> String {
+        let mut rest = std::mem::take(&mut self.read);
+        let read = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await;
+        let rest = String::from_utf8_lossy(&rest).into_owned();
+        // A reset after the answer is an end as well.
+        assert!(read.is_ok(), "the server does not end the connection after {rest:?}");
+        rest
+    }
+
+    async fn more(&mut self) {
+        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
+        let count = read.expect("the server answers").expect("the connection is whole");
+        assert!(count > 0, "the server closed after {:?}", String::from_utf8_lossy(&self.read));
+    }
+
+    /// Up to the end of a head.
+    pub(super) async fn head(&mut self) -> String {
+        loop {
+            if let Some(at) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                let head: Vec<u8> = self.read.drain(..at + 4).collect();
+                return String::from_utf8(head).unwrap();
+            }
+            self.more().await;
+        }
+    }
+
+    pub(super) async fn answer(&mut self) -> Answer {
+        let head = self.head().await;
+        let length = header(&head, "content-length").map_or(0, |value| value.parse().unwrap());
+        while self.read.len() < length {
+            self.more().await;
+        }
+        let body = self.read.drain(..length).collect();
+        Answer { head, body: String::from_utf8(body).unwrap() }
+    }
+}
+
+pub(super) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().filter_map(|line| line.split_once(": ")).find(|(found, _)| *found == name).map(|(_, value)| value)
+}
