@@ -239,7 +239,8 @@ mod tests {
 
     /// Runs `client` against a socket in a directory of this name.
     fn check(directory_name: &str, client: impl FnOnce(&Path) + Send + 'static) {
-        let directory = std::env::temp_dir().join(format!("wasmcage-{:016x}-{directory_name}", fastrand::u64(..)));
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join(directory_name);
         fs::create_dir_all(directory.join(LOGS_DIRECTORY)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -254,7 +255,6 @@ mod tests {
             tokio::task::spawn_blocking(move || client(&at)).await.unwrap();
             server.abort();
         });
-        fs::remove_dir_all(&directory).unwrap();
     }
 
     #[test]

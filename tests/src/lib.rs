@@ -99,7 +99,7 @@ impl TestCage {
     /// # Errors
     /// The host's.
     pub async fn try_start(self) -> Result<Running, StartError> {
-        wasmcage::telemetry::install();
+        wasmcage::telemetry::install(wasmcage::telemetry::TerminalOptions::off());
         for (name, toml) in self.names.iter().zip(&self.toml) {
             fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
         }

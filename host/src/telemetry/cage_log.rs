@@ -297,18 +297,21 @@ mod tests {
     use super::super::TerminalOptions;
     use super::*;
 
-    /// A cage directory of its own, removed at the end.
-    struct Scratch(PathBuf);
+    /// A cage directory of its own.
+    struct Scratch(tempfile::TempDir);
 
     impl Scratch {
         fn new() -> Self {
-            let path = std::env::temp_dir().join(format!("wasmcage-log-{:016x}", fastrand::u64(..)));
-            fs::create_dir(&path).unwrap();
-            Self(path)
+            Self(tempfile::tempdir().unwrap())
+        }
+
+        fn open(&self, cage: &str, settings: LogSettings) -> CageLog {
+            super::super::install(TerminalOptions::off());
+            CageLog::open(cage, self.0.path(), settings)
         }
 
         fn logs(&self) -> PathBuf {
-            self.0.join(LOGS_DIRECTORY)
+            self.0.path().join(LOGS_DIRECTORY)
         }
 
         /// Today's file; the test may run over midnight, so any one file.
@@ -316,12 +319,6 @@ mod tests {
             let mut files: Vec<_> = fs::read_dir(self.logs()).unwrap().map(|entry| entry.unwrap().path()).collect();
             files.sort();
             files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
-        }
-    }
-
-    impl Drop for Scratch {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
         }
     }
 
@@ -336,11 +333,10 @@ mod tests {
 
     #[test]
     fn events_go_to_the_log_of_their_cage_at_its_level() {
-        super::super::install(TerminalOptions::off());
         let (one, two) = (Scratch::new(), Scratch::new());
         let (cage_one, cage_two) = ("log-route-one", "log-route-two");
-        let log_one = CageLog::open(cage_one, &one.0, settings(Level::Info));
-        let log_two = CageLog::open(cage_two, &two.0, settings(Level::Debug));
+        let log_one = one.open(cage_one, settings(Level::Info));
+        let log_two = two.open(cage_two, settings(Level::Debug));
         for cage in [cage_one, cage_two] {
             tracing::info!(%cage, "first");
             tracing::debug!(cage, "second");
@@ -362,9 +358,8 @@ mod tests {
 
     #[test]
     fn the_format_changes_live() {
-        super::super::install(TerminalOptions::off());
         let scratch = Scratch::new();
-        let log = CageLog::open("log-format", &scratch.0, settings(Level::Info));
+        let log = scratch.open("log-format", settings(Level::Info));
         tracing::info!(cage = "log-format", "first");
         log.set(LogSettings { format: LogFormat::Json, ..settings(Level::Info) });
         tracing::info!(cage = "log-format", "second");
@@ -379,11 +374,10 @@ mod tests {
 
     #[test]
     fn a_log_that_cannot_be_written_resumes_and_tells_the_loss() {
-        super::super::install(TerminalOptions::off());
         let scratch = Scratch::new();
         // A file stands where the directory should be.
         fs::write(scratch.logs(), "").unwrap();
-        let log = CageLog::open("log-lost", &scratch.0, settings(Level::Info));
+        let log = scratch.open("log-lost", settings(Level::Info));
         for number in 0..3 {
             tracing::info!(cage = "log-lost", number, "lost");
         }
@@ -397,7 +391,6 @@ mod tests {
 
     #[test]
     fn a_full_disk_and_a_removed_file_are_survived() {
-        super::super::install(TerminalOptions::off());
         let scratch = Scratch::new();
         fs::create_dir(scratch.logs()).unwrap();
         let day = clock::now(|stamp| stamp.day);
@@ -445,8 +438,7 @@ mod tests {
         let old = ["c-20200101.log", "c-20200102.log"];
         let kept = ["other-20200101.log", "c-notes.log"];
         old.iter().chain(&kept).for_each(|name| fs::write(scratch.logs().join(name), "").unwrap());
-        super::super::install(TerminalOptions::off());
-        let log = CageLog::open("c", &scratch.0, LogSettings { retention_days: Some(30), ..settings(Level::Info) });
+        let log = scratch.open("c", LogSettings { retention_days: Some(30), ..settings(Level::Info) });
         tracing::info!(cage = "c", "first");
         log.flush();
         assert!(old.iter().all(|name| !scratch.logs().join(name).exists()));

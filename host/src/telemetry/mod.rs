@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use self::cage_log::{CageLog, LOGS_DIRECTORY, LogFormat, LogSettings, file_day, file_name, force_format};
 pub use self::gate::Gate;
-pub use self::router::install;
-pub use self::terminal::{TerminalOptions, flush_terminal};
+pub use self::router::{flush, install};
+pub use self::terminal::TerminalOptions;
 
 /// How grave a log line is, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -40,6 +40,15 @@ pub fn install(terminal: TerminalOptions) {
     });
 }
 
+/// Waits, within bounds, until every line so far is in its file and on the terminal: for the end of the process, and for
+/// whoever reads a log right after causing its lines.
+pub fn flush() {
+    SINKS.load().iter().for_each(|sink| {
+        sink.writer.flush();
+    });
+    terminal::flush();
+}
+
 pub(super) fn register(sink: Arc<Sink>) {
     SINKS.rcu(|sinks| sinks.iter().chain([&sink]).cloned().collect::<Vec<_>>());
     levels_changed();

@@ -60,8 +60,8 @@ pub(super) fn current(homeless: bool) -> Option<Arc<Terminal>> {
     current.as_ref().filter(wanted).cloned()
 }
 
-/// Waits, within bounds, until all lines are on the terminal: for the end of the process.
-pub fn flush_terminal() {
+/// Waits, within bounds, until all lines are on the terminal.
+pub(super) fn flush() {
     if let Some(terminal) = CURRENT.load().as_ref() {
         terminal.writer.flush();
     }
