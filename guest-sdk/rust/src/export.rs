@@ -100,7 +100,7 @@ macro_rules! handover {
             }
             // Elsewhere the author's own tests want to link.
             #[cfg(target_family = "wasm")]
-    $crate::export::handover::export_handover!(Component with_types_in $crate::export::handover);
+            $crate::export::handover::export_handover! { Component with_types_in $crate::export::handover }
         };
     };
 }

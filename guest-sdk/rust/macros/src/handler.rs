@@ -41,7 +41,9 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
                     __answer(request).map_err(glue::RawError::from)
                 }
             }
-            // Elsewhere the author's own tests want to link.#[cfg(target_family = "wasm")](Glue with_types_in ::wasmcage_guest::export::handler);
+            // Elsewhere the author's own tests want to link.
+            #[cfg(target_family = "wasm")]
+            glue::handler::export_handler!(Glue with_types_in ::wasmcage_guest::export::handler);
         };
     })
 }

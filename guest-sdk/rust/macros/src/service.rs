@@ -76,7 +76,9 @@ fn expand_functions(functions: &[&ItemFn]) -> syn::Result<TokenStream> {
                     __call(&function, payload).map_err(glue::RawError::from)
                 }
             }
-            // Elsewhere the author's own tests want to link.#[cfg(target_family = "wasm")](Glue with_types_in ::wasmcage_guest::export::service);
+            // Elsewhere the author's own tests want to link.
+            #[cfg(target_family = "wasm")]
+            glue::service::export_service!(Glue with_types_in ::wasmcage_guest::export::service);
         };
     })
 }
