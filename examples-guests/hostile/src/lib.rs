@@ -1,9 +1,10 @@
 //! Everything that a bad guest can do, one path each, for the tests that show that it harms nobody else. As a service
 //! (`hostile.misbehave("/loop")`) it does the same when it is called.
 //!
-//! `/loop`, `/loop-host` (in calls to the host), `/loop-print`, `/recurse`, `/cycle` (calls itself), `/memory`, `/leak?mb=` (kept, and
-//! answered), `/stdout?mb=`, `/stderr?mb=`, `/log?mb=`, `/log-lines?n=`, `/huge?mb=`, `/headers?n=`, `/bad-header?kind=`,
-//! `/status?code=`, `/panic`, `/unreachable`, `/abort`, `/exit?code=`, `/sleep?ms=`, `/describe?mb=`, `/call?mb=`.
+//! Without end: `/loop`, `/loop-host` (in calls to the host), `/loop-print`, `/recurse`, `/cycle` (calls itself),
+//! `/memory`. Too much: `/leak?mb=` (kept), `/stdout?mb=`, `/stderr?mb=`, `/log?mb=` (one line), `/log-lines?n=`,
+//! `/huge?mb=`, `/headers?n=`, `/describe?mb=`, `/call?mb=` (as argument). Not allowed: `/bad-header?kind=`,
+//! `/status?code=`. Its own end: `/panic`, `/unreachable`, `/exit?code=`. Late: `/sleep?ms=`.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -39,7 +40,7 @@ fn handle(request: Request) -> Result<Response> {
         }
         "/call" => {
             let argument = "x".repeat(number(&request, "mb", 64)? * MB);
-            Ok(module("hostile").call::<String>("misbehave", (argument,))?.into())
+            Ok(module(&context::module()).call::<String>("misbehave", (argument,))?.into())
         }
         "/sleep" => {
             std::thread::sleep(Duration::from_millis(number(&request, "ms", 60_000)? as u64));
@@ -71,7 +72,7 @@ mod service {
                 println!("and again");
             },
             "/recurse" => Ok(recurse(1).to_string()),
-            "/cycle" => Ok(module("hostile").call("misbehave", ("/cycle",))?),
+            "/cycle" => Ok(module(&context::module()).call("misbehave", ("/cycle",))?),
             "/memory" => {
                 let mut hoard = Vec::new();
                 loop {

@@ -36,6 +36,8 @@
 //! ```
 //!
 //! Build with `wasmcage build`, or with `cargo build --release --target wasm32-wasip2`; the crate's type is `cdylib`.
+//! Functions that ask nothing of the host can be tested by `cargo test` as in any crate; there is no host in such a
+//! test, so that calls, settings, the context and the log panic.
 //!
 //! A module's work ends in one of four ways, and the caller learns which: an answer; [`Error::Refused`], never to be
 //! tried again; [`Error::Failed`], later may help; or a panic, which is logged with its message and place, ends the

@@ -1,7 +1,8 @@
 //! `#[handler]`: one function to the export `wasmcage:cage/handler`.
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
 use syn::{Error, FnArg, ItemFn};
 
 /// The function with the glue beside it.
@@ -10,22 +11,25 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     let signature = &function.sig;
     crate::check(signature)?;
     if signature.inputs.len() != 1 || matches!(signature.inputs[0], FnArg::Receiver(_)) {
-        return Err(Error::new_spanned(&signature.inputs, "a handler takes one parameter, the `Request`"));
+        return Err(Error::new_spanned(signature, "a handler takes one parameter, the `Request`"));
     }
     let name = &signature.ident;
     let answer = if crate::returns_result(signature) {
-        quote! { self::#name(request).map_err(::wasmcage_guest::Error::from)? }
+        quote! { #name(request).map_err(::wasmcage_guest::Error::from)? }
     } else {
-        quote! { self::#name(request) }
+        quote! { #name(request) }
     };
+    // A mistake in the type is shown at the type.
+    let answer = quote_spanned! { signature.output.span() => ::core::convert::Into::into(#answer) };
     Ok(quote! {
         #function
 
+        #[allow(dead_code)]
         const _: () = {
             use ::wasmcage_guest::export as glue;
 
-            fn answer(request: ::wasmcage_guest::Request) -> ::wasmcage_guest::Result<::wasmcage_guest::Response> {
-                ::core::result::Result::Ok(::core::convert::Into::into(#answer))
+            fn __answer(request: ::wasmcage_guest::Request) -> ::wasmcage_guest::Result<::wasmcage_guest::Response> {
+                ::core::result::Result::Ok(#answer)
             }
 
             struct Glue;
@@ -34,9 +38,11 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
                     request: ::wasmcage_guest::Request,
                 ) -> ::core::result::Result<::wasmcage_guest::Response, glue::RawError> {
                     glue::enter();
-                    answer(request).map_err(glue::RawError::from)
+                    __answer(request).map_err(glue::RawError::from)
                 }
             }
+            // Elsewhere the author's own tests want to link.
+            #[cfg(target_family = "wasm")]
             glue::handler::export_handler!(Glue with_types_in ::wasmcage_guest::export::handler);
         };
     })

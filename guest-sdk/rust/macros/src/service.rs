@@ -1,9 +1,10 @@
 //! `#[service]`: the public functions of a module, or one function, to the export `wasmcage:cage/service`.
 
 use proc_macro2::TokenStream;
-use quote::{ToTokens, format_ident, quote};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt;
-use syn::{Attribute, Error, FnArg, Item, ItemFn, ItemMod, Pat, PatType, Type, Visibility};
+use syn::spanned::Spanned;
+use syn::{Attribute, Error, FnArg, Item, ItemFn, ItemMod, Pat, PatType, Signature, Type, Visibility};
 
 /// The item with the glue beside it, or inside it: the types of parameters are meant as they are seen from there.
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
@@ -47,10 +48,11 @@ fn expand_functions(functions: &[&ItemFn]) -> syn::Result<TokenStream> {
         quote! { #(#conditions)* #name }
     });
     Ok(quote! {
+        #[allow(dead_code)]
         const _: () = {
             use ::wasmcage_guest::export as glue;
 
-            fn call(function: &str, payload: ::wasmcage_guest::Payload)
+            fn __call(function: &str, payload: ::wasmcage_guest::Payload)
                 -> ::wasmcage_guest::Result<::wasmcage_guest::Payload>
             {
                 match function {
@@ -71,9 +73,11 @@ fn expand_functions(functions: &[&ItemFn]) -> syn::Result<TokenStream> {
                     payload: ::wasmcage_guest::Payload,
                 ) -> ::core::result::Result<::wasmcage_guest::Payload, glue::RawError> {
                     glue::enter();
-                    call(&function, payload).map_err(glue::RawError::from)
+                    __call(&function, payload).map_err(glue::RawError::from)
                 }
             }
+            // Elsewhere the author's own tests want to link.
+            #[cfg(target_family = "wasm")]
             glue::service::export_service!(Glue with_types_in ::wasmcage_guest::export::service);
         };
     })
@@ -86,20 +90,18 @@ fn arm(function: &ItemFn) -> syn::Result<TokenStream> {
     let conditions = conditions(&function.attrs);
     let ident = &signature.ident;
     let name = ident.unraw().to_string();
-    // `self::` passes by what the glue itself defines.
-    let path = quote! { self::#ident };
     let question = crate::returns_result(signature).then(|| quote! { .map_err(::wasmcage_guest::Error::from)? });
 
-    if let [FnArg::Typed(PatType { ty, .. })] = &*signature.inputs.iter().collect::<Vec<_>>()
-        && crate::is_named(ty, "Payload")
-    {
-        return Ok(quote! { #(#conditions)* #name => glue::IntoPayload::into_payload(#path(payload) #question), });
+    if takes_payload(signature) {
+        return Ok(quote! { #(#conditions)* #name => glue::IntoPayload::into_payload(#ident(payload) #question), });
     }
     let parameters = signature.inputs.iter().map(Parameter::of).collect::<syn::Result<Vec<_>>>()?;
     let described = parameters.iter().map(Parameter::describe);
     let taken = parameters.iter().enumerate().map(|(index, parameter)| parameter.take(index));
     let given = parameters.iter().enumerate().map(|(index, parameter)| parameter.give(index));
     let mutable = (!parameters.is_empty()).then(|| quote! { mut });
+    let call =
+        quote_spanned! { signature.output.span() => glue::IntoPayload::into_payload(#ident(#(#given),*) #question) };
     Ok(quote! {
         #(#conditions)*
         #name => {
@@ -107,9 +109,15 @@ fn arm(function: &ItemFn) -> syn::Result<TokenStream> {
             #[allow(unused_variables)]
             let #mutable arguments = glue::ParsedArguments::parse(#name, PARAMETERS, &payload)?;
             #(#taken)*
-            glue::IntoPayload::into_payload(#path(#(#given),*) #question)
+            #call
         }
     })
+}
+
+fn takes_payload(signature: &Signature) -> bool {
+    let mut inputs = signature.inputs.iter();
+    let (first, second) = (inputs.next(), inputs.next());
+    second.is_none() && matches!(first, Some(FnArg::Typed(PatType { ty, .. })) if crate::is_named(ty, "Payload"))
 }
 
 struct Parameter<'a> {
@@ -137,15 +145,15 @@ impl<'a> Parameter<'a> {
 
     fn take(&self, index: usize) -> TokenStream {
         let variable = format_ident!("argument_{index}");
-        let kind = match self.kind {
+        // A mistake in the type is shown at the type.
+        let taken = quote_spanned! { self.kind.span() => arguments.take(#index)? };
+        match self.kind {
             Type::Reference(reference) => {
-                let target = &reference.elem;
-                let mutable = reference.mutability;
-                return quote! { let #mutable #variable: <#target as ::std::borrow::ToOwned>::Owned = arguments.take(#index)?; };
+                let (mutable, target) = (reference.mutability, &reference.elem);
+                quote! { let #mutable #variable: <#target as ::std::borrow::ToOwned>::Owned = #taken; }
             }
-            kind => kind,
-        };
-        quote! { let #variable: #kind = arguments.take(#index)?; }
+            kind => quote! { let #variable: #kind = #taken; },
+        }
     }
 
     fn give(&self, index: usize) -> TokenStream {
