@@ -104,6 +104,8 @@ impl Exports {
                         exports.web = Some(Web::P2(indices(name, p2::bindings::ProxyIndices::new(pre))?));
                     }
                 }
+                // What componentize-py calls to initialise its interpreter, and nobody else may.
+                ComponentItem::ComponentInstance(_) if name == "exports" => {}
                 ComponentItem::ComponentInstance(instance) => {
                     for (function, item) in instance.exports(component.engine()) {
                         if let ComponentItem::ComponentFunc(ty) = item.ty {
