@@ -1,1 +1,45 @@
-fn main() {}
+//! The program `wasmcage`: reads the command line, has it done, prints what went wrong, and ends with the right code.
+
+mod command;
+mod control;
+mod supervisor;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::command::{Cli, CommandError};
+
+fn main() -> ExitCode {
+    let done = command::execute(Cli::parse());
+    wasmcage::telemetry::flush();
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let code = error.exit_code();
+            report(error);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The error and its causes, each once.
+fn report(error: CommandError) {
+    // The reader of the output has left: it wants to hear nothing more.
+    if matches!(error, CommandError::OutputClosed) {
+        return;
+    }
+    let error = anyhow::Error::from(error);
+    let mut text = format!("error: {error}\n");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !last.ends_with(&cause) {
+            text += &format!("  caused by: {cause}\n");
+        }
+        last = cause;
+    }
+    // There is nowhere left to say that this failed.
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}

@@ -45,7 +45,8 @@ impl Inbound {
 
     /// Before a byte is read: whether the client announced more than is allowed.
     pub(super) fn announced_too_large(&self) -> Option<BodyError> {
-        (self.incoming.size_hint().lower() > self.bytes_max).then_some(BodyError::TooLarge { bytes_max: self.bytes_max })
+        (self.incoming.size_hint().lower() > self.bytes_max)
+            .then_some(BodyError::TooLarge { bytes_max: self.bytes_max })
     }
 
     /// The whole body. Trailers are dropped: a `handler` module has no place for them, and among the headers they would be

@@ -120,7 +120,8 @@ impl<B: Backend> Connection<B> {
         if config.headers_max != HYPER_HEADERS_MAX {
             builder.max_headers(config.headers_max);
         }
-        let mut conversation = builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
+        let mut conversation =
+            builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
         let end = self.attend(&mut conversation, http1::Connection::graceful_shutdown, &pulse).await;
         let mut wire = conversation.into_parts().io.into_inner();
         match end {
@@ -161,7 +162,8 @@ impl<B: Backend> Connection<B> {
             // A peer that vanished with streams open is noticed.
             .keep_alive_interval(config.idle_timeout)
             .keep_alive_timeout(config.write_timeout);
-        let mut conversation = builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
+        let mut conversation =
+            builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
         match self.attend(&mut conversation, http2::Connection::graceful_shutdown, &pulse).await {
             End::Over(result) => result.map_err(io::Error::other),
             End::Late(_) | End::Forced => Ok(()),

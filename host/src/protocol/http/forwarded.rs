@@ -198,7 +198,12 @@ mod tests {
     #[test]
     fn only_trusted_proxies_speak_for_others() {
         let x = ForwardedHeader::XForwarded;
-        check(x, "192.0.2.9", &[("x-forwarded-for", "198.51.100.1"), ("x-forwarded-proto", "https")], ("192.0.2.9", false));
+        check(
+            x,
+            "192.0.2.9",
+            &[("x-forwarded-for", "198.51.100.1"), ("x-forwarded-proto", "https")],
+            ("192.0.2.9", false),
+        );
         check(x, "10.0.0.1", &[], ("10.0.0.1", false));
         check(x, "10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], ("198.51.100.1", false));
         check(x, "::ffff:10.0.0.1", &[("x-forwarded-for", "198.51.100.1")], ("198.51.100.1", false));

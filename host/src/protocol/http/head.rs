@@ -64,7 +64,8 @@ fn host_is_valid(parts: &Parts) -> bool {
         (None, _) => parts.version == Version::HTTP_10 || parts.uri.authority().is_some_and(|_| is_http2(parts)),
         (Some(_), Some(_)) => false,
         (Some(host), None) => {
-            let agrees = || parts.uri.authority().is_none_or(|authority| authority.as_str().as_bytes() == host.as_bytes());
+            let agrees =
+                || parts.uri.authority().is_none_or(|authority| authority.as_str().as_bytes() == host.as_bytes());
             is_host(host) && (!is_http2(parts) || agrees())
         }
     }
@@ -135,7 +136,13 @@ mod tests {
         request.into_parts().0
     }
 
-    fn check_head(version: Version, method: &str, uri: &str, lines: &[(&'static str, &[u8])], expected: Option<HeadFault>) {
+    fn check_head(
+        version: Version,
+        method: &str,
+        uri: &str,
+        lines: &[(&'static str, &[u8])],
+        expected: Option<HeadFault>,
+    ) {
         let found = check(&parts(version, method, uri, lines), &[Method::GET, Method::POST]).err();
         assert_eq!(found, expected, "{version:?} {method} {uri} {lines:?}");
     }

@@ -215,7 +215,8 @@ async fn streamed<B: Backend>(
         }
         refused(id, &error)
     })?;
-    reply::streamed(response, &method, visit.site.config.response_header_bytes_max).map_err(|error| visit.unfit(id, &error))
+    reply::streamed(response, &method, visit.site.config.response_header_bytes_max)
+        .map_err(|error| visit.unfit(id, &error))
 }
 
 /// Logged by the dispatcher, which knows the cause.

@@ -116,7 +116,8 @@ impl Pulse {
 
     pub(super) fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
         let shortest = limits.idle.min(limits.head).min(limits.write).min(limits.request);
-        let mut ends = [(self.blocked.load(Ordering::Relaxed), limits.write, Verdict::Stuck), (0, limits.idle, Verdict::Idle)];
+        let mut ends =
+            [(self.blocked.load(Ordering::Relaxed), limits.write, Verdict::Stuck), (0, limits.idle, Verdict::Idle)];
         ends[1] = match (self.active.load(Ordering::Relaxed), self.head.load(Ordering::Relaxed)) {
             (0, 0) => (self.progress.load(Ordering::Relaxed), limits.idle, Verdict::Idle),
             (0, head) => (head, limits.head, Verdict::SlowHead),

@@ -2,8 +2,8 @@
 //! guest speak over its host's head, becomes a `ReplyError`. Called by `interface.rs`; never panics.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER, TRANSFER_ENCODING,
-    UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
@@ -192,11 +192,7 @@ mod tests {
         check_refused(200, &[("transfer-encoding", "chunked")], "header \"transfer-encoding\" is the host's to set");
         check_refused(200, &[("keep-alive", "1")], "header \"keep-alive\" is the host's to set");
         let large = "x".repeat(HEADER_BYTES_MAX);
-        check_refused(
-            200,
-            &[("a", &large)],
-            "headers of 205 bytes, more than max_response_header_bytes = 200",
-        );
+        check_refused(200, &[("a", &large)], "headers of 205 bytes, more than max_response_header_bytes = 200");
         let many = [("", ""); 60];
         check_refused(200, &many, "headers of 240 bytes, more than max_response_header_bytes = 200");
     }

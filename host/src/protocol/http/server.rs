@@ -219,8 +219,7 @@ mod tests {
     fn connections_spread_over_the_lanes() {
         let seats = Arc::new(Seats::new(3));
         let drain = Drain::new();
-        let taken: Vec<Seat> =
-            (0..5).map(|_| Seat::take(&seats, seats.least_taken(), &drain, &drain)).collect();
+        let taken: Vec<Seat> = (0..5).map(|_| Seat::take(&seats, seats.least_taken(), &drain, &drain)).collect();
         assert_eq!(taken.iter().map(|seat| seat.lane).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
         assert_eq!((seats.total(), seats.least_taken()), (5, 2));
         drop(taken);

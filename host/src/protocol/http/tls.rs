@@ -160,11 +160,8 @@ impl Contents {
     }
 
     fn config(&self, files: &TlsFiles) -> Result<ServerConfig, TlsError> {
-        let certificate = |source| TlsError::Certificate {
-            certificate: files.certificate.clone(),
-            key: files.key.clone(),
-            source,
-        };
+        let certificate =
+            |source| TlsError::Certificate { certificate: files.certificate.clone(), key: files.key.clone(), source };
         let chain = certificates(&files.certificate, &self.certificate)?;
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|source| TlsError::Pem { file: files.key.clone(), source })?;
@@ -182,8 +179,13 @@ impl Contents {
         Ok(config)
     }
 
-    fn verifier(&self, file: &Path, required: bool) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
-        let unusable = |source: Box<dyn std::error::Error + Send + Sync>| TlsError::ClientCa { file: file.to_owned(), source };
+    fn verifier(
+        &self,
+        file: &Path,
+        required: bool,
+    ) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, TlsError> {
+        let unusable =
+            |source: Box<dyn std::error::Error + Send + Sync>| TlsError::ClientCa { file: file.to_owned(), source };
         let mut roots = RootCertStore::empty();
         for certificate in certificates(file, &self.client_ca)? {
             roots.add(certificate).map_err(|error| unusable(Box::new(error)))?;

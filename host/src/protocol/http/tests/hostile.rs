@@ -59,8 +59,11 @@ async fn smuggled_requests_are_not_served() {
 #[tokio::test]
 async fn a_length_beside_chunks_does_not_count() {
     let server = Running::start(config(), RouteKind::Whole).await;
-    for lengths in ["content-length: 4\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 4"] {
-        let sent = format!("POST / HTTP/1.1\r\nhost: x\r\n{lengths}\r\n\r\n0\r\n\r\nGET /hidden HTTP/1.1\r\nhost: x\r\n\r\n");
+    for lengths in
+        ["content-length: 4\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 4"]
+    {
+        let sent =
+            format!("POST / HTTP/1.1\r\nhost: x\r\n{lengths}\r\n\r\n0\r\n\r\nGET /hidden HTTP/1.1\r\nhost: x\r\n\r\n");
         let answers = server.exchange(sent).await;
         assert_eq!(statuses(&answers), ["200"], "{answers}");
         assert!(!answers.contains("/hidden") && answers.ends_with("POST / "), "{answers}");
@@ -135,7 +138,8 @@ async fn sizes_are_bounded() {
     let announced = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n{}", "y".repeat(2000));
     check(&server, announced, &["413"]).await;
     let chunk = format!("1f4\r\n{}\r\n", "y".repeat(500));
-    let chunked = format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(3));
+    let chunked =
+        format!("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{}0\r\n\r\n", chunk.repeat(3));
     check(&server, chunked.clone(), &["413"]).await;
     server.check_alive().await;
     let streaming = Running::start(config(), RouteKind::Streamed).await;

@@ -12,14 +12,18 @@ async fn requests_follow_one_another_on_a_connection() {
     assert_eq!(client.answer().await.body, "GET /a?b=%20c ");
     client.send("POST /b HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello").await;
     assert_eq!(client.answer().await.body, "POST /b hello");
-    let chunked = "POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\nx-t: y\r\n\r\n";
+    let chunked =
+        "POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\nx-t: y\r\n\r\n";
     // The next one is sent before the answer.
     client.send(format!("{chunked}GET http://x/d HTTP/1.1\r\nhost: x\r\n\r\n")).await;
     assert_eq!(client.answer().await.body, "POST /c hello");
     assert_eq!(client.answer().await.body, "GET /d ");
     client.send("GET /e HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     let last = client.rest().await;
-    assert!(last.contains("connection: close\r\n") && last.contains("\r\ndate: ") && last.ends_with("GET /e "), "{last}");
+    assert!(
+        last.contains("connection: close\r\n") && last.contains("\r\ndate: ") && last.ends_with("GET /e "),
+        "{last}"
+    );
 }
 
 #[tokio::test]
@@ -99,7 +103,9 @@ async fn errors_are_answered_by_the_table() {
 async fn streams_go_both_ways_at_once() {
     let server = Running::start(config(), RouteKind::Streamed).await;
     let mut client = server.connect().await;
-    client.send("POST /echo HTTP/1.1\r\nhost: x\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n").await;
+    client
+        .send("POST /echo HTTP/1.1\r\nhost: x\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
+        .await;
     // The answer's first part comes before the request's last.
     assert_eq!(header(&client.head().await, "transfer-encoding"), Some("chunked"));
     client.send("3\r\ntwo\r\n0\r\nx-t: y\r\n\r\n").await;
