@@ -199,7 +199,7 @@ impl Drop for Cage {
 }
 
 /// The configuration, with every interface's section checked by its protocol.
-fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
     let config = config::load(root, cage, node)?;
     let mut problems = ConfigError::default();
     for interface in config.interfaces.values().filter(|interface| interface.enabled) {

@@ -157,8 +157,8 @@ async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
     let mut reader = tokio::io::BufReader::new(reader);
     loop {
         let mut line = Vec::new();
-        let read = (&mut reader).take(REQUEST_BYTES_MAX).read_until(b'\n', &mut line);
-        timeout(IDLE_TIMEOUT, read).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        let mut bounded = (&mut reader).take(REQUEST_BYTES_MAX);
+        timeout(IDLE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if line.is_empty() {
             return Ok(());
         }

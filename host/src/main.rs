@@ -1,17 +1,45 @@
-//! stub main
+//! The program `wasmcage`: reads the command line, has it done, prints what went wrong, and ends with the right code.
+
+mod command;
+mod control;
+mod supervisor;
+
+use std::io::Write as _;
 use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::command::{Cli, CommandError};
+
 fn main() -> ExitCode {
-    let a: Vec<_> = std::env::args().collect();
-    if a.get(1).is_some_and(|x| x == "compile") {
-        return wasmcage::module::compile_worker(a[2].as_ref(), a[3].as_ref());
+    let done = command::execute(Cli::parse());
+    wasmcage::telemetry::flush();
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let code = error.exit_code();
+            report(error);
+            ExitCode::from(code)
+        }
     }
-    wasmcage::telemetry::install(wasmcage::telemetry::TerminalOptions::detect(2));
-    let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    rt.block_on(async {
-        let _host =
-            wasmcage::host::Host::start(wasmcage::host::HostOptions::new(&a[1], a[2..].to_vec())).await.unwrap();
-        println!("{:?}", _host.serving());
-        std::future::pending::<()>().await;
-    });
-    ExitCode::SUCCESS
+}
+
+/// The error and its causes, each once.
+fn report(error: CommandError) {
+    // The reader of the output has left: it wants to hear nothing more.
+    if matches!(error, CommandError::OutputClosed) {
+        return;
+    }
+    let error = anyhow::Error::from(error);
+    let mut text = format!("error: {error}\n");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !last.ends_with(&cause) {
+            text += &format!("  caused by: {cause}\n");
+        }
+        last = cause;
+    }
+    // There is nowhere left to say that this failed.
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }

@@ -101,7 +101,10 @@ async fn keep_running(options: &RunOptions) -> Result<u8, SuperviseError> {
             Ok(child) => Some(child),
             Err(error) if restarts == 0 => return Err(SuperviseError::Spawn(error)),
             Err(error) => {
-                for_each_cage(options, |cage| tracing::error!(%cage, error = %error_chain(&error), "cage process could not be started"));
+                for_each_cage(
+                    options,
+                    |cage| tracing::error!(%cage, error = %error_chain(&error), "cage process could not be started"),
+                );
                 None
             }
         };
@@ -113,7 +116,10 @@ async fn keep_running(options: &RunOptions) -> Result<u8, SuperviseError> {
             Verdict::Exit(code) => {
                 if code != STOPPED {
                     let reason = ended.describe();
-                    for_each_cage(options, |cage| tracing::error!(%cage, reason, "cage process ended and is not restarted"));
+                    for_each_cage(
+                        options,
+                        |cage| tracing::error!(%cage, reason, "cage process ended and is not restarted"),
+                    );
                 }
                 return Ok(code);
             }

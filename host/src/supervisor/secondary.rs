@@ -70,7 +70,10 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     }
     let mut host_options = HostOptions::new(&options.root, options.cages.iter().cloned());
     host_options.lanes = options.lanes;
-    let host = Host::start(host_options).await?;
+    let host = tokio::select! {
+        host = Host::start(host_options) => host?,
+        () = signals.next() => return Ok(STOPPED),
+    };
     show(&host.serving());
     let host = Arc::new(Mutex::new(Some(host)));
     for (cage, listener) in listeners {
@@ -140,7 +143,8 @@ impl Commands {
     /// The process, with this cage only.
     fn snapshot(&self) -> Result<HostSnapshot, Refusal> {
         let host = self.host.lock();
-        let host = host.as_ref().ok_or_else(|| Refusal { code: "draining".into(), text: "the cage is stopping".into() })?;
+        let host =
+            host.as_ref().ok_or_else(|| Refusal { code: "draining".into(), text: "the cage is stopping".into() })?;
         let mut snapshot = host.snapshot();
         snapshot.cages.retain(|cage| cage.cage == self.cage);
         Ok(snapshot)
@@ -153,7 +157,8 @@ impl Answer for Commands {
         match request.command.as_str() {
             "ps" => {
                 let snapshot = self.snapshot()?;
-                serde_json::to_value(snapshot).map_err(|error| Refusal { code: "host-error".into(), text: error.to_string() })
+                serde_json::to_value(snapshot)
+                    .map_err(|error| Refusal { code: "host-error".into(), text: error.to_string() })
             }
             other => Err(Refusal { code: "unknown-command".into(), text: format!("there is no command `{other}`") }),
         }

@@ -1,0 +1,198 @@
+//! `wasmcage check`: what a component imports and exports, what its cage would grant it, and why it would be refused. Looks
+//! only: nothing of the component is run.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use wasmcage::config::{CageConfig, Grants, SHARED_DIRECTORY};
+use wasmcage::host::{HostOptions, Shared};
+use wasmcage::module::compiler::CompileError;
+use wasmcage::module::loader::Inspection;
+use wasmcage::telemetry::error_chain;
+
+use super::{CommandError, RootArg, cages_in, check_cage, config, print};
+use crate::supervisor::{FAILED, STOPPED};
+
+/// Show what a cage or a module needs and offers, and why it would be refused
+///
+/// Exits with 1 when something would be refused.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage check hello                         cage.toml and every module of the cage
+  wasmcage check cages/hello/work.wasm         a module, with the grants of the cage it lies in
+  wasmcage check work.wasm --cage hello        a module that is not in the cage yet")]
+pub(super) struct CheckArgs {
+    /// A cage, or a file ending in .wasm
+    #[arg(value_name = "CAGE | FILE.wasm")]
+    subject: String,
+    /// Whose grants a FILE would get [default: those of the cage it lies in]
+    #[arg(long, value_name = "CAGE")]
+    cage: Option<String>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    root: RootArg,
+}
+
+/// A file, and what was found out about it.
+struct Checked {
+    file: PathBuf,
+    module: String,
+    inspection: Result<Inspection, CompileError>,
+}
+
+impl CheckArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let checked = if is_file(&self.subject) {
+            let file = PathBuf::from(&self.subject);
+            let grants = match self.cage_of(&file)? {
+                Some(cage) => grants(&config(&self.root.root, &cage)?, &file),
+                None => Grants::default(),
+            };
+            inspect(&self.root.root, vec![(file, grants)])?
+        } else {
+            check_cage(&self.root.root, &self.subject)?;
+            let config = config(&self.root.root, &self.subject)?;
+            let files = modules(&self.root.root, &self.subject);
+            inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), grants(&config, &file))).collect())?
+        };
+        if self.json {
+            let all: Vec<_> = checked.iter().map(Checked::json).collect();
+            print(format_args!("{:#}", json!({ "modules": all })))?;
+        } else {
+            self.show(&checked)?;
+        }
+        Ok(if checked.iter().all(Checked::accepted) { STOPPED } else { FAILED })
+    }
+
+    /// The cage whose configuration applies to a file.
+    fn cage_of(&self, file: &Path) -> Result<Option<String>, CommandError> {
+        if let Some(cage) = &self.cage {
+            check_cage(&self.root.root, cage)?;
+            return Ok(Some(cage.clone()));
+        }
+        let directory = file.canonicalize().ok().and_then(|file| file.parent().map(Path::to_owned));
+        let same = |cage: &String| self.root.root.join(cage).canonicalize().ok() == directory;
+        Ok(cages_in(&self.root.root).into_iter().find(same).filter(|_| directory.is_some()))
+    }
+
+    fn show(&self, checked: &[Checked]) -> Result<(), CommandError> {
+        if !is_file(&self.subject) {
+            print(format_args!("cage.toml of cage {}: no mistakes", self.subject))?;
+        }
+        checked.iter().try_for_each(|checked| print(checked.text().trim_end()))
+    }
+}
+
+fn is_file(subject: &str) -> bool {
+    subject.ends_with(".wasm") || subject.contains('/')
+}
+
+fn module_name(file: &Path) -> String {
+    file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn grants(config: &CageConfig, file: &Path) -> Grants {
+    config.module(&module_name(file)).allow
+}
+
+/// The files that the cage would serve: its own, and the shared ones that they do not hide.
+fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
+    let mut files = BTreeMap::new();
+    for directory in [root.join(SHARED_DIRECTORY), root.join(cage)] {
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let (name, path) = (entry.file_name(), entry.path());
+            let hidden = name.to_string_lossy().starts_with('.');
+            if !hidden && path.extension().is_some_and(|extension| extension == "wasm") {
+                files.insert(name, path);
+            }
+        }
+    }
+    files.into_values().collect()
+}
+
+fn inspect(root: &Path, files: Vec<(PathBuf, Grants)>) -> Result<Vec<Checked>, CommandError> {
+    let scratch = std::env::temp_dir().join(format!("wasmcage-check-{}-{:08x}", std::process::id(), fastrand::u32(..)));
+    let mut options = HostOptions::new(root, Vec::<String>::new());
+    options.lanes = Some(1);
+    if !root.is_dir() {
+        options.cache = Some(scratch.clone());
+    }
+    let set_up = |error| CommandError::failed("cannot set up a host to check with", error);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(set_up)?;
+    let shared =
+        Shared::new(&options).map_err(|error| CommandError::failed("cannot set up a host to check with", error))?;
+    let mut checked = Vec::new();
+    for (file, grants) in files {
+        let wasm =
+            fs::read(&file).map_err(|error| CommandError::failed(format!("cannot read {}", file.display()), error))?;
+        let inspection = runtime.block_on(shared.loader.inspect(wasm, &grants));
+        checked.push(Checked { module: module_name(&file), file, inspection });
+    }
+    if options.cache.is_some() {
+        // Left behind, it is in the system's directory for such things.
+        let _ = fs::remove_dir_all(scratch);
+    }
+    Ok(checked)
+}
+
+impl Checked {
+    fn accepted(&self) -> bool {
+        self.inspection.as_ref().is_ok_and(|inspection| inspection.problems.is_empty())
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let (file, module) = (self.file.display().to_string(), &self.module);
+        match &self.inspection {
+            Ok(inspection) => {
+                json!({ "file": file, "module": module, "accepted": self.accepted(), "inspection": inspection })
+            }
+            Err(error) => json!({ "file": file, "module": module, "accepted": false, "error": error_chain(error) }),
+        }
+    }
+
+    fn text(&self) -> String {
+        let verdict = if self.accepted() { "would be taken" } else { "would be refused" };
+        let mut text = format!("\n{}  {verdict}\n", self.file.display());
+        match &self.inspection {
+            Ok(inspection) => {
+                let sha256 = inspection.sha256.get(..12).unwrap_or(&inspection.sha256);
+                text += &format!("  version {sha256}, {} engine\n", inspection.engine);
+                for import in &inspection.imports {
+                    let mark = if import.granted { "ok     " } else { "refused" };
+                    text += &format!("  import  {mark}  {}\n", import.name);
+                }
+                for export in &inspection.exports {
+                    text += &format!("  export           {export}\n");
+                }
+                for problem in &inspection.problems {
+                    text += &format!("  problem          {problem}\n");
+                }
+            }
+            Err(error) => text += &format!("  {}\n", error_chain(error)),
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_modules_are_checked_unless_hidden() {
+        let root = tempfile::tempdir().unwrap();
+        for file in [".shared/a.wasm", ".shared/b.wasm", "c/b.wasm", "c/.new.wasm", "c/notes.txt"] {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let expected = [".shared/a.wasm", "c/b.wasm"].map(|file| root.path().join(file));
+        assert_eq!(modules(root.path(), "c"), expected);
+    }
+}

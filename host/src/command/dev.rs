@@ -1,0 +1,201 @@
+//! `wasmcage dev`: `run`, and a thread that builds a module again when its source changes. The running cage takes a new
+//! module as it takes any; this file only makes them.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use wasmcage::config::{FILE_NAME, SHARED_DIRECTORY};
+use wasmcage::telemetry::error_chain;
+
+use super::build::{self, Plan};
+use super::run::StartArgs;
+use super::{CommandError, progress};
+use crate::supervisor;
+
+/// A build begins when nothing has changed for so long: editors write a file in several steps.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Run cages, and rebuild their modules when sources change
+///
+/// Watches the `source` of every module in cage.toml, path dependencies included. When a build fails, the old module
+/// serves on.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage dev hello
+  wasmcage dev runner worker")]
+pub(super) struct DevArgs {
+    #[command(flatten)]
+    start: StartArgs,
+}
+
+impl DevArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let (options, locks) = self.start.prepare()?;
+        let (changed_tx, changed) = mpsc::channel();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if let Ok(event) = event {
+                let paths = event.paths.into_iter().filter(|_| !event.kind.is_access());
+                // The builder ends with the process; until then it listens.
+                paths.for_each(|path| drop(changed_tx.send(path)));
+            }
+        });
+        let watcher = watcher.map_err(|error| CommandError::failed("cannot watch sources for changes", error))?;
+        let mut builder =
+            Builder { root: options.root.clone(), cages: options.cages.clone(), watcher, watched: Vec::new() };
+        // Before the first build, so that no change falls in between.
+        builder.watch(&Plan::of(&options.root, &options.cages)?)?;
+        build::before_start(&options.root, &options.cages)?;
+        let thread = std::thread::Builder::new().name("builder".into());
+        let started = thread.spawn(move || builder.run(&changed));
+        started.map_err(|error| CommandError::failed("cannot start the thread that builds", error))?;
+        Ok(supervisor::supervise(&options, &locks)?)
+    }
+}
+
+struct Builder {
+    root: PathBuf,
+    cages: Vec<String>,
+    watcher: RecommendedWatcher,
+    /// Directories, each with the source it belongs to; none for those of the configuration.
+    watched: Vec<(PathBuf, Option<PathBuf>)>,
+}
+
+impl Builder {
+    fn run(mut self, changed: &Receiver<PathBuf>) {
+        while let Some(paths) = settled(changed, |path| self.concerned(path)) {
+            self.rebuild(&paths);
+        }
+    }
+
+    fn concerned(&self, path: &Path) -> bool {
+        self.watched.iter().any(|(directory, _)| path.strip_prefix(directory).is_ok_and(concerns))
+    }
+
+    fn rebuild(&mut self, paths: &[PathBuf]) {
+        let plan = match Plan::of(&self.root, &self.cages) {
+            Ok(plan) => plan,
+            // A running cage tells its log the same.
+            Err(error) => return progress(format_args!("not built: {}", error_chain(&error))),
+        };
+        let known: Vec<_> = self.watched.iter().filter_map(|(_, source)| source.clone()).collect();
+        let touched = |source: &Path| {
+            let of_source = self.watched.iter().filter(|(_, of)| of.as_deref() == Some(source));
+            let mut directories = of_source.map(|(directory, _)| directory);
+            directories.any(|directory| paths.iter().any(|path| path.starts_with(directory)))
+        };
+        // A source that cage.toml has named just now is built for the first time.
+        let plan_of_changed = plan.only(|source| touched(source) || !known.iter().any(|known| known == source));
+        if let Err(error) = self.watch(&plan) {
+            progress(format_args!("changes of new sources will not be seen: {}", error_chain(&error)));
+        }
+        plan_of_changed.build();
+    }
+
+    /// Watches what the plan is made of; what it was made of earlier stays watched.
+    fn watch(&mut self, plan: &Plan) -> Result<(), CommandError> {
+        let configuration = self.cages.iter().map(String::as_str).chain([SHARED_DIRECTORY]);
+        let configuration: Vec<_> =
+            configuration.map(|cage| self.root.join(cage)).filter(|path| path.is_dir()).collect();
+        for directory in configuration {
+            self.watch_directory(&directory, None, RecursiveMode::NonRecursive)?;
+        }
+        for source in plan.sources().filter(|source| source.is_dir()) {
+            for directory in build::watched(source) {
+                self.watch_directory(&directory, Some(source), RecursiveMode::Recursive)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn watch_directory(
+        &mut self,
+        directory: &Path,
+        source: Option<&Path>,
+        mode: RecursiveMode,
+    ) -> Result<(), CommandError> {
+        let entry = (directory.to_owned(), source.map(Path::to_owned));
+        if self.watched.contains(&entry) {
+            return Ok(());
+        }
+        if !self.watched.iter().any(|(known, _)| known == directory) {
+            let failed = |error| CommandError::failed(format!("cannot watch {}", directory.display()), error);
+            self.watcher.watch(directory, mode).map_err(failed)?;
+        }
+        self.watched.push(entry);
+        Ok(())
+    }
+}
+
+/// Waits for changes that concern somebody, and for their end. None when there is nobody left to tell of any.
+fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Option<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    // What a build leaves behind must neither cause the next one nor put it off.
+    let mut until = None;
+    loop {
+        let path = match until {
+            None => changed.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(until) => changed.recv_timeout(Instant::saturating_duration_since(&until, Instant::now())),
+        };
+        match path {
+            Ok(path) if concerned(&path) => {
+                paths.push(path);
+                until = Some(Instant::now() + SETTLE);
+            }
+            Ok(_) => {}
+            Err(RecvTimeoutError::Timeout) => return Some(paths),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        }
+    }
+}
+
+/// Whether a changed file, given within the watched directory, can change a module: not what builds, editors and the
+/// cage itself leave behind.
+fn concerns(path: &Path) -> bool {
+    let mut parts = path.iter().map(|part| part.to_string_lossy());
+    if parts.any(|part| matches!(&*part, "target" | "__pycache__" | "logs" | ".git" | ".venv" | "node_modules")) {
+        return false;
+    }
+    let Some(name) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
+    let extension = path.extension().map(|extension| extension.to_string_lossy()).unwrap_or_default();
+    let noise = name.starts_with('.') || name.ends_with('~') || matches!(&*extension, "wasm" | "pyc" | "swp" | "tmp");
+    name == FILE_NAME || !noise
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sources_and_configuration_concern_a_build() {
+        for path in ["src/lib.rs", "Cargo.toml", "app.py", "cage.toml", "wit/a.wit"] {
+            assert!(concerns(Path::new(path)), "{path}");
+        }
+        for path in [
+            "target/release/work.wasm",
+            "src/.lib.rs.swp",
+            "src/lib.rs~",
+            "__pycache__/app.pyc",
+            "work.wasm",
+            "logs/runner.pid",
+            ".git/index",
+        ] {
+            assert!(!concerns(Path::new(path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn changes_are_taken_together_when_they_have_settled() {
+        let (changed_tx, changed) = mpsc::channel();
+        for path in ["noise", "a", "b", "noise", "c"] {
+            changed_tx.send(PathBuf::from(path)).unwrap();
+        }
+        let concerned = |path: &Path| path != Path::new("noise");
+        assert_eq!(settled(&changed, concerned).unwrap().len(), 3);
+        drop(changed_tx);
+        assert_eq!(settled(&changed, concerned), None);
+    }
+}

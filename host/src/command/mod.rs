@@ -1,0 +1,295 @@
+//! The command line: one file per subcommand. Only `main` prints a command's error; a command prints its own results.
+
+mod build;
+mod cage_toml;
+mod check;
+mod compile;
+mod dev;
+mod logs;
+mod new;
+mod ps;
+mod run;
+mod secondary;
+mod stop;
+
+use std::error::Error;
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use wasmcage::cage::load_config;
+use wasmcage::config::{CageConfig, ConfigError, nearest};
+use wasmcage::host::host_name;
+
+use crate::control::ControlError;
+use crate::supervisor::pid_lock::{self, Holder, LockError};
+use crate::supervisor::secondary::ServeError;
+use crate::supervisor::{FAILED, MISCONFIGURED, STOPPED, SuperviseError};
+
+/// A cage's name has at most so many characters.
+const CAGE_NAME_CHARACTERS_MAX: usize = 32;
+
+/// Runs cages: named directories of WebAssembly components that serve, and are swapped while they serve.
+///
+/// Exit codes: 0 done or stopped, 1 failed, 2 wrong arguments or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "wasmcage", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  mkdir -p cages/hello && wasmcage run hello     an empty directory is a cage
+  wasmcage new rust interface_web --cage hello   a module to start from
+  wasmcage dev hello                             serve, rebuild on every save
+  wasmcage run runner worker --build             two cages in one process
+  wasmcage logs hello -f                         follow the log
+  wasmcage help cage.toml                        everything that cage.toml may say";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::RunArgs),
+    Dev(dev::DevArgs),
+    Stop(stop::StopArgs),
+    Ps(ps::PsArgs),
+    Logs(logs::LogsArgs),
+    Check(check::CheckArgs),
+    New(new::NewArgs),
+    Build(build::BuildArgs),
+    #[command(name = "cage.toml")]
+    CageToml(cage_toml::CageTomlArgs),
+    #[command(hide = true)]
+    Secondary(secondary::SecondaryArgs),
+    #[command(hide = true)]
+    Compile(compile::CompileArgs),
+}
+
+/// Where the cages are.
+#[derive(Clone, Debug, Args)]
+struct RootArg {
+    /// Directory of the cages
+    #[arg(long, value_name = "DIR", env = "WASMCAGE_ROOT", default_value = "cages")]
+    root: PathBuf,
+}
+
+/// # Errors
+/// What the command could not do. A command whose answer is no, such as `check`, says so by its exit code.
+pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
+    let code = match cli.command {
+        Command::Run(args) => args.execute()?,
+        Command::Dev(args) => args.execute()?,
+        Command::Stop(args) => args.execute()?,
+        Command::Ps(args) => args.execute()?,
+        Command::Logs(args) => args.execute()?,
+        Command::Check(args) => args.execute()?,
+        Command::New(args) => args.execute()?,
+        Command::Build(args) => args.execute()?,
+        Command::CageToml(args) => args.execute()?,
+        Command::Secondary(args) => args.execute()?,
+        Command::Compile(args) => return Ok(args.execute()),
+    };
+    Ok(ExitCode::from(code))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommandError {
+    /// Something on the command line, or in the directories it names, is not as it must be.
+    #[error("{0}")]
+    Usage(String),
+    #[error("cage.toml of cage {cage} has mistakes")]
+    Config {
+        cage: String,
+        #[source]
+        source: ConfigError,
+    },
+    #[error("{text}")]
+    Failed {
+        text: String,
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Supervise(#[from] SuperviseError),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Whoever read the standard output has had enough.
+    #[error("the output is closed")]
+    OutputClosed,
+}
+
+impl CommandError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) | Self::Config { .. } => MISCONFIGURED,
+            Self::Serve(error) => error.exit_code(),
+            Self::Failed { .. } | Self::Refused(_) | Self::Lock(_) | Self::Supervise(_) | Self::Control(_) => FAILED,
+            Self::OutputClosed => STOPPED,
+        }
+    }
+
+    fn failed(text: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed { text: text.into(), source: source.into() }
+    }
+}
+
+/// Writes a result to standard output.
+fn print(text: impl Display) -> Result<(), CommandError> {
+    let mut stdout = io::stdout();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => CommandError::OutputClosed,
+        _ => CommandError::failed("cannot write to standard output", error),
+    })
+}
+
+/// Tells on standard error what is being done.
+fn progress(text: impl Display) {
+    // The work goes on, whether anybody sees it or not.
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn is_cage_name(name: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    (1..=CAGE_NAME_CHARACTERS_MAX).contains(&name.len()) && name.bytes().all(fits)
+}
+
+/// Names of the cages in `root`, sorted.
+fn cages_in(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let directories = entries.filter(|entry| entry.path().is_dir());
+    let mut names: Vec<_> = directories.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| is_cage_name(name));
+    names.sort();
+    names
+}
+
+/// Checks that a cage can be called so and has a directory.
+fn check_cage(root: &Path, name: &str) -> Result<(), CommandError> {
+    if !is_cage_name(name) {
+        return Err(CommandError::Usage(format!(
+            "{name:?} cannot name a cage: a name is 1 to {CAGE_NAME_CHARACTERS_MAX} letters, digits, `_` or `-`"
+        )));
+    }
+    let directory = root.join(name);
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if !root.is_dir() {
+        return Err(CommandError::Usage(format!(
+            "there is no directory {} for cages: create it, or name another by --root",
+            root.display()
+        )));
+    }
+    let known = cages_in(root);
+    let hint = match nearest(name, known.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("`mkdir {}` makes an empty one", directory.display()),
+    };
+    Err(CommandError::Usage(format!("there is no cage {name} in {}: {hint}", root.display())))
+}
+
+fn check_cages(root: &Path, names: &[String]) -> Result<(), CommandError> {
+    for (index, name) in names.iter().enumerate() {
+        check_cage(root, name)?;
+        if names[..index].contains(name) {
+            return Err(CommandError::Usage(format!("cage {name} is named twice")));
+        }
+    }
+    Ok(())
+}
+
+/// The named cages, or all of them.
+fn selected(root: &Path, names: &[String]) -> Result<Vec<String>, CommandError> {
+    check_cages(root, names)?;
+    if names.is_empty() { Ok(cages_in(root)) } else { Ok(names.to_vec()) }
+}
+
+fn config(root: &Path, cage: &str) -> Result<CageConfig, CommandError> {
+    load_config(root, cage, &host_name()).map_err(|source| CommandError::Config { cage: cage.to_owned(), source })
+}
+
+fn holder(root: &Path, cage: &str) -> Result<Holder, CommandError> {
+    let failed = |error| CommandError::failed(format!("cannot look whether cage {cage} is running"), error);
+    pid_lock::holder(&root.join(cage), cage).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[track_caller]
+    fn check(line: &str, expected: Result<fn(&Command) -> bool, &str>) {
+        match (Cli::try_parse_from(line.split_whitespace()), expected) {
+            (Ok(cli), Ok(expected)) => assert!(expected(&cli.command), "{:?}", cli.command),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+            (got, _) => panic!("{line}: {got:?}"),
+        }
+    }
+
+    #[test]
+    fn lines_are_understood() {
+        check("wasmcage run a b --build --lanes 2 --root x", Ok(|command| matches!(command, Command::Run(_))));
+        check("wasmcage run", Err("CAGE"));
+        check("wasmcage run a --lanes 0", Err("lanes"));
+        check("wasmcage logs a -f -n 5", Ok(|command| matches!(command, Command::Logs(_))));
+        check("wasmcage build", Ok(|command| matches!(command, Command::Build(_))));
+        check("wasmcage build --root r guests", Ok(|command| matches!(command, Command::Build(_))));
+        check("wasmcage new ruby x", Err("rust"));
+        check("wasmcage rnu a", Err("run"));
+        check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
+        check(
+            "wasmcage secondary --root r --lanes 1 --log-format json -- a",
+            Ok(|command| matches!(command, Command::Secondary(_))),
+        );
+        check("wasmcage run a --log-format yaml", Err("text or json"));
+    }
+
+    #[test]
+    fn cages_are_checked_before_anything_is_started() {
+        let root = tempfile::tempdir().unwrap();
+        ["runner", "worker", ".shared", "not a cage"]
+            .iter()
+            .for_each(|name| fs::create_dir(root.path().join(name)).unwrap());
+        fs::write(root.path().join("file"), "").unwrap();
+        assert_eq!(cages_in(root.path()), ["runner", "worker"]);
+        let check = |names: &[&str], expected: Option<&str>| {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            match (check_cages(root.path(), &names), expected) {
+                (Ok(()), None) => {}
+                (Err(error), Some(part)) => {
+                    assert!(error.to_string().contains(part), "{error}");
+                    assert_eq!(error.exit_code(), MISCONFIGURED);
+                }
+                (got, _) => panic!("{names:?}: {got:?}"),
+            }
+        };
+        check(&["runner", "worker"], None);
+        check(&["runer"], Some("did you mean runner?"));
+        check(&["file"], Some("mkdir"));
+        check(&["runner", "runner"], Some("twice"));
+        check(&[".shared"], Some("cannot name a cage"));
+        check(&["../runner"], Some("cannot name a cage"));
+        check(&[&"x".repeat(33)], Some("1 to 32"));
+        check(&[""], Some("cannot name a cage"));
+        let missing = root.path().join("missing");
+        assert!(check_cage(&missing, "a").unwrap_err().to_string().contains("--root"));
+    }
+}

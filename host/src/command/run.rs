@@ -1,0 +1,79 @@
+//! `wasmcage run`: the primary process of some cages, from the checks to its exit code.
+
+use std::num::NonZeroUsize;
+
+use clap::Args;
+use wasmcage::telemetry::{self, LogFormat, TerminalOptions};
+
+use super::{CommandError, RootArg, build, check_cages};
+use crate::supervisor::pid_lock::PidLock;
+use crate::supervisor::{self, RunOptions};
+
+/// Start cages in one process, watched by another that restarts it when it fails
+///
+/// An empty directory is a cage. Files are picked up while it runs: drop in NAME.wasm, overwrite it, change cage.toml.
+/// TERM or Ctrl-C drains and stops; a second one stops at once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage run hello
+  wasmcage run runner worker --build     compile the modules that have a source, then start
+  wasmcage run hello --log-format json")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// First compile the modules that have a `source` in cage.toml
+    #[arg(long)]
+    build: bool,
+}
+
+/// What `run` and `dev` have in common.
+#[derive(Debug, Args)]
+pub(super) struct StartArgs {
+    /// Names of the cages: directories in the root
+    #[arg(required = true, value_name = "CAGE")]
+    pub cages: Vec<String>,
+    /// Threads that run modules [default: one per core]
+    #[arg(long, value_name = "N")]
+    lanes: Option<NonZeroUsize>,
+    /// Format of the logs, whatever cage.toml says: text or json
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    #[command(flatten)]
+    pub root: RootArg,
+}
+
+impl RunArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let (options, locks) = self.start.prepare()?;
+        if self.build {
+            build::before_start(&options.root, &options.cages)?;
+        }
+        Ok(supervisor::supervise(&options, &locks)?)
+    }
+}
+
+impl StartArgs {
+    /// Everything that can be refused is refused before the first thing is done.
+    pub(super) fn prepare(&self) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
+        let root = self.root.root.clone();
+        check_cages(&root, &self.cages)?;
+        let options = RunOptions {
+            root,
+            cages: self.cages.clone(),
+            lanes: self.lanes.map(NonZeroUsize::get),
+            log_format: self.log_format,
+        };
+        start_telemetry(&options);
+        let locks = supervisor::lock(&options)?;
+        Ok((options, locks))
+    }
+}
+
+/// In both processes.
+pub(super) fn start_telemetry(options: &RunOptions) {
+    if let Some(format) = options.log_format {
+        telemetry::force_format(format);
+    }
+    telemetry::install(TerminalOptions::detect(options.cages.len()));
+}

@@ -1,0 +1,31 @@
+//! `wasmcage secondary`: what `run` starts to serve. Not for people.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use wasmcage::telemetry::LogFormat;
+
+use super::{CommandError, run};
+use crate::supervisor::{RunOptions, secondary};
+
+/// Serve cages until standard input ends; started by `run`
+#[derive(Debug, Args)]
+pub(super) struct SecondaryArgs {
+    #[arg(required = true)]
+    cages: Vec<String>,
+    #[arg(long)]
+    root: PathBuf,
+    #[arg(long)]
+    lanes: Option<usize>,
+    #[arg(long)]
+    log_format: Option<LogFormat>,
+}
+
+impl SecondaryArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let Self { cages, root, lanes, log_format } = self;
+        let options = RunOptions { root, cages, lanes, log_format };
+        run::start_telemetry(&options);
+        Ok(secondary::serve(&options)?)
+    }
+}
