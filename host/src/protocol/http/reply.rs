@@ -2,7 +2,8 @@
 //! guest speak over its host's head, becomes a `ReplyError`. Called by `interface.rs`; never panics.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
