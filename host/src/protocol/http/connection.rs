@@ -125,24 +125,20 @@ impl<B: Backend> Connection<B> {
         let end = self.attend(&mut conversation, http1::Connection::graceful_shutdown, &pulse).await;
         let mut wire = conversation.into_parts().io.into_inner();
         match end {
-            End::Over(Ok(())) if !pulse.must_linger() => Ok(()),
             End::Over(result) => {
-                // A body that breaks off is an error as well; its answer may be on its way.
-                if pulse.must_linger() {
+                // What was not understood, or not read to its end, may still be arriving.
+                if pulse.must_linger() || result.as_ref().is_err_and(hyper::Error::is_parse) {
                     self.linger(&mut wire).await;
                 }
                 result.map_err(io::Error::other)
             }
             End::Late(Verdict::SlowHead) if pulse.between_answers() => {
-                timeout(LINGER, async {
-                    wire.write_all(HEAD_TIMEOUT).await?;
-                    wire.shutdown().await
-                })
-                .await??;
+                timeout(LINGER, wire.write_all(HEAD_TIMEOUT)).await??;
                 self.linger(&mut wire).await;
                 Ok(())
             }
-            End::Late(_) | End::Forced => Ok(()),
+            End::Late(verdict) => late(verdict),
+            End::Forced => Ok(()),
         }
     }
 
@@ -166,7 +162,8 @@ impl<B: Backend> Connection<B> {
             builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
         match self.attend(&mut conversation, http2::Connection::graceful_shutdown, &pulse).await {
             End::Over(result) => result.map_err(io::Error::other),
-            End::Late(_) | End::Forced => Ok(()),
+            End::Late(verdict) => late(verdict),
+            End::Forced => Ok(()),
         }
     }
 
@@ -195,7 +192,7 @@ impl<B: Backend> Connection<B> {
             request: self.site.host.timeout() + config.body_timeout + config.write_timeout,
         };
         let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
-        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits.idle.min(limits.head)));
+        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits.shortest()));
         let mut farewell = false;
         std::future::poll_fn(move |cx| {
             loop {
@@ -228,17 +225,33 @@ impl<B: Backend> Connection<B> {
         .await
     }
 
-    /// Takes what a client still sends after its answer, so that the answer is not overtaken by a reset.
-    async fn linger<S: AsyncRead + Unpin>(&self, stream: &mut S) {
-        let mut rest = stream.take(LINGER_BYTES_MAX as u64);
-        let mut buffer = vec![0; 16 * 1024];
-        let taken = async { while matches!(rest.read(&mut buffer).await, Ok(count) if count > 0) {} };
+    /// Ends the sending, then takes what the client still sends: a socket that is closed on unread bytes is reset, and the
+    /// reset overtakes the answer.
+    async fn linger<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) {
+        let taken = async {
+            stream.shutdown().await?;
+            let mut rest = stream.take(LINGER_BYTES_MAX as u64);
+            let mut buffer = vec![0; 16 * 1024];
+            while rest.read(&mut buffer).await? > 0 {}
+            io::Result::Ok(())
+        };
         tokio::select! {
-            () = taken => {}
+            // However it ends, the connection is over, and its answer was sent.
+            _ = taken => {}
             () = tokio::time::sleep(LINGER) => {}
             () = self.drain.forcing() => {}
         }
     }
+}
+
+/// What a connection that was left because of its client is logged with.
+fn late(verdict: Verdict) -> io::Result<()> {
+    let text = match verdict {
+        Verdict::Wait(_) | Verdict::Idle => return Ok(()),
+        Verdict::SlowHead => "header_timeout_ms passed",
+        Verdict::Stuck => "write_timeout_ms passed",
+    };
+    Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
 /// Hyper keeps so many headers on the stack, and on the heap when any number is set.

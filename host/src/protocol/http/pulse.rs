@@ -22,6 +22,13 @@ pub(super) struct Limits {
     pub(super) request: Duration,
 }
 
+impl Limits {
+    /// No state ends sooner after it began.
+    pub(super) fn shortest(&self) -> Duration {
+        self.idle.min(self.head).min(self.write).min(self.request)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// All is well; ask again then.
@@ -92,6 +99,7 @@ impl Pulse {
         // Read first: the line is not written to on every write of a healthy connection.
         if self.blocked.load(Ordering::Relaxed) != 0 {
             self.blocked.store(0, Ordering::Relaxed);
+            self.progressed();
         }
     }
 
@@ -115,25 +123,22 @@ impl Pulse {
     }
 
     pub(super) fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
-        let shortest = limits.idle.min(limits.head).min(limits.write).min(limits.request);
-        let mut ends =
-            [(self.blocked.load(Ordering::Relaxed), limits.write, Verdict::Stuck), (0, limits.idle, Verdict::Idle)];
-        ends[1] = match (self.active.load(Ordering::Relaxed), self.head.load(Ordering::Relaxed)) {
-            (0, 0) => (self.progress.load(Ordering::Relaxed), limits.idle, Verdict::Idle),
-            (0, head) => (head, limits.head, Verdict::SlowHead),
-            _ => (self.progress.load(Ordering::Relaxed), limits.request, Verdict::Stuck),
+        let [blocked, head, progress] =
+            [&self.blocked, &self.head, &self.progress].map(|time| time.load(Ordering::Relaxed));
+        let (since, limit, verdict) = match self.active.load(Ordering::Relaxed) {
+            // Also after its last request: an answer may be handed over whole and leave slowly.
+            _ if blocked != 0 => (blocked, limits.write, Verdict::Stuck),
+            0 if head != 0 => (head, limits.head, Verdict::SlowHead),
+            0 => (progress, limits.idle, Verdict::Idle),
+            _ => (progress, limits.request, Verdict::Stuck),
         };
-        // A state that begins right after this look lasts at least `shortest`, so none is overlooked.
-        let mut next = now + shortest;
-        for (since, limit, verdict) in ends.into_iter().filter(|(since, ..)| *since != 0) {
-            let end = self.at(since) + limit;
-            if end <= now {
-                return verdict;
-            }
-            next = next.min(end);
+        let end = self.at(since) + limit;
+        if end <= now {
+            return verdict;
         }
-        // Times are cut to milliseconds; a look too early would only be repeated.
-        Verdict::Wait(next + Duration::from_millis(1))
+        // A state that begins right after this look lasts at least the shortest limit: none is overlooked. Times are cut to
+        // milliseconds; a look too early would only be repeated.
+        Verdict::Wait(end.min(now + limits.shortest()) + Duration::from_millis(1))
     }
 }
 
@@ -216,11 +221,14 @@ mod tests {
     #[test]
     fn a_client_that_takes_nothing_is_stuck() {
         let pulse = Arc::new(Pulse::new(false));
-        let _active = Active::begin(&pulse);
+        let active = Active::begin(&pulse);
         pulse.write_blocked();
         check(&pulse, 29, None);
         check(&pulse, 31, Some(Verdict::Stuck));
         pulse.write_went();
         check(&pulse, 31, None);
+        drop(active);
+        pulse.write_blocked();
+        check(&pulse, 31, Some(Verdict::Stuck));
     }
 }

@@ -2,8 +2,8 @@
 //! guest speak over its host's head, becomes a `ReplyError`. Called by `interface.rs`; never panics.
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRAILER,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
@@ -97,11 +97,10 @@ fn discard(mut body: StreamBody) {
 }
 
 /// What belongs to the connection, of which a module knows nothing.
-static CONNECTION_HEADERS: [HeaderName; 6] = [
+static CONNECTION_HEADERS: [HeaderName; 5] = [
     CONNECTION,
     TRANSFER_ENCODING,
     UPGRADE,
-    TRAILER,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];

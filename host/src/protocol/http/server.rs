@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection;
@@ -19,6 +19,9 @@ use crate::protocol::InterfaceError;
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that the kernel may hold until they are accepted. A burst over it costs its clients a second each.
+const BACKLOG: u32 = 4096;
 
 /// At most so many connections that waited in the kernel are taken when the intake stops; closing the socket resets them.
 const LAST_ACCEPTED_MAX: usize = 1024;
@@ -141,12 +144,27 @@ async fn reload_certificates<B>(tls: Option<&Tls>, site: &Site<B>) {
     }
 }
 
-/// The first of the address's meanings that can be had. `bind` sets `SO_REUSEADDR`, so a restart need not wait, and not
-/// `SO_REUSEPORT`: a port that another socket listens at is an error.
+/// The first of the address's meanings that can be had. With `SO_REUSEADDR` a restart need not wait; without
+/// `SO_REUSEPORT` a port that another socket listens at is an error.
 async fn listen(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
-    let listener = TcpListener::bind(address).await?;
-    let address = listener.local_addr()?;
-    Ok((listener, address))
+    let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        match listen_at(address) {
+            Ok(listener) => {
+                let address = listener.local_addr()?;
+                return Ok((listener, address));
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Errors that concern a connection that is gone already, not the socket that listens.

@@ -125,16 +125,21 @@ impl Backend for Fake {
                 Ok(Response::new(frames))
             }
             "/broken" => Ok(Response::new(async_stream(|sender| async move {
+                // Nobody takes them from a client that left.
                 let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await;
                 let _ = sender.send(Err("broken".into())).await;
             }))),
-            "/trailers" => Ok(Response::new(async_stream(|sender| async move {
-                let mut trailers = HeaderMap::new();
-                trailers.insert("x-sum", HeaderValue::from_static("42"));
-                // A client that left is another test's.
-                let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"body")))).await;
-                let _ = sender.send(Ok(Frame::trailers(trailers))).await;
-            }))),
+            "/trailers" => {
+                let mut response = Response::new(async_stream(|sender| async move {
+                    let mut trailers = HeaderMap::new();
+                    trailers.insert("x-sum", HeaderValue::from_static("42"));
+                    // Nobody takes them from a client that left.
+                    let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"body")))).await;
+                    let _ = sender.send(Ok(Frame::trailers(trailers))).await;
+                }));
+                response.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
+                Ok(response)
+            }
             "/connection" => {
                 let mut response = Response::new(whole(Bytes::new()));
                 response.headers_mut().insert("connection", HeaderValue::from_static("upgrade"));

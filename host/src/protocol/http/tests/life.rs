@@ -123,7 +123,7 @@ async fn keep_alive_can_be_off() {
 async fn a_crowd_is_served() {
     let server = Running::start(HttpConfig { connections_max: 1000, ..config() }, RouteKind::Whole).await;
     let address = server.address;
-    let crowd = (0..200).map(|number| {
+    let crowd = (0..300).map(|number| {
         tokio::spawn(async move {
             let mut client = super::fake::Client::new(TcpStream::connect(address).await.unwrap());
             for _ in 0..5 {

@@ -116,11 +116,22 @@ async fn streams_go_both_ways_at_once() {
 }
 
 #[tokio::test]
-async fn trailers_reach_the_client_that_announced_them() {
+async fn trailers_reach_the_client_that_takes_them() {
+    let server = Running::start(config(), RouteKind::Streamed).await;
+    let taken = server.exchange("GET /trailers HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: close\r\n\r\n").await;
+    assert!(taken.ends_with("4\r\nbody\r\n0\r\nx-sum: 42\r\n\r\n"), "{taken}");
+    let not_taken = server.exchange("GET /trailers HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    assert!(not_taken.ends_with("4\r\nbody\r\n0\r\n\r\n"), "{not_taken}");
+}
+
+#[tokio::test]
+async fn an_answer_may_come_before_the_body() {
     let server = Running::start(config(), RouteKind::Streamed).await;
     let mut client = server.connect().await;
-    client.send("GET /early HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    client.send("POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\nhalf").await;
     assert_eq!(client.answer().await.body, "early");
+    client.send("y".repeat(896)).await;
+    assert_eq!(client.rest().await, "");
 }
 
 #[tokio::test]
