@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
-use wasmcage::telemetry::TerminalOptions;
 
 pub use client::{Answer, Client, raw};
 pub use guests::{cache, component, guest, guest_source, has_guest, program};
