@@ -63,7 +63,7 @@ fn log_failure(options: &RunOptions, error: &ServeError) {
 
 async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Setup)?;
-    let orphaned = orphaned().map_err(ServeError::Setup)?;
+    let mut orphaned = orphaned().map_err(ServeError::Setup)?;
     let mut listeners = Vec::new();
     for cage in &options.cages {
         listeners.push((cage.clone(), control::listen(&options.root.join(cage), cage).await));
@@ -73,6 +73,7 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     let host = tokio::select! {
         host = Host::start(host_options) => host?,
         () = signals.next() => return Ok(STOPPED),
+        _ = &mut orphaned => return Ok(STOPPED),
     };
     show(&host.serving());
     let host = Arc::new(Mutex::new(Some(host)));
