@@ -131,6 +131,10 @@ impl Cage {
         &self.inner.name
     }
 
+    pub fn flush_log(&self) {
+        self.inner.log.flush();
+    }
+
     pub fn dispatcher(&self) -> &Dispatcher {
         &self.inner.dispatcher
     }

@@ -151,6 +151,11 @@ impl Host {
         self.cages.iter().find(|cage| cage.name() == name)
     }
 
+    /// Everything logged so far is in the files when this returns.
+    pub fn flush_logs(&self) {
+        self.cages.iter().for_each(Cage::flush_log);
+    }
+
     pub fn serving(&self) -> Vec<ServingLine> {
         self.cages.iter().flat_map(Cage::serving).collect()
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
+use wasmcage::telemetry::TerminalOptions;
 
 pub use client::{Answer, Client, raw};
 pub use guests::{cache, component, guest, guest_source, has_guest, program};
@@ -172,7 +173,9 @@ impl Running {
     }
 
     pub fn log_of(&self, cage: &str) -> String {
-        wasmcage::telemetry::flush();
+        if let Some(host) = &self.host {
+            host.flush_logs();
+        }
         let entries = fs::read_dir(self.root.path().join(cage).join("logs")).into_iter().flatten().flatten();
         let mut files: Vec<_> =
             entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|x| x == "log")).collect();
