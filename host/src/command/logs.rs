@@ -44,11 +44,13 @@ impl LogsArgs {
             return Err(CommandError::Refused(format!("cage {} has no log yet", self.cage)));
         }
         last.iter().try_for_each(print)?;
-        while self.follow {
+        if !self.follow {
+            return Ok(STOPPED);
+        }
+        loop {
             log.added().map_err(read_error)?.iter().try_for_each(print)?;
             std::thread::sleep(POLL);
         }
-        Ok(STOPPED)
     }
 }
 

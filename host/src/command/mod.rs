@@ -187,7 +187,7 @@ fn check_cage(root: &Path, name: &str) -> Result<(), CommandError> {
     }
     if !root.is_dir() {
         return Err(CommandError::Usage(format!(
-            "there is no directory {} for cages: create it, or name another by --root",
+            "there is no directory {}, where the cages should be: create it, or name another by --root",
             root.display()
         )));
     }
@@ -253,7 +253,7 @@ mod tests {
         check("wasmcage build", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage build --root r guests", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage new ruby x", Err("rust"));
-        check("wasmcage rnu a", Err("run"));
+        check("wasmcage biuld a", Err("build"));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",

@@ -149,6 +149,8 @@ fn spawn(options: &RunOptions) -> io::Result<Child> {
 
 /// Waits for the secondary's end, and passes on what signals ask for: the first drains, the second kills.
 async fn watch(mut child: Child, signals: &mut Signals) -> Ended {
+    // Held open to the end: `wait` would close it, which tells the secondary that its primary has gone.
+    let _pipe = child.stdin.take();
     let mut stopping = false;
     loop {
         tokio::select! {

@@ -63,7 +63,7 @@ fn log_failure(options: &RunOptions, error: &ServeError) {
 
 async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Setup)?;
-    let orphaned = orphaned().map_err(ServeError::Setup)?;
+    let mut orphaned = orphaned().map_err(ServeError::Setup)?;
     let mut listeners = Vec::new();
     for cage in &options.cages {
         listeners.push((cage.clone(), control::listen(&options.root.join(cage), cage).await));
@@ -73,6 +73,7 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     let host = tokio::select! {
         host = Host::start(host_options) => host?,
         () = signals.next() => return Ok(STOPPED),
+        _ = &mut orphaned => return Ok(STOPPED),
     };
     show(&host.serving());
     let host = Arc::new(Mutex::new(Some(host)));
@@ -94,11 +95,16 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
         }
     }
     let host = host.lock().take().expect("nobody else takes the host");
-    tokio::select! {
+    let code = tokio::select! {
         // What had to be cut off is in the log; the stop was asked for, so it is a success all the same.
-        _finished = host.stop() => Ok(STOPPED),
-        () = signals.next() => Ok(FAILED),
+        _finished = host.stop() => STOPPED,
+        () = signals.next() => FAILED,
+    };
+    for cage in &options.cages {
+        // A socket left behind is removed by the next process; one that was never made is not there.
+        let _ = std::fs::remove_file(control::socket_path(&options.root.join(cage), cage));
     }
+    Ok(code)
 }
 
 /// Resolves when standard input ends. Its thread is left behind at the end of the process.

@@ -350,10 +350,10 @@ mod tests {
         tracing::warn!(cage = cage_one, "fifth");
         drop((log_one, log_two));
         tracing::error!(cage = cage_one, "after the end");
-        let raised = " TRC [work] raised for one request";
-        let expected = [" INF [log-route-one] first", raised, " TRC [log-route-one] fourth"];
+        let raised = "TRC [work] raised for one request";
+        let expected = ["INF [log-route-one] first", raised, "TRC [log-route-one] fourth"];
         assert_eq!(tails(&one.text()), expected);
-        assert_eq!(tails(&two.text()), [" INF [log-route-two] first", " DBG [log-route-two] second", raised]);
+        assert_eq!(tails(&two.text()), ["INF [log-route-two] first", "DBG [log-route-two] second", raised]);
     }
 
     #[test]
@@ -386,7 +386,7 @@ mod tests {
         tracing::info!(cage = "log-lost", "written");
         log.flush();
         let text = scratch.text();
-        assert_eq!(tails(&text), [" WRN [log-lost] log lines were lost lines=3", " INF [log-lost] written"]);
+        assert_eq!(tails(&text), ["WRN [log-lost] log lines were lost lines=3", "INF [log-lost] written"]);
     }
 
     #[test]

@@ -317,23 +317,23 @@ mod tests {
     fn text_lines() {
         check_text(
             || tracing::info!(cage = %"runner", interface = "my_http", address = %"127.0.0.1:8080", "started listening"),
-            "12:11:12.07 INF [my_http] started listening address=127.0.0.1:8080",
+            "11:11:12.07 INF [my_http] started listening address=127.0.0.1:8080",
         );
         check_text(
             || tracing::warn!(cage = "runner", "cage is shutting down"),
-            "12:11:12.07 WRN [runner] cage is shutting down",
+            "11:11:12.07 WRN [runner] cage is shutting down",
         );
-        check_text(|| tracing::warn!("no pool"), "12:11:12.07 WRN [wasmcage] no pool");
+        check_text(|| tracing::warn!("no pool"), "11:11:12.07 WRN [wasmcage] no pool");
         check_text(
             || tracing::debug!(cage = "c", module = "work", elapsed_ms = 12, ratio = 0.5, on = true, "module loaded"),
-            "12:11:12.07 DBG [work] module loaded elapsed_ms=12 ratio=0.5 on=true",
+            "11:11:12.07 DBG [work] module loaded elapsed_ms=12 ratio=0.5 on=true",
         );
         check_text(
             || {
                 let request = Some(tracing::field::display("RQ-2D26 via my_http +9.8s"));
                 tracing::error!(target: "guest", cage = "c", interface = "i", module = "work", request, "hello {}", 1);
             },
-            "12:11:12.07 ERR [work] hello 1 # RQ-2D26 via my_http +9.8s",
+            "11:11:12.07 ERR [work] hello 1 # RQ-2D26 via my_http +9.8s",
         );
         check_text(
             || {
@@ -345,7 +345,7 @@ mod tests {
                     "request completed"
                 )
             },
-            "12:11:12.07 TRC [i] request completed module=work",
+            "11:11:12.07 TRC [i] request completed module=work",
         );
     }
 
@@ -353,11 +353,11 @@ mod tests {
     fn hostile_values_stay_on_their_line() {
         check_text(
             || tracing::info!(cage = "c", name = "a b\"c", empty = "", path = ?"x\ny", "one\r\ntwo\x1b[2J\tthree\u{85}four"),
-            "12:11:12.07 INF [c] one  two [2J\tthree four name=\"a b\\\"c\" empty=\"\" path=\"x\\ny\"",
+            "11:11:12.07 INF [c] one  two [2J\tthree four name=\"a b\\\"c\" empty=\"\" path=\"x\\ny\"",
         );
         let long = "ä".repeat(VALUE_BYTES_MAX);
         let cut = "ä".repeat(VALUE_BYTES_MAX / 2);
-        check_text(|| tracing::info!(cage = "c", "{long}"), &format!("12:11:12.07 INF [c] {cut}..."));
+        check_text(|| tracing::info!(cage = "c", "{long}"), &format!("11:11:12.07 INF [c] {cut}..."));
     }
 
     #[test]
@@ -369,7 +369,7 @@ mod tests {
         let error = &error as &dyn std::error::Error;
         check_text(
             || tracing::error!(cage = "c", error, "module refused"),
-            "12:11:12.07 ERR [c] module refused error=\"cannot read a.wasm: no disk\"",
+            "11:11:12.07 ERR [c] module refused error=\"cannot read a.wasm: no disk\"",
         );
     }
 
@@ -381,7 +381,7 @@ mod tests {
             || {
                 tracing::info!(target: "guest", cage = "c", module = "w", n = 1u64, x = f64::NAN, t = "q\"", request = %"RQ-1", "hi\n");
             },
-            r#"{"time":"2026-11-20T12:11:12.07+01:00","level":"info","target":"guest","cage":"c","module":"w","message":"hi ","request":"RQ-1","n":1,"x":"NaN","t":"q\""}"#,
+            r#"{"time":"2026-11-20T11:11:12.07+01:00","level":"info","target":"guest","cage":"c","module":"w","message":"hi ","request":"RQ-1","n":1,"x":"NaN","t":"q\""}"#,
         );
     }
 
@@ -392,14 +392,14 @@ mod tests {
             LogFormat::Text,
             Some(plain),
             || tracing::info!(cage = "runner", interface = "my_http", "started listening"),
-            "12:11:12.07 INF [runner/my_http] started listening",
+            "11:11:12.07 INF [runner/my_http] started listening",
         );
-        check(LogFormat::Text, Some(plain), || tracing::info!(cage = "runner", "up"), "12:11:12.07 INF [runner] up");
+        check(LogFormat::Text, Some(plain), || tracing::info!(cage = "runner", "up"), "11:11:12.07 INF [runner] up");
         check(
             LogFormat::Text,
             Some(Style { colour: true, show_cage: false }),
             || tracing::warn!(cage = "runner", module = "work", "slow"),
-            "12:11:12.07 \x1b[33mWRN\x1b[0m [work] slow",
+            "11:11:12.07 \x1b[33mWRN\x1b[0m [work] slow",
         );
     }
 }

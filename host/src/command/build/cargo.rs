@@ -71,8 +71,8 @@ pub(super) fn build(sources: &[PathBuf]) -> Vec<(PathBuf, Result<PathBuf, BuildE
         let names: Vec<_> = units.iter().map(|unit| unit.name.as_str()).collect();
         progress(format_args!("building {}", names.join(", ")));
         match ensure_target(&units[0].source).and_then(|()| run(&units)) {
-            Ok(mut artifacts) => results.extend(units.into_iter().map(|unit| {
-                let artifact = artifacts.remove(&unit.id).ok_or_else(|| missing(&unit));
+            Ok(mut built) => results.extend(units.into_iter().map(|unit| {
+                let artifact = built.artifacts.remove(&unit.id).ok_or_else(|| missing(&unit, built.success));
                 (unit.source, artifact)
             })),
             Err(error) => {
@@ -84,12 +84,13 @@ pub(super) fn build(sources: &[PathBuf]) -> Vec<(PathBuf, Result<PathBuf, BuildE
     results
 }
 
-fn missing(unit: &Unit) -> BuildError {
-    BuildError::Failed(format!(
-        "cargo made no component of package {}; if it says no error above, the package lacks `[lib] crate-type = \
-         [\"cdylib\"]`",
-        unit.name
-    ))
+fn missing(unit: &Unit, success: bool) -> BuildError {
+    let name = &unit.name;
+    BuildError::Failed(if success {
+        format!("cargo made no component of package {name}: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]")
+    } else {
+        format!("package {name} does not compile, cargo says why above")
+    })
 }
 
 /// Directories whose change changes this package: its own and those of its path dependencies.
@@ -189,7 +190,15 @@ fn ensure_target(source: &Path) -> Result<(), BuildError> {
     }
 }
 
-fn run(units: &[Unit]) -> Result<BTreeMap<String, PathBuf>, BuildError> {
+/// What a cargo call made.
+struct Built {
+    /// By package id.
+    artifacts: BTreeMap<String, PathBuf>,
+    /// No package failed.
+    success: bool,
+}
+
+fn run(units: &[Unit]) -> Result<Built, BuildError> {
     let first = &units[0];
     let stack = format!("link-arg=-zstack-size={}", u64::from(first.stack_kb) * 1024);
     let mut command = cargo();
@@ -225,9 +234,9 @@ fn run(units: &[Unit]) -> Result<BTreeMap<String, PathBuf>, BuildError> {
             artifacts.insert(package, file);
         }
     }
-    // Whatever its exit code says: packages that were built are taken, the others are missing.
-    child.wait().map_err(run_error)?;
-    Ok(artifacts)
+    // With --keep-going, packages that were built are there whatever became of the others.
+    let success = child.wait().map_err(run_error)?.success();
+    Ok(Built { artifacts, success })
 }
 
 /// The package and file of a message about a finished component.
