@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use wasmcage_guest::{CallError, Payload, Request, Response, Result, cage, module};
+use wasmcage_guest::{CallError, Payload, Request, Response, Result, cage, context, module};
 
 use crate::{parse, required};
 
@@ -26,6 +26,9 @@ fn run(request: &Request) -> Result<Result<Payload, CallError>> {
     let args: Vec<Box<RawValue>> = parameter_json(request, "args")?.unwrap_or_default();
     let kwargs: Value = parameter_json(request, "kwargs")?.unwrap_or(json!({}));
 
+    if let Some(level) = request.parameter("level") {
+        context::set_log_level(level.parse()?);
+    }
     let mut callee = match &cage_name {
         Some(name) => cage(name).module(&module_name),
         None => module(&module_name),

@@ -9,7 +9,7 @@
 //! | `/log?level=info&text=` | empty, after a line in the log |
 //! | `/print?to=stderr&text=` | empty, after a line on stdout or stderr |
 //! | `/config?key=` | one setting, or all, as JSON |
-//! | `/call?cage=&module=&function=&args=[..]&kwargs={..}&timeout_ms=&idempotent` | the result; errors by `?` |
+//! | `/call?cage=&module=&function=&args=[..]&kwargs={..}&timeout_ms=&idempotent&level=` | the result; errors by `?` |
 //! | `/try_call?..` | the same, errors as JSON |
 //! | `/refuse?text=`, `/fail?text=` | that error |
 //! | `/env`, `/file?path=` | what the module is granted of these |

@@ -8,7 +8,7 @@ mod service_echo {
     use std::time::{Duration, Instant};
 
     use serde_json::Value;
-    use wasmcage_guest::{Args, Error, Payload, Result, cage, context, module};
+    use wasmcage_guest::{Args, Error, Payload, Result, cage, context, log, module};
 
     pub fn echo(x: Value) -> Value {
         x
@@ -49,6 +49,13 @@ mod service_echo {
             rounds += 1;
         }
         rounds
+    }
+
+    /// Writes a line into the log, after so many milliseconds.
+    pub fn log(level: &str, text: &str, after_ms: Option<u64>) -> Result<()> {
+        std::thread::sleep(Duration::from_millis(after_ms.unwrap_or(0)));
+        log!(level.parse()?, "{text}");
+        Ok(())
     }
 
     /// Calls another function on; a chain of these makes cycles of calls.
