@@ -1,4 +1,5 @@
 //! One binary, a file for each promise.
 
+mod bad_input;
 mod compiled_files;
 mod hot_swap;

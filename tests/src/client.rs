@@ -101,6 +101,18 @@ impl Client {
     }
 }
 
+/// A target with parameters, of which the values may be any text.
+pub fn query(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut target = path.to_owned();
+    for (index, (name, value)) in parameters.iter().enumerate() {
+        target += if index == 0 { "?" } else { "&" };
+        target += name;
+        target += "=";
+        target.extend(value.bytes().map(|byte| format!("%{byte:02X}")));
+    }
+    target
+}
+
 /// Sends these bytes and returns everything that comes back until the server closes the connection.
 ///
 /// # Panics

@@ -49,6 +49,15 @@ pub fn component(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// A component, or something like one, that is kept as text in `tests/fixtures`.
+///
+/// # Panics
+/// When there is no such file, or it is wrong.
+pub fn fixture(name: &str) -> Vec<u8> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(format!("{name}.wat"));
+    component(&std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())))
+}
+
 fn directory() -> PathBuf {
     match std::env::var_os("WASMCAGE_GUESTS") {
         Some(directory) => directory.into(),

@@ -4,6 +4,7 @@
 //! printed when its test fails.
 
 mod client;
+mod exchange;
 mod guests;
 
 use std::fs;
@@ -13,9 +14,11 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
+use wasmcage::module::slot::ModuleSnapshot;
 
-pub use client::{Answer, Client, raw};
-pub use guests::{cache, component, guest, guest_source, has_guest, program};
+pub use client::{Answer, Client, query, raw};
+pub use exchange::{Exchange, Version};
+pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 
 /// How long `eventually` looks before it gives up.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -166,6 +169,29 @@ impl Running {
         fs::rename(temporary, file).expect("the rename");
     }
 
+    /// Replaces the first cage's `cage.toml`, by a rename.
+    pub fn configure(&self, toml: &str) {
+        let temporary = self.directory().join(unique_name(".cage.toml."));
+        fs::write(&temporary, toml).expect("a new cage.toml");
+        fs::rename(temporary, self.directory().join("cage.toml")).expect("the rename");
+    }
+
+    /// What is known of a module of the first cage.
+    pub fn module(&self, module: &str) -> Option<ModuleSnapshot> {
+        self.snapshot().cages.swap_remove(0).modules.into_iter().find(|known| known.module == module)
+    }
+
+    /// Instances of a module's version that serves, in use or idle.
+    pub fn instances(&self, module: &str) -> usize {
+        self.module(module).and_then(|module| module.version).map_or(0, |version| version.instances)
+    }
+
+    /// Waits until no cage has a request in work or waiting: whatever took a place has given it back.
+    pub async fn quiet(&self) {
+        let busy = |snapshot: &HostSnapshot| snapshot.cages.iter().any(|cage| cage.in_work + cage.waiting > 0);
+        eventually("the end of all work", || (!busy(&self.snapshot())).then_some(())).await;
+    }
+
     /// Everything logged by the first cage.
     pub fn log(&self) -> String {
         self.log_of(&self.names[0])
@@ -189,15 +215,12 @@ impl Running {
 
     /// The number of the version that serves a module; none when there is none.
     pub fn version(&self, module: &str) -> Option<u64> {
-        let snapshot = self.snapshot();
-        let module = snapshot.cages[0].modules.iter().find(|known| known.module == module)?;
-        module.version.as_ref().map(|version| version.number)
+        Some(self.module(module)?.version?.number)
     }
 
     /// Why a module's file was not taken.
     pub fn refusal(&self, module: &str) -> Option<String> {
-        let snapshot = self.snapshot();
-        snapshot.cages[0].modules.iter().find(|known| known.module == module)?.refused.clone()
+        self.module(module)?.refused
     }
 
     /// Waits until a module's file was refused, and says why.
@@ -227,13 +250,18 @@ impl Drop for Running {
 }
 
 /// Looks until `found` gives something; a bound on the wait, never a sleep for its own sake.
-pub async fn eventually<T>(what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let until = tokio::time::Instant::now() + PATIENCE;
+pub async fn eventually<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
+    eventually_within(PATIENCE, what, found).await
+}
+
+/// The same with another bound.
+pub async fn eventually_within<T>(patience: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + patience;
     loop {
         if let Some(value) = found() {
             return value;
         }
-        assert!(tokio::time::Instant::now() < until, "waited {PATIENCE:?} for {what}");
+        assert!(tokio::time::Instant::now() < until, "waited {patience:?} for {what}");
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
 }
