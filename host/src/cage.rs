@@ -212,12 +212,9 @@ pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, Co
         }
     }
     for resource in config.resources.values().filter(|resource| resource.enabled) {
-        resource.section.refuse("no protocol of this version has an outbound side");
-        if let Err(error) = resource.section.clone().finish() {
-            problems = problems.merge(error);
-        }
+        problems = problems.merge(resource.section.clone().refused("no protocol of this version has an outbound side"));
     }
-    problems.none_or(config)
+    problems.into_result(config)
 }
 
 fn build(interface: &InterfaceConfig) -> Result<Box<dyn Interface>, ConfigError> {

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Refusal};
-use crate::config::{CageConfig, ExportChoice, InstanceMode};
+use crate::config::{self, CageConfig, ExportChoice, InstanceMode};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
@@ -484,8 +484,8 @@ impl Dispatcher {
     }
 
     fn no_such_module(&self, name: &str) -> DispatchError {
-        let nearest = nearest(name, self.0.modules.names().iter().map(|name| &**name));
-        DispatchError::NoSuchModule(format!("file {name}.wasm was not found in cage {}{nearest}", self.0.cage))
+        let hint = hint(name, self.0.modules.names().iter().map(|name| &**name));
+        DispatchError::NoSuchModule(format!("file {name}.wasm was not found in cage {}{hint}", self.0.cage))
     }
 }
 
@@ -511,19 +511,12 @@ fn finish<T>(lease: Lease, result: Result<T, DispatchError>) -> Result<T, Dispat
 
 fn no_such_function(slot: &Slot, version: &Version, function: &str) -> DispatchError {
     let known = version.service_functions().chain(version.exports.functions.keys().map(String::as_str));
-    DispatchError::NoSuchFunction(format!(
-        "module {} has no function `{function}`{}",
-        slot.name,
-        nearest(function, known)
-    ))
+    DispatchError::NoSuchFunction(format!("module {} has no function `{function}`{}", slot.name, hint(function, known)))
 }
 
 /// `; did you mean ..?` when there is a name much like it.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    const ALIKE: f64 = 0.8;
-    let scored = known.map(|known| (strsim::jaro_winkler(known, name), known));
-    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score >= ALIKE);
-    best.map_or_else(String::new, |(_, known)| format!("; did you mean `{known}`?"))
+fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    config::nearest(name, known).map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

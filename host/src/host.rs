@@ -13,6 +13,7 @@ use crate::lanes::Lanes;
 use crate::module::compiler::Compiler;
 use crate::module::engine::Engines;
 use crate::module::loader::Loader;
+use crate::telemetry;
 
 /// Between two looks at instances that nobody uses.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -165,7 +166,7 @@ impl Host {
             node: self.shared.node.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION"),
-            started: jiff::Timestamp::try_from(self.started).map(|at| at.to_string()).unwrap_or_default(),
+            started: telemetry::utc(self.started),
             lanes: self.shared.lanes.count(),
             cages: self.cages.iter().map(Cage::snapshot).collect(),
         }

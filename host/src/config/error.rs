@@ -1,8 +1,11 @@
-//! What is wrong with a configuration: every mistake with its file, line and key. Made by `Section` and `parse`, printed
-//! by the command line, the log and the performance page. Never holds a value that came from the environment.
+//! What is wrong with a configuration: every mistake with its file, line and key. Made by `Section` and `parse`,
+//! printed by the command line, the log and the performance page. Never holds a value that came from the environment.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// Mistakes told at once: whoever has more starts with these.
+pub(super) const PROBLEMS_MAX: usize = 100;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +65,9 @@ impl ConfigError {
     }
 
     /// The value, unless there are mistakes.
-    pub(crate) fn none_or<T>(self, value: T) -> Result<T, Self> {
+    /// # Errors
+    /// This, unless it is empty.
+    pub fn into_result<T>(self, value: T) -> Result<T, Self> {
         if self.problems.is_empty() { Ok(value) } else { Err(self.merge(Self::default())) }
     }
 }
@@ -76,6 +81,18 @@ impl From<Problem> for ConfigError {
 impl FromIterator<Problem> for ConfigError {
     fn from_iter<I: IntoIterator<Item = Problem>>(problems: I) -> Self {
         Self { problems: problems.into_iter().collect() }.merge(Self::default())
+    }
+}
+
+/// Adds a mistake, as long as there are not too many.
+pub(super) fn push(problems: &mut Vec<Problem>, problem: Problem) {
+    match problems.len() {
+        len if len < PROBLEMS_MAX => problems.push(problem),
+        PROBLEMS_MAX => {
+            let text = format!("more than {PROBLEMS_MAX} mistakes; the rest is not listed");
+            problems.push(Problem { text, ..Problem::of_file(&problem.file) });
+        }
+        _ => {}
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use super::error::Problem;
+use super::error::{Problem, push};
 use super::source::{Item, Node, Table, join, shortened};
 
 /// A text may not grow beyond this by what is put into it.
@@ -49,12 +49,10 @@ fn expand_node(node: &mut Node, path: &str, environment: &Environment, found: &m
         Item::Text(text) if text.value.contains("${") => {
             match expand_text(&text.value, environment, &mut found.secrets) {
                 Ok(value) => text.written = Some(std::mem::replace(&mut text.value, value)),
-                Err(problem) => found.problems.push(Problem {
-                    file: node.place.file.to_path_buf(),
-                    line: node.place.line,
-                    key: path.to_owned(),
-                    text: problem,
-                }),
+                Err(text) => {
+                    let (file, line) = (node.place.file.to_path_buf(), node.place.line);
+                    push(&mut found.problems, Problem { file, line, key: path.to_owned(), text });
+                }
             }
         }
         Item::Array(nodes) => {

@@ -1,5 +1,5 @@
-//! `allow = { .. }` of a module: what it may reach outside itself. Read by `ModuleConfig`; asked by the linker, by calls
-//! and by outgoing HTTP. What is not named here is refused there.
+//! `allow = { .. }` of a module: what it may reach outside itself. Read by `ModuleConfig`; asked by the linker, by
+//! calls and by outgoing HTTP. What is not named here is refused there.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ pub struct FileGrant {
     pub writable: bool,
 }
 
-/// Hosts that outgoing HTTP may reach: `api.example.org:443`, `*.example.org`, `10.0.0.1:80`, `[::1]:80`, `*`. Without a
-/// port, any port.
+/// Hosts that outgoing HTTP may reach: `api.example.org:443`, `*.example.org`, `10.0.0.1:80`, `[::1]:80`, `*`. Without
+/// a port, any port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPattern {
     host: HostMatch,

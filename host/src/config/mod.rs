@@ -6,7 +6,9 @@
 mod error;
 mod expand;
 mod grant;
+mod json;
 mod module;
+mod nearest;
 mod section;
 mod source;
 
@@ -21,7 +23,8 @@ pub use error::{ConfigError, Problem};
 pub use expand::Environment;
 pub use grant::{FileGrant, Grants, HostPattern};
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig};
-pub use section::{Section, nearest};
+pub use nearest::nearest;
+pub use section::Section;
 
 use crate::protocol::PROTOCOLS;
 use crate::telemetry::{Level, LogFormat, LogSettings};
@@ -126,7 +129,7 @@ pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigErr
         variables: &|name| std::env::var(name).ok(),
     };
     match parse(&sources, &environment) {
-        Ok(config) => error.none_or(config),
+        Ok(config) => error.into_result(config),
         Err(more) => Err(error.merge(more)),
     }
 }
@@ -277,4 +280,4 @@ fn read(file: &Path) -> Result<Option<String>, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

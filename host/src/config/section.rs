@@ -1,6 +1,6 @@
-//! The reader of one table of `cage.toml`. Handed to a protocol for each of its interfaces and resources. Asking for a key
-//! never fails: a mistake is recorded, a stand-in returned, and `finish` reports all mistakes at once, together with the
-//! keys that nobody asked for.
+//! The reader of one table of `cage.toml`. Handed to a protocol for each of its interfaces and resources. Asking for a
+//! key never fails: a mistake is recorded, a stand-in returned, and `finish` reports all mistakes at once, together
+//! with the keys that nobody asked for.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::error::{ConfigError, Problem};
+use super::error::{ConfigError, PROBLEMS_MAX, Problem, push};
 use super::expand::{Environment, Found, Secret, expand};
-use super::source::{Item, Node, Place, Table, join, shortened};
+use super::nearest::nearest;
+use super::source::{Item, Node, Place, Table, join};
 
 pub struct Section {
     /// The table's full name, as in `interfaces.my_http`; empty for a whole file.
     path: String,
     name: String,
     place: Place,
-    table: Table,
+    pub(super) table: Table,
     setting: Arc<Setting>,
     asked: Mutex<BTreeSet<String>>,
     /// Shared with the sections beneath, so that the outermost `finish` reports theirs too.
@@ -87,9 +88,14 @@ impl Section {
 
     pub fn optional_integer(&self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
         let expected = format!("an integer from {} to {}", range.start(), range.end());
-        self.get(key, &expected, |item| match item {
-            Item::Integer(integer) => u64::try_from(*integer).ok().filter(|integer| range.contains(integer)),
-            _ => None,
+        self.get(key, &expected, |item| {
+            match item {
+                Item::Integer(integer) => u64::try_from(*integer).ok(),
+                // Only texts can have variables in them: `port = "${PORT}"`.
+                Item::Text(text) if text.written.is_some() => text.value.parse().ok(),
+                _ => None,
+            }
+            .filter(|integer| range.contains(integer))
         })
     }
 
@@ -105,6 +111,7 @@ impl Section {
     pub fn flag(&self, key: &str, default: bool) -> bool {
         let flag = self.get(key, "true or false", |item| match item {
             Item::Flag(flag) => Some(*flag),
+            Item::Text(text) if text.written.is_some() => text.value.parse().ok(),
             _ => None,
         });
         flag.unwrap_or(default)
@@ -238,13 +245,20 @@ impl Section {
         self.record(&self.place, self.path.clone(), self.without_secrets(text.into()));
     }
 
+    /// Ends the reading of this table with only this to say about it.
+    pub fn refused(self, text: impl Into<String>) -> ConfigError {
+        let text = self.without_secrets(text.into());
+        Problem { file: self.place.file.to_path_buf(), line: self.place.line, key: self.path, text }.into()
+    }
+
     /// Ends the reading of this table. A table within another may be finished with the result dropped: the outer one's
     /// `finish` reports its mistakes too.
     /// # Errors
     /// All mistakes of this table and those beneath it.
     pub fn finish(self) -> Result<(), ConfigError> {
         let asked = self.asked.lock();
-        for (key, node) in self.table.iter().filter(|(key, _)| !asked.contains(*key)) {
+        // The bound on what is told bounds the work of finding what was meant, too.
+        for (key, node) in self.table.iter().filter(|(key, _)| !asked.contains(*key)).take(PROBLEMS_MAX + 1) {
             let meant = match nearest(key, asked.iter().map(String::as_str)) {
                 Some(near) => format!("; did you mean `{near}`?"),
                 None => String::new(),
@@ -255,7 +269,7 @@ impl Section {
         let problems = self.problems.lock();
         let own = |problem: &&Problem| self.path.is_empty() || is_beneath(&problem.key, &self.path);
         let error: ConfigError = problems.iter().filter(own).cloned().collect();
-        error.none_or(())
+        error.into_result(())
     }
 }
 
@@ -268,6 +282,8 @@ impl Section {
             _ => Table::new(),
         };
         expand(&mut table, "", environment, &mut found);
+        // The longest first: one secret may be part of another.
+        found.secrets.sort_by_key(|secret| std::cmp::Reverse(secret.value.len()));
         Self {
             path: String::new(),
             name: String::new(),
@@ -277,47 +293,6 @@ impl Section {
             asked: Mutex::default(),
             problems: Arc::new(Mutex::new(found.problems)),
         }
-    }
-
-    /// The table as JSON, for settings that the host gives no meaning to.
-    pub(super) fn json(&self) -> serde_json::Map<String, serde_json::Value> {
-        self.table
-            .iter()
-            .filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(&self.path, key), node)?)))
-            .collect()
-    }
-
-    fn json_of(&self, path: &str, node: &Node) -> Option<serde_json::Value> {
-        Some(match &node.item {
-            Item::Text(text) => text.value.clone().into(),
-            Item::Flag(flag) => (*flag).into(),
-            Item::Time(time) => time.clone().into(),
-            Item::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
-                (Ok(integer), _) => integer.into(),
-                (_, Ok(integer)) => integer.into(),
-                _ => {
-                    self.record(&node.place, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
-                    return None;
-                }
-            },
-            Item::Float(float) => match serde_json::Number::from_f64(*float) {
-                Some(number) => number.into(),
-                None => {
-                    self.record(&node.place, path.to_owned(), format!("expected a finite number, got {float}"));
-                    return None;
-                }
-            },
-            Item::Array(nodes) => {
-                let values = nodes.iter().enumerate();
-                values.filter_map(|(index, node)| self.json_of(&format!("{path}[{index}]"), node)).collect()
-            }
-            Item::Table(table) => {
-                let values = table.iter();
-                let values =
-                    values.filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(path, key), node)?)));
-                serde_json::Value::Object(values.collect())
-            }
-        })
     }
 
     /// Records that the text of `key` is none of those allowed.
@@ -374,51 +349,21 @@ impl Section {
         }
     }
 
-    fn record(&self, place: &Place, key: String, text: String) {
-        self.problems.lock().push(Problem { file: place.file.to_path_buf(), line: place.line, key, text });
+    pub(super) fn record(&self, place: &Place, key: String, text: String) {
+        push(&mut self.problems.lock(), Problem { file: place.file.to_path_buf(), line: place.line, key, text });
     }
 
     fn without_secrets(&self, mut text: String) -> String {
         for secret in &self.setting.secrets {
-            if text.contains(&secret.value) {
-                text = text.replace(&secret.value, &secret.written);
+            // Within quotes some characters are escaped.
+            for hidden in [&secret.value, &secret.value.escape_debug().to_string()] {
+                if text.contains(hidden) {
+                    text = text.replace(hidden, &secret.written);
+                }
             }
         }
         text
     }
-}
-
-impl Item {
-    fn text(&self) -> Option<&str> {
-        match self {
-            Self::Text(text) => Some(&text.value),
-            _ => None,
-        }
-    }
-
-    /// Kind and, where it is short and no secret, value.
-    fn described(&self) -> String {
-        match self {
-            Self::Text(text) => format!("the string {:?}", shortened(text.shown())),
-            Self::Integer(integer) => format!("the integer {integer}"),
-            Self::Float(float) => format!("the float {float}"),
-            Self::Flag(flag) => format!("the boolean {flag}"),
-            Self::Time(time) => format!("the time {time}"),
-            Self::Array(_) => "an array".to_owned(),
-            Self::Table(_) => "a table".to_owned(),
-        }
-    }
-}
-
-/// The candidate that was most likely meant by `name`, if any is close enough to ask.
-pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    const NAME_CHARACTERS_MAX: usize = 100;
-    if name.chars().nth(NAME_CHARACTERS_MAX).is_some() {
-        return None;
-    }
-    let bound = name.chars().count() / 3 + 1;
-    let distances = candidates.map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
-    distances.filter(|(distance, _)| *distance <= bound).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }
 
 fn is_beneath(key: &str, path: &str) -> bool {

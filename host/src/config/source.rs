@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 use toml_parser::lexer::TokenKind;
 
 use super::FILE_BYTES_MAX;
-use super::error::{ConfigError, Problem};
+use super::error::{ConfigError, Problem, push};
 
 /// Tables and arrays within each other; deeper ones are refused, so that reading and dropping them stays cheap.
 const DEPTH_MAX: usize = 32;
@@ -77,6 +77,28 @@ impl std::fmt::Debug for Text {
     }
 }
 
+impl Item {
+    pub(super) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(&text.value),
+            _ => None,
+        }
+    }
+
+    /// Kind and, where it is short and no secret, value.
+    pub(super) fn described(&self) -> String {
+        match self {
+            Self::Text(text) => format!("the string {:?}", shortened(text.shown())),
+            Self::Integer(integer) => format!("the integer {integer}"),
+            Self::Float(float) => format!("the float {float}"),
+            Self::Flag(flag) => format!("the boolean {flag}"),
+            Self::Time(time) => format!("the time {time}"),
+            Self::Array(_) => "an array".to_owned(),
+            Self::Table(_) => "a table".to_owned(),
+        }
+    }
+}
+
 /// Parses every text and lays the later over the earlier: tables key by key, anything else as a whole.
 pub(super) fn merged(sources: &[(PathBuf, String)]) -> Result<Node, ConfigError> {
     let last = sources.last().map_or(Path::new(super::FILE_NAME), |(file, _)| file);
@@ -93,7 +115,7 @@ pub(super) fn merged(sources: &[(PathBuf, String)]) -> Result<Node, ConfigError>
         }
         error = error.merge(reader.problems.into_iter().collect());
     }
-    error.none_or(root)
+    error.into_result(root)
 }
 
 fn overlay(below: &mut Node, above: Node) {
@@ -200,12 +222,12 @@ impl<'a> Reader<'a> {
     }
 
     fn problem(&mut self, line: usize, key: &str, text: String) {
-        self.problems.push(Problem { file: self.file.to_path_buf(), line, key: key.to_owned(), text });
+        push(&mut self.problems, Problem { file: self.file.to_path_buf(), line, key: key.to_owned(), text });
     }
 }
 
-/// Offset of a dotted key with too many parts. The parser bounds how deep brackets may nest, but not this; each part is a
-/// table within a table, and hundreds of thousands of them could not be dropped again without exhausting the stack.
+/// Offset of a dotted key with too many parts. The parser bounds how deep brackets may nest, but not this; each part is
+/// a table within a table, and hundreds of thousands of them could not be dropped again without exhausting the stack.
 fn deep_key(text: &str) -> Option<usize> {
     let mut dots = 0;
     for token in toml_parser::Source::new(text).lex() {

@@ -12,6 +12,7 @@ use crate::config::InstanceMode;
 use crate::dispatcher::DispatchError;
 use crate::readings::{Outcome, Readings, ReadingsSnapshot};
 use crate::request::Deadline;
+use crate::telemetry;
 
 pub struct Slot {
     pub name: Arc<str>,
@@ -82,7 +83,7 @@ impl Slot {
             version: current.as_ref().map(|version| VersionSnapshot {
                 number: version.number,
                 sha256: version.hash.to_string(),
-                loaded: jiff::Timestamp::try_from(version.loaded).map(|at| at.to_string()).unwrap_or_default(),
+                loaded: telemetry::utc(version.loaded),
                 engine: version.engine().name(),
                 instances: version.instances(),
             }),

@@ -115,6 +115,12 @@ impl LevelCell {
     }
 }
 
+/// A point in time for people and programs: RFC 3339 in UTC, to the second.
+pub fn utc(at: std::time::SystemTime) -> String {
+    let seconds = at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    jiff::Timestamp::from_second(seconds.cast_signed()).unwrap_or_default().to_string()
+}
+
 /// The error and its causes, outermost first, as `a: b: c`. A cause that its parent's text ends with already, as some
 /// libraries do, is not repeated.
 pub fn error_chain(error: &dyn Error) -> String {

@@ -5,7 +5,7 @@
 //! | WIT | JSON |
 //! |---|---|
 //! | `bool` | `true`, `false` |
-//! | `u8` .. `s64` | number within range; `u64` and `s64` may come as decimal strings, for callers whose numbers are floats |
+//! | `u8` .. `s64` | number within range; `u64` and `s64` may come as decimal strings, for callers with floats only |
 //! | `f32`, `f64` | number, or `"NaN"`, `"inf"`, `"-inf"` |
 //! | `char` | string of one character |
 //! | `string` | string |
@@ -19,9 +19,10 @@
 //! | `option<T>` | the value, or `null`; an option of an option is `null` or `{"some": ..}` |
 //! | `result<T, E>` | `{"ok": ..}` or `{"err": ..}`, with `null` where there is no payload |
 //!
-//! Names are WIT's (`max-size`); `max_size` may come too. A key that comes twice is refused. Resources, streams, futures
-//! and error contexts have no JSON, and neither have functions that use them.
+//! Names are WIT's (`max-size`); `max_size` may come too. A key that comes twice is refused. Resources, streams,
+//! futures and error contexts have no JSON, and neither have functions that use them.
 
+mod arguments;
 mod read;
 mod shape;
 mod write;
@@ -32,7 +33,7 @@ mod tests;
 use wasmtime::component::Val;
 use wasmtime::component::types::ComponentFunc;
 
-pub use read::ArgumentError;
+pub use arguments::ArgumentError;
 pub use shape::{Shape, UnsupportedType};
 pub use write::ResultError;
 
@@ -77,7 +78,7 @@ impl Signature {
     /// # Errors
     /// The text is not JSON of that form, or an argument does not fit: names the parameter, what it expects, what came.
     pub fn arguments(&self, json: &str) -> Result<Vec<Val>, ArgumentError> {
-        read::arguments(&self.function, &self.parameters, json)
+        arguments::read(&self.function, &self.parameters, json)
     }
 
     /// How many values the function returns.

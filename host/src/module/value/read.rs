@@ -1,5 +1,6 @@
-//! JSON to component values, straight from text. Called by `Signature::arguments`. Whatever the text says, it ends in
-//! values of the expected types or in one error that names the parameter, what it expects and what came.
+//! One JSON value to a component value of a known type, straight from text. Called by `arguments` for each of them.
+//! Whatever the text says, it ends in a value of that type or in an error that says where, what is expected and what
+//! came.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -14,8 +15,6 @@ use wasmtime::component::Val;
 use super::shape::Shape;
 use crate::config::nearest;
 
-/// Longer arguments are refused unread.
-pub(super) const JSON_BYTES_MAX: usize = 16 << 20;
 /// A value takes some 40 bytes in the host, even one byte of a `list<u8>`.
 pub(super) const VALUES_MAX: usize = 1 << 20;
 /// Of a value in an error.
@@ -28,50 +27,25 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Arguments that do not fit the function they are for.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{function}: {text}")]
-pub struct ArgumentError {
-    function: String,
-    text: String,
-}
-
-pub(super) fn arguments(function: &str, parameters: &[(String, Shape)], json: &str) -> Result<Vec<Val>, ArgumentError> {
-    let failed = |text: String| ArgumentError { function: function.to_owned(), text };
-    if json.len() > JSON_BYTES_MAX {
-        return Err(failed(format!("arguments of {} bytes, more than {JSON_BYTES_MAX}", json.len())));
-    }
-    let reading = Reading { values_left: Cell::new(VALUES_MAX), error: RefCell::default() };
-    let mut values: Vec<Option<Val>> = vec![None; parameters.len()];
-    let mut from = serde_json::Deserializer::from_str(json);
-    let read = from.deserialize_any(Arguments { parameters, values: &mut values, reading: &reading });
-    read.and_then(|()| from.end()).map_err(|error| {
-        failed(reading.error.take().unwrap_or_else(|| format!("arguments cannot be read: {error}")))
-    })?;
-    let values = parameters.iter().zip(values).map(|((name, shape), value)| match (value, shape) {
-        (Some(value), _) => Ok(value),
-        (None, Shape::Option(_)) => Ok(Val::Option(None)),
-        (None, shape) => Err(failed(format!("parameter `{name}` is missing; expected {shape}"))),
-    });
-    values.collect()
-}
-
 /// What one reading of arguments keeps.
-struct Reading {
-    values_left: Cell<usize>,
+pub(super) struct Reading {
+    pub(super) values_left: Cell<usize>,
     /// Why it failed, when it is not for the JSON itself: errors of serde have no room for it.
-    error: RefCell<Option<String>>,
+    pub(super) error: RefCell<Option<String>>,
 }
 
 impl Reading {
-    fn fail<T, E: Error>(&self, text: String) -> Result<T, E> {
+    pub(super) fn fail<T, E: Error>(&self, text: String) -> Result<T, E> {
         *self.error.borrow_mut() = Some(text);
         Err(E::custom("unfit"))
     }
 
     fn take<E: Error>(&self, values: usize) -> Result<(), E> {
         match self.values_left.get().checked_sub(values) {
-            Some(left) => Ok(self.values_left.set(left)),
+            Some(left) => {
+                self.values_left.set(left);
+                Ok(())
+            }
             None => self.fail(format!("arguments of more than {VALUES_MAX} values")),
         }
     }
@@ -79,13 +53,13 @@ impl Reading {
 
 /// Where a value stands, from the inside out.
 #[derive(Clone, Copy)]
-struct Path<'a> {
-    outer: Option<&'a Path<'a>>,
-    step: Step<'a>,
+pub(super) struct Path<'a> {
+    pub(super) outer: Option<&'a Path<'a>>,
+    pub(super) step: Step<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Step<'a> {
+pub(super) enum Step<'a> {
     Name(&'a str),
     Index(usize),
 }
@@ -113,120 +87,11 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// `{"args": [..], "kwargs": {..}}`.
-struct Arguments<'a> {
-    parameters: &'a [(String, Shape)],
-    values: &'a mut [Option<Val>],
-    reading: &'a Reading,
-}
-
-impl<'de> Visitor<'de> for Arguments<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("{\"args\": [..], \"kwargs\": {..}}")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Self { parameters, values, reading } = self;
-        let mut seen = Vec::with_capacity(2);
-        while let Some(key) = map.next_key::<String>()? {
-            if seen.contains(&key) {
-                return reading.fail(format!("`{key}` comes twice"));
-            }
-            match key.as_str() {
-                "args" => map.next_value_seed(Positional(Arguments { parameters, values, reading }))?,
-                "kwargs" => map.next_value_seed(Keyword(Arguments { parameters, values, reading }))?,
-                _ => return reading.fail(format!("unknown key `{}` beside `args` and `kwargs`", shortened(&key))),
-            }
-            seen.push(key);
-        }
-        Ok(())
-    }
-}
-
-struct Positional<'a>(Arguments<'a>);
-
-impl<'de> DeserializeSeed<'de> for Positional<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Positional<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of positional arguments")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let Arguments { parameters, values, reading } = self.0;
-        for ((name, shape), slot) in parameters.iter().zip(values) {
-            if slot.is_some() {
-                // Given by name already; that is an error only if there is a positional one for it too.
-                let path = Path { outer: None, step: Step::Name(name) };
-                return match seq.next_element_seed(Value { shape, path, reading })? {
-                    Some(_) => reading.fail(format!("parameter `{name}` comes by position and by name")),
-                    None => Ok(()),
-                };
-            }
-            let path = Path { outer: None, step: Step::Name(name) };
-            match seq.next_element_seed(Value { shape, path, reading })? {
-                Some(value) => *slot = Some(value),
-                None => return Ok(()),
-            }
-        }
-        if seq.next_element::<serde::de::IgnoredAny>()?.is_some() {
-            let takes = parameters.len();
-            return reading.fail(format!("too many positional arguments; it takes {takes}{}", named(parameters)));
-        }
-        Ok(())
-    }
-}
-
-struct Keyword<'a>(Arguments<'a>);
-
-impl<'de> DeserializeSeed<'de> for Keyword<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<(), D::Error> {
-        from.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Keyword<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of named arguments")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let Arguments { parameters, values, reading } = self.0;
-        while let Some(key) = map.next_key::<String>()? {
-            let Some(at) = position(parameters, &key) else {
-                let meant = meant(&key, parameters);
-                return reading.fail(format!("unknown parameter `{}`{meant}{}", shortened(&key), named(parameters)));
-            };
-            let (name, shape) = &parameters[at];
-            if values[at].is_some() {
-                return reading.fail(format!("parameter `{name}` comes twice"));
-            }
-            let path = Path { outer: None, step: Step::Name(name) };
-            values[at] = Some(map.next_value_seed(Value { shape, path, reading })?);
-        }
-        Ok(())
-    }
-}
-
 /// One value of a known type.
-struct Value<'a> {
-    shape: &'a Shape,
-    path: Path<'a>,
-    reading: &'a Reading,
+pub(super) struct Value<'a> {
+    pub(super) shape: &'a Shape,
+    pub(super) path: Path<'a>,
+    pub(super) reading: &'a Reading,
 }
 
 impl<'de> DeserializeSeed<'de> for Value<'_> {
@@ -541,23 +406,16 @@ fn same_name(name: &str, given: &str) -> bool {
     name.len() == given.len() && name.bytes().zip(given.bytes()).all(|(a, b)| a == b || (a == b'-' && b == b'_'))
 }
 
-fn position(names: &[(String, Shape)], given: &str) -> Option<usize> {
+pub(super) fn position(names: &[(String, Shape)], given: &str) -> Option<usize> {
     names.iter().position(|(name, _)| same_name(name, given))
 }
 
-fn meant(given: &str, names: &[(String, Shape)]) -> String {
+pub(super) fn meant(given: &str, names: &[(String, Shape)]) -> String {
     let near = nearest(&given.replace('_', "-"), names.iter().map(|(name, _)| name.as_str()));
     near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
 }
 
-/// The parameters' names in parentheses.
-fn named(parameters: &[(String, Shape)]) -> String {
-    const NAMES_MAX: usize = 20;
-    let names: Vec<&str> = parameters.iter().take(NAMES_MAX).map(|(name, _)| name.as_str()).collect();
-    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
-}
-
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     match text.char_indices().nth(SHOWN_CHARACTERS_MAX) {
         Some((at, _)) => format!("{}...", &text[..at]),
         None => text.to_owned(),

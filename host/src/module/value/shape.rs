@@ -1,5 +1,5 @@
-//! The type of a value, taken from wasmtime's handles once and kept as a plain tree. Made by `Signature::new`; walked by
-//! `read` and `write` in step with the value.
+//! The type of a value, taken from wasmtime's handles once and kept as a plain tree. Made by `Signature::new`; walked
+//! by `read` and `write` in step with the value.
 
 use std::fmt::{self, Write};
 

@@ -1,5 +1,5 @@
-//! Every WIT type through JSON and back, what does not fit, and arbitrary types, values and texts. `WASMCAGE_FUZZ_MS` is
-//! the budget of each `fuzz_` test; a failure prints a seed, which `ARBTEST_SEED` replays.
+//! Every WIT type through JSON and back, what does not fit, and arbitrary types, values and texts. `WASMCAGE_FUZZ_MS`
+//! is the budget of each `fuzz_` test; a failure prints a seed, which `ARBTEST_SEED` replays.
 
 use arbtest::arbitrary::{self, Unstructured};
 use arbtest::arbtest;
@@ -7,8 +7,9 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Val};
 use wasmtime::{Config, Engine};
 
-use super::read::{JSON_BYTES_MAX, VALUES_MAX};
-use super::{Outcome, Shape, Signature, read, write};
+use super::arguments::JSON_BYTES_MAX;
+use super::read::VALUES_MAX;
+use super::{Outcome, Shape, Signature, arguments, write};
 
 /// Functions over every type, imported by a component since an import needs no code.
 const FUNCTIONS: &str = r#"(component
@@ -61,8 +62,10 @@ fn check(function: &str, arguments: &str, expected: &str) {
     let signature = signature(function).unwrap();
     let found = match signature.arguments(arguments) {
         Ok(values) => {
-            let json = |((_, shape), value)| write::json(shape, value).unwrap();
-            signature.parameters.iter().zip(&values).map(json).collect::<Vec<_>>().join(" ")
+            let shapes = signature.parameters.iter().map(|(_, shape)| shape);
+            let json: Vec<String> =
+                shapes.zip(&values).map(|(shape, value)| write::json(shape, value).unwrap()).collect();
+            json.join(" ")
         }
         Err(error) => error.to_string(),
     };
@@ -227,39 +230,35 @@ fn what_does_not_fit_is_named() {
 
 #[test]
 fn hostile_json_is_refused() {
-    let cannot = "none: arguments cannot be read";
-    check("none", "", &format!("{cannot}: EOF while parsing a value at line 1 column 0"));
-    check(
-        "none",
-        "[]",
-        &format!(
-            "{cannot}: invalid type: sequence, expected {{\"args\": [..], \"kwargs\": {{..}}}} at line 1 column 0"
-        ),
-    );
-    check("none", "{} {}", &format!("{cannot}: trailing characters at line 1 column 4"));
-    check(
+    let check_start = |function: &str, arguments: &str, start: &str| {
+        let text = signature(function).unwrap().arguments(arguments).unwrap_err().to_string();
+        assert!(text.starts_with(&format!("{function}: arguments {start}")), "{text}");
+    };
+    check_start("none", "", "cannot be read: EOF");
+    check_start("none", "[]", "cannot be read: invalid type: sequence, expected {\"args\": [..], \"kwargs\": {..}}");
+    check_start("none", "{} {}", "cannot be read: trailing characters");
+    check_start(
         "none",
         r#"{"args": {}}"#,
-        &format!("{cannot}: invalid type: map, expected an array of positional arguments at line 1 column 9"),
+        "cannot be read: invalid type: map, expected an array of positional arguments",
     );
+    check_start(
+        "none",
+        r#"{"kwargs": []}"#,
+        "cannot be read: invalid type: sequence, expected an object of named arguments",
+    );
+    // Skipped without recursion; and a typed value nests no deeper than its type.
     let deep = format!("{{\"args\": [{}", "[".repeat(100_000));
-    check("none", &deep, &format!("{cannot}: recursion limit exceeded at line 1 column 136"));
-    check(
-        "texts",
-        r#"{"kwargs": {"text": "\ud800"}}"#,
-        "texts: arguments cannot be read: unexpected end of hex escape at line 1 column 27",
-    );
-    check(
-        "floats",
-        r#"{"args": [1e999]}"#,
-        "floats: arguments cannot be read: number out of range at line 1 column 14",
-    );
+    check_start("none", &deep, "cannot be read: EOF");
+    check("nested", &deep, "nested: `x`: expected option<option<u32>>, got an array");
+    check_start("texts", r#"{"kwargs": {"text": "\ud800"}}"#, "cannot be read: unexpected end of hex escape");
+    check_start("floats", r#"{"args": [1e999]}"#, "cannot be read: number out of range");
     let many = format!("{{\"args\": [[{}0]]}}", "0,".repeat(VALUES_MAX));
-    check("bytes", &many, &format!("bytes: arguments of more than {VALUES_MAX} values"));
+    check_start("bytes", &many, &format!("of more than {VALUES_MAX} values"));
     let many = format!("{{\"args\": [\"{}\"]}}", "AAAA".repeat(VALUES_MAX / 2));
-    check("bytes", &many, &format!("bytes: arguments of more than {VALUES_MAX} values"));
+    check_start("bytes", &many, &format!("of more than {VALUES_MAX} values"));
     let long = " ".repeat(JSON_BYTES_MAX + 1);
-    check("none", &long, &format!("none: arguments of {} bytes, more than {JSON_BYTES_MAX}", JSON_BYTES_MAX + 1));
+    check_start("none", &long, &format!("of {} bytes, more than {JSON_BYTES_MAX}", long.len()));
 }
 
 #[test]
@@ -291,8 +290,8 @@ fn outcomes_tell_results_from_errors() {
     let twice = vec![(Val::U32(1), Val::String("a".into())), (Val::U32(1), Val::String("b".into()))];
     assert_eq!(outcome("mapped", &[Val::Map(twice)]), value(r#"{"1":"b"}"#));
     assert_eq!(outcome("none", &[Val::Bool(true)]), Err("the result does not fit none: func()".to_owned()));
-    let long = Val::List(vec![Val::U8(0); write::JSON_BYTES_MAX]);
-    assert_eq!(outcome("bytes", &[long]), Err("the result is longer than 67108864 bytes of JSON".to_owned()));
+    let long = write::json_within(&Shape::String, &Val::String("four".into()), 5);
+    assert_eq!(long.unwrap_err().to_string(), "the result is longer than 5 bytes of JSON");
 }
 
 fn budget_ms() -> u64 {
@@ -306,7 +305,7 @@ fn fuzz_values_survive_the_round_trip() {
         let value = value(u, &shape)?;
         let json = write::json(&shape, &value).unwrap();
         let parameters = [("a".to_owned(), shape)];
-        let found = read::arguments("f", &parameters, &format!("{{\"args\": [{json}]}}"));
+        let found = arguments::read("f", &parameters, &format!("{{\"args\": [{json}]}}"));
         assert_eq!(found.as_deref(), Ok([value].as_slice()), "{} {json}", parameters[0].1);
         Ok(())
     })
@@ -322,7 +321,7 @@ fn fuzz_any_json_gives_values_or_an_error() {
         while !u.is_empty() && text.len() < 10_000 {
             text.push_str(u.choose(TOKENS)?);
         }
-        if let Ok(values) = read::arguments("f", &parameters, &text) {
+        if let Ok(values) = arguments::read("f", &parameters, &text) {
             for ((_, shape), value) in parameters.iter().zip(&values) {
                 write::json(shape, value).unwrap();
             }
@@ -338,7 +337,7 @@ fn fuzz_any_text_gives_values_or_an_error() {
     arbtest(|u| {
         let parameters = [("a".to_owned(), shape(u, 0)?)];
         let bytes: Vec<u8> = u.arbitrary()?;
-        let _ = read::arguments("f", &parameters, &String::from_utf8_lossy(&bytes));
+        let _ = arguments::read("f", &parameters, &String::from_utf8_lossy(&bytes));
         Ok(())
     })
     .size_max(4096)
@@ -382,14 +381,15 @@ const TOKENS: &[&str] = &[
 const NAMES: &[&str] = &["a", "a-b", "b", "max-size", "ok"];
 
 fn shape(u: &mut Unstructured<'_>, depth: usize) -> arbitrary::Result<Shape> {
-    use Shape::*;
+    use Shape::{Bool, Bytes, Char, Enum, FixedLengthList, Flags, Float32, Float64, List, Map, Record};
+    use Shape::{S8, S16, S32, S64, String, Tuple, U8, U16, U32, U64, Variant};
     let simple = [Bool, S8, U8, S16, U16, S32, U32, S64, U64, Float32, Float64, Char, String, Bytes];
     let names: Vec<std::string::String> =
         NAMES[..u.int_in_range(1..=NAMES.len())?].iter().map(|name| (*name).to_owned()).collect();
     if depth > 4 || u.ratio(1, 3)? {
         return Ok(u.choose(&simple)?.clone());
     }
-    let mut inner = |u: &mut Unstructured<'_>| shape(u, depth + 1);
+    let inner = |u: &mut Unstructured<'_>| shape(u, depth + 1);
     Ok(match u.int_in_range(0..=9)? {
         0 => match inner(u)? {
             U8 => Bytes,
@@ -404,8 +404,8 @@ fn shape(u: &mut Unstructured<'_>, depth: usize) -> arbitrary::Result<Shape> {
             Variant(names.into_iter().map(case).collect::<Result<_, _>>()?)
         }
         6 => Enum(names),
-        7 => Option(inner(u)?.into()),
-        8 => Result(
+        7 => Shape::Option(inner(u)?.into()),
+        8 => Shape::Result(
             if u.arbitrary()? { Some(inner(u)?.into()) } else { None },
             if u.arbitrary()? { Some(inner(u)?.into()) } else { None },
         ),

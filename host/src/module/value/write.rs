@@ -1,5 +1,5 @@
-//! Component values to JSON, straight into text. Called by `Signature::outcome`; the values are a guest's, so their number
-//! and size are bounded here.
+//! Component values to JSON, straight into text. Called by `Signature::outcome`; the values are a guest's, so their
+//! number and size are bounded here.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,34 +13,41 @@ use wasmtime::component::Val;
 use super::shape::Shape;
 
 /// A longer result is refused.
-pub(super) const JSON_BYTES_MAX: usize = 64 << 20;
+const JSON_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
-    #[error("the result is longer than {JSON_BYTES_MAX} bytes of JSON")]
-    TooLong,
+    #[error("the result is longer than {bytes_max} bytes of JSON")]
+    TooLong { bytes_max: usize },
     /// Should not happen: values come from the function whose type this is.
     #[error("the result does not fit {0}")]
     Mismatch(String),
 }
 
 pub(super) fn json(shape: &Shape, value: &Val) -> Result<String, ResultError> {
-    let mut text = Bounded(Vec::new());
+    json_within(shape, value, JSON_BYTES_MAX)
+}
+
+pub(super) fn json_within(shape: &Shape, value: &Val, bytes_max: usize) -> Result<String, ResultError> {
+    let mut text = Bounded { bytes: Vec::new(), bytes_max };
     match serde_json::to_writer(&mut text, &Typed { shape, value }) {
-        Ok(()) => Ok(String::from_utf8(text.0).expect("serde_json writes UTF-8")),
-        Err(error) if error.is_io() => Err(ResultError::TooLong),
+        Ok(()) => Ok(String::from_utf8(text.bytes).expect("serde_json writes UTF-8")),
+        Err(error) if error.is_io() => Err(ResultError::TooLong { bytes_max }),
         Err(_) => Err(ResultError::Mismatch(shape.to_string())),
     }
 }
 
-struct Bounded(Vec<u8>);
+struct Bounded {
+    bytes: Vec<u8>,
+    bytes_max: usize,
+}
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > JSON_BYTES_MAX {
+        if self.bytes.len() + bytes.len() > self.bytes_max {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
