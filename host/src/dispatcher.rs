@@ -218,7 +218,8 @@ impl Endpoint {
 
     /// Where the interface can be reached from outside, such as `http://127.0.0.1:8080/`; shown at start and by `ps`.
     pub fn announce(&self, address: String) {
-        tracing::info!(cage = %self.cage, interface = %self.interface, %address, "started listening");
+        let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);
+        tracing::info!(cage, interface, module, %address, "started listening");
         self.addresses.lock().push(address);
     }
 

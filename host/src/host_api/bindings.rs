@@ -8,4 +8,4 @@ wasmtime::component::bindgen!({
     },
 });
 
-pub use wasmcage::cage::{call, config, context, log, types};
+pub use self::wasmcage::cage::{call, config, context, log, types};

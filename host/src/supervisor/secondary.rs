@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, ServingLine, StartError};
-use wasmcage::telemetry::{CageLog, LogSettings, error_chain};
+use wasmcage::telemetry::{self, CageLog, LogSettings, error_chain};
 
 use super::{FAILED, MISCONFIGURED, RunOptions, STOPPED, Signals};
 use crate::control::{self, Answer, Refusal, Request};
@@ -134,6 +134,8 @@ fn show(serving: &[ServingLine]) {
         text += &format!("  {cage:cages$}  {interface:interfaces$}  {address:addresses$}  {module}\n");
     }
     text += "\nCtrl-C stops\n\n";
+    // After the lines of the start, which are on their way to the same terminal.
+    telemetry::flush();
     // A terminal that went away is no reason not to serve.
     let _ = stdout.write_all(text.as_bytes());
 }

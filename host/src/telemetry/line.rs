@@ -78,6 +78,7 @@ impl Pieces {
     /// The line on a terminal. `cage` is shown when several share the terminal.
     pub(super) fn terminal(&self, out: &mut String, stamp: &Stamp, level: Level, guest: bool, style: Style) {
         let (origin, module) = self.origin(guest);
+        // Writing to a String cannot fail, here and below.
         let (before, after) = if style.colour { colour(level) } else { ("", "") };
         let _ = write!(out, "{}.{:02} {before}{}{after} [", stamp.time, stamp.centis, level.short());
         if style.show_cage && !self.cage.is_empty() && origin != self.cage {
@@ -115,6 +116,7 @@ impl Pieces {
 
     pub(super) fn json(&self, out: &mut String, stamp: &Stamp, level: Level, target: &str) {
         let Stamp { date_time, offset, centis, .. } = stamp;
+        // Writing to a String cannot fail, here and below.
         let _ = write!(out, "{{\"time\":\"{date_time}.{centis:02}{offset}\",\"level\":\"{level}\"");
         let named = [
             ("target", target),
