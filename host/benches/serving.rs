@@ -26,6 +26,10 @@ use wasmcage::host::{Host, HostOptions};
 
 const CONNECTIONS: usize = 64;
 
+/// As the program has it; for raw hyper too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let setting = |name: &str, default: u64| std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default);
     let seconds = setting("WASMCAGE_BENCH_SECONDS", 3);

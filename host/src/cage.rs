@@ -259,25 +259,35 @@ impl Inner {
     }
 
     /// Makes the running interfaces those of the configuration: what is gone or changed is drained, what is new or
-    /// changed is started. A successor starts at once; its predecessor has let go of its port by then.
+    /// changed is started as soon as those have let go of their ports, while they still finish what they have.
     fn reconcile(self: &Arc<Self>) {
         let config = self.config.load_full();
         let mut running = self.interfaces.lock();
         let wanted = |name: &String| config.interfaces.get(name).filter(|interface| interface.enabled);
         let stale: Vec<_> = running.extract_if(.., |name, running| wanted(name) != Some(&running.config)).collect();
+        let mut leaving = Vec::with_capacity(stale.len());
         for (name, old) in stale {
             tracing::info!(cage = %self.name, interface = %name, "interface is stopping");
+            leaving.push(old.endpoint);
             let timeout = config.request_timeout;
             tokio::spawn(async move { old.drain.complete(timeout).await });
         }
         for (name, interface) in config.interfaces.iter().filter(|(_, interface)| interface.enabled) {
-            if !running.contains_key(name) {
-                running.insert(name.clone(), self.start_interface(&config, interface));
+            match running.get(name) {
+                Some(running) => running.endpoint.set_timeout(interface.timeout.unwrap_or(config.request_timeout)),
+                None => {
+                    running.insert(name.clone(), self.start_interface(&config, interface, leaving.clone()));
+                }
             }
         }
     }
 
-    fn start_interface(self: &Arc<Self>, config: &CageConfig, interface: &InterfaceConfig) -> Running {
+    fn start_interface(
+        self: &Arc<Self>,
+        config: &CageConfig,
+        interface: &InterfaceConfig,
+        leaving: Vec<Arc<Endpoint>>,
+    ) -> Running {
         let protocol = protocol::find(&interface.protocol).expect("the configuration names known protocols only");
         let endpoint = Arc::new(Endpoint::new(
             interface.name.as_str().into(),
@@ -296,20 +306,31 @@ impl Inner {
         };
         let error = Arc::default();
         // The cage's own drain waits for every interface, a replaced one included.
-        tokio::spawn(keep_running(interface.clone(), cx, Arc::clone(&error), self.drain.token()));
+        let (kept, token) = (keep_running(interface.clone(), cx, Arc::clone(&error)), self.drain.token());
+        tokio::spawn(async move {
+            let _token = token;
+            all_silent(leaving).await;
+            kept.await;
+        });
         Running { config: interface.clone(), drain, endpoint, error }
     }
 }
 
+/// Resolves when none of these interfaces listens any more. One that does not let go costs its successor an attempt only.
+async fn all_silent(leaving: Vec<Arc<Endpoint>>) {
+    let let_go = futures_util::future::join_all(leaving.iter().map(|endpoint| endpoint.silent()));
+    let _ = tokio::time::timeout(RETRY_FIRST, let_go).await;
+}
+
 /// Runs an interface until it is drained; one that fails is logged and tried again.
-async fn keep_running<T>(config: InterfaceConfig, cx: InterfaceContext, error: Arc<Mutex<Option<String>>>, _token: T) {
+async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<Mutex<Option<String>>>) {
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
     let mut pause = RETRY_FIRST;
     loop {
         let built = build(&config).expect("the section was checked when the configuration was read");
         let ended = tokio::select! {
             ended = built.run(cx.clone()) => ended,
-            () = cx.drain.forcing() => return,
+            () = cx.drain.forcing() => Ok(()),
         };
         cx.endpoint.forget_addresses();
         let Err(failure) = ended else {

@@ -3,6 +3,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,7 +12,8 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::admission::{Admission, Refusal};
@@ -153,12 +155,11 @@ pub struct Endpoint {
     pub protocol: &'static str,
     /// Name of the module.
     pub module: Arc<str>,
-    /// Timeout of a request that brings no deadline of its own.
-    pub timeout: Duration,
     pub readings: Readings,
     slot: Arc<Slot>,
     choice: ExportChoice,
-    addresses: Mutex<Vec<String>>,
+    timeout_ms: AtomicU64,
+    addresses: watch::Sender<Vec<String>>,
 }
 
 /// The module version that will serve one request: chosen when the request begins, kept to its end.
@@ -192,8 +193,21 @@ impl Endpoint {
         timeout: Duration,
         choice: ExportChoice,
     ) -> Self {
-        let (module, readings, addresses) = (slot.name.clone(), Readings::default(), Mutex::default());
-        Self { interface, cage, protocol, module, timeout, readings, slot, choice, addresses }
+        let (module, readings, addresses) = (slot.name.clone(), Readings::default(), watch::Sender::default());
+        let endpoint =
+            Self { interface, cage, protocol, module, readings, slot, choice, timeout_ms: AtomicU64::new(0), addresses };
+        endpoint.set_timeout(timeout);
+        endpoint
+    }
+
+    /// Of a request that brings no deadline of its own.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed))
+    }
+
+    /// For requests that begin from now on.
+    pub fn set_timeout(&self, timeout: Duration) {
+        self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
     /// The current version; none while the interface has no module.
@@ -220,17 +234,23 @@ impl Endpoint {
     pub fn announce(&self, address: String) {
         let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);
         tracing::info!(cage, interface, module, %address, "started listening");
-        self.addresses.lock().push(address);
+        self.addresses.send_modify(|addresses| addresses.push(address));
     }
 
     /// Where it listens now.
     pub fn addresses(&self) -> Vec<String> {
-        self.addresses.lock().clone()
+        self.addresses.borrow().clone()
     }
 
-    /// Before it is started anew.
+    /// It listens nowhere any more.
     pub fn forget_addresses(&self) {
-        self.addresses.lock().clear();
+        self.addresses.send_replace(Vec::new());
+    }
+
+    /// Resolves when it listens nowhere, so that another interface may.
+    pub async fn silent(&self) {
+        // The sender cannot be gone: it is this endpoint's.
+        let _ = self.addresses.subscribe().wait_for(Vec::is_empty).await;
     }
 }
 
@@ -287,11 +307,10 @@ impl Dispatcher {
             let request = Request { context: context.clone(), ..request };
             this.observed(&endpoint, &context, async |this: &Self, begun: &mut Option<Instant>| {
                 let mut lease = this.admit(&endpoint.slot, route.version, &context, begun).await?;
-                let version = lease.version().clone();
-                let index = version.exports.handler.as_ref();
+                let index = lease.version().exports.handler;
                 let index =
                     index.ok_or_else(|| DispatchError::Host(format!("module {} lost its handler", endpoint.module)))?;
-                let result = lease.handle(index, request).await;
+                let result = lease.handle(&index, request).await;
                 finish(lease, result)
             })
             .await

@@ -11,6 +11,10 @@ use clap::Parser as _;
 
 use crate::command::{Cli, CommandError};
 
+/// A request makes some thirty small allocations and one of 3 KiB, which the system's allocator treats as large.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let done = command::execute(Cli::parse());
     wasmcage::telemetry::flush();

@@ -66,7 +66,7 @@ async fn what_is_not_wasm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_file() {
-    check_refused(b"", &["empty"]).await;
+    check_refused(b"", &["the file is empty"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

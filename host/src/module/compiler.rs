@@ -57,6 +57,8 @@ impl std::fmt::Debug for ContentHash {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
+    #[error("the file is empty")]
+    Empty,
     #[error("not WebAssembly: it begins with {found:?}, not with \"\\0asm\"")]
     NotWasm { found: String },
     #[error(
@@ -235,6 +237,7 @@ fn check_header(wasm: &[u8]) -> Result<(), CompileError> {
         [b'\0', b'a', b's', b'm', _, _, 1, 0, ..] => Ok(()),
         [b'\0', b'a', b's', b'm', _, _, 0, 0, ..] => Err(CompileError::CoreModule),
         [b'\0', b'a', b's', b'm', ..] => Err(CompileError::Invalid("the header is cut short".into())),
+        [] => Err(CompileError::Empty),
         other => {
             let found = String::from_utf8_lossy(&other[..other.len().min(8)]).into_owned();
             Err(CompileError::NotWasm { found })

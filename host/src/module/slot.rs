@@ -59,6 +59,16 @@ impl Slot {
         *self.refusal.lock() = Some(reason);
     }
 
+    /// Whether the file that is there now was not taken.
+    pub fn refused(&self) -> bool {
+        self.refusal.lock().is_some()
+    }
+
+    /// The file that is there now is what the current version was made of.
+    pub fn confirm(&self) {
+        *self.refusal.lock() = None;
+    }
+
     /// An instance of `version`, or of its successor when its only instance has just handed over.
     ///
     /// # Errors

@@ -182,7 +182,8 @@ impl Watcher {
     fn mark_changed_settings(&mut self) {
         for slot in self.watched.modules.all() {
             let settings = self.watched.config.load().module(&slot.name);
-            if slot.current().is_some_and(|version| version.home.settings != settings) {
+            // A file that was refused may be taken with other settings.
+            if slot.refused() || slot.current().is_some_and(|version| version.home.settings != settings) {
                 self.due.entry(slot.name.to_string()).or_insert_with(Instant::now);
             }
         }
@@ -215,7 +216,7 @@ impl Watcher {
             None => self.watched.modules.get(&name),
         };
         self.seen.remove(&name);
-        if let Some(slot) = slot.filter(|slot| slot.current().is_some()) {
+        if let Some(slot) = slot.filter(|slot| slot.current().is_some() || slot.refused()) {
             slot.swap(None);
             tracing::info!(cage = %self.watched.cage(), module = %name, "module removed");
         }
@@ -260,7 +261,7 @@ impl Watched {
         };
         let serving = slot.current();
         if serving.as_ref().is_some_and(|version| version.hash == hash && version.home.settings == settings) {
-            return;
+            return slot.confirm();
         }
         let timeout = settings.timeout.unwrap_or(timeout);
         let home =

@@ -1,13 +1,15 @@
 //! Counters and latency histograms: written on the request path without a lock, read as a snapshot by `wasmcage ps` and
 //! the performance page. Labels are bounded sets (interface, module, outcome), never ids or texts.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use histogram::AtomicHistogram;
+use histogram::{AtomicHistogram, Histogram};
 use serde::Serialize;
 
 use crate::dispatcher::DispatchError;
+use crate::lanes::Lanes;
 
 /// How a request or a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,19 +97,20 @@ impl Latencies {
         // The only error is a value out of range, and it was just put in range.
         let _ = self.0.increment(micros);
     }
-
-    fn snapshot(&self) -> LatencySnapshot {
-        let loaded = self.0.load();
-        let at = |quantile: f64| loaded.quantile_bucket(quantile).ok().flatten().map_or(0, |bucket| bucket.end());
-        LatencySnapshot { p50_us: at(0.5), p90_us: at(0.9), p99_us: at(0.99), max_us: at(1.0) }
-    }
 }
 
-/// Of one interface or one module.
+/// Of one interface or one module. Each lane writes a shard of its own, made when it first has something to count.
 #[derive(Default)]
 pub struct Readings {
+    shards: [OnceLock<Box<Shard>>; SHARDS],
+}
+
+/// Lanes beyond this many share.
+const SHARDS: usize = 16;
+
+#[derive(Default)]
+struct Shard {
     outcomes: [AtomicU64; Outcome::ALL.len()],
-    /// Taken and not yet answered.
     begun: AtomicU64,
     /// From the request's arrival to the start of work on it.
     pending: Latencies,
@@ -117,33 +120,40 @@ pub struct Readings {
 
 impl Readings {
     pub fn begin(&self) {
-        self.begun.fetch_add(1, Relaxed);
+        self.shard().begun.fetch_add(1, Relaxed);
     }
 
     pub fn end(&self, outcome: Outcome, pending: Duration, processing: Duration) {
-        self.outcomes[outcome as usize].fetch_add(1, Relaxed);
-        self.pending.record(pending);
-        self.processing.record(processing);
+        let shard = self.shard();
+        shard.outcomes[outcome as usize].fetch_add(1, Relaxed);
+        shard.pending.record(pending);
+        shard.processing.record(processing);
     }
 
     pub fn count(&self, outcome: Outcome) -> u64 {
-        self.outcomes[outcome as usize].load(Relaxed)
+        self.made().map(|shard| shard.outcomes[outcome as usize].load(Relaxed)).sum()
     }
 
     pub fn snapshot(&self) -> ReadingsSnapshot {
-        let ended: u64 = self.outcomes.iter().map(|count| count.load(Relaxed)).sum();
+        let ended: u64 = Outcome::ALL.into_iter().map(|outcome| self.count(outcome)).sum();
+        let begun: u64 = self.made().map(|shard| shard.begun.load(Relaxed)).sum();
+        let counts = Outcome::ALL.into_iter().map(|outcome| (outcome.name(), self.count(outcome)));
         ReadingsSnapshot {
             requests: ended,
             // The two are read one after the other, so a request may end in between.
-            in_work: self.begun.load(Relaxed).saturating_sub(ended),
-            outcomes: Outcome::ALL
-                .into_iter()
-                .map(|outcome| (outcome.name(), self.count(outcome)))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-            pending: self.pending.snapshot(),
-            processing: self.processing.snapshot(),
+            in_work: begun.saturating_sub(ended),
+            outcomes: counts.filter(|(_, count)| *count > 0).collect(),
+            pending: LatencySnapshot::of(self.made().map(|shard| &shard.pending)),
+            processing: LatencySnapshot::of(self.made().map(|shard| &shard.processing)),
         }
+    }
+
+    fn shard(&self) -> &Shard {
+        self.shards[Lanes::current() % SHARDS].get_or_init(Box::default)
+    }
+
+    fn made(&self) -> impl Iterator<Item = &Shard> {
+        self.shards.iter().filter_map(|shard| Some(&**shard.get()?))
     }
 }
 
@@ -165,6 +175,19 @@ pub struct LatencySnapshot {
     pub p90_us: u64,
     pub p99_us: u64,
     pub max_us: u64,
+}
+
+impl LatencySnapshot {
+    fn of<'a>(shards: impl Iterator<Item = &'a Latencies>) -> Self {
+        let histograms: Vec<_> = shards.map(|latencies| latencies.0.load()).collect();
+        let histograms: Vec<_> = histograms.iter().collect();
+        let all = Histogram::checked_sum(&histograms).ok();
+        let at = |quantile: f64| {
+            let bucket = all.as_ref().and_then(|all| all.quantile_bucket(quantile).ok().flatten());
+            bucket.map_or(0, |bucket| bucket.end())
+        };
+        Self { p50_us: at(0.5), p90_us: at(0.9), p99_us: at(0.99), max_us: at(1.0) }
+    }
 }
 
 #[cfg(test)]

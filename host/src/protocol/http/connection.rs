@@ -185,14 +185,15 @@ impl<B: Backend> Connection<B> {
         C: Future<Output = hyper::Result<()>> + Unpin,
     {
         let config = &self.site.config;
-        let limits = Limits {
+        // Asked anew each time: the request's timeout may change while the connection is open.
+        let limits = || Limits {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
             request: self.site.host.timeout() + config.body_timeout + config.write_timeout,
         };
         let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
-        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits.shortest()));
+        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits().shortest()));
         let mut farewell = false;
         std::future::poll_fn(move |cx| {
             loop {
@@ -211,7 +212,7 @@ impl<B: Backend> Connection<B> {
                 if watch.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                match pulse.verdict(&limits, Instant::now()) {
+                match pulse.verdict(&limits(), Instant::now()) {
                     Verdict::Wait(until) => watch.as_mut().reset(until),
                     Verdict::Idle if !farewell => {
                         farewell = true;

@@ -38,6 +38,7 @@ impl Events {
     /// The limit on connections is reached: this one was closed unread.
     pub(super) fn connection_refused(&self, connections_max: usize) {
         if let Some(suppressed) = self.refused.pass() {
+            let suppressed = counted(suppressed);
             warn!(cage = %self.cage, interface = %self.interface, connections_max, suppressed, "connections refused");
         }
     }
@@ -45,6 +46,7 @@ impl Events {
     /// The process or the machine is out of something; the intake goes on after a pause.
     pub(super) fn accept_failed(&self, error: &io::Error) {
         if let Some(suppressed) = self.accept.pass() {
+            let suppressed = counted(suppressed);
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "connection not accepted");
         }
     }
@@ -78,6 +80,7 @@ impl Events {
     /// The module answered with something that HTTP cannot carry.
     pub(super) fn reply_unfit(&self, context: &RequestContext, module: &str, error: &dyn Display) {
         if let Some(suppressed) = self.reply.pass() {
+            let suppressed = counted(suppressed);
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "reply not sendable"
@@ -88,6 +91,11 @@ impl Events {
     pub(super) fn panicked(&self, request: RequestId) {
         error!(cage = %self.cage, interface = %self.interface, request = %tail(request), "request panicked");
     }
+}
+
+/// A field that is left out when nothing was.
+fn counted(suppressed: u64) -> Option<u64> {
+    (suppressed > 0).then_some(suppressed)
 }
 
 /// How a line about a request ends that has no context yet.

@@ -74,6 +74,8 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn module(&self) -> &str;
     /// Of a request that brings no deadline of its own.
     fn timeout(&self) -> Duration;
+    /// The port is free for a successor.
+    fn stopped_listening(&self) {}
     fn route(&self) -> Result<Option<(RouteKind, Self::Route)>, DispatchError>;
     fn handle(
         &self,
@@ -105,7 +107,11 @@ impl Backend for Host {
     }
 
     fn timeout(&self) -> Duration {
-        self.endpoint.timeout
+        self.endpoint.timeout()
+    }
+
+    fn stopped_listening(&self) {
+        self.endpoint.forget_addresses();
     }
 
     fn route(&self) -> Result<Option<(RouteKind, Route)>, DispatchError> {

@@ -79,6 +79,7 @@ impl<B: Backend> Server<B> {
         }
         let Self { listener, intake } = self;
         intake.accept_the_last(listener, &drain, &own.0);
+        intake.site.host.stopped_listening();
         intake.site.events.stopped(intake.seats.total());
         // Whoever drains the cage sets the time and forces; then the connections drop by themselves.
         own.0.complete(Duration::MAX).await;

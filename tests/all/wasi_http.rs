@@ -1,0 +1,244 @@
+//! Standard WASI HTTP components, 0.2 and 0.3, unchanged: bodies and trailers stream in both directions, and whoever ends
+//! in the middle, client or guest, harms nobody else.
+
+use bytes::Bytes;
+use http::Method;
+use wasmcage_tests::{Client, Exchange, Running, TestCage, Version, eventually};
+
+const GUESTS: [&str; 2] = ["wasi_http_p2", "wasi_http_p3"];
+const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
+
+/// Far longer than any test runs, so that nothing here ends by its deadline unless it is meant to.
+const LONG: &str = "timeout_ms = 600000";
+
+async fn started(guest: &str, config: &str) -> Running {
+    TestCage::new().module(guest, "interface_web").http("web").config(config).start().await
+}
+
+/// Nothing is in work any more, and the module serves.
+async fn alive(cage: &Running) {
+    cage.quiet().await;
+    assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_answer() {
+    for guest in GUESTS {
+        let cage = started(guest, "").await;
+        for client in [cage.client("web"), Client::http2(&cage.address("web"))] {
+            let answer = client.get("/").await;
+            assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "Hello, world !"), "{guest}");
+            assert_eq!(answer.header("content-type"), "text/plain");
+            assert_eq!(client.get("/elsewhere?x=1").await.status, 404);
+            assert_eq!(client.send(Method::HEAD, "/", &[], Bytes::new()).await.text(), "");
+            // A body that does not fit into anybody's buffer.
+            let body = Bytes::from_iter((0..3_000_000_u32).map(|index| (index % 251) as u8));
+            assert!(client.post("/echo", body.clone()).await.body == body, "{guest}");
+        }
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_stream_both_ways() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        for version in VERSIONS {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            // Each piece comes back before the next is sent: nobody on the way waits for more.
+            for piece in ["one", "two", "three"] {
+                exchange.send(piece).await;
+                exchange.expect(piece).await;
+            }
+            exchange.end().await;
+            assert_eq!(exchange.rest().await.unwrap().0, "", "{guest} {version:?}");
+        }
+        // Without a look by the guest; only 0.3 can.
+        if guest == "wasi_http_p3" {
+            let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/pass", &[]).await;
+            exchange.send("one").await;
+            exchange.expect("one").await;
+            exchange.end().await;
+            assert_eq!(exchange.rest().await.unwrap().0, "");
+        }
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_pass() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        for version in VERSIONS {
+            let headers = [("trailer", "x-sum"), ("te", "trailers")];
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &headers).await;
+            exchange.send("body").await;
+            exchange.end_with("x-sum", "17").await;
+            let (body, trailers) = exchange.rest().await.unwrap();
+            assert_eq!(body, "body");
+            assert_eq!(trailers.get("x-sum").map(|value| value.as_bytes()), Some(&b"17"[..]), "{guest} {version:?}");
+        }
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_may_begin_before_the_request_has_ended() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        for version in VERSIONS {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/early", &[]).await;
+            assert_eq!(exchange.status().await, 200);
+            exchange.expect("answered early\n").await;
+            exchange.send("12345").await;
+            exchange.send("67").await;
+            exchange.end().await;
+            assert_eq!(exchange.rest().await.unwrap().0, "7 bytes followed\n", "{guest} {version:?}");
+        }
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_nobody_reads_holds_nothing_up() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        let answer = cage.client("web").post("/never-reads", vec![b'x'; 4_000_000]).await;
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "not read"), "{guest}");
+        for version in VERSIONS {
+            // The client would go on, and does not get the chance.
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/never-reads", &[]).await;
+            exchange.send("a piece").await;
+            assert_eq!(exchange.rest().await.unwrap().0, "not read", "{guest} {version:?}");
+        }
+        // Nor is it too large in secret.
+        alive(&cage).await;
+        let cage = started(guest, "max_body_bytes = 1000").await;
+        assert_eq!(cage.client("web").post("/never-reads", vec![b'x'; 1001]).await.status, 413);
+        let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/echo", &[]).await;
+        exchange.send(vec![b'x'; 1000]).await;
+        exchange.send("x").await;
+        exchange.rest().await.unwrap_err();
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_ends_the_guest() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        let in_work = |count| (cage.snapshot().cages[0].in_work == count).then_some(());
+        for version in VERSIONS {
+            // In the middle of both bodies.
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            exchange.send("one").await;
+            exchange.expect("one").await;
+            drop(exchange);
+            alive(&cage).await;
+            // While the answer comes.
+            let mut exchange =
+                Exchange::begin(&cage.address("web"), version, "/slow-body?n=1000000&ms=1", &[]).await;
+            exchange.end().await;
+            exchange.expect("line 0\n").await;
+            drop(exchange);
+            alive(&cage).await;
+            // Before there is any.
+            let exchange = Exchange::begin(&cage.address("web"), version, "/hang", &[]).await;
+            eventually("a request in work", || in_work(1)).await;
+            drop(exchange);
+            alive(&cage).await;
+        }
+        let abandoned = cage.module("interface_web").unwrap().readings.outcomes.get("abandoned").copied();
+        assert_eq!(abandoned, Some(2), "{guest}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_ends_before_its_answer_has_failed() {
+    for guest in GUESTS {
+        let cage = started(guest, "").await;
+        let client = cage.client("web");
+        let check = async |target: &str, code: &str, cause: &str| {
+            let answer = client.get(target).await;
+            assert_eq!(answer.status, 500, "{guest} {target}");
+            assert!(answer.text().starts_with(&format!("{code}: the request failed")), "{}", answer.text());
+            cage.logged(cause).await;
+        };
+        check("/trap", "trapped", "trapped: ").await;
+        check("/error", "failed", "the module answered InternalError(Some(").await;
+        if guest == "wasi_http_p2" {
+            check("/no-answer", "failed", "the module gave no response").await;
+        }
+        assert_eq!(cage.module("interface_web").unwrap().traps, 1);
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trap_in_the_middle_leaves_the_answer_unfinished() {
+    for guest in GUESTS {
+        let cage = started(guest, LONG).await;
+        for version in VERSIONS {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/trap-late", &[]).await;
+            assert_eq!(exchange.status().await, 200);
+            exchange.expect("the beginning\n").await;
+            // Whoever reads it must not take the beginning for all of it.
+            exchange.rest().await.unwrap_err();
+            alive(&cage).await;
+        }
+        // The client has its status by then; the operator learns of it all the same.
+        let log = cage.logged("ERR [web] request failed").await;
+        assert_eq!(log.matches("ERR [web] request failed").count(), 2, "{guest}\n{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deadline_ends_what_streams_too() {
+    for guest in GUESTS {
+        let cage = started(guest, "timeout_ms = 400").await;
+        for version in VERSIONS {
+            let target = "/slow-body?n=1000000&ms=5";
+            let mut exchange = Exchange::begin(&cage.address("web"), version, target, &[]).await;
+            exchange.end().await;
+            assert_eq!(exchange.status().await, 200, "{guest} {version:?}");
+            exchange.rest().await.unwrap_err();
+            alive(&cage).await;
+        }
+        let answer = cage.client("web").get("/hang").await;
+        assert_eq!(answer.status, 504, "{guest}");
+        cage.logged("request failed").await;
+        alive(&cage).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn instances_are_used_again() {
+    for guest in GUESTS {
+        let cage = TestCage::new().lanes(1).module(guest, "interface_web").http("web").start().await;
+        for _ in 0..20 {
+            alive(&cage).await;
+        }
+        assert_eq!(cage.instances("interface_web"), 1, "{guest}");
+        let client = cage.client("web");
+        let answers: Vec<_> = (0..100)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.post("/echo", "a body").await.text() })
+            })
+            .collect();
+        for answer in answers {
+            assert_eq!(answer.await.unwrap(), "a body");
+        }
+        cage.quiet().await;
+        let instances = cage.instances("interface_web");
+        assert!((1..=64).contains(&instances), "{guest}: {instances}");
+    }
+    for guest in GUESTS {
+        let mode = "[modules.interface_web]\ninstances = { mode = \"fresh\" }";
+        let cage = started(guest, mode).await;
+        alive(&cage).await;
+        alive(&cage).await;
+        cage.quiet().await;
+        assert_eq!(cage.instances("interface_web"), 0, "{guest}");
+    }
+}
