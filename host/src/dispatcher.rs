@@ -194,8 +194,17 @@ impl Endpoint {
         choice: ExportChoice,
     ) -> Self {
         let (module, readings, addresses) = (slot.name.clone(), Readings::default(), watch::Sender::default());
-        let endpoint =
-            Self { interface, cage, protocol, module, readings, slot, choice, timeout_ms: AtomicU64::new(0), addresses };
+        let endpoint = Self {
+            interface,
+            cage,
+            protocol,
+            module,
+            readings,
+            slot,
+            choice,
+            timeout_ms: AtomicU64::new(0),
+            addresses,
+        };
         endpoint.set_timeout(timeout);
         endpoint
     }
@@ -396,8 +405,11 @@ impl Dispatcher {
         let context = self.tighten(context, &version);
         slot.readings.begin();
         let begun = Instant::now();
-        let result = self.call_version(&slot, version, context, function, arguments).await;
+        let result = self.call_version(&slot, version, context.clone(), function, arguments).await;
         slot.readings.end(Outcome::of(&result), Duration::ZERO, begun.elapsed());
+        if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
+            self.log_call_failure(&slot, &context, error);
+        }
         result
     }
 
@@ -500,6 +512,15 @@ impl Dispatcher {
             | DispatchError::NotPermitted(_) => event!(WARN),
             DispatchError::BadRequest(_) | DispatchError::Refused(_) | DispatchError::Draining => event!(INFO),
         }
+    }
+
+    /// What a caller may handle in silence and the callee's operator must know.
+    fn log_call_failure(&self, slot: &Slot, context: &RequestContext, error: &DispatchError) {
+        let Some(suppressed) = self.0.failures.pass() else { return };
+        let suppressed = (suppressed > 0).then_some(suppressed);
+        let caller = context.callers.last().map(|caller| &**caller);
+        let (cage, module, request) = (&*self.0.cage, &*slot.name, tracing::field::display(context.tail()));
+        tracing::error!(cage, module, caller, %error, suppressed, request, "call failed");
     }
 
     fn no_such_module(&self, name: &str) -> DispatchError {

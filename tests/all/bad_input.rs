@@ -105,7 +105,8 @@ async fn an_import_of_another_type() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_that_is_not_granted() {
-    check_refused(&fixture("outgoing_http"), &["wasi:http/outgoing-handler@0.2.0", "not granted", "allow", "http"]).await;
+    check_refused(&fixture("outgoing_http"), &["wasi:http/outgoing-handler@0.2.0", "not granted", "allow", "http"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,7 +191,8 @@ fn check_page(answer: &Answer, status: u16, code: &str, text: &str) {
     let request = answer.header("x-request-id");
     assert!(request.starts_with("RQ-") && request.len() == 30, "{request}");
     assert_eq!(answer.text(), format!("{code}: {text}\nrequest {request}\n"));
-    let host_made = ["content-type", "content-length", "cache-control", "x-content-type-options", "x-request-id", "date"];
+    let host_made =
+        ["content-type", "content-length", "cache-control", "x-content-type-options", "x-request-id", "date"];
     for name in answer.headers.keys() {
         assert!(host_made.contains(&name.as_str()) || name == "retry-after", "{name} is none of the host's headers");
     }
@@ -208,23 +210,17 @@ async fn check_whole(cage: Running) {
 async fn headers_that_http_cannot_carry() {
     let cage = with_hostile("").await;
     let client = cage.client("bad");
-    let kinds = [
-        ("value-crlf", "value of header"),
-        ("value-nul", "value of header"),
-        ("value-huge", "max_response_header_bytes"),
-        ("name-crlf", "header name"),
-        ("name-nul", "header name"),
-        ("name-empty", "header name"),
-        ("name-space", "header name"),
-        ("name-not-ascii", "header name"),
-        ("chunked", "transfer-encoding"),
-        ("connection", "connection"),
-    ];
-    for (kind, logged) in kinds {
+    let kinds = ["value-crlf", "value-nul", "value-huge", "name-crlf", "name-nul", "name-empty", "name-space"];
+    for kind in kinds.into_iter().chain(["name-not-ascii", "chunked", "connection"]) {
         let answer = client.get(&format!("/bad-header?kind={kind}")).await;
         check_page(&answer, 502, "invalid-reply", "the request failed");
-        cage.logged(logged).await;
     }
+    // The first of them is told, and where it happened.
+    let log = cage.logged("reply not sendable").await;
+    assert!(
+        log.contains("module=interface_bad") && log.contains("value of header \\\"x-bad\\\" is not valid"),
+        "{log}"
+    );
     // A length that is not true is put right.
     let answer = client.get("/bad-header?kind=length").await;
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "see the headers"));
@@ -240,7 +236,7 @@ async fn lists_of_headers_without_end() {
         assert!(answer.status.is_server_error(), "{}", answer.status);
         assert!(answer.headers.len() < 10 && answer.body.len() < 200);
     }
-    let answer = cage.client("bad").get("/headers?n=1000").await;
+    let answer = cage.client("bad").get("/headers?n=80").await;
     assert_eq!(answer.status, 200);
     check_whole(cage).await;
 }
@@ -251,8 +247,8 @@ async fn statuses_that_are_none() {
     for status in [0, 7, 99, 100, 101, 199, 600, 999, 1_000, 65_535] {
         let answer = cage.client("bad").get(&format!("/status?code={status}")).await;
         check_page(&answer, 502, "invalid-reply", "the request failed");
-        cage.logged(&format!("status {status} is not in 200 to 599")).await;
     }
+    cage.logged("status 0 is not in 200 to 599").await;
     check_whole(cage).await;
 }
 
@@ -330,8 +326,6 @@ async fn a_standard_component_that_does_not_answer() {
     check_page(&client.get("/trap").await, 500, "trapped", "the request failed");
     check_page(&client.get("/error").await, 500, "failed", "the request failed");
     check_page(&client.get("/hang").await, 504, "deadline-exceeded", "the request was not answered in time");
-    // The head is on its way already: the body ends too early, and the client is told so by the connection.
-    assert!(client.try_send(Method::GET, "/trap-late", &[], "".into()).await.is_err());
     assert_eq!(client.get("/").await.text(), HELLO);
     cage.quiet().await;
     assert_eq!(cage.instances("interface_web"), 1);

@@ -3,9 +3,12 @@
 mod bad_input;
 mod calls;
 mod compiled_files;
+mod config_live;
 mod context;
 mod drain;
 mod hot_swap;
 mod http;
+mod isolation;
+mod limits;
 mod python;
 mod wasi_http;

@@ -12,7 +12,7 @@
 //! | `/call?cage=&module=&function=&args=[..]&kwargs={..}&timeout_ms=&idempotent&level=` | the result; errors by `?` |
 //! | `/try_call?..` | the same, errors as JSON |
 //! | `/refuse?text=`, `/fail?text=` | that error |
-//! | `/env`, `/file?path=` | what the module is granted of these |
+//! | `/env`, `/file?path=` | what the module is granted of these; PUT writes the file |
 //! | anything else | the request as JSON |
 
 mod calls;
@@ -51,6 +51,10 @@ fn handle(request: Request) -> Result<Response> {
         ["refuse"] => Err(Error::refused(text(&request))),
         ["fail"] => Err(Error::failed(text(&request))),
         ["env"] => Response::json(&std::env::vars().collect::<std::collections::BTreeMap<_, _>>()),
+        ["file"] if request.method() == "PUT" => {
+            std::fs::write(required(&request, "path")?, &request.body)?;
+            Ok(().into())
+        }
         ["file"] => Ok(Response::bytes(std::fs::read(required(&request, "path")?)?)),
         _ => Response::json(&json!({
             "id": request.id,

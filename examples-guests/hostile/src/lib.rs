@@ -4,7 +4,7 @@
 //! Without end: `/loop`, `/loop-host` (in calls to the host), `/loop-print`, `/recurse`, `/cycle` (calls itself),
 //! `/memory`. Too much: `/leak?mb=` (kept), `/stdout?mb=`, `/stderr?mb=`, `/log?mb=` (one line), `/log-lines?n=`,
 //! `/huge?mb=`, `/headers?n=`, `/describe?mb=`, `/call?mb=` (as argument). Not allowed: `/bad-header?kind=`,
-//! `/status?code=`. Its own end: `/panic`, `/unreachable`, `/exit?code=`. Late: `/sleep?ms=`.
+//! `/status?code=`, `/connect?to=`, `/resolve?name=`. Its own end: `/panic`, `/unreachable`, `/exit?code=`. Late: `/sleep?ms=`.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -49,6 +49,16 @@ fn handle(request: Request) -> Result<Response> {
         "/leak" => {
             black_box(vec![1u8; number(&request, "mb", 1)? * MB].leak());
             Ok("leaked".into())
+        }
+        "/connect" => {
+            let to = request.parameter("to").unwrap_or_default();
+            std::net::TcpStream::connect(to.parse::<std::net::SocketAddr>()?)?;
+            Ok("connected".into())
+        }
+        "/resolve" => {
+            use std::net::ToSocketAddrs as _;
+            let name = request.parameter("name").unwrap_or("localhost".into());
+            Ok(format!("{:?}", (name, 80).to_socket_addrs()?.collect::<Vec<_>>()).into())
         }
         "/exit" => std::process::exit(number(&request, "code", 1)? as i32),
         path => service::misbehave(path).map(Response::text),

@@ -163,7 +163,10 @@ impl<'a> Reader<'a> {
         let (document, errors) = DeTable::parse_recoverable(self.text);
         for error in errors.into_iter().take(SYNTAX_PROBLEMS_MAX) {
             let line = error.span().map_or(0, |span| self.line(span.start));
-            self.problem(line, "", error.message().to_owned());
+            // What else a mistake covers may be a value, and a secret one.
+            let named = error.span().filter(|_| error.message() == "duplicate key");
+            let key = named.and_then(|span| self.text.get(span)).filter(|key| super::is_name(key));
+            self.problem(line, key.unwrap_or_default(), error.message().to_owned());
         }
         if self.problems.is_empty() { Some(self.table("", document.into_inner(), 0)) } else { None }
     }

@@ -20,6 +20,13 @@ const DEADLINE_GRACE: Duration = Duration::from_millis(10);
 /// Bytes copied from the guest's memory in one call or host call.
 const COPY_BYTES_MAX: usize = 128 << 20;
 
+/// The functions that the host calls, as its messages name them.
+const HANDLE: &str = "wasmcage:cage/handler@0.1.0#handle";
+const CALL: &str = "wasmcage:cage/service@0.1.0#call";
+const FUNCTIONS: &str = "wasmcage:cage/service@0.1.0#functions";
+const SAVE: &str = "wasmcage:cage/handover@0.1.0#save";
+const RESTORE: &str = "wasmcage:cage/handover@0.1.0#restore";
+
 type Handle = TypedFunc<(types::Request,), (Result<types::Response, types::Error>,)>;
 type Functions = TypedFunc<(), (Vec<String>,)>;
 type Call = TypedFunc<(String, types::Payload), (Result<types::Payload, types::Error>,)>;
@@ -65,7 +72,7 @@ impl Instance {
     pub async fn handle(&mut self, index: &ComponentExportIndex, request: Request) -> Result<Reply, DispatchError> {
         let handle = match &self.handle {
             Some(handle) => *handle,
-            None => *self.handle.insert(typed(&mut self.store, &self.guest, index)?),
+            None => *self.handle.insert(typed(&mut self.store, &self.guest, index, HANDLE)?),
         };
         let Request { context, action, target, headers, body } = request;
         let request = types::Request {
@@ -93,7 +100,7 @@ impl Instance {
     ) -> Result<Payload, DispatchError> {
         let call = match &self.call {
             Some(call) => *call,
-            None => *self.call.insert(typed(&mut self.store, &self.guest, index)?),
+            None => *self.call.insert(typed(&mut self.store, &self.guest, index, CALL)?),
         };
         let deadline = context.deadline;
         let arguments = (function, types::Payload::from(arguments));
@@ -139,14 +146,14 @@ impl Instance {
         index: &ComponentExportIndex,
         deadline: Deadline,
     ) -> Result<Vec<String>, DispatchError> {
-        let functions: Functions = typed(&mut self.store, &self.guest, index)?;
+        let functions: Functions = typed(&mut self.store, &self.guest, index, FUNCTIONS)?;
         let (names,) = self.enter(None, deadline, async |store| functions.call_async(store, ()).await).await?;
         Ok(names)
     }
 
     /// The memory that a `single` instance leaves to its successor.
     pub async fn save(&mut self, index: &ComponentExportIndex, deadline: Deadline) -> Result<Vec<u8>, DispatchError> {
-        let save: Save = typed(&mut self.store, &self.guest, index)?;
+        let save: Save = typed(&mut self.store, &self.guest, index, SAVE)?;
         let (saved,) = self.enter(None, deadline, async |store| save.call_async(store, ()).await).await?;
         Ok(saved)
     }
@@ -157,7 +164,7 @@ impl Instance {
         saved: Vec<u8>,
         deadline: Deadline,
     ) -> Result<(), DispatchError> {
-        let restore: Restore = typed(&mut self.store, &self.guest, index)?;
+        let restore: Restore = typed(&mut self.store, &self.guest, index, RESTORE)?;
         let (restored,) = self.enter(None, deadline, async |store| restore.call_async(store, (saved,)).await).await?;
         restored.map_err(|text| DispatchError::Failed(format!("restore answered {text:?}")))
     }
@@ -166,15 +173,15 @@ impl Instance {
     pub fn check_types(&mut self, exports: &Exports) -> Result<(), DispatchError> {
         let (store, guest) = (&mut self.store, &self.guest);
         if let Some(index) = &exports.handler {
-            let _: Handle = typed(store, guest, index)?;
+            let _: Handle = typed(store, guest, index, HANDLE)?;
         }
         if let Some(service) = &exports.service {
-            let _: Call = typed(store, guest, &service.call)?;
-            let _: Functions = typed(store, guest, &service.functions)?;
+            let _: Call = typed(store, guest, &service.call, CALL)?;
+            let _: Functions = typed(store, guest, &service.functions, FUNCTIONS)?;
         }
         if let Some(handover) = &exports.handover {
-            let _: Save = typed(store, guest, &handover.save)?;
-            let _: Restore = typed(store, guest, &handover.restore)?;
+            let _: Save = typed(store, guest, &handover.save, SAVE)?;
+            let _: Restore = typed(store, guest, &handover.restore, RESTORE)?;
         }
         Ok(())
     }
@@ -201,12 +208,14 @@ fn typed<P, R>(
     store: &mut Store<GuestState>,
     guest: &component::Instance,
     index: &ComponentExportIndex,
+    name: &'static str,
 ) -> Result<TypedFunc<P, R>, DispatchError>
 where
     P: component::ComponentNamedList + component::Lower,
     R: component::ComponentNamedList + component::Lift,
 {
-    guest.get_typed_func(store, index).map_err(|error| DispatchError::Host(format!("{error:#}")))
+    let another = |error| DispatchError::Host(format!("export {name} has another type than the WIT says: {error:#}"));
+    guest.get_typed_func(store, index).map_err(another)
 }
 
 /// Tells a deadline from a trap, and a trap that a limit caused from others.
@@ -236,14 +245,20 @@ fn outcome<T>(
     }
 }
 
-/// One line: the cause, then the innermost frames of the guest.
+/// One line: the cause, then the innermost frames of the guest that have a name.
 fn trap_text(error: &wasmtime::Error) -> String {
     const FRAMES_SHOWN: usize = 4;
     let mut text = format!("{}", error.root_cause());
+    if error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) {
+        // Toolchains put a stack of the guest's own at the beginning of its memory, where it runs out like this.
+        text.push_str(" (maybe the guest's own stack is exhausted)");
+    }
     if let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() {
-        for frame in backtrace.frames().iter().take(FRAMES_SHOWN) {
+        let named = backtrace.frames().iter().filter_map(|frame| {
             let symbol = frame.symbols().first();
-            let name = symbol.and_then(|symbol| symbol.name()).or(frame.func_name()).unwrap_or("?");
+            Some((symbol.and_then(|symbol| symbol.name()).or(frame.func_name())?, symbol))
+        });
+        for (name, symbol) in named.take(FRAMES_SHOWN) {
             text.push_str(" < ");
             text.push_str(name);
             if let Some((file, line)) = symbol.and_then(|symbol| Some((symbol.file()?, symbol.line()?))) {
