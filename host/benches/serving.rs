@@ -11,9 +11,10 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
+mod support;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use support::{BenchCage, guest_file};
 use tokio::net::TcpListener;
-use wasmcage::host::{Host, HostOptions};
 
 const CONNECTIONS: usize = 64;
 
@@ -104,17 +105,14 @@ impl Server {
 
 enum Stop {
     Runtime { _runtime: tokio::runtime::Runtime },
-    Cage { host: Option<Host>, runtime: tokio::runtime::Runtime, _root: tempfile::TempDir },
+    Cage { _cage: BenchCage },
     Process(Child),
 }
 
 impl Drop for Stop {
     fn drop(&mut self) {
         match self {
-            Self::Runtime { .. } => {}
-            Self::Cage { host, runtime, .. } => {
-                runtime.block_on(host.take().unwrap().stop());
-            }
+            Self::Runtime { .. } | Self::Cage { .. } => {}
             Self::Process(child) => {
                 child.kill().unwrap();
                 child.wait().unwrap();
@@ -152,29 +150,11 @@ fn raw_hyper() -> Option<Server> {
 }
 
 fn cage(guest: &str, settings: &str) -> Option<Server> {
-    let file = guest_file(guest)?;
-    let root = tempfile::tempdir().unwrap();
-    let directory = root.path().join("bench");
-    std::fs::create_dir(&directory).unwrap();
-    std::fs::copy(file, directory.join("interface_web.wasm")).unwrap();
     let toml = format!(
         "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n[modules.interface_web]\n{settings}\n"
     );
-    std::fs::write(directory.join("cage.toml"), toml).unwrap();
-    wasmcage::telemetry::install(wasmcage::telemetry::TerminalOptions {
-        lines: false,
-        homeless: true,
-        colour: false,
-        show_cage: false,
-    });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut options = HostOptions::new(root.path(), ["bench"]);
-    options.compiler = Some(target().join("wasmcage"));
-    options.cache = Some(target().join("guests/bench-cache"));
-    let host = runtime.block_on(Host::start(options)).unwrap();
-    let serving = host.serving();
-    let address = serving.first()?.address.trim_start_matches("http://").trim_end_matches('/').parse().unwrap();
-    Some(Server { address, stop: Stop::Cage { host: Some(host), runtime, _root: root } })
+    let cage = BenchCage::start(&[(guest, "interface_web")], &toml)?;
+    Some(Server { address: cage.address(), stop: Stop::Cage { _cage: cage } })
 }
 
 fn wasmtime_serve(arguments: &[&str]) -> Option<Server> {
@@ -291,15 +271,4 @@ fn print_table(figures: &mut [(&str, Vec<Figure>)]) {
         let cpu = median(list, |figure| figure.cpu_us);
         println!("| {name} | {per_second:.0} | {:.2} | {p50:.0} | {p99:.0} | {cpu:.1} |", per_second / raw);
     }
-}
-
-fn guest_file(name: &str) -> Option<PathBuf> {
-    let file = target().join("guests/guests").join(format!("{name}.wasm"));
-    file.is_file().then_some(file)
-}
-
-/// `target/release`: a bench binary is in its `deps`.
-fn target() -> PathBuf {
-    let binary = std::env::current_exe().unwrap();
-    binary.parent().and_then(Path::parent).unwrap().to_owned()
 }

@@ -10,5 +10,7 @@ mod hot_swap;
 mod http;
 mod isolation;
 mod limits;
+mod processes;
 mod python;
+mod tidy;
 mod wasi_http;

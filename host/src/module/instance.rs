@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use wasmtime::component::{self, ComponentExportIndex, TypedFunc, Val};
 use wasmtime::{Store, Trap, UpdateDeadline};
+use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
@@ -36,6 +37,8 @@ type Restore = TypedFunc<(Vec<u8>,), (Result<(), String>,)>;
 pub struct Instance {
     pub store: Store<GuestState>,
     pub guest: component::Instance,
+    /// The `wasi:http@0.2` export, once it was used.
+    pub proxy: Option<Proxy>,
     handle: Option<Handle>,
     call: Option<Call>,
     /// Calls so far.
@@ -66,7 +69,7 @@ impl Instance {
         });
         let started = timeout_at(deadline.instant() + DEADLINE_GRACE, pre.instantiate_async(&mut store)).await;
         let guest = outcome(&mut store, deadline, started)?;
-        Ok(Self { store, guest, handle: None, call: None, uses: 0, idle_since: Instant::now() })
+        Ok(Self { store, guest, proxy: None, handle: None, call: None, uses: 0, idle_since: Instant::now() })
     }
 
     pub async fn handle(&mut self, index: &ComponentExportIndex, request: Request) -> Result<Reply, DispatchError> {

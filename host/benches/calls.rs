@@ -1,0 +1,57 @@
+//! Calls inside the process: into a `service`, from one guest to another, to another cage's; and a plain typed export.
+//!
+//! `cargo bench --bench calls` after `tests/run guests`. One call after another on one thread; medians.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first thing that is wrong, and prints"
+)]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use support::{BenchCage, median};
+use wasmcage::request::{Facts, Payload, RequestContext};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const CALLS: usize = 20_000;
+
+fn main() {
+    let modules = [("service_echo", "caller"), ("service_echo", "callee"), ("calculator", "calculator")];
+    let Some(cage) = BenchCage::start(&modules, "") else {
+        println!("not run: the guests are not built");
+        return;
+    };
+    let text = "x".repeat(1024);
+    let echo = format!("{{\"args\":[\"{text}\"]}}");
+    let forward = format!("{{\"args\":[null,\"callee\",\"echo\",[\"{text}\"]]}}");
+    println!("| call, 1 KiB each way | median us |\n|---|---|");
+    let direct = measure(&cage, "callee", "echo", Payload::Json(echo));
+    println!("| host to service | {:.1} |", direct.as_secs_f64() * 1e6);
+    let bytes = measure(&cage, "callee", "echo_raw", Payload::Bytes(text.clone().into()));
+    println!("| host to service, bytes | {:.1} |", bytes.as_secs_f64() * 1e6);
+    let through = measure(&cage, "caller", "forward", Payload::Json(forward));
+    println!("| host to service to service | {:.1} |", through.as_secs_f64() * 1e6);
+    println!("| the inner call's share | {:.1} |", through.saturating_sub(direct).as_secs_f64() * 1e6);
+}
+
+fn measure(cage: &BenchCage, module: &str, function: &str, arguments: Payload) -> Duration {
+    let dispatcher = cage.host().cage("bench").unwrap().dispatcher().clone();
+    let context = || RequestContext::new("bench".into(), "bench", Duration::from_secs(10), Arc::new(Facts::default()));
+    cage.runtime.block_on(async {
+        let mut durations = Vec::with_capacity(CALLS);
+        for _ in 0..CALLS {
+            let context = Arc::new(context());
+            let call = dispatcher.call(context, module, function.to_owned(), arguments.clone());
+            let begun = std::time::Instant::now();
+            call.await.unwrap();
+            durations.push(begun.elapsed());
+        }
+        median(durations)
+    })
+}
