@@ -167,6 +167,25 @@ async fn timeouts_reach_interfaces_that_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn more_places_are_given_to_those_who_wait() {
+    let web = interface("web", 0, "");
+    let config = |concurrency: usize| format!("concurrency = {concurrency}\n{web}");
+    let cage = TestCage::new().config(&config(1)).module("hostile", "interface_web").start().await;
+    let get = |target: &'static str| {
+        let client = cage.client("web");
+        tokio::spawn(async move { client.get(target).await.text() })
+    };
+    let load = || (cage.snapshot().cages[0].in_work, cage.snapshot().cages[0].waiting);
+    let long = get("/sleep?ms=8000");
+    eventually("one in work", || (load() == (1, 0)).then_some(())).await;
+    let short = get("/sleep?ms=1");
+    eventually("one waiting", || (load() == (1, 1)).then_some(())).await;
+    cage.configure(&config(2));
+    assert_eq!(short.await.unwrap(), "slept");
+    assert!(!long.is_finished());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_modules_settings_make_a_new_version() {
     let config = |module: &str| interface("web", 0, "") + "[modules.interface_web]\n" + module;
     let cage = TestCage::new()

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::Method;
 use serde_json::json;
-use wasmcage_tests::{Answer, Client, TestCage, eventually, unique_name};
+use wasmcage_tests::{Answer, Client, TestCage, eventually, fixture, unique_name};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_loops_and_a_memory_bomb_beside_a_module_that_works() {
@@ -146,6 +146,8 @@ async fn settings_and_environment_are_the_modules_own() {
         .config("[modules.interface_b]\nconfig = { secret = \"of b\" }")
         .module("echo", "interface_a")
         .module("echo", "interface_b")
+        .config("[modules.standard]\nconfig = { greeting = \"good day\", depth = 3 }")
+        .file("standard", &fixture("wasi_config"))
         .http("a")
         .http("b")
         .start()
@@ -157,6 +159,11 @@ async fn settings_and_environment_are_the_modules_own() {
     assert_eq!(b.get("/config").await.json(), json!({ "secret": "of b" }));
     assert_eq!(a.get("/config?key=greeting").await.json(), "hello");
     assert_eq!(a.get("/config?key=secret").await.json(), json!(null));
+    // The standard interface shows the same, as texts.
+    for (key, value) in [("greeting", json!("good day")), ("depth", json!("3")), ("secret", json!(null))] {
+        let target = format!("/call?module=standard&function=get&args=[\"{key}\"]");
+        assert_eq!(a.get(&target.replace('"', "%22")).await.json(), value, "{key}");
+    }
     // Nor does a value leak into the log.
     assert!(!cage.log().contains("of b"));
 }

@@ -22,7 +22,7 @@ use std::time::Duration;
 pub use error::{ConfigError, Problem};
 pub use expand::Environment;
 pub use grant::{FileGrant, Grants, HostPattern};
-pub use module::{InstanceMode, InstancesConfig, ModuleConfig};
+pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
 pub use nearest::nearest;
 pub use section::Section;
 

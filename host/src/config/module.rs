@@ -9,6 +9,9 @@ use super::TIMEOUT_MS_MAX;
 use super::grant::Grants;
 use super::section::Section;
 
+/// More elements than this no instance gets: each place for one is reserved for as many.
+pub const TABLE_ELEMENTS_MAX: usize = 200_000;
+
 #[derive(Clone, PartialEq)]
 pub struct ModuleConfig {
     pub instances: InstancesConfig,
@@ -90,7 +93,11 @@ impl ModuleConfig {
         let config = Self {
             instances: section.table("instances").map_or(default.instances, InstancesConfig::read),
             memory_bytes: (section.integer("memory_mb", 128, 1..=4096) as usize) << 20,
-            table_elements: section.integer("table_elements", default.table_elements as u64, 1..=10_000_000) as usize,
+            table_elements: section.integer(
+                "table_elements",
+                default.table_elements as u64,
+                1..=TABLE_ELEMENTS_MAX as u64,
+            ) as usize,
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
             allow: section.table("allow").map_or(default.allow, Grants::read),
             env: environment(&section),

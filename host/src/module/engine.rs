@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
+use crate::config::TABLE_ELEMENTS_MAX;
+
 /// How often a running guest is interrupted to see whether its deadline has passed and to let its lane serve others.
 pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 
@@ -23,7 +25,6 @@ const COMPONENT_INSTANCES_MAX: u32 = 10_000;
 /// Each reserves a bit over 4 GiB of address space, none of it backed by memory before use.
 const MEMORIES_MAX: u32 = 4_000;
 const TABLES_MAX: u32 = 20_000;
-const TABLE_ELEMENTS_MAX: usize = 200_000;
 /// Guests that may be suspended in the middle of a call at one time.
 const STACKS_MAX: u32 = 4_000;
 /// A native stack holds the guest's frames and, above them, those of the host function it called.

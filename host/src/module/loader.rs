@@ -144,7 +144,7 @@ impl Loader {
         Ok((version, predecessor))
     }
 
-    /// Starts one instance on a lane, as serving will, and asks for the functions of its `service`.
+    /// Starts one instance, which serves later, and asks for the functions of its `service`.
     async fn first_call(&self, version: &Version, timeout: Duration) -> Result<Vec<String>, LoadError> {
         let deadline = Deadline::after(timeout);
         let mut instance = version.start(deadline).await.map_err(LoadError::Start)?;
