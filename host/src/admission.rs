@@ -12,7 +12,7 @@ use tokio::time::timeout_at;
 
 use crate::request::Deadline;
 
-pub struct Admission {
+pub(crate) struct Admission {
     concurrency: AtomicUsize,
     queue: AtomicUsize,
     in_work: AtomicUsize,
@@ -46,7 +46,7 @@ pub enum Refusal {
 }
 
 impl Admission {
-    pub fn new(concurrency: usize, queue: usize) -> Arc<Self> {
+    pub(crate) fn new(concurrency: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self {
             concurrency: AtomicUsize::new(concurrency),
             queue: AtomicUsize::new(queue),
@@ -57,23 +57,23 @@ impl Admission {
     }
 
     /// New limits; who is in work or waiting already stays.
-    pub fn set_limits(self: &Arc<Self>, concurrency: usize, queue: usize) {
+    pub(crate) fn set_limits(self: &Arc<Self>, concurrency: usize, queue: usize) {
         self.concurrency.store(concurrency, SeqCst);
         self.queue.store(queue, SeqCst);
         self.admit_waiting();
     }
 
-    pub fn in_work(&self) -> usize {
+    pub(crate) fn in_work(&self) -> usize {
         self.in_work.load(SeqCst)
     }
 
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(SeqCst)
     }
 
     /// # Errors
     /// At once when the queue is full, or at the deadline.
-    pub async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
+    pub(crate) async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
         if let Some(place) = self.try_enter() {
             return Ok(place);
         }

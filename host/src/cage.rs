@@ -20,6 +20,7 @@ use crate::module::slot::ModuleSnapshot;
 use crate::module::watcher::{Watched, Watcher};
 use crate::protocol::{self, Interface, InterfaceContext};
 use crate::readings::ReadingsSnapshot;
+use crate::request::Deadline;
 use crate::telemetry::{self, CageLog, LevelCell};
 
 /// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
@@ -29,6 +30,8 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts of an interface that cannot serve: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// Between two looks at the requests that are still in work at the end.
+const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// A changed `cage.toml` is read when it has been left alone for so long.
 const CONFIG_SETTLE: Duration = Duration::from_millis(50);
 
@@ -171,24 +174,35 @@ impl Cage {
         }
     }
 
-    /// Stops intake, waits for what is in flight up to the request timeout, frees everything. False when something had
-    /// to be cut off.
-    pub async fn stop(self) -> bool {
+    /// Stops intake and waits for what is in flight, up to the request timeout. The modules can still be called: by this
+    /// cage's own requests, and by those of others that are not finished. False when something had to be cut off.
+    pub async fn drain(&self) -> bool {
         let inner = &self.inner;
         tracing::info!(cage = %inner.name, "cage is shutting down");
         // Neither a new version nor a new configuration from here on.
         self.tasks.iter().for_each(JoinHandle::abort);
-        inner.drain.begin();
-        let finished = inner.drain.complete(inner.config.load().request_timeout).await;
+        let timeout = inner.config.load().request_timeout;
+        let deadline = Deadline::after(timeout);
+        let mut finished = inner.drain.complete(timeout).await;
+        // A request whose client has left is on no connection any more, and is finished all the same.
+        while finished && inner.dispatcher.load().0 > 0 {
+            tokio::time::sleep(WORK_CHECK_INTERVAL).await;
+            finished = !deadline.passed();
+        }
         if !finished {
             tracing::warn!(cage = %inner.name, "requests in flight were cut off at the shutdown's deadline");
         }
+        finished
+    }
+
+    /// Frees everything; nothing is in flight any more, or what is does not matter.
+    pub fn end(self) {
+        let inner = &self.inner;
         inner.shared.cages.remove(&inner.name);
         inner.interfaces.lock().clear();
         inner.modules.clear();
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
         inner.log.flush();
-        finished
     }
 }
 

@@ -175,11 +175,10 @@ impl Host {
     /// Stops intake, finishes what is in flight up to each cage's request timeout, ends. False when something had to be
     /// cut off.
     pub async fn stop(mut self) -> bool {
-        let stopping: Vec<_> = self.cages.drain(..).map(|cage| tokio::spawn(cage.stop())).collect();
-        let mut finished = true;
-        for cage in stopping {
-            finished &= cage.await.unwrap_or(false);
-        }
+        let drained = futures_util::future::join_all(self.cages.iter().map(Cage::drain)).await;
+        let finished = drained.into_iter().all(|finished| finished);
+        // Not before the last is drained: its requests may call any other.
+        self.cages.drain(..).for_each(Cage::end);
         finished
     }
 }

@@ -2,7 +2,7 @@
 //! component may export. An export becomes part of a component only where its `export_..!` macro is expanded, which
 //! `#[handler]`, `#[service]` and `handover!` do in the author's crate. All share the types of `imports`.
 
-pub mod imports {
+pub(crate) mod imports {
     wit_bindgen::generate!({
         path: "../../wit",
         world: "imports",

@@ -9,15 +9,15 @@ use wasmcage::host::{Host, HostOptions};
 use wasmcage::telemetry::{self, TerminalOptions};
 
 /// A started host in a directory of its own; stopped when it is dropped.
-pub struct BenchCage {
+pub(crate) struct BenchCage {
     host: Option<Host>,
-    pub runtime: tokio::runtime::Runtime,
+    pub(crate) runtime: tokio::runtime::Runtime,
     root: tempfile::TempDir,
 }
 
 impl BenchCage {
     /// Cage `bench` with these guests as modules and this `cage.toml`; none when a guest is not built.
-    pub fn start(modules: &[(&str, &str)], toml: &str) -> Option<Self> {
+    pub(crate) fn start(modules: &[(&str, &str)], toml: &str) -> Option<Self> {
         telemetry::install(TerminalOptions::off());
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("bench")).unwrap();
@@ -29,7 +29,7 @@ impl BenchCage {
         Some(Self::start_in(root))
     }
 
-    pub fn start_in(root: tempfile::TempDir) -> Self {
+    pub(crate) fn start_in(root: tempfile::TempDir) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut options = HostOptions::new(root.path(), ["bench"]);
         options.compiler = Some(target().join("wasmcage"));
@@ -38,16 +38,16 @@ impl BenchCage {
         Self { host: Some(host), runtime, root }
     }
 
-    pub fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Host {
         self.host.as_ref().unwrap()
     }
 
-    pub fn directory(&self) -> PathBuf {
+    pub(crate) fn directory(&self) -> PathBuf {
         self.root.path().join("bench")
     }
 
     /// Address of the only interface.
-    pub fn address(&self) -> std::net::SocketAddr {
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
         let serving = self.host().serving();
         serving[0].address.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
     }
@@ -59,23 +59,23 @@ impl Drop for BenchCage {
     }
 }
 
-pub fn guest_file(name: &str) -> Option<PathBuf> {
+pub(crate) fn guest_file(name: &str) -> Option<PathBuf> {
     let file = target().join("guests/guests").join(format!("{name}.wasm"));
     file.is_file().then_some(file)
 }
 
 /// `target/release`: a bench binary is in its `deps`.
-pub fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     let binary = std::env::current_exe().unwrap();
     binary.parent().and_then(Path::parent).unwrap().to_owned()
 }
 
-pub fn median(mut durations: Vec<Duration>) -> Duration {
+pub(crate) fn median(mut durations: Vec<Duration>) -> Duration {
     durations.sort();
     durations[durations.len() / 2]
 }
 
-pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let begun = Instant::now();
     let value = work();
     (value, begun.elapsed())

@@ -17,7 +17,7 @@ impl Host for GuestState {
 }
 
 /// A text as it is, anything else as JSON.
-pub fn text(settings: &ModuleConfig, key: &str) -> Option<String> {
+pub(super) fn text(settings: &ModuleConfig, key: &str) -> Option<String> {
     Some(match settings.config.get(key)? {
         Value::String(text) => text.clone(),
         other => other.to_string(),

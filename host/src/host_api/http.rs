@@ -15,12 +15,12 @@ type Sending = dyn Future<
         >,
     > + Send;
 
-pub struct OutgoingGrant {
+pub(super) struct OutgoingGrant {
     home: Arc<Home>,
 }
 
 impl OutgoingGrant {
-    pub fn new(home: Arc<Home>) -> Self {
+    pub(super) fn new(home: Arc<Home>) -> Self {
         Self { home }
     }
 

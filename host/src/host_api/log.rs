@@ -16,7 +16,7 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const LINES_PER_SECOND_MAX: u64 = 1_000;
 
 /// The way of one module's lines. All instances of a version share it, and with it the bound on their rate.
-pub struct GuestLog {
+pub(super) struct GuestLog {
     cage: Arc<str>,
     module: Arc<str>,
     cage_level: Arc<LevelCell>,
@@ -24,16 +24,16 @@ pub struct GuestLog {
 }
 
 impl GuestLog {
-    pub fn new(cage: Arc<str>, module: Arc<str>, cage_level: Arc<LevelCell>) -> Self {
+    pub(super) fn new(cage: Arc<str>, module: Arc<str>, cage_level: Arc<LevelCell>) -> Self {
         Self { cage, module, cage_level, gate: Gate::new(LINES_PER_SECOND_MAX, std::time::Duration::from_secs(1)) }
     }
 
     /// The most talkative level that is written now.
-    pub fn level(&self, request: Option<&RequestContext>) -> Level {
+    pub(super) fn level(&self, request: Option<&RequestContext>) -> Level {
         request.and_then(RequestContext::level).unwrap_or_else(|| self.cage_level.get())
     }
 
-    pub fn line(&self, level: Level, text: &str, request: Option<&RequestContext>) {
+    pub(super) fn line(&self, level: Level, text: &str, request: Option<&RequestContext>) {
         if level > self.level(request) {
             return;
         }
@@ -86,7 +86,7 @@ impl log::Host for GuestState {
 // The interface has types only.
 impl types::Host for GuestState {}
 
-pub fn from_wit(level: log::Level) -> Level {
+pub(super) fn from_wit(level: log::Level) -> Level {
     match level {
         log::Level::Error => Level::Error,
         log::Level::Warn => Level::Warn,
@@ -96,7 +96,7 @@ pub fn from_wit(level: log::Level) -> Level {
     }
 }
 
-pub fn to_wit(level: Level) -> log::Level {
+pub(super) fn to_wit(level: Level) -> log::Level {
     match level {
         Level::Error => log::Level::Error,
         Level::Warn => log::Level::Warn,
@@ -127,7 +127,7 @@ enum WasiLevel {
 }
 
 /// The proposal is in use without a version and with one.
-pub fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+pub(super) fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     for name in ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"] {
         linker.instance(name)?.func_wrap(
             "log",

@@ -21,11 +21,11 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
 /// The request that the instance works on, for the lines' ends.
-pub type CurrentRequest = Arc<Mutex<Option<Arc<RequestContext>>>>;
+pub(super) type CurrentRequest = Arc<Mutex<Option<Arc<RequestContext>>>>;
 
 /// One of a guest's two outputs. Clones share the unfinished line.
 #[derive(Clone)]
-pub struct Capture {
+pub(super) struct Capture {
     log: Arc<GuestLog>,
     level: Level,
     request: CurrentRequest,
@@ -33,7 +33,7 @@ pub struct Capture {
 }
 
 impl Capture {
-    pub fn new(log: Arc<GuestLog>, level: Level, request: CurrentRequest) -> Self {
+    pub(super) fn new(log: Arc<GuestLog>, level: Level, request: CurrentRequest) -> Self {
         Self { log, level, request, line: Arc::default() }
     }
 
