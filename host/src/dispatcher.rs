@@ -121,6 +121,12 @@ impl Cages {
     fn get(&self, cage: &str) -> Option<Dispatcher> {
         self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
+
+    fn no_such_cage(&self, name: &str) -> DispatchError {
+        let cages = self.0.read();
+        let hint = hint(name, cages.keys().map(|name| &**name));
+        DispatchError::NoSuchCage(format!("cage {name} does not run in this process{hint}"))
+    }
 }
 
 /// One for a cage.
@@ -342,7 +348,12 @@ impl Dispatcher {
         let context = self.tighten(context, &route.version);
         self.observed(endpoint, &context, async |this: &Self, begun: &mut Option<Instant>| {
             let lease = this.admit(&endpoint.slot, route.version, &context, begun).await?;
-            web::serve(lease, context.clone(), request).await
+            let (this, endpoint, context) = (this.clone(), endpoint.clone(), context.clone());
+            let late = {
+                let context = context.clone();
+                move |error: &DispatchError| this.log_failure(&endpoint, &context, error)
+            };
+            web::serve(lease, context, request, late).await
         })
         .await
     }
@@ -376,7 +387,7 @@ impl Dispatcher {
                 home.module, home.module
             )));
         }
-        let Some(callee) = self.0.cages.get(cage) else { return Err(DispatchError::NoSuchCage(cage.to_owned())) };
+        let Some(callee) = self.0.cages.get(cage) else { return Err(self.0.cages.no_such_cage(cage)) };
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let prefix = format!("{cage}/");
         let _place = match request.callers.iter().any(|caller| caller.starts_with(&prefix)) {

@@ -64,12 +64,8 @@ async fn a_modules_own_timeout_is_what_it_sees() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_description_stands_in_the_requests_later_lines() {
-    let cage = TestCage::new()
-        .config("log_level = \"debug\"")
-        .module("echo", "interface_web")
-        .http("web")
-        .start()
-        .await;
+    let cage =
+        TestCage::new().config("log_level = \"debug\"").module("echo", "interface_web").http("web").start().await;
     let client = cage.client("web");
     let describe = async |text: &str| {
         let answer = client.get(&query("/context", &[("describe", text)])).await;

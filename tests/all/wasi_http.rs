@@ -136,14 +136,17 @@ async fn a_client_that_leaves_ends_the_guest() {
             drop(exchange);
             alive(&cage).await;
             // While the answer comes.
-            let mut exchange =
-                Exchange::begin(&cage.address("web"), version, "/slow-body?n=1000000&ms=1", &[]).await;
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=1000000&ms=1", &[]).await;
             exchange.end().await;
             exchange.expect("line 0\n").await;
             drop(exchange);
             alive(&cage).await;
-            // Before there is any.
-            let exchange = Exchange::begin(&cage.address("web"), version, "/hang", &[]).await;
+            // Before there is any. Over HTTP/1, bytes of a body that the guest does not read hide the end behind them; the
+            // deadline finds it.
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/hang", &[]).await;
+            if version == Version::Http1 {
+                exchange.end().await;
+            }
             eventually("a request in work", || in_work(1)).await;
             drop(exchange);
             alive(&cage).await;
@@ -165,7 +168,7 @@ async fn a_guest_that_ends_before_its_answer_has_failed() {
             cage.logged(cause).await;
         };
         check("/trap", "trapped", "trapped: ").await;
-        check("/error", "failed", "the module answered InternalError(Some(").await;
+        check("/error", "failed", "InternalError(Some(").await;
         if guest == "wasi_http_p2" {
             check("/no-answer", "failed", "the module gave no response").await;
         }

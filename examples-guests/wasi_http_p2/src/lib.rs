@@ -50,6 +50,8 @@ impl Guest for Component {
                 let body = respond(answer, 200);
                 let output = body.write().expect("the body is written once");
                 let _ = write(&output, b"the beginning\n");
+                // The beginning is on its way by then.
+                subscribe_duration(50 * NS_PER_MS).block();
                 panic!("as asked");
             }
             "/no-answer" => Ok(()),

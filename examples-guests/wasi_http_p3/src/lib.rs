@@ -76,6 +76,8 @@ impl Guest for Component {
                 let (mut output, contents) = wit_stream::new();
                 spawn_local(async move {
                     output.write_all(b"the beginning\n".to_vec()).await;
+                    // The beginning is on its way by then.
+                    wait_for(50 * NS_PER_MS).await;
                     panic!("as asked");
                 });
                 respond(200, contents, no_trailers())
@@ -90,6 +92,10 @@ async fn copy(mut body: StreamReader<u8>, mut output: StreamWriter<u8>) {
     let mut chunk = Vec::with_capacity(CHUNK_BYTES);
     loop {
         let (result, came) = body.read(chunk).await;
+        // A write of nothing may wait for a reader who waits for something.
+        if came.is_empty() {
+            return;
+        }
         chunk = output.write_all(came).await;
         if !chunk.is_empty() || !matches!(result, StreamResult::Complete(_)) {
             return; // the client left, or the body has ended

@@ -3,9 +3,14 @@
 //! requests is the protocol's affair.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use http::uri::Scheme;
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tokio::sync::oneshot;
 use wasmtime_wasi_http::p2::bindings::http::types as p2_types;
@@ -19,7 +24,8 @@ use crate::request::RequestContext;
 type Answer = Result<http::Response<WasiBody>, String>;
 
 /// Resolves when the head of the response is there. The instance goes back to its pool when the guest has finished; a
-/// guest that streams on does so in a task of its own, up to the request's deadline.
+/// guest that streams on does so in a task of its own, up to the request's deadline, and `late` is told if it fails there:
+/// its client has the head by then, and sees that the body breaks off.
 ///
 /// # Errors
 /// As an instance's, or `Failed` when the guest answered with an error or not at all.
@@ -27,38 +33,92 @@ pub async fn serve(
     lease: Lease,
     context: Arc<RequestContext>,
     request: http::Request<StreamBody>,
+    late: impl FnOnce(&DispatchError) + Send + 'static,
 ) -> Result<http::Response<StreamBody>, DispatchError> {
     let (answer_tx, mut answer_rx) = oneshot::channel();
+    let (sent_tx, sent_rx) = oneshot::channel();
+    let broken = Arc::new(AtomicBool::new(false));
     let request =
         request.map(|body| body.map_err(|error| Error::InternalError(Some(error.to_string()))).boxed_unsync());
-    let mut guest = Box::pin(run(lease, context, request, answer_tx));
-    let finished = tokio::select! {
+    let mut guest = Box::pin(run(lease, context, request, answer_tx, BreakOnDrop(Some(broken.clone())), sent_rx));
+    let answer = tokio::select! {
         // The guest first: most have finished by the time their answer is looked at, and need no task of their own.
         biased;
-        finished = &mut guest => finished,
-        answer = &mut answer_rx => {
-            if let Ok(answer) = answer {
+        finished = &mut guest => {
+            // Nothing has been sent yet, so that the answer of a guest that failed after all need not break off.
+            finished?;
+            answer_rx.try_recv().ok()
+        }
+        answer = &mut answer_rx => match answer {
+            Ok(answer) => {
                 tokio::spawn(async move {
                     if let Err(error) = guest.await {
-                        tracing::debug!(%error, "guest ended while it was streaming");
+                        late(&error);
                     }
                 });
-                return respond(answer);
+                Some(answer)
             }
-            guest.await
+            Err(_) => {
+                guest.await?;
+                None
+            }
         }
     };
-    match answer_rx.try_recv() {
-        Ok(answer) => respond(answer),
-        Err(_) => finished.and(Err(DispatchError::Failed("the module gave no response".into()))),
+    let answer = answer.ok_or_else(|| DispatchError::Failed("the module gave no response".into()))?;
+    let response = answer.map_err(|text| DispatchError::Failed(format!("the module answered {text}")))?;
+    Ok(response.map(|body| Response { body, broken, sent: Some(sent_tx) }.boxed_unsync()))
+}
+
+/// A response's body that does not pass for complete when its guest broke off: streams that are dropped with their store
+/// look like ended ones.
+struct Response {
+    body: WasiBody,
+    broken: Arc<AtomicBool>,
+    /// Dropped when nothing more is wanted of the guest.
+    sent: Option<oneshot::Sender<()>>,
+}
+
+impl Body for Response {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) => Some(Err(error.into())),
+            None if self.broken.load(Ordering::Acquire) => Some(Err("the module ended before its answer did".into())),
+            None => {
+                self.sent = None;
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream() && !self.broken.load(Ordering::Acquire)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
-fn respond(answer: Answer) -> Result<http::Response<StreamBody>, DispatchError> {
-    let response = answer.map_err(|text| DispatchError::Failed(format!("the module answered {text}")))?;
-    Ok(response.map(|body| {
-        body.map_err(|error| -> Box<dyn std::error::Error + Send + Sync> { Box::new(error) }).boxed_unsync()
-    }))
+/// Says that a guest did not come to its end. Must be dropped before the guest's store is, which ends its streams.
+struct BreakOnDrop(Option<Arc<AtomicBool>>);
+
+impl BreakOnDrop {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for BreakOnDrop {
+    fn drop(&mut self) {
+        if let Some(broken) = &self.0 {
+            broken.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// The guest's part, from the request's head to the last byte of its response.
@@ -67,13 +127,18 @@ async fn run(
     context: Arc<RequestContext>,
     request: http::Request<WasiBody>,
     answer: oneshot::Sender<Answer>,
+    unfinished: BreakOnDrop,
+    sent: oneshot::Receiver<()>,
 ) -> Result<(), DispatchError> {
     let version = lease.version().clone();
+    // A local, so that it is dropped before the lease.
+    let unfinished = unfinished;
     match &version.exports.web {
         Some(Web::P2(indices)) => run_p2(&mut lease, indices, context, request, answer).await?,
-        Some(Web::P3(indices)) => run_p3(&mut lease, indices, context, request, answer).await?,
+        Some(Web::P3(indices)) => run_p3(&mut lease, indices, context, request, answer, sent).await?,
         None => return Err(DispatchError::Host("the module has no wasi:http export".into())),
     }
+    unfinished.disarm();
     lease.keep();
     Ok(())
 }
@@ -92,18 +157,25 @@ async fn run_p2(
         Some(scheme) if *scheme != Scheme::HTTP => p2_types::Scheme::Other(scheme.to_string()),
         _ => p2_types::Scheme::Http,
     };
-    lease
+    let known = lease.proxy.take();
+    let proxy = lease
         .enter(Some(context), deadline, async |store| {
-            let proxy = indices.load(&mut *store, &guest)?;
+            let proxy = match known {
+                Some(proxy) => proxy,
+                None => indices.load(&mut *store, &guest)?,
+            };
             let mut http = store.data_mut().http();
             let request = http.new_incoming_request(scheme, request)?;
             let out = http.new_response_outparam_from_callback(move |result| {
                 // Nobody waits for the answer any more when the client has left.
                 let _ = answer.send(result.map_err(|code| format!("{code:?}")));
             })?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await
+            proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await?;
+            Ok(proxy)
         })
-        .await
+        .await?;
+    lease.proxy = Some(proxy);
+    Ok(())
 }
 
 async fn run_p3(
@@ -112,6 +184,7 @@ async fn run_p3(
     context: Arc<RequestContext>,
     request: http::Request<WasiBody>,
     answer: oneshot::Sender<Answer>,
+    sent: oneshot::Receiver<()>,
 ) -> Result<(), DispatchError> {
     let deadline = context.deadline;
     let guest = lease.guest;
@@ -129,6 +202,9 @@ async fn run_p3(
                     let _ = answer.send(answered);
                     // The body is written by tasks of the guest that go on after `handle` has returned.
                     poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+                    // What they left in streams and futures moves on only while the store runs. The sender has no
+                    // message: it is dropped when the client has everything, or wants nothing more.
+                    let _ = sent.await;
                     Ok(())
                 })
                 .await?

@@ -23,12 +23,13 @@ pub(super) struct Events {
     refused: Gate,
     accept: Gate,
     reply: Gate,
+    route: Gate,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
         let seldom = || Gate::new(1, SELDOM);
-        Self { cage, interface, refused: seldom(), accept: seldom(), reply: seldom() }
+        Self { cage, interface, refused: seldom(), accept: seldom(), reply: seldom(), route: seldom() }
     }
 
     pub(super) fn stopped(&self, connections: usize) {
@@ -75,6 +76,16 @@ impl Events {
             cage = %self.cage, interface = %self.interface, address = %peer, code, error = detail, request = %tail(request),
             "request turned away"
         );
+    }
+
+    /// There is a module, and it cannot serve this interface.
+    pub(super) fn not_routed(&self, request: RequestId, module: &str, error: &dyn Display) {
+        if let Some(suppressed) = self.route.pass() {
+            error!(
+                cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %tail(request),
+                "request not routed"
+            );
+        }
     }
 
     /// The module answered with something that HTTP cannot carry.

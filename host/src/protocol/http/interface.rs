@@ -170,7 +170,7 @@ async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, body: Inbound) -> Res
         return Err(visit.body_refused(&error));
     }
     // The version that is current now serves this request, however long its body takes.
-    match visit.site.host.route().map_err(|error| refused(RequestId::new(), &error))? {
+    match visit.site.host.route().map_err(|error| visit.not_routed(&error))? {
         None => Ok(page::up_and_running(&head::target(&parts.uri), &Reader::of(&parts))),
         Some((RouteKind::Whole, route)) => whole(visit, route, parts, body).await,
         Some((RouteKind::Streamed, route)) => streamed(visit, route, parts, body).await,
@@ -262,6 +262,13 @@ impl<B: Backend> Visit<B> {
     fn body_late(&self) -> Refusal {
         let text = "the request's body did not come in time";
         self.turned_away(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
+    }
+
+    /// The module cannot serve this interface at all.
+    fn not_routed(&self, error: &DispatchError) -> Refusal {
+        let request = RequestId::new();
+        self.site.events.not_routed(request, self.site.host.module(), error);
+        refused(request, error)
     }
 
     /// A module's answer that cannot be sent: 502, since the module is what stands behind this server.
