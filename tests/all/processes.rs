@@ -170,7 +170,7 @@ async fn mistakes_in_the_configuration_end_it_with_2_and_all_of_them_are_told() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_misspelt_cage_or_command_is_told_with_the_nearest() {
     let root = Root::new();
-    for (arguments, part) in [(vec!["run", "runer"], "runner"), (vec!["rnu", "runner"], "run")] {
+    for (arguments, part) in [(vec!["run", "runer"], "runner"), (vec!["buidl", "runner"], "'build'")] {
         let output = root.output(&arguments).await;
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         assert!(text(&output.stderr).contains(part), "{output:?}");
