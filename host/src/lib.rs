@@ -1,6 +1,6 @@
 //! wasmcage: a host for WebAssembly components.
 //!
-//! The way of a request: `protocol/<p>/interface.rs` takes it, `request.rs` is its shape, `dispatcher.rs` admits and routes
+//! The way of a request: `protocol/<p>/interface.rs` takes it, `request.rs` is its shape, `dispatcher/` admits and routes
 //! it, `module/` runs it (slot, version, instance), and `host_api/` is what the guest may ask for meanwhile.
 
 mod admission;

@@ -1,11 +1,12 @@
 //! Between the interfaces and the modules: admission, route, deadline, the one error table, one completion event. Called
 //! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
 
+mod endpoint;
+mod error;
+mod run_to_end;
+
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -13,16 +14,18 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::RwLock;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::admission::{Admission, Refusal};
-use crate::config::{self, CageConfig, ExportChoice, InstanceMode};
+pub use self::endpoint::{Endpoint, Route, RouteKind};
+pub use self::error::DispatchError;
+use self::run_to_end::RunToEnd;
+use crate::admission::Admission;
+use crate::config::{self, CageConfig, InstanceMode};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
 use crate::module::{Modules, web};
-use crate::readings::{Outcome, Readings};
+use crate::readings::Outcome;
 use crate::request::{CallTarget, Payload, Reply, Request, RequestContext};
 use crate::telemetry::{Gate, Level, LevelCell};
 
@@ -31,79 +34,6 @@ const FAILURES_LOGGED_PER_SECOND: u64 = 100;
 
 /// A streamed body on its way in or out of a module that speaks `wasi:http`.
 pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
-
-/// Why a request got no reply of its module's. Who must act decides the kind; each interface matches all of them.
-#[derive(Debug, thiserror::Error)]
-pub enum DispatchError {
-    /// The caller's fault: the request or its arguments do not fit.
-    #[error("bad request: {0}")]
-    BadRequest(String),
-    #[error("no such cage: {0}")]
-    NoSuchCage(String),
-    #[error("no such module: {0}")]
-    NoSuchModule(String),
-    #[error("no such function: {0}")]
-    NoSuchFunction(String),
-    #[error("not permitted: {0}")]
-    NotPermitted(String),
-    /// The guest says never.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// The guest says later.
-    #[error("failed: {0}")]
-    Failed(String),
-    /// The guest was killed by its own doing.
-    #[error("trapped: {0}")]
-    Trap(String),
-    #[error("deadline exceeded: {0}")]
-    DeadlineExceeded(String),
-    /// Ours: no room now.
-    #[error("overloaded: {0}")]
-    Overloaded(String),
-    /// Ours: shutting down.
-    #[error("draining")]
-    Draining,
-    /// Ours: a bug or a lack in the host.
-    #[error("host error: {0}")]
-    Host(String),
-}
-
-impl DispatchError {
-    /// Stable, for programs.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::BadRequest(_) => "bad-request",
-            Self::NoSuchCage(_) => "no-such-cage",
-            Self::NoSuchModule(_) => "no-such-module",
-            Self::NoSuchFunction(_) => "no-such-function",
-            Self::NotPermitted(_) => "not-permitted",
-            Self::Refused(_) => "refused",
-            Self::Failed(_) => "failed",
-            Self::Trap(_) => "trapped",
-            Self::DeadlineExceeded(_) => "deadline-exceeded",
-            Self::Overloaded(_) => "overloaded",
-            Self::Draining => "draining",
-            Self::Host(_) => "host-error",
-        }
-    }
-
-    /// Fit for strangers: says nothing of the inside.
-    pub fn public_text(&self) -> &'static str {
-        match self {
-            Self::BadRequest(_) => "the request cannot be understood",
-            Self::NoSuchCage(_) | Self::NoSuchModule(_) | Self::NoSuchFunction(_) => {
-                "nothing is here to answer this request"
-            }
-            Self::NotPermitted(_) => "this request is not permitted",
-            Self::Refused(_) => "the request was refused",
-            Self::Failed(_) | Self::Trap(_) => "the request failed",
-            Self::DeadlineExceeded(_) => "the request was not answered in time",
-            Self::Overloaded(_) => "too many requests at the moment",
-            Self::Draining => "the server is shutting down",
-            Self::Host(_) => "the server failed",
-        }
-    }
-}
 
 /// The cages of this process, by name.
 #[derive(Default)]
@@ -151,122 +81,6 @@ struct Inner {
     admission: Arc<Admission>,
     level: Arc<LevelCell>,
     failures: Gate,
-}
-
-/// An interface's way to the module that serves it.
-pub struct Endpoint {
-    /// Name of the interface.
-    pub interface: Arc<str>,
-    pub cage: Arc<str>,
-    pub protocol: &'static str,
-    /// Name of the module.
-    pub module: Arc<str>,
-    pub readings: Readings,
-    slot: Arc<Slot>,
-    choice: ExportChoice,
-    timeout_ms: AtomicU64,
-    addresses: watch::Sender<Vec<String>>,
-}
-
-/// The module version that will serve one request: chosen when the request begins, kept to its end.
-pub struct Route {
-    version: Arc<Version>,
-    kind: RouteKind,
-}
-
-/// How a route's module wants the request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteKind {
-    /// Collected: `Dispatcher::handle`.
-    Whole,
-    /// As it comes: `Dispatcher::stream`.
-    Streamed,
-}
-
-impl Route {
-    pub fn kind(&self) -> RouteKind {
-        self.kind
-    }
-}
-
-impl Endpoint {
-    /// `choice` says which export serves when a component has several.
-    pub fn new(
-        interface: Arc<str>,
-        protocol: &'static str,
-        cage: Arc<str>,
-        slot: Arc<Slot>,
-        timeout: Duration,
-        choice: ExportChoice,
-    ) -> Self {
-        let (module, readings, addresses) = (slot.name.clone(), Readings::default(), watch::Sender::default());
-        let endpoint = Self {
-            interface,
-            cage,
-            protocol,
-            module,
-            readings,
-            slot,
-            choice,
-            timeout_ms: AtomicU64::new(0),
-            addresses,
-        };
-        endpoint.set_timeout(timeout);
-        endpoint
-    }
-
-    /// Of a request that brings no deadline of its own.
-    pub fn timeout(&self) -> Duration {
-        Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed))
-    }
-
-    /// For requests that begin from now on.
-    pub fn set_timeout(&self, timeout: Duration) {
-        self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// The current version; none while the interface has no module.
-    ///
-    /// # Errors
-    /// `Host` when the module exists but exports nothing that this interface can use.
-    pub fn route(&self) -> Result<Option<Route>, DispatchError> {
-        let Some(version) = self.slot.current() else { return Ok(None) };
-        let exports = &version.exports;
-        let kind = match self.choice {
-            ExportChoice::WasiHttp => exports.web.as_ref().map(|_| RouteKind::Streamed),
-            ExportChoice::Handler => exports.handler.as_ref().map(|_| RouteKind::Whole),
-            ExportChoice::Auto if exports.web.is_some() => Some(RouteKind::Streamed),
-            ExportChoice::Auto => exports.handler.as_ref().map(|_| RouteKind::Whole),
-        };
-        let Some(kind) = kind else {
-            let text = format!("module {} exports no handler that interface {} can use", self.module, self.interface);
-            return Err(DispatchError::Host(text));
-        };
-        Ok(Some(Route { version, kind }))
-    }
-
-    /// Where the interface can be reached from outside, such as `http://127.0.0.1:8080/`; shown at start and by `ps`.
-    pub fn announce(&self, address: String) {
-        let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);
-        tracing::info!(cage, interface, module, %address, "started listening");
-        self.addresses.send_modify(|addresses| addresses.push(address));
-    }
-
-    /// Where it listens now.
-    pub fn addresses(&self) -> Vec<String> {
-        self.addresses.borrow().clone()
-    }
-
-    /// It listens nowhere any more.
-    pub fn forget_addresses(&self) {
-        self.addresses.send_replace(Vec::new());
-    }
-
-    /// Resolves when it listens nowhere, so that another interface may.
-    pub async fn silent(&self) {
-        // The sender cannot be gone: it is this endpoint's.
-        let _ = self.addresses.subscribe().wait_for(Vec::is_empty).await;
-    }
 }
 
 impl Dispatcher {
@@ -575,15 +389,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
-impl From<Refusal> for DispatchError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full(waiting) => Self::Overloaded(format!("{waiting} requests are waiting already")),
-            Refusal::Expired => Self::DeadlineExceeded("it waited for its turn".into()),
-        }
-    }
-}
-
 /// Counts and tells the end of a request, also when its future is dropped because the client left.
 struct Completion<'a> {
     dispatcher: &'a Dispatcher,
@@ -614,39 +419,6 @@ impl Drop for Completion<'_> {
                 request = %self.context.tail(),
                 "request completed"
             );
-        }
-    }
-}
-
-/// A future that, once it was polled, is run to its end by a task of its own when it is dropped: work that a guest has
-/// begun is not cut in half because a client hung up.
-struct RunToEnd<F: Future + Send + 'static>(Option<Pin<Box<F>>>)
-where
-    F::Output: Send;
-
-impl<F: Future<Output: Send> + Send + 'static> RunToEnd<F> {
-    fn new(future: F) -> Self {
-        Self(Some(Box::pin(future)))
-    }
-}
-
-impl<F: Future<Output: Send> + Send + 'static> Future for RunToEnd<F> {
-    type Output = F::Output;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let future = self.0.as_mut().expect("polled again after it was ready");
-        let polled = future.as_mut().poll(cx);
-        if polled.is_ready() {
-            self.0 = None;
-        }
-        polled
-    }
-}
-
-impl<F: Future<Output: Send> + Send + 'static> Drop for RunToEnd<F> {
-    fn drop(&mut self) {
-        if let (Some(future), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(future);
         }
     }
 }
