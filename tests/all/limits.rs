@@ -348,7 +348,7 @@ async fn idle_instances_are_freed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn surplus_requests_are_turned_away_at_once() {
     let cage = TestCage::new()
-        .config("concurrency = 1\nqueue = 1\n")
+        .config("concurrency = 1\nqueue = 1\nrequest_timeout_ms = 60_000\n")
         .module("hostile", "interface_bad")
         .module("hello", "interface_good")
         .http("bad")
