@@ -160,7 +160,7 @@ fn mistakes_name_line_key_and_what_is_allowed() {
     // Syntax: nothing else is said of that file.
     check("a = \nqueue = 'x'", &["1: string values must be quoted, expected literal string"]);
     check("queue = 1\nqueue = 2", &["2: queue: duplicate key"]);
-    check("[interfaces.a]\n[interfaces.a]", &["2: queue: duplicate key"]);
+    check("[interfaces.a]\n[interfaces.a]", &["2: a: duplicate key"]);
     // Wrong type, out of range, unknown key, unknown choice: all at once, in the order of lines.
     check(
         "request_timeout_ms = '5'\nconcurrency = 0\nquue = 1\nlog_level = 'inf'\ncall_depth = 1.5\nlog_format = []",
