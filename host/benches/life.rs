@@ -45,6 +45,7 @@ fn main() {
     swaps(&cage, &variants);
     drop(cage);
     many_modules();
+    neighbours();
 }
 
 fn millis(duration: Duration) -> f64 {
@@ -167,6 +168,68 @@ fn many_modules() {
     wait_for(&cage);
     println!("| start with {MODULES} different modules, compiled before | {:.2} s |", begun.elapsed().as_secs_f64());
     println!("| memory with them | {} MiB |", resident_mib());
+}
+
+/// What two looping guests and a memory bomb cost a module beside them, and when they end.
+fn neighbours() {
+    const TIMEOUT: Duration = Duration::from_millis(500);
+    let toml = format!(
+        "{WEB}[interfaces.bad]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\ntimeout_ms = {}\n",
+        TIMEOUT.as_millis()
+    );
+    let Some(cage) = BenchCage::start(&[("hello", "interface_web"), ("hostile", "interface_bad")], &toml) else {
+        return;
+    };
+    let address = |interface: &str| {
+        let serving = cage.host().serving();
+        let line = serving.iter().find(|line| line.interface == interface).unwrap();
+        line.address.trim_start_matches("http://").trim_end_matches('/').parse::<SocketAddr>().unwrap()
+    };
+    let quiet = p99(address("web"));
+    let stop = Arc::new(AtomicBool::new(false));
+    let culprits: Vec<_> = ["/loop", "/loop", "/memory"]
+        .into_iter()
+        .map(|path| {
+            let (address, stop) = (address("bad"), stop.clone());
+            std::thread::spawn(move || {
+                let mut longest = Duration::ZERO;
+                while !stop.load(SeqCst) {
+                    let request = format!("GET {path} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+                    let ((), elapsed) = timed(|| {
+                        let mut stream = TcpStream::connect(address).unwrap();
+                        stream.write_all(request.as_bytes()).unwrap();
+                        let mut answer = String::new();
+                        stream.read_to_string(&mut answer).unwrap();
+                        assert!(answer.starts_with("HTTP/1.1 50"), "{answer}");
+                    });
+                    longest = longest.max(elapsed);
+                }
+                longest
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(100));
+    let loud = p99(address("web"));
+    stop.store(true, SeqCst);
+    let longest = culprits.into_iter().map(|culprit| culprit.join().unwrap()).max().unwrap();
+    println!("| p99 of a module alone | {:.1} ms |", millis(quiet));
+    println!("| p99 beside two looping guests and a memory bomb | {:.1} ms |", millis(loud));
+    println!(
+        "| the longest that one of them lasted beyond its deadline | {:.0} ms |",
+        millis(longest.saturating_sub(TIMEOUT))
+    );
+}
+
+fn p99(address: SocketAddr) -> Duration {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_nodelay(true).unwrap();
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut all = Vec::new();
+    while Instant::now() < until {
+        all.push(timed(|| get(&mut stream)).1);
+    }
+    all.sort();
+    all[all.len() * 99 / 100]
 }
 
 fn wait_for(cage: &BenchCage) {

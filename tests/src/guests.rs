@@ -36,9 +36,9 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// Compiled files, kept between runs.
+/// Compiled files, kept between runs: where `wasmcage check guests` puts them, too.
 pub fn cache() -> PathBuf {
-    directory().join(".cache")
+    directory().with_file_name(".cache")
 }
 
 /// A component written as text.

@@ -21,7 +21,7 @@ pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 
 /// How long `eventually` looks before it gives up.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One or several cages in a directory of their own, not started yet.
 pub struct TestCage {
