@@ -43,8 +43,7 @@ fn interfaces_never_see_wasmtime() {
 
 #[test]
 fn files_above_the_protocols_name_none() {
-    let above =
-        ["admission.rs", "cage.rs", "dispatcher", "drain.rs", "host.rs", "lanes.rs", "request.rs", "readings"];
+    let above = ["admission.rs", "cage.rs", "dispatcher", "drain.rs", "host.rs", "lanes.rs", "request.rs", "readings"];
     absent(&above, &["protocol::http", "\"http\""]);
 }
 

@@ -4,8 +4,6 @@
 //! a third of what it costs on the other; `wasi:http@0.3` and the like need the other.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
@@ -73,11 +71,11 @@ impl EngineKind {
     }
 }
 
-/// The engines, ticking as long as this lives.
+/// The engines. They tick as long as anything lives that belongs to one: a guest may still be running when this has been
+/// dropped, and without a tick it would hold its lane for ever.
 pub struct Engines {
     plain: Engine,
     concurrent: Engine,
-    stop: Arc<AtomicBool>,
 }
 
 impl Engines {
@@ -85,13 +83,15 @@ impl Engines {
     /// wasmtime's, when this machine cannot run compiled code.
     pub fn start() -> wasmtime::Result<Self> {
         let [plain, concurrent] = EngineKind::ALL.map(serving);
-        let engines = Self { plain: plain?, concurrent: concurrent?, stop: Arc::default() };
+        let engines = Self { plain: plain?, concurrent: concurrent? };
         let ticked = [engines.plain.weak(), engines.concurrent.weak()];
-        let stop = engines.stop.clone();
         std::thread::Builder::new().name("epoch".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
+            loop {
                 std::thread::sleep(EPOCH_TICK);
-                ticked.iter().filter_map(|engine| engine.upgrade()).for_each(|engine| engine.increment_epoch());
+                let alive = ticked.iter().filter_map(|engine| engine.upgrade());
+                if alive.inspect(|engine| engine.increment_epoch()).count() == 0 {
+                    return;
+                }
             }
         })?;
         Ok(engines)
@@ -111,12 +111,6 @@ impl Engines {
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
         self.get(kind).precompile_compatibility_hash().hash(&mut hasher);
         hasher.finish()
-    }
-}
-
-impl Drop for Engines {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
