@@ -15,10 +15,11 @@ async fn started(guest: &str, config: &str) -> Running {
     TestCage::new().module(guest, "interface_web").http("web").config(config).start().await
 }
 
-/// Nothing is in work any more, and the module serves.
+/// Nothing is in work any more, the module serves, and that has ended, too.
 async fn alive(cage: &Running) {
     cage.quiet().await;
     assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
+    cage.quiet().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
