@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::config::{self, CageConfig, ConfigError, InterfaceConfig};
-use crate::dispatcher::{Dispatcher, Endpoint};
+use crate::dispatcher::{Dispatcher, Endpoint, Member};
 use crate::drain::Drain;
 use crate::host::{ServingLine, Shared, StartError};
 use crate::module::Modules;
-use crate::module::slot::ModuleSnapshot;
+use crate::module::slot::{ModuleSnapshot, Slot};
 use crate::module::watcher::{Watched, Watcher};
 use crate::protocol::{self, Interface, InterfaceContext};
 use crate::readings::ReadingsSnapshot;
@@ -154,7 +154,7 @@ impl Cage {
                 interface: name.clone(),
                 protocol: running.config.protocol.clone(),
                 address,
-                module: running.config.module.clone(),
+                module: running.endpoint.module.to_string(),
             })
         });
         lines.collect()
@@ -169,6 +169,8 @@ impl Cage {
             in_work,
             waiting,
             config_error: inner.config_error.lock().clone(),
+            flock: inner.config.load().flock.clone(),
+            members: inner.dispatcher.members(),
             interfaces: interfaces.iter().map(|(name, running)| running.snapshot(name)).collect(),
             modules: inner.modules.snapshot(),
         }
@@ -307,7 +309,10 @@ impl Inner {
             interface.name.as_str().into(),
             protocol.name(),
             self.name.as_str().into(),
-            self.modules.get_or_create(&interface.module),
+            match protocol.has_module() {
+                true => self.modules.get_or_create(&interface.module),
+                false => Arc::new(Slot::new("".into())),
+            },
             interface.timeout.unwrap_or(config.request_timeout),
             protocol.choice(interface.export),
         ));
@@ -317,6 +322,8 @@ impl Inner {
             endpoint: endpoint.clone(),
             drain: drain.clone(),
             lanes: self.shared.lanes.clone(),
+            node: self.shared.node.as_str().into(),
+            runtime_directory: self.shared.runtime_directory.clone(),
         };
         let error = Arc::default();
         // The cage's own drain waits for every interface, a replaced one included.
@@ -373,7 +380,7 @@ impl Running {
         InterfaceSnapshot {
             interface: name.to_owned(),
             protocol: self.config.protocol.clone(),
-            module: self.config.module.clone(),
+            module: self.endpoint.module.to_string(),
             error: if addresses.is_empty() { self.error.lock().clone() } else { None },
             addresses,
             readings: self.endpoint.readings.snapshot(),
@@ -389,7 +396,10 @@ pub struct CageSnapshot {
     pub waiting: usize,
     /// Why the `cage.toml` that is there now was not taken.
     pub config_error: Option<String>,
+    pub flock: String,
     pub interfaces: Vec<InterfaceSnapshot>,
+    /// Copies of this cage and others that are known elsewhere.
+    pub members: Vec<Member>,
     pub modules: Vec<ModuleSnapshot>,
 }
 

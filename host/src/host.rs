@@ -1,6 +1,6 @@
 //! The process: what all its cages share (lanes, engines, compiled files), and the cages themselves.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +29,8 @@ pub struct HostOptions {
     pub lanes: Option<usize>,
     /// Compiled files; `.cache` in the root if none.
     pub cache: Option<PathBuf>,
+    /// Where running cages of this user find each other; see `runtime_directory` if none.
+    pub runtime_directory: Option<PathBuf>,
     /// The binary with the `compile` subcommand; this process's own if none.
     pub compiler: Option<PathBuf>,
 }
@@ -36,7 +38,7 @@ pub struct HostOptions {
 impl HostOptions {
     pub fn new(root: impl Into<PathBuf>, cages: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let cages = cages.into_iter().map(Into::into).collect();
-        Self { root: root.into(), cages, node: None, lanes: None, cache: None, compiler: None }
+        Self { root: root.into(), cages, node: None, lanes: None, cache: None, runtime_directory: None, compiler: None }
     }
 }
 
@@ -74,6 +76,7 @@ pub struct Shared {
     pub loader: Arc<Loader>,
     pub cages: Arc<Cages>,
     pub node: String,
+    pub runtime_directory: Arc<Path>,
     _engines: Arc<Engines>,
 }
 
@@ -93,7 +96,8 @@ impl Shared {
         let compiler = Arc::new(Compiler::new(engines.clone(), cache, program));
         let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
         let node = options.node.clone().unwrap_or_else(host_name);
-        Ok(Self { lanes, loader, cages: Arc::default(), node, _engines: engines })
+        let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
+        Ok(Self { lanes, loader, cages: Arc::default(), node, runtime_directory, _engines: engines })
     }
 }
 
@@ -102,6 +106,15 @@ pub fn host_name() -> String {
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
     name.split('.').next().unwrap_or("localhost").to_owned()
+}
+
+/// Where running cages of this user find each other: `WASMCAGE_RUNTIME_DIR`, `wasmcage` in `XDG_RUNTIME_DIR`, or
+/// `/tmp/wasmcage-<user id>`.
+pub fn runtime_directory() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("WASMCAGE_RUNTIME_DIR")
+        .or_else(|| Some(variable("XDG_RUNTIME_DIR")?.join("wasmcage")))
+        .unwrap_or_else(|| format!("/tmp/wasmcage-{}", rustix::process::geteuid().as_raw()).into())
 }
 
 /// A running process's cages. Dropping it stops them without waiting for requests in flight.

@@ -1,6 +1,7 @@
 //! What every interface speaks: a request, its context, the reply. Made by an interface, read by the dispatcher, the
 //! modules and the host API. Knows no wire format and no wasmtime type.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -25,6 +26,15 @@ impl RequestId {
     pub fn new() -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         Self { seconds, random: fastrand::u64(..) >> 16 }
+    }
+
+    /// Seconds since the epoch and 48 random bits, to be carried elsewhere.
+    pub fn parts(&self) -> (i64, u64) {
+        (self.seconds, self.random)
+    }
+
+    pub fn from_parts(seconds: i64, random: u64) -> Self {
+        Self { seconds, random: random & 0xffff_ffff_ffff }
     }
 
     /// The last four hex digits: how a log line names the request.
@@ -104,6 +114,27 @@ impl Facts {
     pub const PASSWORD: &'static str = "password";
     pub const SOURCE_CAGE: &'static str = "source-cage";
     pub const SOURCE_MODULE: &'static str = "source-module";
+    /// The cage whose interface took the request, however many calls ago.
+    pub const ORIGIN_CAGE: &'static str = "origin-cage";
+    /// W3C trace context, as the request brought it.
+    pub const TRACEPARENT: &'static str = "traceparent";
+
+    /// Those that a call takes along.
+    const TRAVELLING: [&'static str; 8] = [
+        Self::PEER_ADDRESS,
+        Self::ENCRYPTED,
+        Self::PEER_NAME,
+        Self::USERNAME,
+        Self::SOURCE_CAGE,
+        Self::SOURCE_MODULE,
+        Self::ORIGIN_CAGE,
+        Self::TRACEPARENT,
+    ];
+
+    /// The fact of that name, if it is one that a call may bring from elsewhere.
+    pub fn travelling(name: &str) -> Option<&'static str> {
+        Self::TRAVELLING.into_iter().find(|known| *known == name)
+    }
 
     /// Replaces an earlier fact of the same name.
     pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
@@ -125,6 +156,9 @@ impl Facts {
     /// The facts that a call takes along: who calls is added, a password stays behind.
     fn for_call(&self, cage: &str, module: &str) -> Self {
         let mut facts = Self(self.0.iter().filter(|(name, _)| *name != Self::PASSWORD).cloned().collect());
+        if facts.get(Self::ORIGIN_CAGE).is_none() {
+            facts.set(Self::ORIGIN_CAGE, cage);
+        }
         facts.set(Self::SOURCE_CAGE, cage);
         facts.set(Self::SOURCE_MODULE, module);
         facts
@@ -140,7 +174,7 @@ pub struct RequestContext {
     pub started: Instant,
     /// Name and protocol of that interface.
     pub interface: Arc<str>,
-    pub protocol: &'static str,
+    pub protocol: Cow<'static, str>,
     pub facts: Arc<Facts>,
     /// Who called whom to get here: `cage/module`, the outermost first. Bounded by the dispatcher.
     pub callers: Vec<Arc<str>>,
@@ -153,14 +187,19 @@ impl RequestContext {
     /// At most so many characters of a description are kept.
     pub const DESCRIPTION_CHARACTERS_MAX: usize = 100;
 
-    pub fn new(interface: Arc<str>, protocol: &'static str, timeout: Duration, facts: Arc<Facts>) -> Self {
+    pub fn new(
+        interface: Arc<str>,
+        protocol: impl Into<Cow<'static, str>>,
+        timeout: Duration,
+        facts: Arc<Facts>,
+    ) -> Self {
         let started = Instant::now();
         Self {
             id: RequestId::new(),
             deadline: Deadline(started + timeout.min(Deadline::TIMEOUT_MAX)),
             started,
             interface,
-            protocol,
+            protocol: protocol.into(),
             facts,
             callers: Vec::new(),
             level: AtomicU8::new(0),
@@ -177,12 +216,17 @@ impl RequestContext {
             deadline: timeout.map_or(self.deadline, |timeout| self.deadline.within(timeout)),
             started: Instant::now(),
             interface: self.interface.clone(),
-            protocol: self.protocol,
+            protocol: self.protocol.clone(),
             facts: Arc::new(self.facts.for_call(cage, module)),
             callers,
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
         }
+    }
+
+    /// The context of a call that came from elsewhere on behalf of the request with this id.
+    pub fn continued(self, id: RequestId, callers: Vec<Arc<str>>) -> Self {
+        Self { id, callers, ..self }
     }
 
     /// How a log line ends that was written on the request's behalf: `RQ-2D26 (description) via my_http +9.8s`, with the
@@ -209,7 +253,7 @@ impl RequestContext {
             deadline,
             started: self.started,
             interface: self.interface.clone(),
-            protocol: self.protocol,
+            protocol: self.protocol.clone(),
             facts: self.facts.clone(),
             callers: self.callers.clone(),
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),

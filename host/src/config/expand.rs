@@ -20,6 +20,8 @@ pub struct Environment<'a> {
     pub directory: &'a Path,
     /// What `protocol = ".."` may name.
     pub protocols: &'a [&'a str],
+    /// Those among them whose interface, called like the protocol, exists without being named.
+    pub unnamed: &'a [&'a str],
     /// Looks a variable of the environment up.
     pub variables: &'a dyn Fn(&str) -> Option<String>,
 }

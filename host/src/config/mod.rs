@@ -3,6 +3,7 @@
 //! together. Knows no protocol: what an interface or a resource means by its other keys, its protocol reads from the
 //! `Section` it is given.
 
+mod calls;
 mod error;
 mod expand;
 mod grant;
@@ -19,6 +20,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use calls::CallsConfig;
 pub use error::{ConfigError, Problem};
 pub use expand::Environment;
 pub use grant::{FileGrant, Grants, HostPattern};
@@ -37,6 +39,10 @@ pub const SHARED_DIRECTORY: &str = ".shared";
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 /// A longer name of a cage, module, interface or resource is refused.
 pub const NAME_CHARACTERS_MAX: usize = 64;
+/// The flock of a cage that names none.
+pub const DEFAULT_FLOCK: &str = "default";
+/// A longer name of a flock is refused: it is a part of a host name in certificates.
+pub const FLOCK_NAME_CHARACTERS_MAX: usize = 40;
 
 /// One day: the longest timeout that may be configured, in milliseconds.
 const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
@@ -46,6 +52,10 @@ const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
 pub struct CageConfig {
     pub cage: String,
     pub node: String,
+    /// Cages of one flock see each other.
+    pub flock: String,
+    /// Calls between cages.
+    pub calls: CallsConfig,
     /// The cage's directory, absolute when `load` made this.
     pub directory: PathBuf,
     pub log_level: Level,
@@ -121,11 +131,14 @@ pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigErr
         }
     }
     let protocols: Vec<&str> = PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
+    let unnamed: Vec<&str> =
+        PROTOCOLS.iter().filter(|protocol| protocol.unnamed()).map(|protocol| protocol.name()).collect();
     let environment = Environment {
         cage,
         node,
         directory: &std::path::absolute(&directory).unwrap_or(directory),
         protocols: &protocols,
+        unnamed: &unnamed,
         variables: &|name| std::env::var(name).ok(),
     };
     match parse(&sources, &environment) {
@@ -142,6 +155,8 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
     let config = CageConfig {
         cage: environment.cage.to_owned(),
         node: environment.node.to_owned(),
+        flock: calls::flock(&section),
+        calls: CallsConfig::read(section.table("rpc")),
         directory: environment.directory.to_owned(),
         log_level: section.choice("log_level", LEVELS, Level::Info),
         log_format: section.choice(
@@ -154,7 +169,7 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
         concurrency: section.integer("concurrency", 1_000, 1..=1_000_000) as usize,
         queue: section.integer("queue", 10_000, 0..=10_000_000) as usize,
         call_depth: section.integer("call_depth", 16, 1..=1_000) as usize,
-        interfaces: named(&section, "interfaces", |name, section| InterfaceConfig::read(name, section, environment)),
+        interfaces: interfaces(&section, environment),
         resources: named(&section, "resources", |name, section| ResourceConfig::read(name, section, environment)),
         modules: named(&section, "modules", |_, section| ModuleConfig::read(section)),
     };
@@ -208,6 +223,17 @@ impl ResourceConfig {
     }
 }
 
+/// Those that are named, and those that exist without.
+fn interfaces(section: &Section, environment: &Environment) -> BTreeMap<String, InterfaceConfig> {
+    let read = |name: &str, section| InterfaceConfig::read(name, section, environment);
+    let mut interfaces = named(section, "interfaces", read);
+    for name in environment.unnamed {
+        let absent = || read(name, section.absent("interfaces", name));
+        interfaces.entry((*name).to_owned()).or_insert_with(absent);
+    }
+    interfaces
+}
+
 const LEVELS: &[(&str, Level)] = &[
     ("error", Level::Error),
     ("warn", Level::Warn),
@@ -222,6 +248,17 @@ const NAME_RULE: &str = "a name is 1 to 64 letters, digits, `_` or `-`";
 pub fn is_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (1..=NAME_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(fits)
+}
+
+const FLOCK_NAME_RULE: &str = "a flock's name is 1 to 40 lower-case letters, digits or `-`";
+
+/// Whether a flock may be called so.
+pub fn is_flock_name(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=FLOCK_NAME_CHARACTERS_MAX).contains(&text.len())
+        && text.bytes().all(fits)
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }
 
 /// The tables of `[key.NAME]`.

@@ -199,6 +199,16 @@ impl Section {
         outer.table.keys().filter_map(|name| Some((name.clone(), outer.table(name)?))).collect()
     }
 
+    /// Stands for `[key.NAME]` where that is not written.
+    pub(super) fn absent(&self, key: &str, name: &str) -> Section {
+        self.beneath(join(key, name), name, &self.place, &Table::new())
+    }
+
+    /// Names of all keys, for tables whose keys are names.
+    pub(super) fn keys(&self) -> Vec<String> {
+        self.table.keys().cloned().collect()
+    }
+
     fn beneath(&self, path: String, name: &str, place: &Place, table: &Table) -> Section {
         Section {
             path,

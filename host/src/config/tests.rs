@@ -18,6 +18,7 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
         node: "n1",
         directory: Path::new("/cages/runner"),
         protocols: &["http", "schedule"],
+        unnamed: &[],
         variables: &variables,
     };
     let sources = [("cages/.shared/cage.toml", shared), ("cages/runner/cage.toml", own)];

@@ -28,6 +28,9 @@ pub enum DispatchError {
     Trap(String),
     #[error("deadline exceeded: {0}")]
     DeadlineExceeded(String),
+    /// The connection to a cage elsewhere broke after the call was handed over: the function may have run.
+    #[error("lost: {0}")]
+    Lost(String),
     /// Ours: no room now.
     #[error("overloaded: {0}")]
     Overloaded(String),
@@ -52,6 +55,7 @@ impl DispatchError {
             Self::Failed(_) => "failed",
             Self::Trap(_) => "trapped",
             Self::DeadlineExceeded(_) => "deadline-exceeded",
+            Self::Lost(_) => "lost",
             Self::Overloaded(_) => "overloaded",
             Self::Draining => "draining",
             Self::Host(_) => "host-error",
@@ -67,7 +71,7 @@ impl DispatchError {
             }
             Self::NotPermitted(_) => "this request is not permitted",
             Self::Refused(_) => "the request was refused",
-            Self::Failed(_) | Self::Trap(_) => "the request failed",
+            Self::Failed(_) | Self::Trap(_) | Self::Lost(_) => "the request failed",
             Self::DeadlineExceeded(_) => "the request was not answered in time",
             Self::Overloaded(_) => "too many requests at the moment",
             Self::Draining => "the server is shutting down",

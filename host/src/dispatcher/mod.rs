@@ -3,6 +3,7 @@
 
 mod endpoint;
 mod error;
+mod remote;
 mod run_to_end;
 
 use std::panic::AssertUnwindSafe;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 
 pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
+pub use self::remote::{Call, Member, Remote};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;
 use crate::config::{self, CageConfig, InstanceMode};
@@ -31,6 +33,11 @@ use crate::telemetry::{Gate, Level, LevelCell};
 
 /// Failures of requests that are logged in one second; the rest are counted only.
 const FAILURES_LOGGED_PER_SECOND: u64 = 100;
+
+/// How the copy of a cage that runs in this process is named among all copies.
+const LOCAL_COPY: &str = "local";
+/// Copies that one call to all of them reaches at most.
+const COPIES_CALLED_MAX: usize = 256;
 
 /// A streamed body on its way in or out of a module that speaks `wasi:http`.
 pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
@@ -52,11 +59,6 @@ impl Cages {
         self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
 
-    fn no_such_cage(&self, name: &str) -> DispatchError {
-        let cages = self.0.read();
-        let hint = hint(name, cages.keys().map(|name| &**name));
-        DispatchError::NoSuchCage(format!("cage {name} does not run in this process{hint}"))
-    }
 }
 
 /// One for a cage.
@@ -81,6 +83,8 @@ struct Inner {
     admission: Arc<Admission>,
     level: Arc<LevelCell>,
     failures: Gate,
+    /// None while no interface carries calls to cages elsewhere.
+    remote: RwLock<Option<Arc<dyn Remote>>>,
 }
 
 impl Dispatcher {
@@ -98,6 +102,7 @@ impl Dispatcher {
             admission: Admission::new(loaded.concurrency, loaded.queue),
             level,
             failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            remote: RwLock::default(),
             config,
         }));
         cages.add(&dispatcher);
@@ -172,6 +177,25 @@ impl Dispatcher {
         .await
     }
 
+    /// From now on calls to cages elsewhere go this way; with none, there is no way. Returns the one before.
+    pub fn set_remote(&self, remote: Option<Arc<dyn Remote>>) -> Option<Arc<dyn Remote>> {
+        std::mem::replace(&mut *self.0.remote.write(), remote)
+    }
+
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        self.0.remote.read().clone()
+    }
+
+    /// Copies of cages that are known elsewhere.
+    pub fn members(&self) -> Vec<Member> {
+        self.remote().map(|remote| remote.members()).unwrap_or_default()
+    }
+
+    /// The flock this cage belongs to.
+    pub fn flock(&self) -> String {
+        self.0.config.load().flock.clone()
+    }
+
     /// A call that a module of this cage makes while it works on `request`.
     ///
     /// # Errors
@@ -182,8 +206,62 @@ impl Dispatcher {
         request: &RequestContext,
         target: CallTarget,
         arguments: Payload,
-        timeout: Option<Duration>,
+        options: CallOptions,
     ) -> Result<Payload, DispatchError> {
+        let context = self.nested(home, request, options.timeout)?;
+        let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
+            return self.call(context, &target.module, target.function, arguments).await;
+        };
+        self.check_grant(home, &cage)?;
+        self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
+    }
+
+    /// The same call to every copy of the target's cage that is known now, at once; each with its copy's name.
+    ///
+    /// # Errors
+    /// Why none was called.
+    pub async fn call_all_from(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        target: CallTarget,
+        arguments: Payload,
+        options: CallOptions,
+    ) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
+        let context = self.nested(home, request, options.timeout)?;
+        let cage = target.cage.unwrap_or_else(|| home.cage.to_string());
+        if *cage != *home.cage {
+            self.check_grant(home, &cage)?;
+        }
+        let call = self.outgoing(context, cage, target.module, target.function, arguments, options);
+        let remote = self.remote();
+        let copies = remote.as_ref().map(|remote| remote.copies(&call.cage)).unwrap_or_default();
+        let here = self.neighbour(&call.cage).map(|callee| {
+            let call = call.clone();
+            async move { (LOCAL_COPY.to_owned(), callee.called_here(call).await) }
+        });
+        if here.is_none() && copies.is_empty() {
+            return Err(self.no_such_cage(&call.cage));
+        }
+        let elsewhere = futures_util::future::join_all(copies.into_iter().take(COPIES_CALLED_MAX).map(|copy| {
+            let (call, remote) = (call.clone(), remote.clone());
+            async move {
+                let remote = remote.expect("it named the copies");
+                let result = remote.call(call, Some(&copy)).await;
+                (copy, result)
+            }
+        }));
+        let (here, elsewhere) = futures_util::future::join(futures_util::future::OptionFuture::from(here), elsewhere).await;
+        Ok(here.into_iter().chain(elsewhere).collect())
+    }
+
+    /// The context of a call that a guest makes, unless calls are nested too deep.
+    fn nested(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        timeout: Option<Duration>,
+    ) -> Result<Arc<RequestContext>, DispatchError> {
         let depth_max = self.0.config.load().call_depth;
         if request.callers.len() >= depth_max {
             return Err(DispatchError::Failed(format!(
@@ -191,24 +269,97 @@ impl Dispatcher {
                 request.callers.join(" > ")
             )));
         }
-        let context = Arc::new(request.for_call(&home.cage, &home.module, timeout));
-        let Some(cage) = target.cage.as_deref().filter(|cage| *cage != &*home.cage) else {
-            return self.call(context, &target.module, target.function, arguments).await;
-        };
-        if !home.settings.allow.cages.iter().any(|allowed| allowed == cage) {
-            return Err(DispatchError::NotPermitted(format!(
-                "module {} may not call cage {cage}: add it to allow = {{ cages = [..] }} of [modules.{}]",
-                home.module, home.module
-            )));
+        Ok(Arc::new(request.for_call(&home.cage, &home.module, timeout)))
+    }
+
+    fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
+        if home.settings.allow.cages.iter().any(|allowed| allowed == cage) {
+            return Ok(());
         }
-        let Some(callee) = self.0.cages.get(cage) else { return Err(self.0.cages.no_such_cage(cage)) };
+        Err(DispatchError::NotPermitted(format!(
+            "module {} may not call cage {cage}: add it to allow = {{ cages = [..] }} of [modules.{}]",
+            home.module, home.module
+        )))
+    }
+
+    fn outgoing(
+        &self,
+        context: Arc<RequestContext>,
+        cage: String,
+        module: String,
+        function: String,
+        arguments: Payload,
+        options: CallOptions,
+    ) -> Call {
+        let idempotent =
+            options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
+        Call { context, cage, module, function, arguments, idempotent }
+    }
+
+    /// Calls a cage by its name, wherever it runs: here if it does.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn call_cage(&self, call: Call) -> Result<Payload, DispatchError> {
+        if let Some(callee) = self.neighbour(&call.cage) {
+            return callee.called_here(call).await;
+        }
+        match self.remote() {
+            Some(remote) => remote.call(call, None).await,
+            None => Err(self.no_such_cage(&call.cage)),
+        }
+    }
+
+    /// A cage of this process and of this cage's flock; it may be this one.
+    fn neighbour(&self, cage: &str) -> Option<Dispatcher> {
+        let callee = self.0.cages.get(cage)?;
+        (callee.0.config.load().flock == self.0.config.load().flock).then_some(callee)
+    }
+
+    fn no_such_cage(&self, name: &str) -> DispatchError {
+        let cages = self.0.cages.0.read();
+        let hint = hint(name, cages.keys().map(|name| &**name));
+        DispatchError::NoSuchCage(format!(
+            "cage {name} does not run in this process, and calls to others are turned off{hint}"
+        ))
+    }
+
+    /// A call that another cage makes, the last of the context's callers. Whoever made the context knows that for sure.
+    async fn called_here(&self, call: Call) -> Result<Payload, DispatchError> {
+        let Call { context, module, function, arguments, .. } = call;
+        self.check_caller(&context, &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
-        let prefix = format!("{cage}/");
-        let _place = match request.callers.iter().any(|caller| caller.starts_with(&prefix)) {
+        let prefix = format!("{}/", self.0.cage);
+        let _place = match context.callers.iter().any(|caller| caller.starts_with(&prefix)) {
             true => None,
-            false => Some(callee.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?),
+            false => Some(self.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?),
         };
-        callee.call(context, &target.module, target.function, arguments).await
+        self.call(context, &module, function, arguments).await
+    }
+
+    fn check_caller(&self, context: &RequestContext, module: &str, function: &str) -> Result<(), DispatchError> {
+        let last = context.callers.last().map(|caller| &**caller).unwrap_or_default();
+        let caller = last.split_once('/').map_or(last, |(cage, _)| cage);
+        if *caller == *self.0.cage || self.0.config.load().calls.permits(caller, module, function) {
+            return Ok(());
+        }
+        Err(DispatchError::NotPermitted(format!(
+            "cage {caller} may not call {module}.{function} of cage {}: see [rpc.allow] in its cage.toml",
+            self.0.cage
+        )))
+    }
+
+    /// A call that came through an interface, from a cage elsewhere.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
+        let mut served = Served::begin(self, endpoint, &call);
+        let result = AssertUnwindSafe(self.called_here(call)).catch_unwind().await;
+        let result =
+            result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
+        served.outcome = Outcome::of(&result);
+        result
     }
 
     /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
@@ -329,6 +480,7 @@ impl Dispatcher {
         match error {
             DispatchError::Trap(_) | DispatchError::Host(_) => event!(ERROR),
             DispatchError::Failed(_)
+            | DispatchError::Lost(_)
             | DispatchError::DeadlineExceeded(_)
             | DispatchError::Overloaded(_)
             | DispatchError::NoSuchCage(_)
@@ -366,6 +518,7 @@ fn finish<T>(lease: Lease, result: Result<T, DispatchError>) -> Result<T, Dispat
             DispatchError::NotPermitted(_)
             | DispatchError::Trap(_)
             | DispatchError::DeadlineExceeded(_)
+            | DispatchError::Lost(_)
             | DispatchError::Overloaded(_)
             | DispatchError::Draining
             | DispatchError::Host(_),
@@ -387,6 +540,54 @@ fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+}
+
+/// How a call is to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallOptions {
+    /// At most this long, and never longer than the request's deadline.
+    pub timeout: Option<Duration>,
+    pub idempotent: bool,
+}
+
+/// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.
+struct Served<'a> {
+    endpoint: &'a Endpoint,
+    /// Module and function, for the event; none while nobody reads it.
+    told: Option<(Arc<RequestContext>, String, String)>,
+    begun: Instant,
+    outcome: Outcome,
+}
+
+impl<'a> Served<'a> {
+    fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
+        endpoint.readings.begin();
+        let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
+        let told =
+            (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
+        Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let (outcome, elapsed) = (self.outcome, self.begun.elapsed());
+        self.endpoint.readings.end(outcome, Duration::ZERO, elapsed);
+        if let Some((context, module, function)) = &self.told {
+            tracing::debug!(
+                target: "access",
+                cage = %self.endpoint.cage,
+                interface = %self.endpoint.interface,
+                module = %module,
+                function = %function,
+                caller = context.callers.last().map(|caller| &**caller),
+                outcome = outcome.name(),
+                elapsed_us = elapsed.as_micros() as u64,
+                request = %context.tail(),
+                "call completed"
+            );
+        }
+    }
 }
 
 /// Counts and tells the end of a request, also when its future is dropped because the client left.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::GuestState;
 use super::bindings::call::{CallError, Host, Options, Payload as WitPayload};
-use crate::dispatcher::DispatchError;
+use crate::dispatcher::{CallOptions, DispatchError};
 use crate::request::{CallTarget, Payload};
 
 impl Host for GuestState {
@@ -23,7 +23,8 @@ impl Host for GuestState {
         let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| CallError::Overloaded("draining".into()))?;
         let timeout = options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into()));
         let target = CallTarget { cage, module, function };
-        let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), timeout).await;
+        let options = CallOptions { timeout, idempotent: options.idempotent };
+        let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options).await;
         result.map(WitPayload::from).map_err(CallError::from)
     }
 }
@@ -59,6 +60,7 @@ impl From<DispatchError> for CallError {
             DispatchError::Failed(text) | DispatchError::Host(text) => Self::Failed(text),
             DispatchError::Trap(text) => Self::Failed(format!("trapped: {text}")),
             DispatchError::DeadlineExceeded(text) => Self::TimedOut(text),
+            DispatchError::Lost(text) => Self::Lost(text),
             DispatchError::Overloaded(text) => Self::Overloaded(text),
             DispatchError::Draining => Self::Overloaded("draining".into()),
         }

@@ -81,7 +81,7 @@ impl Instance {
         let request = types::Request {
             id: context.id.to_string(),
             interface_name: context.interface.to_string(),
-            protocol: context.protocol.to_owned(),
+            protocol: context.protocol.to_string(),
             action,
             target,
             headers,

@@ -2,7 +2,9 @@
 //! into requests for the dispatcher; it never sees a wasmtime type and knows no other protocol.
 
 pub mod http;
+pub mod rpc;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,11 +15,21 @@ use crate::drain::Drain;
 use crate::lanes::Lanes;
 
 /// Every protocol that `protocol = ".."` in `cage.toml` may name.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http, &rpc::Rpc];
 
 pub trait Protocol: Sync {
     /// The name in `cage.toml`.
     fn name(&self) -> &'static str;
+
+    /// Whether every cage has an interface of this protocol, called like it, without naming it.
+    fn unnamed(&self) -> bool {
+        false
+    }
+
+    /// Whether one module serves the interface; otherwise what comes in says which.
+    fn has_module(&self) -> bool {
+        true
+    }
 
     /// Which export of a component serves this protocol, when the configuration names none.
     fn choice(&self, configured: ExportChoice) -> ExportChoice {
@@ -49,6 +61,10 @@ pub struct InterfaceContext {
     pub endpoint: Arc<Endpoint>,
     pub drain: Drain,
     pub lanes: Arc<Lanes>,
+    /// Label of this machine.
+    pub node: Arc<str>,
+    /// Where running cages of this user meet: see `host::runtime_directory`.
+    pub runtime_directory: Arc<Path>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ pub enum Outcome {
     Failed,
     Trapped,
     DeadlineExceeded,
+    Lost,
     Overloaded,
     Draining,
     HostError,
@@ -31,7 +32,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Ok,
         Self::BadRequest,
         Self::NotFound,
@@ -40,6 +41,7 @@ impl Outcome {
         Self::Failed,
         Self::Trapped,
         Self::DeadlineExceeded,
+        Self::Lost,
         Self::Overloaded,
         Self::Draining,
         Self::HostError,
@@ -56,6 +58,7 @@ impl Outcome {
             Self::Failed => "failed",
             Self::Trapped => "trapped",
             Self::DeadlineExceeded => "deadline-exceeded",
+            Self::Lost => "lost",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::HostError => "host-error",
@@ -75,6 +78,7 @@ impl Outcome {
             Err(DispatchError::Failed(_)) => Self::Failed,
             Err(DispatchError::Trap(_)) => Self::Trapped,
             Err(DispatchError::DeadlineExceeded(_)) => Self::DeadlineExceeded,
+            Err(DispatchError::Lost(_)) => Self::Lost,
             Err(DispatchError::Overloaded(_)) => Self::Overloaded,
             Err(DispatchError::Draining) => Self::Draining,
             Err(DispatchError::Host(_)) => Self::HostError,

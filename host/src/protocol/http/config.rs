@@ -214,6 +214,7 @@ mod tests {
             node: "node",
             directory: Path::new("/cages/runner"),
             protocols: &["http"],
+            unnamed: &[],
             variables: &|_| None,
         };
         let config =

@@ -36,7 +36,9 @@ fn status(error: &DispatchError) -> StatusCode {
         }
         DispatchError::NotPermitted(_) => StatusCode::FORBIDDEN,
         DispatchError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        DispatchError::Failed(_) | DispatchError::Trap(_) | DispatchError::Host(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        DispatchError::Failed(_) | DispatchError::Trap(_) | DispatchError::Lost(_) | DispatchError::Host(_) => {
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
         DispatchError::DeadlineExceeded(_) => StatusCode::GATEWAY_TIMEOUT,
         DispatchError::Overloaded(_) | DispatchError::Draining => StatusCode::SERVICE_UNAVAILABLE,
     }
@@ -49,7 +51,7 @@ pub(super) struct HttpInterface {
 #[async_trait]
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let InterfaceContext { dispatcher, endpoint, drain, lanes } = cx;
+        let InterfaceContext { dispatcher, endpoint, drain, lanes, .. } = cx;
         let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
         let host = Host { dispatcher, endpoint: endpoint.clone() };
         let server = Server::bind(Site { config: self.config, host, events }, lanes).await?;
