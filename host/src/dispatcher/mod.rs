@@ -58,7 +58,6 @@ impl Cages {
     fn get(&self, cage: &str) -> Option<Dispatcher> {
         self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
-
 }
 
 /// One for a cage.
@@ -251,7 +250,8 @@ impl Dispatcher {
                 (copy, result)
             }
         }));
-        let (here, elsewhere) = futures_util::future::join(futures_util::future::OptionFuture::from(here), elsewhere).await;
+        let (here, elsewhere) =
+            futures_util::future::join(futures_util::future::OptionFuture::from(here), elsewhere).await;
         Ok(here.into_iter().chain(elsewhere).collect())
     }
 
@@ -291,8 +291,7 @@ impl Dispatcher {
         arguments: Payload,
         options: CallOptions,
     ) -> Call {
-        let idempotent =
-            options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
+        let idempotent = options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
         Call { context, cage, module, function, arguments, idempotent }
     }
 
@@ -563,8 +562,7 @@ impl<'a> Served<'a> {
     fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
         endpoint.readings.begin();
         let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
-        let told =
-            (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
+        let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
         Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
     }
 }

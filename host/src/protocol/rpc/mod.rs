@@ -1,8 +1,13 @@
 //! Calls between cages of a flock: interface `rpc` of every cage lets others call it, and carries its own calls to them,
 //! over the fabric that its configuration names.
 
+#[cfg(test)]
+mod contract;
 pub mod envelope;
 pub mod fabric;
+#[cfg(test)]
+mod memory;
+pub mod places;
 
 use async_trait::async_trait;
 
