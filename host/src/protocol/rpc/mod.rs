@@ -7,6 +7,8 @@ pub mod envelope;
 pub mod fabric;
 #[cfg(test)]
 mod memory;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod places;
 
 use async_trait::async_trait;
