@@ -95,11 +95,25 @@ pub(super) async fn advertise(
     let subject = shared.subjects.call(&shared.local.cage, "*", "*");
     *shared.addresses.lock() = vec![format!("{} {subject}", shared.servers)];
     let _addresses = NoAddresses(shared);
-    served.run(&mut subscriptions, &drain).await;
-    served.beat(Life::Gone).await;
+    let answered_all = served.run(&mut subscriptions, &drain).await;
+    for subscriber in subscriptions.all() {
+        // The client may have ended, and the subscription with it.
+        let _ = subscriber.unsubscribe().await;
+    }
+    // After the server knows that nobody listens here: whoever hears this, and has a call here without an answer, may be
+    // sure that it did not run.
+    if answered_all {
+        served.beat(Life::Gone).await;
+    }
     // Without a server nobody waits for these answers any more.
     let _ = timeout(FLUSH_TIMEOUT, shared.client.flush()).await;
     Ok(())
+}
+
+impl Subscriptions {
+    fn all(&mut self) -> [&mut Subscriber; 4] {
+        [&mut self.calls, &mut self.copy, &mut self.cancels, &mut self.asks]
+    }
 }
 
 async fn subscribe(shared: &Shared) -> Option<Subscriptions> {
@@ -122,8 +136,8 @@ impl Drop for NoAddresses<'_> {
 }
 
 impl Served {
-    /// Until the drain is complete. Dropping it drops all work.
-    async fn run(self: &Arc<Self>, subscriptions: &mut Subscriptions, drain: &Drain) {
+    /// Until the drain is complete; false when work was dropped, as dropping this does.
+    async fn run(self: &Arc<Self>, subscriptions: &mut Subscriptions, drain: &Drain) -> bool {
         let mut tasks = JoinSet::new();
         let mut beats = tokio::time::interval(BEAT_INTERVAL);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -133,15 +147,15 @@ impl Served {
         loop {
             while tasks.try_join_next().is_some() {}
             if tasks.is_empty() && farewell.is_some_and(|until| until <= Instant::now()) {
-                return;
+                return true;
             }
             let leaving = farewell.is_some();
             let life = if leaving { Life::Leaving } else { Life::Serving };
             // A call is read before the message that cancels it, which was published later.
             tokio::select! {
                 biased;
-                () = self.shared.end.cancelled() => return,
-                () = drain.forcing() => return,
+                () = self.shared.end.cancelled() => return false,
+                () = drain.forcing() => return tasks.is_empty(),
                 () = drain.stopping(), if !leaving => {
                     farewell = Some(Instant::now() + FAREWELL);
                     self.beat(Life::Leaving).await;
@@ -157,7 +171,7 @@ impl Served {
                 }
                 Some(_) = tasks.join_next() => {}
                 () = sleep_until(farewell.unwrap_or_else(Instant::now)), if leaving && tasks.is_empty() => {}
-                else => return,
+                else => return false,
             }
         }
     }

@@ -148,8 +148,10 @@ impl Members {
         }
         let fit: Vec<_> = known.iter().filter(|known| known.serves() && !tried.contains(&known.copy)).collect();
         if fit.is_empty() {
-            // There may be some that were never heard.
-            return tried.is_empty().then_some(Route::Group);
+            // One that leaves says so. Where all are dead there may be some that were never heard.
+            let leaving = known.iter().find(|known| known.health == Health::Leaving);
+            let route = leaving.map_or(Route::Group, |known| Route::Copy(known.copy));
+            return tried.is_empty().then_some(route);
         }
         // The better of two: copies that all see the same load do not all choose the same one.
         let (one, other) = (fit[fastrand::usize(..fit.len())], fit[fastrand::usize(..fit.len())]);
@@ -257,7 +259,10 @@ mod tests {
         assert_eq!(members.route("worker", &[]), Some(Route::Copy(CopyId(1))));
         assert_eq!(members.route("worker", &[CopyId(1)]), None);
         beat(&mut members, later, 1, Life::Gone);
+        assert_eq!(members.route("worker", &[]), Some(Route::Copy(CopyId(2))));
+        beat(&mut members, later, 2, Life::Gone);
         assert_eq!(members.route("worker", &[]), Some(Route::Group));
+        beat(&mut members, later, 1, Life::Serving);
         members.sweep(later + REMEMBERED + BEAT_INTERVAL);
         assert!(members.cages.is_empty() && members.cage_of.is_empty());
     }

@@ -303,7 +303,7 @@ impl Shared {
         }
         let heard = self.members.lock().beat(Instant::now(), cage, packet.copy, state, node, version);
         match heard {
-            Heard::Gone => self.lose_calls_of(packet.copy),
+            Heard::Gone => self.give_back_calls_of(packet.copy),
             Heard::New | Heard::Known | Heard::Ignored => {}
         }
     }
@@ -333,6 +333,15 @@ impl Shared {
     fn lose_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
         pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.lose("the copy is gone"));
+    }
+
+    /// It has answered all that it took.
+    fn give_back_calls_of(&self, copy: CopyId) {
+        let pending = self.pending.lock();
+        for call in pending.values().filter(|call| call.copy == Some(copy)) {
+            // One that cannot be told has more to read than it may get, and is lost.
+            let _ = call.arrivals.try_send(Arrival::Packet(copy, Content::Away));
+        }
     }
 
     fn lose_all(&self, why: &'static str) {

@@ -17,7 +17,7 @@
 //! 5 cancel   nothing: the caller has left
 //! 6 away     nothing: not taken, and will not be
 //! 7 probe    nothing, and nobody answers: only that it can be delivered counts
-//! 8 beat     u8 state (0 serves, 1 takes nothing new, 2 is gone), u8 length and label of the machine,
+//! 8 beat     u8 state (0 serves, 1 takes nothing new, 2 is gone and has answered all), u8 length and label of the machine,
 //!            u8 length and version of its wasmcage
 //! ```
 //! Head and body of calls and answers are those of `envelope.rs`. A body that does not fit beside its head follows in
