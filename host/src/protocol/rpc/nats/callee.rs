@@ -143,6 +143,7 @@ impl Served {
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // When this copy may go, once it takes nothing new.
         let mut farewell: Option<Instant> = None;
+        let mut link = self.shared.link.clone();
         let Subscriptions { calls, copy, cancels, asks } = subscriptions;
         loop {
             while tasks.try_join_next().is_some() {}
@@ -160,6 +161,7 @@ impl Served {
                     farewell = Some(Instant::now() + FAREWELL);
                     self.beat(Life::Leaving).await;
                 }
+                Ok(()) = link.changed() => beats.reset_immediately(),
                 _ = beats.tick() => self.beat(life).await,
                 Some(message) = calls.next() => self.came(message, leaving, &mut tasks).await,
                 Some(message) = copy.next() => self.came(message, leaving, &mut tasks).await,

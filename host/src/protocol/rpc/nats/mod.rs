@@ -214,7 +214,10 @@ impl Fabric for Nats {
     }
 
     fn addresses(&self) -> Vec<String> {
-        self.shared.addresses.lock().clone()
+        match self.shared.link.borrow().connected {
+            true => self.shared.addresses.lock().clone(),
+            false => Vec::new(),
+        }
     }
 }
 

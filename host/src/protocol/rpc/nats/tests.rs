@@ -106,7 +106,7 @@ impl Drop for Server {
 struct NatsBench(Server, &'static str);
 
 impl NatsBench {
-    async fn new(server: &str) -> Option<Arc<dyn Bench>> {
+    async fn on(server: &str) -> Option<Arc<dyn Bench>> {
         Some(Arc::new(Self(Server::start(server).await?, "")))
     }
 }
@@ -127,13 +127,13 @@ impl Bench for NatsBench {
     }
 }
 
-contract!(NatsBench::new("").await);
+contract!(NatsBench::on("").await);
 
 /// Where messages are so small that nearly every body goes in parts.
 mod small_messages {
     use super::*;
 
-    contract!(NatsBench::new("max_payload: 4096").await);
+    contract!(NatsBench::on("max_payload: 4096").await);
 }
 
 async fn until(what: &str, reached: impl Fn() -> bool) {
