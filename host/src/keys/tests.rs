@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use rcgen::{CertificateParams, KeyPair, SanType};
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -52,6 +52,7 @@ impl Flock {
 struct Met {
     client: Result<Identity, String>,
     server: Result<Identity, String>,
+    resumed: bool,
 }
 
 async fn meet(client: &Keys, server: &Keys, expected: Option<&str>) -> Met {
@@ -64,11 +65,12 @@ async fn meet_with(config: Arc<ClientConfig>, client: &Keys, server: &Keys, expe
         let reason = |error| handshake_reason(&error, "cage server");
         let connector = TlsConnector::from(config);
         let mut stream = connector.connect(client.server_name(), near).await.map_err(reason)?;
+        let kind = stream.get_ref().1.handshake_kind();
         let peer = client.verify_peer(stream.get_ref().1.peer_certificates(), expected);
         // The server's verdict comes with the first byte.
         stream.read_u8().await.map_err(reason)?;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(ALPN));
-        peer.map_err(|error| error_chain(&error))
+        peer.map(|peer| (peer, kind)).map_err(|error| error_chain(&error))
     };
     let accepting = async move {
         let accepted = TlsAcceptor::from(server.server()).accept(far).await;
@@ -80,7 +82,8 @@ async fn meet_with(config: Arc<ClientConfig>, client: &Keys, server: &Keys, expe
         peer.map_err(|error| error_chain(&error))
     };
     let (client, server) = tokio::join!(connecting, accepting);
-    Met { client, server }
+    let resumed = matches!(client, Ok((_, Some(HandshakeKind::Resumed))));
+    Met { client: client.map(|(peer, _)| peer), server, resumed }
 }
 
 #[track_caller]
@@ -95,11 +98,11 @@ fn refused(who: &Result<Identity, String>, parts: &[&str]) {
 async fn two_cages_of_a_flock_know_each_other() {
     let flock = Flock::new("default");
     let (client, server) = (flock.keys("client"), flock.keys(&"S_-".repeat(21)));
-    for _ in 0..3 {
-        // The second handshake and the third are resumed ones.
+    for resumed in [false, true, true] {
         let met = meet(&client, &server, Some(&server.identity().cage)).await;
         assert_eq!(met.client.as_ref(), Ok(server.identity()));
         assert_eq!(met.server.as_ref(), Ok(client.identity()));
+        assert_eq!(met.resumed, resumed);
     }
     let met = meet(&client, &server, Some("other")).await;
     refused(&met.client, &["cage S_-", "where cage other was expected"]);

@@ -34,6 +34,8 @@ struct Seen {
 }
 
 struct Refused {
+    /// Of the files' contents, where they could be read.
+    hash: Option<[u8; 32]>,
     error: String,
     told: bool,
 }
@@ -45,6 +47,16 @@ enum Stage {
     Good,
     EndsSoon,
     Ended,
+}
+
+impl Stage {
+    fn of(validity: Validity) -> Self {
+        match validity {
+            Validity::Good | Validity::NotYet { .. } => Self::Good,
+            Validity::EndsSoon { .. } => Self::EndsSoon,
+            Validity::Ended { .. } => Self::Ended,
+        }
+    }
 }
 
 impl WatchedKeys {
@@ -88,8 +100,9 @@ impl WatchedKeys {
     }
 
     fn look(&self, found: Result<Option<Contents>, KeysError>, now: SystemTime) {
+        let hash = found.as_ref().ok().and_then(Option::as_ref).map(Contents::hash);
         let result = match found {
-            Ok(Some(contents)) if self.seen.lock().used == Some(contents.hash()) => Ok(()),
+            Ok(Some(_)) if self.seen.lock().used == hash => Ok(()),
             Ok(Some(contents)) => self.take(&contents, now).map(|keys| self.changed(&keys)),
             Ok(None) if self.current.load().is_none() => Ok(()),
             Ok(None) => Err(KeysError::Missing { file: self.directory.clone() }),
@@ -97,7 +110,7 @@ impl WatchedKeys {
         };
         match result {
             Ok(()) => self.seen.lock().refused = None,
-            Err(error) => self.refused(error_chain(&error)),
+            Err(error) => self.refused(hash, error_chain(&error)),
         }
         self.tell_validity(now);
     }
@@ -105,10 +118,12 @@ impl WatchedKeys {
     fn take(&self, contents: &Contents, now: SystemTime) -> Result<Arc<Keys>, KeysError> {
         let keys = Arc::new(contents.keys(&self.identity, now)?);
         self.current.store(Some(Arc::clone(&keys)));
-        self.seen.lock().used = Some(contents.hash());
         for warning in keys.warnings(now) {
             tracing::warn!(cage = %self.identity.cage, file = %self.directory.display(), warning, "keys were taken");
         }
+        let mut seen = self.seen.lock();
+        seen.used = Some(contents.hash());
+        seen.validity = Stage::of(keys.info().validity(now));
         Ok(keys)
     }
 
@@ -123,28 +138,24 @@ impl WatchedKeys {
     }
 
     /// Files are replaced one after the other, so only what is wrong at a second look is told.
-    fn refused(&self, error: String) {
+    fn refused(&self, hash: Option<[u8; 32]>, error: String) {
         let mut seen = self.seen.lock();
         match &mut seen.refused {
-            Some(refused) if refused.error == error => {
+            // The error of the same files may change its words: it may hold the time.
+            Some(refused) if refused.hash == hash && (hash.is_some() || refused.error == error) => {
                 if !std::mem::replace(&mut refused.told, true) {
                     let file = self.directory.display();
                     tracing::warn!(cage = %self.identity.cage, %file, error, "changed keys cannot be used");
                 }
             }
-            _ => seen.refused = Some(Refused { error, told: false }),
+            _ => seen.refused = Some(Refused { hash, error, told: false }),
         }
     }
 
     /// A certificate that nobody renews ends while its cage is running.
     fn tell_validity(&self, now: SystemTime) {
         let Some(keys) = self.current() else { return };
-        let validity = keys.info().validity(now);
-        let stage = match validity {
-            Validity::Good | Validity::NotYet { .. } => Stage::Good,
-            Validity::EndsSoon { .. } => Stage::EndsSoon,
-            Validity::Ended { .. } => Stage::Ended,
-        };
+        let stage = Stage::of(keys.info().validity(now));
         if std::mem::replace(&mut self.seen.lock().validity, stage) == stage {
             return;
         }
@@ -207,6 +218,22 @@ mod tests {
         look();
         assert!(told(&watched).unwrap().1);
         assert!(Arc::ptr_eq(&second, &watched.current().unwrap()));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_valid_yet_is_told_once_and_taken_when_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let authority = Authority::create(&directory.path().join("ca"), "default").unwrap();
+        let (files, identity) = (directory.path().join("keys"), Identity::new("default", "worker"));
+        let watched = WatchedKeys::open(&files, &identity).unwrap();
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        authority.sign(identity, now + hour, now + 99 * 24 * hour).unwrap().write(&files, false).unwrap();
+        for (seconds, expected) in [(0, false), (5, true), (10, true)] {
+            watched.look(Contents::read(&files), now + Duration::from_secs(seconds));
+            assert_eq!(told(&watched).unwrap().1, expected);
+        }
+        watched.look(Contents::read(&files), now + 2 * hour);
+        assert!(watched.current().is_some() && told(&watched).is_none());
     }
 
     #[test]

@@ -25,10 +25,10 @@ use crate::supervisor::STOPPED;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wasmcage keys init                           the CA, once, on a machine you trust
-  wasmcage keys issue worker                   keys of a cage in this root
-  wasmcage keys issue worker --out /tmp/worker keys of a cage on another machine: copy them there
-  wasmcage keys show                           what there is, and until when it is good
+  wasmcage keys init                       the CA, once, on a machine you trust
+  wasmcage keys issue worker               keys of a cage in this root
+  wasmcage keys issue worker --out worker  keys of a cage on another machine: copy them there
+  wasmcage keys show                       what there is, and until when it is good
 
 To renew a cage's certificate: wasmcage keys issue CAGE --renew. A running cage takes the new files by itself.
 To renew the CA: wasmcage keys init --renew. It says what to do next; old and new certificates are trusted meanwhile.")]
@@ -52,7 +52,7 @@ enum Action {
 Examples:
   wasmcage keys init
   wasmcage keys init --flock plant-2
-  wasmcage keys init --renew                   a new CA; certificates of the old one are still trusted")]
+  wasmcage keys init --renew               a new CA; certificates of the old one are still trusted")]
 struct InitArgs {
     /// Cages of one flock see each other
     #[arg(long, value_name = "NAME", default_value = DEFAULT_FLOCK, value_parser = flock_name)]
@@ -68,10 +68,11 @@ struct InitArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wasmcage keys issue worker                   into cages/worker/keys
-  wasmcage keys issue worker --renew           a new certificate and key in place of the old ones
-  wasmcage keys issue worker --out /tmp/worker for a cage on another machine; it need not exist here")]
+  wasmcage keys issue worker               into cages/worker/keys
+  wasmcage keys issue worker --renew       a new certificate and key in place of the old ones
+  wasmcage keys issue worker --out worker  for a cage on another machine; it need not exist here")]
 struct IssueArgs {
+    /// Name of the cage
     cage: String,
     /// The cage's flock [default: what its cage.toml says]
     #[arg(long, value_name = "NAME", value_parser = flock_name)]
@@ -114,7 +115,7 @@ impl InitArgs {
             .map_err(|error| CommandError::failed(format!("cannot make {}", root.display()), error))?;
         let authority = Authority::create(&directory, flock).map_err(|error| failed(error, flock))?;
         print(format_args!(
-            "made the CA of flock {flock}, valid until {}\n  {}  what cages trust\n  {}  signs their certificates: \
+            "made the CA of flock {flock}, valid until {}\n  {}      what cages trust\n  {}  signs their certificates: \
              keep it secret, and a copy of it in a safe place\nnext: wasmcage keys issue CAGE{}, for each cage",
             utc(authority.info().not_after),
             directory.join(CA_FILE).display(),

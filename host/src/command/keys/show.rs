@@ -28,8 +28,9 @@ const UNUSABLE: &str = "cannot be used";
 Examples:
   wasmcage keys show
   wasmcage keys show worker
-  wasmcage keys show --json                    for programs: \"usable\", \"not_after\", \"problems\"")]
+  wasmcage keys show --json                for programs: \"usable\", \"not_after\", \"problems\"")]
 pub(super) struct ShowArgs {
+    /// A cage; without it, all of them and the CAs
     cage: Option<String>,
     /// For programs
     #[arg(long)]
@@ -126,7 +127,7 @@ fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<Shown> {
         state: certificate
             .as_ref()
             .map(|info| info.validity(now))
-            .filter(|validity| *validity != Validity::Good)
+            .filter(|validity| !validity.is_valid())
             .map_or_else(|| UNUSABLE.to_owned(), |validity| validity.to_string()),
         certificate,
         problems: Vec::new(),
