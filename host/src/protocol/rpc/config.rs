@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use super::discovery::PeerAddress;
 use super::fabric::Limits;
+use crate::keys::KEYS_DIRECTORY;
 use crate::config::{ConfigError, Section, is_name};
 
-/// Where the keys of a cage are, in its directory.
-pub const KEYS_DIRECTORY: &str = "keys";
 /// Of multicast DNS.
 const MULTICAST_PORT: u64 = 5353;
 
