@@ -156,8 +156,7 @@ impl Dispatcher {
         arguments: Payload,
         options: CallOptions,
     ) -> Call {
-        let idempotent =
-            options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
+        let idempotent = options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
         Call { context, cage, module, function, arguments, idempotent }
     }
 
@@ -300,8 +299,7 @@ impl<'a> Served<'a> {
     fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
         endpoint.readings.begin();
         let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
-        let told =
-            (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
+        let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
         Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
     }
 }

@@ -54,7 +54,6 @@ impl Cages {
     fn get(&self, cage: &str) -> Option<Dispatcher> {
         self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
-
 }
 
 /// One for a cage.

@@ -179,7 +179,9 @@ impl Lan {
         loop {
             let changed = self.inner.changed.notified();
             for cage in cages {
-                for copy in self.inner.copies.get(cage).map(|known| known.copies).iter().flat_map(|copies| copies.iter()) {
+                for copy in
+                    self.inner.copies.get(cage).map(|known| known.copies).iter().flat_map(|copies| copies.iter())
+                {
                     if !known.contains(&copy.id) {
                         known.push(copy.id);
                         let inner = self.inner.clone();
@@ -312,7 +314,10 @@ impl Inner {
         let known = self.copies.cages();
         let hint = nearest(cage, known.iter().map(|cage| &**cage));
         let hint = hint.map(|hint| format!("; did you mean `{hint}`?")).unwrap_or_default();
-        DispatchError::NoSuchCage(format!("no running copy of cage {cage} is known in flock {}{hint}", self.local.flock))
+        DispatchError::NoSuchCage(format!(
+            "no running copy of cage {cage} is known in flock {}{hint}",
+            self.local.flock
+        ))
     }
 
     /// Has one copy after the other try, as long as the call surely has not run, or may run twice.
@@ -338,7 +343,8 @@ impl Inner {
                     DispatchError::NoSuchCage(format!("no copy of cage {} can be reached: {text}", call.cage))
                 }
                 Err(Failure::Lost(text)) => {
-                    let error = DispatchError::Lost(format!("{}.{} of cage {}: {text}", call.module, call.function, call.cage));
+                    let error =
+                        DispatchError::Lost(format!("{}.{} of cage {}: {text}", call.module, call.function, call.cage));
                     if !call.idempotent {
                         return Err(error);
                     }
@@ -363,7 +369,9 @@ impl Inner {
         };
         match self.attempt(copy, &call, call.context.deadline).await {
             Ok(result) => result,
-            Err(Failure::NotRun(text)) => Err(DispatchError::NoSuchCage(format!("copy {name} cannot be reached: {text}"))),
+            Err(Failure::NotRun(text)) => {
+                Err(DispatchError::NoSuchCage(format!("copy {name} cannot be reached: {text}")))
+            }
             Err(Failure::Lost(text)) => Err(DispatchError::Lost(text)),
             Err(Failure::Late) => Err(late(&call)),
         }
@@ -474,7 +482,12 @@ impl Inner {
     }
 
     /// Keeps a connection to a copy over which it can call `service`. Returns the copy when that leads nowhere any more.
-    async fn serve_copy_in_reverse(self: Arc<Self>, copy: Arc<Copy>, service: Arc<dyn Service>, drain: Drain) -> CopyId {
+    async fn serve_copy_in_reverse(
+        self: Arc<Self>,
+        copy: Arc<Copy>,
+        service: Arc<dyn Service>,
+        drain: Drain,
+    ) -> CopyId {
         for (address, _) in copy.addresses() {
             let (inner, cage, service) = (self.clone(), copy.cage.clone(), service.clone());
             let at = address.clone();
@@ -536,7 +549,10 @@ impl Inner {
     /// Why this is not whom we want to talk to. `cage`: who it must be, or whose certificate it showed.
     fn mismatch(&self, hello: &Hello, cage: Option<&str>) -> Option<String> {
         if hello.flock != *self.local.flock {
-            return Some(format!("this is cage {} of flock {}, not of flock {}", self.local.cage, self.local.flock, hello.flock));
+            return Some(format!(
+                "this is cage {} of flock {}, not of flock {}",
+                self.local.cage, self.local.flock, hello.flock
+            ));
         }
         if let Some(cage) = cage.filter(|cage| *cage != hello.cage) {
             return Some(format!("cage {cage} was expected, cage {} greeted", hello.cage));
