@@ -83,13 +83,13 @@ impl Module<'_> {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use wasmcage_guest::{Result, cage, log};
+    /// # use wasmcage_guest::{Result, cage, info, warn};
     /// # fn f() -> Result<()> {
     /// let caches = cage("worker").module("cache").timeout(Duration::from_secs(1));
     /// for answer in caches.call_all::<u64>("forget", ("invoice-7",))? {
     ///     match answer.result {
-    ///         Ok(entries) => log!(Level::Info, "copy {} forgot {entries} entries", answer.copy),
-    ///         Err(error) => log!(Level::Warn, "copy {}: {error}", answer.copy),
+    ///         Ok(entries) => info!("copy {} forgot {entries} entries", answer.copy),
+    ///         Err(error) => warn!("copy {}: {error}", answer.copy),
     ///     }
     /// }
     /// # Ok(()) }

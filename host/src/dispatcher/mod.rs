@@ -346,7 +346,10 @@ impl Dispatcher {
     fn check_caller(&self, context: &RequestContext, module: &str, function: &str) -> Result<(), DispatchError> {
         let last = context.callers.last().map(|caller| &**caller).unwrap_or_default();
         let caller = last.split_once('/').map_or(last, |(cage, _)| cage);
-        if *caller == *self.0.cage || caller == operator::COMMAND_LINE || self.0.config.load().calls.permits(caller, module, function) {
+        if *caller == *self.0.cage
+            || caller == operator::COMMAND_LINE
+            || self.0.config.load().calls.permits(caller, module, function)
+        {
             return Ok(());
         }
         Err(DispatchError::NotPermitted(format!(
