@@ -7,6 +7,7 @@ mod check;
 mod compile;
 pub(crate) mod completion;
 mod dev;
+mod keys;
 mod logs;
 mod new;
 mod ps;
@@ -66,6 +67,7 @@ enum Command {
     Check(check::CheckArgs),
     New(new::NewArgs),
     Build(build::BuildArgs),
+    Keys(keys::KeysArgs),
     #[command(name = "cage.toml")]
     CageToml(cage_toml::CageTomlArgs),
     Completions(completion::CompletionsArgs),
@@ -100,6 +102,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
+        Command::Keys(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
         Command::Completions(args) => args.execute()?,
         Command::Secondary(args) => args.execute()?,
@@ -278,6 +281,10 @@ mod tests {
         check("wasmcage build", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage build --root r guests", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage new ruby x", Err("rust"));
+        check("wasmcage keys init --renew", Ok(|command| matches!(command, Command::Keys(_))));
+        check("wasmcage keys issue a --days 30 --out d --flock f", Ok(|command| matches!(command, Command::Keys(_))));
+        check("wasmcage keys issue a --days 0", Err("days"));
+        check("wasmcage keys init --flock A", Err("lower-case"));
         check("wasmcage biuld a", Err("build"));
         check("wasmcage call a b.c -5 x=-1 --timeout 500ms --all", Ok(|command| matches!(command, Command::Call(_))));
         check("wasmcage call a b.c -- --x", Ok(|command| matches!(command, Command::Call(_))));
