@@ -68,9 +68,9 @@ async fn a_cage_of_another_process_is_called_like_one_of_this() {
     let front = scene.front().start().await;
     assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
     let bytes = Bytes::from(vec![7; 3 << 20]);
-    let target = query("/call", &[("cage", &scene.worker), ("module", "work"), ("function", "echo_raw")]);
+    let target = query("/call", &[("cage", &*scene.worker), ("module", "work"), ("function", "echo_raw")]);
     assert_eq!(front.client("web").post(&target, bytes.clone()).await.body, bytes);
-    let typed = [("cage", &scene.worker), ("module", "calculator"), ("function", "add"), ("args", "[1, 2]")];
+    let typed = [("cage", &*scene.worker), ("module", "calculator"), ("function", "add"), ("args", "[1, 2]")];
     assert_eq!(front.client("web").get(&query("/call", &typed)).await.json(), 3);
     assert!(worker.stop().await && front.stop().await);
 }
@@ -106,7 +106,7 @@ async fn a_caller_learns_why_there_is_no_result() {
     worker.quiet().await;
     let missing = [("module", "wrok")];
     let answer =
-        front.client("web").get(&query("/try_call", &[("cage", &scene.worker), missing[0], ("function", "f")])).await;
+        front.client("web").get(&query("/try_call", &[("cage", &*scene.worker), missing[0], ("function", "f")])).await;
     assert!(answer.text().contains("did you mean `work`"), "{}", answer.text());
     let nobody = query("/try_call", &[("cage", "other"), ("module", "work"), ("function", "f")]);
     let answer = front.client("web").get(&nobody).await;

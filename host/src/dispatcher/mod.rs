@@ -4,6 +4,7 @@
 mod calls;
 mod endpoint;
 mod error;
+mod operator;
 mod remote;
 mod run_to_end;
 
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 pub use self::calls::CallOptions;
 pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
+pub use self::operator::OperatorCall;
 pub use self::remote::{Call, Member, Remote};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;
