@@ -2,12 +2,17 @@
 //! over the fabric that its configuration names.
 
 mod config;
+#[cfg(test)]
+mod contract;
 pub mod discovery;
 pub mod envelope;
 pub mod fabric;
 mod interface;
 pub mod lan;
 pub mod link;
+#[cfg(test)]
+mod memory;
+pub mod places;
 mod reverse;
 
 pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
