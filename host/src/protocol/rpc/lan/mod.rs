@@ -6,6 +6,8 @@ mod copies;
 mod dial;
 mod events;
 mod listen;
+#[cfg(test)]
+mod tests;
 mod told;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -148,13 +150,15 @@ impl Lan {
         tasks.spawn(async move { registry.watch(own, |news| upgraded(&weak, |inner| inner.news(news))).await });
         let keys_watch = inner.clone();
         tasks.spawn(async move { keys_watch.keys.watch(KEYS_INTERVAL).await });
-        for (cage, addresses) in &inner.config.peers {
-            for address in addresses {
-                tasks.spawn(inner.clone().keep_peer(cage.as_str().into(), address.clone()));
-            }
-        }
         drop(tasks);
+        for (cage, addresses) in &inner.config.peers {
+            addresses.iter().for_each(|address| self.add_peer(cage, address));
+        }
         self.listen_to_multicast(None);
+    }
+
+    fn add_peer(&self, cage: &str, address: &PeerAddress) {
+        self.tasks.lock().spawn(self.inner.clone().keep_peer(cage.into(), address.clone()));
     }
 
     /// Multicast is for those who could be called by, or could call, another machine: those with keys.

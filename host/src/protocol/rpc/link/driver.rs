@@ -45,6 +45,13 @@ pub(super) struct Driver<S, A> {
     pinged: Instant,
 }
 
+impl<S, A> Drop for Driver<S, A> {
+    /// Without effect where the connection has ended by itself.
+    fn drop(&mut self) {
+        self.shared.close(Closed::Here);
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     /// `read` holds what came after the greeting.
     pub(super) fn new(
