@@ -1,6 +1,7 @@
 //! Calls between cages of a flock: interface `rpc` of every cage lets others call it, and carries its own calls to them,
 //! over the fabric that its configuration names.
 
+pub mod discovery;
 pub mod envelope;
 pub mod fabric;
 pub mod link;
