@@ -1,6 +1,7 @@
 //! One binary, a file for each promise.
 
 mod bad_input;
+mod call_command;
 mod calls;
 mod compiled_files;
 mod config_live;
@@ -9,8 +10,10 @@ mod drain;
 mod hot_swap;
 mod http;
 mod isolation;
+mod keys;
 mod limits;
 mod processes;
 mod python;
+mod rpc;
 mod tidy;
 mod wasi_http;

@@ -1,6 +1,7 @@
 //! One linked build of a module: what it exports, and its pool of instances. Immutable once made; a newer one takes its
 //! place in the slot, and it goes when the last call on it has ended.
 
+use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -104,6 +105,13 @@ impl Version {
 
     pub fn service_functions(&self) -> impl Iterator<Item = &str> {
         self.service_functions.iter().map(|function| function.name.as_str())
+    }
+
+    /// Names by which functions of this version can be called, sorted.
+    pub fn callable_functions(&self) -> Vec<String> {
+        let plain = self.exports.functions.iter().filter(|(_, function)| function.signature.is_ok());
+        let names: BTreeSet<_> = self.service_functions().chain(plain.map(|(name, _)| name.as_str())).collect();
+        names.into_iter().map(str::to_owned).collect()
     }
 
     /// Names of `service` functions that were called since this version began to serve.
