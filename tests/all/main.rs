@@ -14,5 +14,6 @@ mod keys;
 mod limits;
 mod processes;
 mod python;
+mod rpc;
 mod tidy;
 mod wasi_http;

@@ -413,7 +413,10 @@ mod tests {
         assert_eq!((came.arguments, came.idempotent), (sent.arguments, true));
         let (there, here) = (&sent.context, &came.context);
         assert_eq!((here.id, here.level(), here.description()), (there.id, there.level(), there.description()));
-        assert_eq!((&here.callers, &here.interface, &here.protocol), (&there.callers, &there.interface, &there.protocol));
+        assert_eq!(
+            (&here.callers, &here.interface, &here.protocol),
+            (&there.callers, &there.interface, &there.protocol)
+        );
         assert!(here.deadline.left() <= Duration::from_secs(5) && !here.deadline.passed());
         let facts: Vec<_> = here.facts.iter().collect();
         assert!(facts.contains(&("username", "alice")) && facts.contains(&("origin-cage", "runner")), "{facts:?}");

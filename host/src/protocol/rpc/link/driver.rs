@@ -45,6 +45,13 @@ pub(super) struct Driver<S, A> {
     pinged: Instant,
 }
 
+impl<S, A> Drop for Driver<S, A> {
+    /// Without effect where the connection has ended by itself.
+    fn drop(&mut self) {
+        self.shared.close(Closed::Here);
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     /// `read` holds what came after the greeting.
     pub(super) fn new(
@@ -58,7 +65,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         let mut tick = interval_at(now + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let write = BytesMut::new();
-        Self { stream, shared, answering, lanes, read, write, unflushed: false, tick, heard: now, moved: now, pinged: now }
+        Self {
+            stream,
+            shared,
+            answering,
+            lanes,
+            read,
+            write,
+            unflushed: false,
+            tick,
+            heard: now,
+            moved: now,
+            pinged: now,
+        }
     }
 
     /// The whole life of the connection.

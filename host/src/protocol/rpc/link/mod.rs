@@ -294,7 +294,11 @@ impl Shared {
 
     fn close(&self, closed: Closed) {
         let (waiters, runners) = self.session.lock().close();
-        self.closed.send_replace(Some(closed.clone()));
+        self.closed.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert_with(|| closed.clone());
+            first
+        });
         runners.iter().for_each(AbortHandle::abort);
         for (waiter, handed_over) in waiters {
             let error = match handed_over {
