@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
-use wasmcage::dispatcher::{COMMAND_LINE, Call, DispatchError, OperatorCall, Remote as _};
+use wasmcage::dispatcher::{COMMAND_LINE, Call, DispatchError, Remote as _};
 use wasmcage::host::{host_name, runtime_directory};
 use wasmcage::lanes::Lanes;
 use wasmcage::protocol::rpc::LanConfig;
@@ -13,8 +13,8 @@ use wasmcage::protocol::rpc::lan::Lan;
 use wasmcage::request::Payload;
 
 use super::CommandError;
-use crate::control::call::{CallRequest, answer_all, answer_one};
 use crate::control::Refusal;
+use crate::control::call::{CallRequest, answer_all, answer_one};
 
 /// What a cage's control socket would answer.
 pub(super) fn call(flock: &str, request: CallRequest) -> Result<Value, CommandError> {
@@ -45,16 +45,16 @@ async fn join(flock: &str, lanes: Arc<Lanes>) -> Result<Lan, CommandError> {
         copy: CopyId::random(),
         node: host_name().into(),
     };
-    let config = LanConfig::this_machine();
-    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &runtime_directory(), lanes).await;
+    let meeting = runtime_directory();
+    let config = LanConfig::of_client(&meeting);
+    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &meeting, lanes).await;
     lan.map_err(|error| CommandError::failed(format!("cannot join flock {flock}"), error))
 }
 
 async fn call_all(lan: &Lan, call: Call) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
     let copies = lan.copies(&call.cage);
     if copies.is_empty() {
-        // Looks again, and says what is missing.
-        return lan.call(call, None).await.map(|result| vec![(String::new(), Ok(result))]);
+        return Err(DispatchError::NoSuchCage(format!("no running copy of cage {} is known", call.cage)));
     }
     let calls = copies.into_iter().map(|copy| {
         let call = call.clone();

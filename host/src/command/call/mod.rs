@@ -178,7 +178,6 @@ fn ask(root: &Path, caller: &str, request: &CallRequest, timeout: Duration) -> R
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, CommandError> {
-    let failed =
-        |error| CommandError::failed(format!("cage {caller} answered in a way this version does not know"), error);
+    let failed = |error| CommandError::failed("the cage answered in a way this version does not know", error);
     serde_json::from_value(answer).map_err(failed)
 }
