@@ -10,6 +10,7 @@ pub mod dispatcher;
 pub mod drain;
 pub mod host;
 pub mod host_api;
+pub mod keys;
 pub mod lanes;
 pub mod module;
 pub mod protocol;

@@ -9,6 +9,7 @@ mod drain;
 mod hot_swap;
 mod http;
 mod isolation;
+mod keys;
 mod limits;
 mod processes;
 mod python;

@@ -5,6 +5,7 @@ mod cage_toml;
 mod check;
 mod compile;
 mod dev;
+mod keys;
 mod logs;
 mod new;
 mod ps;
@@ -61,6 +62,7 @@ enum Command {
     Check(check::CheckArgs),
     New(new::NewArgs),
     Build(build::BuildArgs),
+    Keys(keys::KeysArgs),
     #[command(name = "cage.toml")]
     CageToml(cage_toml::CageTomlArgs),
     #[command(hide = true)]
@@ -89,6 +91,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
+        Command::Keys(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
         Command::Secondary(args) => args.execute()?,
         Command::Compile(args) => return Ok(args.execute()),
@@ -253,6 +256,10 @@ mod tests {
         check("wasmcage build", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage build --root r guests", Ok(|command| matches!(command, Command::Build(_))));
         check("wasmcage new ruby x", Err("rust"));
+        check("wasmcage keys init --renew", Ok(|command| matches!(command, Command::Keys(_))));
+        check("wasmcage keys issue a --days 30 --out d --flock f", Ok(|command| matches!(command, Command::Keys(_))));
+        check("wasmcage keys issue a --days 0", Err("days"));
+        check("wasmcage keys init --flock A", Err("lower-case"));
         check("wasmcage biuld a", Err("build"));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(

@@ -205,7 +205,7 @@ impl Section {
     }
 
     /// Names of all keys, for tables whose keys are names.
-    pub(super) fn keys(&self) -> Vec<String> {
+    pub fn keys(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
     }
 

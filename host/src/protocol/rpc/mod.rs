@@ -3,6 +3,7 @@
 
 pub mod envelope;
 pub mod fabric;
+pub mod link;
 
 use async_trait::async_trait;
 

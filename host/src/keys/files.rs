@@ -1,0 +1,105 @@
+//! Files of keys: bounded reading, writing that is seen whole or not at all, and PEM.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
+
+use super::error::KeysError;
+
+/// A cage's own certificate, PEM; certificates of CAs between it and one of `ca.pem` may follow.
+pub const CERTIFICATE_FILE: &str = "cert.pem";
+/// The key of the certificate, PEM.
+pub const KEY_FILE: &str = "key.pem";
+/// Certificates of the CAs that a cage trusts, PEM; the current one first.
+pub const CA_FILE: &str = "ca.pem";
+/// What a CA signs with, PEM.
+pub const CA_KEY_FILE: &str = "ca-key.pem";
+
+/// A longer file is refused.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+const PEM_COLUMNS: usize = 64;
+
+/// Mode of a file that only its owner reads.
+pub(super) const PRIVATE: u32 = 0o600;
+pub(super) const PUBLIC: u32 = 0o644;
+
+/// None when there is no such file.
+pub(super) fn read(file: &Path) -> Result<Option<Vec<u8>>, KeysError> {
+    let opened = match File::open(file) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(KeysError::read(file)(error)),
+    };
+    let mut bytes = Vec::new();
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(KeysError::read(file))?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let limit = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {FILE_BYTES_MAX} bytes"));
+        return Err(KeysError::read(file)(limit));
+    }
+    Ok(Some(bytes))
+}
+
+/// Makes the directory, and those above it, for this user alone. One that is there stays as it is.
+pub(super) fn private_directory(directory: &Path) -> Result<(), KeysError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(KeysError::write(directory))
+}
+
+/// Replaces what is there: whoever reads sees the old content or the new one.
+pub(super) fn write(file: &Path, text: &str, mode: u32) -> Result<(), KeysError> {
+    let name = file.file_name().expect("files of keys have names").to_string_lossy();
+    let temporary = file.with_file_name(format!(".{name}.{:016x}", fastrand::u64(..)));
+    let write = || {
+        let mut open = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        open.write_all(text.as_bytes())?;
+        open.sync_all()?;
+        fs::rename(&temporary, file)
+    };
+    write().map_err(|error| {
+        // Its name is nobody's else, so what is left of it does no harm.
+        let _ = fs::remove_file(&temporary);
+        KeysError::write(file)(error)
+    })
+}
+
+/// # Errors
+/// When one of the files is there already.
+pub(super) fn refuse_existing(directory: &Path, names: &[&str]) -> Result<(), KeysError> {
+    match names.iter().map(|name| directory.join(name)).find(|file| file.symlink_metadata().is_ok()) {
+        Some(file) => Err(KeysError::Exists { file }),
+        None => Ok(()),
+    }
+}
+
+/// At least one.
+pub(super) fn certificates(file: &Path, text: &[u8]) -> Result<Vec<CertificateDer<'static>>, KeysError> {
+    let unusable = |source| KeysError::Pem { file: file.to_owned(), source };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(text).collect::<Result<_, _>>().map_err(unusable)?;
+    if found.is_empty() { Err(unusable(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+/// The certificates in a PEM file, at least one; none when there is no such file.
+/// # Errors
+/// When the file cannot be read or holds none.
+pub fn certificates_in(file: &Path) -> Result<Option<Vec<CertificateDer<'static>>>, KeysError> {
+    read(file)?.map(|text| certificates(file, &text)).transpose()
+}
+
+pub(super) fn pem_of<'a>(certificates: impl IntoIterator<Item = &'a CertificateDer<'static>>) -> String {
+    let mut text = String::new();
+    for certificate in certificates {
+        let base64 = STANDARD.encode(certificate);
+        text += "-----BEGIN CERTIFICATE-----\n";
+        for line in base64.as_bytes().chunks(PEM_COLUMNS) {
+            text.extend(line.iter().copied().map(char::from));
+            text.push('\n');
+        }
+        text += "-----END CERTIFICATE-----\n";
+    }
+    text
+}

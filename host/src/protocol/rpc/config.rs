@@ -1,0 +1,158 @@
+//! What `[interfaces.rpc]` and the like may say.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::discovery::PeerAddress;
+use super::fabric::Limits;
+use crate::config::{ConfigError, Section, is_name};
+
+/// Where the keys of a cage are, in its directory.
+pub const KEYS_DIRECTORY: &str = "keys";
+/// Of multicast DNS.
+const MULTICAST_PORT: u64 = 5353;
+
+#[derive(Clone, Debug)]
+pub struct RpcConfig {
+    pub fabric: FabricConfig,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug)]
+pub enum FabricConfig {
+    Lan(LanConfig),
+    #[cfg(feature = "nats")]
+    Nats(super::nats::NatsConfig),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LanConfig {
+    /// TCP address for other machines; none: only this machine's cages can call.
+    pub listen: Option<String>,
+    pub keys: PathBuf,
+    /// Addresses to try for a cage, besides what is found.
+    pub peers: BTreeMap<String, Vec<PeerAddress>>,
+    /// Whether cages of other machines are looked for, and told of this one, by multicast DNS.
+    pub multicast: bool,
+    pub multicast_port: u16,
+    /// A copy on this machine is preferred to others.
+    pub near_first: bool,
+    pub connections_max: usize,
+    pub connect_timeout: Duration,
+    /// Of an idempotent call to one copy while there are others.
+    pub attempt_timeout: Duration,
+    pub attempts_max: usize,
+}
+
+/// `[interfaces.NAME] protocol = "reverse-rpc"`.
+#[derive(Clone, Debug)]
+pub struct ReverseConfig {
+    /// Cages that are served over connections made from here.
+    pub serve: Vec<String>,
+    pub lan: LanConfig,
+    pub limits: Limits,
+}
+
+/// An address with a port, which may be 0.
+struct Listen(String);
+
+impl FromStr for Listen {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self(text.to_owned())),
+            _ => Err(()),
+        }
+    }
+}
+
+impl RpcConfig {
+    /// # Errors
+    /// All mistakes of the section.
+    pub fn read(section: Section) -> Result<Self, ConfigError> {
+        #[derive(Clone, Copy)]
+        enum Asked {
+            Lan,
+            Nats,
+        }
+        let limits = limits(&section);
+        let fabric = match section.choice("fabric", &[("lan", Asked::Lan), ("nats", Asked::Nats)], Asked::Lan) {
+            Asked::Lan => {
+                let listen = section.optional_parsed::<Listen>("listen", "host:port, such as \"0.0.0.0:7420\"");
+                FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
+            }
+            #[cfg(feature = "nats")]
+            Asked::Nats => FabricConfig::Nats(super::nats::NatsConfig::read(&section)),
+            #[cfg(not(feature = "nats"))]
+            Asked::Nats => {
+                section.problem("fabric", "this program was built without the feature nats");
+                FabricConfig::Lan(LanConfig::read(&section))
+            }
+        };
+        section.finish()?;
+        Ok(Self { fabric, limits })
+    }
+}
+
+impl ReverseConfig {
+    /// # Errors
+    /// All mistakes of the section.
+    pub fn read(section: Section) -> Result<Self, ConfigError> {
+        let serve = section.strings("serve", &[]);
+        if serve.is_empty() {
+            section.problem("serve", "required and not set; expected the names of the cages to serve, such as [\"dmz\"]");
+        }
+        for name in serve.iter().filter(|name| !is_name(name)) {
+            section.problem("serve", format!("{name:?} cannot name a cage"));
+        }
+        let (lan, limits) = (LanConfig::read(&section), limits(&section));
+        section.finish()?;
+        Ok(Self { serve, lan, limits })
+    }
+}
+
+impl LanConfig {
+    fn read(section: &Section) -> Self {
+        let milliseconds = |key, default, most| section.milliseconds(key, Duration::from_millis(default), 1..=most);
+        Self {
+            listen: None,
+            keys: section.path("keys").unwrap_or_else(|| section.directory().join(KEYS_DIRECTORY)),
+            peers: peers(section),
+            multicast: section.flag("multicast", true),
+            multicast_port: section.integer("multicast_port", MULTICAST_PORT, 1..=u64::from(u16::MAX)) as u16,
+            near_first: section.flag("near_first", true),
+            connections_max: section.integer("max_connections", 1_000, 1..=100_000) as usize,
+            connect_timeout: milliseconds("connect_timeout_ms", 1_000, 60_000),
+            attempt_timeout: milliseconds("attempt_timeout_ms", 1_000, 3_600_000),
+            attempts_max: section.integer("max_attempts", 3, 1..=100) as usize,
+        }
+    }
+}
+
+fn limits(section: &Section) -> Limits {
+    let default = Limits::default();
+    let calls = |key, default| section.integer(key, default as u64, 1..=1_000_000) as usize;
+    Limits {
+        body_bytes_max: section.integer("max_body_bytes", default.body_bytes_max as u64, 1..=1 << 30) as usize,
+        calls_per_cage_max: calls("max_calls_per_cage", default.calls_per_cage_max),
+        calls_per_peer_max: calls("max_calls_per_peer", default.calls_per_peer_max),
+    }
+}
+
+fn peers(section: &Section) -> BTreeMap<String, Vec<PeerAddress>> {
+    let Some(table) = section.table("peers") else { return BTreeMap::new() };
+    let mut peers = BTreeMap::new();
+    for cage in table.keys() {
+        if !is_name(&cage) {
+            table.problem(&cage, "this cannot name a cage");
+        }
+        let addresses = table.parsed_list(&cage, Vec::new(), "host:port, such as \"10.0.0.2:7420\"");
+        peers.insert(cage, addresses);
+    }
+    // Its mistakes are among those of the interface's section.
+    let _ = table.finish();
+    peers
+}
