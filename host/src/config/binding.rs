@@ -77,7 +77,8 @@ fn check_interface(text: &str) -> Result<(), String> {
             && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
     let parts = name.split_once(':').and_then(|(namespace, rest)| Some((namespace, rest.split_once('/')?)));
-    let namespace = parts.filter(|(namespace, (package, interface))| word(namespace) && word(package) && word(interface));
+    let namespace =
+        parts.filter(|(namespace, (package, interface))| word(namespace) && word(package) && word(interface));
     let numbered = |version: &str| {
         version.starts_with(|first: char| first.is_ascii_digit())
             && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte))

@@ -22,8 +22,9 @@ pub use self::error::DispatchError;
 pub use self::remote::{Call, Member, Remote};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;
-use crate::config::{self, CageConfig, InstanceMode};
+use crate::config::{self, BindingTarget, CageConfig, InstanceMode};
 use crate::host_api::Home;
+use crate::module::binding::BoundFunction;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
 use crate::module::{Modules, web};
@@ -58,7 +59,6 @@ impl Cages {
     fn get(&self, cage: &str) -> Option<Dispatcher> {
         self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
-
 }
 
 /// One for a cage.
@@ -212,7 +212,9 @@ impl Dispatcher {
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
             return self.call(context, &target.module, target.function, arguments).await;
         };
-        self.check_grant(home, &cage)?;
+        if !options.bound {
+            self.check_grant(home, &cage)?;
+        }
         self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
     }
 
@@ -247,11 +249,13 @@ impl Dispatcher {
             let (call, remote) = (call.clone(), remote.clone());
             async move {
                 let remote = remote.expect("it named the copies");
+                let call = Call { arguments: call.arguments.encoded(), ..call };
                 let result = remote.call(call, Some(&copy)).await;
                 (copy, result)
             }
         }));
-        let (here, elsewhere) = futures_util::future::join(futures_util::future::OptionFuture::from(here), elsewhere).await;
+        let (here, elsewhere) =
+            futures_util::future::join(futures_util::future::OptionFuture::from(here), elsewhere).await;
         Ok(here.into_iter().chain(elsewhere).collect())
     }
 
@@ -291,8 +295,7 @@ impl Dispatcher {
         arguments: Payload,
         options: CallOptions,
     ) -> Call {
-        let idempotent =
-            options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
+        let idempotent = options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
         Call { context, cage, module, function, arguments, idempotent }
     }
 
@@ -305,9 +308,36 @@ impl Dispatcher {
             return callee.called_here(call).await;
         }
         match self.remote() {
-            Some(remote) => remote.call(call, None).await,
+            Some(remote) => remote.call(Call { arguments: call.arguments.encoded(), ..call }, None).await,
             None => Err(self.no_such_cage(&call.cage)),
         }
+    }
+
+    /// The version that serves a module of this cage, or of another one of this process; none while none is known here.
+    pub fn serving(&self, target: &BindingTarget) -> Option<Arc<Version>> {
+        let cage = match &target.cage {
+            Some(cage) => self.neighbour(cage)?,
+            None => self.clone(),
+        };
+        cage.0.modules.get(&target.module)?.current()
+    }
+
+    /// What modules of this process are bound to of a module of this cage, each with the name of who is.
+    pub fn bound_to(&self, module: &str) -> Vec<(String, Arc<BoundFunction>)> {
+        let cages: Vec<_> = self.0.cages.0.read().values().filter_map(WeakDispatcher::upgrade).collect();
+        let flock = &self.0.config.load().flock;
+        let neighbours = cages.iter().filter(|cage| cage.0.config.load().flock == *flock);
+        let mut bound = Vec::new();
+        for version in neighbours.flat_map(|cage| cage.0.modules.all()).filter_map(|slot| slot.current()) {
+            let home = &version.home;
+            let caller = format!("{}/{}", home.cage, home.module);
+            let mine = version.bound.iter().filter(|interface| {
+                let target = &interface.target;
+                target.module == module && *target.cage.as_deref().unwrap_or(&home.cage) == *self.0.cage
+            });
+            bound.extend(mine.flat_map(|interface| interface.functions.iter().map(|f| (caller.clone(), f.clone()))));
+        }
+        bound
     }
 
     /// A cage of this process and of this cage's flock; it may be this one.
@@ -359,7 +389,7 @@ impl Dispatcher {
         let result =
             result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
         served.outcome = Outcome::of(&result);
-        result
+        result.map(Payload::encoded)
     }
 
     /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
@@ -398,7 +428,7 @@ impl Dispatcher {
         arguments: Payload,
     ) -> Result<Payload, DispatchError> {
         let listed = version.use_service_function(&function).is_some();
-        if !listed && !version.exports.functions.contains_key(&function) {
+        if !listed && version.exports.function(&function).is_none() {
             return Err(no_such_function(slot, &version, &function));
         }
         let name = format!("{}/{}", self.0.cage, slot.name);
@@ -410,11 +440,11 @@ impl Dispatcher {
         }
         let mut lease = slot.checkout(version, context.deadline).await?;
         let version = lease.version().clone();
-        let result = match (&version.exports.service, version.exports.functions.get(&function)) {
+        let result = match (&version.exports.service, version.exports.function(&function)) {
             (Some(service), _) if listed => lease.call_service(&service.call, context, function, arguments).await,
             (_, Some(plain)) => {
                 plain.mark_used();
-                lease.call_plain(&function, plain, context, &arguments).await
+                lease.call_plain(&function, plain, context, arguments).await
             }
             _ => Err(no_such_function(slot, &version, &function)),
         };
@@ -548,6 +578,8 @@ pub struct CallOptions {
     /// At most this long, and never longer than the request's deadline.
     pub timeout: Option<Duration>,
     pub idempotent: bool,
+    /// `cage.toml` binds an import to this module, which grants the call.
+    pub bound: bool,
 }
 
 /// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.
@@ -563,8 +595,7 @@ impl<'a> Served<'a> {
     fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
         endpoint.readings.begin();
         let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
-        let told =
-            (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
+        let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
         Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
     }
 }

@@ -42,11 +42,7 @@ pub async fn call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>
     }
 }
 
-async fn try_call(
-    caller: Caller,
-    function: &BoundFunction,
-    arguments: Vec<Item>,
-) -> Result<Vec<Item>, DispatchError> {
+async fn try_call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>) -> Result<Vec<Item>, DispatchError> {
     let Caller { home, request } = caller;
     let request = request.ok_or_else(|| {
         DispatchError::NotPermitted("there is no request to call for while the module is being loaded".into())

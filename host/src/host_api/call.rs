@@ -23,9 +23,9 @@ impl Host for GuestState {
         let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| CallError::Overloaded("draining".into()))?;
         let timeout = options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into()));
         let target = CallTarget { cage, module, function };
-        let options = CallOptions { timeout, idempotent: options.idempotent };
+        let options = CallOptions { timeout, idempotent: options.idempotent, bound: false };
         let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options).await;
-        result.map(WitPayload::from).map_err(CallError::from)
+        result.and_then(WitPayload::try_from).map_err(CallError::from)
     }
 }
 
@@ -38,11 +38,16 @@ impl From<WitPayload> for Payload {
     }
 }
 
-impl From<Payload> for WitPayload {
-    fn from(payload: Payload) -> Self {
+impl TryFrom<Payload> for WitPayload {
+    type Error = DispatchError;
+
+    fn try_from(payload: Payload) -> Result<Self, DispatchError> {
         match payload {
-            Payload::Json(json) => Self::Json(json),
-            Payload::Bytes(bytes) => Self::Bytes(bytes.into()),
+            Payload::Json(json) => Ok(Self::Json(json)),
+            Payload::Bytes(bytes) => Ok(Self::Bytes(bytes.into())),
+            Payload::Values(_) => {
+                Err(DispatchError::BadRequest("component values came where JSON or bytes are taken".into()))
+            }
         }
     }
 }

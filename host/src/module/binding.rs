@@ -97,7 +97,8 @@ fn answers(binding: &Binding, import: &str) -> bool {
 
 /// A binding without a version may stand for one import only.
 fn names_one(binding: &Binding, imports: &[&str]) -> bool {
-    imports.contains(&binding.interface.as_str()) || imports.iter().filter(|import| answers(binding, import)).count() == 1
+    imports.contains(&binding.interface.as_str())
+        || imports.iter().filter(|import| answers(binding, import)).count() == 1
 }
 
 fn interface(
@@ -124,8 +125,8 @@ fn interface(
 }
 
 fn function(import: &str, name: &str, target: &BindingTarget, ty: &ComponentFunc) -> Result<BoundFunction, String> {
-    let signature = Signature::new(name, ty)
-        .map_err(|error| format!("function `{name}` cannot be bound to a module: {error}"))?;
+    let signature =
+        Signature::new(name, ty).map_err(|error| format!("function `{name}` cannot be bound to a module: {error}"))?;
     if signature.is_async() {
         return Err(format!("function `{name}` cannot be bound to a module: it is async"));
     }

@@ -132,8 +132,7 @@ impl Exports {
         let Some(index) = component.get_export_index(parent.as_ref(), name) else { return };
         let signature = Signature::new(name, ty).map(Arc::new);
         let carrier = signature.as_ref().ok().and_then(|signature| carrier::find(signature));
-        let function =
-            || PlainFunction { index, signature: signature.clone(), carrier, used: AtomicBool::new(false) };
+        let function = || PlainFunction { index, signature: signature.clone(), carrier, used: AtomicBool::new(false) };
         match instance {
             None => {
                 self.functions.insert(name.to_owned(), function());

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 use wasmtime::component::InstancePre;
 
+use super::binding::BoundInterface;
 use super::compiler::{Compiled, ContentHash};
 use super::engine::EngineKind;
 use super::exports::Exports;
@@ -36,6 +37,8 @@ pub struct Version {
     pub loaded: SystemTime,
     pub home: Arc<Home>,
     pub exports: Exports,
+    /// Imports that other modules answer.
+    pub bound: Vec<BoundInterface>,
     service_functions: Vec<ServiceFunction>,
     pre: InstancePre<GuestState>,
     compiled: Arc<Compiled>,
@@ -64,6 +67,7 @@ impl Version {
         number: u64,
         home: Arc<Home>,
         exports: Exports,
+        bound: Vec<BoundInterface>,
         pre: InstancePre<GuestState>,
         compiled: Arc<Compiled>,
         lanes: usize,
@@ -80,7 +84,8 @@ impl Version {
             retired: AtomicBool::new(false),
         };
         let service_functions = Vec::new();
-        Self { hash, number, loaded: SystemTime::now(), home, exports, service_functions, pre, compiled, pool }
+        let loaded = SystemTime::now();
+        Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool }
     }
 
     /// Before the version is shared: what its `service` export answers to.

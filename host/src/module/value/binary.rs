@@ -44,7 +44,9 @@ pub enum Malformed {
     Long(usize),
     #[error("byte {at}: {what}")]
     Value { at: usize, what: &'static str },
-    #[error("more than {VALUES_MAX} values; each byte of a list<u8> is one, where that is not a parameter or result itself")]
+    #[error(
+        "more than {VALUES_MAX} values; each byte of a list<u8> is one, where that is not a parameter or result itself"
+    )]
     TooMany,
     #[error("a result is expected, and arguments came, or the other way round")]
     Side,
@@ -396,7 +398,9 @@ impl Reader<'_> {
             if byte < 0x80 {
                 let shortest = index == 0 || byte != 0;
                 let fits = u32::try_from(number).ok().filter(|_| shortest);
-                return fits.map(|number| number as usize).ok_or_else(|| self.wrong("a number that is not well formed"));
+                return fits
+                    .map(|number| number as usize)
+                    .ok_or_else(|| self.wrong("a number that is not well formed"));
             }
         }
         Err(self.wrong("a number of more than 5 bytes"))

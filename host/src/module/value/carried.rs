@@ -117,9 +117,7 @@ impl Values {
                 there: caller.to_string(),
                 difference: caller.difference(signature).unwrap_or_default(),
             },
-            Content::Encoded(_) => {
-                Misfit::Fingerprint { here, known: signature.fingerprint(), came: self.fingerprint }
-            }
+            Content::Encoded(_) => Misfit::Fingerprint { here, known: signature.fingerprint(), came: self.fingerprint },
         }
     }
 }

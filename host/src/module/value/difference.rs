@@ -13,7 +13,7 @@ pub(super) fn signatures(expected: &Signature, found: &Signature) -> Option<Stri
     }
     let (ours, theirs) = (&expected.parameters, &found.parameters);
     if ours.len() != theirs.len() {
-        return Some(format!("{} parameters are expected, it has {}", ours.len(), theirs.len()));
+        return Some(format!("it has {} parameters instead of {}", theirs.len(), ours.len()));
     }
     for ((name, shape), (other, found)) in ours.iter().zip(theirs) {
         if name != other {
@@ -90,11 +90,11 @@ fn names<'n>(
     expected: impl ExactSizeIterator<Item = &'n String>,
     found: impl ExactSizeIterator<Item = &'n String>,
 ) -> Option<String> {
-    let (more, less) = (expected.len(), found.len());
+    let (wanted, there) = (expected.len(), found.len());
     let differs = expected.zip(found).find(|(name, other)| name != other);
     match differs {
         Some((name, other)) => Some(format!("{place}: {kind} `{name}` is expected, it has `{other}` there")),
-        None if more != less => Some(format!("{place}: {more} {kind}s are expected, it has {less}")),
+        None if wanted != there => Some(format!("{place}: it has {there} {kind}s instead of {wanted}")),
         None => None,
     }
 }
