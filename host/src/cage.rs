@@ -201,6 +201,7 @@ impl Cage {
     pub fn end(self) {
         let inner = &self.inner;
         inner.shared.cages.remove(&inner.name);
+        inner.dispatcher.disconnect();
         inner.interfaces.lock().clear();
         inner.modules.clear();
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
@@ -213,6 +214,7 @@ impl Drop for Cage {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.inner.drain.force();
         self.inner.shared.cages.remove(&self.inner.name);
+        self.inner.dispatcher.disconnect();
         self.inner.interfaces.lock().clear();
         self.inner.modules.clear();
     }

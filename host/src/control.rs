@@ -1,6 +1,9 @@
 //! How other commands ask a running cage: a Unix socket `logs/<cage>.sock`, for the cage's own user only. One JSON object
-//! per line in each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`.
-//! The secondary serves it; `ps` and later commands are its clients. What comes in is bounded and never trusted.
+//! per line in each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`. A client
+//! that closes its side before a command is done gives it up.
+//! The secondary serves it; `ps` and `call` are its clients. What comes in is bounded and never trusted.
+
+pub(crate) mod call;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
@@ -20,16 +23,16 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use wasmcage::telemetry::LOGS_DIRECTORY;
 
-/// The longest request line.
-const REQUEST_BYTES_MAX: u64 = 1 << 20;
-/// The longest answer a client reads.
-const ANSWER_BYTES_MAX: u64 = 64 << 20;
-/// Connections served at once; more of them wait.
-const CONNECTIONS_MAX: usize = 16;
+/// Arguments or result of a call, before they are put into a line.
+pub(crate) const CONTENT_BYTES_MAX: usize = 32 << 20;
+/// The longest line in either direction: JSON within a string takes up to twice its room.
+const LINE_BYTES_MAX: u64 = 2 * CONTENT_BYTES_MAX as u64 + (1 << 20);
+/// Connections served at once; more of them wait. Calls may take long, and `ps` shall not wait for them.
+const CONNECTIONS_MAX: usize = 128;
 /// A connection that says nothing for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client waits for each piece of its answer.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client waits for each piece of its answer, once the command should be done.
+pub(crate) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Paths longer than this are reached through their directory: the system's limit is 107 bytes.
 const PATH_BYTES_MAX: usize = 100;
 /// Pause after a failed accept, for what it lacked to come back.
@@ -157,14 +160,19 @@ async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
     let mut reader = tokio::io::BufReader::new(reader);
     loop {
         let mut line = Vec::new();
-        let mut bounded = (&mut reader).take(REQUEST_BYTES_MAX);
+        let mut bounded = (&mut reader).take(LINE_BYTES_MAX);
         timeout(IDLE_TIMEOUT, bounded.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
         if line.is_empty() {
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
         let result = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) => answer.answer(request).await,
+            // An answer that is ready at once reaches a client that has said all it had to say.
+            Ok(request) => tokio::select! {
+                biased;
+                result = answer.answer(request) => result,
+                () = left(&mut reader) => return Ok(()),
+            },
             Err(error) => Err(Refusal { code: "bad-request".into(), text: error.to_string() }),
         };
         let mut reply = match result {
@@ -180,16 +188,38 @@ async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
     }
 }
 
-/// Asks a running cage.
+/// Resolves when the client has closed its side; never when it has sent its next command already.
+async fn left(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) {
+    match reader.fill_buf().await {
+        Ok([]) | Err(_) => {}
+        Ok(_) => std::future::pending().await,
+    }
+}
+
+/// Asks a running cage for something that it knows at once.
 ///
 /// # Errors
 /// When it cannot be reached, or does not do it.
 pub(crate) fn ask(cage_directory: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
+    ask_patiently(cage_directory, cage, command, arguments, CLIENT_TIMEOUT)
+}
+
+/// Asks a running cage, and waits so long for its answer.
+///
+/// # Errors
+/// When it cannot be reached, or does not do it.
+pub(crate) fn ask_patiently(
+    cage_directory: &Path,
+    cage: &str,
+    command: &str,
+    arguments: Value,
+    patience: Duration,
+) -> Result<Value, ControlError> {
     let socket = socket_path(cage_directory, cage);
     let connect = || -> io::Result<BlockingStream> {
         let address = Address::new(&socket)?;
         let stream = BlockingStream::connect(&address.path)?;
-        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         Ok(stream)
     };
@@ -205,20 +235,32 @@ pub(crate) fn ask(cage_directory: &Path, cage: &str, command: &str, arguments: V
     }
 }
 
-#[derive(Deserialize)]
+/// What came of a command, or of a part of it.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Reply {
-    Ok(Value),
+pub(crate) enum Reply<T> {
+    Ok(T),
     Error(Refusal),
 }
 
-fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Reply> {
+fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Reply<Value>> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut reply = Vec::new();
-    BufReader::new(stream.take(ANSWER_BYTES_MAX)).read_until(b'\n', &mut reply)?;
-    Ok(serde_json::from_slice(&reply)?)
+    let read = BufReader::new(stream.take(LINE_BYTES_MAX)).read_until(b'\n', &mut reply);
+    read.map_err(|error| match error.kind() {
+        // How the system says that a read timed out.
+        io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it said nothing for too long"),
+        _ => error,
+    })?;
+    if reply.ends_with(b"\n") {
+        return Ok(serde_json::from_slice(&reply)?);
+    }
+    Err(match reply.len() as u64 {
+        LINE_BYTES_MAX.. => io::Error::other(format!("its answer is longer than {LINE_BYTES_MAX} bytes")),
+        _ => io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection before it had answered"),
+    })
 }
 
 #[cfg(test)]
@@ -232,8 +274,24 @@ mod tests {
         async fn answer(&self, request: Request) -> Result<Value, Refusal> {
             match request.command.as_str() {
                 "echo" => Ok(request.arguments),
+                // Never answers.
+                "wait" => {
+                    let _given_up = GivenUp;
+                    std::future::pending().await
+                }
+                "given-up" => Ok(json!(GIVEN_UP.load(std::sync::atomic::Ordering::SeqCst))),
                 other => Err(Refusal { code: "unknown-command".into(), text: format!("no command `{other}`") }),
             }
+        }
+    }
+
+    static GIVEN_UP: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+    struct GivenUp;
+
+    impl Drop for GivenUp {
+        fn drop(&mut self) {
+            GIVEN_UP.store(true, std::sync::atomic::Ordering::SeqCst);
         }
     }
 
@@ -269,6 +327,36 @@ mod tests {
     }
 
     #[test]
+    fn a_command_is_given_up_when_its_client_leaves() {
+        check("leaving", |directory| {
+            let patience = Duration::from_millis(20);
+            let error = ask_patiently(directory, "c", "wait", Value::Null, patience).unwrap_err();
+            assert!(wasmcage::telemetry::error_chain(&error).contains("nothing for too long"), "{error}");
+            while ask(directory, "c", "given-up", Value::Null).unwrap() != json!(true) {}
+        });
+    }
+
+    #[test]
+    fn one_who_has_said_all_is_answered() {
+        check("half-closed", |directory| {
+            let mut stream = BlockingStream::connect(socket_path(directory, "c")).unwrap();
+            stream.write_all(b"{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "{\"ok\":7}\n");
+        });
+    }
+
+    #[test]
+    fn some_mib_are_carried() {
+        check("large", |directory| {
+            let large = json!("\"".repeat(8 << 20));
+            assert_eq!(ask(directory, "c", "echo", large.clone()).unwrap(), large);
+        });
+    }
+
+    #[test]
     fn a_long_path_is_no_obstacle() {
         check(&"long".repeat(40), |directory| {
             assert_eq!(ask(directory, "c", "echo", json!(1)).unwrap(), json!(1));
@@ -284,7 +372,7 @@ mod tests {
             assert!(lines.next().unwrap().unwrap().contains("bad-request"));
             assert_eq!(lines.next().unwrap().unwrap(), r#"{"ok":7}"#);
             // The server hangs up before it has taken all of it.
-            let _ = stream.write_all(&vec![b'x'; 2 * REQUEST_BYTES_MAX as usize]);
+            let _ = stream.write_all(&vec![b'x'; LINE_BYTES_MAX as usize + (1 << 20)]);
             assert!(lines.next().is_none_or(|line| line.is_err() || line.unwrap().contains("bad-request")));
         });
     }

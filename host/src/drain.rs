@@ -12,6 +12,8 @@ pub struct Drain {
     intake: CancellationToken,
     forced: CancellationToken,
     in_flight: TaskTracker,
+    /// Of the parent's.
+    outer: CancellationToken,
 }
 
 impl Drain {
@@ -21,7 +23,12 @@ impl Drain {
 
     /// Begins to drain when its parent does, and may begin alone; what it tracks counts for itself only.
     pub fn child(&self) -> Self {
-        Self { intake: self.intake.child_token(), forced: self.forced.child_token(), in_flight: TaskTracker::new() }
+        Self {
+            intake: self.intake.child_token(),
+            forced: self.forced.child_token(),
+            in_flight: TaskTracker::new(),
+            outer: self.intake.clone(),
+        }
     }
 
     /// Takes nothing new from now on.
@@ -38,6 +45,11 @@ impl Drain {
 
     pub fn begun(&self) -> bool {
         self.intake.is_cancelled()
+    }
+
+    /// Whether this one began because its parent did.
+    pub fn outer_begun(&self) -> bool {
+        self.outer.is_cancelled()
     }
 
     /// Resolves when nothing new may be taken.

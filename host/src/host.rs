@@ -165,6 +165,11 @@ impl Host {
         self.cages.iter().find(|cage| cage.name() == name)
     }
 
+    /// Where calls that did not come through an interface may run guests.
+    pub fn lanes(&self) -> &Arc<Lanes> {
+        &self.shared.lanes
+    }
+
     /// Everything logged so far is in the files when this returns.
     pub fn flush_logs(&self) {
         self.cages.iter().for_each(Cage::flush_log);

@@ -17,3 +17,4 @@ pub mod protocol;
 pub mod readings;
 pub mod request;
 pub mod telemetry;
+pub mod unix_socket;

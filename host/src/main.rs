@@ -16,6 +16,7 @@ use crate::command::{Cli, CommandError};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    command::completion::complete();
     let done = command::execute(Cli::parse());
     wasmcage::telemetry::flush();
     match done {

@@ -339,7 +339,36 @@ async fn another_cage_is_called_with_a_grant_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_copy_of_a_cage_is_called_at_once() {
+    let (worker, stranger) = (unique_name("worker"), unique_name("stranger"));
+    let cage = caller()
+        .module("service_echo", "own")
+        .config(&format!("[modules.interface_web]\nallow = {{ cages = [\"{worker}\", \"nothing_like_it\"] }}"))
+        .cage(&worker)
+        .module("service_echo", "service_echo")
+        .cage(&stranger)
+        .start()
+        .await;
+    let client = cage.client("web");
+    let all = async |parameters: &[(&str, &str)]| client.get(&query("/call_all", parameters)).await.json();
+    let there = [("cage", worker.as_str()), ("module", "service_echo")];
+    let add = all(&[&there[..], &[("function", "add"), ("args", "[1, 2]")]].concat()).await;
+    assert_eq!(add, json!([{ "copy": "local", "ok": 3 }]));
+    // What becomes of one copy is its own result; why none was called, the call's.
+    let refused = all(&[&there[..], &[("function", "refuse"), ("args", "[\"no\"]")]].concat()).await;
+    assert_eq!((&refused[0]["copy"], &refused[0]["error"]["text"]), (&json!("local"), &json!("call refused: no")));
+    assert_eq!(refused[0]["error"]["may_have_run"], false);
+    let own = all(&[("module", "own"), ("function", "greet"), ("args", "[\"x\"]")]).await;
+    assert_eq!(own, json!([{ "copy": "local", "ok": "Hello, x !" }]));
+    for (to, text) in [(stranger.as_str(), "call not permitted: "), ("nothing_like_it", "no such cage: ")] {
+        let none = all(&[("cage", to), ("module", "m"), ("function", "f")]).await;
+        assert!(none["text"].as_str().unwrap().starts_with(text), "{none}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_calls_is_known_and_a_password_stays_behind() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let worker = unique_name("worker");
     let cage = caller()
         .config(&format!("[modules.interface_web]\nallow = {{ cages = [\"{worker}\"] }}"))
@@ -351,7 +380,7 @@ async fn who_calls_is_known_and_a_password_stays_behind() {
     let client = cage.client("web");
     let context = async |function: &str, args: &str| {
         let target = query("/call", &[("cage", &worker), ("module", "one"), ("function", function), ("args", args)]);
-        let headers = [("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")];
+        let headers = [("authorization", "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="), ("traceparent", TRACE)];
         client.send(Method::GET, &target, &headers, Bytes::new()).await.json()
     };
     let known = context("context", "[]").await;
@@ -359,10 +388,12 @@ async fn who_calls_is_known_and_a_password_stays_behind() {
     assert_eq!((&known["cage"], &known["module"]), (&json!(worker), &json!("one")));
     assert_eq!((&known["username"], &known["peer-address"]), (&json!("Aladdin"), &json!("127.0.0.1")));
     assert_eq!(known.get("password"), None);
+    assert_eq!((&known["origin-cage"], &known["traceparent"]), (&json!(cage.name()), &json!(TRACE)));
     // One call further on the caller is another, and the client the same.
     let known = context("forward", "[null, \"two\", \"context\", []]").await;
     assert_eq!((&known["source-cage"], &known["source-module"]), (&json!(worker), &json!("one")));
     assert_eq!((&known["module"], &known["username"]), (&json!("two"), &json!("Aladdin")));
+    assert_eq!((&known["origin-cage"], &known["traceparent"]), (&json!(cage.name()), &json!(TRACE)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bindings;
+mod call_command;
 mod calls;
 mod compiled_files;
 mod config_live;
@@ -14,5 +15,6 @@ mod keys;
 mod limits;
 mod processes;
 mod python;
+mod rpc;
 mod tidy;
 mod wasi_http;

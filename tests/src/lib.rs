@@ -29,6 +29,8 @@ pub struct TestCage {
     names: Vec<String>,
     lanes: usize,
     toml: Vec<String>,
+    /// Where running cages find each other; a place of its own if none.
+    meeting: Option<PathBuf>,
 }
 
 impl Default for TestCage {
@@ -40,10 +42,20 @@ impl Default for TestCage {
 impl TestCage {
     /// A cage with a name of its own, so that parallel tests do not share a log.
     pub fn new() -> Self {
-        let test =
-            Self { root: tempfile::tempdir().expect("a temporary directory"), names: vec![], lanes: 2, toml: vec![] };
-        let name = unique_name("cage");
-        test.cage(&name)
+        Self::named(&unique_name("cage"))
+    }
+
+    /// A cage that others call by its name.
+    pub fn named(name: &str) -> Self {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        Self { root, names: vec![], lanes: 2, toml: vec![], meeting: None }.cage(name)
+    }
+
+    /// Sees the other processes' cages that meet there.
+    #[must_use]
+    pub fn meeting_at(mut self, directory: &Path) -> Self {
+        self.meeting = Some(directory.to_owned());
+        self
     }
 
     /// Another cage of the same process; what follows belongs to it.
@@ -108,6 +120,7 @@ impl TestCage {
         }
         let mut options = HostOptions::new(self.root.path(), self.names.clone());
         options.lanes = Some(self.lanes);
+        options.runtime_directory = Some(self.meeting.unwrap_or_else(|| self.root.path().join(".meeting")));
         options.compiler = Some(guests::program());
         options.cache = Some(guests::cache());
         let host = Host::start(options).await?;

@@ -11,6 +11,7 @@
 //! | `/config?key=` | one setting, or all, as JSON |
 //! | `/call?cage=&module=&function=&args=[..]&kwargs={..}&timeout_ms=&idempotent&level=` | the result; errors by `?` |
 //! | `/try_call?..` | the same, errors as JSON |
+//! | `/call_all?..` | the same of every copy of the cage, as JSON |
 //! | `/refuse?text=`, `/fail?text=` | that error |
 //! | `/env`, `/file?path=` | what the module is granted of these; PUT writes the file |
 //! | anything else | the request as JSON |
@@ -48,6 +49,7 @@ fn handle(request: Request) -> Result<Response> {
         },
         ["call"] => calls::call(&request),
         ["try_call"] => calls::try_call(&request),
+        ["call_all"] => calls::call_all(&request),
         ["refuse"] => Err(Error::refused(text(&request))),
         ["fail"] => Err(Error::failed(text(&request))),
         ["env"] => Response::json(&std::env::vars().collect::<std::collections::BTreeMap<_, _>>()),

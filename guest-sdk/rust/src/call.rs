@@ -75,12 +75,40 @@ impl Module<'_> {
     /// See [`CallError`].
     pub fn call<T: DeserializeOwned>(&self, function: &str, arguments: impl Arguments) -> Result<T, CallError> {
         let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
-        match self.call_raw(function, &Payload::Json(arguments))? {
-            Payload::Json(result) => {
-                serde_json::from_str(&result).map_err(|error| CallError::BadResult(format!("{function}: {error}")))
-            }
-            Payload::Bytes(_) => Err(CallError::BadResult(format!("{function}: bytes came where JSON was expected"))),
-        }
+        result_of(function, self.call_raw(function, &Payload::Json(arguments))?)
+    }
+
+    /// Makes the same call to every copy of the cage that is known now, at once, and waits for all of them. A module of
+    /// the same cage is called in every copy of it, this one included.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use wasmcage_guest::{Result, cage, info, warn};
+    /// # fn f() -> Result<()> {
+    /// let caches = cage("worker").module("cache").timeout(Duration::from_secs(1));
+    /// for answer in caches.call_all::<u64>("forget", ("invoice-7",))? {
+    ///     match answer.result {
+    ///         Ok(entries) => info!("copy {} forgot {entries} entries", answer.copy),
+    ///         Err(error) => warn!("copy {}: {error}", answer.copy),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Why no copy was called; what became of each that was is in its [`CopyResult`].
+    pub fn call_all<T: DeserializeOwned>(
+        &self,
+        function: &str,
+        arguments: impl Arguments,
+    ) -> Result<Vec<CopyResult<T>>, CallError> {
+        let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
+        let results = self.call_all_raw(function, &Payload::Json(arguments))?.into_iter();
+        let results = results.map(|CopyResult { copy, result }| {
+            let result = result.and_then(|payload| result_of(function, payload));
+            CopyResult { copy, result }
+        });
+        Ok(results.collect())
     }
 
     /// Calls a function with a payload as it is, and returns its result as it is.
@@ -88,10 +116,44 @@ impl Module<'_> {
     /// # Errors
     /// See [`CallError`].
     pub fn call_raw(&self, function: &str, arguments: &Payload) -> Result<Payload, CallError> {
-        let timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
-        let options = call::Options { timeout_ms, idempotent: self.idempotent };
-        call::call(self.cage, self.name, function, arguments, options).map_err(CallError::from)
+        call::call(self.cage, self.name, function, arguments, self.options()).map_err(CallError::from)
     }
+
+    /// As [`Module::call_all`], with a payload as it is and results as they are.
+    ///
+    /// # Errors
+    /// Why no copy was called.
+    pub fn call_all_raw(&self, function: &str, arguments: &Payload) -> Result<Vec<CopyResult<Payload>>, CallError> {
+        let results = call::call_all(self.cage, self.name, function, arguments, self.options())?.into_iter();
+        let results = results.map(|call::CopyResult { copy, result }| {
+            let result = result.map_err(CallError::from);
+            CopyResult { copy, result }
+        });
+        Ok(results.collect())
+    }
+
+    fn options(&self) -> call::Options {
+        let timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        call::Options { timeout_ms, idempotent: self.idempotent }
+    }
+}
+
+fn result_of<T: DeserializeOwned>(function: &str, payload: Payload) -> Result<T, CallError> {
+    match payload {
+        Payload::Json(result) => {
+            serde_json::from_str(&result).map_err(|error| CallError::BadResult(format!("{function}: {error}")))
+        }
+        Payload::Bytes(_) => Err(CallError::BadResult(format!("{function}: bytes came where JSON was expected"))),
+    }
+}
+
+/// What one running copy of a cage answered. Made by [`Module::call_all`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyResult<T> {
+    /// Tells the copies of a cage apart, for as long as they run: `local` in this process, otherwise 16 hexadecimal
+    /// digits.
+    pub copy: String,
+    pub result: Result<T, CallError>,
 }
 
 /// Arguments of a call: a tuple of up to eight values, or [`Args`] for named ones and for more.
@@ -175,30 +237,49 @@ impl Arguments for () {
     }
 }
 
-/// Why a call has no result. All but `TimedOut`, `Failed`, `Lost` and `BadResult` say that the function did not run to
-/// any effect.
+/// Why a call has no result. [`CallError::may_have_run`] tells whether the function may have run all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallError {
+    /// No running cage of that name is known: the function did not run.
     NoSuchCage(String),
+    /// The cage has no module of that name: the function did not run.
     NoSuchModule(String),
+    /// The module has no function of that name: it did not run.
     NoSuchFunction(String),
-    /// The arguments do not fit the function's type.
+    /// The arguments do not fit the function's type: it did not run.
     BadArguments(String),
-    /// This module may not make this call: see `allow` in `cage.toml`.
+    /// This module may not make this call: see `allow` in its own `cage.toml`, and `[rpc.allow]` in the callee's. The
+    /// function did not run.
     NotPermitted(String),
-    /// The callee has no room now, or is shutting down.
+    /// The callee has no room now, or is shutting down: the function did not run.
     Overloaded(String),
-    /// The callee says never.
+    /// The callee says never. The function ran, and did nothing that matters.
     Refused(String),
-    /// The callee failed or panicked; later may help.
+    /// The callee failed or panicked; later may help. The function may have run in part.
     Failed(String),
-    /// The deadline or the timeout came first; the function may have run.
+    /// The deadline or the timeout came first. The function may have run, and may even be running now.
     TimedOut(String),
-    /// The connection broke after the call was handed over; the function may have run.
+    /// The connection broke after the call was handed over. The function may have run, or be running.
     Lost(String),
-    /// The function ran, but its result is not of the type asked for.
+    /// The result is not of the type asked for. The function has run.
     BadResult(String),
+}
+
+impl CallError {
+    /// Whether the function may have run to some effect, so that making the call again could do something twice.
+    pub fn may_have_run(&self) -> bool {
+        match self {
+            Self::NoSuchCage(_)
+            | Self::NoSuchModule(_)
+            | Self::NoSuchFunction(_)
+            | Self::BadArguments(_)
+            | Self::NotPermitted(_)
+            | Self::Overloaded(_)
+            | Self::Refused(_) => false,
+            Self::Failed(_) | Self::TimedOut(_) | Self::Lost(_) | Self::BadResult(_) => true,
+        }
+    }
 }
 
 impl From<call::CallError> for CallError {
@@ -255,6 +336,15 @@ mod tests {
         check((1, None::<u8>, [2.5]), r#"{"args":[1,null,[2.5]],"kwargs":{}}"#);
         check(Args::new().arg(1).named("b", "x").named("c", true), r#"{"args":[1],"kwargs":{"b":"x","c":true}}"#);
         check(Args::new(), r#"{"args":[],"kwargs":{}}"#);
+    }
+
+    #[test]
+    fn errors_tell_whether_the_function_may_have_run() {
+        let text = || "text".to_owned();
+        assert!(!CallError::Refused(text()).may_have_run());
+        assert!(!CallError::Overloaded(text()).may_have_run());
+        assert!(CallError::Lost(text()).may_have_run());
+        assert!(CallError::BadResult(text()).may_have_run());
     }
 
     #[test]

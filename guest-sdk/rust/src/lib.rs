@@ -56,7 +56,7 @@ mod request;
 mod response;
 
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
-pub use call::{Args, Arguments, Cage, CallError, Module, cage, module};
+pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, cage, module};
 pub use error::{Error, Result};
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
 use wasmcage::config::{CageConfig, ModuleConfig, SHARED_DIRECTORY};
 use wasmcage::host::{HostOptions, Shared};
@@ -13,7 +14,7 @@ use wasmcage::module::compiler::CompileError;
 use wasmcage::module::loader::Inspection;
 use wasmcage::telemetry::error_chain;
 
-use super::{CommandError, RootArg, cages_in, check_cage, config, print};
+use super::{CommandError, RootArg, cages_in, check_cage, completion, config, print};
 use crate::supervisor::{FAILED, STOPPED};
 
 /// Show what a cage or a module needs and offers, and why it would be refused
@@ -30,7 +31,7 @@ pub(super) struct CheckArgs {
     #[arg(value_name = "CAGE | FILE.wasm")]
     subject: String,
     /// Whose grants a FILE would get [default: those of the cage it lies in]
-    #[arg(long, value_name = "CAGE")]
+    #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: Option<String>,
     /// For programs
     #[arg(long)]

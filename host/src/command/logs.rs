@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use wasmcage::telemetry::{LOGS_DIRECTORY, file_day, file_name};
 
-use super::{CommandError, RootArg, check_cage, print};
+use super::{CommandError, RootArg, check_cage, completion, print};
 use crate::supervisor::STOPPED;
 
 /// Between two looks at a log that is followed.
@@ -22,7 +23,7 @@ Examples:
   wasmcage logs hello
   wasmcage logs hello -n 100 -f")]
 pub(super) struct LogsArgs {
-    #[arg(value_name = "CAGE")]
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: String,
     /// Go on with lines as they come
     #[arg(short, long)]

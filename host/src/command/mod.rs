@@ -2,8 +2,10 @@
 
 mod build;
 mod cage_toml;
+mod call;
 mod check;
 mod compile;
+pub(crate) mod completion;
 mod dev;
 mod keys;
 mod logs;
@@ -21,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::engine::{ArgValueCompleter, PathCompleter};
 use wasmcage::cage::load_config;
 use wasmcage::config::{CageConfig, ConfigError, nearest};
 use wasmcage::host::host_name;
@@ -49,6 +52,7 @@ Examples:
   wasmcage new rust interface_web --cage hello   a module to start from
   wasmcage dev hello                             serve, rebuild on every save
   wasmcage run runner worker --build             two cages in one process
+  wasmcage call worker work.handle /             call a function
   wasmcage logs hello -f                         follow the log
   wasmcage help cage.toml                        everything that cage.toml may say";
 
@@ -58,6 +62,7 @@ enum Command {
     Dev(dev::DevArgs),
     Stop(stop::StopArgs),
     Ps(ps::PsArgs),
+    Call(call::CallArgs),
     Logs(logs::LogsArgs),
     Check(check::CheckArgs),
     New(new::NewArgs),
@@ -65,17 +70,22 @@ enum Command {
     Keys(keys::KeysArgs),
     #[command(name = "cage.toml")]
     CageToml(cage_toml::CageTomlArgs),
+    Completions(completion::CompletionsArgs),
     #[command(hide = true)]
     Secondary(secondary::SecondaryArgs),
     #[command(hide = true)]
     Compile(compile::CompileArgs),
 }
 
+const ROOT_VARIABLE: &str = "WASMCAGE_ROOT";
+const DEFAULT_ROOT: &str = "cages";
+
 /// Where the cages are.
 #[derive(Clone, Debug, Args)]
 struct RootArg {
     /// Directory of the cages
-    #[arg(long, value_name = "DIR", env = "WASMCAGE_ROOT", default_value = "cages")]
+    #[arg(long, value_name = "DIR", env = ROOT_VARIABLE, default_value = DEFAULT_ROOT)]
+    #[arg(add = ArgValueCompleter::new(PathCompleter::dir()))]
     root: PathBuf,
 }
 
@@ -87,12 +97,14 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Dev(args) => args.execute()?,
         Command::Stop(args) => args.execute()?,
         Command::Ps(args) => args.execute()?,
+        Command::Call(args) => args.execute()?,
         Command::Logs(args) => args.execute()?,
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
         Command::Keys(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
+        Command::Completions(args) => args.execute()?,
         Command::Secondary(args) => args.execute()?,
         Command::Compile(args) => return Ok(args.execute()),
     };
@@ -118,6 +130,9 @@ pub(crate) enum CommandError {
     },
     #[error("{0}")]
     Refused(String),
+    /// A call has no result.
+    #[error("{text} ({code})")]
+    Call { code: String, text: String },
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error(transparent)]
@@ -136,7 +151,12 @@ impl CommandError {
         match self {
             Self::Usage(_) | Self::Config { .. } => MISCONFIGURED,
             Self::Serve(error) => error.exit_code(),
-            Self::Failed { .. } | Self::Refused(_) | Self::Lock(_) | Self::Supervise(_) | Self::Control(_) => FAILED,
+            Self::Failed { .. }
+            | Self::Refused(_)
+            | Self::Call { .. }
+            | Self::Lock(_)
+            | Self::Supervise(_)
+            | Self::Control(_) => FAILED,
             Self::OutputClosed => STOPPED,
         }
     }
@@ -148,8 +168,13 @@ impl CommandError {
 
 /// Writes a result to standard output.
 fn print(text: impl Display) -> Result<(), CommandError> {
+    print_bytes(format!("{text}\n").as_bytes())
+}
+
+/// Writes a result to standard output as it is.
+fn print_bytes(bytes: &[u8]) -> Result<(), CommandError> {
     let mut stdout = io::stdout();
-    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
     written.map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => CommandError::OutputClosed,
         _ => CommandError::failed("cannot write to standard output", error),
@@ -261,6 +286,11 @@ mod tests {
         check("wasmcage keys issue a --days 0", Err("days"));
         check("wasmcage keys init --flock A", Err("lower-case"));
         check("wasmcage biuld a", Err("build"));
+        check("wasmcage call a b.c -5 x=-1 --timeout 500ms --all", Ok(|command| matches!(command, Command::Call(_))));
+        check("wasmcage call a b.c -- --x", Ok(|command| matches!(command, Command::Call(_))));
+        check("wasmcage call a c", Err("MODULE.FUNCTION"));
+        check("wasmcage call a b.c --timeout soon", Err("such as 5s"));
+        check("wasmcage call a b.c 1 --bytes-from f", Err("cannot be used with"));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",

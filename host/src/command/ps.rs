@@ -3,23 +3,31 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
 
-use super::{CommandError, RootArg, holder, print, selected};
+use super::{CommandError, RootArg, completion, holder, print, selected};
 use crate::control;
 use crate::supervisor::STOPPED;
 use crate::supervisor::pid_lock::Holder;
 
-/// Show what runs: cages, interfaces, modules, versions, request counts, latencies
+/// A table shows so many copies of cages elsewhere unless all are asked for.
+const MEMBERS_SHOWN: usize = 20;
+
+/// Show what runs: cages, interfaces, modules, versions, request counts, latencies, and who else is in the flock
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   wasmcage ps
-  wasmcage ps hello --json")]
+  wasmcage ps hello --json
+  wasmcage ps hello --flock     with every copy of a cage that it knows elsewhere")]
 pub(super) struct PsArgs {
     /// Names of cages [default: all in the root]
-    #[arg(value_name = "CAGE")]
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cages: Vec<String>,
+    /// Show every copy of the flock's cages that is known elsewhere, not the first 20 only
+    #[arg(long)]
+    flock: bool,
     /// For programs: {\"processes\": [..], \"stopped\": [..], \"silent\": [..]}
     #[arg(long)]
     json: bool,
@@ -53,7 +61,7 @@ impl PsArgs {
         if self.json {
             print(seen.json())?;
         } else {
-            print(seen.table().trim_end())?;
+            print(seen.table(if self.flock { usize::MAX } else { MEMBERS_SHOWN }).trim_end())?;
         }
         Ok(STOPPED)
     }
@@ -85,11 +93,11 @@ impl Seen {
         format!("{all:#}")
     }
 
-    fn table(&self) -> String {
+    fn table(&self, members_max: usize) -> String {
         let mut text = String::new();
         for process in self.processes.values() {
             for cage in process["cages"].as_array().into_iter().flatten() {
-                text += &cage_table(process, cage);
+                text += &cage_table(process, cage, members_max);
             }
         }
         for (cage, error) in &self.silent {
@@ -102,12 +110,13 @@ impl Seen {
     }
 }
 
-fn cage_table(process: &Value, cage: &Value) -> String {
+fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     let mut text = format!(
-        "{}  pid {} (primary {}), version {}, since {}, {} in work, {} waiting\n",
+        "{}  pid {} (primary {}), flock {}, version {}, since {}, {} in work, {} waiting\n",
         word(&cage["cage"]),
         process["pid"],
         process["primary_pid"],
+        word(&cage["flock"]),
         word(&process["version"]),
         word(&process["started"]),
         cage["in_work"],
@@ -116,18 +125,17 @@ fn cage_table(process: &Value, cage: &Value) -> String {
     if let Some(error) = cage["config_error"].as_str() {
         text += &format!("  cage.toml was not taken: {error}\n");
     }
-    let mut rows = vec![row(["INTERFACE", "ADDRESS", "MODULE", "REQUESTS", "NOT OK", "P50", "P99"])];
+    let mut rows = vec![["INTERFACE", "ADDRESS", "MODULE", "REQUESTS", "NOT OK", "P50", "P99"].map(str::to_owned)];
     let mut notes = String::new();
     for interface in cage["interfaces"].as_array().into_iter().flatten() {
-        let addresses: Vec<_> = interface["addresses"].as_array().into_iter().flatten().map(word).collect();
         let (name, module) = (word(&interface["interface"]), word(&interface["module"]));
-        rows.push(with_readings([name.clone(), addresses.join(" "), module], &interface["readings"]));
+        rows.push(with_readings([name.clone(), words(&interface["addresses"]), module], &interface["readings"]));
         if let Some(error) = interface["error"].as_str() {
             notes += &format!("  interface {name} does not serve: {error}\n");
         }
     }
     text += &aligned(&rows);
-    let mut rows = vec![row(["MODULE", "VERSION", "INSTANCES", "REQUESTS", "NOT OK", "P50", "P99"])];
+    let mut rows = vec![["MODULE", "VERSION", "INSTANCES", "REQUESTS", "NOT OK", "P50", "P99"].map(str::to_owned)];
     for module in cage["modules"].as_array().into_iter().flatten() {
         let (name, version) = (word(&module["module"]), &module["version"]);
         let shown = match version["sha256"].as_str() {
@@ -140,18 +148,31 @@ fn cage_table(process: &Value, cage: &Value) -> String {
         }
     }
     text += &aligned(&rows);
+    text += &members_table(&cage["members"], members_max);
     text += &notes;
     text.push('\n');
     text
 }
 
-type Row = [String; 7];
-
-fn row(cells: [&str; 7]) -> Row {
-    cells.map(str::to_owned)
+/// Copies of cages that this one knows elsewhere.
+fn members_table(members: &Value, members_max: usize) -> String {
+    let head = ["MEMBER", "COPY", "NODE", "VERSION", "ADDRESS", "FOUND", "HEALTH", "IN FLIGHT", "LATENCY"];
+    let mut rows = vec![head.map(str::to_owned)];
+    let members = members.as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.extend(members.iter().take(members_max).map(|member| {
+        let [cage, copy, node, version, found, health, in_flight] =
+            ["cage", "copy", "node", "version", "found", "health", "in_flight"].map(|key| word(&member[key]));
+        let latency = member["latency_us"].as_u64().map_or_else(|| "-".to_owned(), duration);
+        [cage, copy, node, version, words(&member["addresses"]), found, health, in_flight, latency]
+    }));
+    let mut text = aligned(&rows);
+    if members.len() > members_max {
+        text += &format!("  and {} more: --flock shows all\n", members.len() - members_max);
+    }
+    text
 }
 
-fn with_readings(first: [String; 3], readings: &Value) -> Row {
+fn with_readings(first: [String; 3], readings: &Value) -> [String; 7] {
     let requests = readings["requests"].as_u64().unwrap_or_default();
     let ok = readings["outcomes"]["ok"].as_u64().unwrap_or_default();
     let latency = |name: &str| match readings["processing"][name].as_u64() {
@@ -172,22 +193,29 @@ fn duration(micros: u64) -> String {
     }
 }
 
-/// A string as it is, anything else as JSON, nothing as a dash.
+/// A string as it is, anything else as JSON, nothing and an empty string as a dash.
 fn word(value: &Value) -> String {
     match value {
+        Value::String(text) if text.is_empty() => "-".into(),
         Value::String(text) => text.clone(),
         Value::Null => "-".into(),
         other => other.to_string(),
     }
 }
 
+/// A list of strings.
+fn words(list: &Value) -> String {
+    let words: Vec<_> = list.as_array().into_iter().flatten().map(word).collect();
+    if words.is_empty() { "-".into() } else { words.join(" ") }
+}
+
 /// Nothing when there is only the heading.
-fn aligned(rows: &[Row]) -> String {
+fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     if rows.len() < 2 {
         return String::new();
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
+    let widths: [usize; COLUMNS] = std::array::from_fn(width);
     let lines = rows.iter().map(|row| {
         let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
         format!("  {}\n", cells.join("  ").trim_end())
@@ -209,9 +237,16 @@ mod tests {
             json!({
                 "node": "n", "pid": 7, "version": "0.1.0", "started": "2026-11-20T11:00:00Z", "lanes": 2,
                 "cages": [{
-                    "cage": cage, "in_work": 1, "waiting": 0, "config_error": null,
+                    "cage": cage, "in_work": 1, "waiting": 0, "config_error": null, "flock": "default",
                     "interfaces": [{ "interface": "web", "protocol": "http", "module": "interface_web",
-                        "addresses": ["http://127.0.0.1:8080/"], "error": null, "readings": readings }],
+                        "addresses": ["http://127.0.0.1:8080/"], "error": null, "readings": readings },
+                        { "interface": "rpc", "protocol": "rpc", "module": "", "addresses": [], "error": null,
+                        "readings": { "requests": 0 } }],
+                    "members": [{ "cage": "far", "copy": "0123456789abcdef", "node": "", "version": "0.1.0",
+                        "addresses": ["10.0.0.7:7420", "[fe80::1]:7420"], "found": "multicast", "health": "connected",
+                        "in_flight": 3, "latency_us": 250 },
+                        { "cage": "near", "copy": "fedcba9876543210", "node": "n", "version": "", "addresses": [],
+                        "found": "registry", "health": "idle", "in_flight": 0, "latency_us": null }],
                     "modules": [{ "module": "interface_web", "refused": "no such export", "traps": 0,
                         "version": { "number": 2, "sha256": "0123456789abcdef", "instances": 3 }, "readings": readings }],
                 }],
@@ -226,16 +261,23 @@ mod tests {
         assert_eq!(parsed["processes"][0]["primary_pid"], 6);
         assert_eq!(parsed["stopped"], json!(["three"]));
         let one = "\
-one  pid 7 (primary 6), version 0.1.0, since 2026-11-20T11:00:00Z, 1 in work, 0 waiting
+one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z, 1 in work, 0 waiting
   INTERFACE  ADDRESS                 MODULE         REQUESTS  NOT OK  P50     P99
   web        http://127.0.0.1:8080/  interface_web  1200      100     120 µs  3.4 ms
+  rpc        -                       -              0         0       -       -
   MODULE         VERSION           INSTANCES  REQUESTS  NOT OK  P50     P99
   interface_web  2 (0123456789ab)  3          1200      100     120 µs  3.4 ms
+  MEMBER  COPY              NODE  VERSION  ADDRESS                       FOUND      HEALTH     IN FLIGHT  LATENCY
+  far     0123456789abcdef  -     0.1.0    10.0.0.7:7420 [fe80::1]:7420  multicast  connected  3          250 µs
+  near    fedcba9876543210  n     -        -                             registry   idle       0          -
   module interface_web was refused: no such export
 
 ";
-        assert_eq!(seen.table(), format!("{one}{}three  not running\n", one.replacen("one", "two", 1)));
-        assert_eq!(Seen::default().table(), "no cages\n");
+        assert_eq!(seen.table(MEMBERS_SHOWN), format!("{one}{}three  not running\n", one.replacen("one", "two", 1)));
+        let short = seen.table(1);
+        assert!(short.contains("far") && !short.contains("near"), "{short}");
+        assert!(short.contains("  and 1 more: --flock shows all\n"), "{short}");
+        assert_eq!(Seen::default().table(MEMBERS_SHOWN), "no cages\n");
     }
 
     #[test]

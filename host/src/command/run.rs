@@ -3,9 +3,10 @@
 use std::num::NonZeroUsize;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use wasmcage::telemetry::{self, LogFormat, TerminalOptions};
 
-use super::{CommandError, RootArg, build, check_cages};
+use super::{CommandError, RootArg, build, check_cages, completion};
 use crate::supervisor::pid_lock::PidLock;
 use crate::supervisor::{self, RunOptions};
 
@@ -31,7 +32,7 @@ pub(super) struct RunArgs {
 #[derive(Debug, Args)]
 pub(super) struct StartArgs {
     /// Names of the cages: directories in the root
-    #[arg(required = true, value_name = "CAGE")]
+    #[arg(required = true, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     pub cages: Vec<String>,
     /// Threads that run modules [default: one per core]
     #[arg(long, value_name = "N")]

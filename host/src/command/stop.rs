@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{CommandError, RootArg, cages_in, check_cages, holder, print};
+use super::{CommandError, RootArg, cages_in, check_cages, completion, holder, print};
 use crate::supervisor::pid_lock::Holder;
 use crate::supervisor::{FAILED, STOPPED};
 
@@ -24,7 +25,7 @@ Examples:
   wasmcage stop hello
   wasmcage stop hello --force     without waiting for requests in flight")]
 pub(super) struct StopArgs {
-    #[arg(required = true, value_name = "CAGE")]
+    #[arg(required = true, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cages: Vec<String>,
     /// Cut off requests in flight
     #[arg(long)]

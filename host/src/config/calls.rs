@@ -35,7 +35,9 @@ impl CallsConfig {
     /// Whether a cage may call this function here. Calls within a cage are not asked about.
     pub fn permits(&self, caller: &str, module: &str, function: &str) -> bool {
         let Some(rules) = &self.allow else { return true };
-        rules.iter().any(|rule| rule.functions.fits(module, function) && rule.cages.iter().any(|cage| cage.fits(caller)))
+        rules
+            .iter()
+            .any(|rule| rule.functions.fits(module, function) && rule.cages.iter().any(|cage| cage.fits(caller)))
     }
 
     /// Whether a function elsewhere may run twice without harm.
@@ -77,7 +79,10 @@ impl Rule {
         let cages = names.iter().map(|name| {
             let pattern = CagePattern::parse(name);
             if pattern.is_none() {
-                table.problem(key, format!("{name:?} cannot name a cage: {NAME_RULE}; \"*\" is every cage of the flock"));
+                table.problem(
+                    key,
+                    format!("{name:?} cannot name a cage: {NAME_RULE}; \"*\" is every cage of the flock"),
+                );
             }
             pattern
         });
@@ -159,7 +164,8 @@ mod tests {
         };
         check("", "anyone", ("work", "handle"), true);
         check("[rpc]\nallow = {}", "anyone", ("work", "handle"), false);
-        let listed = "[rpc.allow]\n\"work.handle\" = [\"runner\"]\n\"work.acme:api/x#f\" = [\"*\"]\n\"open.*\" = [\"a\", \"b\"]";
+        let listed =
+            "[rpc.allow]\n\"work.handle\" = [\"runner\"]\n\"work.acme:api/x#f\" = [\"*\"]\n\"open.*\" = [\"a\", \"b\"]";
         check(listed, "runner", ("work", "handle"), true);
         check(listed, "other", ("work", "handle"), false);
         check(listed, "runner", ("work", "other"), false);

@@ -5,6 +5,7 @@ wasmtime::component::bindgen!({
     world: "wasmcage:cage/imports",
     imports: {
         "wasmcage:cage/call.call": async,
+        "wasmcage:cage/call.call-all": async,
     },
 });
 

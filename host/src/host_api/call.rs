@@ -1,12 +1,13 @@
 //! `wasmcage:cage/call`: a guest's call of another module goes back through the dispatcher, with what is left of the
 //! deadline.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::GuestState;
-use super::bindings::call::{CallError, Host, Options, Payload as WitPayload};
-use crate::dispatcher::{CallOptions, DispatchError};
-use crate::request::{CallTarget, Payload};
+use super::bindings::call::{CallError, CopyResult, Host, Options, Payload as WitPayload};
+use crate::dispatcher::{CallOptions, DispatchError, Dispatcher};
+use crate::request::{CallTarget, Payload, RequestContext};
 
 impl Host for GuestState {
     async fn call(
@@ -17,15 +18,46 @@ impl Host for GuestState {
         arguments: WitPayload,
         options: Options,
     ) -> Result<WitPayload, CallError> {
+        let (dispatcher, request) = self.calling()?;
+        let target = CallTarget { cage, module, function };
+        let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options.into()).await;
+        result.and_then(WitPayload::try_from).map_err(CallError::from)
+    }
+
+    async fn call_all(
+        &mut self,
+        cage: Option<String>,
+        module: String,
+        function: String,
+        arguments: WitPayload,
+        options: Options,
+    ) -> Result<Vec<CopyResult>, CallError> {
+        let (dispatcher, request) = self.calling()?;
+        let target = CallTarget { cage, module, function };
+        let results = dispatcher.call_all_from(&self.home, &request, target, arguments.into(), options.into()).await?;
+        let results = results.into_iter().map(|(copy, result)| {
+            let result = result.and_then(WitPayload::try_from).map_err(CallError::from);
+            CopyResult { copy, result }
+        });
+        Ok(results.collect())
+    }
+}
+
+impl GuestState {
+    /// What a call is made through, and on whose behalf.
+    fn calling(&self) -> Result<(Dispatcher, Arc<RequestContext>), CallError> {
         let request = self.request.clone().ok_or_else(|| {
             CallError::NotPermitted("there is no request to call for while the module is being loaded".into())
         })?;
         let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| CallError::Overloaded("draining".into()))?;
+        Ok((dispatcher, request))
+    }
+}
+
+impl From<Options> for CallOptions {
+    fn from(options: Options) -> Self {
         let timeout = options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into()));
-        let target = CallTarget { cage, module, function };
-        let options = CallOptions { timeout, idempotent: options.idempotent, bound: false };
-        let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options).await;
-        result.and_then(WitPayload::try_from).map_err(CallError::from)
+        Self { timeout, idempotent: options.idempotent, bound: false }
     }
 }
 

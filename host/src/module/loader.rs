@@ -16,7 +16,7 @@ use super::engine::{EngineKind, Engines};
 use super::exports::{self, Exports};
 use super::slot::Slot;
 use super::value::Signature;
-use super::version::{CheckoutError, Lease, Version};
+use super::version::{CheckoutError, Lease, Linked, Version};
 use crate::config::{InstanceMode, ModuleConfig};
 use crate::dispatcher::DispatchError;
 use crate::host_api::{self, GuestState, Home};
@@ -154,8 +154,8 @@ impl Loader {
         if exports.is_empty() {
             return Err(LoadError::NothingExported);
         }
-        let mut version =
-            Version::new(hash, slot.next_number(), home, exports, bound, pre, compiled, self.lanes.count());
+        let linked = Linked { pre, exports, bound };
+        let mut version = Version::new(hash, slot.next_number(), home, linked, compiled, self.lanes.count());
         let names = self.first_call(&version, start_timeout).await?;
         version.set_service_functions(names);
         let version = Arc::new(version);

@@ -96,6 +96,7 @@ impl Slot {
                 loaded: telemetry::utc(version.loaded),
                 engine: version.engine().name(),
                 instances: version.instances(),
+                functions: version.callable_functions(),
             }),
             refused: self.refusal.lock().clone(),
             traps: self.readings.count(Outcome::Trapped),
@@ -124,4 +125,6 @@ pub struct VersionSnapshot {
     pub loaded: String,
     pub engine: &'static str,
     pub instances: usize,
+    /// Names by which its functions can be called, sorted.
+    pub functions: Vec<String>,
 }

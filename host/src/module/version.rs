@@ -1,6 +1,7 @@
 //! One linked build of a module: what it exports, and its pool of instances. Immutable once made; a newer one takes its
 //! place in the slot, and it goes when the last call on it has ended.
 
+use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,6 +46,13 @@ pub struct Version {
     pool: Pool,
 }
 
+/// A component with everything that it imports.
+pub struct Linked {
+    pub pre: InstancePre<GuestState>,
+    pub exports: Exports,
+    pub bound: Vec<BoundInterface>,
+}
+
 /// Warm instances, a stack for each lane so that lanes do not contend, and a place for each instance that may exist.
 struct Pool {
     places: Semaphore,
@@ -66,9 +74,7 @@ impl Version {
         hash: ContentHash,
         number: u64,
         home: Arc<Home>,
-        exports: Exports,
-        bound: Vec<BoundInterface>,
-        pre: InstancePre<GuestState>,
+        linked: Linked,
         compiled: Arc<Compiled>,
         lanes: usize,
     ) -> Self {
@@ -85,6 +91,7 @@ impl Version {
         };
         let service_functions = Vec::new();
         let loaded = SystemTime::now();
+        let Linked { pre, exports, bound } = linked;
         Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool }
     }
 
@@ -109,6 +116,13 @@ impl Version {
 
     pub fn service_functions(&self) -> impl Iterator<Item = &str> {
         self.service_functions.iter().map(|function| function.name.as_str())
+    }
+
+    /// Names by which functions of this version can be called, sorted.
+    pub fn callable_functions(&self) -> Vec<String> {
+        let plain = self.exports.functions.iter().filter(|(_, function)| function.signature.is_ok());
+        let names: BTreeSet<_> = self.service_functions().chain(plain.map(|(name, _)| name.as_str())).collect();
+        names.into_iter().map(str::to_owned).collect()
     }
 
     /// Names of `service` functions that were called since this version began to serve.

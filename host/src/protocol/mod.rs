@@ -15,7 +15,7 @@ use crate::drain::Drain;
 use crate::lanes::Lanes;
 
 /// Every protocol that `protocol = ".."` in `cage.toml` may name.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http, &rpc::Rpc];
+pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http, &rpc::Rpc, &rpc::ReverseRpc];
 
 pub trait Protocol: Sync {
     /// The name in `cage.toml`.

@@ -2,6 +2,7 @@
 //! starts it again when it fails; a signal to the primary drains and stops both. The primary never reads a module and has
 //! nothing to crash of. The secondary learns by its standard input, a pipe, that its primary has gone, and ends too.
 
+mod commands;
 pub(crate) mod pid_lock;
 pub(crate) mod secondary;
 

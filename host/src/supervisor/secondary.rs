@@ -5,15 +5,14 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
-use serde_json::Value;
 use tokio::sync::oneshot;
-use wasmcage::host::{Host, HostOptions, HostSnapshot, ServingLine, StartError};
+use wasmcage::host::{Host, HostOptions, ServingLine, StartError};
 use wasmcage::telemetry::{self, CageLog, LogSettings, error_chain};
 
+use super::commands::Commands;
 use super::{FAILED, MISCONFIGURED, RunOptions, STOPPED, Signals};
-use crate::control::{self, Answer, Refusal, Request};
+use crate::control;
 
 /// Threads for what does not run guests: watching, control, timers.
 const WORKER_THREADS: usize = 2;
@@ -80,7 +79,7 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     for (cage, listener) in listeners {
         match listener {
             Ok(listener) => {
-                tokio::spawn(control::serve(listener, Arc::new(Commands { cage, host: host.clone() })));
+                tokio::spawn(control::serve(listener, Arc::new(Commands::new(cage, host.clone()))));
             }
             // The cage serves without it; only `ps` has nothing to say.
             Err(error) => tracing::warn!(%cage, error = %error_chain(&error), "control socket could not be made"),
@@ -138,37 +137,4 @@ fn show(serving: &[ServingLine]) {
     telemetry::flush();
     // A terminal that went away is no reason not to serve.
     let _ = stdout.write_all(text.as_bytes());
-}
-
-/// What a running cage can be asked.
-struct Commands {
-    cage: String,
-    /// None once it is stopping.
-    host: Arc<Mutex<Option<Host>>>,
-}
-
-impl Commands {
-    /// The process, with this cage only.
-    fn snapshot(&self) -> Result<HostSnapshot, Refusal> {
-        let host = self.host.lock();
-        let host =
-            host.as_ref().ok_or_else(|| Refusal { code: "draining".into(), text: "the cage is stopping".into() })?;
-        let mut snapshot = host.snapshot();
-        snapshot.cages.retain(|cage| cage.cage == self.cage);
-        Ok(snapshot)
-    }
-}
-
-#[async_trait]
-impl Answer for Commands {
-    async fn answer(&self, request: Request) -> Result<Value, Refusal> {
-        match request.command.as_str() {
-            "ps" => {
-                let snapshot = self.snapshot()?;
-                serde_json::to_value(snapshot)
-                    .map_err(|error| Refusal { code: "host-error".into(), text: error.to_string() })
-            }
-            other => Err(Refusal { code: "unknown-command".into(), text: format!("there is no command `{other}`") }),
-        }
-    }
 }

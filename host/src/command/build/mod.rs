@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
 
 pub(super) use self::cargo::watched;
 use self::install::Installed;
-use super::{CommandError, RootArg, config, progress, selected};
+use super::{CommandError, RootArg, completion, config, progress, selected};
 use crate::supervisor::{FAILED, STOPPED};
 
 /// Compile the modules that have a `source` in cage.toml
@@ -31,7 +32,7 @@ A Rust guest gets 64 KiB of stack; more by  [package.metadata.wasmcage]  stack_k
 A Python guest's world is full-module; another by  [tool.wasmcage]  world = \"handler-module\"  in its pyproject.toml.")]
 pub(super) struct BuildArgs {
     /// Names of cages [default: all in the root]
-    #[arg(value_name = "CAGE")]
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cages: Vec<String>,
     #[command(flatten)]
     root: RootArg,

@@ -1,4 +1,5 @@
-//! Who asks: the facts of a request, from the connection, from what a trusted proxy says, and from Basic credentials.
+//! Who asks: the facts of a request, from the connection, from what a trusted proxy says, from Basic credentials, and the
+//! trace that it belongs to.
 //! Called by `interface.rs` for each request; one that adds nothing shares its connection's facts. Foreign input: never
 //! fails, believes nothing that an untrusted peer says of itself.
 
@@ -14,6 +15,7 @@ use crate::request::Facts;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// More proxies in a row than this are not followed.
 const HOPS_MAX: usize = 32;
@@ -54,7 +56,8 @@ impl Peer {
     pub(super) fn facts(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Arc<Facts> {
         let credentials = credentials(headers);
         let origin = origin(self.address, headers, proxies);
-        if credentials.is_none() && origin.is_none() {
+        let traceparent = traceparent(headers);
+        if credentials.is_none() && origin.is_none() && traceparent.is_none() {
             return self.facts.clone();
         }
         let mut all = match origin {
@@ -66,6 +69,9 @@ impl Peer {
         if let Some((username, password)) = credentials {
             all.set(Facts::USERNAME, username);
             all.set(Facts::PASSWORD, password);
+        }
+        if let Some(traceparent) = traceparent {
+            all.set(Facts::TRACEPARENT, traceparent);
         }
         Arc::new(all)
     }
@@ -174,6 +180,24 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((username.to_owned(), password.to_owned()))
 }
 
+/// The one `traceparent` header, when it is of version 00 of W3C Trace Context: trace, parent, flags, in lower-case
+/// hexadecimal digits. Anything else is as if there were none, as the specification asks.
+fn traceparent(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(&TRACEPARENT).iter();
+    let value = values.next()?.to_str().ok()?;
+    if values.next().is_some() {
+        return None;
+    }
+    let mut parts = value.split('-');
+    let mut part = |length: usize| {
+        let part = parts.next().filter(|part| part.len() == length)?;
+        part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')).then_some(part)
+    };
+    let (version, trace, parent, _flags) = (part(2)?, part(32)?, part(16)?, part(2)?);
+    let set = |part: &str| part.bytes().any(|byte| byte != b'0');
+    (version == "00" && set(trace) && set(parent) && parts.next().is_none()).then_some(value)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,6 +275,33 @@ mod tests {
         check_basic("Basic", None);
         check_basic("Bearer QWxhZGRpbjpvcGVuIHNlc2FtZQ==", None);
         assert!(credentials(&headers(&[("authorization", "Basic dTpw"), ("authorization", "Basic dTpw")])).is_none());
+    }
+
+    #[test]
+    fn a_well_formed_trace_is_a_fact() {
+        let check = |lines: &[(&'static str, &str)], expected: bool| {
+            let peer = Peer::new("192.0.2.1".parse().unwrap(), false, None);
+            let none = TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded };
+            let facts = peer.facts(&headers(lines), &none);
+            assert_eq!(facts.get(Facts::TRACEPARENT), expected.then(|| lines[0].1), "{lines:?}");
+            assert_eq!(facts.get(Facts::PEER_ADDRESS), Some("192.0.2.1"));
+        };
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        check(&[("traceparent", good)], true);
+        check(&[("traceparent", good), ("traceparent", good)], false);
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e473g-00f067aa0ba902b7-01",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4bf92f3577b34da6-a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
+            check(&[("traceparent", bad)], false);
+        }
     }
 
     #[test]

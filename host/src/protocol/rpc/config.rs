@@ -8,9 +8,8 @@ use std::time::Duration;
 use super::discovery::PeerAddress;
 use super::fabric::Limits;
 use crate::config::{ConfigError, Section, is_name};
+use crate::keys::KEYS_DIRECTORY;
 
-/// Where the keys of a cage are, in its directory.
-pub const KEYS_DIRECTORY: &str = "keys";
 /// Of multicast DNS.
 const MULTICAST_PORT: u64 = 5353;
 
@@ -103,7 +102,8 @@ impl ReverseConfig {
     pub fn read(section: Section) -> Result<Self, ConfigError> {
         let serve = section.strings("serve", &[]);
         if serve.is_empty() {
-            section.problem("serve", "required and not set; expected the names of the cages to serve, such as [\"dmz\"]");
+            section
+                .problem("serve", "required and not set; expected the names of the cages to serve, such as [\"dmz\"]");
         }
         for name in serve.iter().filter(|name| !is_name(name)) {
             section.problem("serve", format!("{name:?} cannot name a cage"));

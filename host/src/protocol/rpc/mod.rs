@@ -1,14 +1,24 @@
 //! Calls between cages of a flock: interface `rpc` of every cage lets others call it, and carries its own calls to them,
 //! over the fabric that its configuration names.
 
+mod config;
+#[cfg(test)]
+mod contract;
+pub mod discovery;
 pub mod envelope;
 pub mod fabric;
+mod interface;
+pub mod lan;
 pub mod link;
+#[cfg(test)]
+mod memory;
+pub mod places;
+mod reverse;
 
-use async_trait::async_trait;
-
+pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
+pub use self::reverse::ReverseRpc;
 use crate::config::{ConfigError, Section};
-use crate::protocol::{Interface, InterfaceContext, InterfaceError, Protocol};
+use crate::protocol::{Interface, Protocol};
 
 pub struct Rpc;
 
@@ -26,17 +36,6 @@ impl Protocol for Rpc {
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
-        section.finish()?;
-        Ok(Box::new(RpcInterface))
-    }
-}
-
-struct RpcInterface;
-
-#[async_trait]
-impl Interface for RpcInterface {
-    async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        cx.drain.stopping().await;
-        Ok(())
+        Ok(Box::new(interface::RpcInterface { config: RpcConfig::read(section)? }))
     }
 }

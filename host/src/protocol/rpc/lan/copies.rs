@@ -77,6 +77,7 @@ pub(super) struct Gauge {
     latency: AtomicU64,
     /// Milliseconds since `epoch`; 0: never.
     ejected_until: AtomicU64,
+    answered_at: AtomicU64,
     failures: AtomicU32,
 }
 
@@ -264,7 +265,7 @@ impl Known {
                 let first = fastrand::usize(..count);
                 let second = (first + 1 + fastrand::usize(..count - 1)) % count;
                 let (first, second) = (best[first], best[second]);
-                Some(if first.gauge.cost() <= second.gauge.cost() { first } else { second }.clone())
+                Some(if first.gauge.is_better_than(&second.gauge) { first } else { second }.clone())
             }
         }
     }
@@ -277,6 +278,7 @@ impl Gauge {
             in_flight: AtomicU32::new(0),
             latency: AtomicU64::new(0),
             ejected_until: AtomicU64::new(0),
+            answered_at: AtomicU64::new(0),
             failures: AtomicU32::new(0),
         }
     }
@@ -290,9 +292,21 @@ impl Gauge {
         until != 0 && self.now_ms() < until
     }
 
-    /// What one more call would cost.
+    /// A small difference is chance, and the one with fewer calls in work gets the next.
+    fn is_better_than(&self, other: &Self) -> bool {
+        let (cost, other_cost) = (self.cost(), other.cost());
+        if cost / 2 > other_cost || other_cost / 2 > cost {
+            return cost < other_cost;
+        }
+        self.in_flight.load(Ordering::Relaxed) <= other.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What one more call would cost. What was measured counts for half after each second without an answer, so that a
+    /// copy that was slow once is tried again.
     fn cost(&self) -> u64 {
-        let latency = self.latency().unwrap_or(LATENCY_UNKNOWN).as_nanos().max(1) as u64;
+        let age_s = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed)) / 1_000;
+        let latency = self.latency().unwrap_or(LATENCY_UNKNOWN).as_nanos() as u64;
+        let latency = (latency >> age_s.min(30)).max(1);
         let cost = latency.saturating_mul(u64::from(self.in_flight.load(Ordering::Relaxed)) + 1);
         let until = self.ejected_until.load(Ordering::Relaxed);
         let returned = match until {
@@ -319,6 +333,7 @@ impl Gauge {
         let (old, new) = (self.latency.load(Ordering::Relaxed), elapsed.as_nanos().max(1) as u64);
         let average = if old == 0 { new } else { old - old / 8 + new / 8 };
         self.latency.store(average.max(1), Ordering::Relaxed);
+        self.answered_at.store(self.now_ms(), Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
     }
 

@@ -53,7 +53,8 @@ impl Listening {
     /// # Errors
     /// A socket that cannot be had; a TCP port without keys.
     pub(super) async fn start(inner: &Inner) -> Result<Self, InterfaceError> {
-        let failed = |address: String, source| InterfaceError::Listen { interface: inner.interface.clone(), address, source };
+        let failed =
+            |address: String, source| InterfaceError::Listen { interface: inner.interface.clone(), address, source };
         let tcp = match &inner.config.listen {
             None => None,
             Some(address) => {

@@ -58,7 +58,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         let mut tick = interval_at(now + TICK, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let write = BytesMut::new();
-        Self { stream, shared, answering, lanes, read, write, unflushed: false, tick, heard: now, moved: now, pinged: now }
+        Self {
+            stream,
+            shared,
+            answering,
+            lanes,
+            read,
+            write,
+            unflushed: false,
+            tick,
+            heard: now,
+            moved: now,
+            pinged: now,
+        }
     }
 
     /// The whole life of the connection.

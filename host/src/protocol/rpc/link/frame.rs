@@ -162,7 +162,9 @@ impl Frame {
             return Ok(None);
         };
         if !(PREFIX_BYTES..=FRAME_BYTES_MAX).contains(&length) {
-            return Err(violation(format!("a frame of {length} bytes; {PREFIX_BYTES} to {FRAME_BYTES_MAX} are allowed")));
+            return Err(violation(format!(
+                "a frame of {length} bytes; {PREFIX_BYTES} to {FRAME_BYTES_MAX} are allowed"
+            )));
         }
         if buffer.len() < LENGTH_BYTES + length {
             buffer.reserve(LENGTH_BYTES + length - buffer.len());
@@ -201,7 +203,9 @@ impl Frame {
         let (head_bytes, total) = (payload.get_u32() as usize, payload.get_u32());
         if head_bytes > HEAD_BYTES_MAX || head_bytes > payload.len() {
             let there = payload.len();
-            return Err(violation(format!("a head of {head_bytes} bytes; {there} are there, {HEAD_BYTES_MAX} allowed")));
+            return Err(violation(format!(
+                "a head of {head_bytes} bytes; {there} are there, {HEAD_BYTES_MAX} allowed"
+            )));
         }
         let head = payload.split_to(head_bytes);
         let expected = (total as usize).min(PART_BYTES_MAX);

@@ -90,10 +90,16 @@ pub(super) enum Ending {
 #[derive(Debug)]
 pub(super) enum Event<W, R> {
     /// A call of the peer's is here in whole: `running` and `answer` come next.
-    Call { id: u64, message: Message },
+    Call {
+        id: u64,
+        message: Message,
+    },
     /// Its runner is to be stopped; the peer has been told.
     Cancelled(R),
-    Ended { waiter: W, ending: Ending },
+    Ended {
+        waiter: W,
+        ending: Ending,
+    },
     Told(Bytes),
     GoingAway,
     Bye(String),
@@ -376,7 +382,9 @@ impl<W, R> Session<W, R> {
                 Some(Incoming::Assembling(assembly)) => assembly,
                 // It was cancelled while this part was on its way.
                 None if id <= self.last_peer_id => return Ok(None),
-                Some(Incoming::Running(_)) | None => return Err(violation(format!("a part of call {id}, which has none"))),
+                Some(Incoming::Running(_)) | None => {
+                    return Err(violation(format!("a part of call {id}, which has none")));
+                }
             },
             Way::Answer => match self.calls.get_mut(&id).map(|call| call.answer.as_mut()) {
                 Some(Some(assembly)) => assembly,
@@ -465,7 +473,8 @@ impl<W, R> Session<W, R> {
                 Way::Answer => self.calls.get_mut(&id).and_then(|call| call.answer.as_mut()),
             };
             if let Some(assembly) = assembly {
-                if self.assembling_bytes > 0 && self.assembling_bytes + assembly.total > self.limits.assembly_bytes_max {
+                if self.assembling_bytes > 0 && self.assembling_bytes + assembly.total > self.limits.assembly_bytes_max
+                {
                     return;
                 }
                 self.assembling_bytes += assembly.total;
@@ -501,15 +510,13 @@ impl Assembly {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     type Tested = Session<u64, ()>;
 
-    const LIMITS: SessionLimits =
-        SessionLimits { body_bytes_max: 3 << 20, calls_max: 8, assembly_bytes_max: 4 << 20 };
+    const LIMITS: SessionLimits = SessionLimits { body_bytes_max: 3 << 20, calls_max: 8, assembly_bytes_max: 4 << 20 };
 
     fn message(tag: u8, bytes: usize) -> Message {
         Message { head: Bytes::from(vec![tag; 3]), body: Bytes::from(vec![tag; bytes]) }
@@ -563,7 +570,9 @@ mod tests {
                         other => panic!("{other:?}"),
                     }
                 }
-                assert!(callee.assembling_bytes <= LIMITS.assembly_bytes_max && callee.served.len() <= LIMITS.calls_max);
+                assert!(
+                    callee.assembling_bytes <= LIMITS.assembly_bytes_max && callee.served.len() <= LIMITS.calls_max
+                );
                 for event in carry(&mut callee, &mut caller).unwrap() {
                     match event {
                         Event::Ended { waiter, ending: Ending::Answer(message) } => {

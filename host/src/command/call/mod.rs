@@ -1,0 +1,163 @@
+//! `wasmcage call`: one function of a running cage, or of one that a cage running here can reach. Reads the command line,
+//! chooses who makes the call, asks it through its control socket, and prints what came of it.
+
+mod arguments;
+mod output;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, PathCompleter};
+use serde_json::Value;
+
+use self::arguments::Function;
+use super::{CommandError, RootArg, cages_in, check_cage, completion, holder, progress};
+use crate::control::call::{CallRequest, Content, CopyAnswer};
+use crate::control::{self, CLIENT_TIMEOUT, CONTENT_BYTES_MAX, ControlError};
+use crate::supervisor::STOPPED;
+use crate::supervisor::pid_lock::Holder;
+
+/// Call a function of a running cage, and print its result
+///
+/// An ARG is JSON; one that is not is taken as a string, so that `/` and `"/"` are the same. NAME=ARG gives an argument by
+/// the name of its parameter, where NAME is a lower-case letter followed by lower-case letters, digits, `_` and `-`; a
+/// string that looks like that is written as JSON: '"a=b"'. Write -- before an ARG that begins with a dash.
+///
+/// The call goes to the cage itself when it runs in the root. When it does not, another cage that runs there makes the
+/// call, as if it were its own: it needs no permission of its own cage.toml, but the called cage's.
+///
+/// Exits with 1 when there is no result, and says why, with a code for programs in parentheses.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage call worker work.handle /
+  wasmcage call worker work.handle request_target=/ --timeout 500ms
+  wasmcage call shop orders.find '{\"customer\": 7, \"open\": true}' limit=10
+  wasmcage call shop cache.clear --all               in every copy of the cage
+  wasmcage call --via runner worker work.handle /    as cage runner, wherever worker runs
+  wasmcage call images thumbnail.make --bytes-from photo.jpg --raw > small.jpg")]
+pub(super) struct CallArgs {
+    /// Name of the cage
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::callable_cages))]
+    cage: String,
+    /// What to call, such as work.handle
+    #[arg(value_name = "MODULE.FUNCTION", value_parser = Function::parse)]
+    #[arg(add = ArgValueCandidates::new(completion::functions))]
+    function: Function,
+    /// Arguments, by position or by name
+    #[arg(value_name = "[NAME=]ARG", allow_negative_numbers = true)]
+    arguments: Vec<String>,
+    /// Send what is in the file instead of JSON arguments; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "arguments")]
+    #[arg(add = ArgValueCompleter::new(PathCompleter::file().stdio()))]
+    bytes_from: Option<PathBuf>,
+    /// How long the call may take, such as 5s, 500ms or 2m
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = arguments::duration)]
+    timeout: Duration,
+    /// The function may run twice without harm: a call that was lost may be tried on another copy
+    #[arg(long)]
+    idempotent: bool,
+    /// Call every copy of the cage that is known; prints a list of {"copy", "ok" or "error"}
+    #[arg(long)]
+    all: bool,
+    /// Print a string without quotes, and bytes even on a terminal; no end of line is added
+    #[arg(long, conflicts_with = "all")]
+    raw: bool,
+    /// The cage of the root that makes the call
+    #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
+    via: Option<String>,
+    #[command(flatten)]
+    root: RootArg,
+}
+
+impl CallArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let arguments = match &self.bytes_from {
+            Some(file) => Content::bytes(&arguments::bytes(file)?),
+            None => Content::Json(arguments::json(&self.arguments).map_err(CommandError::Usage)?),
+        };
+        let caller = self.caller()?;
+        let request = CallRequest {
+            cage: self.cage,
+            module: self.function.module,
+            function: self.function.function,
+            arguments,
+            timeout_ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
+            idempotent: self.idempotent,
+            all: self.all,
+        };
+        let answer = ask(&self.root.root, &caller, &request, self.timeout)?;
+        if self.all {
+            return output::print_all(parsed(&caller, answer)?);
+        }
+        output::print_one(parsed(&caller, answer)?, self.raw)?;
+        Ok(STOPPED)
+    }
+
+    /// The cage that makes the call.
+    fn caller(&self) -> Result<String, CommandError> {
+        let root = &self.root.root;
+        if let Some(via) = &self.via {
+            check_cage(root, via)?;
+            return match holder(root, via)? {
+                Holder::Pid(_) => Ok(via.clone()),
+                Holder::None => Err(not_running(via)),
+            };
+        }
+        let is_here = root.join(&self.cage).is_dir();
+        if is_here && holder(root, &self.cage)? != Holder::None {
+            return Ok(self.cage.clone());
+        }
+        let Some(neighbour) = neighbour(root, &self.cage)? else {
+            check_cage(root, &self.cage)?;
+            return Err(not_running(&self.cage));
+        };
+        progress(format_args!(
+            "cage {} does not run in {}: cage {neighbour} makes the call (--via {neighbour})",
+            self.cage,
+            root.display()
+        ));
+        Ok(neighbour)
+    }
+}
+
+fn not_running(cage: &str) -> CommandError {
+    CommandError::Refused(format!("cage {cage} is not running: `wasmcage run {cage}` starts it"))
+}
+
+/// A running cage of the root that can call this one: one that knows a copy of it if there is one, otherwise the first.
+fn neighbour(root: &Path, cage: &str) -> Result<Option<String>, CommandError> {
+    let mut first = None;
+    for name in cages_in(root) {
+        if holder(root, &name)? == Holder::None {
+            continue;
+        }
+        // One that is silent now is no worse than one that does not know the cage.
+        let knows = control::ask(&root.join(&name), &name, "ps", Value::Null).is_ok_and(|process| {
+            let members = process["cages"][0]["members"].as_array();
+            members.is_some_and(|members| members.iter().any(|member| member["cage"] == *cage))
+        });
+        if knows {
+            return Ok(Some(name));
+        }
+        first.get_or_insert(name);
+    }
+    Ok(first)
+}
+
+fn ask(root: &Path, caller: &str, request: &CallRequest, timeout: Duration) -> Result<Value, CommandError> {
+    let arguments = serde_json::to_value(request).expect("a request has text keys only");
+    // The cage answers at the deadline at the latest, unless it is not well.
+    let patience = timeout + CLIENT_TIMEOUT;
+    control::ask_patiently(&root.join(caller), caller, "call", arguments, patience).map_err(|error| match error {
+        ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
+        ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
+    })
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(caller: &str, answer: Value) -> Result<T, CommandError> {
+    let failed =
+        |error| CommandError::failed(format!("cage {caller} answered in a way this version does not know"), error);
+    serde_json::from_value(answer).map_err(failed)
+}

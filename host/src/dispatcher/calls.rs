@@ -1,0 +1,342 @@
+//! Calls from module to module: in the same cage, in another one of this process, or elsewhere. The same rules hold on
+//! all three ways: depth, grants of the caller, permissions of the callee, admission, deadlines.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{OptionFuture, join, join_all};
+use tokio::time::Instant;
+
+use super::{
+    Call, DispatchError, Dispatcher, Endpoint, Member, Remote, finish, hint, no_such_function, operator, panic_text,
+};
+use crate::config::InstanceMode;
+use crate::host_api::Home;
+use crate::module::slot::Slot;
+use crate::module::version::Version;
+use crate::readings::Outcome;
+use crate::request::{CallTarget, Payload, RequestContext};
+use crate::telemetry::Level;
+
+/// How the copy of a cage that runs in this process is named among all copies.
+const LOCAL_COPY: &str = "local";
+/// Copies that one call to all of them reaches at most.
+const COPIES_CALLED_MAX: usize = 256;
+
+/// How a call is to be made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CallOptions {
+    /// At most this long, and never longer than the request's deadline.
+    pub timeout: Option<Duration>,
+    pub idempotent: bool,
+    /// `cage.toml` binds an import to this module, which grants the call.
+    pub bound: bool,
+}
+
+impl Dispatcher {
+    /// From now on calls to cages elsewhere go this way.
+    pub fn set_remote(&self, remote: Arc<dyn Remote>) {
+        *self.0.remote.write() = Some(remote);
+    }
+
+    /// There is no way to cages elsewhere any more, unless another one was set since.
+    pub fn unset_remote(&self, remote: &Arc<dyn Remote>) {
+        self.0.remote.write().take_if(|known| Arc::ptr_eq(known, remote));
+    }
+
+    /// Ends the ways to cages elsewhere.
+    pub fn disconnect(&self) {
+        self.0.remote.write().take();
+    }
+
+    fn remote(&self) -> Option<Arc<dyn Remote>> {
+        self.0.remote.read().clone()
+    }
+
+    /// Copies of cages that are known elsewhere.
+    pub fn members(&self) -> Vec<Member> {
+        self.remote().map(|remote| remote.members()).unwrap_or_default()
+    }
+
+    /// The flock this cage belongs to.
+    pub fn flock(&self) -> String {
+        self.0.config.load().flock.clone()
+    }
+
+    /// A call that a module of this cage makes while it works on `request`.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn call_from(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        target: CallTarget,
+        arguments: Payload,
+        options: CallOptions,
+    ) -> Result<Payload, DispatchError> {
+        let context = self.nested(home, request, options.timeout)?;
+        let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
+            return self.call(context, &target.module, target.function, arguments).await;
+        };
+        if !options.bound {
+            self.check_grant(home, &cage)?;
+        }
+        self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
+    }
+
+    /// The same call to every copy of the target's cage that is known now, at once; each with its copy's name.
+    ///
+    /// # Errors
+    /// Why none was called.
+    pub async fn call_all_from(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        target: CallTarget,
+        arguments: Payload,
+        options: CallOptions,
+    ) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
+        let context = self.nested(home, request, options.timeout)?;
+        let cage = target.cage.unwrap_or_else(|| home.cage.to_string());
+        if *cage != *home.cage {
+            self.check_grant(home, &cage)?;
+        }
+        self.call_copies(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
+    }
+
+    /// The call to every copy of its cage that is known now, at once.
+    pub(super) async fn call_copies(
+        &self,
+        call: Call,
+    ) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
+        let remote = self.remote();
+        let copies = remote.as_ref().map(|remote| remote.copies(&call.cage)).unwrap_or_default();
+        let here = self.neighbour(&call.cage).map(|callee| {
+            let call = call.clone();
+            async move { (LOCAL_COPY.to_owned(), callee.called_here(call).await) }
+        });
+        if here.is_none() && copies.is_empty() {
+            return Err(self.no_such_cage(&call.cage));
+        }
+        let elsewhere = join_all(copies.into_iter().take(COPIES_CALLED_MAX).map(|copy| {
+            let (call, remote) = (call.clone(), remote.clone());
+            async move {
+                let remote = remote.expect("it named the copies");
+                let result = remote.call(call, Some(&copy)).await;
+                (copy, result)
+            }
+        }));
+        let (here, elsewhere) = join(OptionFuture::from(here), elsewhere).await;
+        Ok(here.into_iter().chain(elsewhere).collect())
+    }
+
+    /// The context of a call that a guest makes, unless calls are nested too deep.
+    fn nested(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        timeout: Option<Duration>,
+    ) -> Result<Arc<RequestContext>, DispatchError> {
+        let depth_max = self.0.config.load().call_depth;
+        if request.callers.len() >= depth_max {
+            return Err(DispatchError::Failed(format!(
+                "calls are nested {depth_max} deep: {}",
+                request.callers.join(" > ")
+            )));
+        }
+        Ok(Arc::new(request.for_call(&home.cage, &home.module, timeout)))
+    }
+
+    fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
+        if home.settings.allow.cages.iter().any(|allowed| allowed == cage) {
+            return Ok(());
+        }
+        Err(DispatchError::NotPermitted(format!(
+            "module {} may not call cage {cage}: add it to allow = {{ cages = [..] }} of [modules.{}]",
+            home.module, home.module
+        )))
+    }
+
+    pub(super) fn outgoing(
+        &self,
+        context: Arc<RequestContext>,
+        cage: String,
+        module: String,
+        function: String,
+        arguments: Payload,
+        options: CallOptions,
+    ) -> Call {
+        let idempotent = options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
+        Call { context, cage, module, function, arguments, idempotent }
+    }
+
+    /// Calls a cage by its name, wherever it runs: here if it does.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn call_cage(&self, call: Call) -> Result<Payload, DispatchError> {
+        if let Some(callee) = self.neighbour(&call.cage) {
+            return callee.called_here(call).await;
+        }
+        match self.remote() {
+            Some(remote) => remote.call(Call { arguments: call.arguments.encoded(), ..call }, None).await,
+            None => Err(self.no_such_cage(&call.cage)),
+        }
+    }
+
+    /// A cage of this process and of this cage's flock; it may be this one.
+    pub(super) fn neighbour(&self, cage: &str) -> Option<Dispatcher> {
+        let callee = self.0.cages.get(cage)?;
+        (callee.0.config.load().flock == self.0.config.load().flock).then_some(callee)
+    }
+
+    fn no_such_cage(&self, name: &str) -> DispatchError {
+        let cages = self.0.cages.0.read();
+        let hint = hint(name, cages.keys().map(|name| &**name));
+        DispatchError::NoSuchCage(format!(
+            "cage {name} does not run in this process, and calls to others are turned off{hint}"
+        ))
+    }
+
+    /// A call that another cage makes, the last of the context's callers. Whoever made the context knows that for sure.
+    async fn called_here(&self, call: Call) -> Result<Payload, DispatchError> {
+        let Call { context, module, function, arguments, .. } = call;
+        self.check_caller(&context, &module, &function)?;
+        // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
+        let prefix = format!("{}/", self.0.cage);
+        let _place = match context.callers.iter().any(|caller| caller.starts_with(&prefix)) {
+            true => None,
+            false => Some(self.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?),
+        };
+        self.call(context, &module, function, arguments).await
+    }
+
+    fn check_caller(&self, context: &RequestContext, module: &str, function: &str) -> Result<(), DispatchError> {
+        let last = context.callers.last().map(|caller| &**caller).unwrap_or_default();
+        let caller = last.split_once('/').map_or(last, |(cage, _)| cage);
+        if *caller == *self.0.cage
+            || caller == operator::COMMAND_LINE
+            || self.0.config.load().calls.permits(caller, module, function)
+        {
+            return Ok(());
+        }
+        Err(DispatchError::NotPermitted(format!(
+            "cage {caller} may not call {module}.{function} of cage {}: see [rpc.allow] in its cage.toml",
+            self.0.cage
+        )))
+    }
+
+    /// A call that came through an interface, from a cage elsewhere.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
+        let mut served = Served::begin(self, endpoint, &call);
+        let result = AssertUnwindSafe(self.called_here(call)).catch_unwind().await;
+        let result =
+            result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
+        served.outcome = Outcome::of(&result);
+        result.map(Payload::encoded)
+    }
+
+    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
+    /// a place in the cage.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn call(
+        &self,
+        context: Arc<RequestContext>,
+        module: &str,
+        function: String,
+        arguments: Payload,
+    ) -> Result<Payload, DispatchError> {
+        let slot = self.0.modules.get(module);
+        let Some((slot, version)) = slot.and_then(|slot| Some((slot.clone(), slot.current()?))) else {
+            return Err(self.no_such_module(module));
+        };
+        let context = self.tighten(context, &version);
+        slot.readings.begin();
+        let begun = Instant::now();
+        let result = self.call_version(&slot, version, context.clone(), function, arguments).await;
+        slot.readings.end(Outcome::of(&result), Duration::ZERO, begun.elapsed());
+        if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
+            self.log_call_failure(&slot, &context, error);
+        }
+        result
+    }
+
+    async fn call_version(
+        &self,
+        slot: &Slot,
+        version: Arc<Version>,
+        context: Arc<RequestContext>,
+        function: String,
+        arguments: Payload,
+    ) -> Result<Payload, DispatchError> {
+        let listed = version.use_service_function(&function).is_some();
+        if !listed && version.exports.function(&function).is_none() {
+            return Err(no_such_function(slot, &version, &function));
+        }
+        let name = format!("{}/{}", self.0.cage, slot.name);
+        if version.home.settings.instances.mode == InstanceMode::Single && context.callers.iter().any(|c| **c == *name)
+        {
+            let chain = context.callers.join(" > ");
+            let text = format!("{chain} > {name} is a cycle, and {name} runs one call at a time");
+            return Err(DispatchError::Failed(text));
+        }
+        let mut lease = slot.checkout(version, context.deadline).await?;
+        let version = lease.version().clone();
+        let result = match (&version.exports.service, version.exports.function(&function)) {
+            (Some(service), _) if listed => lease.call_service(&service.call, context, function, arguments).await,
+            (_, Some(plain)) => {
+                plain.mark_used();
+                lease.call_plain(&function, plain, context, arguments).await
+            }
+            _ => Err(no_such_function(slot, &version, &function)),
+        };
+        finish(lease, result)
+    }
+}
+
+/// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.
+struct Served<'a> {
+    endpoint: &'a Endpoint,
+    /// Module and function, for the event; none while nobody reads it.
+    told: Option<(Arc<RequestContext>, String, String)>,
+    begun: Instant,
+    outcome: Outcome,
+}
+
+impl<'a> Served<'a> {
+    fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
+        endpoint.readings.begin();
+        let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
+        let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
+        Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        let (outcome, elapsed) = (self.outcome, self.begun.elapsed());
+        self.endpoint.readings.end(outcome, Duration::ZERO, elapsed);
+        if let Some((context, module, function)) = &self.told {
+            tracing::debug!(
+                target: "access",
+                cage = %self.endpoint.cage,
+                interface = %self.endpoint.interface,
+                module = %module,
+                function = %function,
+                caller = context.callers.last().map(|caller| &**caller),
+                outcome = outcome.name(),
+                elapsed_us = elapsed.as_micros() as u64,
+                request = %context.tail(),
+                "call completed"
+            );
+        }
+    }
+}

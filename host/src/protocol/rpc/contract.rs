@@ -1,0 +1,656 @@
+//! What every fabric promises, as tests. A fabric's own tests make a `Bench`, which joins copies of cages and ends them,
+//! and name it once:
+//!
+//! ```ignore
+//! mod unix {
+//!     contract!(Some(Arc::new(LanBench::unix()) as Arc<dyn Bench>));
+//! }
+//! mod tls {
+//!     contract!(LanBench::tls().await); // Option<Arc<dyn Bench>>; an expression that may await
+//! }
+//! ```
+//!
+//! Each promise becomes a test of its own, with a bench of its own. A bench that cannot be had here prints `not run: ` and
+//! why, and is none: its promises then count as passed, so whoever runs the tests has to look for that line.
+//!
+//! Where fabrics differ, `Traits` says how, and the difference is asserted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::fabric::{CopyId, Fabric, Limits, Local, Service};
+use crate::dispatcher::{Call, DispatchError};
+use crate::drain::Drain;
+use crate::protocol::InterfaceError;
+use crate::request::{Facts, Payload, RequestContext};
+use crate::telemetry::Level;
+
+/// No promise takes longer, whatever is wrong.
+const PROMISE_TIMEOUT: Duration = Duration::from_secs(60);
+/// What takes no waiting at all takes less than this on a loaded machine.
+const AT_ONCE: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes a fabric's cages. One is made for each promise.
+#[async_trait]
+pub(super) trait Bench: Send + Sync {
+    /// A fabric for a new copy of a cage. It calls at once; others call it once it is advertised.
+    async fn join(&self, local: &Local, limits: Limits) -> Arc<dyn Fabric>;
+
+    /// That copy has an address now. Where nothing else does, tells it to those who joined and will join.
+    async fn introduce(&self, _: &Local, _: &Arc<dyn Fabric>) {}
+
+    /// Ends a copy as if its process were gone: without a farewell. The future of its `advertise` is dropped already.
+    async fn kill(&self, local: &Local, fabric: Arc<dyn Fabric>);
+
+    fn traits(&self) -> Traits {
+        Traits::default()
+    }
+}
+
+/// In what fabrics differ.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Traits {
+    /// A copy that is gone without a farewell is noticed within this time: calls that it had are lost by then, and it is no
+    /// longer named.
+    pub(super) death_noticed_within: Duration,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self { death_noticed_within: Duration::from_secs(3) }
+    }
+}
+
+/// A test for each promise. Takes an expression of type `Option<Arc<dyn Bench>>`.
+macro_rules! contract {
+    ($bench:expr) => {
+        $crate::protocol::rpc::contract::contract!(@ $bench;
+            answers_arrive
+            errors_arrive
+            the_context_travels
+            a_caller_is_who_the_fabric_says
+            all_copies_are_used
+            a_named_copy_is_reached
+            an_unknown_cage_is_told_at_once
+            bodies_over_the_limit_are_refused
+            a_deadline_ends_the_call_on_both_sides
+            a_caller_that_leaves_ends_the_call
+            a_draining_copy_finishes_what_it_has
+            calls_of_a_dead_copy_are_lost_or_tried_elsewhere
+            calls_avoid_a_dead_copy
+            a_copy_that_comes_back_is_used
+            many_calls_at_once_get_their_own_answers
+            flocks_do_not_see_each_other
+            calls_to_a_cage_are_bounded
+            calls_of_a_peer_are_bounded
+            members_are_known
+        );
+    };
+    (@ $bench:expr; $($promise:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() {
+                if let Some(bench) = $bench {
+                    $crate::protocol::rpc::contract::within_bounds($crate::protocol::rpc::contract::$promise(bench)).await;
+                }
+            }
+        )*
+    };
+}
+pub(super) use contract;
+
+pub(super) async fn within_bounds(promise: impl Future<Output = ()>) {
+    timeout(PROMISE_TIMEOUT, promise).await.expect("a promise is kept within a minute");
+}
+
+/// A copy of a cage that is advertised, with what its service saw.
+pub(super) struct Running {
+    pub(super) local: Local,
+    pub(super) fabric: Arc<dyn Fabric>,
+    pub(super) probe: Arc<Probe>,
+    drain: Drain,
+    advertised: JoinHandle<Result<(), InterfaceError>>,
+}
+
+impl Running {
+    pub(super) fn local(flock: &str, cage: &str) -> Local {
+        Local { flock: flock.into(), cage: cage.into(), copy: CopyId::random(), node: "node-1".into() }
+    }
+
+    pub(super) async fn start(bench: &dyn Bench, cage: &str) -> Self {
+        Self::start_as(bench, Self::local("default", cage), Limits::default()).await
+    }
+
+    pub(super) async fn start_as(bench: &dyn Bench, local: Local, limits: Limits) -> Self {
+        let fabric = bench.join(&local, limits).await;
+        let (probe, drain) = (Probe::new(local.copy), Drain::new());
+        let advertised = tokio::spawn({
+            let (fabric, probe, drain) = (fabric.clone(), probe.clone(), drain.clone());
+            async move { fabric.advertise(probe, drain).await }
+        });
+        until("the copy has an address", || !fabric.addresses().is_empty()).await;
+        bench.introduce(&local, &fabric).await;
+        Self { local, fabric, probe, drain, advertised }
+    }
+
+    async fn kill(self, bench: &dyn Bench) {
+        self.advertised.abort();
+        // It was aborted, or ended just before: either is fine.
+        let _ = self.advertised.await;
+        bench.kill(&self.local, self.fabric).await;
+    }
+
+    fn name(&self) -> String {
+        self.local.copy.to_string()
+    }
+}
+
+/// The service of every copy. Its functions: `echo`; `copy`, which names the copy; `error`, which fails as its argument
+/// says; `bytes`, which answers with so many; `wait`, which answers when `release` is called.
+pub(super) struct Probe {
+    copy: CopyId,
+    calls: Mutex<Vec<Call>>,
+    counts: watch::Sender<Counts>,
+    gate: Semaphore,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) begun: usize,
+    pub(super) ended: usize,
+    /// Before they ended.
+    pub(super) dropped: usize,
+}
+
+impl Probe {
+    fn new(copy: CopyId) -> Arc<Self> {
+        Arc::new(Self { copy, calls: Mutex::default(), counts: watch::Sender::default(), gate: Semaphore::new(0) })
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        *self.counts.borrow()
+    }
+
+    pub(super) async fn until(&self, reached: impl FnMut(&Counts) -> bool) {
+        let mut counts = self.counts.subscribe();
+        let waiting = async { counts.wait_for(reached).await.map(|counts| *counts) };
+        match timeout(PROMISE_TIMEOUT / 2, waiting).await {
+            Ok(reached) => drop(reached.expect("the probe holds the sender")),
+            Err(_) => panic!("the service has {:?}", self.counts()),
+        }
+    }
+
+    fn release(&self, calls: usize) {
+        self.gate.add_permits(calls);
+    }
+
+    fn last(&self) -> Call {
+        self.calls.lock().last().expect("it was called").clone()
+    }
+}
+
+struct Begun<'a>(&'a Probe, bool);
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.0.counts.send_modify(|counts| if self.1 { counts.ended += 1 } else { counts.dropped += 1 });
+    }
+}
+
+#[async_trait]
+impl Service for Probe {
+    async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
+        // Bodies are not kept: some are large.
+        self.calls.lock().push(Call { arguments: Payload::Bytes(Bytes::new()), ..call.clone() });
+        self.counts.send_modify(|counts| counts.begun += 1);
+        let mut begun = Begun(self, false);
+        let text = match &call.arguments {
+            Payload::Json(json) => json.clone(),
+            Payload::Bytes(_) | Payload::Values(_) => String::new(),
+        };
+        let answer = match call.function.as_str() {
+            "echo" => Ok(call.arguments),
+            "copy" => Ok(Payload::Json(self.copy.to_string())),
+            "error" => Err(error_of(&text)),
+            "bytes" => Ok(pattern(text.parse().expect("a number"), 0)),
+            "wait" => {
+                self.gate.acquire().await.expect("never closed").forget();
+                Ok(Payload::Json(self.copy.to_string()))
+            }
+            other => Err(DispatchError::NoSuchFunction(other.into())),
+        };
+        begun.1 = true;
+        answer
+    }
+}
+
+const ERROR_TEXT: &str = "why it went wrong: é";
+
+fn error_of(code: &str) -> DispatchError {
+    let text = ERROR_TEXT.to_owned();
+    let all = [
+        DispatchError::BadRequest(text.clone()),
+        DispatchError::NoSuchCage(text.clone()),
+        DispatchError::NoSuchModule(text.clone()),
+        DispatchError::NoSuchFunction(text.clone()),
+        DispatchError::NotPermitted(text.clone()),
+        DispatchError::Refused(text.clone()),
+        DispatchError::Failed(text.clone()),
+        DispatchError::Trap(text.clone()),
+        DispatchError::DeadlineExceeded(text.clone()),
+        DispatchError::Lost(text.clone()),
+        DispatchError::Overloaded(text.clone()),
+        DispatchError::Draining,
+        DispatchError::Host(text),
+    ];
+    all.into_iter().find(|error| error.code() == code).expect("a code of an error")
+}
+
+/// Bytes that are unlike those of another seed or length.
+fn pattern(bytes: usize, seed: u8) -> Payload {
+    let byte = |at: usize| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(seed);
+    Payload::Bytes((0..bytes).map(byte).collect::<Vec<u8>>().into())
+}
+
+/// A call of a function of `worker/work`, made by `front/caller`.
+pub(super) fn call(function: &str) -> Call {
+    call_of("worker", function, Payload::Json("{}".into()), CALL_TIMEOUT)
+}
+
+fn call_with(function: &str, arguments: impl Into<String>) -> Call {
+    call_of("worker", function, Payload::Json(arguments.into()), CALL_TIMEOUT)
+}
+
+fn call_of(cage: &str, function: &str, arguments: Payload, timeout: Duration) -> Call {
+    let context = RequestContext::new("my_http".into(), "http", timeout, Arc::default());
+    Call {
+        context: Arc::new(context.for_call("front", "caller", None)),
+        cage: cage.into(),
+        module: "work".into(),
+        function: function.into(),
+        arguments,
+        idempotent: false,
+    }
+}
+
+/// A cage that calls only.
+async fn caller(bench: &dyn Bench) -> Arc<dyn Fabric> {
+    bench.join(&Running::local("default", "front"), Limits::default()).await
+}
+
+fn started(fabric: &Arc<dyn Fabric>, call: Call, copy: Option<String>) -> JoinHandle<Result<Payload, DispatchError>> {
+    let fabric = fabric.clone();
+    tokio::spawn(async move { fabric.call(call, copy.as_deref()).await })
+}
+
+async fn copy_that_answers(fabric: &Arc<dyn Fabric>) -> String {
+    match fabric.call(call("copy"), None).await {
+        Ok(Payload::Json(copy)) => copy,
+        other => panic!("no copy answered: {other:?}; members: {:?}", fabric.members()),
+    }
+}
+
+async fn sees(fabric: &Arc<dyn Fabric>, cage: &str, expected: &[&Running]) {
+    let mut names: Vec<_> = expected.iter().map(|copy| copy.name()).collect();
+    names.sort();
+    let seen = || {
+        let mut copies = fabric.copies(cage);
+        copies.sort();
+        copies == names
+    };
+    if timeout(PROMISE_TIMEOUT / 2, until_true(&seen)).await.is_err() {
+        panic!("copies {names:?} of cage {cage} were expected; members: {:?}", fabric.members());
+    }
+}
+
+async fn until(what: &str, reached: impl Fn() -> bool) {
+    if timeout(PROMISE_TIMEOUT / 2, until_true(&reached)).await.is_err() {
+        panic!("waited in vain until {what}");
+    }
+}
+
+async fn until_true(reached: &impl Fn() -> bool) {
+    while !reached() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[track_caller]
+fn check_error(result: Result<Payload, DispatchError>, expected: &[&str]) -> String {
+    match result {
+        Err(error) if expected.contains(&error.code()) => error.to_string(),
+        Err(error) => panic!("{expected:?} expected, got {error:?}"),
+        Ok(payload) => {
+            panic!("{expected:?} expected, got an answer of {} bytes", super::envelope::body_bytes(&payload))
+        }
+    }
+}
+
+pub(super) async fn answers_arrive(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let json = Payload::Json(r#"{"args":["é",1.5,null]}"#.into());
+    let bodies = [0, 1, 2_000, 64 << 10, (64 << 10) + 1, 1_000_000, 16 << 20].map(|bytes| pattern(bytes, 7));
+    for body in [json, Payload::Json(String::new())].into_iter().chain(bodies) {
+        let bytes = super::envelope::body_bytes(&body);
+        let answer = front.call(call_of("worker", "echo", body.clone(), CALL_TIMEOUT), None).await;
+        assert!(answer.as_ref().is_ok_and(|answer| *answer == body), "{bytes} bytes: {:?}", answer.err());
+    }
+}
+
+pub(super) async fn errors_arrive(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let codes = [
+        "bad-request",
+        "no-such-cage",
+        "no-such-module",
+        "no-such-function",
+        "not-permitted",
+        "refused",
+        "failed",
+        "trapped",
+        "deadline-exceeded",
+        "lost",
+        "overloaded",
+        "draining",
+        "host-error",
+    ];
+    for code in codes {
+        let text = check_error(front.call(call_with("error", code), None).await, &[code]);
+        assert!(code == "draining" || text.ends_with(ERROR_TEXT), "{text}");
+    }
+    assert_eq!(worker.probe.counts().begun, codes.len(), "an answered call ran again");
+}
+
+pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let mut facts = Facts::default();
+    facts.set(Facts::USERNAME, "alice");
+    facts.set(Facts::PASSWORD, "secret");
+    let context = RequestContext::new("my_http".into(), "http", Duration::from_secs(20), Arc::new(facts));
+    context.set_level(Level::Debug);
+    context.describe("invoice 7");
+    let sent = Arc::new(context.for_call("front", "caller", None));
+    let made = Call { context: sent.clone(), idempotent: true, ..call("echo") };
+    front.call(made, None).await.unwrap();
+    let came = worker.probe.last();
+    assert_eq!((&*came.cage, &*came.module, &*came.function, came.idempotent), ("worker", "work", "echo", true));
+    let here = &came.context;
+    assert_eq!((here.id, here.level(), here.description()), (sent.id, sent.level(), sent.description()));
+    assert_eq!((&here.callers, &*here.interface, &*here.protocol), (&sent.callers, "my_http", "http"));
+    let left = here.deadline.left();
+    assert!((Duration::from_secs(5)..=Duration::from_secs(20)).contains(&left), "{left:?} left of 20 s");
+    let fact = |name| here.facts.get(name);
+    assert_eq!((fact(Facts::USERNAME), fact(Facts::PASSWORD)), (Some("alice"), None));
+    assert_eq!((fact(Facts::ORIGIN_CAGE), fact(Facts::SOURCE_CAGE)), (Some("front"), Some("front")));
+    assert_eq!(fact(Facts::SOURCE_MODULE), Some("caller"));
+}
+
+pub(super) async fn a_caller_is_who_the_fabric_says(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let context = RequestContext::new("my_http".into(), "http", CALL_TIMEOUT, Arc::default());
+    let claimed = Arc::new(context.for_call("admin", "console", None));
+    front.call(Call { context: claimed, ..call("echo") }, None).await.unwrap();
+    let came = worker.probe.last().context;
+    assert_eq!(came.callers.last().map(|last| &**last), Some("front/"));
+    assert_eq!(came.facts.get(Facts::SOURCE_CAGE), Some("front"));
+}
+
+pub(super) async fn all_copies_are_used(bench: Arc<dyn Bench>) {
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    for _ in 0..500 {
+        front.call(call("echo"), None).await.unwrap();
+        if one.probe.counts().begun > 0 && two.probe.counts().begun > 0 {
+            return;
+        }
+    }
+    panic!("one of two copies was never called in 500 calls; members: {:?}", front.members());
+}
+
+pub(super) async fn a_named_copy_is_reached(bench: Arc<dyn Bench>) {
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    for copy in [&one, &two, &one, &one, &two, &two] {
+        let answer = front.call(call("copy"), Some(&copy.name())).await.unwrap();
+        assert_eq!(answer, Payload::Json(copy.name()));
+    }
+    for unknown in [CopyId::random().to_string(), "no copy".to_owned()] {
+        check_error(front.call(call("copy"), Some(&unknown)).await, &["no-such-cage"]);
+    }
+}
+
+pub(super) async fn an_unknown_cage_is_told_at_once(bench: Arc<dyn Bench>) {
+    let front = caller(&*bench).await;
+    let unknown = front.call(call("echo"), None);
+    let text = check_error(timeout(AT_ONCE, unknown).await.expect("at once"), &["no-such-cage"]);
+    assert!(text.contains("worker"), "{text}");
+}
+
+pub(super) async fn bodies_over_the_limit_are_refused(bench: Arc<dyn Bench>) {
+    let limits = Limits { body_bytes_max: 100_000, ..Limits::default() };
+    let worker = Running::start_as(&*bench, Running::local("default", "worker"), limits).await;
+    let front = bench.join(&Running::local("default", "front"), limits).await;
+    let generous = caller(&*bench).await;
+    for fabric in [&front, &generous] {
+        sees(fabric, "worker", &[&worker]).await;
+    }
+    let echo = |bytes| call_of("worker", "echo", pattern(bytes, 1), CALL_TIMEOUT);
+    let text = check_error(front.call(echo(100_001), None).await, &["bad-request"]);
+    assert!(text.contains("100001") && text.contains("100000"), "{text}");
+    // Whoever allows itself more than the callee does is told, too, or found out to have broken the rules.
+    check_error(generous.call(echo(100_001), None).await, &["bad-request", "lost"]);
+    assert_eq!(worker.probe.counts().begun, 0);
+    let text = check_error(front.call(call_with("bytes", "100001"), None).await, &["failed"]);
+    assert!(text.contains("100001") && text.contains("100000"), "{text}");
+    assert_eq!(front.call(echo(100_000), None).await.unwrap(), pattern(100_000, 1));
+    assert_eq!(front.call(call_with("bytes", "100000"), None).await.unwrap(), pattern(100_000, 0));
+}
+
+pub(super) async fn a_deadline_ends_the_call_on_both_sides(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let hasty = call_of("worker", "wait", Payload::Json("{}".into()), Duration::from_millis(300));
+    let deadline = hasty.context.deadline;
+    check_error(front.call(hasty, None).await, &["deadline-exceeded"]);
+    assert!(deadline.passed());
+    worker.probe.until(|counts| counts.dropped == 1).await;
+    let late = call_of("worker", "echo", Payload::Json("{}".into()), Duration::ZERO);
+    check_error(front.call(late, None).await, &["deadline-exceeded"]);
+    assert_eq!(worker.probe.counts().begun, 1);
+    front.call(call("echo"), None).await.unwrap();
+}
+
+pub(super) async fn a_caller_that_leaves_ends_the_call(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    let waiting = started(&front, call("wait"), None);
+    worker.probe.until(|counts| counts.begun == 1).await;
+    waiting.abort();
+    worker.probe.until(|counts| counts.dropped == 1).await;
+    front.call(call("echo"), None).await.unwrap();
+}
+
+pub(super) async fn a_draining_copy_finishes_what_it_has(bench: Arc<dyn Bench>) {
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    let waiting = started(&front, call("wait"), Some(one.name()));
+    one.probe.until(|counts| counts.begun == 1).await;
+    one.drain.begin();
+    for _ in 0..50 {
+        assert_eq!(copy_that_answers(&front).await, two.name());
+    }
+    check_error(front.call(call("copy"), Some(&one.name())).await, &["no-such-cage", "draining"]);
+    assert!(!one.advertised.is_finished(), "a call is still in work");
+    one.probe.release(1);
+    assert_eq!(waiting.await.unwrap().unwrap(), Payload::Json(one.name()));
+    one.advertised.await.unwrap().unwrap();
+    assert_eq!(one.probe.counts().begun, 1);
+    sees(&front, "worker", &[&two]).await;
+    two.drain.begin();
+    two.advertised.await.unwrap().unwrap();
+    check_error(front.call(call("copy"), None).await, &["no-such-cage", "draining"]);
+}
+
+pub(super) async fn calls_of_a_dead_copy_are_lost_or_tried_elsewhere(bench: Arc<dyn Bench>) {
+    let noticed = bench.traits().death_noticed_within + AT_ONCE;
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    let tried_again = started(&front, Call { idempotent: true, ..call("wait") }, None);
+    until("a copy has the call", || one.probe.counts().begun + two.probe.counts().begun == 1).await;
+    let (dying, other) = if one.probe.counts().begun == 1 { (one, two) } else { (two, one) };
+    let named = started(&front, call("wait"), Some(dying.name()));
+    dying.probe.until(|counts| counts.begun == 2).await;
+    let probe = dying.probe.clone();
+    dying.kill(&*bench).await;
+    other.probe.release(1);
+    let lost = timeout(noticed, named).await.expect("a dead copy is noticed").unwrap();
+    check_error(lost, &["lost"]);
+    let answer = timeout(noticed, tried_again).await.expect("a dead copy is noticed").unwrap();
+    assert_eq!(answer.unwrap(), Payload::Json(other.name()));
+    assert_eq!(other.probe.counts().begun, 1);
+    probe.until(|counts| counts.dropped == 2).await;
+}
+
+pub(super) async fn calls_avoid_a_dead_copy(bench: Arc<dyn Bench>) {
+    let noticed = bench.traits().death_noticed_within + AT_ONCE;
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    copy_that_answers(&front).await;
+    one.kill(&*bench).await;
+    for _ in 0..20 {
+        // It may not be noticed yet, so only what may run twice is sure to be answered.
+        let answer = front.call(Call { idempotent: true, ..call("copy") }, None).await;
+        assert_eq!(answer.unwrap(), Payload::Json(two.name()));
+    }
+    timeout(noticed, sees(&front, "worker", &[&two])).await.expect("a dead copy is no longer named");
+    for _ in 0..50 {
+        assert_eq!(copy_that_answers(&front).await, two.name());
+    }
+}
+
+pub(super) async fn a_copy_that_comes_back_is_used(bench: Arc<dyn Bench>) {
+    let first = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&first]).await;
+    assert_eq!(copy_that_answers(&front).await, first.name());
+    first.kill(&*bench).await;
+    sees(&front, "worker", &[]).await;
+    check_error(front.call(call("echo"), None).await, &["no-such-cage"]);
+    let again = Running::start(&*bench, "worker").await;
+    sees(&front, "worker", &[&again]).await;
+    assert_eq!(copy_that_answers(&front).await, again.name());
+}
+
+pub(super) async fn many_calls_at_once_get_their_own_answers(bench: Arc<dyn Bench>) {
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&one, &two]).await;
+    let calls = (0..200usize).map(|index| {
+        let body = pattern([0, 1, 200, 64 << 10, 300_000][index % 5] + index, index as u8);
+        let answer = started(&front, call_of("worker", "echo", body.clone(), CALL_TIMEOUT), None);
+        async move { (body, answer.await.unwrap()) }
+    });
+    for (body, answer) in join_all(calls).await {
+        assert!(answer.as_ref().is_ok_and(|answer| *answer == body), "{:?}", answer.err());
+    }
+    let (one, two) = (one.probe.counts(), two.probe.counts());
+    assert_eq!((one.begun + two.begun, one.ended + two.ended), (200, 200));
+}
+
+pub(super) async fn flocks_do_not_see_each_other(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let stranger = Running::start_as(&*bench, Running::local("other", "worker"), Limits::default()).await;
+    let alone = Running::start_as(&*bench, Running::local("other", "alone"), Limits::default()).await;
+    let front = caller(&*bench).await;
+    sees(&front, "worker", &[&worker]).await;
+    for _ in 0..20 {
+        assert_eq!(copy_that_answers(&front).await, worker.name());
+    }
+    let to_alone = || call_of("alone", "echo", Payload::Json("{}".into()), CALL_TIMEOUT);
+    check_error(front.call(to_alone(), None).await, &["no-such-cage"]);
+    check_error(front.call(to_alone(), Some(&alone.name())).await, &["no-such-cage"]);
+    assert!(front.members().iter().all(|member| member.copy != stranger.name() && member.copy != alone.name()));
+    assert_eq!((stranger.probe.counts().begun, alone.probe.counts().begun), (0, 0));
+}
+
+/// Fills the places with calls that wait, checks that one more is refused and that `elsewhere` is not, and that all that
+/// waited are answered.
+async fn check_bound(places: usize, front: &Arc<dyn Fabric>, worker: &Running, elsewhere: impl Future<Output = ()>) {
+    let waiting: Vec<_> = (0..places).map(|_| started(front, call("wait"), None)).collect();
+    worker.probe.until(|counts| counts.begun == places).await;
+    let refused = front.call(call("echo"), None);
+    let text = check_error(timeout(AT_ONCE, refused).await.expect("at once"), &["overloaded"]);
+    assert!(text.contains(&places.to_string()), "{text}");
+    elsewhere.await;
+    worker.probe.release(places);
+    for answer in join_all(waiting).await {
+        answer.unwrap().unwrap();
+    }
+    front.call(call("echo"), None).await.unwrap();
+}
+
+pub(super) async fn calls_to_a_cage_are_bounded(bench: Arc<dyn Bench>) {
+    let (worker, other) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "other").await);
+    let limits = Limits { calls_per_cage_max: 4, ..Limits::default() };
+    let front = bench.join(&Running::local("default", "front"), limits).await;
+    sees(&front, "worker", &[&worker]).await;
+    sees(&front, "other", &[&other]).await;
+    let elsewhere = async {
+        let call = call_of("other", "echo", Payload::Json("{}".into()), CALL_TIMEOUT);
+        front.call(call, None).await.unwrap();
+    };
+    check_bound(4, &front, &worker, elsewhere).await;
+}
+
+pub(super) async fn calls_of_a_peer_are_bounded(bench: Arc<dyn Bench>) {
+    let limits = Limits { calls_per_peer_max: 4, ..Limits::default() };
+    let worker = Running::start_as(&*bench, Running::local("default", "worker"), limits).await;
+    let (front, another) = (caller(&*bench).await, caller(&*bench).await);
+    sees(&front, "worker", &[&worker]).await;
+    sees(&another, "worker", &[&worker]).await;
+    let elsewhere = async {
+        another.call(call("echo"), None).await.unwrap();
+    };
+    check_bound(4, &front, &worker, elsewhere).await;
+}
+
+pub(super) async fn members_are_known(bench: Arc<dyn Bench>) {
+    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
+    let other = Running::start(&*bench, "other").await;
+    sees(&other.fabric, "worker", &[&one, &two]).await;
+    sees(&one.fabric, "worker", &[&two]).await;
+    sees(&one.fabric, "other", &[&other]).await;
+    copy_that_answers(&other.fabric).await;
+    let members = other.fabric.members();
+    for copy in [&one, &two] {
+        let member = members.iter().find(|member| member.copy == copy.name()).expect("it is a member");
+        assert_eq!(member.cage, "worker");
+        assert!(member.node.is_empty() || member.node == "node-1", "{member:?}");
+        assert!(!member.found.is_empty() && !member.health.is_empty() && member.in_flight == 0, "{member:?}");
+    }
+    assert!(members.iter().all(|member| member.copy != other.name()), "a copy is no member of its own: {members:?}");
+}

@@ -1,0 +1,85 @@
+//! Interface `rpc`: carries the cage's calls to others, and has the dispatcher answer theirs.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::config::{FabricConfig, RpcConfig};
+use super::fabric::{CopyId, Fabric, Local, Service};
+use super::lan::Lan;
+use crate::dispatcher::{Call, DispatchError, Dispatcher, Endpoint, Remote};
+use crate::protocol::{Interface, InterfaceContext, InterfaceError};
+use crate::request::Payload;
+
+pub(super) struct RpcInterface {
+    pub(super) config: RpcConfig,
+}
+
+/// The cage, as a fabric sees it.
+pub(super) struct CageService {
+    pub(super) dispatcher: Dispatcher,
+    pub(super) endpoint: Arc<Endpoint>,
+}
+
+#[async_trait]
+impl Service for CageService {
+    async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
+        self.dispatcher.called(&self.endpoint, call).await
+    }
+}
+
+/// Who this cage is, for one start of an interface.
+pub(super) fn local(cx: &InterfaceContext) -> Local {
+    let flock = cx.dispatcher.flock().into();
+    Local { flock, cage: cx.endpoint.cage.clone(), copy: CopyId::random(), node: cx.node.clone() }
+}
+
+#[async_trait]
+impl Interface for RpcInterface {
+    async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
+        let (local, limits) = (local(&cx), self.config.limits);
+        match self.config.fabric {
+            FabricConfig::Lan(config) => {
+                let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
+                serve(Lan::open(local, interface, config, limits, &cx.runtime_directory, lanes).await?, cx).await
+            }
+            #[cfg(feature = "nats")]
+            FabricConfig::Nats(config) => {
+                serve(super::nats::Nats::open(local, &cx.endpoint.interface, config, limits).await?, cx).await
+            }
+        }
+    }
+}
+
+/// Calls go out as long as the cage has work, calls come in until the drain.
+async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<(), InterfaceError> {
+    let fabric = Arc::new(fabric);
+    let remote: Arc<dyn Remote> = fabric.clone();
+    cx.dispatcher.set_remote(remote.clone());
+    let service = Arc::new(CageService { dispatcher: cx.dispatcher.clone(), endpoint: cx.endpoint.clone() });
+    let announced = announce(&*fabric, &cx);
+    let advertised = fabric.advertise(service, cx.drain.clone());
+    let (advertised, ()) = futures_util::future::join(advertised, announced).await;
+    cx.endpoint.forget_addresses();
+    // Where the whole cage is stopping, requests that are still in work may call others.
+    if !cx.drain.outer_begun() {
+        cx.dispatcher.unset_remote(&remote);
+    }
+    advertised
+}
+
+/// Tells where the cage can be called, once it can.
+async fn announce(fabric: &impl Fabric, cx: &InterfaceContext) {
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(5);
+    while !cx.drain.begun() {
+        let addresses = fabric.addresses();
+        if !addresses.is_empty() {
+            addresses.into_iter().for_each(|address| cx.endpoint.announce(address));
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = cx.drain.stopping() => {}
+        }
+    }
+}
