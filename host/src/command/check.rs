@@ -169,6 +169,9 @@ impl Checked {
                     let bound = import.bound.as_ref().map(|target| format!(", bound to {target}")).unwrap_or_default();
                     text += &format!("  import  {mark}  {}{bound}\n", import.name);
                 }
+                for interface in &inspection.unused_bindings {
+                    text += &format!("  binding not used  {interface}\n");
+                }
                 for export in &inspection.exports {
                     text += &format!("  export           {export}\n");
                 }

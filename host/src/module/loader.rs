@@ -76,6 +76,8 @@ pub struct Inspection {
     pub sha256: String,
     pub engine: &'static str,
     pub imports: Vec<ImportReport>,
+    /// Interfaces that `cage.toml` binds and the component does not import.
+    pub unused_bindings: Vec<String>,
     pub exports: Vec<String>,
     /// Empty: it would be taken, as far as can be seen without starting it.
     pub problems: Vec<String>,
@@ -284,6 +286,10 @@ impl Loader {
             sha256: hash.to_string(),
             engine: compiled.kind.name(),
             imports,
+            unused_bindings: binding::unused(&compiled.component, &settings.imports)
+                .into_iter()
+                .map(|binding| binding.interface.clone())
+                .collect(),
             exports: export_lines(&compiled),
             problems: texts,
         })

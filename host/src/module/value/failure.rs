@@ -17,7 +17,8 @@ pub(super) fn result(shape: &Shape, code: &str, text: &str) -> Option<Val> {
         Shape::Variant(cases) => {
             let texts = || cases.iter().filter(|(_, shape)| *shape == Some(Shape::String)).map(|(name, _)| name);
             let named = |wanted: &str| texts().find(|name| *name == wanted);
-            let case = named(code).or_else(|| FAILURE_CASES.into_iter().find_map(named)).or_else(|| texts().next_back())?;
+            let case =
+                named(code).or_else(|| FAILURE_CASES.into_iter().find_map(named)).or_else(|| texts().next_back())?;
             Val::Variant(case.clone(), Some(Box::new(Val::String(text.to_owned()))))
         }
         _ => return None,
