@@ -5,10 +5,7 @@
 
 pub(crate) mod call;
 
-use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,6 +19,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use wasmcage::telemetry::LOGS_DIRECTORY;
+use wasmcage::unix_socket;
 
 /// Arguments or result of a call, before they are put into a line.
 pub(crate) const CONTENT_BYTES_MAX: usize = 32 << 20;
@@ -33,8 +31,6 @@ const CONNECTIONS_MAX: usize = 128;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client waits for each piece of its answer, once the command should be done.
 pub(crate) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Paths longer than this are reached through their directory: the system's limit is 107 bytes.
-const PATH_BYTES_MAX: usize = 100;
 /// Pause after a failed accept, for what it lacked to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a new process of a cage waits for the previous one to end.
@@ -88,27 +84,6 @@ pub(crate) fn socket_path(cage_directory: &Path, cage: &str) -> PathBuf {
     cage_directory.join(LOGS_DIRECTORY).join(format!("{cage}.sock"))
 }
 
-/// The path as `bind` and `connect` can take it, however long it is.
-struct Address {
-    path: PathBuf,
-    /// Open as long as the path leads through it.
-    _directory: Option<File>,
-}
-
-impl Address {
-    fn new(socket: &Path) -> io::Result<Self> {
-        if socket.as_os_str().len() <= PATH_BYTES_MAX {
-            return Ok(Self { path: socket.to_owned(), _directory: None });
-        }
-        let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        let directory = File::open(parent)?;
-        let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
-        Ok(Self { path, _directory: Some(directory) })
-    }
-}
-
 /// Takes the cage's socket. The caller's primary holds the cage's lock, so a socket that is there belongs to a process
 /// whose primary has gone: one that is ending is waited for, one that has ended is removed.
 ///
@@ -116,18 +91,11 @@ impl Address {
 /// The operating system's.
 pub(crate) async fn listen(cage_directory: &Path, cage: &str) -> io::Result<UnixListener> {
     let socket = socket_path(cage_directory, cage);
-    let address = Address::new(&socket)?;
     let patience = Instant::now() + PREDECESSOR_PATIENCE;
-    while UnixStream::connect(&address.path).await.is_ok() && Instant::now() < patience {
+    while unix_socket::connect(&socket).await.is_ok() && Instant::now() < patience {
         sleep(PREDECESSOR_POLL).await;
     }
-    match fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&address.path)?;
-    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    unix_socket::bind(&socket)
 }
 
 /// Serves until the task is dropped.
@@ -151,7 +119,7 @@ pub(crate) async fn serve(listener: UnixListener, answer: Arc<dyn Answer>) {
 }
 
 async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
-    // Between `bind` and the change of the socket's mode, others could have connected.
+    // The socket's mode should keep others out; not every file system heeds it.
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != rustix::process::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -217,8 +185,7 @@ pub(crate) fn ask_patiently(
 ) -> Result<Value, ControlError> {
     let socket = socket_path(cage_directory, cage);
     let connect = || -> io::Result<BlockingStream> {
-        let address = Address::new(&socket)?;
-        let stream = BlockingStream::connect(&address.path)?;
+        let stream = unix_socket::connect_blocking(&socket)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         Ok(stream)
@@ -265,6 +232,9 @@ fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Reply<
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     struct Echo;
@@ -303,8 +273,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             // What a process that was killed leaves behind.
-            let address = Address::new(&socket_path(&directory, "c")).unwrap();
-            drop(std::os::unix::net::UnixListener::bind(&address.path).unwrap());
+            drop(unix_socket::bind(&socket_path(&directory, "c")).unwrap());
             let listener = listen(&directory, "c").await.unwrap();
             let mode = fs::metadata(socket_path(&directory, "c")).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);

@@ -66,9 +66,16 @@ impl Lanes {
     }
 }
 
+impl Lanes {
+    /// Ends everything that runs on them, wherever it is.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop();
         let here = std::thread::current().id();
         for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != here) {
             // A lane that panicked has told so already.

@@ -1,10 +1,120 @@
-//! STUB
+//! Unix sockets at paths of any length: the system takes 107 bytes, so longer paths lead through the open directory. A
+//! socket appears under its name only when it listens and is its user's alone, so that nobody takes it for one that a dead
+//! process left behind. Knows neither what the sockets are for nor who may talk over them.
+
+use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
-pub async fn connect(p: &Path) -> io::Result<UnixStream> {
-    UnixStream::connect(p).await
+
+/// Paths longer than this are reached through their directory.
+const PATH_BYTES_MAX: usize = 100;
+
+/// A path as the system can take it.
+struct Address {
+    path: PathBuf,
+    /// Open as long as the path leads through it.
+    _directory: Option<File>,
 }
-pub fn bind(p: &Path) -> io::Result<UnixListener> {
-    UnixListener::bind(p)
+
+impl Address {
+    fn new(socket: &Path) -> io::Result<Self> {
+        if socket.as_os_str().len() <= PATH_BYTES_MAX {
+            return Ok(Self { path: socket.to_owned(), _directory: None });
+        }
+        let (Some(parent), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let directory = File::open(parent)?;
+        let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
+        Ok(Self { path, _directory: Some(directory) })
+    }
+}
+
+/// Listens at the path, for the own user only. Whatever was there is replaced.
+///
+/// # Errors
+/// The operating system's.
+pub fn bind(socket: &Path) -> io::Result<UnixListener> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(socket.file_name().ok_or(io::ErrorKind::InvalidInput)?);
+    let unfinished = socket.with_file_name(name);
+    remove(&unfinished)?;
+    let listener = UnixListener::bind(&Address::new(&unfinished)?.path)?;
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&unfinished, socket)?;
+    Ok(listener)
+}
+
+/// # Errors
+/// The operating system's.
+pub async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    UnixStream::connect(&Address::new(socket)?.path).await
+}
+
+/// For programs without a runtime.
+///
+/// # Errors
+/// The operating system's.
+pub fn connect_blocking(socket: &Path) -> io::Result<std::os::unix::net::UnixStream> {
+    std::os::unix::net::UnixStream::connect(&Address::new(socket)?.path)
+}
+
+/// Whether somebody listens at the path, however busy. Does not wait.
+///
+/// # Errors
+/// The operating system's, other than that there is nobody.
+pub fn is_listening(socket: &Path) -> io::Result<bool> {
+    let address = Address::new(socket)?;
+    let name = SocketAddrUnix::new(&address.path)?;
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let stream = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&stream, &name) {
+        // Again: so many wait to be taken that no more fit.
+        Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn sockets_of_any_length_are_reached_by_their_user() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["short", &"long".repeat(40)] {
+            let directory = root.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            let path = directory.join("a.sock");
+            assert!(!is_listening(&path).unwrap());
+            // What a process that was killed leaves behind.
+            drop(std::os::unix::net::UnixListener::bind(&Address::new(&path).unwrap().path).unwrap());
+            assert!(!is_listening(&path).unwrap());
+            let listener = bind(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+            let (ours, theirs) = tokio::join!(connect(&path), listener.accept());
+            ours.unwrap();
+            theirs.unwrap();
+            assert!(is_listening(&path).unwrap());
+            drop(listener);
+            assert!(!is_listening(&path).unwrap());
+            assert_eq!(connect(&path).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        }
+    }
 }

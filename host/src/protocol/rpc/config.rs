@@ -36,6 +36,8 @@ pub struct LanConfig {
     /// Whether cages of other machines are looked for, and told of this one, by multicast DNS.
     pub multicast: bool,
     pub multicast_port: u16,
+    /// Over the loopback interface only: for trials on one machine.
+    pub multicast_loopback: bool,
     /// A copy on this machine is preferred to others.
     pub near_first: bool,
     pub connections_max: usize,
@@ -123,6 +125,7 @@ impl LanConfig {
             peers: peers(section),
             multicast: section.flag("multicast", true),
             multicast_port: section.integer("multicast_port", MULTICAST_PORT, 1..=u64::from(u16::MAX)) as u16,
+            multicast_loopback: section.flag("multicast_loopback", false),
             near_first: section.flag("near_first", true),
             connections_max: section.integer("max_connections", 1_000, 1..=100_000) as usize,
             connect_timeout: milliseconds("connect_timeout_ms", 1_000, 60_000),

@@ -120,6 +120,7 @@ impl Inner {
                 Ok((link, hello)) => {
                     copy.greeted(&hello.node, &hello.version);
                     self.tell(&link);
+                    self.watch_end(&link, copy);
                     return Ok(link);
                 }
                 Err(error) => {
@@ -131,6 +132,17 @@ impl Inner {
             }
         }
         Err(last)
+    }
+
+    /// Looks after the copy when the connection has ended. Keeps neither of them, so that both can go.
+    fn watch_end(self: &Arc<Self>, link: &Link, copy: &Arc<Copy>) {
+        let (ended, inner, copy) = (link.ended(), Arc::downgrade(self), Arc::downgrade(copy));
+        tokio::spawn(async move {
+            ended.await;
+            if let (Some(inner), Some(copy)) = (inner.upgrade(), copy.upgrade()) {
+                inner.left(&copy);
+            }
+        });
     }
 
     /// Nobody answers at an address. What is configured is tried again by its own task.

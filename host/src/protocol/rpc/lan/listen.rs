@@ -80,13 +80,13 @@ impl Listening {
     }
 
     pub(super) fn addresses(&self) -> Vec<String> {
-        let tcp = self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+        let tcp = self.tcp_address();
         let unix = Address::Unix(self.registration.path().to_owned()).to_string();
         tcp.map(|address| format!("tls://{address}")).into_iter().chain([unix]).collect()
     }
 
-    pub(super) fn port(&self) -> Option<u16> {
-        self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok()).map(|address| address.port())
+    pub(super) fn tcp_address(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok())
     }
 
     /// Takes connections until the drain begins.

@@ -6,10 +6,13 @@ mod copies;
 mod dial;
 mod events;
 mod listen;
+#[cfg(test)]
+mod tests;
 mod told;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -22,7 +25,10 @@ use self::copies::{Copies, Copy, Known};
 use self::events::Events;
 use self::listen::Listening;
 use super::config::LanConfig;
-use super::discovery::{Address, Found, Multicast, MulticastSettings, News, PeerAddress, Registry, Sighting};
+use super::discovery::{
+    Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Registry, Sighting,
+    Watch,
+};
 use super::envelope::{self, Message};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::link::frame::{Hello, Refusal};
@@ -34,6 +40,8 @@ use crate::keys::{Identity, WatchedKeys};
 use crate::lanes::Lanes;
 use crate::protocol::InterfaceError;
 use crate::request::{Deadline, Payload};
+use crate::telemetry::error_chain;
+use crate::unix_socket;
 
 /// A copy that multicast or a configured address leads to is known this long after the start at the latest.
 const DISCOVERY_PATIENCE: Duration = Duration::from_millis(1_500);
@@ -56,7 +64,9 @@ struct Inner {
     lanes: Arc<Lanes>,
     keys: WatchedKeys,
     registry: Registry,
-    multicast: Mutex<Option<Multicast>>,
+    /// Of this machine's cages.
+    watch: OnceLock<Watch>,
+    multicast: OnceLock<Multicast>,
     copies: Copies,
     /// Rings when a copy has become known.
     changed: Notify,
@@ -126,7 +136,8 @@ impl Lan {
             lanes,
             keys,
             registry,
-            multicast: Mutex::default(),
+            watch: OnceLock::new(),
+            multicast: OnceLock::new(),
             copies: Copies::default(),
             changed: Notify::new(),
             started: Instant::now(),
@@ -141,35 +152,20 @@ impl Lan {
 
     fn look_around(&self) {
         let inner = &self.inner;
-        inner.scan();
-        let mut tasks = self.tasks.lock();
-        let (registry, weak) = (inner.registry.clone(), Arc::downgrade(inner));
-        let own = inner.local.copy;
-        tasks.spawn(async move { registry.watch(own, |news| upgraded(&weak, |inner| inner.news(news))).await });
+        let weak = Arc::downgrade(inner);
+        let listener: Listener = Arc::new(move |news| upgraded(&weak, |inner| inner.news(news)));
+        let watch = inner.registry.watch(inner.local.copy, listener.clone());
+        inner.watch.set(watch).unwrap_or_else(|_| unreachable!("it is begun once"));
+        inner.listen_to_multicast(listener);
         let keys_watch = inner.clone();
-        tasks.spawn(async move { keys_watch.keys.watch(KEYS_INTERVAL).await });
+        self.tasks.lock().spawn(async move { keys_watch.keys.watch(KEYS_INTERVAL).await });
         for (cage, addresses) in &inner.config.peers {
-            for address in addresses {
-                tasks.spawn(inner.clone().keep_peer(cage.as_str().into(), address.clone()));
-            }
+            addresses.iter().for_each(|address| self.add_peer(cage, address));
         }
-        drop(tasks);
-        self.listen_to_multicast(None);
     }
 
-    /// Multicast is for those who could be called by, or could call, another machine: those with keys.
-    fn listen_to_multicast(&self, port: Option<u16>) {
-        let inner = &self.inner;
-        if !inner.config.multicast || inner.keys.current().is_none() {
-            return;
-        }
-        let settings = MulticastSettings { port: inner.config.multicast_port, ..MulticastSettings::default() };
-        let weak = Arc::downgrade(inner);
-        let told = move |news| upgraded(&weak, |inner| inner.news(news));
-        match Multicast::start(settings, &inner.local, port, told) {
-            Ok(multicast) => *inner.multicast.lock() = Some(multicast),
-            Err(error) => inner.events.refused("multicast", &crate::telemetry::error_chain(&error)),
-        }
+    fn add_peer(&self, cage: &str, address: &PeerAddress) {
+        self.tasks.lock().spawn(self.inner.clone().keep_peer(cage.into(), address.clone()));
     }
 
     /// Keeps connections to every copy of `cages` over which these can call `service`; ends when the drain is complete.
@@ -211,14 +207,14 @@ impl Fabric for Lan {
         let inner = &self.inner;
         let listening = Listening::start(inner).await?;
         *inner.addresses.lock() = listening.addresses();
-        *inner.port.lock() = listening.port();
-        if listening.port().is_some() {
-            self.listen_to_multicast(listening.port());
-        }
+        *inner.port.lock() = listening.tcp_address().map(|address| address.port());
+        listening.tcp_address().into_iter().for_each(|address| inner.announce(address));
         listening.accept(inner, &service, &drain).await;
         // The socket's file is gone by now: nobody finds this copy any more.
         inner.addresses.lock().clear();
-        inner.multicast.lock().take();
+        if let Some(multicast) = inner.multicast.get() {
+            multicast.withdraw().await;
+        }
         let links = {
             let mut inbound = inner.inbound.lock();
             inbound.draining = true;
@@ -243,6 +239,9 @@ impl Remote for Lan {
         if bytes > most {
             return Err(DispatchError::BadRequest(format!("arguments of {bytes} bytes, more than {most}")));
         }
+        if call.context.deadline.passed() {
+            return Err(late(&call));
+        }
         let known = self.inner.find(&call.cage, call.context.deadline).await?;
         let _place = known.enter(&call.cage, self.inner.limits.calls_per_cage_max)?;
         match copy {
@@ -265,7 +264,6 @@ impl Remote for Lan {
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        self.inner.multicast.lock().take();
         self.inner.inbound.lock().links.drain(..).for_each(|link| link.close());
     }
 }
@@ -297,7 +295,7 @@ impl Inner {
             return Ok(known);
         }
         self.scan();
-        let looking = self.multicast.lock().is_some() || self.config.peers.contains_key(cage);
+        let looking = self.multicast.get().is_some() || self.config.peers.contains_key(cage);
         let until = deadline.instant().min(self.started + DISCOVERY_PATIENCE);
         loop {
             let changed = self.changed.notified();
@@ -430,6 +428,48 @@ fn late(call: &Call) -> DispatchError {
 
 /// Members.
 impl Inner {
+    /// Multicast is for those who could be called by, or could call, another machine: those with keys.
+    fn listen_to_multicast(&self, listener: Listener) {
+        if !self.config.multicast || self.keys.current().is_none() {
+            return;
+        }
+        let settings =
+            MulticastSettings { port: self.config.multicast_port, loopback_only: self.config.multicast_loopback };
+        match Multicast::start(settings, self.local.clone(), listener) {
+            Ok(multicast) => drop(self.multicast.set(multicast)),
+            Err(error) => self.events.refused("multicast", &error_chain(&error)),
+        }
+    }
+
+    /// Tells the network where this copy listens.
+    fn announce(&self, listening: SocketAddr) {
+        let Some(multicast) = self.multicast.get() else { return };
+        match multicast.announce(listening) {
+            // Asked for by `listen`; nobody else could reach it.
+            Ok(()) | Err(MulticastError::LoopbackAddress { .. }) => {}
+            Err(error) => self.events.refused("multicast", &error_chain(&error)),
+        }
+    }
+
+    /// A connection to a copy has ended: was that its end?
+    fn left(&self, copy: &Arc<Copy>) {
+        for (address, found) in copy.addresses() {
+            match (&address, found) {
+                (Address::Unix(path), _) if !matches!(unix_socket::is_listening(path), Ok(true)) => {
+                    self.registry.remove_stale(path);
+                    self.copies.gone(&copy.cage, copy.id, found, Some(&address));
+                }
+                (_, Found::Told) => self.copies.gone(&copy.cage, copy.id, found, Some(&address)),
+                (_, Found::Multicast) => {
+                    copy.gauge.failed();
+                    self.multicast.get().into_iter().for_each(|multicast| multicast.verify(copy.id));
+                }
+                (_, Found::SameMachine | Found::Peer | Found::Reverse) => {}
+            }
+        }
+        self.copies.drop_if_lost(copy);
+    }
+
     fn news(self: &Arc<Self>, news: News) {
         match news {
             News::Seen(sighting) => self.sighted(&sighting),
@@ -446,9 +486,7 @@ impl Inner {
 
     /// Looks into the directory of this machine's cages now.
     fn scan(&self) {
-        for sighting in self.registry.scan_now(self.local.copy) {
-            self.sighted(&sighting);
-        }
+        self.watch.get().into_iter().for_each(Watch::scan_now);
     }
 
     /// Keeps a connection to a configured address: it tells which copy is there, and when it is gone.

@@ -45,6 +45,13 @@ pub(super) struct Driver<S, A> {
     pinged: Instant,
 }
 
+impl<S, A> Drop for Driver<S, A> {
+    /// Without effect where the connection has ended by itself.
+    fn drop(&mut self) {
+        self.shared.close(Closed::Here);
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     /// `read` holds what came after the greeting.
     pub(super) fn new(
@@ -95,11 +102,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
         self.shared.waker.register(cx.waker());
         loop {
-            let moved = self.read(cx).and_then(|read| Ok(self.write(cx)? || read));
-            match moved {
+            match self.read(cx).and_then(|read| Ok(self.write(cx)? || read)) {
                 Ok(true) => {}
                 Ok(false) => break,
-                Err(closed) => return Poll::Ready(closed),
+                Err(closed) => return Poll::Ready(self.last_words(cx, closed)),
             }
         }
         while self.tick.poll_tick(cx).is_ready() {
@@ -108,12 +114,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
             }
             // A ping may have to go out.
             if let Err(closed) = self.write(cx) {
-                return Poll::Ready(closed);
+                return Poll::Ready(self.last_words(cx, closed));
             }
         }
         match self.shared.must_close() {
             Some(closed) if self.write.is_empty() && !self.unflushed => Poll::Ready(closed),
             Some(_) | None => Poll::Pending,
+        }
+    }
+
+    /// What the peer said before it closed may tell which calls it did not take.
+    fn last_words(&mut self, cx: &mut Context<'_>, closed: Closed) -> Closed {
+        loop {
+            match self.read(cx) {
+                Ok(true) => {}
+                Ok(false) | Err(Closed::ByPeer | Closed::Io(_)) => return closed,
+                Err(said) => return said,
+            }
         }
     }
 

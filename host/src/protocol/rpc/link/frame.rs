@@ -20,7 +20,7 @@
 //!  9 refused        u8 reason, text: the call was not run and will not be
 //! 10 ping           id: any number
 //! 11 pong           id: that of the ping
-//! 12 go away        calls that the sender gets from here on are refused; those in work are answered
+//! 12 go away        id: the last call that the sender took; it refuses those after it, and answers those in work
 //! 13 told           members that the sender knows: see `lan/told.rs`
 //! 14 bye            text: why the connection is closed by this side, now
 //! ```
@@ -147,7 +147,9 @@ pub enum Frame {
     },
     Ping(u64),
     Pong(u64),
-    GoAway,
+    GoAway {
+        last: u64,
+    },
     Told(Bytes),
     Bye(String),
 }
@@ -189,7 +191,7 @@ impl Frame {
             REFUSED => Self::refused(id, payload)?,
             PING => Self::Ping(id),
             PONG => Self::Pong(id),
-            GO_AWAY => Self::GoAway,
+            GO_AWAY => Self::GoAway { last: id },
             TOLD => Self::Told(payload),
             BYE => Self::Bye(String::from_utf8_lossy(&payload).into_owned()),
             unknown => return Err(violation(format!("a frame of unknown kind {unknown}"))),
@@ -341,8 +343,8 @@ pub fn put_pong(out: &mut BytesMut, number: u64) {
     put_prefix(out, PONG, number, 0);
 }
 
-pub fn put_go_away(out: &mut BytesMut) {
-    put_prefix(out, GO_AWAY, 0, 0);
+pub fn put_go_away(out: &mut BytesMut, last: u64) {
+    put_prefix(out, GO_AWAY, last, 0);
 }
 
 /// At most `PART_BYTES_MAX` of them.
@@ -398,7 +400,7 @@ mod tests {
         check(|out| put_refused(out, 2, Refusal::TooLarge, "why"), Frame::Refused { id: 2, reason, text });
         check(|out| put_ping(out, 5), Frame::Ping(5));
         check(|out| put_pong(out, 5), Frame::Pong(5));
-        check(put_go_away, Frame::GoAway);
+        check(|out| put_go_away(out, 4), Frame::GoAway { last: 4 });
         check(|out| put_told(out, b"abc"), Frame::Told(Bytes::from_static(b"abc")));
         check(|out| put_bye(out, "leaving"), Frame::Bye("leaving".into()));
     }

@@ -227,10 +227,17 @@ impl Link {
 
     /// Resolves when the connection has ended.
     pub async fn closed(&self) -> Closed {
+        self.ended().await
+    }
+
+    /// The same, without keeping the link.
+    pub fn ended(&self) -> impl Future<Output = Closed> + Send + use<> {
         let mut closed = self.0.closed.subscribe();
-        // The sender cannot be gone: it is this link's.
-        let closed = closed.wait_for(Option::is_some).await.map(|closed| closed.clone());
-        closed.ok().flatten().unwrap_or(Closed::Here)
+        async move {
+            let closed = closed.wait_for(Option::is_some).await.map(|closed| closed.clone());
+            // A sender that is gone has sent it, or the driver went without a word.
+            closed.ok().flatten().unwrap_or(Closed::Here)
+        }
     }
 
     /// Resolves when the peer's calls have been answered, or the connection has ended.
@@ -294,7 +301,11 @@ impl Shared {
 
     fn close(&self, closed: Closed) {
         let (waiters, runners) = self.session.lock().close();
-        self.closed.send_replace(Some(closed.clone()));
+        self.closed.send_if_modified(|known| {
+            let first = known.is_none();
+            known.get_or_insert_with(|| closed.clone());
+            first
+        });
         runners.iter().for_each(AbortHandle::abort);
         for (waiter, handed_over) in waiters {
             let error = match handed_over {

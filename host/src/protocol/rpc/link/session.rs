@@ -51,6 +51,8 @@ pub(super) struct Session<W, R> {
     waiting: VecDeque<(Way, u64)>,
     going_away: bool,
     peer_going_away: bool,
+    /// The last call made here that the peer took, as far as it has said.
+    taken: u64,
 }
 
 struct Outgoing<W> {
@@ -124,6 +126,7 @@ impl<W, R> Session<W, R> {
             waiting: VecDeque::new(),
             going_away: false,
             peer_going_away: false,
+            taken: u64::MAX,
         }
     }
 
@@ -182,7 +185,7 @@ impl<W, R> Session<W, R> {
     pub(super) fn go_away(&mut self) {
         if !self.going_away {
             self.going_away = true;
-            frame::put_go_away(&mut self.urgent);
+            frame::put_go_away(&mut self.urgent, self.last_peer_id);
         }
     }
 
@@ -212,7 +215,7 @@ impl<W, R> Session<W, R> {
     /// Ends everything: the waiters, each with whether its call was handed over, and the runners.
     pub(super) fn close(&mut self) -> (Vec<(W, bool)>, Vec<R>) {
         self.peer_going_away = true;
-        let handed_over = self.handed_over;
+        let handed_over = self.handed_over.min(self.taken);
         let waiters = self.calls.drain().map(|(id, call)| (call.waiter, id <= handed_over)).collect();
         let runners = self.served.drain().filter_map(|(_, incoming)| match incoming {
             Incoming::Running(runner) => runner,
@@ -280,8 +283,9 @@ impl<W, R> Session<W, R> {
                 Ok(None)
             }
             Frame::Pong(_) => Ok(None),
-            Frame::GoAway => {
+            Frame::GoAway { last } => {
                 self.peer_going_away = true;
+                self.taken = last;
                 Ok(Some(Event::GoingAway))
             }
             Frame::Told(members) => Ok(Some(Event::Told(members))),

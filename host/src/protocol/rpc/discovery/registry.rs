@@ -1,0 +1,394 @@
+//! Copies on this machine: each listens at a Unix socket `<runtime directory>/<flock>/<cage>.<copy>.sock`, and the
+//! directory is the list of them. Both directories belong to the user and are closed to others, which is what keeps other
+//! users' processes out. A process that is killed leaves its socket behind; whoever finds nobody there removes it.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Address, Found, Listener, News, Sighting};
+use crate::config::is_name;
+use crate::protocol::rpc::fabric::CopyId;
+use crate::telemetry::error_chain;
+use crate::unix_socket;
+
+/// Files looked at in a directory; more are passed over.
+const ENTRIES_MAX: usize = 10_000;
+/// Between two looks whether the directory has changed. Watching it by inotify would be quicker, but a user may have few
+/// of those (128 by default), and there are many cages.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Where the copies of a flock on this machine are listed.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    directory: Arc<Path>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("cannot use {directory}, where running cages find each other")]
+    Io {
+        directory: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "{directory}, where running cages find each other, is not a directory: remove it, or set WASMCAGE_RUNTIME_DIR"
+    )]
+    NotADirectory { directory: PathBuf },
+    #[error(
+        "{directory}, where running cages find each other, belongs to user {owner} and not to {user}, whose cages these are: \
+         remove it, or set WASMCAGE_RUNTIME_DIR"
+    )]
+    Owner { directory: PathBuf, owner: u32, user: u32 },
+    #[error(
+        "{directory}, where running cages find each other, is open to other users (mode {mode:o}): `chmod 700 {directory}`"
+    )]
+    Open { directory: PathBuf, mode: u32 },
+}
+
+/// The socket of a copy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Registered {
+    pub cage: String,
+    pub copy: CopyId,
+}
+
+impl Registered {
+    fn from_file_name(name: &str) -> Option<Self> {
+        let (cage, copy) = name.strip_suffix(".sock")?.split_once('.')?;
+        Some(Self { cage: cage.to_owned(), copy: CopyId::parse(copy)? }).filter(|_| is_name(cage))
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}.{}.sock", self.cage, self.copy)
+    }
+}
+
+impl Registry {
+    /// Makes the directories when they are missing.
+    ///
+    /// # Errors
+    /// Directories that cannot be made, belong to another user, or let others in.
+    pub fn open(runtime_directory: &Path, flock: &str) -> Result<Self, RegistryError> {
+        let directory = runtime_directory.join(flock);
+        for directory in [runtime_directory, &directory] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            if let Err(source) = made
+                && !matches!(source.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory)
+            {
+                return Err(RegistryError::Io { directory: directory.to_owned(), source });
+            }
+            Self::check_directory(directory)?;
+        }
+        Ok(Self { directory: directory.into() })
+    }
+
+    /// Checks that the directory is there, the user's, and nobody else's.
+    ///
+    /// # Errors
+    /// That it is not so.
+    pub fn check_directory(directory: &Path) -> Result<(), RegistryError> {
+        let found = fs::symlink_metadata(directory);
+        let directory = directory.to_owned();
+        let metadata = match found {
+            Ok(metadata) => metadata,
+            Err(source) => return Err(RegistryError::Io { directory, source }),
+        };
+        let (owner, user, mode) = (metadata.uid(), rustix::process::geteuid().as_raw(), metadata.mode() & 0o7777);
+        if !metadata.is_dir() {
+            Err(RegistryError::NotADirectory { directory })
+        } else if owner != user {
+            Err(RegistryError::Owner { directory, owner, user })
+        } else if mode & 0o077 != 0 {
+            Err(RegistryError::Open { directory, mode })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Where the copy's socket is to be.
+    pub fn registration_path(&self, cage: &str, copy: CopyId) -> PathBuf {
+        self.directory.join(Registered { cage: cage.to_owned(), copy }.file_name())
+    }
+
+    /// Every socket there is, whether anybody listens or not.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn scan(&self) -> io::Result<Vec<Registered>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.directory)?.take(ENTRIES_MAX) {
+            if let Some(registered) = entry?.file_name().to_str().and_then(Registered::from_file_name) {
+                found.push(registered);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes a socket at which nobody listens. Names of sockets are never used again, and one appears only when
+    /// somebody listens, so that the dead stay dead. Returns whether it was removed.
+    pub fn remove_stale(&self, socket: &Path) -> bool {
+        let name = socket.file_name().and_then(|name| name.to_str());
+        let is_ours = socket.parent() == Some(&*self.directory) && name.and_then(Registered::from_file_name).is_some();
+        is_ours && matches!(unix_socket::is_listening(socket), Ok(false)) && fs::remove_file(socket).is_ok()
+    }
+
+    /// Removes all such sockets. Returns how many.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn remove_all_stale(&self) -> io::Result<usize> {
+        let sockets = self.scan()?.into_iter().map(|registered| self.directory.join(registered.file_name()));
+        Ok(sockets.filter(|socket| self.remove_stale(socket)).count())
+    }
+
+    /// Removes dead sockets, then tells of every copy that is there, comes and goes, except `own`, until what it returns
+    /// is dropped. Must be called on a tokio runtime.
+    pub fn watch(&self, own: CopyId, listener: Listener) -> Watch {
+        if let Err(error) = self.remove_all_stale() {
+            tracing::debug!(file = %self.directory.display(), error = %error, "dead sockets could not be looked for");
+        }
+        let seen = Seen {
+            registry: self.clone(),
+            own,
+            listener,
+            changed: None,
+            settled: false,
+            failed: false,
+            known: HashSet::new(),
+        };
+        let seen = Arc::new(Mutex::new(seen));
+        seen.lock().look();
+        let task = tokio::spawn({
+            let seen = seen.clone();
+            async move {
+                let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                loop {
+                    ticks.tick().await;
+                    seen.lock().look();
+                }
+            }
+        });
+        Watch { seen, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+/// Watches a directory as long as it lives.
+pub struct Watch {
+    seen: Arc<Mutex<Seen>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Watch {
+    /// Looks at once, for a call that knows no copy to go to.
+    pub fn scan_now(&self) {
+        self.seen.lock().look();
+    }
+}
+
+/// What is known of the directory.
+struct Seen {
+    registry: Registry,
+    own: CopyId,
+    listener: Listener,
+    /// Of the directory, before it was read last.
+    changed: Option<SystemTime>,
+    /// Read once more after its last change: within one tick of the file system's clock there may have been another.
+    settled: bool,
+    /// The last look failed, which was told.
+    failed: bool,
+    known: HashSet<Registered>,
+}
+
+impl Seen {
+    fn look(&mut self) {
+        match self.try_look() {
+            Ok(()) => self.failed = false,
+            Err(error) => {
+                if !self.failed {
+                    let directory = self.registry.directory.display();
+                    tracing::warn!(file = %directory, error = %error_chain(&error), "cages on this machine could not be looked for");
+                }
+                (self.failed, self.changed) = (true, None);
+            }
+        }
+    }
+
+    fn try_look(&mut self) -> io::Result<()> {
+        let changed = Some(fs::metadata(&self.registry.directory)?.modified()?);
+        if changed == self.changed && self.settled {
+            return Ok(());
+        }
+        let found = self.registry.scan()?;
+        self.settled = changed == self.changed;
+        self.changed = changed;
+        let mut known = HashSet::with_capacity(found.len());
+        for registered in found.into_iter().filter(|registered| registered.copy != self.own) {
+            if !self.known.remove(&registered) {
+                let address = Address::Unix(self.registry.directory.join(registered.file_name()));
+                let Registered { cage, copy } = registered.clone();
+                let found = Found::SameMachine;
+                (self.listener)(News::Seen(Sighting { cage, copy, node: String::new(), address, found }));
+            }
+            known.insert(registered);
+        }
+        for Registered { cage, copy } in std::mem::replace(&mut self.known, known) {
+            (self.listener)(News::Gone { cage, copy, found: Found::SameMachine });
+        }
+        Ok(())
+    }
+}
+
+/// A copy's own socket: its file goes when this is dropped.
+#[derive(Debug)]
+pub struct Registration {
+    path: PathBuf,
+}
+
+impl Registration {
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        // What is left behind, others find dead and remove.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn names_of_registrations() {
+        let check = |name: &str, expected: Option<(&str, u64)>| {
+            let parsed = Registered::from_file_name(name);
+            assert_eq!(
+                parsed,
+                expected.map(|(cage, copy)| Registered { cage: cage.into(), copy: CopyId(copy) }),
+                "{name}"
+            );
+            if let Some(parsed) = parsed {
+                assert_eq!(parsed.file_name(), name);
+            }
+        };
+        check("worker.00000000000000ff.sock", Some(("worker", 255)));
+        check("a-b_c.ffffffffffffffff.sock", Some(("a-b_c", u64::MAX)));
+        for no in [
+            "worker.ff.sock",
+            "worker.00000000000000FF.sock",
+            "worker.00000000000000ff",
+            ".worker.00000000000000ff.sock",
+            ".00000000000000ff.sock",
+            "a.b.00000000000000ff.sock",
+            "a b.00000000000000ff.sock",
+            "sock",
+            "",
+            "\u{e9}.sock",
+        ] {
+            check(no, None);
+        }
+        check(&format!("{}.00000000000000ff.sock", "x".repeat(65)), None);
+    }
+
+    #[test]
+    fn directories_that_others_may_enter_are_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = root.path().join("run/wasmcage");
+        Registry::open(&runtime, "default").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!((mode(&runtime), mode(&runtime.join("default"))), (0o700, 0o700));
+        Registry::open(&runtime, "default").unwrap();
+        let check = |flock: &str, expected: &str| {
+            let error = Registry::open(&runtime, flock).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        fs::write(runtime.join("file"), "").unwrap();
+        check("file", "not a directory");
+        symlink(runtime.join("default"), runtime.join("link")).unwrap();
+        check("link", "not a directory");
+        symlink("nowhere", runtime.join("dangling")).unwrap();
+        check("dangling", "not a directory");
+        fs::set_permissions(runtime.join("default"), fs::Permissions::from_mode(0o710)).unwrap();
+        check("default", "mode 710): `chmod 700");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        check("other", "mode 755");
+        if rustix::process::geteuid().is_root() {
+            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
+            std::os::unix::fs::chown(&runtime, Some(12345), None).unwrap();
+            check("other", "belongs to user 12345");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_dead_sockets_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = root.path().join("run");
+        let registry = Registry::open(&runtime, "default").unwrap();
+        let (alive, dead) = (registry.registration_path("a", CopyId(1)), registry.registration_path("a", CopyId(2)));
+        let listener = unix_socket::bind(&alive).unwrap();
+        drop(unix_socket::bind(&dead).unwrap());
+        let elsewhere = root.path().join("a.0000000000000001.sock");
+        drop(unix_socket::bind(&elsewhere).unwrap());
+        let file = runtime.join("default/notes.txt");
+        fs::write(&file, "").unwrap();
+        assert!(!registry.remove_stale(&elsewhere) && !registry.remove_stale(&file));
+        assert_eq!(registry.scan().unwrap().len(), 2);
+        assert_eq!(registry.remove_all_stale().unwrap(), 1);
+        assert!(alive.exists() && elsewhere.exists() && file.exists() && !dead.exists());
+        drop(listener);
+        assert!(registry.remove_stale(&alive) && !registry.remove_stale(&alive));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn copies_are_seen_coming_and_going() {
+        let root = tempfile::tempdir().unwrap();
+        let registry = Registry::open(&root.path().join("run"), "default").unwrap();
+        let register = |cage: &str, copy: u64| {
+            let path = registry.registration_path(cage, CopyId(copy));
+            (unix_socket::bind(&path).unwrap(), Registration::new(path))
+        };
+        let seen = |cage: &str, copy: u64| {
+            let address = Address::Unix(registry.registration_path(cage, CopyId(copy)));
+            let (cage, copy, node) = (cage.to_owned(), CopyId(copy), String::new());
+            News::Seen(Sighting { cage, copy, node, address, found: Found::SameMachine })
+        };
+        let own = register("own", 1);
+        let before = register("before", 2);
+        let (tx, mut rx) = mpsc::channel(10);
+        let watch = registry.watch(CopyId(1), Arc::new(move |news| tx.try_send(news).unwrap()));
+        assert_eq!(rx.try_recv().unwrap(), seen("before", 2));
+        let late = register("late", 3);
+        watch.scan_now();
+        assert_eq!(rx.try_recv().unwrap(), seen("late", 3));
+        // By the task; time passes as soon as nothing else is to be done.
+        drop(before);
+        let gone = News::Gone { cage: "before".into(), copy: CopyId(2), found: Found::SameMachine };
+        assert_eq!(rx.recv().await.unwrap(), gone);
+        let again = register("before", 4);
+        assert_eq!(rx.recv().await.unwrap(), seen("before", 4));
+        drop(watch);
+        drop((own, late, again));
+        assert_eq!(rx.recv().await, None);
+    }
+}
