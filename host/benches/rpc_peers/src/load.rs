@@ -55,17 +55,15 @@ pub async fn run(client: impl Echo, load: Load) -> Result<Figures, String> {
         .map(|_| tokio::spawn(calls(client.clone(), load.beside_body_bytes, Arc::clone(&over))))
         .collect();
     let warm = Arc::new(AtomicBool::new(false));
-    let warming: Vec<_> = (0..load.callers)
-        .map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&warm))))
-        .collect();
+    let warming: Vec<_> =
+        (0..load.callers).map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&warm)))).collect();
     tokio::time::sleep(WARM_UP).await;
     warm.store(true, Ordering::Relaxed);
     gather(warming).await?;
 
     let (begun, cpu_begun) = (Instant::now(), cpu_time());
-    let counted: Vec<_> = (0..load.callers)
-        .map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&over))))
-        .collect();
+    let counted: Vec<_> =
+        (0..load.callers).map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&over)))).collect();
     tokio::time::sleep(load.duration).await;
     over.store(true, Ordering::Relaxed);
     let mut latencies = gather(counted).await?;
