@@ -6,6 +6,7 @@ mod calls;
 mod compiled_files;
 mod config_live;
 mod context;
+mod doctor;
 mod drain;
 mod hot_swap;
 mod http;
