@@ -22,7 +22,7 @@ use tokio::time::Instant;
 pub use self::calls::CallOptions;
 pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
-pub use self::operator::OperatorCall;
+pub use self::operator::{COMMAND_LINE, OperatorCall};
 pub use self::remote::{Call, Member, Remote};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;

@@ -12,6 +12,8 @@ pub mod lan;
 pub mod link;
 #[cfg(test)]
 mod memory;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod places;
 mod reverse;
 

@@ -1,0 +1,319 @@
+//! The caller's side: a call becomes one message, or several, to a copy, and its answer comes back to an inbox. Called by
+//! `mod.rs`, which tells it what arrived. A future that is dropped here ends the call there.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::super::envelope::{self, Message};
+use super::super::fabric::CopyId;
+use super::Shared;
+use super::body::{Incoming, Outgoing};
+use super::members::Route;
+use super::packet::{Content, OVERHEAD_BYTES, Opening, WINDOW_MESSAGES};
+use crate::config::is_name;
+use crate::dispatcher::{Call, DispatchError};
+use crate::request::Payload;
+
+/// A call is tried at so many copies at most.
+const ATTEMPTS_MAX: usize = 5;
+/// How long a call waits for the server to be connected.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(1);
+
+/// A call in flight, as those see it who bring its answer.
+pub(super) struct Pending {
+    pub(super) cage: Arc<str>,
+    /// Who has it; none while the server chose and nobody has spoken.
+    pub(super) copy: Option<CopyId>,
+    pub(super) since: Instant,
+    pub(super) arrivals: mpsc::Sender<Arrival>,
+}
+
+/// What a caller gets to see.
+pub(super) enum Arrival {
+    Packet(CopyId, Content),
+    /// The server has nobody to give a message to.
+    NoResponders,
+    Lost(&'static str),
+}
+
+impl Pending {
+    pub(super) fn lose(&self, why: &'static str) {
+        // One that cannot be told has arrivals to read, and its caller its deadline.
+        let _ = self.arrivals.try_send(Arrival::Lost(why));
+    }
+}
+
+/// What became of a call at one copy.
+enum Attempt {
+    Answered(Result<Payload, DispatchError>),
+    /// It surely did not run there.
+    Elsewhere(Option<CopyId>, DispatchError),
+    /// It may have run.
+    Lost(Option<CopyId>, DispatchError),
+}
+
+pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError> {
+    let (bytes, max) = (envelope::body_bytes(&call.arguments), shared.limits.body_bytes_max);
+    if bytes > max {
+        return Err(DispatchError::BadRequest(format!("the arguments have {bytes} bytes, more than {max}")));
+    }
+    // Names are parts of subjects.
+    if !is_name(&call.cage) {
+        return Err(DispatchError::NoSuchCage(format!("{:?} is not the name of a cage", call.cage)));
+    }
+    if !is_name(&call.module) {
+        return Err(DispatchError::NoSuchModule(format!("{:?} is not the name of a module", call.module)));
+    }
+    let copy = match copy {
+        None => None,
+        Some(text) => match CopyId::parse(text) {
+            Some(copy) => Some(copy),
+            None => return Err(DispatchError::NoSuchCage(format!("{text:?} is not the name of a copy"))),
+        },
+    };
+    let Some(_place) = shared.cages.enter(call.cage.clone()) else {
+        let text = format!("{} calls to cage {} have no answer yet", shared.cages.max(), call.cage);
+        return Err(DispatchError::Overloaded(text));
+    };
+    let late = || DispatchError::DeadlineExceeded(format!("cage {} did not answer in time", call.cage));
+    let deadline = call.context.deadline;
+    if deadline.passed() {
+        return Err(late());
+    }
+    timeout_at(deadline.instant(), attempts(shared, &call, copy)).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn attempts(shared: &Arc<Shared>, call: &Call, copy: Option<CopyId>) -> Result<Payload, DispatchError> {
+    let mut tried = Vec::new();
+    let mut failure = DispatchError::NoSuchCage(format!("no copy of cage {} can be reached", call.cage));
+    for _ in 0..ATTEMPTS_MAX {
+        let route = match copy {
+            Some(copy) if tried.is_empty() => Some(Route::Copy(copy)),
+            Some(_) => None,
+            None => shared.members.lock().route(&call.cage, &tried),
+        };
+        let Some(route) = route else { break };
+        let outcome = match connected(shared).await {
+            Ok(()) => attempt(shared, call, route).await?,
+            Err(error) => Attempt::Elsewhere(None, error),
+        };
+        match outcome {
+            Attempt::Answered(answer) => return answer,
+            Attempt::Elsewhere(copy, error) => {
+                // It may have run in an attempt before, whatever became of this one.
+                if !matches!(failure, DispatchError::Lost(_)) {
+                    failure = error;
+                }
+                // The server has nobody: there is nobody else either.
+                let Some(copy) = copy else { break };
+                tried.push(copy);
+            }
+            Attempt::Lost(copy, error) => {
+                failure = error;
+                if !call.idempotent {
+                    break;
+                }
+                tried.extend(copy);
+            }
+        }
+    }
+    Err(failure)
+}
+
+async fn connected(shared: &Shared) -> Result<(), DispatchError> {
+    if shared.link.borrow().connected {
+        return Ok(());
+    }
+    let mut link = shared.link.clone();
+    let waiting = link.wait_for(|link| link.connected);
+    match timeout(CONNECTION_WITHIN, waiting).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => {
+            Err(DispatchError::NoSuchCage(format!("no NATS server is connected ({})", shared.servers)))
+        }
+    }
+}
+
+async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Attempt, DispatchError> {
+    let message = envelope::encode_call(call)?;
+    let max = shared.message_bytes_max();
+    if message.head.len() + OVERHEAD_BYTES > max {
+        return Err(DispatchError::BadRequest(format!(
+            "{} bytes of names, callers and facts, more than the NATS server takes ({max})",
+            message.head.len()
+        )));
+    }
+    let (mut open, subject) = Open::new(shared, call, route);
+    let opening = Opening::new(&message, max);
+    let mut body = Outgoing::new(message.body, opening.body.len(), 0);
+    open.publish(subject, Content::Call(opening)).await?;
+    let mut answer: Option<(bytes::Bytes, Incoming)> = None;
+    loop {
+        let Some(arrival) = open.arrivals.recv().await else {
+            return Ok(open.lost("it sent more than it may"));
+        };
+        let (copy, content) = match arrival {
+            Arrival::Packet(copy, content) => (copy, content),
+            Arrival::NoResponders => return Ok(open.nobody()),
+            Arrival::Lost(why) => return Ok(open.lost(why)),
+        };
+        if !open.is_with(copy) {
+            continue;
+        }
+        let whole = match content {
+            Content::Granted { upto } => {
+                body.grant(upto);
+                while let Some((offset, bytes)) = body.next_part(max) {
+                    let subject = shared.subjects.copy(&call.cage, copy, &shared.local.cage);
+                    open.publish(subject, Content::Part { offset, bytes }).await?;
+                }
+                None
+            }
+            Content::Answer(opening) if opening.is_whole() => Some(Message { head: opening.head, body: opening.body }),
+            Content::Answer(opening) if opening.body_bytes as usize > shared.limits.body_bytes_max => {
+                let max = shared.limits.body_bytes_max;
+                let text = format!("the result has {} bytes, more than {max}", opening.body_bytes);
+                return Ok(Attempt::Answered(Err(DispatchError::Failed(text))));
+            }
+            Content::Answer(opening) => {
+                answer = Some((opening.head, Incoming::new(opening.body_bytes)));
+                None
+            }
+            Content::Part { offset, bytes } => {
+                let Some((head, incoming)) = &mut answer else { continue };
+                match incoming.take(offset, &bytes) {
+                    Err(error) => return Ok(open.lost(&error.to_string())),
+                    Ok(Some(upto)) => {
+                        let subject = shared.subjects.copy(&call.cage, copy, &shared.local.cage);
+                        open.tell(subject, Content::Granted { upto }).await?;
+                    }
+                    Ok(None) => {}
+                }
+                incoming.whole().map(|body| Message { head: std::mem::take(head), body })
+            }
+            Content::Away => return Ok(open.away(copy)),
+            Content::Call(_) | Content::Cancel | Content::Probe | Content::Beat { .. } => None,
+        };
+        if let Some(message) = whole {
+            return Ok(match envelope::decode_answer(message) {
+                Ok(result) => open.answered(copy, result),
+                Err(error) => open.lost(&error.to_string()),
+            });
+        }
+    }
+}
+
+/// A call in flight. Dropped before its end, it has the callee told.
+struct Open<'a> {
+    shared: &'a Shared,
+    cage: Arc<str>,
+    number: u64,
+    arrivals: mpsc::Receiver<Arrival>,
+    begun: Instant,
+    copy: Option<CopyId>,
+    ended: bool,
+}
+
+impl<'a> Open<'a> {
+    /// Also the subject that reaches whom the route names.
+    fn new(shared: &'a Shared, call: &Call, route: Route) -> (Self, String) {
+        let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
+        let (cage, caller): (Arc<str>, _) = (call.cage.as_str().into(), &shared.local.cage);
+        let (copy, subject) = match route {
+            Route::Group => (None, shared.subjects.call(&cage, &call.module, caller)),
+            Route::Copy(copy) => (Some(copy), shared.subjects.copy(&cage, copy, caller)),
+        };
+        let (sender, arrivals) = mpsc::channel(WINDOW_MESSAGES);
+        let begun = Instant::now();
+        let pending = Pending { cage: cage.clone(), copy: None, since: begun, arrivals: sender };
+        shared.pending.lock().insert(number, pending);
+        let mut open = Self { shared, cage, number, arrivals, begun, copy: None, ended: false };
+        if let Some(copy) = copy {
+            open.is_with(copy);
+        }
+        (open, subject)
+    }
+
+    /// Whether that copy has the call: the first that says so.
+    fn is_with(&mut self, copy: CopyId) -> bool {
+        if self.copy.is_none() {
+            self.copy = Some(copy);
+            if let Some(pending) = self.shared.pending.lock().get_mut(&self.number) {
+                pending.copy = Some(copy);
+            }
+            self.shared.members.lock().begun(copy);
+        }
+        self.copy == Some(copy)
+    }
+
+    /// The server says on the inbox when there is nobody to get it.
+    async fn publish(&self, subject: String, content: Content) -> Result<(), DispatchError> {
+        let (reply, payload) =
+            (format!("{}.{}", self.shared.inbox, self.number), self.shared.packet(self.number, content));
+        self.shared.client.publish_with_reply(subject, reply, payload).await.map_err(unsent)
+    }
+
+    async fn tell(&self, subject: String, content: Content) -> Result<(), DispatchError> {
+        self.shared.client.publish(subject, self.shared.packet(self.number, content)).await.map_err(unsent)
+    }
+
+    fn answered(mut self, copy: CopyId, result: Result<Payload, DispatchError>) -> Attempt {
+        self.ended = true;
+        self.shared.members.lock().answered(copy, self.begun.elapsed());
+        Attempt::Answered(result)
+    }
+
+    fn nobody(mut self) -> Attempt {
+        self.ended = true;
+        let text = match self.copy {
+            Some(copy) => {
+                self.shared.members.lock().died(copy);
+                format!("copy {copy} of cage {} is not on NATS", self.cage)
+            }
+            None => format!("no cage {} is on NATS in flock {}", self.cage, self.shared.local.flock),
+        };
+        Attempt::Elsewhere(self.copy, DispatchError::NoSuchCage(text))
+    }
+
+    fn away(mut self, copy: CopyId) -> Attempt {
+        self.ended = true;
+        self.shared.members.lock().leaves(copy);
+        Attempt::Elsewhere(
+            Some(copy),
+            DispatchError::NoSuchCage(format!("copy {copy} of cage {} is stopping", self.cage)),
+        )
+    }
+
+    fn lost(self, why: &str) -> Attempt {
+        let text = match self.copy {
+            Some(copy) => format!("copy {copy} of cage {} had it, and may have run it: {why}", self.cage),
+            None => format!("a copy of cage {} may have run it: {why}", self.cage),
+        };
+        Attempt::Lost(self.copy, DispatchError::Lost(text))
+    }
+}
+
+fn unsent(error: async_nats::PublishError) -> DispatchError {
+    DispatchError::Host(format!("cannot publish to NATS: {error}"))
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.shared.pending.lock().remove(&self.number);
+        if let Some(copy) = self.copy {
+            self.shared.members.lock().ended(copy);
+        }
+        if !self.ended {
+            let (subjects, caller) = (&self.shared.subjects, &self.shared.local.cage);
+            let subject = match self.copy {
+                Some(copy) => subjects.copy(&self.cage, copy, caller),
+                None => subjects.cancel(&self.cage, caller),
+            };
+            self.shared.post(subject, None, self.number, Content::Cancel);
+        }
+    }
+}

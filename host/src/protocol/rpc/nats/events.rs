@@ -1,0 +1,76 @@
+//! What fabric `nats` tells its operator: one function per event. Called by the other files of this folder. What outsiders
+//! can cause at will is logged seldom, with the number of lines left out.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use crate::telemetry::Gate;
+
+/// One line of a kind in this time; what comes between is counted.
+const SELDOM: Duration = Duration::from_secs(10);
+
+pub(super) struct Events {
+    cage: Arc<str>,
+    interface: Arc<str>,
+    servers: String,
+    unreachable: Gate,
+    server: Gate,
+    malformed: Gate,
+    dropped: Gate,
+}
+
+impl Events {
+    pub(super) fn new(cage: Arc<str>, interface: Arc<str>, servers: String) -> Self {
+        let seldom = || Gate::new(1, SELDOM);
+        Self {
+            cage,
+            interface,
+            servers,
+            unreachable: seldom(),
+            server: seldom(),
+            malformed: seldom(),
+            dropped: seldom(),
+        }
+    }
+
+    pub(super) fn connected(&self) {
+        info!(cage = %self.cage, interface = %self.interface, address = %self.servers, "nats connected");
+    }
+
+    pub(super) fn disconnected(&self) {
+        warn!(cage = %self.cage, interface = %self.interface, address = %self.servers, "nats connection lost");
+    }
+
+    /// No server could be connected to; it is tried again for ever.
+    pub(super) fn unreachable(&self, error: &dyn Display) {
+        if let Some(suppressed) = self.unreachable.pass() {
+            let (cage, interface, address) = (&self.cage, &self.interface, &self.servers);
+            warn!(%cage, %interface, %address, %error, suppressed, "nats not reached");
+        }
+    }
+
+    /// The server refuses something, such as a subject that this cage has no permission for.
+    pub(super) fn refused_by_server(&self, error: &dyn Display) {
+        if let Some(suppressed) = self.server.pass() {
+            warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "nats refused");
+        }
+    }
+
+    /// Messages came faster than they were read: calls are lost.
+    pub(super) fn messages_dropped(&self) {
+        if let Some(suppressed) = self.dropped.pass() {
+            warn!(cage = %self.cage, interface = %self.interface, suppressed, "messages from nats dropped");
+        }
+    }
+
+    /// `source` is the subject it came on, or the cage that it is from.
+    pub(super) fn malformed(&self, source: &str, error: &dyn Display) {
+        if let Some(suppressed) = self.malformed.pass() {
+            let (cage, interface) = (&self.cage, &self.interface);
+            warn!(%cage, %interface, source, %error, suppressed, "message from nats refused");
+        }
+    }
+}

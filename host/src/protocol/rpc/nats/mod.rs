@@ -1,0 +1,373 @@
+//! Fabric `nats`: calls over NATS servers that exist already, for those who outgrow one machine or subnet.
+//!
+//! | subject | who listens | what for |
+//! |---|---|---|
+//! | `wasmcage.FLOCK.call.CAGE.MODULE.CALLER` | every copy of CAGE, `MODULE` and `CALLER` as `*`, in queue group `CAGE` | a call of any copy |
+//! | `wasmcage.FLOCK.copy.CAGE.COPY.CALLER` | that copy, `CALLER` as `*` | a call of this copy; parts, grants, cancels |
+//! | `wasmcage.FLOCK.cancel.CAGE.CALLER` | every copy of CAGE | a caller left before it knew who took its call |
+//! | `wasmcage.FLOCK.beat.CAGE` | every cage | heartbeats |
+//! | `wasmcage.FLOCK.ask` | every copy that serves | a cage that joins asks for heartbeats |
+//! | `_INBOX.ID.NUMBER` | the caller | answers |
+//!
+//! What is in the messages is in `packet.rs`. The module is a part of the subject, so that the queue groups are per cage
+//! and module: a listener may be in the group for some modules only, and the server's permissions may name modules.
+//!
+//! A call is published (`caller.rs`) and answered by whichever copy got it (`callee.rs`). A copy that works for longer than
+//! a moment says that it has the call, so that its death can be told from its slowness. No responders: the call surely
+//! did not run. Members are known by heartbeats (`members.rs`).
+//!
+//! # What differs from fabric `lan`
+//!
+//! - **Who calls is what the server vouches for.** A caller's name is the last token of the subject that it publishes on. A
+//!   server without permissions believes everyone. To bind names, give each cage a user that may publish
+//!   `wasmcage.FLOCK.call.*.*.NAME`, `wasmcage.FLOCK.copy.*.*.NAME`, `wasmcage.FLOCK.cancel.*.NAME`,
+//!   `wasmcage.FLOCK.beat.NAME`, `wasmcage.FLOCK.ask` and `_INBOX.>`, and may subscribe `wasmcage.FLOCK.call.NAME.>`,
+//!   `wasmcage.FLOCK.copy.NAME.>`, `wasmcage.FLOCK.cancel.NAME.>`, `wasmcage.FLOCK.beat.*`, `wasmcage.FLOCK.ask` and
+//!   inboxes of its own (key `inbox`).
+//! - **A dead copy** is noticed within half a second when the server has closed its connection, and by its missing
+//!   heartbeats after 3 s otherwise. A call that nobody said to have taken within 3 s is lost, too.
+//! - **A caller that dies** ends its calls at their deadlines only.
+//! - **While the server is away** calls wait for it for up to a second, then fail as `NoSuchCage`. Calls in flight when the
+//!   connection breaks are lost: an answer may have been published meanwhile. It is connected again for ever.
+//! - **A draining copy** stays for a quarter of a second, to send late callers elsewhere.
+
+mod body;
+mod callee;
+mod caller;
+mod config;
+mod events;
+mod members;
+mod packet;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use async_nats::{Client, Event, StatusCode, Subscriber};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use self::caller::{Arrival, Pending};
+pub use self::config::NatsConfig;
+use self::events::Events;
+use self::members::{Heard, Members, SILENCE_MAX};
+use self::packet::{Content, MESSAGE_BYTES_MAX, Packet, Subjects, last_token};
+use super::fabric::{CopyId, Fabric, Limits, Local, Service};
+use super::places::Places;
+use crate::dispatcher::{Call, DispatchError, Member, Remote};
+use crate::drain::Drain;
+use crate::protocol::InterfaceError;
+use crate::request::Payload;
+
+/// How often calls in flight are looked after.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// Messages to be published that nobody waits for. Beyond them callees whose callers left run on to their deadlines.
+const OUTBOX_MAX: usize = 4_096;
+/// A call that has waited for so long is worth asking whether its copy is there.
+const PROBED_AFTER: Duration = Duration::from_millis(250);
+
+/// A cage on NATS. Dropping it ends its connection without a farewell.
+pub struct Nats {
+    shared: Arc<Shared>,
+    _end: DropGuard,
+}
+
+/// What the tasks of one cage share.
+struct Shared {
+    local: Local,
+    limits: Limits,
+    client: Client,
+    subjects: Subjects,
+    servers: String,
+    /// Prefix of the subjects that answers come on.
+    inbox: String,
+    /// Times that the connection was lost, and whether it is there.
+    link: watch::Receiver<Link>,
+    cages: Arc<Places<String>>,
+    pending: Mutex<HashMap<u64, Pending>>,
+    next_number: AtomicU64,
+    outbox: mpsc::Sender<Outgoing>,
+    members: Mutex<Members>,
+    /// Of this copy, while it is advertised.
+    addresses: Mutex<Vec<String>>,
+    events: Arc<Events>,
+    end: CancellationToken,
+}
+
+/// What the outbox publishes.
+struct Outgoing {
+    subject: String,
+    reply: Option<String>,
+    payload: Bytes,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Link {
+    connected: bool,
+    losses: u64,
+}
+
+impl Nats {
+    /// Begins to connect, and goes on for ever: this does not wait for a server.
+    ///
+    /// # Errors
+    /// A file of the configuration cannot be used.
+    pub async fn start(
+        config: &NatsConfig,
+        interface: Arc<str>,
+        local: Local,
+        limits: Limits,
+    ) -> Result<Self, InterfaceError> {
+        let events = Arc::new(Events::new(local.cage.clone(), interface.clone(), config.servers()));
+        let (link_tx, link) = watch::channel(Link::default());
+        let options = config.options(&interface, format!("wasmcage {}/{} {}", local.flock, local.cage, local.copy))?;
+        let options = options.event_callback(told(events.clone(), link_tx));
+        let failed = |text: &str, source| InterfaceError::Setup {
+            interface: interface.to_string(),
+            text: text.to_owned(),
+            source: Some(source),
+        };
+        let client = options.connect(config.servers.clone()).await;
+        let client = client.map_err(|source| failed("cannot begin to connect to NATS", Box::new(source)))?;
+        let (outbox, outgoing) = mpsc::channel(OUTBOX_MAX);
+        let shared = Arc::new(Shared {
+            subjects: Subjects::new(&local.flock),
+            servers: config.servers(),
+            inbox: client.new_inbox(),
+            link,
+            cages: Places::new(limits.calls_per_cage_max),
+            pending: Mutex::default(),
+            next_number: AtomicU64::new(1),
+            outbox,
+            members: Mutex::default(),
+            addresses: Mutex::default(),
+            events,
+            end: CancellationToken::new(),
+            local,
+            limits,
+            client,
+        });
+        let subscribe = async |subject: String| shared.client.subscribe(subject).await;
+        let answers = subscribe(format!("{}.*", shared.inbox)).await;
+        let beats = subscribe(shared.subjects.beat("*")).await;
+        let (Ok(answers), Ok(beats)) = (answers, beats) else {
+            return Err(failed("cannot subscribe to NATS", "its client ended".into()));
+        };
+        tokio::spawn(shared.clone().listen(answers, beats));
+        tokio::spawn(shared.clone().publish_all(outgoing));
+        Ok(Self { _end: shared.end.clone().drop_guard(), shared })
+    }
+}
+
+/// What to do with events of the client.
+fn told(
+    events: Arc<Events>,
+    link: watch::Sender<Link>,
+) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+    move |event| {
+        match event {
+            Event::Connected => {
+                link.send_modify(|link| link.connected = true);
+                events.connected();
+            }
+            Event::Disconnected => {
+                link.send_modify(|link| *link = Link { connected: false, losses: link.losses + 1 });
+                events.disconnected();
+            }
+            Event::SlowConsumer(_) => events.messages_dropped(),
+            Event::ServerError(error) => events.refused_by_server(&error),
+            Event::ClientError(error) => events.unreachable(&error),
+            Event::LameDuckMode | Event::Draining | Event::Closed => {}
+        }
+        std::future::ready(())
+    }
+}
+
+#[async_trait]
+impl Remote for Nats {
+    async fn call(&self, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError> {
+        caller::call(&self.shared, call, copy).await
+    }
+
+    fn copies(&self, cage: &str) -> Vec<String> {
+        self.shared.members.lock().copies(cage)
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let shared = &self.shared;
+        shared.members.lock().list(|cage, copy| shared.subjects.copy(cage, copy, "*"))
+    }
+}
+
+#[async_trait]
+impl Fabric for Nats {
+    async fn advertise(&self, service: Arc<dyn Service>, drain: Drain) -> Result<(), InterfaceError> {
+        callee::advertise(&self.shared, service, drain).await
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        match self.shared.link.borrow().connected {
+            true => self.shared.addresses.lock().clone(),
+            false => Vec::new(),
+        }
+    }
+}
+
+impl Shared {
+    fn packet(&self, number: u64, content: Content) -> Bytes {
+        Packet { copy: self.local.copy, number, content }.encode()
+    }
+
+    /// Of one message, with what is around its bytes.
+    fn message_bytes_max(&self) -> usize {
+        self.client.max_payload().min(MESSAGE_BYTES_MAX)
+    }
+
+    /// Has published what nobody waits for, and what may be left out when there is too much of it.
+    fn post(&self, subject: String, reply: Option<String>, number: u64, content: Content) {
+        let payload = self.packet(number, content);
+        let _ = self.outbox.try_send(Outgoing { subject, reply, payload });
+    }
+
+    /// Reads answers and heartbeats, and looks after the calls in flight.
+    async fn listen(self: Arc<Self>, mut answers: Subscriber, mut beats: Subscriber) {
+        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut link = self.link.clone();
+        let mut losses = 0;
+        // A copy's answers were published before its last heartbeat, and are read before it.
+        loop {
+            tokio::select! {
+                biased;
+                () = self.end.cancelled() => return,
+                Ok(()) = link.changed() => {
+                    let now = *link.borrow_and_update();
+                    if std::mem::replace(&mut losses, now.losses) != now.losses {
+                        self.lose_all("the connection to NATS broke");
+                    }
+                    if now.connected {
+                        self.members.lock().excuse(Instant::now());
+                        self.post(self.subjects.ask(), None, 0, Content::Probe);
+                    }
+                }
+                Some(message) = answers.next() => self.answer_came(message),
+                Some(message) = beats.next() => self.beat_came(message),
+                _ = sweep.tick() => self.sweep(),
+                else => return,
+            }
+        }
+    }
+
+    fn answer_came(&self, message: async_nats::Message) {
+        let token = last_token(&message.subject);
+        let nobody = message.status == Some(StatusCode::NO_RESPONDERS);
+        if let Some(copy) = token.strip_prefix('p') {
+            // Only the server answers probes.
+            if let Some(copy) = CopyId::parse(copy).filter(|_| nobody) {
+                self.members.lock().died(copy);
+                self.lose_calls_of(copy);
+            }
+            return;
+        }
+        let Ok(number) = token.parse::<u64>() else { return };
+        let arrival = match nobody {
+            true => Arrival::NoResponders,
+            false => match Packet::decode(message.payload) {
+                Ok(packet) => Arrival::Packet(packet.copy, packet.content),
+                Err(error) => return self.events.malformed(&message.subject, &error),
+            },
+        };
+        let mut pending = self.pending.lock();
+        // An answer to a call whose caller has left finds nobody.
+        let refused = pending.get(&number).is_some_and(|call| call.arrivals.try_send(arrival).is_err());
+        if refused {
+            // More than was granted: its caller sees the end of its arrivals.
+            pending.remove(&number);
+        }
+    }
+
+    fn beat_came(&self, message: async_nats::Message) {
+        let cage = last_token(&message.subject);
+        let packet = match Packet::decode(message.payload) {
+            Ok(packet) => packet,
+            Err(error) => return self.events.malformed(&message.subject, &error),
+        };
+        let Content::Beat { state, node, version } = packet.content else { return };
+        if packet.copy == self.local.copy || !crate::config::is_name(cage) {
+            return;
+        }
+        let heard = self.members.lock().beat(Instant::now(), cage, packet.copy, state, node, version);
+        match heard {
+            Heard::Gone => self.give_back_calls_of(packet.copy),
+            Heard::New | Heard::Known | Heard::Ignored => {}
+        }
+    }
+
+    fn sweep(&self) {
+        let now = Instant::now();
+        // Nothing can be heard without a server.
+        if !self.link.borrow().connected {
+            return;
+        }
+        let dead = self.members.lock().sweep(now);
+        dead.into_iter().for_each(|copy| self.lose_calls_of(copy));
+        let mut asked = HashMap::new();
+        for call in self.pending.lock().values() {
+            match (call.copy, now.saturating_duration_since(call.since)) {
+                (None, waited) if waited > SILENCE_MAX => call.lose("no copy said that it took it"),
+                (Some(copy), waited) if waited > PROBED_AFTER => drop(asked.insert(copy, call.cage.clone())),
+                (None | Some(_), _) => {}
+            }
+        }
+        for (copy, cage) in asked {
+            let subject = self.subjects.copy(&cage, copy, &self.local.cage);
+            self.post(subject, Some(format!("{}.p{copy}", self.inbox)), 0, Content::Probe);
+        }
+    }
+
+    fn lose_calls_of(&self, copy: CopyId) {
+        let pending = self.pending.lock();
+        pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.lose("the copy is gone"));
+    }
+
+    /// It has answered all that it took.
+    fn give_back_calls_of(&self, copy: CopyId) {
+        let pending = self.pending.lock();
+        for call in pending.values().filter(|call| call.copy == Some(copy)) {
+            // One that cannot be told has more to read than it may get, and is lost.
+            let _ = call.arrivals.try_send(Arrival::Packet(copy, Content::Away));
+        }
+    }
+
+    fn lose_all(&self, why: &'static str) {
+        self.pending.lock().values().for_each(|call| call.lose(why));
+    }
+
+    /// The outbox: a future that is dropped cannot wait for the client itself.
+    async fn publish_all(self: Arc<Self>, mut outgoing: mpsc::Receiver<Outgoing>) {
+        let publishing = async {
+            while let Some(Outgoing { subject, reply, payload }) = outgoing.recv().await {
+                let result = match reply {
+                    Some(reply) => self.client.publish_with_reply(subject, reply, payload).await,
+                    None => self.client.publish(subject, payload).await,
+                };
+                if result.is_err() {
+                    // The client has ended.
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.end.cancelled() => {}
+            () = publishing => {}
+        }
+    }
+}
