@@ -1,11 +1,13 @@
 //! One binary, a file for each promise.
 
 mod bad_input;
+mod bindings;
 mod call_command;
 mod calls;
 mod compiled_files;
 mod config_live;
 mod context;
+mod doctor;
 mod drain;
 mod hot_swap;
 mod http;

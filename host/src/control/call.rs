@@ -94,6 +94,10 @@ impl Content {
         let bytes = match &payload {
             Payload::Json(json) => json.len(),
             Payload::Bytes(bytes) => bytes.len(),
+            // Only a peer that does not keep to the rules answers a call by name with them.
+            Payload::Values(_) => {
+                return Err(Refusal { code: "failed".into(), text: "the answer is of component values".into() });
+            }
         };
         *room = room.checked_sub(bytes).ok_or_else(|| Refusal {
             code: "failed".into(),
@@ -104,6 +108,7 @@ impl Content {
         Ok(match payload {
             Payload::Json(json) => Self::Json(json),
             Payload::Bytes(bytes) => Self::bytes(&bytes),
+            Payload::Values(values) => Self::bytes(&values.bytes()),
         })
     }
 

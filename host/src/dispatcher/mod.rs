@@ -1,6 +1,7 @@
 //! Between the interfaces and the modules: admission, route, deadline, the one error table, one completion event. Called
 //! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
 
+mod bindings;
 mod calls;
 mod endpoint;
 mod error;
