@@ -22,8 +22,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const CALLS: usize = 20_000;
 
 fn main() {
-    let modules = [("service_echo", "caller"), ("service_echo", "callee"), ("calculator", "calculator")];
-    let Some(cage) = BenchCage::start(&modules, "") else {
+    let modules = [
+        ("service_echo", "caller"),
+        ("service_echo", "callee"),
+        ("calculator", "calculator"),
+        ("calculator_user", "bound"),
+    ];
+    let imports = "[modules.bound.imports]\n\"acme:calculator/echoes\" = \"calculator\"\n\
+                   \"acme:calculator/arithmetic\" = \"calculator\"";
+    let Some(cage) = BenchCage::start(&modules, imports) else {
         println!("not run: the guests are not built");
         return;
     };
@@ -31,13 +38,15 @@ fn main() {
     let echo = format!("{{\"args\":[\"{text}\"]}}");
     let forward = format!("{{\"args\":[null,\"callee\",\"echo\",[\"{text}\"]]}}");
     println!("| call, 1 KiB each way | median us |\n|---|---|");
-    let direct = measure(&cage, "callee", "echo", Payload::Json(echo));
+    let direct = measure(&cage, "callee", "echo", Payload::Json(echo.clone()));
     println!("| host to service | {:.1} |", direct.as_secs_f64() * 1e6);
     let bytes = measure(&cage, "callee", "echo_raw", Payload::Bytes(text.clone().into()));
     println!("| host to service, bytes | {:.1} |", bytes.as_secs_f64() * 1e6);
     let through = measure(&cage, "caller", "forward", Payload::Json(forward));
     println!("| host to service to service | {:.1} |", through.as_secs_f64() * 1e6);
     println!("| the inner call's share | {:.1} |", through.saturating_sub(direct).as_secs_f64() * 1e6);
+    let bound = measure(&cage, "bound", "echo", Payload::Json(echo));
+    println!("| host to service to a module it is bound to | {:.1} |", bound.as_secs_f64() * 1e6);
 }
 
 fn measure(cage: &BenchCage, module: &str, function: &str, arguments: Payload) -> Duration {

@@ -55,6 +55,12 @@ pub(crate) struct Refusal {
     pub text: String,
 }
 
+impl Refusal {
+    pub(crate) fn new(code: &str, text: impl ToString) -> Self {
+        Self { code: code.into(), text: text.to_string() }
+    }
+}
+
 /// Does the commands of one cage.
 #[async_trait]
 pub(crate) trait Answer: Send + Sync + 'static {

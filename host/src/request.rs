@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::module::value::Values;
 use crate::telemetry::Level;
 
 /// `RQ-<local time, 14 digits>-<12 hex>`: names a request in every log line of every cage that works on it.
@@ -305,6 +306,19 @@ pub enum Payload {
     /// Arguments: `{"args": [..], "kwargs": {..}}`. Result: any JSON value.
     Json(String),
     Bytes(Bytes),
+    /// Of a function that another component is bound to: arguments or result by its own type.
+    Values(Values),
+}
+
+impl Payload {
+    /// The same as bytes, before it leaves the process.
+    #[must_use]
+    pub fn encoded(self) -> Self {
+        match self {
+            Self::Values(values) => Self::Values(values.into_encoded()),
+            Self::Json(_) | Self::Bytes(_) => self,
+        }
+    }
 }
 
 /// Which function a call is for.

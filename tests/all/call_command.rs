@@ -214,6 +214,37 @@ async fn a_cage_that_runs_here_calls_one_that_does_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() {
+    let root = Root::new(&[("shop", &["service_echo"]), ("front", &[])]);
+    root.configure("shop", "[rpc.allow]\n\"service_echo.context\" = [\"front\"]\n");
+    let (_shop, _front) = (root.run(&["shop"]).await, root.run(&["front"]).await);
+    let source = async |arguments: &[&str]| {
+        let context = done(root.call(&[arguments, &["shop", "service_echo.context"]].concat()).await);
+        serde_json::from_str::<Value>(&context).unwrap()["source-cage"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(source(&["--via", "front"]).await, "front");
+    let refused = root.failure(1, &["--via", "front", "shop", "service_echo.nothing"]).await;
+    Root::said(&refused, &["[rpc.allow]", "(not-permitted)"]);
+    assert_eq!(source(&["--flock", "default"]).await, "(command line)");
+    assert_eq!(root.result(&["--flock", "default", "service_echo.add", "1", "2"]).await, "3\n");
+    let all = root.result(&["--flock", "default", "service_echo.add", "1", "2", "--all"]).await;
+    let all: Value = serde_json::from_str(&all).unwrap();
+    assert_eq!((all.as_array().unwrap().len(), &all[0]["ok"]), (1, &json!(3)));
+    assert_eq!(all[0]["copy"].as_str().unwrap().len(), 16);
+    let table = done(root.output(&["ps", "front"]).await);
+    Root::said(&table, &["flock default", "MEMBER", all[0]["copy"].as_str().unwrap()]);
+    let other = root.failure(1, &["--flock", "other", "shop", "a.b"]).await;
+    Root::said(&other, &["no running copy of cage shop", "(no-such-cage)"]);
+    Root::said(&root.failure(2, &["--flock", "Not one", "shop", "a.b"]).await, &["lower-case"]);
+    // Some MiB go to another process and back.
+    let bytes = vec![7; 3 << 20];
+    fs::write(root.path().join("bytes"), &bytes).unwrap();
+    let file = root.path().join("bytes");
+    let flock = ["--flock", "default", "shop", "service_echo.echo_raw", "--bytes-from", file.to_str().unwrap()];
+    assert!(root.call(&flock).await.stdout == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_shell_completes_names() {
     let (root, _run) = Root::shop().await;
     let completed = async |index: &str, words: &[&str]| {

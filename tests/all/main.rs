@@ -1,6 +1,7 @@
 //! One binary, a file for each promise.
 
 mod bad_input;
+mod bindings;
 mod call_command;
 mod calls;
 mod compiled_files;

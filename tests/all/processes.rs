@@ -58,7 +58,7 @@ impl Root {
             let output = self.output(&["ps", "--json"]).await;
             let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
             let process = &answer["processes"][0];
-            if process["cages"][0]["interfaces"][0]["addresses"][0].is_string() {
+            if address(process).is_some() {
                 return process.clone();
             }
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -77,8 +77,14 @@ impl Root {
     }
 }
 
+/// Where interface `web` listens.
+fn address(process: &Value) -> Option<&str> {
+    let interfaces = process["cages"][0]["interfaces"].as_array()?;
+    interfaces.iter().find(|interface| interface["interface"] == "web")?["addresses"][0].as_str()
+}
+
 fn client(process: &Value) -> Client {
-    let address = process["cages"][0]["interfaces"][0]["addresses"][0].as_str().unwrap();
+    let address = address(process).unwrap();
     Client::new(address.trim_start_matches("http://").trim_end_matches('/'))
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
-use wasmcage::config::{CageConfig, Grants, SHARED_DIRECTORY};
+use wasmcage::config::{CageConfig, ModuleConfig, SHARED_DIRECTORY};
 use wasmcage::host::{HostOptions, Shared};
 use wasmcage::module::compiler::CompileError;
 use wasmcage::module::loader::Inspection;
@@ -51,16 +51,16 @@ impl CheckArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let checked = if is_file(&self.subject) {
             let file = PathBuf::from(&self.subject);
-            let grants = match self.cage_of(&file)? {
-                Some(cage) => grants(&config(&self.root.root, &cage)?, &file),
-                None => Grants::default(),
+            let settings = match self.cage_of(&file)? {
+                Some(cage) => settings(&config(&self.root.root, &cage)?, &file),
+                None => ModuleConfig::default(),
             };
-            inspect(&self.root.root, vec![(file, grants)])?
+            inspect(&self.root.root, vec![(file, settings)])?
         } else {
             check_cage(&self.root.root, &self.subject)?;
             let config = config(&self.root.root, &self.subject)?;
             let files = modules(&self.root.root, &self.subject);
-            inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), grants(&config, &file))).collect())?
+            inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), settings(&config, &file))).collect())?
         };
         if self.json {
             let all: Vec<_> = checked.iter().map(Checked::json).collect();
@@ -98,8 +98,8 @@ fn module_name(file: &Path) -> String {
     file.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-fn grants(config: &CageConfig, file: &Path) -> Grants {
-    config.module(&module_name(file)).allow
+fn settings(config: &CageConfig, file: &Path) -> ModuleConfig {
+    config.module(&module_name(file))
 }
 
 /// The files that the cage would serve: its own, and the shared ones that they do not hide.
@@ -117,7 +117,7 @@ fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
     files.into_values().collect()
 }
 
-fn inspect(root: &Path, files: Vec<(PathBuf, Grants)>) -> Result<Vec<Checked>, CommandError> {
+fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Checked>, CommandError> {
     let scratch = std::env::temp_dir().join(format!("wasmcage-check-{}-{:08x}", std::process::id(), fastrand::u32(..)));
     let mut options = HostOptions::new(root, Vec::<String>::new());
     options.lanes = Some(1);
@@ -129,10 +129,10 @@ fn inspect(root: &Path, files: Vec<(PathBuf, Grants)>) -> Result<Vec<Checked>, C
     let shared =
         Shared::new(&options).map_err(|error| CommandError::failed("cannot set up a host to check with", error))?;
     let mut checked = Vec::new();
-    for (file, grants) in files {
+    for (file, settings) in files {
         let wasm =
             fs::read(&file).map_err(|error| CommandError::failed(format!("cannot read {}", file.display()), error))?;
-        let inspection = runtime.block_on(shared.loader.inspect(wasm, &grants));
+        let inspection = runtime.block_on(shared.loader.inspect(wasm, &settings));
         checked.push(Checked { module: module_name(&file), file, inspection });
     }
     if options.cache.is_some() {
@@ -166,7 +166,11 @@ impl Checked {
                 text += &format!("  version {sha256}, {} engine\n", inspection.engine);
                 for import in &inspection.imports {
                     let mark = if import.granted { "ok     " } else { "refused" };
-                    text += &format!("  import  {mark}  {}\n", import.name);
+                    let bound = import.bound.as_ref().map(|target| format!(", bound to {target}")).unwrap_or_default();
+                    text += &format!("  import  {mark}  {}{bound}\n", import.name);
+                }
+                for interface in &inspection.unused_bindings {
+                    text += &format!("  binding not used  {interface}\n");
                 }
                 for export in &inspection.exports {
                     text += &format!("  export           {export}\n");

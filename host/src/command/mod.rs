@@ -7,6 +7,7 @@ mod check;
 mod compile;
 pub(crate) mod completion;
 mod dev;
+mod doctor;
 mod keys;
 mod logs;
 mod new;
@@ -68,6 +69,7 @@ enum Command {
     New(new::NewArgs),
     Build(build::BuildArgs),
     Keys(keys::KeysArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(name = "cage.toml")]
     CageToml(cage_toml::CageTomlArgs),
     Completions(completion::CompletionsArgs),
@@ -103,6 +105,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
         Command::Keys(args) => args.execute()?,
+        Command::Doctor(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
         Command::Completions(args) => args.execute()?,
         Command::Secondary(args) => args.execute()?,

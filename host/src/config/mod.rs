@@ -3,6 +3,7 @@
 //! together. Knows no protocol: what an interface or a resource means by its other keys, its protocol reads from the
 //! `Section` it is given.
 
+mod binding;
 mod calls;
 mod error;
 mod expand;
@@ -20,6 +21,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use binding::{Binding, BindingTarget};
 pub use calls::CallsConfig;
 pub use error::{ConfigError, Problem};
 pub use expand::Environment;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::TIMEOUT_MS_MAX;
+use super::binding::Binding;
 use super::grant::Grants;
 use super::section::Section;
 
@@ -22,6 +23,8 @@ pub struct ModuleConfig {
     /// Of one request, and never longer than the request's own deadline.
     pub timeout: Option<Duration>,
     pub allow: Grants,
+    /// Imports that other modules answer.
+    pub imports: Vec<Binding>,
     /// The guest's environment variables.
     pub env: Vec<(String, String)>,
     /// The module's own settings.
@@ -61,6 +64,7 @@ impl Default for ModuleConfig {
             table_elements: 100_000,
             timeout: None,
             allow: Grants::default(),
+            imports: Vec::new(),
             env: Vec::new(),
             config: serde_json::Map::new(),
             source: None,
@@ -81,6 +85,7 @@ impl fmt::Debug for ModuleConfig {
         f.debug_struct("ModuleConfig")
             .field("instances", &self.instances)
             .field("allow", &self.allow)
+            .field("imports", &self.imports)
             .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("config", &self.config.keys().collect::<Vec<_>>())
             .finish_non_exhaustive()
@@ -100,6 +105,7 @@ impl ModuleConfig {
             ) as usize,
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
             allow: section.table("allow").map_or(default.allow, Grants::read),
+            imports: section.table("imports").map_or(default.imports, Binding::read_all),
             env: environment(&section),
             config: section.table("config").map_or(default.config, |section| section.json()),
             source: section.path("source"),

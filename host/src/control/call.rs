@@ -1,10 +1,13 @@
 //! What command `call` of the control socket takes and answers. Written by `wasmcage call`, read by the secondary, and the
 //! other way round; one answer, or with `all` a list of `CopyAnswer`.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use wasmcage::dispatcher::DispatchError;
+use serde_json::Value;
+use wasmcage::dispatcher::{DispatchError, OperatorCall};
 use wasmcage::request::Payload;
 
 use super::{CONTENT_BYTES_MAX, Refusal, Reply};
@@ -41,6 +44,45 @@ pub(crate) struct CopyAnswer {
     pub result: Reply<Content>,
 }
 
+impl CallRequest {
+    /// # Errors
+    /// Arguments that cannot be read.
+    pub(crate) fn into_call(self) -> Result<OperatorCall, Refusal> {
+        let Self { cage, module, function, arguments, timeout_ms, idempotent, all: _ } = self;
+        let arguments = arguments.payload().map_err(|error| Refusal::new("bad-request", error))?;
+        let timeout = Duration::from_millis(timeout_ms);
+        Ok(OperatorCall { cage, module, function, arguments, timeout, idempotent })
+    }
+}
+
+/// What is answered to a call.
+///
+/// # Errors
+/// A result that cannot be carried.
+pub(crate) fn answer_one(result: Payload) -> Result<Value, Refusal> {
+    value(&Content::of(result, &mut { CONTENT_BYTES_MAX })?)
+}
+
+/// What is answered to a call of every copy.
+///
+/// # Errors
+/// None that depends on the results.
+pub(crate) fn answer_all(results: Vec<(String, Result<Payload, DispatchError>)>) -> Result<Value, Refusal> {
+    let mut room = CONTENT_BYTES_MAX;
+    let answers = results.into_iter().map(|(copy, result)| {
+        let result = match result.map_err(Refusal::from).and_then(|payload| Content::of(payload, &mut room)) {
+            Ok(content) => Reply::Ok(content),
+            Err(refusal) => Reply::Error(refusal),
+        };
+        CopyAnswer { copy, result }
+    });
+    value(&answers.collect::<Vec<_>>())
+}
+
+fn value(answer: &impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(answer).map_err(|error| Refusal::new("host-error", error))
+}
+
 impl Content {
     pub(crate) fn bytes(bytes: &[u8]) -> Self {
         Self::Base64(STANDARD.encode(bytes))
@@ -52,6 +94,10 @@ impl Content {
         let bytes = match &payload {
             Payload::Json(json) => json.len(),
             Payload::Bytes(bytes) => bytes.len(),
+            // Only a peer that does not keep to the rules answers a call by name with them.
+            Payload::Values(_) => {
+                return Err(Refusal { code: "failed".into(), text: "the answer is of component values".into() });
+            }
         };
         *room = room.checked_sub(bytes).ok_or_else(|| Refusal {
             code: "failed".into(),
@@ -62,6 +108,7 @@ impl Content {
         Ok(match payload {
             Payload::Json(json) => Self::Json(json),
             Payload::Bytes(bytes) => Self::bytes(&bytes),
+            Payload::Values(values) => Self::bytes(&values.bytes()),
         })
     }
 
@@ -77,7 +124,7 @@ impl Content {
 
 impl From<DispatchError> for Refusal {
     fn from(error: DispatchError) -> Self {
-        Self { code: error.code().into(), text: error.to_string() }
+        Self::new(error.code(), error)
     }
 }
 

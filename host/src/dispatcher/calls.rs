@@ -31,6 +31,8 @@ pub struct CallOptions {
     /// At most this long, and never longer than the request's deadline.
     pub timeout: Option<Duration>,
     pub idempotent: bool,
+    /// `cage.toml` binds an import to this module, which grants the call.
+    pub bound: bool,
 }
 
 impl Dispatcher {
@@ -79,7 +81,9 @@ impl Dispatcher {
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
             return self.call(context, &target.module, target.function, arguments).await;
         };
-        self.check_grant(home, &cage)?;
+        if !options.bound {
+            self.check_grant(home, &cage)?;
+        }
         self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
     }
 
@@ -178,13 +182,13 @@ impl Dispatcher {
             return callee.called_here(call).await;
         }
         match self.remote() {
-            Some(remote) => remote.call(call, None).await,
+            Some(remote) => remote.call(Call { arguments: call.arguments.encoded(), ..call }, None).await,
             None => Err(self.no_such_cage(&call.cage)),
         }
     }
 
     /// A cage of this process and of this cage's flock; it may be this one.
-    fn neighbour(&self, cage: &str) -> Option<Dispatcher> {
+    pub(super) fn neighbour(&self, cage: &str) -> Option<Dispatcher> {
         let callee = self.0.cages.get(cage)?;
         (callee.0.config.load().flock == self.0.config.load().flock).then_some(callee)
     }
@@ -235,7 +239,7 @@ impl Dispatcher {
         let result =
             result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
         served.outcome = Outcome::of(&result);
-        result
+        result.map(Payload::encoded)
     }
 
     /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
@@ -274,7 +278,7 @@ impl Dispatcher {
         arguments: Payload,
     ) -> Result<Payload, DispatchError> {
         let listed = version.use_service_function(&function).is_some();
-        if !listed && !version.exports.functions.contains_key(&function) {
+        if !listed && version.exports.function(&function).is_none() {
             return Err(no_such_function(slot, &version, &function));
         }
         let name = format!("{}/{}", self.0.cage, slot.name);
@@ -286,11 +290,11 @@ impl Dispatcher {
         }
         let mut lease = slot.checkout(version, context.deadline).await?;
         let version = lease.version().clone();
-        let result = match (&version.exports.service, version.exports.functions.get(&function)) {
+        let result = match (&version.exports.service, version.exports.function(&function)) {
             (Some(service), _) if listed => lease.call_service(&service.call, context, function, arguments).await,
             (_, Some(plain)) => {
                 plain.mark_used();
-                lease.call_plain(&function, plain, context, &arguments).await
+                lease.call_plain(&function, plain, context, arguments).await
             }
             _ => Err(no_such_function(slot, &version, &function)),
         };

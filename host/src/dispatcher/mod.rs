@@ -1,6 +1,7 @@
 //! Between the interfaces and the modules: admission, route, deadline, the one error table, one completion event. Called
 //! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
 
+mod bindings;
 mod calls;
 mod endpoint;
 mod error;
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 pub use self::calls::CallOptions;
 pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
-pub use self::operator::OperatorCall;
+pub use self::operator::{COMMAND_LINE, OperatorCall};
 pub use self::remote::{Call, Member, Remote};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;

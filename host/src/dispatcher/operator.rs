@@ -1,16 +1,17 @@
 //! Calls that an operator makes from the command line, on behalf of no request. Brought by a cage's control socket, whose
-//! clients are the cage's own user only; made by that cage, to itself or to another one.
+//! clients are the cage's own user only, and made by that cage, to itself or to another one; or made by the command line
+//! itself, where no cage runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Call, CallOptions, DispatchError, Dispatcher};
+use super::{Call, DispatchError, Dispatcher};
 use crate::readings::Outcome;
 use crate::request::{Payload, RequestContext};
 
-/// The caller of an operator's call to the cage that was asked to make it. No cage can be called so, and every cage
+/// The caller of an operator's call that is not made as another cage's. No cage can be called so, and every cage
 /// permits it what it permits itself.
-pub(super) const COMMAND_LINE: &str = "(command line)";
+pub const COMMAND_LINE: &str = "(command line)";
 
 /// What to call, and how.
 #[derive(Clone, Debug)]
@@ -21,8 +22,22 @@ pub struct OperatorCall {
     pub function: String,
     pub arguments: Payload,
     pub timeout: Duration,
-    /// See `CallOptions`.
+    /// It may run twice without harm.
     pub idempotent: bool,
+}
+
+impl OperatorCall {
+    /// As one that the command line makes, or the cage that is called.
+    pub fn by_command_line(self) -> Call {
+        self.by(COMMAND_LINE, "")
+    }
+
+    fn by(self, cage: &str, module: &str) -> Call {
+        let context = RequestContext::new(COMMAND_LINE.into(), "control", self.timeout, Arc::default());
+        let context = Arc::new(context.for_call(cage, module, None));
+        let Self { cage, module, function, arguments, timeout: _, idempotent } = self;
+        Call { context, cage, module, function, arguments, idempotent }
+    }
 }
 
 impl Dispatcher {
@@ -53,14 +68,17 @@ impl Dispatcher {
     }
 
     fn operators(&self, call: OperatorCall) -> Call {
-        let OperatorCall { cage, module, function, arguments, timeout, idempotent } = call;
-        let context = RequestContext::new(COMMAND_LINE.into(), "control", timeout, Arc::default());
-        let context = match *cage == *self.0.cage {
-            true => context.for_call(COMMAND_LINE, "", None),
-            false => context.for_call(&self.0.cage, COMMAND_LINE, None),
+        let call = match *call.cage == *self.0.cage {
+            true => call.by_command_line(),
+            false => call.by(&self.0.cage, COMMAND_LINE),
         };
-        let options = CallOptions { timeout: None, idempotent };
-        self.outgoing(Arc::new(context), cage, module, function, arguments, options)
+        let idempotent = call.idempotent || self.is_idempotent(&call);
+        Call { idempotent, ..call }
+    }
+
+    /// Whether the caller's configuration says so.
+    fn is_idempotent(&self, call: &Call) -> bool {
+        self.0.config.load().calls.is_idempotent(&call.cage, &call.module, &call.function)
     }
 }
 

@@ -21,7 +21,7 @@ impl Host for GuestState {
         let (dispatcher, request) = self.calling()?;
         let target = CallTarget { cage, module, function };
         let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options.into()).await;
-        result.map(WitPayload::from).map_err(CallError::from)
+        result.and_then(WitPayload::try_from).map_err(CallError::from)
     }
 
     async fn call_all(
@@ -36,7 +36,7 @@ impl Host for GuestState {
         let target = CallTarget { cage, module, function };
         let results = dispatcher.call_all_from(&self.home, &request, target, arguments.into(), options.into()).await?;
         let results = results.into_iter().map(|(copy, result)| {
-            let result = result.map(WitPayload::from).map_err(CallError::from);
+            let result = result.and_then(WitPayload::try_from).map_err(CallError::from);
             CopyResult { copy, result }
         });
         Ok(results.collect())
@@ -57,7 +57,7 @@ impl GuestState {
 impl From<Options> for CallOptions {
     fn from(options: Options) -> Self {
         let timeout = options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into()));
-        Self { timeout, idempotent: options.idempotent }
+        Self { timeout, idempotent: options.idempotent, bound: false }
     }
 }
 
@@ -70,11 +70,16 @@ impl From<WitPayload> for Payload {
     }
 }
 
-impl From<Payload> for WitPayload {
-    fn from(payload: Payload) -> Self {
+impl TryFrom<Payload> for WitPayload {
+    type Error = DispatchError;
+
+    fn try_from(payload: Payload) -> Result<Self, DispatchError> {
         match payload {
-            Payload::Json(json) => Self::Json(json),
-            Payload::Bytes(bytes) => Self::Bytes(bytes.into()),
+            Payload::Json(json) => Ok(Self::Json(json)),
+            Payload::Bytes(bytes) => Ok(Self::Bytes(bytes.into())),
+            Payload::Values(_) => {
+                Err(DispatchError::BadRequest("component values came where JSON or bytes are taken".into()))
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Called by wasmtime from inside a guest's call; a guest's values are hostile input and must never panic the host.
 
 pub mod bindings;
+pub mod bound;
 mod call;
 mod config;
 mod context;

@@ -2,6 +2,7 @@
 //! function.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasmtime::Engine;
@@ -9,6 +10,7 @@ use wasmtime::component::types::{ComponentFunc, ComponentItem};
 use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
 use wasmtime_wasi_http::{p2, p3};
 
+use super::carrier::{self, Carrier};
 use super::value::{Signature, UnsupportedType};
 use crate::host_api::GuestState;
 
@@ -49,7 +51,9 @@ pub enum Web {
 pub struct PlainFunction {
     pub index: ComponentExportIndex,
     /// Or why it cannot be called by name.
-    pub signature: Result<Signature, UnsupportedType>,
+    pub signature: Result<Arc<Signature>, UnsupportedType>,
+    /// The fast way of its bytes, if its type has one.
+    pub carrier: Option<&'static dyn Carrier>,
     /// Set by the first call, so that a later version without this function is refused.
     used: AtomicBool,
 }
@@ -126,8 +130,9 @@ impl Exports {
     fn add_function(&mut self, component: &Component, instance: Option<&str>, name: &str, ty: &ComponentFunc) {
         let parent = instance.and_then(|instance| component.get_export_index(None, instance));
         let Some(index) = component.get_export_index(parent.as_ref(), name) else { return };
-        let signature = Signature::new(name, ty);
-        let function = || PlainFunction { index, signature: signature.clone(), used: AtomicBool::new(false) };
+        let signature = Signature::new(name, ty).map(Arc::new);
+        let carrier = signature.as_ref().ok().and_then(|signature| carrier::find(signature));
+        let function = || PlainFunction { index, signature: signature.clone(), carrier, used: AtomicBool::new(false) };
         match instance {
             None => {
                 self.functions.insert(name.to_owned(), function());
@@ -137,6 +142,20 @@ impl Exports {
                 self.functions.entry(name.to_owned()).or_insert_with(function);
             }
         }
+    }
+
+    /// The plain function of that name; with `interface@version#name`, also one of a version that is compatible by the
+    /// rules of semantic versions.
+    pub fn function(&self, name: &str) -> Option<&PlainFunction> {
+        self.functions.get(name).or_else(|| {
+            let (interface, function) = name.split_once('#')?;
+            let wanted = compatible(interface)?;
+            let same = |known: &str| {
+                let (interface, other) = known.split_once('#')?;
+                (other == function && compatible(interface)? == wanted).then_some(())
+            };
+            self.functions.iter().find(|(known, _)| same(known).is_some()).map(|(_, found)| found)
+        })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -150,6 +169,15 @@ fn member(component: &Component, instance: &str, function: &str) -> Result<Compo
     index.ok_or_else(|| format!("export {instance} lacks function `{function}`"))
 }
 
+/// What versions of an interface that can stand for each other have in common; none for those that stand alone.
+fn compatible(interface: &str) -> Option<(&str, &str)> {
+    let (name, version) = interface.split_once('@')?;
+    let end = |parts: usize| version.match_indices('.').nth(parts - 1).map(|(at, _)| at);
+    let stands_alone = version.contains(['-', '+']) || version.starts_with("0.0.");
+    let end = if version.starts_with("0.") { end(2) } else { end(1) };
+    (!stands_alone).then(|| (name, &version[..end.unwrap_or(version.len())]))
+}
+
 fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
     indices.map_err(|error| format!("export {name} has another type than the standard says: {error:#}"))
 }
@@ -157,4 +185,19 @@ fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
 /// The interfaces that a component imports, with versions.
 pub fn imports(component: &Component, engine: &Engine) -> Vec<String> {
     component.component_type().imports(engine).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_stand_for_each_other_as_semantic_versions_do() {
+        let check = |interface: &str, expected: Option<(&str, &str)>| assert_eq!(compatible(interface), expected);
+        check("acme:work/api@1.2.3", Some(("acme:work/api", "1")));
+        check("acme:work/api@0.2.3", Some(("acme:work/api", "0.2")));
+        check("acme:work/api@0.0.3", None);
+        check("acme:work/api@1.0.0-rc.1", None);
+        check("acme:work/api", None);
+    }
 }

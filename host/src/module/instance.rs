@@ -10,11 +10,12 @@ use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
-use super::value;
+use super::value::{self, Item, Side, Signature, Values};
 use crate::dispatcher::DispatchError;
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
 use crate::request::{Deadline, Payload, Reply, Request, RequestContext};
+use crate::telemetry::error_chain;
 
 /// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
 const DEADLINE_GRACE: Duration = Duration::from_millis(10);
@@ -106,41 +107,88 @@ impl Instance {
             None => *self.call.insert(typed(&mut self.store, &self.guest, index, CALL)?),
         };
         let deadline = context.deadline;
-        let arguments = (function, types::Payload::from(arguments));
+        let arguments = (function, types::Payload::try_from(arguments)?);
         let (result,) =
             self.enter(Some(context), deadline, async |store| call.call_async(store, arguments).await).await?;
         result.map(Payload::from).map_err(DispatchError::from)
     }
 
-    /// Calls a plain typed export with JSON arguments.
+    /// Calls a plain typed export, with JSON arguments or with values of its own type; the result comes alike.
     pub async fn call_plain(
         &mut self,
         name: &str,
         function: &PlainFunction,
         context: Arc<RequestContext>,
-        arguments: &Payload,
+        arguments: Payload,
     ) -> Result<Payload, DispatchError> {
-        let Payload::Json(json) = arguments else {
-            return Err(DispatchError::BadRequest(format!("function {name} takes JSON arguments, bytes came")));
-        };
         let signature = function
             .signature
             .as_ref()
             .map_err(|error| DispatchError::BadRequest(format!("function {name} cannot be called by name: {error}")))?;
-        let arguments = signature.arguments(json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
-        let func = self
-            .guest
-            .get_func(&mut self.store, function.index)
-            .ok_or_else(|| DispatchError::Host(format!("export {name} has gone from its component")))?;
-        let mut results = vec![Val::Bool(false); signature.results()];
-        let deadline = context.deadline;
-        let calling = async |store: &mut Store<GuestState>| func.call_async(store, &arguments, &mut results).await;
-        self.enter(Some(context), deadline, calling).await?;
+        let json = match arguments {
+            Payload::Json(json) => json,
+            Payload::Values(values) => return self.call_bound(name, function, signature, context, values).await,
+            Payload::Bytes(_) => {
+                return Err(DispatchError::BadRequest(format!("function {name} takes JSON arguments, bytes came")));
+            }
+        };
+        let arguments = signature.arguments(&json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
+        let func = self.func(name, function)?;
+        let results = self.call_dynamic(func, signature, context, arguments).await?;
         match signature.outcome(&results) {
             Ok(value::Outcome::Value(json)) => Ok(Payload::Json(json)),
             Ok(value::Outcome::GuestError(json)) => Err(DispatchError::Failed(json)),
             Err(error) => Err(DispatchError::Failed(format!("the result of function {name}: {error}"))),
         }
+    }
+
+    /// An `err` that the function returns is its result, not a failure of the call.
+    async fn call_bound(
+        &mut self,
+        name: &str,
+        function: &PlainFunction,
+        signature: &Arc<Signature>,
+        context: Arc<RequestContext>,
+        arguments: Values,
+    ) -> Result<Payload, DispatchError> {
+        let arguments = arguments
+            .into_items(signature, Side::Arguments, function.carrier.is_some())
+            .map_err(|misfit| DispatchError::BadRequest(format!("function {name}: {}", error_chain(&misfit))))?;
+        let func = self.func(name, function)?;
+        let deadline = context.deadline;
+        let results = match function.carrier {
+            Some(carrier) => {
+                self.enter(Some(context), deadline, async |store| carrier.call(func, store, arguments).await).await?
+            }
+            None => {
+                let arguments = arguments.into_iter().map(Item::into_val).collect();
+                let results = self.call_dynamic(func, signature, context, arguments).await?;
+                results.into_iter().map(Item::Val).collect()
+            }
+        };
+        let results = Values::plain(signature, Side::Result, results);
+        results
+            .map(Payload::Values)
+            .map_err(|error| DispatchError::Failed(format!("the result of function {name} has {error}")))
+    }
+
+    async fn call_dynamic(
+        &mut self,
+        func: component::Func,
+        signature: &Signature,
+        context: Arc<RequestContext>,
+        arguments: Vec<Val>,
+    ) -> Result<Vec<Val>, DispatchError> {
+        let mut results = vec![Val::Bool(false); signature.results()];
+        let deadline = context.deadline;
+        let calling = async |store: &mut Store<GuestState>| func.call_async(store, &arguments, &mut results).await;
+        self.enter(Some(context), deadline, calling).await?;
+        Ok(results)
+    }
+
+    fn func(&mut self, name: &str, function: &PlainFunction) -> Result<component::Func, DispatchError> {
+        let func = self.guest.get_func(&mut self.store, function.index);
+        func.ok_or_else(|| DispatchError::Host(format!("export {name} has gone from its component")))
     }
 
     /// Names that the `service` export answers to.

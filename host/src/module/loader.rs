@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::broadcast;
 use wasmtime::component::Linker;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 
+use super::binding::{self, BoundFunction, BoundInterface};
 use super::compiler::{CompileError, Compiled, Compiler, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::exports::{self, Exports};
 use super::slot::Slot;
 use super::value::Signature;
-use super::version::{CheckoutError, Lease, Version};
-use crate::config::{Grants, InstanceMode};
+use super::version::{CheckoutError, Lease, Linked, Version};
+use crate::config::{InstanceMode, ModuleConfig};
 use crate::dispatcher::DispatchError;
 use crate::host_api::{self, GuestState, Home};
 use crate::lanes::Lanes;
@@ -23,6 +25,8 @@ use crate::request::Deadline;
 
 /// A `service` may list at most so many functions.
 const FUNCTIONS_MAX: usize = 10_000;
+/// News of modules that a cage has not heard yet; one that misses some looks at everything.
+const NEWS_MAX: usize = 256;
 /// What a `single` instance may hand over to the next version.
 const HANDOVER_BYTES_MAX: usize = 16 << 20;
 
@@ -72,6 +76,8 @@ pub struct Inspection {
     pub sha256: String,
     pub engine: &'static str,
     pub imports: Vec<ImportReport>,
+    /// Interfaces that `cage.toml` binds and the component does not import.
+    pub unused_bindings: Vec<String>,
     pub exports: Vec<String>,
     /// Empty: it would be taken, as far as can be seen without starting it.
     pub problems: Vec<String>,
@@ -81,6 +87,8 @@ pub struct Inspection {
 pub struct ImportReport {
     pub name: String,
     pub granted: bool,
+    /// The module that answers it, as `cage/module` or `module`, when `cage.toml` binds it to one.
+    pub bound: Option<String>,
     /// Why not.
     pub reason: Option<String>,
 }
@@ -90,6 +98,8 @@ pub struct Loader {
     compiler: Arc<Compiler>,
     linkers: [Linker<GuestState>; 2],
     lanes: Arc<Lanes>,
+    /// Cage and module of each version that begins to serve.
+    news: broadcast::Sender<(Arc<str>, Arc<str>)>,
 }
 
 impl Loader {
@@ -97,7 +107,19 @@ impl Loader {
     /// wasmtime's, when the host's own interfaces clash: a bug.
     pub fn new(engines: &Engines, compiler: Arc<Compiler>, lanes: Arc<Lanes>) -> wasmtime::Result<Self> {
         let [plain, concurrent] = EngineKind::ALL.map(|kind| host_api::linker(engines.get(kind), kind));
-        Ok(Self { compiler, linkers: [plain?, concurrent?], lanes })
+        let (news, _) = broadcast::channel(NEWS_MAX);
+        Ok(Self { compiler, linkers: [plain?, concurrent?], lanes, news })
+    }
+
+    /// Tells all cages that another version of a module serves: others may be bound to it.
+    pub fn tell(&self, home: &Home) {
+        // Without receivers nobody wants to know.
+        let _ = self.news.send((home.cage.clone(), home.module.clone()));
+    }
+
+    /// Hears of each version that begins to serve from now on.
+    pub fn news(&self) -> broadcast::Receiver<(Arc<str>, Arc<str>)> {
+        self.news.subscribe()
     }
 
     fn linker(&self, kind: EngineKind) -> &Linker<GuestState> {
@@ -120,28 +142,53 @@ impl Loader {
         start_timeout: Duration,
     ) -> Result<(Arc<Version>, Option<Lease>), LoadError> {
         let compiled = self.compiler.component(hash, wasm).await?;
-        let problems = import_problems(&compiled, &home.settings.allow);
+        let (bound, mut problems) = bound_imports(&compiled, &home.settings);
+        problems.extend(target_problems(&home, &bound));
         if !problems.is_empty() {
             return Err(LoadError::Imports(problems));
         }
-        let linker = self.linker(compiled.kind);
-        let pre = linker.instantiate_pre(&compiled.component).map_err(|error| LoadError::Link(format!("{error:#}")))?;
+        for binding in binding::unused(&compiled.component, &home.settings.imports) {
+            let (cage, module, interface) = (&*home.cage, &*home.module, &*binding.interface);
+            tracing::warn!(cage, module, interface, "binding not used: the module does not import it");
+        }
+        let pre = self.pre(&compiled, &bound)?;
         let exports = Exports::of(&pre).map_err(LoadError::Export)?;
         if exports.is_empty() {
             return Err(LoadError::NothingExported);
         }
-        let mut version = Version::new(hash, slot.next_number(), home, exports, pre, compiled, self.lanes.count());
+        let linked = Linked { pre, exports, bound };
+        let mut version = Version::new(hash, slot.next_number(), home, linked, compiled, self.lanes.count());
         let names = self.first_call(&version, start_timeout).await?;
         version.set_service_functions(names);
         let version = Arc::new(version);
+        let misfits = unfit_bindings(&version);
         if let Some(old) = slot.current().filter(|_| version.home.settings.compatible) {
-            let missing = missing_exports(&old, &version);
+            let mut missing = missing_exports(&old, &version);
+            missing.extend(misfits);
             if !missing.is_empty() {
                 return Err(LoadError::Incompatible { module: slot.name.to_string(), missing });
+            }
+        } else {
+            for error in misfits {
+                let (cage, module) = (&*version.home.cage, &*version.home.module);
+                tracing::warn!(cage, module, %error, "binding does not fit, its calls will fail");
             }
         }
         let predecessor = self.hand_over(slot, &version, start_timeout).await?;
         Ok((version, predecessor))
+    }
+
+    fn pre(
+        &self,
+        compiled: &Compiled,
+        bound: &[BoundInterface],
+    ) -> Result<wasmtime::component::InstancePre<GuestState>, LoadError> {
+        let linker = self.linker(compiled.kind);
+        let pre = match bound {
+            [] => linker.instantiate_pre(&compiled.component),
+            bound => binding::link(linker, bound).and_then(|linker| linker.instantiate_pre(&compiled.component)),
+        };
+        pre.map_err(|error| LoadError::Link(format!("{error:#}")))
     }
 
     /// Starts one instance, which serves later, and asks for the functions of its `service`.
@@ -208,28 +255,29 @@ impl Loader {
     ///
     /// # Errors
     /// When it cannot even be compiled.
-    pub async fn inspect(&self, wasm: Vec<u8>, allow: &Grants) -> Result<Inspection, CompileError> {
+    pub async fn inspect(&self, wasm: Vec<u8>, settings: &ModuleConfig) -> Result<Inspection, CompileError> {
         let hash = ContentHash::of(&wasm);
         let compiled = self.compiler.component(hash, Arc::new(wasm)).await?;
-        let problems = import_problems(&compiled, allow);
+        let (bound, problems) = bound_imports(&compiled, settings);
         let engine = compiled.component.engine();
         let imports = exports::imports(&compiled.component, engine)
             .into_iter()
             .map(|name| {
                 let reason =
                     problems.iter().find(|problem| problem.import == name).map(|problem| problem.reason.clone());
-                ImportReport { granted: reason.is_none(), name, reason }
+                let bound = bound.iter().find(|bound| bound.import == name).map(|bound| bound.target.to_string());
+                ImportReport { granted: reason.is_none(), name, bound, reason }
             })
             .collect();
         let mut texts = Vec::new();
         if problems.is_empty() {
-            match self.linker(compiled.kind).instantiate_pre(&compiled.component) {
+            match self.pre(&compiled, &bound) {
                 Ok(pre) => match Exports::of(&pre) {
                     Ok(exports) if exports.is_empty() => texts.push(LoadError::NothingExported.to_string()),
                     Ok(exports) => texts.extend(unsupported(&exports)),
                     Err(text) => texts.push(text),
                 },
-                Err(error) => texts.push(LoadError::Link(format!("{error:#}")).to_string()),
+                Err(error) => texts.push(error.to_string()),
             }
         } else {
             texts.push(import_list(&problems));
@@ -238,24 +286,57 @@ impl Loader {
             sha256: hash.to_string(),
             engine: compiled.kind.name(),
             imports,
+            unused_bindings: binding::unused(&compiled.component, &settings.imports)
+                .into_iter()
+                .map(|binding| binding.interface.clone())
+                .collect(),
             exports: export_lines(&compiled),
             problems: texts,
         })
     }
 }
 
-/// Imports that nobody provides, or that the module was not granted.
-fn import_problems(compiled: &Compiled, allow: &Grants) -> Vec<ImportProblem> {
-    let imports = exports::imports(&compiled.component, compiled.component.engine());
-    imports
-        .into_iter()
-        .filter_map(|import| Some(ImportProblem { reason: import_reason(&import, allow)?, import }))
-        .collect()
+/// Imports that other modules answer; and those that nobody provides, or that the module was not granted.
+fn bound_imports(compiled: &Compiled, settings: &ModuleConfig) -> (Vec<BoundInterface>, Vec<ImportProblem>) {
+    let (component, engine) = (&compiled.component, compiled.component.engine());
+    let (bound, mut problems) = binding::resolve(component, &settings.imports);
+    for (name, import) in component.component_type().imports(engine) {
+        let answered = bound.iter().any(|bound| bound.import == name)
+            || problems.iter().any(|problem| problem.import == name)
+            || binding::has_types_only(&import.ty, engine);
+        let reason = if answered { None } else { import_reason(name, settings) };
+        problems.extend(reason.map(|reason| ImportProblem { import: name.to_owned(), reason }));
+    }
+    (bound, problems)
 }
 
-fn import_reason(import: &str, allow: &Grants) -> Option<String> {
+/// Bound imports that their target, as far as it is known in this process, cannot answer. One that is not known yet is
+/// looked at by each first call.
+fn target_problems(home: &Home, bound: &[BoundInterface]) -> Vec<ImportProblem> {
+    let Some(dispatcher) = home.dispatcher.upgrade() else { return Vec::new() };
+    let problem = |interface: &BoundInterface| {
+        let target = dispatcher.serving(&interface.target)?;
+        let misfits = binding::misfits(interface, &target.exports);
+        let reason = format!("{} does not fit: {}", interface.target, misfits.join("; "));
+        (!misfits.is_empty()).then(|| ImportProblem { import: interface.import.clone(), reason })
+    };
+    bound.iter().filter_map(problem).collect()
+}
+
+/// What modules of this process are bound to and this version does not have, each as a sentence.
+fn unfit_bindings(version: &Version) -> Vec<String> {
+    let Some(dispatcher) = version.home.dispatcher.upgrade() else { return Vec::new() };
+    let bound = dispatcher.bound_to(&version.home.module).into_iter();
+    let misfit = |(caller, function): (String, Arc<BoundFunction>)| {
+        let misfit = binding::misfit(&function, &version.exports)?;
+        Some(format!("{caller} is bound to function `{}`, and {misfit}", function.name))
+    };
+    bound.filter_map(misfit).collect()
+}
+
+fn import_reason(import: &str, settings: &ModuleConfig) -> Option<String> {
     let name = import.split_once('@').map_or(import, |(name, _version)| name);
-    if host_api::OUTGOING_HTTP.contains(&name) && allow.http.is_none() {
+    if host_api::OUTGOING_HTTP.contains(&name) && settings.allow.http.is_none() {
         return Some(
             "not granted; name the hosts in allow = { http = [\"host:port\"] } in cage.toml (an empty list grants the \
              import and no host)"
@@ -266,7 +347,10 @@ fn import_reason(import: &str, allow: &Grants) -> Option<String> {
         return None;
     }
     let nearest = host_api::INTERFACES.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-    Some(format!("nobody provides it; the nearest known interface is {}", nearest.unwrap_or(&"none")))
+    let nearest = nearest.unwrap_or(&"none");
+    let bindable = !name.starts_with("wasi:") && !name.starts_with("wasmcage:");
+    let hint = if bindable { binding::hint(import, &settings.imports) } else { String::new() };
+    Some(format!("nobody provides it; the nearest known interface is {nearest}{hint}"))
 }
 
 /// What the serving version is used for and the new one cannot do, each as a sentence.
@@ -329,12 +413,12 @@ fn export_lines(compiled: &Compiled) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::HostPattern;
+    use crate::config::{Grants, HostPattern};
 
     #[track_caller]
     fn check(import: &str, http: Option<Vec<HostPattern>>, expected: Option<&str>) {
-        let allow = Grants { http, ..Grants::default() };
-        let reason = import_reason(import, &allow);
+        let settings = ModuleConfig { allow: Grants { http, ..Grants::default() }, ..ModuleConfig::default() };
+        let reason = import_reason(import, &settings);
         match expected {
             None => assert_eq!(reason, None),
             Some(part) => assert!(reason.as_deref().is_some_and(|reason| reason.contains(part)), "{reason:?}"),
@@ -349,5 +433,6 @@ mod tests {
         check("wasi:http/outgoing-handler@0.2.0", None, Some("not granted"));
         check("wasmcage:cage/logs@0.1.0", None, Some("wasmcage:cage/log"));
         check("acme:missing/thing", None, Some("nobody provides it"));
+        check("acme:missing/thing@1.0.0", None, Some("\"acme:missing/thing\" = \"cage/module\""));
     }
 }

@@ -1,6 +1,8 @@
 //! Guests as code: files become versions (`watcher`, `compiler`, `loader`), versions stand in slots, instances of them run
 //! requests. The dispatcher is the only caller at serving time.
 
+pub mod binding;
+pub mod carrier;
 pub mod compiler;
 pub mod engine;
 pub mod exports;

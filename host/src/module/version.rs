@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, TryAcquireError};
 use tokio::time::{Instant, timeout_at};
 use wasmtime::component::InstancePre;
 
+use super::binding::BoundInterface;
 use super::compiler::{Compiled, ContentHash};
 use super::engine::EngineKind;
 use super::exports::Exports;
@@ -37,10 +38,19 @@ pub struct Version {
     pub loaded: SystemTime,
     pub home: Arc<Home>,
     pub exports: Exports,
+    /// Imports that other modules answer.
+    pub bound: Vec<BoundInterface>,
     service_functions: Vec<ServiceFunction>,
     pre: InstancePre<GuestState>,
     compiled: Arc<Compiled>,
     pool: Pool,
+}
+
+/// A component with everything that it imports.
+pub struct Linked {
+    pub pre: InstancePre<GuestState>,
+    pub exports: Exports,
+    pub bound: Vec<BoundInterface>,
 }
 
 /// Warm instances, a stack for each lane so that lanes do not contend, and a place for each instance that may exist.
@@ -64,8 +74,7 @@ impl Version {
         hash: ContentHash,
         number: u64,
         home: Arc<Home>,
-        exports: Exports,
-        pre: InstancePre<GuestState>,
+        linked: Linked,
         compiled: Arc<Compiled>,
         lanes: usize,
     ) -> Self {
@@ -81,7 +90,9 @@ impl Version {
             retired: AtomicBool::new(false),
         };
         let service_functions = Vec::new();
-        Self { hash, number, loaded: SystemTime::now(), home, exports, service_functions, pre, compiled, pool }
+        let loaded = SystemTime::now();
+        let Linked { pre, exports, bound } = linked;
+        Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool }
     }
 
     /// Before the version is shared: what its `service` export answers to.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -22,7 +22,7 @@ use super::Modules;
 use super::compiler::{COMPONENT_BYTES_MAX, ContentHash};
 use super::loader::Loader;
 use super::slot::Slot;
-use crate::config::{self, CageConfig};
+use crate::config::{self, Binding, CageConfig};
 use crate::dispatcher::WeakDispatcher;
 use crate::host_api::Home;
 use crate::telemetry::{self, LevelCell};
@@ -69,6 +69,8 @@ pub struct Watcher {
     due: HashMap<String, Instant>,
     loading: BTreeSet<String>,
     loads: JoinSet<String>,
+    /// Modules of all cages that have a new version.
+    news: broadcast::Receiver<(Arc<str>, Arc<str>)>,
     notifications: Option<Notifications>,
 }
 
@@ -86,6 +88,7 @@ impl Watcher {
         let watched = Arc::new(watched);
         let notifications = Notifications::start(&watched);
         Self {
+            news: watched.loader.news(),
             watched,
             seen: HashMap::new(),
             due: HashMap::new(),
@@ -121,6 +124,7 @@ impl Watcher {
                 event = next_event(&mut self.notifications) => self.on_event(&event),
                 name = next_load(&mut self.loads) => { self.loading.remove(&name); }
                 () = settings_changed.notified() => self.mark_changed_settings(),
+                news = self.news.recv() => self.mark_bound(news.ok()),
                 () = sleep_until(wake) => {}
             }
             if Instant::now() >= poll {
@@ -184,6 +188,20 @@ impl Watcher {
             let settings = self.watched.config.load().module(&slot.name);
             // A file that was refused may be taken with other settings.
             if slot.refused() || slot.current().is_some_and(|version| version.home.settings != settings) {
+                self.due.entry(slot.name.to_string()).or_insert_with(Instant::now);
+            }
+        }
+    }
+
+    /// A file that was refused may be taken now that a module which it is bound to has another version; with none, any.
+    fn mark_bound(&mut self, news: Option<(Arc<str>, Arc<str>)>) {
+        let config = self.watched.config.load();
+        for slot in self.watched.modules.all().into_iter().filter(|slot| slot.refused()) {
+            let concerns = |binding: &Binding| {
+                let cage = binding.target.cage.as_ref().unwrap_or(&config.cage);
+                news.as_ref().is_none_or(|(changed, module)| **changed == **cage && **module == *binding.target.module)
+            };
+            if config.modules.get(&*slot.name).is_some_and(|module| module.imports.iter().any(concerns)) {
                 self.due.entry(slot.name.to_string()).or_insert_with(Instant::now);
             }
         }
@@ -266,11 +284,13 @@ impl Watched {
         let timeout = settings.timeout.unwrap_or(timeout);
         let home =
             Home::new(cage.as_str().into(), slot.name.clone(), settings, self.dispatcher.clone(), self.level.clone());
-        match self.loader.load(slot, Arc::new(home), hash, wasm, timeout).await {
+        let home = Arc::new(home);
+        match self.loader.load(slot, home.clone(), hash, wasm, timeout).await {
             Ok((version, predecessor)) => {
                 let number = version.number;
                 slot.swap(Some(version));
                 drop(predecessor);
+                self.loader.tell(&home);
                 let sha256 = format!("{hash:.12}");
                 let elapsed_ms = begun.elapsed().as_millis() as u64;
                 tracing::info!(%cage, %module, version = number, %sha256, elapsed_ms, "module loaded");

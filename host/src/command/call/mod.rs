@@ -2,6 +2,7 @@
 //! chooses who makes the call, asks it through its control socket, and prints what came of it.
 
 mod arguments;
+mod flock;
 mod output;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, PathCompleter
 use serde_json::Value;
 
 use self::arguments::Function;
+use super::keys::flock_name;
 use super::{CommandError, RootArg, cages_in, check_cage, completion, holder, progress};
 use crate::control::call::{CallRequest, Content, CopyAnswer};
 use crate::control::{self, CLIENT_TIMEOUT, CONTENT_BYTES_MAX, ControlError};
@@ -25,7 +27,8 @@ use crate::supervisor::pid_lock::Holder;
 /// string that looks like that is written as JSON: '"a=b"'. Write -- before an ARG that begins with a dash.
 ///
 /// The call goes to the cage itself when it runs in the root. When it does not, another cage that runs there makes the
-/// call, as if it were its own: it needs no permission of its own cage.toml, but the called cage's.
+/// call, as if it were its own: it needs no permission of its own cage.toml, but the called cage's. With --flock no cage
+/// needs to run in the root: the cage may be any of the flock's that this user runs on this machine.
 ///
 /// Exits with 1 when there is no result, and says why, with a code for programs in parentheses.
 #[derive(Debug, Args)]
@@ -36,6 +39,7 @@ Examples:
   wasmcage call shop orders.find '{\"customer\": 7, \"open\": true}' limit=10
   wasmcage call shop cache.clear --all               in every copy of the cage
   wasmcage call --via runner worker work.handle /    as cage runner, wherever worker runs
+  wasmcage call --flock default worker work.handle /
   wasmcage call images thumbnail.make --bytes-from photo.jpg --raw > small.jpg")]
 pub(super) struct CallArgs {
     /// Name of the cage
@@ -67,8 +71,19 @@ pub(super) struct CallArgs {
     /// The cage of the root that makes the call
     #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     via: Option<String>,
+    /// Call a cage of this flock that runs on this machine, in whichever root
+    #[arg(long, value_name = "NAME", conflicts_with = "via", value_parser = flock_name)]
+    flock: Option<String>,
     #[command(flatten)]
     root: RootArg,
+}
+
+/// Who makes the call.
+enum Caller {
+    /// A cage that runs in the root.
+    Cage(String),
+    /// This process, as a member of a flock.
+    Flock(String),
 }
 
 impl CallArgs {
@@ -77,7 +92,10 @@ impl CallArgs {
             Some(file) => Content::bytes(&arguments::bytes(file)?),
             None => Content::Json(arguments::json(&self.arguments).map_err(CommandError::Usage)?),
         };
-        let caller = self.caller()?;
+        let caller = match self.flock.clone() {
+            Some(flock) => Caller::Flock(flock),
+            None => Caller::Cage(self.caller()?),
+        };
         let request = CallRequest {
             cage: self.cage,
             module: self.function.module,
@@ -87,11 +105,14 @@ impl CallArgs {
             idempotent: self.idempotent,
             all: self.all,
         };
-        let answer = ask(&self.root.root, &caller, &request, self.timeout)?;
+        let answer = match caller {
+            Caller::Cage(cage) => ask(&self.root.root, &cage, &request, self.timeout)?,
+            Caller::Flock(flock) => flock::call(&flock, request)?,
+        };
         if self.all {
-            return output::print_all(parsed(&caller, answer)?);
+            return output::print_all(parsed(answer)?);
         }
-        output::print_one(parsed(&caller, answer)?, self.raw)?;
+        output::print_one(parsed(answer)?, self.raw)?;
         Ok(STOPPED)
     }
 
@@ -156,8 +177,7 @@ fn ask(root: &Path, caller: &str, request: &CallRequest, timeout: Duration) -> R
     })
 }
 
-fn parsed<T: serde::de::DeserializeOwned>(caller: &str, answer: Value) -> Result<T, CommandError> {
-    let failed =
-        |error| CommandError::failed(format!("cage {caller} answered in a way this version does not know"), error);
+fn parsed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, CommandError> {
+    let failed = |error| CommandError::failed("the cage answered in a way this version does not know", error);
     serde_json::from_value(answer).map_err(failed)
 }

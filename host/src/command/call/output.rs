@@ -24,6 +24,8 @@ pub(super) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> 
             bytes.len()
         ))),
         Payload::Bytes(bytes) => print_bytes(&bytes),
+        // `Content` carries none; as bytes they are at least to be seen.
+        Payload::Values(values) => print_bytes(&values.bytes()),
     }
 }
 

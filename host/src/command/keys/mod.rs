@@ -233,7 +233,7 @@ fn flag(flock: &str) -> String {
     if flock == DEFAULT_FLOCK { String::new() } else { format!(" --flock {flock}") }
 }
 
-fn flock_name(text: &str) -> Result<String, String> {
+pub(super) fn flock_name(text: &str) -> Result<String, String> {
     if is_flock_name(text) {
         return Ok(text.to_owned());
     }

@@ -1,5 +1,6 @@
-//! Calls by name of functions that a module exports with types of its own: JSON arguments become component values, and
-//! the result becomes JSON again, both driven by the function's type. A `Signature` is made once per function when a
+//! Calls of functions that a module exports with types of its own. By name with JSON: arguments become component values,
+//! and the result becomes JSON again, both driven by the function's type. Through a binding: `Values`, which travel as
+//! they are within the process and in the codec of `binary` elsewhere. A `Signature` is made once per function when a
 //! version is loaded, and used by each call. Knows neither instances nor dispatch; what it reads is hostile input.
 //!
 //! | WIT | JSON |
@@ -23,6 +24,10 @@
 //! futures and error contexts have no JSON, and neither have functions that use them.
 
 mod arguments;
+mod binary;
+mod carried;
+mod difference;
+mod failure;
 mod read;
 mod shape;
 mod write;
@@ -30,19 +35,34 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::{self, Write as _};
+
+use sha2::{Digest, Sha256};
 use wasmtime::component::Val;
 use wasmtime::component::types::ComponentFunc;
 
 pub use arguments::ArgumentError;
+pub use binary::Malformed;
+pub use carried::{Item, Misfit, Side, Values};
 pub use shape::{Shape, UnsupportedType};
 pub use write::ResultError;
 
-/// The type of one exported function.
+/// Of a function's type: two functions can stand for each other when theirs are equal. The first 16 bytes of the SHA-256
+/// of the type in WIT's words. Names of parameters, fields, cases and flags are part of it, as they are of a type in the
+/// component model; names of types and of the function are not.
+pub type Fingerprint = [u8; 16];
+
+/// In front of the hashed text: another codec must not be taken for this one.
+const FINGERPRINT_OF: &str = "wasmcage values 1\n";
+
+/// The type of one function.
 #[derive(Clone, Debug)]
 pub struct Signature {
     function: String,
+    is_async: bool,
     parameters: Vec<(String, Shape)>,
     result: Option<Shape>,
+    fingerprint: Fingerprint,
 }
 
 /// What a function came to, as JSON.
@@ -62,16 +82,42 @@ impl Signature {
             Ok(shape) => Ok((name.to_owned(), shape)),
             Err(error) => Err(error.of(&format!("parameter `{name}`"))),
         });
-        Ok(Self {
-            function: function.to_owned(),
-            parameters: parameters.collect::<Result<_, _>>()?,
-            // A component function has at most one result.
-            result: ty
-                .results()
-                .next()
-                .map(|ty| Shape::new(&ty).map_err(|error| error.of("the result")))
-                .transpose()?,
-        })
+        let parameters = parameters.collect::<Result<_, _>>()?;
+        // A component function has at most one result.
+        let result = ty.results().next().map(|ty| Shape::new(&ty).map_err(|error| error.of("the result")));
+        Ok(Self::of(function, ty.async_(), parameters, result.transpose()?))
+    }
+
+    fn of(function: &str, is_async: bool, parameters: Vec<(String, Shape)>, result: Option<Shape>) -> Self {
+        let fingerprint = fingerprint(is_async, &parameters, result.as_ref());
+        Self { function: function.to_owned(), is_async, parameters, result, fingerprint }
+    }
+
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    pub fn is_async(&self) -> bool {
+        self.is_async
+    }
+
+    /// Types of the parameters, in their order, or of the result.
+    pub fn shapes(&self, side: Side) -> Vec<&Shape> {
+        match side {
+            Side::Arguments => self.parameters.iter().map(|(_, shape)| shape).collect(),
+            Side::Result => self.result.iter().collect(),
+        }
+    }
+
+    /// The first place where a function of another type differs; none when it can stand for this one.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        difference::signatures(self, other)
+    }
+
+    /// The result that tells of a call which did not come to one; none when the type has no place for a text. `code` is
+    /// the error's, and chooses the case of a variant.
+    pub fn failure(&self, code: &str, text: &str) -> Option<Val> {
+        failure::result(self.result.as_ref()?, code, text)
     }
 
     /// The values for `{"args": [..], "kwargs": {..}}`: the former by position, the latter by name, both optional.
@@ -111,10 +157,41 @@ impl Signature {
 }
 
 /// As in WIT: `name: func(a: u32) -> string`.
-impl std::fmt::Display for Signature {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters: Vec<String> = self.parameters.iter().map(|(name, shape)| format!("{name}: {shape}")).collect();
-        write!(f, "{}: func({})", self.function, parameters.join(", "))?;
+        let is_async = if self.is_async { "async " } else { "" };
+        write!(f, "{}: {is_async}func({})", self.function, parameters.join(", "))?;
         self.result.as_ref().map_or(Ok(()), |result| write!(f, " -> {result}"))
     }
+}
+
+fn fingerprint(is_async: bool, parameters: &[(String, Shape)], result: Option<&Shape>) -> Fingerprint {
+    struct Hashed(Sha256);
+    impl fmt::Write for Hashed {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0.update(text);
+            Ok(())
+        }
+    }
+    let mut hashed = Hashed(Sha256::new());
+    let write = |out: &mut Hashed| -> fmt::Result {
+        out.write_str(FINGERPRINT_OF)?;
+        out.write_str(if is_async { "async func(" } else { "func(" })?;
+        for (name, shape) in parameters {
+            write!(out, "{name}: ")?;
+            shape.write_all(out)?;
+            out.write_char(',')?;
+        }
+        out.write_char(')')?;
+        result.map_or(Ok(()), |result| {
+            out.write_str(" -> ")?;
+            result.write_all(out)
+        })
+    };
+    write(&mut hashed).expect("hashing has no end");
+    let digest = hashed.0.finalize();
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(&digest[..16]);
+    fingerprint
 }

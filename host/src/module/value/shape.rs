@@ -42,7 +42,7 @@ pub enum Shape {
     Flags(Vec<String>),
 }
 
-/// Why a function cannot be called by name with JSON.
+/// Why a function cannot be called by name, nor through a binding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place} {reason}")]
 pub struct UnsupportedType {
@@ -62,7 +62,7 @@ impl UnsupportedType {
 
 impl Shape {
     /// # Errors
-    /// The type, or one within it, has no JSON.
+    /// The type, or one within it, cannot leave its component.
     pub fn new(ty: &Type) -> Result<Self, UnsupportedType> {
         let mut parts_left = PARTS_MAX;
         Self::within(ty, 0, &mut parts_left)
@@ -114,15 +114,20 @@ impl Shape {
             ),
             Type::Flags(flags) => Self::Flags(flags.names().map(str::to_owned).collect()),
             Type::Own(_) | Type::Borrow(_) => {
-                return Err(UnsupportedType::new("has a resource, which JSON cannot carry"));
+                return Err(UnsupportedType::new("has a resource, which a call cannot carry"));
             }
-            Type::Future(_) => return Err(UnsupportedType::new("has a future, which JSON cannot carry")),
-            Type::Stream(_) => return Err(UnsupportedType::new("has a stream, which JSON cannot carry")),
-            Type::ErrorContext => return Err(UnsupportedType::new("has an error-context, which JSON cannot carry")),
+            Type::Future(_) => return Err(UnsupportedType::new("has a future, which a call cannot carry")),
+            Type::Stream(_) => return Err(UnsupportedType::new("has a stream, which a call cannot carry")),
+            Type::ErrorContext => return Err(UnsupportedType::new("has an error-context, which a call cannot carry")),
         })
     }
 
-    fn write(&self, out: &mut Bounded) -> fmt::Result {
+    /// As in WIT and in full: two types are the same when their texts are.
+    pub(super) fn write_all(&self, out: &mut dyn Write) -> fmt::Result {
+        self.write(&mut Bounded { out, bytes_left: usize::MAX })
+    }
+
+    fn write(&self, out: &mut Bounded<'_>) -> fmt::Result {
         match self {
             Self::Bool => out.write_str("bool"),
             Self::S8 => out.write_str("s8"),
@@ -157,12 +162,12 @@ impl Shape {
         }
     }
 
-    fn write_field((name, ty): &(String, Self), out: &mut Bounded) -> fmt::Result {
+    fn write_field((name, ty): &(String, Self), out: &mut Bounded<'_>) -> fmt::Result {
         write!(out, "{name}: ")?;
         ty.write(out)
     }
 
-    fn write_case((name, ty): &(String, Option<Self>), out: &mut Bounded) -> fmt::Result {
+    fn write_case((name, ty): &(String, Option<Self>), out: &mut Bounded<'_>) -> fmt::Result {
         out.write_str(name)?;
         ty.as_ref().map_or(Ok(()), |ty| out.all("(", [ty], Self::write, ")"))
     }
@@ -181,18 +186,21 @@ fn names(ty: &Type) -> usize {
 /// As in WIT, cut where it gets long. Records and the like have no names here, so their parts are written out.
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut out = Bounded(String::new());
-        if self.write(&mut out).is_err() {
-            out.0.push_str("...");
+        let mut text = String::new();
+        if self.write(&mut Bounded { out: &mut text, bytes_left: TEXT_BYTES_MAX }).is_err() {
+            text.push_str("...");
         }
-        f.write_str(&out.0)
+        f.write_str(&text)
     }
 }
 
 /// Refuses what goes beyond the bound, so that a large type is not written out only to be cut.
-struct Bounded(String);
+struct Bounded<'o> {
+    out: &'o mut dyn Write,
+    bytes_left: usize,
+}
 
-impl Bounded {
+impl Bounded<'_> {
     fn all<'a, T: 'a>(
         &mut self,
         open: &str,
@@ -211,12 +219,9 @@ impl Bounded {
     }
 }
 
-impl Write for Bounded {
+impl Write for Bounded<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.0.len() + text.len() > TEXT_BYTES_MAX {
-            return Err(fmt::Error);
-        }
-        self.0.push_str(text);
-        Ok(())
+        self.bytes_left = self.bytes_left.checked_sub(text.len()).ok_or(fmt::Error)?;
+        self.out.write_str(text)
     }
 }

@@ -1,6 +1,8 @@
 //! Every WIT type through JSON and back, what does not fit, and arbitrary types, values and texts. `WASMCAGE_FUZZ_MS`
 //! is the budget of each `fuzz_` test; a failure prints a seed, which `ARBTEST_SEED` replays.
 
+mod carried;
+
 use arbtest::arbitrary::{self, Unstructured};
 use arbtest::arbtest;
 use wasmtime::component::types::ComponentItem;
@@ -268,9 +270,9 @@ fn signatures_read_as_wit() {
     assert_eq!(wit("bytes"), "bytes: func(data: list<u8>) -> list<u8>");
     assert_eq!(wit("silent"), "silent: func(r: result) -> result");
     assert_eq!(wit("outcome"), "outcome: func(r: result<u32, string>) -> result<u32, string>");
-    assert_eq!(wit("own"), "parameter `t` has a resource, which JSON cannot carry");
-    assert_eq!(wit("streamed"), "the result has a stream, which JSON cannot carry");
-    assert_eq!(wit("later"), "the result has a future, which JSON cannot carry");
+    assert_eq!(wit("own"), "parameter `t` has a resource, which a call cannot carry");
+    assert_eq!(wit("streamed"), "the result has a stream, which a call cannot carry");
+    assert_eq!(wit("later"), "the result has a future, which a call cannot carry");
     let wide = Shape::Enum((0..1_000).map(|index| format!("name-{index}")).collect());
     assert!(wide.to_string().len() < 200, "{wide}");
 }

@@ -1,7 +1,7 @@
 //! What `[interfaces.rpc]` and the like may say.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,6 +12,9 @@ use crate::keys::KEYS_DIRECTORY;
 
 /// Of multicast DNS.
 const MULTICAST_PORT: u64 = 5353;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+const ATTEMPTS_MAX: usize = 3;
 
 #[derive(Clone, Debug)]
 pub struct RpcConfig {
@@ -86,7 +89,7 @@ impl RpcConfig {
                 FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
             }
             #[cfg(feature = "nats")]
-            Asked::Nats => FabricConfig::Nats(super::nats::NatsConfig::read(&section)),
+            Asked::Nats => nats(&section),
             #[cfg(not(feature = "nats"))]
             Asked::Nats => {
                 section.problem("fabric", "this program was built without the feature nats");
@@ -117,8 +120,25 @@ impl ReverseConfig {
 }
 
 impl LanConfig {
+    /// For one who calls cages of this machine and cannot be called. `directory` has no keys.
+    pub fn of_client(directory: &Path) -> Self {
+        Self {
+            listen: None,
+            keys: directory.join(KEYS_DIRECTORY),
+            peers: BTreeMap::new(),
+            multicast: false,
+            multicast_port: MULTICAST_PORT as u16,
+            multicast_loopback: false,
+            near_first: true,
+            connections_max: 1,
+            connect_timeout: CONNECT_TIMEOUT,
+            attempt_timeout: ATTEMPT_TIMEOUT,
+            attempts_max: ATTEMPTS_MAX,
+        }
+    }
+
     fn read(section: &Section) -> Self {
-        let milliseconds = |key, default, most| section.milliseconds(key, Duration::from_millis(default), 1..=most);
+        let milliseconds = |key, default, most| section.milliseconds(key, default, 1..=most);
         Self {
             listen: None,
             keys: section.path("keys").unwrap_or_else(|| section.directory().join(KEYS_DIRECTORY)),
@@ -128,10 +148,23 @@ impl LanConfig {
             multicast_loopback: section.flag("multicast_loopback", false),
             near_first: section.flag("near_first", true),
             connections_max: section.integer("max_connections", 1_000, 1..=100_000) as usize,
-            connect_timeout: milliseconds("connect_timeout_ms", 1_000, 60_000),
-            attempt_timeout: milliseconds("attempt_timeout_ms", 1_000, 3_600_000),
-            attempts_max: section.integer("max_attempts", 3, 1..=100) as usize,
+            connect_timeout: milliseconds("connect_timeout_ms", CONNECT_TIMEOUT, 60_000),
+            attempt_timeout: milliseconds("attempt_timeout_ms", ATTEMPT_TIMEOUT, 3_600_000),
+            attempts_max: section.integer("max_attempts", ATTEMPTS_MAX as u64, 1..=100) as usize,
         }
+    }
+}
+
+/// What is not as it must be is among the mistakes of the interface's section.
+#[cfg(feature = "nats")]
+fn nats(section: &Section) -> FabricConfig {
+    let table = section.table("nats");
+    if table.is_none() {
+        section.problem("nats", "required and not set; expected a table such as { url = \"nats://127.0.0.1:4222\" }");
+    }
+    match table.and_then(|table| super::nats::NatsConfig::read(table).ok()) {
+        Some(config) => FabricConfig::Nats(config),
+        None => FabricConfig::Lan(LanConfig::read(section)),
     }
 }
 

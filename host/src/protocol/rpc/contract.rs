@@ -215,7 +215,7 @@ impl Service for Probe {
         let mut begun = Begun(self, false);
         let text = match &call.arguments {
             Payload::Json(json) => json.clone(),
-            Payload::Bytes(_) => String::new(),
+            Payload::Bytes(_) | Payload::Values(_) => String::new(),
         };
         let answer = match call.function.as_str() {
             "echo" => Ok(call.arguments),

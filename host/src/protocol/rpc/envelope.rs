@@ -31,6 +31,7 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::dispatcher::{Call, DispatchError};
+use crate::module::value::{Fingerprint, Values};
 use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
 
@@ -183,6 +184,7 @@ pub fn body_bytes(payload: &Payload) -> usize {
     match payload {
         Payload::Json(json) => json.len(),
         Payload::Bytes(bytes) => bytes.len(),
+        Payload::Values(values) => values.bytes().len(),
     }
 }
 
@@ -279,6 +281,11 @@ fn put_payload(head: &mut BytesMut, payload: &Payload) -> Bytes {
         Payload::Bytes(bytes) => {
             head.put_u8(1);
             bytes.clone()
+        }
+        Payload::Values(values) => {
+            head.put_u8(2);
+            head.put_slice(&values.fingerprint());
+            values.bytes()
         }
     }
 }
@@ -377,6 +384,12 @@ impl Reader {
                 Err(_) => Err(self.malformed("JSON that is not UTF-8")),
             },
             1 => Ok(Payload::Bytes(body)),
+            2 => {
+                let mut fingerprint = Fingerprint::default();
+                self.need(fingerprint.len())?;
+                self.rest.copy_to_slice(&mut fingerprint);
+                Ok(Payload::Values(Values::encoded(fingerprint, body)))
+            }
             other => Err(self.malformed(format!("unknown kind {other} of a payload"))),
         }
     }
@@ -427,6 +440,7 @@ mod tests {
     fn calls_arrive_as_they_were_sent() {
         check_call(Payload::Json(r#"{"args":["é"]}"#.into()));
         check_call(Payload::Bytes(Bytes::from_static(&[0, 255])));
+        check_call(Payload::Values(Values::encoded([7; 16], Bytes::from_static(&[1, 2]))));
     }
 
     #[test]
@@ -445,6 +459,7 @@ mod tests {
         };
         check(Ok(Payload::Json("[1]".into())));
         check(Ok(Payload::Bytes(Bytes::from_static(b"\0"))));
+        check(Ok(Payload::Values(Values::encoded([255; 16], Bytes::new()))));
         check(Err(DispatchError::Draining));
         for code in ErrorCode::ALL.into_iter().filter(|code| *code as u8 != ErrorCode::Draining as u8) {
             check(Err(join(code, "text".into())));

@@ -1,0 +1,231 @@
+//! What all cages of a machine need: its clock, the directory in which they meet, and multicast.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use wasmcage::host::runtime_directory;
+use wasmcage::protocol::rpc::discovery::{Registry, multicast_interfaces, probe};
+use wasmcage::telemetry::{error_chain, utc};
+use wasmcage::unix_socket;
+
+use super::{Findings, OnLan, Verdict, flocks};
+
+/// 1 January 2026 and 2100: a clock outside of these was never set.
+const PLAUSIBLE_SECONDS: std::ops::Range<u64> = 1_767_225_600..4_102_444_800;
+const DIRECTORY_HINT: &str =
+    "cages started with another WASMCAGE_RUNTIME_DIR or XDG_RUNTIME_DIR, or by another user, are not seen from here";
+
+pub(super) fn check(cages: &[OnLan], findings: &mut Findings) {
+    clock(SystemTime::now(), findings);
+    directory(&runtime_directory(), &flocks(cages), findings);
+    multicast(cages, findings);
+}
+
+fn clock(now: SystemTime, findings: &mut Findings) {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    if PLAUSIBLE_SECONDS.contains(&since.as_secs()) {
+        findings.ok("clock", utc(now));
+    } else {
+        findings.fail(
+            "clock",
+            format!("{} cannot be: certificates are good for a time only, and will be refused", utc(now)),
+            "set the clock, and let it be kept by NTP",
+        );
+    }
+}
+
+fn directory(directory: &Path, flocks: &BTreeSet<&str>, findings: &mut Findings) {
+    let check = "runtime directory";
+    let shown = directory.display();
+    match fs::symlink_metadata(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let made_in = directory.ancestors().skip(1).find(|ancestor| ancestor.exists());
+            let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+            match made_in.map(|parent| (parent, rustix::fs::access(parent, access))) {
+                Some((_, Ok(()))) => findings.ok(check, format!("{shown} will be made by the first cage that starts")),
+                Some((parent, Err(error))) => findings.fail(
+                    check,
+                    format!("{shown} cannot be made in {}: {error}", parent.display()),
+                    "set WASMCAGE_RUNTIME_DIR to a directory of this user, for all of its cages",
+                ),
+                None => {
+                    findings.fail(check, format!("{shown} has no directory to be made in"), "set WASMCAGE_RUNTIME_DIR")
+                }
+            }
+            return;
+        }
+        Ok(_) | Err(_) => {}
+    }
+    if let Err(error) = Registry::check_directory(directory) {
+        findings.fail(check, error_chain(&error), "until then no cage of this user can call one in another process");
+        return;
+    }
+    findings.ok(check, format!("{shown} belongs to this user and to nobody else"));
+    for flock in flocks {
+        if directory.join(flock).symlink_metadata().is_ok() {
+            flock_directory(directory, flock, findings);
+        }
+    }
+}
+
+/// Who listens there.
+fn flock_directory(directory: &Path, flock: &str, findings: &mut Findings) {
+    let check = format!("flock {flock}");
+    let registry = match Registry::open(directory, flock) {
+        Ok(registry) => registry,
+        Err(error) => return findings.fail(&check, error_chain(&error), "see above"),
+    };
+    let copies = match registry.scan() {
+        Ok(copies) => copies,
+        Err(error) => return findings.fail(&check, format!("its directory cannot be read: {error}"), "see above"),
+    };
+    let (mut alive, mut dead) = (BTreeSet::new(), 0);
+    for copy in &copies {
+        let path = registry.registration_path(&copy.cage, copy.copy);
+        match unix_socket::is_listening(&path) {
+            Ok(true) => _ = alive.insert(copy.cage.as_str()),
+            Ok(false) => dead += 1,
+            Err(error) => findings.fail(
+                &check,
+                format!("{} cannot be connected to: {error}", path.display()),
+                "the files there must belong to this user",
+            ),
+        }
+    }
+    let cages: Vec<_> = alive.into_iter().collect();
+    let answer =
+        if cages.is_empty() { "no cage is running here".into() } else { format!("running here: {}", cages.join(", ")) };
+    findings.add(Verdict::Ok, &check, answer, Some(DIRECTORY_HINT.to_owned()));
+    if dead > 0 {
+        findings.warn(
+            &check,
+            format!("{dead} sockets of copies that were killed"),
+            "nothing: the next cage of the flock that starts removes them",
+        );
+    }
+}
+
+fn multicast(cages: &[OnLan], findings: &mut Findings) {
+    let asked: Vec<_> = cages.iter().filter(|cage| cage.lan.multicast).collect();
+    if asked.is_empty() {
+        if !cages.is_empty() {
+            findings.ok("multicast", "not used: `multicast = false` in every cage.toml; peers must be configured");
+        }
+        return;
+    }
+    let settings: BTreeSet<_> =
+        asked.iter().map(|cage| (cage.lan.multicast_port, cage.lan.multicast_loopback)).collect();
+    // Without keys, no other machine is talked to.
+    let needed = |setting: &(u16, bool)| {
+        let same = |cage: &&&OnLan| (cage.lan.multicast_port, cage.lan.multicast_loopback) == *setting;
+        asked.iter().filter(same).any(|cage| cage.lan.keys.exists() && cage.lan.peers.is_empty())
+    };
+    for setting in &settings {
+        on_port(setting.0, setting.1, needed(setting), findings);
+    }
+}
+
+fn on_port(port: u16, loopback: bool, needed: bool, findings: &mut Findings) {
+    let interfaces = if loopback { Ok(vec![("lo".to_owned(), Ipv4Addr::LOCALHOST)]) } else { interfaces() };
+    let interfaces = match interfaces {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            return findings.warn("multicast", format!("the interfaces cannot be listed: {error}"), "configure peers");
+        }
+    };
+    let trouble = if needed { Verdict::Fail } else { Verdict::Warn };
+    if interfaces.is_empty() {
+        let hint = "connect this machine to a network; cages on it find each other without";
+        return findings.add(trouble, "multicast", "no interface is up but loopback", Some(hint.to_owned()));
+    }
+    let tried: Vec<_> = interfaces.into_iter().map(|(name, address)| (name, address, probe(port, address))).collect();
+    let some_work = tried.iter().any(|(.., result)| result.is_ok());
+    for (name, address, result) in tried {
+        let check = format!("multicast {name}");
+        match result {
+            Ok(()) => {
+                let hint = format!(
+                    "whether others hear it, this machine cannot know: UDP port {port} must not be blocked between them; else \
+                     write their addresses into `peers` of [interfaces.rpc]"
+                );
+                findings.add(
+                    Verdict::Ok,
+                    &check,
+                    format!("{address} hears its own query on UDP port {port}"),
+                    Some(hint),
+                );
+            }
+            Err(error) => {
+                // Some of a machine's interfaces lead nowhere: those of containers, or of virtual machines.
+                let verdict = if some_work { Verdict::Warn } else { trouble };
+                let hint = format!(
+                    "let UDP port {port} to 224.0.0.251 through this machine's firewall (`iptables -S`, `nft list ruleset`), \
+                     see that there is a route (`ip route get 224.0.0.251`), or write addresses into `peers` of \
+                     [interfaces.rpc]"
+                );
+                findings.add(verdict, &check, error_chain(&error), Some(hint));
+            }
+        }
+    }
+}
+
+fn interfaces() -> io::Result<Vec<(String, Ipv4Addr)>> {
+    Ok(multicast_interfaces()?.into_iter().map(|interface| (interface.name, interface.address)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(findings: &Findings, expected: &[(Verdict, &str)]) {
+        let found: Vec<_> = findings.list.iter().map(|finding| (finding.verdict, finding.text.as_str())).collect();
+        assert_eq!(found.len(), expected.len(), "{found:?}");
+        for ((verdict, text), (expected, part)) in found.iter().zip(expected) {
+            assert!(verdict == expected && text.contains(part), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_never_set_is_noticed() {
+        let at = |seconds| {
+            let mut findings = Findings::of(None);
+            clock(UNIX_EPOCH + Duration::from_secs(seconds), &mut findings);
+            findings
+        };
+        check(&at(0), &[(Verdict::Fail, "1970")]);
+        check(&at(1_800_000_000), &[(Verdict::Ok, "2027")]);
+        check(&at(7_000_000_000), &[(Verdict::Fail, "2191")]);
+    }
+
+    #[tokio::test]
+    async fn the_directory_is_looked_at_and_left_as_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        let runtime = root.path().join("run");
+        let look = || {
+            let mut findings = Findings::of(None);
+            directory(&runtime, &BTreeSet::from(["default"]), &mut findings);
+            findings
+        };
+        check(&look(), &[(Verdict::Ok, "will be made")]);
+        assert!(!runtime.exists());
+        let registry = Registry::open(&runtime, "default").unwrap();
+        check(&look(), &[(Verdict::Ok, "belongs"), (Verdict::Ok, "no cage is running")]);
+        let path = |copy| registry.registration_path("worker", wasmcage::protocol::rpc::fabric::CopyId(copy));
+        let _alive = unix_socket::bind(&path(1)).unwrap();
+        drop(unix_socket::bind(&path(2)).unwrap());
+        check(
+            &look(),
+            &[(Verdict::Ok, "belongs"), (Verdict::Ok, "running here: worker"), (Verdict::Warn, "1 sockets")],
+        );
+        assert!(path(2).exists());
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
+        check(&look(), &[(Verdict::Fail, "mode 755")]);
+    }
+}

@@ -1,0 +1,213 @@
+//! `wasmcage doctor`: by which ways the cages of a root can find and reach others, which of those do not work, and what to
+//! do about it. Looks only: nothing is made, started or removed.
+
+mod cage;
+mod machine;
+mod peer;
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
+use serde_json::{Value, json};
+use wasmcage::config::CageConfig;
+use wasmcage::protocol::rpc::{FabricConfig, LanConfig, RpcConfig};
+use wasmcage::telemetry::error_chain;
+
+use super::{CommandError, RootArg, completion, config, print, selected};
+use crate::supervisor::{FAILED, STOPPED};
+
+/// Tell whether cages can find and call each other, why not, and what to do
+///
+/// Exits with 1 when something fails. Run it on both machines when cages on two of them do not find each other.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage doctor
+  wasmcage doctor worker
+  wasmcage doctor --json                   for programs: \"findings\", each with \"verdict\": ok, warn or fail")]
+pub(super) struct DoctorArgs {
+    /// Names of cages [default: all in the root]
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
+    cages: Vec<String>,
+    /// For programs
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    root: RootArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    /// Works, but not for long, or not all of it.
+    Warn,
+    Fail,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+struct Finding {
+    verdict: Verdict,
+    /// None: of the machine.
+    cage: Option<String>,
+    check: String,
+    text: String,
+    /// What to do, or to try from another machine.
+    hint: Option<String>,
+}
+
+/// What was found out about the machine or one cage, in order.
+struct Findings {
+    cage: Option<String>,
+    list: Vec<Finding>,
+}
+
+impl Findings {
+    fn of(cage: Option<&str>) -> Self {
+        Self { cage: cage.map(str::to_owned), list: Vec::new() }
+    }
+
+    fn add(&mut self, verdict: Verdict, check: &str, text: impl Into<String>, hint: Option<String>) {
+        self.list.push(Finding { verdict, cage: self.cage.clone(), check: check.to_owned(), text: text.into(), hint });
+    }
+
+    fn ok(&mut self, check: &str, text: impl Into<String>) {
+        self.add(Verdict::Ok, check, text, None);
+    }
+
+    fn warn(&mut self, check: &str, text: impl Into<String>, hint: impl Into<String>) {
+        self.add(Verdict::Warn, check, text, Some(hint.into()));
+    }
+
+    fn fail(&mut self, check: &str, text: impl Into<String>, hint: impl Into<String>) {
+        self.add(Verdict::Fail, check, text, Some(hint.into()));
+    }
+}
+
+/// A cage that calls others over the network itself, or the machine's sockets.
+struct OnLan {
+    config: CageConfig,
+    lan: LanConfig,
+}
+
+impl DoctorArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let root = &self.root.root;
+        let mut of_cages = Vec::new();
+        let mut on_lan = Vec::new();
+        for cage in selected(root, &self.cages)? {
+            let mut findings = Findings::of(Some(&cage));
+            if let Some(found) = read(config(root, &cage), &mut findings) {
+                on_lan.push(found);
+            }
+            of_cages.push((cage, findings));
+        }
+        let mut all = Findings::of(None);
+        machine::check(&on_lan, &mut all);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| CommandError::failed("cannot start a runtime to connect with", error))?;
+        for (cage, mut findings) in of_cages {
+            if let Some(on_lan) = on_lan.iter().find(|on_lan| on_lan.config.cage == cage) {
+                cage::check(root, on_lan, &runtime, &mut findings)?;
+            }
+            all.list.append(&mut findings.list);
+        }
+        print(if self.json { format!("{:#}", shown_json(&all.list)) } else { shown(&all.list) })?;
+        let failed = all.list.iter().any(|finding| finding.verdict == Verdict::Fail);
+        Ok(if failed { FAILED } else { STOPPED })
+    }
+}
+
+/// The cage's configuration, if there is something to check about it.
+fn read(config: Result<CageConfig, CommandError>, findings: &mut Findings) -> Option<OnLan> {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => {
+            findings.fail("cage.toml", error_chain(&error), "correct it; a running cage goes on with what it had");
+            return None;
+        }
+    };
+    let Some(interface) = config.interfaces.get("rpc").filter(|interface| interface.enabled) else {
+        findings.warn(
+            "interfaces.rpc",
+            "not enabled: cages in other processes cannot call this one, nor it them",
+            "remove `enabled = false` from [interfaces.rpc] if they should",
+        );
+        return None;
+    };
+    match RpcConfig::read(interface.section.clone()).map(|rpc| rpc.fabric) {
+        Ok(FabricConfig::Lan(lan)) => Some(OnLan { config, lan }),
+        #[cfg(feature = "nats")]
+        Ok(FabricConfig::Nats(_)) => {
+            findings.ok("fabric", "nats: calls go by its servers, and none of what is checked here is needed");
+            None
+        }
+        Err(error) => {
+            findings.fail("interfaces.rpc", error_chain(&error), "correct it in cage.toml");
+            None
+        }
+    }
+}
+
+/// Flocks of these cages, sorted.
+fn flocks(cages: &[OnLan]) -> BTreeSet<&str> {
+    cages.iter().map(|cage| cage.config.flock.as_str()).collect()
+}
+
+fn shown(findings: &[Finding]) -> String {
+    let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or_default();
+    let mut text = String::new();
+    let mut last = None;
+    for finding in findings {
+        if last != Some(&finding.cage) {
+            text += &match &finding.cage {
+                None => "machine\n".to_owned(),
+                Some(cage) => format!("cage {cage}\n"),
+            };
+            last = Some(&finding.cage);
+        }
+        let Finding { verdict, check, text: found, .. } = finding;
+        text += &format!("  {:<4}  {check:<width$}  {found}\n", verdict.word());
+        if let Some(hint) = &finding.hint {
+            text += &format!("  {:>4}  {:<width$}  {hint}\n", "->", "");
+        }
+    }
+    text.trim_end().to_owned()
+}
+
+fn shown_json(findings: &[Finding]) -> Value {
+    let one = |finding: &Finding| {
+        let Finding { verdict, cage, check, text, hint } = finding;
+        json!({ "verdict": verdict.word(), "cage": cage, "check": check, "text": text, "hint": hint })
+    };
+    json!({ "findings": findings.iter().map(one).collect::<Vec<_>>() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn findings_are_shown_by_whom_they_concern() {
+        let mut all = Findings::of(None);
+        all.ok("clock", "right");
+        let mut cage = Findings::of(Some("worker"));
+        cage.fail("listen", "taken", "take another");
+        cage.warn("keys", "old", "renew them");
+        all.list.append(&mut cage.list);
+        let expected = "machine\n  ok    clock   right\ncage worker\n  fail  listen  taken\n    ->          take another\n  \
+                        warn  keys    old\n    ->          renew them";
+        assert_eq!(shown(&all.list), expected);
+        assert_eq!(shown_json(&all.list)["findings"][1]["verdict"], "fail");
+        assert_eq!(shown(&[]), "");
+    }
+}

@@ -1,0 +1,66 @@
+//! What a guest calls when it calls an import that `cage.toml` binds to a module: back through the dispatcher like
+//! `wasmcage:cage/call`, with values in place of JSON. Called by the host functions of `module/binding.rs` and
+//! `module/carrier.rs`.
+
+use std::sync::Arc;
+
+use super::{GuestState, Home};
+use crate::dispatcher::{CallOptions, DispatchError};
+use crate::module::binding::BoundFunction;
+use crate::module::value::{Item, Side, Values};
+use crate::request::{CallTarget, Payload, RequestContext};
+use crate::telemetry::error_chain;
+
+/// Who calls, taken from the store before the guest is suspended.
+pub struct Caller {
+    home: Arc<Home>,
+    /// None while the module is being loaded.
+    request: Option<Arc<RequestContext>>,
+}
+
+impl Caller {
+    pub fn of(state: &GuestState) -> Self {
+        Self { home: state.home.clone(), request: state.request.clone() }
+    }
+}
+
+/// Calls the function that this one is bound to. A call that came to no result is told by the result, if its type has
+/// a place for a text.
+///
+/// # Errors
+/// Otherwise that text, which ends the guest.
+pub async fn call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>) -> wasmtime::Result<Vec<Item>> {
+    match try_call(caller, function, arguments).await {
+        Ok(results) => Ok(results),
+        Err(error) => match function.signature.failure(error.code(), &error.to_string()) {
+            Some(result) => Ok(vec![Item::Val(result)]),
+            None => Err(wasmtime::Error::msg(format!(
+                "calling {} of {}, which cannot tell of a failed call by its result: {error}",
+                function.name, function.target
+            ))),
+        },
+    }
+}
+
+async fn try_call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>) -> Result<Vec<Item>, DispatchError> {
+    let Caller { home, request } = caller;
+    let request = request.ok_or_else(|| {
+        DispatchError::NotPermitted("there is no request to call for while the module is being loaded".into())
+    })?;
+    let dispatcher = home.dispatcher.upgrade().ok_or(DispatchError::Draining)?;
+    let signature = &function.signature;
+    let arguments = Values::plain(signature, Side::Arguments, arguments)
+        .map_err(|error| DispatchError::BadRequest(format!("the arguments have {error}")))?;
+    let target = CallTarget {
+        cage: function.target.cage.clone(),
+        module: function.target.module.clone(),
+        function: function.name.clone(),
+    };
+    let options = CallOptions { bound: true, ..CallOptions::default() };
+    let answer = dispatcher.call_from(&home, &request, target, Payload::Values(arguments), options).await?;
+    let Payload::Values(results) = answer else {
+        return Err(DispatchError::Failed("the answer is not of component values".into()));
+    };
+    let results = results.into_items(signature, Side::Result, function.carrier.is_some());
+    results.map_err(|error| DispatchError::Failed(format!("the result cannot be taken: {}", error_chain(&error))))
+}

@@ -1,0 +1,189 @@
+//! Typed bindings: imports of a component that `cage.toml` binds to a module, here or elsewhere. When a version is loaded,
+//! each function of such an import gets a host function (`host_api/bound.rs`) which calls that module's function of the
+//! same type. What stands in the way is found here, before anything runs.
+
+use std::sync::Arc;
+
+use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Engine, StoreContextMut};
+
+use super::carrier::{self, Carrier};
+use super::exports::Exports;
+use super::loader::ImportProblem;
+use super::value::{Item, Signature};
+use crate::config::{Binding, BindingTarget, nearest};
+use crate::host_api::{GuestState, bound};
+
+/// An import and the module that answers it.
+pub struct BoundInterface {
+    /// As the component has it, with its version.
+    pub import: String,
+    pub target: BindingTarget,
+    pub functions: Vec<Arc<BoundFunction>>,
+}
+
+pub struct BoundFunction {
+    /// What it is called by at the target: `acme:work/api@1.2.0#handle`.
+    pub name: String,
+    pub target: BindingTarget,
+    pub signature: Arc<Signature>,
+    /// The fast way of its bytes, if its type has one.
+    pub carrier: Option<&'static dyn Carrier>,
+}
+
+/// The imports of a component that its bindings answer; and those that they cannot answer, with the reason.
+pub fn resolve(component: &Component, bindings: &[Binding]) -> (Vec<BoundInterface>, Vec<ImportProblem>) {
+    let engine = component.engine();
+    let ty = component.component_type();
+    let imports: Vec<(String, ComponentItem)> =
+        ty.imports(engine).map(|(name, import)| (name.to_owned(), import.ty)).collect();
+    let names: Vec<&str> = imports.iter().map(|(name, _)| name.as_str()).collect();
+    let mut problems = Vec::new();
+    let mut bound = Vec::new();
+    for (import, item) in &imports {
+        let Some(binding) = binding_of(import, bindings) else { continue };
+        let resolved = match item {
+            _ if !names_one(binding, &names) => {
+                Err(format!("the binding \"{}\" names several imports; add the version", binding.interface))
+            }
+            ComponentItem::ComponentInstance(instance) => interface(import, &binding.target, instance, engine),
+            _ => Err("only an interface with functions can be bound to a module".into()),
+        };
+        match resolved {
+            Ok(interface) => bound.push(interface),
+            Err(reason) => problems.push(ImportProblem { import: import.clone(), reason }),
+        }
+    }
+    (bound, problems)
+}
+
+/// Bindings that no import of the component uses.
+pub fn unused<'b>(component: &Component, bindings: &'b [Binding]) -> Vec<&'b Binding> {
+    let ty = component.component_type();
+    let imports: Vec<&str> = ty.imports(component.engine()).map(|(name, _)| name).collect();
+    let used = |binding: &&Binding| imports.iter().any(|import| answers(binding, import));
+    bindings.iter().filter(|binding| !used(binding)).collect()
+}
+
+/// Whether an import is there for its types only, so that nobody has to provide it.
+pub fn has_types_only(item: &ComponentItem, engine: &Engine) -> bool {
+    match item {
+        ComponentItem::ComponentInstance(instance) => {
+            instance.exports(engine).all(|(_, member)| matches!(member.ty, ComponentItem::Type(_)))
+        }
+        _ => false,
+    }
+}
+
+/// `; ..` with the binding that may have been meant for an import, or with how to write one.
+pub fn hint(import: &str, bindings: &[Binding]) -> String {
+    let interface = import.split_once('@').map_or(import, |(name, _)| name);
+    match nearest(import, bindings.iter().map(|binding| binding.interface.as_str())) {
+        Some(meant) => format!("; was the binding \"{meant}\" meant for it?"),
+        None => format!("; a module can: \"{interface}\" = \"cage/module\" in [modules.NAME.imports] of cage.toml"),
+    }
+}
+
+/// The binding that names the import with its version, or the one without.
+fn binding_of<'b>(import: &str, bindings: &'b [Binding]) -> Option<&'b Binding> {
+    let exact = bindings.iter().find(|binding| binding.interface == import);
+    exact.or_else(|| bindings.iter().find(|binding| answers(binding, import)))
+}
+
+fn answers(binding: &Binding, import: &str) -> bool {
+    binding.interface == import || import.split_once('@').is_some_and(|(name, _)| name == binding.interface)
+}
+
+/// A binding without a version may stand for one import only.
+fn names_one(binding: &Binding, imports: &[&str]) -> bool {
+    imports.contains(&binding.interface.as_str())
+        || imports.iter().filter(|import| answers(binding, import)).count() == 1
+}
+
+fn interface(
+    import: &str,
+    target: &BindingTarget,
+    instance: &ComponentInstance,
+    engine: &Engine,
+) -> Result<BoundInterface, String> {
+    let mut functions = Vec::new();
+    for (name, member) in instance.exports(engine) {
+        match member.ty {
+            ComponentItem::ComponentFunc(ty) => functions.push(Arc::new(function(import, name, target, &ty)?)),
+            ComponentItem::Type(_) => {}
+            ComponentItem::Resource(_) => {
+                return Err(format!("it has the resource `{name}`, and resources cannot cross a binding"));
+            }
+            ComponentItem::ComponentInstance(_)
+            | ComponentItem::Component(_)
+            | ComponentItem::Module(_)
+            | ComponentItem::CoreFunc(_) => return Err(format!("`{name}` is no function, and cannot be bound")),
+        }
+    }
+    Ok(BoundInterface { import: import.to_owned(), target: target.clone(), functions })
+}
+
+fn function(import: &str, name: &str, target: &BindingTarget, ty: &ComponentFunc) -> Result<BoundFunction, String> {
+    let signature =
+        Signature::new(name, ty).map_err(|error| format!("function `{name}` cannot be bound to a module: {error}"))?;
+    if signature.is_async() {
+        return Err(format!("function `{name}` cannot be bound to a module: it is async"));
+    }
+    Ok(BoundFunction {
+        name: format!("{import}#{name}"),
+        target: target.clone(),
+        carrier: carrier::find(&signature),
+        signature: Arc::new(signature),
+    })
+}
+
+/// A linker with the bound imports besides all others.
+///
+/// # Errors
+/// wasmtime's, when an import is defined already.
+pub fn link(linker: &Linker<GuestState>, bound: &[BoundInterface]) -> wasmtime::Result<Linker<GuestState>> {
+    let mut linker = linker.clone();
+    for interface in bound {
+        let mut instance = linker.instance(&interface.import)?;
+        for function in &interface.functions {
+            let name = function.name.rsplit_once('#').map_or(&*function.name, |(_, name)| name);
+            if let Some(carrier) = function.carrier {
+                carrier.link(&mut instance, name, function.clone())?;
+                continue;
+            }
+            let function = function.clone();
+            instance.func_new_async(name, move |store: StoreContextMut<'_, GuestState>, _, arguments, results| {
+                let (caller, function) = (bound::Caller::of(store.data()), function.clone());
+                Box::new(async move {
+                    let arguments = arguments.iter().cloned().map(Item::Val).collect();
+                    let items = bound::call(caller, &function, arguments).await?;
+                    results.iter_mut().zip(items).for_each(|(result, item)| *result = item.into_val());
+                    Ok(())
+                })
+            })?;
+        }
+    }
+    Ok(linker)
+}
+
+/// Where the target's exports do not have what the import needs, each as a sentence.
+pub fn misfits(interface: &BoundInterface, exports: &Exports) -> Vec<String> {
+    interface.functions.iter().filter_map(|function| misfit(function, exports)).collect()
+}
+
+/// Why the function's target cannot answer it; none when it can.
+pub fn misfit(function: &BoundFunction, exports: &Exports) -> Option<String> {
+    let (name, wanted) = (&function.name, &function.signature);
+    let Some(found) = exports.function(name) else {
+        let meant = nearest(name, exports.functions.keys().map(String::as_str));
+        let meant = meant.map(|meant| format!("; did you mean `{meant}`?")).unwrap_or_default();
+        return Some(format!("it exports no function `{name}`{meant}"));
+    };
+    match &found.signature {
+        Ok(signature) => wanted
+            .difference(signature)
+            .map(|difference| format!("its function `{signature}` is not `{wanted}`: {difference}")),
+        Err(error) => Some(format!("its function `{name}` cannot be called: {error}")),
+    }
+}
