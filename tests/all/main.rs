@@ -17,5 +17,6 @@ mod limits;
 mod processes;
 mod python;
 mod rpc;
+mod rpc_chaos;
 mod tidy;
 mod wasi_http;
