@@ -146,10 +146,12 @@ impl Cage {
         self.inner.modules.clone()
     }
 
+    /// What can be reached from outside; a socket in the file system is for this machine's cages only.
     pub fn serving(&self) -> Vec<ServingLine> {
         let interfaces = self.inner.interfaces.lock();
         let lines = interfaces.iter().flat_map(|(name, running)| {
-            running.endpoint.addresses().into_iter().map(|address| ServingLine {
+            let addresses = running.endpoint.addresses().into_iter().filter(|address| !address.starts_with("unix:"));
+            addresses.map(|address| ServingLine {
                 cage: self.inner.name.clone(),
                 interface: name.clone(),
                 protocol: running.config.protocol.clone(),

@@ -89,7 +89,7 @@ impl RpcConfig {
                 FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
             }
             #[cfg(feature = "nats")]
-            Asked::Nats => FabricConfig::Nats(super::nats::NatsConfig::read(&section)),
+            Asked::Nats => nats(&section),
             #[cfg(not(feature = "nats"))]
             Asked::Nats => {
                 section.problem("fabric", "this program was built without the feature nats");
@@ -152,6 +152,19 @@ impl LanConfig {
             attempt_timeout: milliseconds("attempt_timeout_ms", ATTEMPT_TIMEOUT, 3_600_000),
             attempts_max: section.integer("max_attempts", ATTEMPTS_MAX as u64, 1..=100) as usize,
         }
+    }
+}
+
+/// What is not as it must be is among the mistakes of the interface's section.
+#[cfg(feature = "nats")]
+fn nats(section: &Section) -> FabricConfig {
+    let table = section.table("nats");
+    if table.is_none() {
+        section.problem("nats", "required and not set; expected a table such as { url = \"nats://127.0.0.1:4222\" }");
+    }
+    match table.and_then(|table| super::nats::NatsConfig::read(table).ok()) {
+        Some(config) => FabricConfig::Nats(config),
+        None => FabricConfig::Lan(LanConfig::read(section)),
     }
 }
 

@@ -45,7 +45,7 @@ impl Interface for RpcInterface {
             }
             #[cfg(feature = "nats")]
             FabricConfig::Nats(config) => {
-                serve(super::nats::Nats::open(local, &cx.endpoint.interface, config, limits).await?, cx).await
+                serve(super::nats::Nats::start(&config, cx.endpoint.interface.clone(), local, limits).await?, cx).await
             }
         }
     }
