@@ -28,8 +28,6 @@ struct Copies {
 impl Copies {
     fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        fs::create_dir(directory.path().join("run")).unwrap();
-        private(&directory.path().join("run"));
         let mut copies = Self { directory, cage: unique_name("worker"), processes: Vec::new() };
         for copy in 0..COPIES {
             let root = copies.root(copy);
@@ -46,8 +44,8 @@ impl Copies {
         self.directory.path().join(format!("root{copy}"))
     }
 
-    fn meeting(&self) -> PathBuf {
-        self.directory.path().join("run")
+    fn meeting(&self) -> &Path {
+        self.directory.path()
     }
 
     /// The serving process itself, so that a kill kills it.
@@ -55,7 +53,7 @@ impl Copies {
         let mut command = Command::new(program());
         let root = self.root(copy);
         command.args(["secondary", "--root"]).arg(root).args(["--lanes", "1", "--", &self.cage]);
-        command.env("WASMCAGE_RUNTIME_DIR", self.meeting()).kill_on_drop(true);
+        command.env("WASMCAGE_RUNTIME_DIR", self.meeting().join("meeting")).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
@@ -71,7 +69,7 @@ impl Copies {
 
     async fn front(&self) -> Running {
         let allow = format!("[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
-        let front = TestCage::named(&unique_name("front")).meeting_at(&self.meeting());
+        let front = TestCage::named(&unique_name("front")).meeting_at(self.meeting());
         let front = front.module("echo", "interface_web").http("web").config(&allow).start().await;
         self.all_known(&front).await;
         front
@@ -81,11 +79,6 @@ impl Copies {
         let known = || front.snapshot().cages[0].members.iter().filter(|member| member.cage == self.cage).count();
         eventually("all copies to be known", || (known() == COPIES).then_some(())).await;
     }
-}
-
-fn private(directory: &Path) {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).unwrap();
 }
 
 /// What callers saw.

@@ -220,9 +220,9 @@ impl Fabric for Lan {
             inbound.draining = true;
             inbound.links.clone()
         };
-        links.iter().for_each(Link::go_away);
-        futures_util::future::join_all(links.iter().map(Link::served)).await;
+        // Each ends when its calls have been answered and the answers are on their way.
         links.iter().for_each(Link::close);
+        futures_util::future::join_all(links.iter().map(Link::closed)).await;
         Ok(())
     }
 
@@ -537,9 +537,8 @@ impl Inner {
                     tokio::select! {
                         _ = link.closed() => {}
                         () = drain.stopping() => {
-                            link.go_away();
-                            link.served().await;
                             link.close();
+                            link.closed().await;
                         }
                     }
                     return copy.id;
