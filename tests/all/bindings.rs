@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use bytes::Bytes;
 use http::StatusCode;
+use tempfile::TempDir;
 use wasmcage_tests::{Running, TestCage, component, guest, query, unique_name};
 
 const MIB: usize = 1 << 20;
@@ -234,15 +235,18 @@ async fn a_target_is_swapped_while_it_is_called() {
 }
 
 /// A caller and a callee in hosts of their own, as in two processes.
-async fn apart(
-    front: impl FnOnce(TestCage, &str) -> TestCage,
-    worker: impl FnOnce(TestCage) -> TestCage,
-) -> [Running; 2] {
+struct Apart {
+    front: Running,
+    _worker: Running,
+    _meeting: TempDir,
+}
+
+async fn apart(front: impl FnOnce(TestCage, &str) -> TestCage, worker: impl FnOnce(TestCage) -> TestCage) -> Apart {
     let meeting = tempfile::tempdir().unwrap();
     let name = unique_name("worker");
     let worker = worker(TestCage::named(&name).meeting_at(meeting.path())).start().await;
     let caller = TestCage::new().meeting_at(meeting.path()).http("web").config("max_body_bytes = 33_554_432");
-    [front(caller, &name).start().await, worker]
+    Apart { front: front(caller, &name).start().await, _worker: worker, _meeting: meeting }
 }
 
 fn bound_front(cage: TestCage, worker: &str) -> TestCage {
@@ -251,9 +255,9 @@ fn bound_front(cage: TestCage, worker: &str) -> TestCage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_is_answered_from_another_process() {
-    let [front, _worker] = apart(bound_front, |worker| worker.module("api_work", "work")).await;
-    check_answers(&front).await;
-    let client = front.client("web");
+    let apart = apart(bound_front, |worker| worker.module("api_work", "work")).await;
+    check_answers(&apart.front).await;
+    let client = apart.front.client("web");
     let sent: Bytes = (0..16 * MIB).map(|index| (index * 31) as u8).collect();
     let mut expected = sent.to_vec();
     expected.reverse();
@@ -269,27 +273,27 @@ async fn every_type_goes_to_another_process_and_back() {
         let cage = cage.module("echo", "interface_web").module("calculator_user", "user");
         cage.config(&format!("[modules.user.imports]\n{}", imports.concat()))
     };
-    let [front, _worker] = apart(front, |worker| worker.module("calculator", "calculator")).await;
+    let apart = apart(front, |worker| worker.module("calculator", "calculator")).await;
     let target = query("/call", &[("module", "user"), ("function", "differing")]);
-    assert_eq!(front.client("web").get(&target).await.json(), serde_json::json!([]));
+    assert_eq!(apart.front.client("web").get(&target).await.json(), serde_json::json!([]));
     let target = query("/call", &[("module", "user"), ("function", "divide"), ("args", "[7, 0]")]);
-    assert_eq!(front.client("web").get(&target).await.json(), "division by zero");
+    assert_eq!(apart.front.client("web").get(&target).await.json(), "division by zero");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_does_not_take_values_of_another_type() {
-    let [front, _worker] = apart(bound_front, |worker| worker.file("work", &misfit())).await;
-    let client = front.client("web");
+    let apart = apart(bound_front, |worker| worker.file("work", &misfit())).await;
+    let client = apart.front.client("web");
     has(&client.get("/job").await.text(), &["no such function", "acme:work/api@1.2.0#handle"]);
     assert_eq!(client.post("/reverse", "x").await.status, StatusCode::INTERNAL_SERVER_ERROR);
-    front.logged("its type is `reverse: func() -> u32`").await;
+    apart.front.logged("its type is `reverse: func() -> u32`").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callee_may_refuse_who_is_bound_to_it() {
     let rules = "[rpc.allow]\n\"work.acme:work/api@1.2.0#title\" = [\"*\"]";
-    let [front, _worker] = apart(bound_front, |worker| worker.module("api_work", "work").config(rules)).await;
-    let client = front.client("web");
+    let apart = apart(bound_front, |worker| worker.module("api_work", "work").config(rules)).await;
+    let client = apart.front.client("web");
     assert_eq!(client.post("/title", "über").await.text(), "Über");
     has(&client.get("/job").await.text(), &["not permitted", "[rpc.allow]"]);
 }

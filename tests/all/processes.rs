@@ -44,7 +44,12 @@ impl Root {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
-        command.args(arguments).env("WASMCAGE_ROOT", self.path()).stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .args(arguments)
+            .env("WASMCAGE_ROOT", self.path())
+            .env("WASMCAGE_RUNTIME_DIR", self.path().join(".run"))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command
     }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use wasmcage::keys::Authority;
 use wasmcage_tests::{Answer, Running, TestCage, eventually, query, unique_name};
 
 /// Cages with names of their own, so that parallel tests do not share a log, and the place where they meet.
@@ -184,4 +185,177 @@ async fn calls_come_back_through_the_caller() {
     let front = scene.front().module("service_echo", "service_echo").start().await;
     let args = json!([scene.front, "service_echo", "add", [20, 22]]);
     assert_eq!(scene.result(&front, "forward", args).await, 42);
+}
+
+/// Keys of one flock, and cages that could as well be on machines of their own: each meets nobody.
+struct Network {
+    scene: Scene,
+    authority: Authority,
+}
+
+impl Network {
+    fn new() -> Self {
+        let scene = Scene::new();
+        let authority = Authority::create(&scene.meeting.path().join("authority"), "default").unwrap();
+        Self { scene, authority }
+    }
+
+    /// Puts a cage on a machine of its own.
+    fn on_its_own(&self, cage: TestCage, rpc: &str) -> TestCage {
+        self.issue(&cage);
+        let meeting = cage.directory().join("run");
+        cage.meeting_at(&meeting).config(&format!("[interfaces.rpc]\nmulticast = false\n{rpc}"))
+    }
+
+    fn issue(&self, cage: &TestCage) {
+        self.authority.issue(cage.name(), 1).unwrap().write(&cage.directory().join("keys"), true).unwrap();
+    }
+}
+
+/// `host:port` of the cage's interface rpc.
+fn tls_address(cage: &Running) -> String {
+    let serving = cage.host().serving();
+    let address = serving.iter().find_map(|line| line.address.strip_prefix("tls://").map(str::to_owned));
+    address.expect("a TLS address")
+}
+
+fn peers(cage: &str, address: &str) -> String {
+    format!("peers = {{ {cage} = [\"{address}\"] }}")
+}
+
+const LISTEN: &str = "listen = \"127.0.0.1:0\"";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cage_of_another_machine_is_called_by_its_address() {
+    let network = Network::new();
+    let scene = &network.scene;
+    let worker = network.on_its_own(scene.worker(), LISTEN).start().await;
+    let known = peers(&scene.worker, &tls_address(&worker));
+    let front = network.on_its_own(scene.front(), &known).start().await;
+    assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
+    let bytes = Bytes::from(vec![7; 3 << 20]);
+    let target = query("/call", &[("cage", &*scene.worker), ("module", "work"), ("function", "echo_raw")]);
+    assert_eq!(front.client("web").post(&target, bytes.clone()).await.body, bytes);
+    let context = scene.result(&front, "context", json!([])).await;
+    assert_eq!(context["source-cage"].as_str(), Some(&*scene.front));
+    let members = front.snapshot().cages[0].members.clone();
+    assert_eq!((members.len(), &*members[0].found), (1, "peers"), "{members:?}");
+    assert_eq!(members[0].health, "connected");
+    // The worker's process comes back at another address; the configuration is told, and the calls go on.
+    assert!(worker.stop().await);
+    check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "NoSuchCage", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_another_cage_or_authority_is_turned_away() {
+    let network = Network::new();
+    let scene = &network.scene;
+    let worker = network.on_its_own(scene.worker(), LISTEN).start().await;
+    let known = peers(&scene.worker, &tls_address(&worker));
+    // Signed by somebody else.
+    let stranger = Network::new();
+    let front = stranger.on_its_own(scene.front(), &known).start().await;
+    check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "NoSuchCage", &[]);
+    worker.logged("peer refused").await;
+    front.logged("peer unreachable").await;
+    assert!(front.stop().await);
+    // Good keys, but the one at the address is another cage than the one that is called.
+    let front = network.on_its_own(scene.front(), &peers("other", &tls_address(&worker))).start().await;
+    let other = query("/try_call", &[("cage", "other"), ("module", "work"), ("function", "f")]);
+    let answer = front.client("web").get(&other).await;
+    assert!(answer.text().contains("NoSuchCage"), "{}", answer.text());
+    front.logged("where cage other was expected").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_keys_nobody_listens_to_the_network() {
+    let scene = Scene::new();
+    let worker = scene.worker().config(&format!("[interfaces.rpc]\n{LISTEN}")).start().await;
+    worker.logged("wasmcage keys issue").await;
+    assert!(worker.host().serving().iter().all(|line| !line.address.starts_with("tls://")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_peers_know_is_told_on() {
+    let network = Network::new();
+    let scene = &network.scene;
+    let worker = network.on_its_own(scene.worker(), LISTEN).start().await;
+    let middle = TestCage::named(&unique_name("middle"));
+    let middle_name = middle.name().to_owned();
+    let known = format!("{LISTEN}\n{}", peers(&scene.worker, &tls_address(&worker)));
+    let middle = network.on_its_own(middle, &known).start().await;
+    eventually("the worker in the middle", || (!middle.snapshot().cages[0].members.is_empty()).then_some(())).await;
+    let front = network.on_its_own(scene.front(), &peers(&middle_name, &tls_address(&middle))).start().await;
+    let told = || front.snapshot().cages[0].members.iter().any(|member| member.cage == scene.worker);
+    eventually("the worker in front", || told().then_some(())).await;
+    assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_renewed_without_a_restart() {
+    let network = Network::new();
+    let scene = &network.scene;
+    let worker_cage = network.on_its_own(scene.worker(), LISTEN);
+    let directory = worker_cage.directory();
+    let worker = worker_cage.start().await;
+    let renewed = network.authority.issue(&scene.worker, 2).unwrap();
+    renewed.write(&directory.join("keys"), true).unwrap();
+    worker.logged("keys changed").await;
+    let front = network.on_its_own(scene.front(), &peers(&scene.worker, &tls_address(&worker))).start().await;
+    assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cage_is_served_by_one_that_it_cannot_reach() {
+    let network = Network::new();
+    let scene = &network.scene;
+    // The front is in the DMZ: it knows of nobody, and listens.
+    let front = network.on_its_own(scene.front(), LISTEN).start().await;
+    check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "NoSuchCage", &[]);
+    let reverse = format!(
+        "[interfaces.inward]\nprotocol = \"reverse-rpc\"\nserve = [\"{}\"]\nmulticast = false\n{}",
+        scene.front,
+        peers(&scene.front, &tls_address(&front))
+    );
+    let inner = async || network.on_its_own(scene.worker(), "").config(&reverse).start().await;
+    let (first, second) = (inner().await, inner().await);
+    let known = |count: usize| (front.snapshot().cages[0].members.len() == count).then_some(());
+    eventually("both of them", || known(2)).await;
+    for n in 0..50 {
+        assert_eq!(scene.result(&front, "add", json!([n, 1])).await, n + 1);
+    }
+    let context = scene.result(&front, "context", json!([])).await;
+    assert_eq!(context["source-cage"].as_str(), Some(&*scene.front));
+    assert_eq!(front.snapshot().cages[0].members[0].found, "reverse");
+    assert!(first.stop().await);
+    for n in 0..50 {
+        assert_eq!(scene.result(&front, "add", json!([n, 1])).await, n + 1);
+    }
+    assert!(second.stop().await);
+    eventually("none of them", || known(0)).await;
+    let _third = inner().await;
+    eventually("a new one", || known(1)).await;
+    assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_target_cannot_take_all_places() {
+    let scene = Scene::new();
+    let worker = scene.worker().start().await;
+    let bound = "[interfaces.rpc]\nmax_calls_per_cage = 2";
+    let front = scene.front().config(bound).start().await;
+    let slow = [("args", "[60000]"), ("timeout_ms", "60000")];
+    let hanging: Vec<_> = (0..2)
+        .map(|_| {
+            let client = front.client("web");
+            let mut all = vec![("cage", &*scene.worker), ("module", "work"), ("function", "slow")];
+            all.extend_from_slice(&slow);
+            let target = query("/try_call", &all);
+            tokio::spawn(async move { client.get(&target).await })
+        })
+        .collect();
+    eventually("both calls", || (worker.snapshot().cages[0].in_work == 2).then_some(())).await;
+    check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "Overloaded", &["2 calls to cage"]);
+    hanging.iter().for_each(|hanging| hanging.abort());
+    assert_eq!(front.client("web").get("/status/204").await.status, 204);
 }

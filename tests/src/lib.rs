@@ -54,7 +54,8 @@ impl TestCage {
     /// Sees the other processes' cages that meet there.
     #[must_use]
     pub fn meeting_at(mut self, directory: &Path) -> Self {
-        self.meeting = Some(directory.to_owned());
+        // The host makes it, for this user only.
+        self.meeting = Some(directory.join("meeting"));
         self
     }
 

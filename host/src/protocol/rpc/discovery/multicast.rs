@@ -11,7 +11,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
 use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Address, Found, Listener, News, Sighting};
 use crate::config::{is_flock_name, is_name};
@@ -160,6 +160,8 @@ struct Daemon {
     settings: MulticastSettings,
     mdns: ServiceDaemon,
     state: Mutex<State>,
+    /// Users that have gone. They may go while one of them is being told something, by what it does then.
+    left: Mutex<Vec<u64>>,
 }
 
 #[derive(Default)]
@@ -201,7 +203,7 @@ impl Daemon {
 
     fn start(settings: MulticastSettings) -> mdns_sd::Result<Arc<Self>> {
         let mdns = ServiceDaemon::new_with_port(settings.port)?;
-        let daemon = Arc::new(Self { settings, mdns, state: Mutex::default() });
+        let daemon = Arc::new(Self { settings, mdns, state: Mutex::default(), left: Mutex::default() });
         if settings.loopback_only {
             daemon.mdns.disable_interface(IfKind::All)?;
             daemon.mdns.enable_interface(IfKind::LoopbackV4)?;
@@ -220,7 +222,7 @@ impl Daemon {
 
     /// Tells a new user of all that is known. Returns its number.
     fn join(&self, user: User) -> u64 {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         for (copy, announced) in &state.copies {
             user.seen(*copy, announced, &announced.addresses);
         }
@@ -231,19 +233,28 @@ impl Daemon {
     }
 
     fn leave(&self, user: u64) {
-        self.state.lock().users.remove(&user);
+        self.left.lock().push(user);
+    }
+
+    /// Without the users that have gone.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        for user in std::mem::take(&mut *self.left.lock()) {
+            state.users.remove(&user);
+        }
+        state
     }
 
     fn event(&self, event: ServiceEvent) {
         match event {
             ServiceEvent::ServiceResolved(service) => {
                 if let Some((copy, announced)) = read(&service, self.settings.loopback_only) {
-                    self.state.lock().seen(copy, announced);
+                    self.state().seen(copy, announced);
                 }
             }
             ServiceEvent::ServiceRemoved(_, name) => {
                 if let Some(copy) = copy_of(&name) {
-                    self.state.lock().gone(copy);
+                    self.state().gone(copy);
                 }
             }
             // Of how the search goes; the enum may grow.
@@ -438,6 +449,26 @@ mod tests {
     }
 
     #[test]
+    fn a_user_may_go_while_it_is_told_something() {
+        let settings = MulticastSettings { port: free_port(), loopback_only: true };
+        let daemon = Daemon::start(settings).unwrap();
+        let (tx, mut rx) = mpsc::channel(10);
+        let place: Arc<Mutex<Option<Multicast>>> = Arc::default();
+        let goes = place.clone();
+        let listener: Listener = Arc::new(move |news| {
+            drop(goes.lock().take());
+            tx.try_send(news).unwrap();
+        });
+        let user = daemon.join(User { flock: "default".into(), own: CopyId(1), listener });
+        let joined = Multicast { local: local("a", 1, "n"), daemon: daemon.clone(), user, announced: Mutex::default() };
+        *place.lock() = Some(joined);
+        for copy in [2, 3] {
+            daemon.state().seen(CopyId(copy), announced("default", "b", &["10.0.0.3:3"]));
+        }
+        check(&mut rx, &[seen("b", 2, "10.0.0.3:3")]);
+    }
+
+    #[test]
     fn a_flood_of_copies_is_cut() {
         let mut state = State::default();
         let (only, mut rx) = user("default", 1);
@@ -512,6 +543,10 @@ mod tests {
         Local { flock: "default".into(), cage: cage.into(), copy: CopyId(copy), node: node.into() }
     }
 
+    fn free_port() -> u16 {
+        UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    }
+
     /// A copy as in a process of its own.
     fn member(port: u16, copy: u64) -> (Multicast, mpsc::Receiver<News>) {
         let daemon = Daemon::start(MulticastSettings { port, loopback_only: true }).unwrap();
@@ -522,7 +557,7 @@ mod tests {
 
     #[tokio::test]
     async fn copies_find_each_other_and_say_goodbye() {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         if let Err(error) = probe(port, Ipv4Addr::LOCALHOST) {
             println!("NOT RUN: no multicast over the loopback interface: {}", crate::telemetry::error_chain(&error));
             return;
@@ -555,7 +590,7 @@ mod tests {
 
     #[test]
     fn one_daemon_serves_a_process_and_ends_with_its_last_user() {
-        let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let settings = MulticastSettings { port, loopback_only: true };
         let start = |copy| Multicast::start(settings, local("a", copy, "n"), Arc::new(|_| {})).unwrap();
         let (first, second) = (start(1), start(2));

@@ -34,7 +34,7 @@ use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::link::frame::{Hello, Refusal};
 use super::link::{Answering, Link, LinkError, SessionLimits};
 use crate::config::nearest;
-use crate::dispatcher::{Call, DispatchError, Member, Remote};
+use crate::dispatcher::{COMMAND_LINE, Call, DispatchError, Member, Remote};
 use crate::drain::Drain;
 use crate::keys::{Identity, WatchedKeys};
 use crate::lanes::Lanes;
@@ -220,9 +220,9 @@ impl Fabric for Lan {
             inbound.draining = true;
             inbound.links.clone()
         };
-        links.iter().for_each(Link::go_away);
-        futures_util::future::join_all(links.iter().map(Link::served)).await;
+        // Each ends when its calls have been answered and the answers are on their way.
         links.iter().for_each(Link::close);
+        futures_util::future::join_all(links.iter().map(Link::closed)).await;
         Ok(())
     }
 
@@ -537,9 +537,8 @@ impl Inner {
                     tokio::select! {
                         _ = link.closed() => {}
                         () = drain.stopping() => {
-                            link.go_away();
-                            link.served().await;
                             link.close();
+                            link.closed().await;
                         }
                     }
                     return copy.id;
@@ -595,7 +594,9 @@ impl Inner {
         if let Some(cage) = cage.filter(|cage| *cage != hello.cage) {
             return Some(format!("cage {cage} was expected, cage {} greeted", hello.cage));
         }
-        if !crate::config::is_name(&hello.cage) {
+        // Without a certificate the peer is a process of this machine and user, such as the command line.
+        let operator = cage.is_none() && hello.cage == COMMAND_LINE && !hello.reverse;
+        if !operator && !crate::config::is_name(&hello.cage) {
             return Some(format!("{:?} cannot name a cage", hello.cage));
         }
         (hello.copy == self.local.copy.0).then(|| "this is the same copy".to_owned())

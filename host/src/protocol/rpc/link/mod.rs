@@ -240,13 +240,6 @@ impl Link {
         }
     }
 
-    /// Resolves when the peer's calls have been answered, or the connection has ended.
-    pub async fn served(&self) {
-        while !self.is_closed() && self.0.session.lock().calls_served() > 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-
     /// Takes no calls any more, and ends the connection when those in work on either side have ended.
     pub fn close(&self) {
         self.go_away();

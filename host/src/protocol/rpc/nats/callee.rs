@@ -39,8 +39,8 @@ const UNIT_BYTES: usize = 1 << 10;
 /// A copy that stops is heard by all callers within this time.
 const FAREWELL: Duration = Duration::from_millis(250);
 const BEAT_TIMEOUT: Duration = Duration::from_millis(100);
-/// Answers reach the server within this time, or it is not there.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// The last messages reach the server within this time, or it is not there.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A call is named by its caller's cage and copy, and by the caller's number of it.
 type Key = (Arc<str>, CopyId, u64);
@@ -96,24 +96,9 @@ pub(super) async fn advertise(
     *shared.addresses.lock() = vec![format!("{} {subject}", shared.servers)];
     let _addresses = NoAddresses(shared);
     let answered_all = served.run(&mut subscriptions, &drain).await;
-    for subscriber in subscriptions.all() {
-        // The client may have ended, and the subscription with it.
-        let _ = subscriber.unsubscribe().await;
-    }
-    // After the server knows that nobody listens here: whoever hears this, and has a call here without an answer, may be
-    // sure that it did not run.
-    if answered_all {
-        served.beat(Life::Gone).await;
-    }
-    // Without a server nobody waits for these answers any more.
-    let _ = timeout(FLUSH_TIMEOUT, shared.client.flush()).await;
+    // Without a server nobody waits for this any more.
+    let _ = timeout(FAREWELL_TIMEOUT, served.leave(subscriptions, answered_all)).await;
     Ok(())
-}
-
-impl Subscriptions {
-    fn all(&mut self) -> [&mut Subscriber; 4] {
-        [&mut self.calls, &mut self.copy, &mut self.cancels, &mut self.asks]
-    }
 }
 
 async fn subscribe(shared: &Shared) -> Option<Subscriptions> {
@@ -163,9 +148,9 @@ impl Served {
                 }
                 Ok(()) = link.changed() => beats.reset_immediately(),
                 _ = beats.tick() => self.beat(life).await,
-                Some(message) = calls.next() => self.came(message, leaving, &mut tasks).await,
-                Some(message) = copy.next() => self.came(message, leaving, &mut tasks).await,
-                Some(message) = cancels.next() => self.came(message, leaving, &mut tasks).await,
+                Some(message) = calls.next() => self.came(message, leaving, &mut tasks),
+                Some(message) = copy.next() => self.came(message, leaving, &mut tasks),
+                Some(message) = cancels.next() => self.came(message, leaving, &mut tasks),
                 Some(_) = asks.next() => {
                     self.beat(life).await;
                     // Many may ask at once; one heartbeat answers them all.
@@ -178,6 +163,21 @@ impl Served {
         }
     }
 
+    async fn leave(&self, subscriptions: Subscriptions, answered_all: bool) {
+        let Subscriptions { calls, copy, cancels, asks } = subscriptions;
+        for mut subscriber in [calls, copy, cancels, asks] {
+            // The client may have ended, and the subscription with it.
+            let _ = subscriber.unsubscribe().await;
+        }
+        // After the server knows that nobody listens here: whoever hears this, and has a call here without an answer, may
+        // be sure that it did not run.
+        if answered_all {
+            self.beat(Life::Gone).await;
+        }
+        // Whoever waits for an answer finds out when it is not sent.
+        let _ = self.shared.client.flush().await;
+    }
+
     async fn beat(&self, state: Life) {
         let (node, version) = (self.shared.local.node.to_string(), env!("CARGO_PKG_VERSION").to_owned());
         let subject = self.shared.subjects.beat(&self.shared.local.cage);
@@ -188,7 +188,7 @@ impl Served {
         }
     }
 
-    async fn came(self: &Arc<Self>, message: Received, leaving: bool, tasks: &mut JoinSet<()>) {
+    fn came(self: &Arc<Self>, message: Received, leaving: bool, tasks: &mut JoinSet<()>) {
         let caller = last_token(&message.subject);
         let packet = match Packet::decode(message.payload) {
             Ok(packet) => packet,
@@ -201,16 +201,16 @@ impl Served {
         match packet.content {
             Content::Call(opening) => {
                 let Some(reply) = message.reply else { return };
+                let post = |content| self.shared.post(reply.to_string(), None, packet.number, content);
                 if leaving {
-                    return self.reply(reply, packet.number, Content::Away).await;
+                    return post(Content::Away);
                 }
                 match self.take(key, &reply, opening) {
                     Ok(Some(taken)) => drop(tasks.spawn(self.clone().work(taken))),
                     Ok(None) => {}
                     Err(error) => {
                         let Message { head, body } = envelope::encode_answer(Err(error), 0);
-                        let opening = Opening { head, body_bytes: 0, body };
-                        self.reply(reply, packet.number, Content::Answer(opening)).await;
+                        post(Content::Answer(Opening { head, body_bytes: 0, body }));
                     }
                 }
             }

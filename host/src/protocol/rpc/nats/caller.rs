@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -147,62 +148,21 @@ async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Atte
             message.head.len()
         )));
     }
-    let (mut open, subject) = Open::new(shared, call, route);
     let opening = Opening::new(&message, max);
-    let mut body = Outgoing::new(message.body, opening.body.len(), 0);
+    let body = Outgoing::new(message.body, opening.body.len(), 0);
+    let (mut open, subject) = Open::new(shared, call, route, body);
     open.publish(subject, Content::Call(opening)).await?;
-    let mut answer: Option<(bytes::Bytes, Incoming)> = None;
     loop {
-        let Some(arrival) = open.arrivals.recv().await else {
-            return Ok(open.lost("it sent more than it may"));
+        let ended = match open.arrivals.recv().await {
+            None => Some(open.lost("it sent more than it may")),
+            Some(Arrival::NoResponders) => Some(open.nobody()),
+            Some(Arrival::Lost(why)) => Some(open.lost(why)),
+            Some(Arrival::Packet(copy, content)) if open.is_with(copy) => open.came(copy, content).await?,
+            // Of a copy that says to have it, too.
+            Some(Arrival::Packet(..)) => None,
         };
-        let (copy, content) = match arrival {
-            Arrival::Packet(copy, content) => (copy, content),
-            Arrival::NoResponders => return Ok(open.nobody()),
-            Arrival::Lost(why) => return Ok(open.lost(why)),
-        };
-        if !open.is_with(copy) {
-            continue;
-        }
-        let whole = match content {
-            Content::Granted { upto } => {
-                body.grant(upto);
-                while let Some((offset, bytes)) = body.next_part(max) {
-                    let subject = shared.subjects.copy(&call.cage, copy, &shared.local.cage);
-                    open.publish(subject, Content::Part { offset, bytes }).await?;
-                }
-                None
-            }
-            Content::Answer(opening) if opening.is_whole() => Some(Message { head: opening.head, body: opening.body }),
-            Content::Answer(opening) if opening.body_bytes as usize > shared.limits.body_bytes_max => {
-                let max = shared.limits.body_bytes_max;
-                let text = format!("the result has {} bytes, more than {max}", opening.body_bytes);
-                return Ok(Attempt::Answered(Err(DispatchError::Failed(text))));
-            }
-            Content::Answer(opening) => {
-                answer = Some((opening.head, Incoming::new(opening.body_bytes)));
-                None
-            }
-            Content::Part { offset, bytes } => {
-                let Some((head, incoming)) = &mut answer else { continue };
-                match incoming.take(offset, &bytes) {
-                    Err(error) => return Ok(open.lost(&error.to_string())),
-                    Ok(Some(upto)) => {
-                        let subject = shared.subjects.copy(&call.cage, copy, &shared.local.cage);
-                        open.tell(subject, Content::Granted { upto }).await?;
-                    }
-                    Ok(None) => {}
-                }
-                incoming.whole().map(|body| Message { head: std::mem::take(head), body })
-            }
-            Content::Away => return Ok(open.away(copy)),
-            Content::Call(_) | Content::Cancel | Content::Probe | Content::Beat { .. } => None,
-        };
-        if let Some(message) = whole {
-            return Ok(match envelope::decode_answer(message) {
-                Ok(result) => open.answered(copy, result),
-                Err(error) => open.lost(&error.to_string()),
-            });
+        if let Some(attempt) = ended {
+            return Ok(attempt);
         }
     }
 }
@@ -215,12 +175,16 @@ struct Open<'a> {
     arrivals: mpsc::Receiver<Arrival>,
     begun: Instant,
     copy: Option<CopyId>,
+    /// Arguments that are on their way.
+    body: Outgoing,
+    /// Head and body of an answer that comes in parts.
+    answer: Option<(Bytes, Incoming)>,
     ended: bool,
 }
 
 impl<'a> Open<'a> {
     /// Also the subject that reaches whom the route names.
-    fn new(shared: &'a Shared, call: &Call, route: Route) -> (Self, String) {
+    fn new(shared: &'a Shared, call: &Call, route: Route, body: Outgoing) -> (Self, String) {
         let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
         let (cage, caller): (Arc<str>, _) = (call.cage.as_str().into(), &shared.local.cage);
         let (copy, subject) = match route {
@@ -231,7 +195,7 @@ impl<'a> Open<'a> {
         let begun = Instant::now();
         let pending = Pending { cage: cage.clone(), copy: None, since: begun, arrivals: sender };
         shared.pending.lock().insert(number, pending);
-        let mut open = Self { shared, cage, number, arrivals, begun, copy: None, ended: false };
+        let mut open = Self { shared, cage, number, arrivals, begun, copy: None, body, answer: None, ended: false };
         if let Some(copy) = copy {
             open.is_with(copy);
         }
@@ -250,6 +214,53 @@ impl<'a> Open<'a> {
         self.copy == Some(copy)
     }
 
+    /// Takes what the copy says that has the call. Returns what became of it, at its end.
+    async fn came(&mut self, copy: CopyId, content: Content) -> Result<Option<Attempt>, DispatchError> {
+        match content {
+            Content::Granted { upto } => self.send_parts(copy, upto).await?,
+            Content::Answer(opening) if opening.is_whole() => {
+                return Ok(Some(self.answered(copy, Message { head: opening.head, body: opening.body })));
+            }
+            Content::Answer(opening) => {
+                let (bytes, max) = (opening.body_bytes, self.shared.limits.body_bytes_max);
+                if bytes as usize > max {
+                    let error = DispatchError::Failed(format!("the result has {bytes} bytes, more than {max}"));
+                    return Ok(Some(Attempt::Answered(Err(error))));
+                }
+                self.answer = Some((opening.head, Incoming::new(bytes)));
+            }
+            Content::Part { offset, bytes } => return self.part_came(copy, offset, &bytes).await,
+            Content::Away => return Ok(Some(self.away(copy))),
+            Content::Call(_) | Content::Cancel | Content::Probe | Content::Beat { .. } => {}
+        }
+        Ok(None)
+    }
+
+    async fn send_parts(&mut self, copy: CopyId, upto: u32) -> Result<(), DispatchError> {
+        self.body.grant(upto);
+        while let Some((offset, bytes)) = self.body.next_part(self.shared.message_bytes_max()) {
+            let subject = self.shared.subjects.copy(&self.cage, copy, &self.shared.local.cage);
+            self.publish(subject, Content::Part { offset, bytes }).await?;
+        }
+        Ok(())
+    }
+
+    async fn part_came(&mut self, copy: CopyId, offset: u32, part: &[u8]) -> Result<Option<Attempt>, DispatchError> {
+        let Some((head, incoming)) = &mut self.answer else { return Ok(None) };
+        match incoming.take(offset, part) {
+            Err(error) => return Ok(Some(self.lost(&error.to_string()))),
+            Ok(Some(upto)) => {
+                let granted = self.shared.packet(self.number, Content::Granted { upto });
+                let subject = self.shared.subjects.copy(&self.cage, copy, &self.shared.local.cage);
+                self.shared.client.publish(subject, granted).await.map_err(unsent)?;
+            }
+            Ok(None) => {}
+        }
+        let Some(body) = incoming.whole() else { return Ok(None) };
+        let message = Message { head: std::mem::take(head), body };
+        Ok(Some(self.answered(copy, message)))
+    }
+
     /// The server says on the inbox when there is nobody to get it.
     async fn publish(&self, subject: String, content: Content) -> Result<(), DispatchError> {
         let (reply, payload) =
@@ -257,17 +268,18 @@ impl<'a> Open<'a> {
         self.shared.client.publish_with_reply(subject, reply, payload).await.map_err(unsent)
     }
 
-    async fn tell(&self, subject: String, content: Content) -> Result<(), DispatchError> {
-        self.shared.client.publish(subject, self.shared.packet(self.number, content)).await.map_err(unsent)
+    fn answered(&mut self, copy: CopyId, message: Message) -> Attempt {
+        match envelope::decode_answer(message) {
+            Ok(result) => {
+                self.ended = true;
+                self.shared.members.lock().answered(copy, self.begun.elapsed());
+                Attempt::Answered(result)
+            }
+            Err(error) => self.lost(&error.to_string()),
+        }
     }
 
-    fn answered(mut self, copy: CopyId, result: Result<Payload, DispatchError>) -> Attempt {
-        self.ended = true;
-        self.shared.members.lock().answered(copy, self.begun.elapsed());
-        Attempt::Answered(result)
-    }
-
-    fn nobody(mut self) -> Attempt {
+    fn nobody(&mut self) -> Attempt {
         self.ended = true;
         let text = match self.copy {
             Some(copy) => {
@@ -279,7 +291,7 @@ impl<'a> Open<'a> {
         Attempt::Elsewhere(self.copy, DispatchError::NoSuchCage(text))
     }
 
-    fn away(mut self, copy: CopyId) -> Attempt {
+    fn away(&mut self, copy: CopyId) -> Attempt {
         self.ended = true;
         self.shared.members.lock().leaves(copy);
         Attempt::Elsewhere(
@@ -288,7 +300,7 @@ impl<'a> Open<'a> {
         )
     }
 
-    fn lost(self, why: &str) -> Attempt {
+    fn lost(&self, why: &str) -> Attempt {
         let text = match self.copy {
             Some(copy) => format!("copy {copy} of cage {} had it, and may have run it: {why}", self.cage),
             None => format!("a copy of cage {} may have run it: {why}", self.cage),

@@ -21,9 +21,9 @@
 //! - **Who calls is what the server vouches for.** A caller's name is the last token of the subject that it publishes on. A
 //!   server without permissions believes everyone. To bind names, give each cage a user that may publish
 //!   `wasmcage.FLOCK.call.*.*.NAME`, `wasmcage.FLOCK.copy.*.*.NAME`, `wasmcage.FLOCK.cancel.*.NAME`,
-//!   `wasmcage.FLOCK.beat.NAME`, `wasmcage.FLOCK.ask` and `_INBOX.>`, and may subscribe `wasmcage.FLOCK.call.NAME.>`,
+//!   `wasmcage.FLOCK.beat.NAME`, `wasmcage.FLOCK.ask` and its callers' inboxes, and may subscribe `wasmcage.FLOCK.call.NAME.>`,
 //!   `wasmcage.FLOCK.copy.NAME.>`, `wasmcage.FLOCK.cancel.NAME.>`, `wasmcage.FLOCK.beat.*`, `wasmcage.FLOCK.ask` and
-//!   inboxes of its own (key `inbox`).
+//!   inboxes of its own (key `inbox`): whoever can read or write another's inbox reads or makes its answers.
 //! - **A dead copy** is noticed within half a second when the server has closed its connection, and by its missing
 //!   heartbeats after 3 s otherwise. A call that nobody said to have taken within 3 s is lost, too.
 //! - **A caller that dies** ends its calls at their deadlines only.

@@ -210,7 +210,7 @@ async fn a_copy_that_hangs_is_avoided() {
 const PERMISSIONS: &str = r#"
     authorization { users: [
         { user: worker, password: "hush", permissions: {
-            publish: ["wasmcage.default.beat.worker", "wasmcage.default.ask", "_INBOX.>"],
+            publish: ["wasmcage.default.beat.worker", "wasmcage.default.ask", "_INBOX_front.>"],
             subscribe: ["wasmcage.default.*.worker.>", "wasmcage.default.beat.*", "wasmcage.default.ask", "_INBOX.>"] } }
         { user: front, password: "hush", permissions: {
             publish: ["wasmcage.default.call.*.*.front", "wasmcage.default.copy.*.*.front",
@@ -220,8 +220,7 @@ const PERMISSIONS: &str = r#"
 
 #[tokio::test]
 async fn the_servers_permissions_bind_callers_to_their_names() {
-    let permissions = PERMISSIONS.replace("\"_INBOX.>\"],\n", "\"_INBOX.>\", \"_INBOX_front.>\"],\n");
-    let Some(server) = Server::start(&permissions).await else { return };
+    let Some(server) = Server::start(PERMISSIONS).await else { return };
     let bench = NatsBench(server, "user = 'worker'\npassword = 'hush'");
     let worker = Running::start(&bench, "worker").await;
     let keys = "user = 'front'\npassword = 'hush'\ninbox = '_INBOX_front'";

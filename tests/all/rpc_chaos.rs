@@ -1,0 +1,204 @@
+//! Copies of a cage in processes of their own that are killed, stopped and restarted while others call them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use wasmcage_tests::{Client, Running, TestCage, cache, eventually, guest, program, query, unique_name};
+
+const COPIES: usize = 3;
+const CALLERS: usize = 64;
+const CALL_TIMEOUT_MS: u64 = 10_000;
+/// Between two blows.
+const BLOW_INTERVAL: Duration = Duration::from_millis(1_500);
+const BLOWS: usize = 8;
+
+/// Copies of one cage, each with a root of its own; they and the caller meet in one place.
+struct Copies {
+    directory: TempDir,
+    cage: String,
+    processes: Vec<Child>,
+}
+
+impl Copies {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut copies = Self { directory, cage: unique_name("worker"), processes: Vec::new() };
+        for copy in 0..COPIES {
+            let root = copies.root(copy);
+            fs::create_dir_all(root.join(&copies.cage)).unwrap();
+            fs::copy(guest("service_echo"), root.join(&copies.cage).join("work.wasm")).unwrap();
+            std::os::unix::fs::symlink(cache(), root.join(".cache")).unwrap();
+            let process = copies.process(copy);
+            copies.processes.push(process);
+        }
+        copies
+    }
+
+    fn root(&self, copy: usize) -> PathBuf {
+        self.directory.path().join(format!("root{copy}"))
+    }
+
+    fn meeting(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The serving process itself, so that a kill kills it.
+    fn process(&self, copy: usize) -> Child {
+        let mut command = Command::new(program());
+        let root = self.root(copy);
+        command.args(["secondary", "--root"]).arg(root).args(["--lanes", "1", "--", &self.cage]);
+        command.env("WASMCAGE_RUNTIME_DIR", self.meeting().join("meeting")).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn signal(&self, copy: usize, name: &str) {
+        let pid = self.processes[copy].id().expect("it runs").to_string();
+        assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    async fn replace(&mut self, copy: usize) {
+        self.processes[copy].wait().await.unwrap();
+        self.processes[copy] = self.process(copy);
+    }
+
+    async fn front(&self) -> Running {
+        let allow = format!("[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
+        let front = TestCage::named(&unique_name("front")).meeting_at(self.meeting());
+        let front = front.module("echo", "interface_web").http("web").config(&allow).start().await;
+        self.all_known(&front).await;
+        front
+    }
+
+    async fn all_known(&self, front: &Running) {
+        let known = || front.snapshot().cages[0].members.iter().filter(|member| member.cage == self.cage).count();
+        eventually("all copies to be known", || (known() == COPIES).then_some(())).await;
+    }
+}
+
+/// What callers saw.
+#[derive(Default)]
+struct Seen {
+    answers: AtomicU64,
+    lost: AtomicU64,
+    /// The first few of those that should not be.
+    wrong: std::sync::Mutex<Vec<String>>,
+    longest_ms: AtomicU64,
+}
+
+/// Calls until told to stop.
+async fn keep_calling(client: Client, target: String, stop: Arc<AtomicBool>, seen: Arc<Seen>) {
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let text = client.get(&target).await.text();
+        seen.longest_ms.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+        match text {
+            text if text == "5" => seen.answers.fetch_add(1, Ordering::Relaxed),
+            text if text.contains("\"error\":\"Lost") => seen.lost.fetch_add(1, Ordering::Relaxed),
+            text => {
+                seen.wrong.lock().unwrap().push(text);
+                0
+            }
+        };
+    }
+}
+
+/// Calls from many while `blows` fall.
+async fn under_load(
+    copies: &mut Copies,
+    front: &Running,
+    idempotent: bool,
+    blows: impl AsyncFnOnce(&mut Copies),
+) -> Arc<Seen> {
+    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+    let timeout = CALL_TIMEOUT_MS.to_string();
+    let mut parameters = vec![("cage", &*copies.cage), ("module", "work"), ("function", "add"), ("args", "[2, 3]")];
+    parameters.push(("timeout_ms", &timeout));
+    if idempotent {
+        parameters.push(("idempotent", "1"));
+    }
+    let target = query("/try_call", &parameters);
+    let calling: Vec<_> = (0..CALLERS)
+        .map(|_| tokio::spawn(keep_calling(front.client("web"), target.clone(), stop.clone(), seen.clone())))
+        .collect();
+    blows(copies).await;
+    stop.store(true, Ordering::Relaxed);
+    for caller in calling {
+        caller.await.unwrap();
+    }
+    let (answers, lost) = (seen.answers.load(Ordering::Relaxed), seen.lost.load(Ordering::Relaxed));
+    println!("{answers} answers, {lost} lost, the longest call {} ms", seen.longest_ms.load(Ordering::Relaxed));
+    let wrong = seen.wrong.lock().unwrap();
+    assert!(wrong.is_empty(), "{} wrong answers: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    assert!(answers > 1_000);
+    drop(wrong);
+    seen
+}
+
+/// A kill, a restart, a process that hangs and goes on, in turn.
+async fn trouble(copies: &mut Copies) {
+    for blow in 0..BLOWS {
+        let copy = blow % COPIES;
+        match blow % 4 {
+            3 => {
+                copies.signal(copy, "STOP");
+                // Longer than a peer may be silent.
+                tokio::time::sleep(2 * BLOW_INTERVAL + Duration::from_secs(1)).await;
+                copies.signal(copy, "CONT");
+            }
+            _ => {
+                copies.signal(copy, "KILL");
+                copies.replace(copy).await;
+            }
+        }
+        tokio::time::sleep(BLOW_INTERVAL).await;
+    }
+}
+
+async fn nothing_is_left(copies: &Copies, front: &Running) {
+    copies.all_known(front).await;
+    front.quiet().await;
+    let members = front.snapshot().cages[0].members.clone();
+    assert!(members.iter().all(|member| member.in_flight == 0), "{members:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idempotent_calls_survive_whatever_happens_to_one_copy() {
+    let mut copies = Copies::start();
+    let front = copies.front().await;
+    let seen = under_load(&mut copies, &front, true, trouble).await;
+    assert_eq!(seen.lost.load(Ordering::Relaxed), 0);
+    nothing_is_left(&copies, &front).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_calls_are_lost_while_in_flight_only() {
+    let mut copies = Copies::start();
+    let front = copies.front().await;
+    let seen = under_load(&mut copies, &front, false, trouble).await;
+    // Each blow can lose what is in flight, and no more.
+    assert!(seen.lost.load(Ordering::Relaxed) <= (BLOWS * CALLERS) as u64);
+    nothing_is_left(&copies, &front).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_replaced_one_after_the_other_without_a_failed_call() {
+    let mut copies = Copies::start();
+    let front = copies.front().await;
+    let seen = under_load(&mut copies, &front, false, async |copies| {
+        for round in 0..2 * COPIES {
+            let copy = round % COPIES;
+            copies.signal(copy, "TERM");
+            copies.replace(copy).await;
+            tokio::time::sleep(BLOW_INTERVAL / 2).await;
+        }
+    })
+    .await;
+    assert_eq!(seen.lost.load(Ordering::Relaxed), 0);
+    nothing_is_left(&copies, &front).await;
+}
