@@ -9,37 +9,47 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
+use tokio::task::JoinHandle;
 
 /// Calls before the measured ones: connections, allocators and branch predictors are warm after them.
 const WARM_UP: Duration = Duration::from_millis(200);
 
 /// A client of an echo service on the other side of one connection.
-pub trait Echo: Clone + Send + Sync + 'static {
+pub(crate) trait Echo: Clone + Send + Sync + 'static {
     /// The length of what came back, or what went wrong.
     fn call(&self, body: Bytes) -> impl Future<Output = Result<usize, String>> + Send;
+
+    /// Where the caller of this number runs.
+    fn spawn<T: Send + 'static>(
+        &self,
+        _caller: usize,
+        calls: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        tokio::spawn(calls)
+    }
 }
 
 #[derive(Clone, Copy)]
-pub struct Load {
-    pub body_bytes: usize,
-    pub callers: usize,
-    pub duration: Duration,
+pub(crate) struct Load {
+    pub(crate) body_bytes: usize,
+    pub(crate) callers: usize,
+    pub(crate) duration: Duration,
     /// Callers that are not counted: what the counted calls have to live beside.
-    pub beside: usize,
-    pub beside_body_bytes: usize,
+    pub(crate) beside: usize,
+    pub(crate) beside_body_bytes: usize,
 }
 
-pub struct Figures {
-    pub calls_per_second: f64,
-    pub p50_us: f64,
-    pub p99_us: f64,
+pub(crate) struct Figures {
+    pub(crate) calls_per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
     /// CPU time of the client's process, the callers beside included.
-    pub cpu_us_per_call_client: f64,
+    pub(crate) cpu_us_per_call_client: f64,
 }
 
 impl Figures {
     /// One line of JSON.
-    pub fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         format!(
             "{{\"calls_per_second\":{:.0},\"p50_us\":{:.1},\"p99_us\":{:.1},\"cpu_us_per_call_client\":{:.2}}}",
             self.calls_per_second, self.p50_us, self.p99_us, self.cpu_us_per_call_client
@@ -49,21 +59,20 @@ impl Figures {
 
 /// # Errors
 /// The first call that fails, or that comes back with another length.
-pub async fn run(client: impl Echo, load: Load) -> Result<Figures, String> {
-    let over = Arc::new(AtomicBool::new(false));
-    let beside: Vec<_> = (0..load.beside)
-        .map(|_| tokio::spawn(calls(client.clone(), load.beside_body_bytes, Arc::clone(&over))))
-        .collect();
-    let warm = Arc::new(AtomicBool::new(false));
-    let warming: Vec<_> =
-        (0..load.callers).map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&warm)))).collect();
+pub(crate) async fn run(client: impl Echo, load: Load) -> Result<Figures, String> {
+    let start = |callers: usize, body_bytes: usize, over: &Arc<AtomicBool>| -> Vec<_> {
+        let calls = || calls(client.clone(), body_bytes, over.clone());
+        (0..callers).map(|caller| client.spawn(caller, calls())).collect()
+    };
+    let (warm, over) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let beside = start(load.beside, load.beside_body_bytes, &over);
+    let warming = start(load.callers, load.body_bytes, &warm);
     tokio::time::sleep(WARM_UP).await;
     warm.store(true, Ordering::Relaxed);
     gather(warming).await?;
 
     let (begun, cpu_begun) = (Instant::now(), cpu_time());
-    let counted: Vec<_> =
-        (0..load.callers).map(|_| tokio::spawn(calls(client.clone(), load.body_bytes, Arc::clone(&over)))).collect();
+    let counted = start(load.callers, load.body_bytes, &over);
     tokio::time::sleep(load.duration).await;
     over.store(true, Ordering::Relaxed);
     let mut latencies = gather(counted).await?;
@@ -95,7 +104,7 @@ async fn calls(client: impl Echo, body_bytes: usize, over: Arc<AtomicBool>) -> R
     Ok(latencies)
 }
 
-async fn gather(callers: Vec<tokio::task::JoinHandle<Result<Vec<Duration>, String>>>) -> Result<Vec<Duration>, String> {
+async fn gather(callers: Vec<JoinHandle<Result<Vec<Duration>, String>>>) -> Result<Vec<Duration>, String> {
     let mut all = Vec::new();
     for caller in callers {
         all.extend(caller.await.map_err(|error| error.to_string())??);
@@ -109,7 +118,8 @@ fn at(sorted: &[Duration], share: f64) -> f64 {
     sorted.get(index.min(sorted.len().saturating_sub(1))).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
 }
 
-fn cpu_time() -> Duration {
+/// Of this process so far.
+pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

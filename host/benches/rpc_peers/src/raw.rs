@@ -3,6 +3,7 @@
 //! No deadlines, no flow control, no permissions: the floor that an rpc with all of them is held against.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,14 +12,18 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::load::Echo;
+use crate::threads::Threads;
 
 type Message = (u64, Bytes);
 
 const QUEUED_MAX: usize = 1024;
-/// Messages are copied into one write up to this many bytes.
+/// Messages are gathered into one write up to this many bytes.
 const WRITE_BYTES: usize = 64 << 10;
+/// Longer bodies are written from where they are.
+const COPIED_BYTES_MAX: usize = 8 << 10;
 
 /// Answers until the peer closes.
 pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Result<()> {
@@ -76,6 +81,33 @@ impl Echo for Client {
     }
 }
 
+/// A client for each thread, with callers that stay on theirs.
+#[derive(Clone)]
+pub struct Clients {
+    pub clients: Arc<[Client]>,
+    pub threads: Arc<Threads>,
+}
+
+tokio::task_local! {
+    /// Which of the clients its calls go through.
+    static CLIENT: usize;
+}
+
+impl Echo for Clients {
+    async fn call(&self, body: Bytes) -> Result<usize, String> {
+        self.clients[CLIENT.get()].call(body).await
+    }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        caller: usize,
+        calls: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let client = caller % self.clients.len();
+        self.threads.handle(client).spawn(CLIENT.scope(client, calls))
+    }
+}
+
 async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> Result<Option<Message>> {
     loop {
         if let Some(mut header) = buffer.get(..12) {
@@ -98,21 +130,22 @@ async fn read(reader: &mut (impl AsyncRead + Unpin), buffer: &mut BytesMut) -> R
 async fn write(mut writer: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Message>) -> Result<()> {
     let mut batch = BytesMut::with_capacity(WRITE_BYTES * 2);
     while let Some(first) = outgoing.recv().await {
-        put(&mut batch, first);
-        while batch.len() < WRITE_BYTES
-            && let Ok(message) = outgoing.try_recv()
-        {
-            put(&mut batch, message);
+        let mut next = Some(first);
+        while let Some((id, body)) = next {
+            batch.put_u32(body.len() as u32);
+            batch.put_u64(id);
+            if body.len() <= COPIED_BYTES_MAX {
+                batch.put_slice(&body);
+            } else {
+                writer.write_all(&batch).await?;
+                batch.clear();
+                writer.write_all(&body).await?;
+            }
+            next = if batch.len() < WRITE_BYTES { outgoing.try_recv().ok() } else { None };
         }
         writer.write_all(&batch).await?;
-        writer.flush().await?;
         batch.clear();
+        writer.flush().await?;
     }
     Ok(())
-}
-
-fn put(batch: &mut BytesMut, (id, body): Message) {
-    batch.put_u32(body.len() as u32);
-    batch.put_u64(id);
-    batch.put_slice(&body);
 }
