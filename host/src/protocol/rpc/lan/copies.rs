@@ -29,6 +29,8 @@ const EJECTED_LONGEST: Duration = Duration::from_secs(10);
 const RETURN: Duration = Duration::from_secs(2);
 /// How much dearer it looks when it comes back.
 const RETURN_COST: u64 = 16;
+/// How fast a measured latency is forgotten while no other comes.
+const FADE: Duration = Duration::from_millis(100);
 /// Latency that a copy is credited with before it has answered.
 const LATENCY_UNKNOWN: Duration = Duration::from_micros(100);
 
@@ -301,12 +303,12 @@ impl Gauge {
         self.in_flight.load(Ordering::Relaxed) <= other.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What one more call would cost. What was measured counts for half after each second without an answer, so that a
+    /// What one more call would cost. What was measured counts for half after each `FADE` without an answer, so that a
     /// copy that was slow once is tried again.
     fn cost(&self) -> u64 {
-        let age_s = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed)) / 1_000;
+        let age_ms = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed));
         let latency = self.latency().unwrap_or(LATENCY_UNKNOWN).as_nanos() as u64;
-        let latency = (latency >> age_s.min(30)).max(1);
+        let latency = (latency >> (age_ms / FADE.as_millis() as u64).min(30)).max(1);
         let cost = latency.saturating_mul(u64::from(self.in_flight.load(Ordering::Relaxed)) + 1);
         let until = self.ejected_until.load(Ordering::Relaxed);
         let returned = match until {

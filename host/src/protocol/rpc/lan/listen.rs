@@ -180,6 +180,7 @@ impl Inner {
             Ok(greeted) => greeted,
             // A look whether somebody is there.
             Err(link::GreetingError::Closed) => return,
+            Err(link::GreetingError::Io(_)) if matches!(from, From::Here) => return,
             Err(error) => {
                 let text = error_chain(&error);
                 link::say_bye(&mut stream, &text).await;
