@@ -330,13 +330,18 @@ impl Gauge {
         InFlight(self)
     }
 
-    /// An answer came. Lost updates of two at once do not matter.
+    /// An answer came.
     pub(super) fn answered(&self, elapsed: Duration) {
+        self.slow(elapsed);
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// An answer took so long, or longer. Lost updates of two at once do not matter.
+    pub(super) fn slow(&self, elapsed: Duration) {
         let (old, new) = (self.latency.load(Ordering::Relaxed), elapsed.as_nanos().max(1) as u64);
         let average = if old == 0 { new } else { old - old / 8 + new / 8 };
         self.latency.store(average.max(1), Ordering::Relaxed);
         self.answered_at.store(self.now_ms(), Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
     }
 
     /// It could not be reached, broke off, or hung.
