@@ -1,0 +1,107 @@
+//! What a thousand advertised cages cost a cage that does not call them: to look one up, to list all, and to be idle.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde_json::json;
+use wasmcage::protocol::rpc::discovery::{Multicast, MulticastSettings, Registry};
+use wasmcage::protocol::rpc::fabric::{CopyId, Local};
+use wasmcage::unix_socket;
+
+use crate::fabrics::{lanes, open};
+use crate::load::cpu_time;
+use crate::processes::{self, Server, this};
+
+const CAGES: usize = 1_000;
+const LOOKUPS: u32 = 1_000_000;
+const LISTS: u32 = 100;
+const FOUND_WITHIN: Duration = Duration::from_secs(30);
+/// After the last was found, until what it set off is over.
+const SETTLE: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(5);
+
+pub(crate) struct Figures {
+    /// Fewer than all when they did not appear in time.
+    pub(crate) found: u64,
+    pub(crate) lookup_us: f64,
+    pub(crate) list_us: f64,
+    /// Of one core.
+    pub(crate) idle_percent: f64,
+}
+
+/// `way`: `registry` or `multicast`.
+pub(crate) fn measure(way: &str) -> Figures {
+    let directory = tempfile::tempdir().unwrap();
+    let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port().to_string();
+    let mut advertise = Command::new(this());
+    advertise.args(["advertise-many", way]).arg(directory.path()).arg(&port);
+    let (_server, _) = Server::start(advertise);
+    let mut look = Command::new(this());
+    look.args(["look-at-many", way]).arg(directory.path()).arg(&port);
+    let figures = processes::json(look);
+    let figure = |name: &str| figures[name].as_f64().unwrap();
+    Figures {
+        found: figures["found"].as_u64().unwrap(),
+        lookup_us: figure("lookup_us"),
+        list_us: figure("list_us"),
+        idle_percent: figure("idle_percent"),
+    }
+}
+
+fn name(number: usize) -> String {
+    format!("cage_{number}")
+}
+
+/// Cages as others see them: sockets that listen, or announcements. They last as long as what is returned.
+pub(crate) fn advertise(way: &str, directory: &Path, port: u16) -> Vec<Box<dyn std::any::Any>> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+    let registry = Registry::open(&directory.join("run"), "default").unwrap();
+    let cage = |number: usize| -> Box<dyn std::any::Any> {
+        let copy = CopyId::random();
+        if way == "registry" {
+            return Box::new(unix_socket::bind(&registry.registration_path(&name(number), copy)).unwrap());
+        }
+        let local = Local { flock: "default".into(), cage: name(number).into(), copy, node: "bench".into() };
+        let settings = MulticastSettings { port, loopback_only: true };
+        let multicast = Multicast::start(settings, local, Arc::new(|_| {})).unwrap();
+        multicast.announce((Ipv4Addr::LOCALHOST, 1).into()).unwrap();
+        Box::new(multicast)
+    };
+    (0..CAGES).map(cage).collect()
+}
+
+/// The cage that looks. Prints one line of JSON.
+pub(crate) async fn look(way: &str, directory: &Path, port: u16) -> String {
+    let multicast = way == "multicast";
+    std::fs::create_dir(directory.join("front")).unwrap();
+    let toml = format!(
+        "[interfaces.rpc]\nmulticast = {multicast}\nmulticast_loopback = {multicast}\nmulticast_port = {port}\n"
+    );
+    std::fs::write(directory.join("front/cage.toml"), toml).unwrap();
+    let fabric = open(directory, "front", &directory.join("run"), lanes()).await;
+    let begun = Instant::now();
+    while fabric.members().len() < CAGES && begun.elapsed() < FOUND_WITHIN {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(SETTLE).await;
+    let found = fabric.members();
+    let some = &found[found.len() / 2].cage;
+    let lookup = each(LOOKUPS, || assert!(!fabric.copies(std::hint::black_box(some)).is_empty()));
+    let list = each(LISTS, || assert_eq!(fabric.members().len(), found.len()));
+    let before = cpu_time();
+    tokio::time::sleep(IDLE).await;
+    let idle = (cpu_time() - before).as_secs_f64() / IDLE.as_secs_f64();
+    json!({ "found": found.len(), "lookup_us": lookup, "list_us": list, "idle_percent": idle * 100.0 }).to_string()
+}
+
+/// Microseconds for each time.
+fn each(times: u32, work: impl Fn()) -> f64 {
+    let begun = Instant::now();
+    (0..times).for_each(|_| work());
+    begun.elapsed().as_secs_f64() * 1e6 / f64::from(times)
+}
