@@ -98,22 +98,28 @@ impl Copies {
 
     /// Takes a hint in. Returns the copy when it was not known before.
     pub(super) fn seen(&self, sighting: &Sighting, lanes: usize) -> Option<Arc<Copy>> {
-        let (copy, new) = self.get_or_add(&sighting.cage, sighting.copy, lanes)?;
-        copy.add(&sighting.node, Some((sighting.address.clone(), sighting.found)));
+        let way = (sighting.address.clone(), sighting.found);
+        let (copy, new) =
+            self.update(&sighting.cage, sighting.copy, lanes, |copy| copy.add(&sighting.node, Some(way)))?;
         new.then_some(copy)
     }
 
-    /// The copy, which is added when it is not known; none when there are too many.
-    pub(super) fn get_or_add(&self, cage: &str, id: CopyId, lanes: usize) -> Option<(Arc<Copy>, bool)> {
-        let find = || self.by_cage.load().get(cage)?.copies.iter().find(|copy| copy.id == id).cloned();
-        if let Some(copy) = find() {
-            return Some((copy, false));
-        }
+    /// The copy, which is added when it is not known, and whether it was; none when there are too many. `lead` adds the
+    /// way that leads to it: done before anybody can see the copy, or find that it is lost and forget it.
+    pub(super) fn update(
+        &self,
+        cage: &str,
+        id: CopyId,
+        lanes: usize,
+        lead: impl FnOnce(&Copy),
+    ) -> Option<(Arc<Copy>, bool)> {
         let _writing = self.writing.lock();
-        if let Some(copy) = find() {
-            return Some((copy, false));
+        let known = self.by_cage.load();
+        if let Some(copy) = known.get(cage).and_then(|known| known.copies.iter().find(|copy| copy.id == id)) {
+            lead(copy);
+            return Some((copy.clone(), false));
         }
-        let mut table = HashMap::clone(&self.by_cage.load());
+        let mut table = HashMap::clone(&known);
         if table.values().map(|known| known.copies.len()).sum::<usize>() >= COPIES_MAX {
             return None;
         }
@@ -125,6 +131,7 @@ impl Copies {
             places: (0..lanes).map(|_| Place::default()).collect(),
             gauge: Gauge::new(),
         });
+        lead(&copy);
         let known = table.entry(name).or_insert_with(|| Known { copies: Arc::new([]), in_flight: Arc::default() });
         known.copies = known.copies.iter().cloned().chain([copy.clone()]).collect();
         self.by_cage.store(Arc::new(table));
@@ -397,7 +404,7 @@ mod tests {
         let copies = Copies::default();
         for copy in 0..COPIES_MAX as u64 {
             // One cage, so that the table is quick to copy.
-            copies.get_or_add("a", CopyId(copy + 1), 1).unwrap();
+            copies.update("a", CopyId(copy + 1), 1, |_| {}).unwrap();
             if copy > 50 {
                 break;
             }
@@ -407,6 +414,20 @@ mod tests {
             copy.add("n", Some((tcp(&format!("10.0.0.1:{port}")), Found::Told)));
         }
         assert_eq!(copy.addresses().len(), ADDRESSES_MAX);
+    }
+
+    /// A copy was once forgotten between its becoming known and its getting an address: calls found nobody from then on.
+    #[test]
+    fn a_copy_is_seen_with_a_way_to_it_only() {
+        let copies = Copies::default();
+        let peer = tcp("10.0.0.1:1");
+        let lead = |copy: &Copy| {
+            assert!(copies.get("a").is_none());
+            copy.add("n", Some((peer.clone(), Found::Peer)));
+        };
+        let (copy, new) = copies.update("a", CopyId(1), 1, lead).unwrap();
+        copies.drop_if_lost(&copy);
+        assert!(new && copies.get("a").is_some());
     }
 
     #[test]

@@ -514,9 +514,12 @@ impl Inner {
 
     async fn kept(&self, link: &Link, hello: &Hello, cage: &Arc<str>, address: &Address) {
         let id = CopyId(hello.copy);
-        let Some((copy, _)) = self.copies.get_or_add(cage, id, self.lanes.count()) else { return };
-        copy.greeted(&hello.node, &hello.version);
-        copy.add(&hello.node, Some((address.clone(), Found::Peer)));
+        let way = (address.clone(), Found::Peer);
+        let added = self.copies.update(cage, id, self.lanes.count(), |copy| {
+            copy.greeted(&hello.node, &hello.version);
+            copy.add(&hello.node, Some(way));
+        });
+        let Some((copy, _)) = added else { return };
         self.changed.notify_waiters();
         self.events.connected(cage, &address.to_string(), &id.to_string());
         self.tell(link);
