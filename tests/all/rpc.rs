@@ -160,10 +160,13 @@ async fn copies_share_the_calls_and_stand_in_for_each_other() {
     let second = scene.worker().start().await;
     let served = |worker: &Running| worker.module("work").map_or(0, |module| module.readings.requests);
     eventually("both copies to be known", || (front.snapshot().cages[0].members.len() == 2).then_some(())).await;
-    for n in 0..200 {
+    for n in 0.. {
         assert_eq!(scene.result(&front, "add", json!([n, 1])).await, n + 1);
+        if served(&first) > 20 && served(&second) > 20 {
+            break;
+        }
+        assert!(n < 20_000, "{} {}", served(&first), served(&second));
     }
-    assert!(served(&first) > 10 && served(&second) > 10, "{} {}", served(&first), served(&second));
     assert!(first.stop().await);
     for n in 0..50 {
         assert_eq!(scene.result(&front, "add", json!([n, 1])).await, n + 1);

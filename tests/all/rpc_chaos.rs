@@ -86,6 +86,7 @@ impl Copies {
 struct Seen {
     answers: AtomicU64,
     lost: AtomicU64,
+    first_lost: std::sync::Mutex<Option<String>>,
     /// The first few of those that should not be.
     wrong: std::sync::Mutex<Vec<String>>,
     longest_ms: AtomicU64,
@@ -99,7 +100,11 @@ async fn keep_calling(client: Client, target: String, stop: Arc<AtomicBool>, see
         seen.longest_ms.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
         match text {
             text if text == "5" => seen.answers.fetch_add(1, Ordering::Relaxed),
-            text if text.contains("\"error\":\"Lost") => seen.lost.fetch_add(1, Ordering::Relaxed),
+            text if text.contains("\"error\":\"Lost") => {
+                let mut first = seen.first_lost.lock().unwrap();
+                first.get_or_insert(text);
+                seen.lost.fetch_add(1, Ordering::Relaxed)
+            }
             text => {
                 seen.wrong.lock().unwrap().push(text);
                 0
@@ -132,7 +137,9 @@ async fn under_load(
         caller.await.unwrap();
     }
     let (answers, lost) = (seen.answers.load(Ordering::Relaxed), seen.lost.load(Ordering::Relaxed));
-    println!("{answers} answers, {lost} lost, the longest call {} ms", seen.longest_ms.load(Ordering::Relaxed));
+    let (longest_ms, first) = (seen.longest_ms.load(Ordering::Relaxed), seen.first_lost.lock().unwrap());
+    println!("{answers} answers, {lost} lost (the first: {first:?}), the longest call {longest_ms} ms");
+    drop(first);
     let wrong = seen.wrong.lock().unwrap();
     assert!(wrong.is_empty(), "{} wrong answers: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
     assert!(answers > 1_000);

@@ -303,7 +303,7 @@ fn bound_imports(compiled: &Compiled, settings: &ModuleConfig) -> (Vec<BoundInte
     for (name, import) in component.component_type().imports(engine) {
         let answered = bound.iter().any(|bound| bound.import == name)
             || problems.iter().any(|problem| problem.import == name)
-            || binding::has_types_only(&import.ty, engine);
+            || (needs_no_grant(name) && binding::has_types_only(&import.ty, engine));
         let reason = if answered { None } else { import_reason(name, settings) };
         problems.extend(reason.map(|reason| ImportProblem { import: name.to_owned(), reason }));
     }
@@ -334,9 +334,17 @@ fn unfit_bindings(version: &Version) -> Vec<String> {
     bound.filter_map(misfit).collect()
 }
 
+fn without_version(import: &str) -> &str {
+    import.split_once('@').map_or(import, |(name, _version)| name)
+}
+
+fn needs_no_grant(import: &str) -> bool {
+    !host_api::OUTGOING_HTTP.contains(&without_version(import))
+}
+
 fn import_reason(import: &str, settings: &ModuleConfig) -> Option<String> {
-    let name = import.split_once('@').map_or(import, |(name, _version)| name);
-    if host_api::OUTGOING_HTTP.contains(&name) && settings.allow.http.is_none() {
+    let name = without_version(import);
+    if !needs_no_grant(import) && settings.allow.http.is_none() {
         return Some(
             "not granted; name the hosts in allow = { http = [\"host:port\"] } in cage.toml (an empty list grants the \
              import and no host)"

@@ -57,15 +57,17 @@ async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<()
     let remote: Arc<dyn Remote> = fabric.clone();
     cx.dispatcher.set_remote(remote.clone());
     let service = Arc::new(CageService { dispatcher: cx.dispatcher.clone(), endpoint: cx.endpoint.clone() });
-    let announced = announce(&*fabric, &cx);
-    let advertised = fabric.advertise(service, cx.drain.clone());
-    let (advertised, ()) = futures_util::future::join(advertised, announced).await;
+    let mut advertised = fabric.advertise(service, cx.drain.clone());
+    let ended = tokio::select! {
+        ended = &mut advertised => ended,
+        () = announce(&*fabric, &cx) => advertised.await,
+    };
     cx.endpoint.forget_addresses();
-    // Where the whole cage is stopping, requests that are still in work may call others.
-    if !cx.drain.outer_begun() {
+    // A cage that cannot be called goes on calling others. So does one that is stopping: for requests still in work.
+    if ended.is_ok() && !cx.drain.outer_begun() {
         cx.dispatcher.unset_remote(&remote);
     }
-    advertised
+    ended
 }
 
 /// Tells where the cage can be called, once it can.

@@ -29,6 +29,8 @@ const EJECTED_LONGEST: Duration = Duration::from_secs(10);
 const RETURN: Duration = Duration::from_secs(2);
 /// How much dearer it looks when it comes back.
 const RETURN_COST: u64 = 16;
+/// How fast a measured latency is forgotten while no other comes.
+const FADE: Duration = Duration::from_millis(100);
 /// Latency that a copy is credited with before it has answered.
 const LATENCY_UNKNOWN: Duration = Duration::from_micros(100);
 
@@ -96,22 +98,28 @@ impl Copies {
 
     /// Takes a hint in. Returns the copy when it was not known before.
     pub(super) fn seen(&self, sighting: &Sighting, lanes: usize) -> Option<Arc<Copy>> {
-        let (copy, new) = self.get_or_add(&sighting.cage, sighting.copy, lanes)?;
-        copy.add(&sighting.node, Some((sighting.address.clone(), sighting.found)));
+        let way = (sighting.address.clone(), sighting.found);
+        let (copy, new) =
+            self.update(&sighting.cage, sighting.copy, lanes, |copy| copy.add(&sighting.node, Some(way)))?;
         new.then_some(copy)
     }
 
-    /// The copy, which is added when it is not known; none when there are too many.
-    pub(super) fn get_or_add(&self, cage: &str, id: CopyId, lanes: usize) -> Option<(Arc<Copy>, bool)> {
-        let find = || self.by_cage.load().get(cage)?.copies.iter().find(|copy| copy.id == id).cloned();
-        if let Some(copy) = find() {
-            return Some((copy, false));
-        }
+    /// The copy, which is added when it is not known, and whether it was; none when there are too many. `lead` adds the
+    /// way that leads to it: done before anybody can see the copy, or find that it is lost and forget it.
+    pub(super) fn update(
+        &self,
+        cage: &str,
+        id: CopyId,
+        lanes: usize,
+        lead: impl FnOnce(&Copy),
+    ) -> Option<(Arc<Copy>, bool)> {
         let _writing = self.writing.lock();
-        if let Some(copy) = find() {
-            return Some((copy, false));
+        let known = self.by_cage.load();
+        if let Some(copy) = known.get(cage).and_then(|known| known.copies.iter().find(|copy| copy.id == id)) {
+            lead(copy);
+            return Some((copy.clone(), false));
         }
-        let mut table = HashMap::clone(&self.by_cage.load());
+        let mut table = HashMap::clone(&known);
         if table.values().map(|known| known.copies.len()).sum::<usize>() >= COPIES_MAX {
             return None;
         }
@@ -123,6 +131,7 @@ impl Copies {
             places: (0..lanes).map(|_| Place::default()).collect(),
             gauge: Gauge::new(),
         });
+        lead(&copy);
         let known = table.entry(name).or_insert_with(|| Known { copies: Arc::new([]), in_flight: Arc::default() });
         known.copies = known.copies.iter().cloned().chain([copy.clone()]).collect();
         self.by_cage.store(Arc::new(table));
@@ -301,12 +310,12 @@ impl Gauge {
         self.in_flight.load(Ordering::Relaxed) <= other.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What one more call would cost. What was measured counts for half after each second without an answer, so that a
+    /// What one more call would cost. What was measured counts for half after each `FADE` without an answer, so that a
     /// copy that was slow once is tried again.
     fn cost(&self) -> u64 {
-        let age_s = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed)) / 1_000;
+        let age_ms = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed));
         let latency = self.latency().unwrap_or(LATENCY_UNKNOWN).as_nanos() as u64;
-        let latency = (latency >> age_s.min(30)).max(1);
+        let latency = (latency >> (age_ms / FADE.as_millis() as u64).min(30)).max(1);
         let cost = latency.saturating_mul(u64::from(self.in_flight.load(Ordering::Relaxed)) + 1);
         let until = self.ejected_until.load(Ordering::Relaxed);
         let returned = match until {
@@ -328,13 +337,18 @@ impl Gauge {
         InFlight(self)
     }
 
-    /// An answer came. Lost updates of two at once do not matter.
+    /// An answer came.
     pub(super) fn answered(&self, elapsed: Duration) {
+        self.slow(elapsed);
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
+    /// An answer took so long, or longer. Lost updates of two at once do not matter.
+    pub(super) fn slow(&self, elapsed: Duration) {
         let (old, new) = (self.latency.load(Ordering::Relaxed), elapsed.as_nanos().max(1) as u64);
         let average = if old == 0 { new } else { old - old / 8 + new / 8 };
         self.latency.store(average.max(1), Ordering::Relaxed);
         self.answered_at.store(self.now_ms(), Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
     }
 
     /// It could not be reached, broke off, or hung.
@@ -390,7 +404,7 @@ mod tests {
         let copies = Copies::default();
         for copy in 0..COPIES_MAX as u64 {
             // One cage, so that the table is quick to copy.
-            copies.get_or_add("a", CopyId(copy + 1), 1).unwrap();
+            copies.update("a", CopyId(copy + 1), 1, |_| {}).unwrap();
             if copy > 50 {
                 break;
             }
@@ -400,6 +414,20 @@ mod tests {
             copy.add("n", Some((tcp(&format!("10.0.0.1:{port}")), Found::Told)));
         }
         assert_eq!(copy.addresses().len(), ADDRESSES_MAX);
+    }
+
+    /// A copy was once forgotten between its becoming known and its getting an address: calls found nobody from then on.
+    #[test]
+    fn a_copy_is_seen_with_a_way_to_it_only() {
+        let copies = Copies::default();
+        let peer = tcp("10.0.0.1:1");
+        let lead = |copy: &Copy| {
+            assert!(copies.get("a").is_none());
+            copy.add("n", Some((peer.clone(), Found::Peer)));
+        };
+        let (copy, new) = copies.update("a", CopyId(1), 1, lead).unwrap();
+        copies.drop_if_lost(&copy);
+        assert!(new && copies.get("a").is_some());
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Inner {
             Ok(greeted) => greeted,
             // A look whether somebody is there.
             Err(link::GreetingError::Closed) => return,
+            Err(link::GreetingError::Io(_)) if matches!(from, From::Here) => return,
             Err(error) => {
                 let text = error_chain(&error);
                 link::say_bye(&mut stream, &text).await;
@@ -200,13 +201,14 @@ impl Inner {
         if !self.enlist(&link) {
             link.go_away();
         }
-        let reverse = hello.reverse.then(|| self.copies.get_or_add(&peer, CopyId(hello.copy), self.lanes.count()));
+        let reverse = hello.reverse.then(|| {
+            self.copies.update(&peer, CopyId(hello.copy), self.lanes.count(), |copy| {
+                copy.greeted(&hello.node, &hello.version);
+                copy.add_reverse(link.clone());
+            })
+        });
         let reverse = reverse.flatten().map(|(copy, _)| copy);
-        if let Some(copy) = &reverse {
-            copy.greeted(&hello.node, &hello.version);
-            copy.add_reverse(link.clone());
-            self.changed.notify_waiters();
-        }
+        self.changed.notify_waiters();
         if let (From::There(address), Some(port)) = (&from, hello.listen_port) {
             let address = Address::Tcp(SocketAddr::new(address.ip(), port).to_string());
             let (copy, node) = (CopyId(hello.copy), hello.node.clone());

@@ -333,7 +333,7 @@ impl Inner {
                 true => deadline.within(self.config.attempt_timeout),
                 false => deadline,
             };
-            last = Some(match self.attempt(&copy, &call, until).await {
+            let error = match self.attempt(&copy, &call, until).await {
                 // The callee took it and did nothing with it; another copy may have room.
                 Ok(Err(error @ (DispatchError::Overloaded(_) | DispatchError::Draining))) => error,
                 Ok(result) => return result,
@@ -350,10 +350,12 @@ impl Inner {
                 }
                 Err(Failure::Late) if deadline.passed() => return Err(late(&call)),
                 Err(Failure::Late) => DispatchError::Lost(format!("cage {} gave no answer in time", call.cage)),
-            });
+            };
             if deadline.passed() {
                 return Err(late(&call));
             }
+            // Once it may have run somewhere, no later attempt can say that it surely did not.
+            last = last.filter(|last| matches!(last, DispatchError::Lost(_))).or(Some(error));
             // A copy may have come since.
             known = self.copies.get(&call.cage);
         }
@@ -415,7 +417,11 @@ impl Inner {
                 Err(Failure::Lost(closed.to_string()))
             }
             Err(LinkError::TimedOut) => {
-                copy.gauge.failed();
+                // The function may be slow, and the copy well all the same.
+                match link.is_suspect() {
+                    true => copy.gauge.failed(),
+                    false => copy.gauge.slow(begun.elapsed()),
+                }
                 Err(Failure::Late)
             }
         }
@@ -508,9 +514,12 @@ impl Inner {
 
     async fn kept(&self, link: &Link, hello: &Hello, cage: &Arc<str>, address: &Address) {
         let id = CopyId(hello.copy);
-        let Some((copy, _)) = self.copies.get_or_add(cage, id, self.lanes.count()) else { return };
-        copy.greeted(&hello.node, &hello.version);
-        copy.add(&hello.node, Some((address.clone(), Found::Peer)));
+        let way = (address.clone(), Found::Peer);
+        let added = self.copies.update(cage, id, self.lanes.count(), |copy| {
+            copy.greeted(&hello.node, &hello.version);
+            copy.add(&hello.node, Some(way));
+        });
+        let Some((copy, _)) = added else { return };
         self.changed.notify_waiters();
         self.events.connected(cage, &address.to_string(), &id.to_string());
         self.tell(link);

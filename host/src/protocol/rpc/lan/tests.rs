@@ -277,3 +277,26 @@ async fn a_hung_peer_is_noticed_and_costs_an_idempotent_call_one_attempt() {
     assert!(worker.probe.counts().ended >= 20);
     hanging.abort();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_bodies_and_small_calls_share_a_connection() {
+    let bench = LanBench::tls();
+    let _worker = Running::start(&bench, "worker").await;
+    let front = bench.join(&Running::local("default", "front"), Limits::default()).await;
+    let echo = |bytes: usize| Call { arguments: Payload::Bytes(vec![bytes as u8; bytes].into()), ..call("echo") };
+    let callers = (0..9).map(|caller| {
+        let front = front.clone();
+        let (bytes, calls) = if caller == 0 { (200, 400) } else { (900_000 + caller, 40) };
+        tokio::spawn(async move {
+            for _ in 0..calls {
+                match front.call(echo(bytes), None).await {
+                    Ok(Payload::Bytes(came)) => assert_eq!(came.len(), bytes),
+                    other => panic!("{other:?}"),
+                }
+            }
+        })
+    });
+    for ended in futures_util::future::join_all(callers).await {
+        ended.unwrap();
+    }
+}

@@ -43,6 +43,9 @@ pub(super) struct Driver<S, A> {
     heard: Instant,
     moved: Instant,
     pinged: Instant,
+    /// Nothing can be written any more, since then. What the peer said before it closed is still to be read: it may tell
+    /// which calls it did not take.
+    broken: Option<(Instant, Closed)>,
 }
 
 impl<S, A> Drop for Driver<S, A> {
@@ -77,6 +80,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
             heard: now,
             moved: now,
             pinged: now,
+            broken: None,
         }
     }
 
@@ -92,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         }
         // The last words, if the socket takes them at once.
         let _ = std::future::poll_fn(|cx| {
-            let _ = self.write(cx);
+            self.write(cx);
             Pin::new(&mut self.stream).poll_shutdown(cx)
         })
         .now_or_never();
@@ -102,10 +106,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
         self.shared.waker.register(cx.waker());
         loop {
-            match self.read(cx).and_then(|read| Ok(self.write(cx)? || read)) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(closed) => return Poll::Ready(self.last_words(cx, closed)),
+            let read = match self.read(cx) {
+                Ok(read) => read,
+                Err(closed) => return Poll::Ready(closed),
+            };
+            if !(self.write(cx) || read) {
+                break;
             }
         }
         while self.tick.poll_tick(cx).is_ready() {
@@ -113,24 +119,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
                 return Poll::Ready(closed);
             }
             // A ping may have to go out.
-            if let Err(closed) = self.write(cx) {
-                return Poll::Ready(self.last_words(cx, closed));
-            }
+            self.write(cx);
         }
         match self.shared.must_close() {
             Some(closed) if self.write.is_empty() && !self.unflushed => Poll::Ready(closed),
             Some(_) | None => Poll::Pending,
-        }
-    }
-
-    /// What the peer said before it closed may tell which calls it did not take.
-    fn last_words(&mut self, cx: &mut Context<'_>, closed: Closed) -> Closed {
-        loop {
-            match self.read(cx) {
-                Ok(true) => {}
-                Ok(false) | Err(Closed::ByPeer | Closed::Io(_)) => return closed,
-                Err(said) => return said,
-            }
         }
     }
 
@@ -189,7 +182,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
     }
 
     /// True when something went out.
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<bool, Closed> {
+    fn write(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.broken.is_some() {
+            return false;
+        }
+        self.try_write(cx).unwrap_or_else(|closed| {
+            self.write.clear();
+            self.broken = Some((Instant::now(), closed));
+            false
+        })
+    }
+
+    fn try_write(&mut self, cx: &mut Context<'_>) -> Result<bool, Closed> {
         let mut moved = false;
         loop {
             if self.write.is_empty() {
@@ -222,6 +226,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
 
     fn look_at_time(&mut self) -> Option<Closed> {
         let now = Instant::now();
+        if let Some((since, closed)) = &self.broken
+            && now - *since > TICK
+        {
+            return Some(closed.clone());
+        }
         let (silent, stalled) = (now - self.heard, now - self.moved);
         let mut session = self.shared.session.lock();
         if silent > DEAD_AFTER && !session.is_congested() {

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use futures_util::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::envelope::{self, Message};
@@ -14,38 +17,74 @@ use super::super::fabric::CopyId;
 use super::Shared;
 use super::body::{Incoming, Outgoing};
 use super::members::Route;
-use super::packet::{Content, OVERHEAD_BYTES, Opening, WINDOW_MESSAGES};
+use super::packet::{Content, OVERHEAD_BYTES, Opening, Packet, last_token};
 use crate::config::is_name;
 use crate::dispatcher::{Call, DispatchError};
 use crate::request::Payload;
 
 /// A call is tried at so many copies at most.
 const ATTEMPTS_MAX: usize = 5;
+/// Kept for later calls. Each is a subscription.
+const LANES_IDLE_MAX: usize = 256;
 /// How long a call waits for the server to be connected.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(1);
 
-/// A call in flight, as those see it who bring its answer.
+/// A call in flight, as those see it who look after it.
 pub(super) struct Pending {
     pub(super) cage: Arc<str>,
     /// Who has it; none while the server chose and nobody has spoken.
     pub(super) copy: Option<CopyId>,
     pub(super) since: Instant,
-    pub(super) arrivals: mpsc::Sender<Arrival>,
+    news: Arc<News>,
 }
 
-/// What a caller gets to see.
-pub(super) enum Arrival {
-    Packet(CopyId, Content),
-    /// The server has nobody to give a message to.
-    NoResponders,
+/// What a caller is told that its callee does not say.
+#[derive(Default)]
+struct News {
+    told: Mutex<Option<Told>>,
+    notify: Notify,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Told {
+    /// It may have run.
     Lost(&'static str),
+    /// The copy is gone, and surely did not run it.
+    NotRun(CopyId),
 }
 
 impl Pending {
-    pub(super) fn lose(&self, why: &'static str) {
-        // One that cannot be told has arrivals to read, and its caller its deadline.
-        let _ = self.arrivals.try_send(Arrival::Lost(why));
+    pub(super) fn tell(&self, told: Told) {
+        self.news.told.lock().get_or_insert(told);
+        self.news.notify.notify_one();
     }
+}
+
+/// A subscription that answers come on: for one call at a time, one after the other, so that an answer goes from the
+/// connection to its caller without detours.
+pub(super) struct Lane {
+    answers: Subscriber,
+    /// Its subject, up to the call's number.
+    prefix: String,
+    news: Arc<News>,
+}
+
+impl Lane {
+    async fn open(shared: &Shared) -> Result<Self, DispatchError> {
+        let lane = shared.next_lane.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("{}.{lane}.", shared.inbox);
+        let answers = shared.client.subscribe(format!("{prefix}*")).await;
+        let answers = answers.map_err(|error| DispatchError::Host(format!("cannot subscribe to NATS: {error}")))?;
+        Ok(Self { answers, prefix, news: Arc::default() })
+    }
+}
+
+/// What a caller gets to see.
+enum Arrival {
+    Packet(CopyId, Content),
+    /// The server has nobody to give a message to.
+    NoResponders,
+    Told(Told),
 }
 
 /// What became of a call at one copy.
@@ -150,16 +189,21 @@ async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Atte
     }
     let opening = Opening::new(&message, max);
     let body = Outgoing::new(message.body, opening.body.len(), 0);
-    let (mut open, subject) = Open::new(shared, call, route, body);
+    let idle = shared.lanes.lock().pop();
+    let lane = match idle {
+        Some(lane) => lane,
+        None => Lane::open(shared).await?,
+    };
+    let (mut open, subject) = Open::new(shared, lane, call, route, body);
     open.publish(subject, Content::Call(opening)).await?;
     loop {
-        let ended = match open.arrivals.recv().await {
-            None => Some(open.lost("it sent more than it may")),
-            Some(Arrival::NoResponders) => Some(open.nobody()),
-            Some(Arrival::Lost(why)) => Some(open.lost(why)),
-            Some(Arrival::Packet(copy, content)) if open.is_with(copy) => open.came(copy, content).await?,
+        let ended = match open.arrival().await {
+            Arrival::NoResponders => Some(open.nobody()),
+            Arrival::Told(Told::Lost(why)) => Some(open.lost(why)),
+            Arrival::Told(Told::NotRun(copy)) => Some(open.away(copy)),
+            Arrival::Packet(copy, content) if open.is_with(copy) => open.came(copy, content).await?,
             // Of a copy that says to have it, too.
-            Some(Arrival::Packet(..)) => None,
+            Arrival::Packet(..) => None,
         };
         if let Some(attempt) = ended {
             return Ok(attempt);
@@ -172,7 +216,8 @@ struct Open<'a> {
     shared: &'a Shared,
     cage: Arc<str>,
     number: u64,
-    arrivals: mpsc::Receiver<Arrival>,
+    /// None once it was given back.
+    lane: Option<Lane>,
     begun: Instant,
     copy: Option<CopyId>,
     /// Arguments that are on their way.
@@ -184,22 +229,57 @@ struct Open<'a> {
 
 impl<'a> Open<'a> {
     /// Also the subject that reaches whom the route names.
-    fn new(shared: &'a Shared, call: &Call, route: Route, body: Outgoing) -> (Self, String) {
+    fn new(shared: &'a Shared, lane: Lane, call: &Call, route: Route, body: Outgoing) -> (Self, String) {
         let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
         let (cage, caller): (Arc<str>, _) = (call.cage.as_str().into(), &shared.local.cage);
         let (copy, subject) = match route {
             Route::Group => (None, shared.subjects.call(&cage, &call.module, caller)),
             Route::Copy(copy) => (Some(copy), shared.subjects.copy(&cage, copy, caller)),
         };
-        let (sender, arrivals) = mpsc::channel(WINDOW_MESSAGES);
         let begun = Instant::now();
-        let pending = Pending { cage: cage.clone(), copy: None, since: begun, arrivals: sender };
+        *lane.news.told.lock() = None;
+        let pending = Pending { cage: cage.clone(), copy: None, since: begun, news: lane.news.clone() };
         shared.pending.lock().insert(number, pending);
-        let mut open = Self { shared, cage, number, arrivals, begun, copy: None, body, answer: None, ended: false };
+        let lane = Some(lane);
+        let mut open = Self { shared, cage, number, lane, begun, copy: None, body, answer: None, ended: false };
         if let Some(copy) = copy {
             open.is_with(copy);
         }
         (open, subject)
+    }
+
+    async fn arrival(&mut self) -> Arrival {
+        let Lane { answers, news, .. } = self.lane.as_mut().expect("it is given back at the end");
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = answers.next() => message,
+                () = news.notify.notified() => {
+                    // An answer that came before the news is there, and counts.
+                    let before = tokio::task::unconstrained(answers.next()).now_or_never();
+                    if before.is_some() {
+                        news.notify.notify_one();
+                    }
+                    match (before, *news.told.lock()) {
+                        (Some(message), _) => message,
+                        (None, Some(told)) => return Arrival::Told(told),
+                        (None, None) => continue,
+                    }
+                }
+            };
+            let Some(message) = message else { return Arrival::Told(Told::Lost("the NATS client ended")) };
+            // The lane has served other calls before.
+            if last_token(&message.subject).parse() != Ok(self.number) {
+                continue;
+            }
+            if message.status == Some(StatusCode::NO_RESPONDERS) {
+                return Arrival::NoResponders;
+            }
+            match Packet::decode(message.payload) {
+                Ok(packet) => return Arrival::Packet(packet.copy, packet.content),
+                Err(error) => self.shared.events.malformed(&message.subject, &error),
+            }
+        }
     }
 
     /// Whether that copy has the call: the first that says so.
@@ -263,8 +343,8 @@ impl<'a> Open<'a> {
 
     /// The server says on the inbox when there is nobody to get it.
     async fn publish(&self, subject: String, content: Content) -> Result<(), DispatchError> {
-        let (reply, payload) =
-            (format!("{}.{}", self.shared.inbox, self.number), self.shared.packet(self.number, content));
+        let prefix = &self.lane.as_ref().expect("it is given back at the end").prefix;
+        let (reply, payload) = (format!("{prefix}{}", self.number), self.shared.packet(self.number, content));
         self.shared.client.publish_with_reply(subject, reply, payload).await.map_err(unsent)
     }
 
@@ -319,7 +399,12 @@ impl Drop for Open<'_> {
         if let Some(copy) = self.copy {
             self.shared.members.lock().ended(copy);
         }
-        if !self.ended {
+        if self.ended {
+            let mut lanes = self.shared.lanes.lock();
+            if lanes.len() < LANES_IDLE_MAX {
+                lanes.extend(self.lane.take());
+            }
+        } else {
             let (subjects, caller) = (&self.shared.subjects, &self.shared.local.cage);
             let subject = match self.copy {
                 Some(copy) => subjects.copy(&self.cage, copy, caller),

@@ -7,7 +7,8 @@
 //! | `wasmcage.FLOCK.cancel.CAGE.CALLER` | every copy of CAGE | a caller left before it knew who took its call |
 //! | `wasmcage.FLOCK.beat.CAGE` | every cage | heartbeats |
 //! | `wasmcage.FLOCK.ask` | every copy that serves | a cage that joins asks for heartbeats |
-//! | `_INBOX.ID.NUMBER` | the caller | answers |
+//! | `_INBOX.ID.LANE.NUMBER` | the caller, `NUMBER` as `*` | answers to a call |
+//! | `_INBOX.ID.probe.COPY` | the caller, `COPY` as `*` | the server's word that nobody listens for a copy |
 //!
 //! What is in the messages is in `packet.rs`. The module is a part of the subject, so that the queue groups are per cage
 //! and module: a listener may be in the group for some modules only, and the server's permissions may name modules.
@@ -55,7 +56,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::caller::{Arrival, Pending};
+use self::caller::{Lane, Pending, Told};
 pub use self::config::NatsConfig;
 use self::events::Events;
 use self::members::{Heard, Members, SILENCE_MAX};
@@ -94,6 +95,9 @@ struct Shared {
     cages: Arc<Places<String>>,
     pending: Mutex<HashMap<u64, Pending>>,
     next_number: AtomicU64,
+    /// Those that no call uses now.
+    lanes: Mutex<Vec<Lane>>,
+    next_lane: AtomicU64,
     outbox: mpsc::Sender<Outgoing>,
     members: Mutex<Members>,
     /// Of this copy, while it is advertised.
@@ -146,6 +150,8 @@ impl Nats {
             cages: Places::new(limits.calls_per_cage_max),
             pending: Mutex::default(),
             next_number: AtomicU64::new(1),
+            lanes: Mutex::default(),
+            next_lane: AtomicU64::new(1),
             outbox,
             members: Mutex::default(),
             addresses: Mutex::default(),
@@ -156,12 +162,12 @@ impl Nats {
             client,
         });
         let subscribe = async |subject: String| shared.client.subscribe(subject).await;
-        let answers = subscribe(format!("{}.*", shared.inbox)).await;
+        let probes = subscribe(format!("{}.probe.*", shared.inbox)).await;
         let beats = subscribe(shared.subjects.beat("*")).await;
-        let (Ok(answers), Ok(beats)) = (answers, beats) else {
+        let (Ok(probes), Ok(beats)) = (probes, beats) else {
             return Err(failed("cannot subscribe to NATS", "its client ended".into()));
         };
-        tokio::spawn(shared.clone().listen(answers, beats));
+        tokio::spawn(shared.clone().listen(probes, beats));
         tokio::spawn(shared.clone().publish_all(outgoing));
         Ok(Self { _end: shared.end.clone().drop_guard(), shared })
     }
@@ -237,13 +243,12 @@ impl Shared {
         let _ = self.outbox.try_send(Outgoing { subject, reply, payload });
     }
 
-    /// Reads answers and heartbeats, and looks after the calls in flight.
-    async fn listen(self: Arc<Self>, mut answers: Subscriber, mut beats: Subscriber) {
+    /// Reads heartbeats, and looks after the calls in flight.
+    async fn listen(self: Arc<Self>, mut probes: Subscriber, mut beats: Subscriber) {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut link = self.link.clone();
         let mut losses = 0;
-        // A copy's answers were published before its last heartbeat, and are read before it.
         loop {
             tokio::select! {
                 biased;
@@ -258,7 +263,7 @@ impl Shared {
                         self.post(self.subjects.ask(), None, 0, Content::Probe);
                     }
                 }
-                Some(message) = answers.next() => self.answer_came(message),
+                Some(message) = probes.next() => self.probe_answered(&message),
                 Some(message) = beats.next() => self.beat_came(message),
                 _ = sweep.tick() => self.sweep(),
                 else => return,
@@ -266,31 +271,14 @@ impl Shared {
         }
     }
 
-    fn answer_came(&self, message: async_nats::Message) {
-        let token = last_token(&message.subject);
-        let nobody = message.status == Some(StatusCode::NO_RESPONDERS);
-        if let Some(copy) = token.strip_prefix('p') {
-            // Only the server answers probes.
-            if let Some(copy) = CopyId::parse(copy).filter(|_| nobody) {
-                self.members.lock().died(copy);
-                self.lose_calls_of(copy);
-            }
+    fn probe_answered(&self, message: &async_nats::Message) {
+        // Only the server answers probes.
+        if message.status != Some(StatusCode::NO_RESPONDERS) {
             return;
         }
-        let Ok(number) = token.parse::<u64>() else { return };
-        let arrival = match nobody {
-            true => Arrival::NoResponders,
-            false => match Packet::decode(message.payload) {
-                Ok(packet) => Arrival::Packet(packet.copy, packet.content),
-                Err(error) => return self.events.malformed(&message.subject, &error),
-            },
-        };
-        let mut pending = self.pending.lock();
-        // An answer to a call whose caller has left finds nobody.
-        let refused = pending.get(&number).is_some_and(|call| call.arrivals.try_send(arrival).is_err());
-        if refused {
-            // More than was granted: its caller sees the end of its arrivals.
-            pending.remove(&number);
+        if let Some(copy) = CopyId::parse(last_token(&message.subject)) {
+            self.members.lock().died(copy);
+            self.lose_calls_of(copy);
         }
     }
 
@@ -322,33 +310,31 @@ impl Shared {
         let mut asked = HashMap::new();
         for call in self.pending.lock().values() {
             match (call.copy, now.saturating_duration_since(call.since)) {
-                (None, waited) if waited > SILENCE_MAX => call.lose("no copy said that it took it"),
+                (None, waited) if waited > SILENCE_MAX => call.tell(Told::Lost("no copy said that it took it")),
                 (Some(copy), waited) if waited > PROBED_AFTER => drop(asked.insert(copy, call.cage.clone())),
                 (None | Some(_), _) => {}
             }
         }
         for (copy, cage) in asked {
             let subject = self.subjects.copy(&cage, copy, &self.local.cage);
-            self.post(subject, Some(format!("{}.p{copy}", self.inbox)), 0, Content::Probe);
+            self.post(subject, Some(format!("{}.probe.{copy}", self.inbox)), 0, Content::Probe);
         }
     }
 
     fn lose_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
-        pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.lose("the copy is gone"));
+        let calls = pending.values().filter(|call| call.copy == Some(copy));
+        calls.for_each(|call| call.tell(Told::Lost("the copy is gone")));
     }
 
     /// It has answered all that it took.
     fn give_back_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
-        for call in pending.values().filter(|call| call.copy == Some(copy)) {
-            // One that cannot be told has more to read than it may get, and is lost.
-            let _ = call.arrivals.try_send(Arrival::Packet(copy, Content::Away));
-        }
+        pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.tell(Told::NotRun(copy)));
     }
 
     fn lose_all(&self, why: &'static str) {
-        self.pending.lock().values().for_each(|call| call.lose(why));
+        self.pending.lock().values().for_each(|call| call.tell(Told::Lost(why)));
     }
 
     /// The outbox: a future that is dropped cannot wait for the client itself.

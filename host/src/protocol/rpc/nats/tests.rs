@@ -280,7 +280,7 @@ async fn what_is_no_message_of_ours_is_ignored() {
     until("the worker is known", || front.copies("worker").len() == 1).await;
     let stranger = async_nats::connect(format!("127.0.0.1:{}", bench.0.port)).await.unwrap();
     let copy = worker.local.copy;
-    let reply = front.shared.inbox.clone() + ".999";
+    let reply = front.shared.inbox.clone() + ".1.999";
     let beat = Content::Beat { state: packet::Life::Gone, node: String::new(), version: String::new() };
     let part = Content::Part { offset: 9, bytes: Bytes::from_static(b"part") };
     let contents = [Content::Cancel, Content::Away, Content::Granted { upto: u32::MAX }, part, beat];
