@@ -44,7 +44,7 @@ fn interfaces_never_see_wasmtime() {
 #[test]
 fn files_above_the_protocols_name_none() {
     let above = ["admission.rs", "cage.rs", "dispatcher", "drain.rs", "host.rs", "lanes.rs", "request.rs", "readings"];
-    absent(&above, &["protocol::http", "\"http\""]);
+    absent(&above, &["protocol::http", "\"http\"", "protocol::rpc", "\"rpc\"", "nats"]);
 }
 
 #[test]
