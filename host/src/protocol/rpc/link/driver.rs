@@ -27,8 +27,9 @@ const DEAD_AFTER: Duration = Duration::from_millis(2_500);
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// Room for one read.
 const READ_BYTES: usize = 64 << 10;
-/// Calls of one connection that run on its own lane; more are spread over all lanes.
-const CALLS_ON_LANE: usize = 16;
+/// Calls of one connection that run on its own lane; more are spread over all lanes. An answer from another lane wakes this
+/// one, which costs more than a short call; a caller has a connection for each of its lanes anyway.
+const CALLS_ON_LANE: usize = 64;
 
 pub(super) struct Driver<S, A> {
     stream: S,
