@@ -132,10 +132,10 @@ impl Inner {
         place: OwnedSemaphorePermit,
     ) {
         let (inner, service) = (self.clone(), service.clone());
-        self.lanes.next().spawn(async move {
+        self.lanes.next().spawn(self.taken.track_future(async move {
             let Ok(stream) = UnixStream::from_std(stream) else { return };
             inner.greeted(stream, From::Here, None, service, place).await;
-        });
+        }));
     }
 
     fn take_tcp(
@@ -146,7 +146,7 @@ impl Inner {
         place: OwnedSemaphorePermit,
     ) {
         let (inner, service) = (self.clone(), service.clone());
-        self.lanes.next().spawn(async move {
+        self.lanes.next().spawn(self.taken.track_future(async move {
             let peer = format!("the peer at {from}");
             let handshake = async {
                 let keys = inner.keys.current().ok_or_else(|| "this cage has no keys any more".to_owned())?;
@@ -164,7 +164,7 @@ impl Inner {
                 Ok(Err(text)) => inner.events.refused(&from.ip().to_string(), &text),
                 Err(_) => inner.events.refused(&from.ip().to_string(), "no handshake in time"),
             }
-        });
+        }));
     }
 
     /// Serves a connection to its end. `cage` is whose certificate the peer showed.
@@ -199,7 +199,7 @@ impl Inner {
         let answerer = Answerer::new(self, peer.clone(), Some(service));
         let (link, life) = Link::new(stream, rest, self.session_limits(), true, answerer, Some(self.lanes.clone()));
         if !self.enlist(&link) {
-            link.go_away();
+            link.close();
         }
         let reverse = hello.reverse.then(|| {
             self.copies.update(&peer, CopyId(hello.copy), self.lanes.count(), |copy| {

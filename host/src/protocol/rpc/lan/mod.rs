@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use self::copies::{Copies, Copy, Known};
 use self::events::Events;
@@ -47,6 +48,8 @@ use crate::unix_socket;
 const DISCOVERY_PATIENCE: Duration = Duration::from_millis(1_500);
 /// Between two attempts at a configured peer: from, and up to twice that.
 const PEER_RETRY: Duration = Duration::from_millis(400);
+/// How long a cage that stops waits for connections that are greeting.
+const GREETING_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at the keys.
 const KEYS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -74,6 +77,8 @@ struct Inner {
     events: Events,
     /// Connections that others made, while the cage is advertised.
     inbound: Mutex<Inbound>,
+    /// The connections themselves, from the first byte on.
+    taken: TaskTracker,
     addresses: Mutex<Vec<String>>,
     port: Mutex<Option<u16>>,
 }
@@ -142,6 +147,7 @@ impl Lan {
             changed: Notify::new(),
             started: Instant::now(),
             inbound: Mutex::default(),
+            taken: TaskTracker::new(),
             addresses: Mutex::default(),
             port: Mutex::default(),
         });
@@ -223,6 +229,10 @@ impl Fabric for Lan {
         // Each ends when its calls have been answered and the answers are on their way.
         links.iter().for_each(Link::close);
         futures_util::future::join_all(links.iter().map(Link::closed)).await;
+        // One that was greeting meanwhile has to be told that nothing it sends is taken.
+        inner.taken.close();
+        // A peer that does not greet is not waited for: it has handed nothing over.
+        let _ = tokio::time::timeout(GREETING_PATIENCE, inner.taken.wait()).await;
         Ok(())
     }
 
