@@ -136,20 +136,25 @@ pub struct ServingLine {
 }
 
 impl Host {
-    /// Returns when the modules that are there have been loaded and every interface has had its chance to listen. A
-    /// module or an interface that fails is logged and does not keep the rest from serving.
+    /// `prepare`, then `serve`.
     ///
     /// # Errors
     /// A cage that cannot be started at all.
     pub async fn start(options: HostOptions) -> Result<Self, StartError> {
+        let mut host = Self::prepare(options)?;
+        host.serve().await;
+        Ok(host)
+    }
+
+    /// Reads the configurations and makes the parts; nothing serves yet.
+    ///
+    /// # Errors
+    /// A cage that cannot be started at all.
+    pub fn prepare(options: HostOptions) -> Result<Self, StartError> {
         let shared = Arc::new(Shared::new(&options)?);
         let mut cages = Vec::with_capacity(options.cages.len());
         for name in &options.cages {
             cages.push(Cage::prepare(&options.root, name, shared.clone())?);
-        }
-        // Every cage is known before the first interface takes a request that may call into it.
-        for cage in &mut cages {
-            cage.start().await;
         }
         let modules: Vec<_> = cages.iter().map(Cage::modules).collect();
         let housekeeping = tokio::spawn(async move {
@@ -159,6 +164,16 @@ impl Host {
             }
         });
         Ok(Self { shared, cages, started: SystemTime::now(), housekeeping })
+    }
+
+    /// Returns when the modules that are there have been loaded and every interface has had its chance to listen. A
+    /// module or an interface that fails is logged and does not keep the rest from serving. When the future is dropped,
+    /// what serves by then goes on to do so.
+    pub async fn serve(&mut self) {
+        // Every cage is known by now, before the first interface takes a request that may call into it.
+        for cage in &mut self.cages {
+            cage.start().await;
+        }
     }
 
     pub fn cage(&self, name: &str) -> Option<&Cage> {

@@ -60,22 +60,21 @@ impl Lanes {
         &self.handles[self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len()]
     }
 
+    /// Ends everything that runs on them, as the end of a process would.
+    #[cfg(test)]
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+
     /// Index of the lane that the caller runs on; 0 off the lanes.
     pub fn current() -> usize {
         CURRENT.get()
     }
 }
 
-impl Lanes {
-    /// Ends everything that runs on them, wherever it is.
-    pub fn stop(&self) {
-        self.stop.cancel();
-    }
-}
-
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.stop();
+        self.stop.cancel();
         let here = std::thread::current().id();
         for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != here) {
             // A lane that panicked has told so already.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
-use wasmcage_tests::{Answer, Client, Running, TestCage, guest, query, unique_name};
+use wasmcage_tests::{Answer, Client, Running, TestCage, check_call_error as check, guest, query, unique_name};
 
 /// A cage whose interface calls whatever its request's query says.
 fn caller() -> TestCage {
@@ -34,18 +34,7 @@ async fn result(client: &Client, function: &str, args: Value) -> Value {
 
 /// The error's kind and text.
 async fn failure(client: &Client, function: &str, parameters: &[(&str, &str)]) -> (String, String) {
-    let answer = call(client, function, parameters).await.json();
-    let kind = answer["error"].as_str().and_then(|error| error.split('(').next());
-    let kind = kind.unwrap_or_else(|| panic!("no error: {answer}"));
-    (kind.to_owned(), answer["text"].as_str().unwrap().to_owned())
-}
-
-#[track_caller]
-fn check(found: (String, String), kind: &str, words: &[&str]) {
-    assert_eq!(found.0, kind, "{}", found.1);
-    for word in words {
-        assert!(found.1.contains(word), "{word:?} is not in {:?}", found.1);
-    }
+    call(client, function, parameters).await.call_error()
 }
 
 #[tokio::test(flavor = "multi_thread")]

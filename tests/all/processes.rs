@@ -218,3 +218,61 @@ async fn an_unwritable_log_directory_keeps_nothing_from_serving() {
     signal("TERM", &process["primary_pid"]);
     assert_eq!(exit_code(run).await, Some(0));
 }
+
+/// The process that serves, without the one that watches over it.
+fn secondary(root: &Root, cages: &[&str]) -> Child {
+    let mut command = root.command(&["secondary", "--root"]);
+    command.arg(root.path()).arg("--").args(cages);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// Where interface `web` of the first process listens, as its log tells.
+async fn logged_address(root: &Root) -> String {
+    let found = || Some(root.log().split_once("address=http://")?.1.split('/').next()?.to_owned());
+    eventually("interface web to listen", found).await
+}
+
+/// A request that is in work for a while, with its answer to come.
+async fn in_work(address: String) -> tokio::task::JoinHandle<u16> {
+    let client = Client::new(&address);
+    let answer = tokio::spawn(async move { client.get("/sleep?ms=1500").await.status.as_u16() });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_signal_that_follows_the_end_of_the_primary_does_not_force() {
+    // Whoever stops both processes at once: the end of the primary is seen first, then comes the signal.
+    let root = Root::serving();
+    fs::copy(guest("hostile"), root.cage().join("interface_web.wasm")).unwrap();
+    let mut process = secondary(&root, &["runner"]);
+    let answer = in_work(logged_address(&root).await).await;
+    drop(process.stdin.take());
+    root.logged("supervising process has gone").await;
+    signal("TERM", &process.id().into());
+    assert_eq!(answer.await.unwrap(), 200);
+    assert_eq!(exit_code(process).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_stopped_while_it_starts_finishes_what_it_has_taken() {
+    let root = Root::serving();
+    fs::copy(guest("hostile"), root.cage().join("interface_web.wasm")).unwrap();
+    // The second cage's modules take long: none was compiled before, each has a hash of its own.
+    let slow = root.path().join("slow");
+    fs::create_dir(&slow).unwrap();
+    let unique = std::process::id().to_le_bytes();
+    for number in 0..64 {
+        let mut bytes = fs::read(guest("echo")).unwrap();
+        bytes.extend_from_slice(&[0, 7, 1, b'v', number]);
+        bytes.extend_from_slice(&unique);
+        fs::write(slow.join(format!("module{number}.wasm")), bytes).unwrap();
+    }
+    let process = secondary(&root, &["runner", "slow"]);
+    let answer = in_work(logged_address(&root).await).await;
+    signal("TERM", &process.id().into());
+    assert_eq!(answer.await.unwrap(), 200);
+    assert_eq!(exit_code(process).await, Some(0));
+    let log = fs::read_dir(slow.join("logs")).unwrap().flatten().map(|file| fs::read_to_string(file.path()).unwrap());
+    assert!(!log.collect::<String>().contains("cage has started"), "it was to be stopped while it started");
+}

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use wasmcage::keys::Authority;
-use wasmcage_tests::{Answer, Running, TestCage, eventually, query, unique_name};
+use wasmcage_tests::{Answer, Running, TestCage, check_call_error as check, eventually, query, unique_name};
 
 /// Cages with names of their own, so that parallel tests do not share a log, and the place where they meet.
 struct Scene {
@@ -47,18 +47,7 @@ impl Scene {
 
     /// The error's kind and text.
     async fn failure(&self, front: &Running, function: &str, parameters: &[(&str, &str)]) -> (String, String) {
-        let answer = self.call(front, function, parameters).await.json();
-        let kind = answer["error"].as_str().and_then(|error| error.split('(').next());
-        let kind = kind.unwrap_or_else(|| panic!("no error: {answer}"));
-        (kind.to_owned(), answer["text"].as_str().unwrap().to_owned())
-    }
-}
-
-#[track_caller]
-fn check(found: (String, String), kind: &str, words: &[&str]) {
-    assert_eq!(found.0, kind, "{}", found.1);
-    for word in words {
-        assert!(found.1.contains(word), "{word:?} is not in {:?}", found.1);
+        self.call(front, function, parameters).await.call_error()
     }
 }
 

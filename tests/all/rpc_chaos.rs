@@ -62,6 +62,13 @@ impl Copies {
         assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
+    /// What the copies logged, one copy after the other.
+    fn logs(&self) -> String {
+        let directories = (0..COPIES).map(|copy| self.root(copy).join(&self.cage).join("logs"));
+        let files = directories.flat_map(|logs| fs::read_dir(logs).into_iter().flatten().flatten());
+        files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect::<Vec<_>>().join("\n")
+    }
+
     async fn replace(&mut self, copy: usize) {
         self.processes[copy].wait().await.unwrap();
         self.processes[copy] = self.process(copy);
@@ -141,7 +148,8 @@ async fn under_load(
     println!("{answers} answers, {lost} lost (the first: {first:?}), the longest call {longest_ms} ms");
     drop(first);
     let wrong = seen.wrong.lock().unwrap();
-    assert!(wrong.is_empty(), "{} wrong answers: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
+    let few = &wrong[..wrong.len().min(5)];
+    assert!(wrong.is_empty(), "{} wrong answers: {few:?}\n{}", wrong.len(), copies.logs());
     assert!(answers > 1_000);
     drop(wrong);
     seen

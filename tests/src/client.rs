@@ -38,6 +38,17 @@ impl Answer {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
+    /// Kind and text of the error that a call ended with, as the guest `echo` tells them at `/try_call`.
+    ///
+    /// # Panics
+    /// When the call had a result.
+    pub fn call_error(&self) -> (String, String) {
+        let answer = self.json();
+        let kind = answer["error"].as_str().and_then(|error| error.split('(').next());
+        let kind = kind.unwrap_or_else(|| panic!("no error: {answer}"));
+        (kind.to_owned(), answer["text"].as_str().expect("a text").to_owned())
+    }
+
     /// # Panics
     /// When the header is missing.
     pub fn header(&self, name: &str) -> &str {
@@ -46,6 +57,18 @@ impl Answer {
             .unwrap_or_else(|| panic!("no header {name}: {:?}", self.headers))
             .to_str()
             .expect("ASCII")
+    }
+}
+
+/// Checks what `call_error` found.
+///
+/// # Panics
+/// When the kind is another, or a word is missing.
+#[track_caller]
+pub fn check_call_error(found: (String, String), kind: &str, words: &[&str]) {
+    assert_eq!(found.0, kind, "{}", found.1);
+    for word in words {
+        assert!(found.1.contains(word), "{word:?} is not in {:?}", found.1);
     }
 }
 

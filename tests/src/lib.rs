@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
 use wasmcage::module::slot::ModuleSnapshot;
 
-pub use client::{Answer, Client, query, raw};
+pub use client::{Answer, Client, check_call_error, query, raw};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 

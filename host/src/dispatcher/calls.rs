@@ -1,16 +1,14 @@
 //! Calls from module to module: in the same cage, in another one of this process, or elsewhere. The same rules hold on
 //! all three ways: depth, grants of the caller, permissions of the callee, admission, deadlines.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use futures_util::future::{OptionFuture, join, join_all};
 use tokio::time::Instant;
 
 use super::{
-    Call, DispatchError, Dispatcher, Endpoint, Member, Remote, finish, hint, no_such_function, operator, panic_text,
+    Call, DispatchError, Dispatcher, Endpoint, Member, Remote, contained, finish, hint, no_such_function, operator,
 };
 use crate::config::InstanceMode;
 use crate::host_api::Home;
@@ -235,9 +233,7 @@ impl Dispatcher {
     /// See the kinds.
     pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
         let mut served = Served::begin(self, endpoint, &call);
-        let result = AssertUnwindSafe(self.called_here(call)).catch_unwind().await;
-        let result =
-            result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
+        let result = contained(self.called_here(call)).await;
         served.outcome = Outcome::of(&result);
         result.map(Payload::encoded)
     }

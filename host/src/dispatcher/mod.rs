@@ -209,9 +209,7 @@ impl Dispatcher {
             Completion { dispatcher: self, endpoint, context, begun: None, outcome: Outcome::Abandoned };
         endpoint.readings.begin();
         endpoint.slot.readings.begin();
-        let result = AssertUnwindSafe(work(self, &mut completion.begun)).catch_unwind().await;
-        let result =
-            result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))));
+        let result = contained(work(self, &mut completion.begun)).await;
         completion.outcome = Outcome::of(&result);
         if let Err(error) = &result {
             self.log_failure(endpoint, context, error);
@@ -289,6 +287,12 @@ fn no_such_function(slot: &Slot, version: &Version, function: &str) -> DispatchE
 /// `; did you mean ..?` when there is a name much like it.
 fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     config::nearest(name, known).map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
+}
+
+/// A panic is that request's end, not the process's.
+async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
+    let result = AssertUnwindSafe(work).catch_unwind().await;
+    result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))))
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

@@ -69,11 +69,16 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     }
     let mut host_options = HostOptions::new(&options.root, options.cages.iter().cloned());
     host_options.lanes = options.lanes;
-    let host = tokio::select! {
-        host = Host::start(host_options) => host?,
-        () = signals.next() => return Ok(STOPPED),
-        _ = &mut orphaned => return Ok(STOPPED),
+    let mut host = Host::prepare(host_options)?;
+    let ended_early = tokio::select! {
+        () = host.serve() => None,
+        () = signals.next() => Some(StopCause::Signal),
+        _ = &mut orphaned => Some(StopCause::Orphaned),
     };
+    if let Some(cause) = ended_early {
+        // What has begun to serve is drained like the rest.
+        return Ok(stop(host, cause, &mut signals).await);
+    }
     show(&host.serving());
     let host = Arc::new(Mutex::new(Some(host)));
     for (cage, listener) in listeners {
@@ -85,25 +90,45 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
             Err(error) => tracing::warn!(%cage, error = %error_chain(&error), "control socket could not be made"),
         }
     }
-    tokio::select! {
-        () = signals.next() => {}
+    let cause = tokio::select! {
+        () = signals.next() => StopCause::Signal,
         _ = orphaned => {
             for cage in &options.cages {
                 tracing::warn!(%cage, "supervising process has gone, cage is stopping");
             }
+            StopCause::Orphaned
         }
-    }
-    let host = host.lock().take().expect("nobody else takes the host");
-    let code = tokio::select! {
-        // What had to be cut off is in the log; the stop was asked for, so it is a success all the same.
-        _finished = host.stop() => STOPPED,
-        () = signals.next() => FAILED,
     };
+    let host = host.lock().take().expect("nobody else takes the host");
+    let code = stop(host, cause, &mut signals).await;
     for cage in &options.cages {
         // A socket left behind is removed by the next process; one that was never made is not there.
         let _ = std::fs::remove_file(control::socket_path(&options.root.join(cage), cage));
     }
     Ok(code)
+}
+
+/// Why the process stops.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StopCause {
+    Signal,
+    Orphaned,
+}
+
+/// Drains the host; a second signal ends it at once. Returns the exit code.
+async fn stop(host: Host, cause: StopCause, signals: &mut Signals) -> u8 {
+    let forced = async {
+        if cause == StopCause::Orphaned {
+            // Who stops both processes has sent one by now, or will: it is the first.
+            signals.next().await;
+        }
+        signals.next().await;
+    };
+    tokio::select! {
+        // What had to be cut off is in the log; the stop was asked for, so it is a success all the same.
+        _finished = host.stop() => STOPPED,
+        () = forced => FAILED,
+    }
 }
 
 /// Resolves when standard input ends. Its thread is left behind at the end of the process.

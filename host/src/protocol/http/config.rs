@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use super::compress::Compress;
 use super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::tls::{ClientAuth, TlsFiles};
-use crate::config::{ConfigError, Section};
+use crate::config::{ConfigError, ListenAddress, Section};
 
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
@@ -60,8 +60,11 @@ impl HttpConfig {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
-        let listen =
-            section.parsed("listen", Listen::default(), "host:port, such as \"127.0.0.1:8080\" or \"[::]:80\"");
+        let listen = section.parsed(
+            "listen",
+            ListenAddress("127.0.0.1:8080".to_owned()),
+            "host:port, such as \"127.0.0.1:8080\" or \"[::]:80\"",
+        );
         let milliseconds = |key, default, most| section.milliseconds(key, Duration::from_millis(default), 1..=most);
         let allowed_methods = methods(&section);
         let allow = allowed_methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
@@ -87,26 +90,6 @@ impl HttpConfig {
         };
         section.finish()?;
         Ok(config)
-    }
-}
-
-/// A host, which may be a name, and a port.
-struct Listen(String);
-
-impl Default for Listen {
-    fn default() -> Self {
-        Self("127.0.0.1:8080".to_owned())
-    }
-}
-
-impl FromStr for Listen {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self(text.to_owned())),
-            _ => Err(()),
-        }
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use super::discovery::PeerAddress;
 use super::fabric::Limits;
-use crate::config::{ConfigError, Section, is_name};
+use crate::config::{ConfigError, ListenAddress, Section, is_name};
 use crate::keys::KEYS_DIRECTORY;
 
 /// Of multicast DNS.
@@ -59,20 +58,6 @@ pub struct ReverseConfig {
     pub limits: Limits,
 }
 
-/// An address with a port, which may be 0.
-struct Listen(String);
-
-impl FromStr for Listen {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self(text.to_owned())),
-            _ => Err(()),
-        }
-    }
-}
-
 impl RpcConfig {
     /// # Errors
     /// All mistakes of the section.
@@ -85,7 +70,7 @@ impl RpcConfig {
         let limits = limits(&section);
         let fabric = match section.choice("fabric", &[("lan", Asked::Lan), ("nats", Asked::Nats)], Asked::Lan) {
             Asked::Lan => {
-                let listen = section.optional_parsed::<Listen>("listen", "host:port, such as \"0.0.0.0:7420\"");
+                let listen = section.optional_parsed::<ListenAddress>("listen", "host:port, such as \"0.0.0.0:7420\"");
                 FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
             }
             #[cfg(feature = "nats")]

@@ -219,12 +219,6 @@ impl Link {
         self.0.waker.wake();
     }
 
-    /// The peer's new calls are refused from here on.
-    pub fn go_away(&self) {
-        self.0.session.lock().go_away();
-        self.0.waker.wake();
-    }
-
     /// Resolves when the connection has ended.
     pub async fn closed(&self) -> Closed {
         self.ended().await
@@ -242,7 +236,7 @@ impl Link {
 
     /// Takes no calls any more, and ends the connection when those in work on either side have ended.
     pub fn close(&self) {
-        self.go_away();
+        self.0.session.lock().go_away();
         self.0.closing.store(true, Ordering::Relaxed);
         self.0.waker.wake();
     }
