@@ -21,6 +21,9 @@ use crate::module::watcher::{Watched, Watcher};
 use crate::protocol::{self, Interface, InterfaceContext};
 use crate::readings::ReadingsSnapshot;
 use crate::request::Deadline;
+use crate::resource::{CacheSettings, PoolSettings};
+use crate::services::Services;
+use crate::store::Store;
 use crate::telemetry::{self, CageLog, LevelCell};
 
 /// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
@@ -34,6 +37,9 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// A changed `cage.toml` is read when it has been left alone for so long.
 const CONFIG_SETTLE: Duration = Duration::from_millis(50);
+
+/// In the cage's directory.
+pub const STATE_DIRECTORY: &str = "state";
 
 pub struct Cage {
     inner: Arc<Inner>,
@@ -49,6 +55,7 @@ struct Inner {
     level: Arc<LevelCell>,
     log: CageLog,
     modules: Arc<Modules>,
+    services: Services,
     dispatcher: Dispatcher,
     drain: Drain,
     interfaces: Mutex<BTreeMap<String, Running>>,
@@ -78,9 +85,16 @@ impl Cage {
         let loaded = load_config(root, name, &shared.node).map_err(config_error)?;
         let level = Arc::new(LevelCell::new(loaded.log_level));
         let log = CageLog::open(name, &directory, loaded.log_settings());
+        let services = Services {
+            store: Arc::new(Store::new(&directory.join(STATE_DIRECTORY), loaded.store)),
+            resources: Arc::default(),
+            locks: Arc::default(),
+        };
+        services.resources.apply(&loaded);
         let config = Arc::new(ArcSwap::from_pointee(loaded));
         let modules = Arc::<Modules>::default();
-        let dispatcher = Dispatcher::new(config.clone(), modules.clone(), shared.cages.clone(), level.clone());
+        let dispatcher =
+            Dispatcher::new(config.clone(), modules.clone(), services.clone(), shared.cages.clone(), level.clone());
         let config_changed = Arc::new(Notify::new());
         let settings_changed = Arc::new(Notify::new());
         let watcher = Watcher::new(Watched {
@@ -102,6 +116,7 @@ impl Cage {
             level,
             log,
             modules,
+            services,
             dispatcher,
             drain: Drain::new(),
             interfaces: Mutex::default(),
@@ -232,7 +247,13 @@ pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, Co
         }
     }
     for resource in config.resources.values().filter(|resource| resource.enabled) {
-        problems = problems.merge(resource.section.clone().refused("no protocol of this version has an outbound side"));
+        let protocol = protocol::find(&resource.protocol).expect("the configuration names known protocols only");
+        let section = resource.section.clone();
+        // Read again from the same section: by the time the protocol asks, these keys are known.
+        let (_pool, _cache) = (PoolSettings::read(&section), CacheSettings::read(&section));
+        if let Err(error) = protocol.resource(section) {
+            problems = problems.merge(error);
+        }
     }
     problems.into_result(config)
 }
@@ -273,6 +294,7 @@ impl Inner {
         self.log.set(config.log_settings());
         self.config.store(Arc::new(config));
         self.dispatcher.reconfigure();
+        self.services.resources.apply(&self.config.load());
         self.settings_changed.notify_one();
         self.reconcile();
         tracing::info!(cage = %self.name, "cage.toml applied");
@@ -326,6 +348,7 @@ impl Inner {
             endpoint: endpoint.clone(),
             drain: drain.clone(),
             lanes: self.shared.lanes.clone(),
+            services: self.services.clone(),
             node: self.shared.node.as_str().into(),
             runtime_directory: self.shared.runtime_directory.clone(),
         };

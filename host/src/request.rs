@@ -179,6 +179,8 @@ pub struct RequestContext {
     pub facts: Arc<Facts>,
     /// Who called whom to get here: `cage/module`, the outermost first. Bounded by the dispatcher.
     pub callers: Vec<Arc<str>>,
+    /// Of a retried call.
+    pub attempt: Option<Arc<Attempt>>,
     /// The most talkative level logged for this request; 0 while nobody has set one.
     level: AtomicU8,
     description: Mutex<Option<String>>,
@@ -203,6 +205,7 @@ impl RequestContext {
             protocol: protocol.into(),
             facts,
             callers: Vec::new(),
+            attempt: None,
             level: AtomicU8::new(0),
             description: Mutex::new(None),
         }
@@ -220,6 +223,7 @@ impl RequestContext {
             protocol: self.protocol.clone(),
             facts: Arc::new(self.facts.for_call(cage, module)),
             callers,
+            attempt: None,
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
         }
@@ -257,6 +261,7 @@ impl RequestContext {
             protocol: self.protocol.clone(),
             facts: self.facts.clone(),
             callers: self.callers.clone(),
+            attempt: self.attempt.clone(),
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
         }
@@ -319,6 +324,37 @@ impl Payload {
             Self::Json(_) | Self::Bytes(_) => self,
         }
     }
+}
+
+/// What a retried call is told of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The call's id.
+    pub id: String,
+    /// From 1.
+    pub number: u32,
+    pub first_started: SystemTime,
+    /// When the call is given up.
+    pub expires: Option<SystemTime>,
+}
+
+/// A call that is to be made later, again and again until it succeeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetriedCall {
+    pub target: CallTarget,
+    pub arguments: Payload,
+    pub options: RetriedOptions,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetriedOptions {
+    /// The interface that makes the call; the default one if none.
+    pub queue: Option<String>,
+    pub id: Option<String>,
+    pub expires: Option<Duration>,
+    pub not_before: Option<Duration>,
+    pub attempts_max: Option<u32>,
+    pub priority: i8,
 }
 
 /// Which function a call is for.

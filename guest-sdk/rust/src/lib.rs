@@ -51,9 +51,16 @@ pub mod context;
 mod error;
 #[doc(hidden)]
 pub mod export;
+pub mod file;
+pub mod http;
+pub mod lock;
 pub mod log;
 mod request;
+pub mod resource;
 mod response;
+pub mod sql;
+pub mod state;
+pub mod transaction;
 
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
 pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, cage, module};

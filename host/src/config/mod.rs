@@ -33,6 +33,7 @@ pub use nearest::nearest;
 pub use section::Section;
 
 use crate::protocol::PROTOCOLS;
+use crate::store::StoreSettings;
 use crate::telemetry::{Level, LogFormat, LogSettings};
 
 /// Name of the configuration file in a cage's directory.
@@ -74,6 +75,8 @@ pub struct CageConfig {
     pub queue: usize,
     /// Calls within calls on behalf of one request.
     pub call_depth: usize,
+    /// Of durable data.
+    pub store: StoreSettings,
     pub interfaces: BTreeMap<String, InterfaceConfig>,
     pub resources: BTreeMap<String, ResourceConfig>,
     pub modules: BTreeMap<String, ModuleConfig>,
@@ -173,6 +176,7 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
         concurrency: section.integer("concurrency", 1_000, 1..=1_000_000) as usize,
         queue: section.integer("queue", 10_000, 0..=10_000_000) as usize,
         call_depth: section.integer("call_depth", 16, 1..=1_000) as usize,
+        store: store(section.table("state")),
         interfaces: interfaces(&section, environment),
         resources: named(&section, "resources", |name, section| ResourceConfig::read(name, section, environment)),
         modules: named(&section, "modules", |_, section| ModuleConfig::read(section)),
@@ -225,6 +229,17 @@ impl ResourceConfig {
             section,
         }
     }
+}
+
+/// `[state]`.
+fn store(section: Option<Section>) -> StoreSettings {
+    const DEFAULT_MB: u64 = 50;
+    let free_mb = section
+        .as_ref()
+        .map_or(DEFAULT_MB, |section| section.integer("minimum_free_space_mb", DEFAULT_MB, 0..=1 << 30));
+    // Its mistakes are among those of the file.
+    let _ = section.map(Section::finish);
+    StoreSettings { minimum_free_bytes: free_mb << 20 }
 }
 
 /// Those that are named, and those that exist without.

@@ -148,7 +148,7 @@ impl Dispatcher {
         Ok(Arc::new(request.for_call(&home.cage, &home.module, timeout)))
     }
 
-    fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
+    pub(super) fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
         if home.settings.allow.cages.iter().any(|allowed| allowed == cage) {
             return Ok(());
         }

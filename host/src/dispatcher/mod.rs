@@ -7,6 +7,7 @@ mod endpoint;
 mod error;
 mod operator;
 mod remote;
+mod retried;
 mod run_to_end;
 
 use std::panic::AssertUnwindSafe;
@@ -33,6 +34,7 @@ use crate::module::version::{Lease, Version};
 use crate::module::{Modules, web};
 use crate::readings::Outcome;
 use crate::request::{Reply, Request, RequestContext};
+use crate::services::Services;
 use crate::telemetry::{Gate, Level, LevelCell};
 
 /// Failures of requests that are logged in one second; the rest are counted only.
@@ -76,6 +78,7 @@ impl WeakDispatcher {
 struct Inner {
     cage: Arc<str>,
     modules: Arc<Modules>,
+    services: Services,
     cages: Arc<Cages>,
     config: Arc<ArcSwap<CageConfig>>,
     admission: Arc<Admission>,
@@ -89,6 +92,7 @@ impl Dispatcher {
     pub fn new(
         config: Arc<ArcSwap<CageConfig>>,
         modules: Arc<Modules>,
+        services: Services,
         cages: Arc<Cages>,
         level: Arc<LevelCell>,
     ) -> Self {
@@ -96,6 +100,7 @@ impl Dispatcher {
         let dispatcher = Self(Arc::new(Inner {
             cage: loaded.cage.as_str().into(),
             modules,
+            services,
             cages: cages.clone(),
             admission: Admission::new(loaded.concurrency, loaded.queue),
             level,
@@ -105,6 +110,11 @@ impl Dispatcher {
         }));
         cages.add(&dispatcher);
         dispatcher
+    }
+
+    /// The cage's store, resources and locks.
+    pub fn services(&self) -> &Services {
+        &self.0.services
     }
 
     pub fn downgrade(&self) -> WeakDispatcher {

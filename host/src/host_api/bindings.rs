@@ -4,9 +4,17 @@ wasmtime::component::bindgen!({
     path: "../wit",
     world: "wasmcage:cage/imports",
     imports: {
-        "wasmcage:cage/call.call": async,
-        "wasmcage:cage/call.call-all": async,
+        "wasmcage:cage/call": async,
+        "wasmcage:cage/state": async,
+        "wasmcage:cage/lock": async | trappable,
+        "wasmcage:cage/resources": async | trappable,
+        "wasmcage:cage/transaction": async | trappable,
+    },
+    with: {
+        "wasmcage:cage/lock.held": super::lock::Held,
+        "wasmcage:cage/resources.reply-stream": super::resources::OpenReply,
+        "wasmcage:cage/transaction.transaction": super::transaction::Transaction,
     },
 });
 
-pub use self::wasmcage::cage::{call, config, context, log, types};
+pub use self::wasmcage::cage::{call, config, context, lock, log, resources, state, transaction, types};

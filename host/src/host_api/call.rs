@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::GuestState;
-use super::bindings::call::{CallError, CopyResult, Host, Options, Payload as WitPayload};
+use super::bindings::call::{
+    CallError, CopyResult, Host, Options, Payload as WitPayload, RetriedCall as WitRetriedCall,
+};
 use crate::dispatcher::{CallOptions, DispatchError, Dispatcher};
-use crate::request::{CallTarget, Payload, RequestContext};
+use crate::request::{CallTarget, Payload, RequestContext, RetriedCall, RetriedOptions};
 
 impl Host for GuestState {
     async fn call(
@@ -40,6 +42,32 @@ impl Host for GuestState {
             CopyResult { copy, result }
         });
         Ok(results.collect())
+    }
+
+    async fn retried(&mut self, call: WitRetriedCall) -> Result<String, CallError> {
+        let (dispatcher, request) = self.calling()?;
+        let call = dispatcher.new_retried_call(&self.home, &request, call.into())?;
+        let _ = call;
+        Err(CallError::Failed("retried calls are not in this version".into()))
+    }
+}
+
+impl From<WitRetriedCall> for RetriedCall {
+    fn from(call: WitRetriedCall) -> Self {
+        let WitRetriedCall { cage, module, function, arguments, options } = call;
+        let milliseconds = |value: Option<u64>| value.map(Duration::from_millis);
+        Self {
+            target: CallTarget { cage, module, function },
+            arguments: arguments.into(),
+            options: RetriedOptions {
+                queue: options.queue,
+                id: options.id,
+                expires: milliseconds(options.expires_ms),
+                not_before: milliseconds(options.not_before_ms),
+                attempts_max: options.max_attempts,
+                priority: options.priority.unwrap_or(0),
+            },
+        }
     }
 }
 

@@ -1,7 +1,9 @@
 //! `wasmcage:cage/context`: what a module may know of the request it works on.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::GuestState;
-use super::bindings::context::{Host, Level as WitLevel};
+use super::bindings::context::{Attempt, Host, Level as WitLevel};
 use super::log::{from_wit, to_wit};
 
 impl Host for GuestState {
@@ -44,5 +46,16 @@ impl Host for GuestState {
         if let Some(request) = &self.request {
             request.set_level(from_wit(level));
         }
+    }
+
+    fn current_attempt(&mut self) -> Option<Attempt> {
+        let attempt = self.request.as_ref()?.attempt.as_ref()?;
+        let ms = |at: SystemTime| at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+        Some(Attempt {
+            id: attempt.id.clone(),
+            number: attempt.number,
+            first_started_ms: ms(attempt.first_started),
+            expires_ms: attempt.expires.map(ms),
+        })
     }
 }

@@ -7,8 +7,13 @@ mod call;
 mod config;
 mod context;
 mod http;
+mod keyvalue;
+mod lock;
 mod log;
+mod resources;
+mod state;
 mod stdio;
+mod transaction;
 
 use std::sync::Arc;
 
@@ -38,6 +43,10 @@ pub const INTERFACES: &[&str] = &[
     "wasmcage:cage/context",
     "wasmcage:cage/call",
     "wasmcage:cage/config",
+    "wasmcage:cage/state",
+    "wasmcage:cage/lock",
+    "wasmcage:cage/resources",
+    "wasmcage:cage/transaction",
     "wasi:cli/environment",
     "wasi:cli/exit",
     "wasi:cli/stdin",

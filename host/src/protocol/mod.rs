@@ -1,8 +1,12 @@
 //! The outside world: one folder per protocol, one line per protocol in `PROTOCOLS`. An interface turns what comes in
 //! into requests for the dispatcher; it never sees a wasmtime type and knows no other protocol.
 
+pub mod file;
 pub mod http;
+pub mod retry;
 pub mod rpc;
+pub mod schedule;
+pub mod sql;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,9 +17,13 @@ use crate::config::{ConfigError, ExportChoice, Section};
 use crate::dispatcher::{Dispatcher, Endpoint};
 use crate::drain::Drain;
 use crate::lanes::Lanes;
+use crate::request::Deadline;
+use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use crate::services::Services;
 
 /// Every protocol that `protocol = ".."` in `cage.toml` may name.
-pub static PROTOCOLS: &[&dyn Protocol] = &[&http::Http, &rpc::Rpc, &rpc::ReverseRpc];
+pub static PROTOCOLS: &[&dyn Protocol] =
+    &[&http::Http, &rpc::Rpc, &rpc::ReverseRpc, &retry::Retry, &schedule::Schedule, &sql::Sql, &file::File];
 
 pub trait Protocol: Sync {
     /// The name in `cage.toml`.
@@ -41,7 +49,15 @@ pub trait Protocol: Sync {
 
     /// # Errors
     /// All mistakes of the section, or that the protocol has no inbound side.
-    fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError>;
+    fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
+        Err(section.refused(format!("protocol {} has no inbound side: it is for [resources.x]", self.name())))
+    }
+
+    /// # Errors
+    /// All mistakes of the section, or that the protocol has no outbound side.
+    fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
+        Err(section.refused(format!("protocol {} has no outbound side: it is for [interfaces.x]", self.name())))
+    }
 }
 
 /// The inbound side. `run` is spawned to start it; it takes nothing new once `cx.drain` begins, finishes what it has,
@@ -61,6 +77,8 @@ pub struct InterfaceContext {
     pub endpoint: Arc<Endpoint>,
     pub drain: Drain,
     pub lanes: Arc<Lanes>,
+    /// The cage's store, resources and locks.
+    pub services: Services,
     /// Label of this machine.
     pub node: Arc<str>,
     /// Where running cages of this user meet: see `host::runtime_directory`.
@@ -83,6 +101,86 @@ pub enum InterfaceError {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+}
+
+/// The outbound side, one for each `[resources.x]`. `pool` and `cache` of its section are not its business.
+#[async_trait]
+pub trait Resource: Send + Sync {
+    /// What can be said of an operation before there is a connection.
+    ///
+    /// # Errors
+    /// In phase `Check`: it cannot be done.
+    fn check(&self, _operation: &Operation) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
+    /// # Errors
+    /// In phase `Connect`: the other side cannot be reached.
+    async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError>;
+}
+
+/// One connection, used by one participant at a time: `begin`, `execute` (once or several times), then `commit` or
+/// `rollback`. A future that is dropped, at the deadline or because nobody waits, leaves a connection that is discarded. Errors
+/// say whether anything irreversible happened, and whether the connection can be used again.
+#[async_trait]
+pub trait Connection: Send {
+    /// Begins a transaction, where the protocol has such.
+    ///
+    /// # Errors
+    /// In phase `Begin`; an option that is not known: `BAD_OPERATION`, harmless.
+    async fn begin(&mut self, options: &[(String, String)], deadline: Deadline) -> Result<(), ResourceError>;
+
+    /// # Errors
+    /// In phase `Execute`.
+    async fn execute(&mut self, operation: Operation, deadline: Deadline) -> Result<OperationReply, ResourceError>;
+
+    /// # Errors
+    /// In phase `Commit`.
+    async fn commit(&mut self, deadline: Deadline) -> Result<(), ResourceError>;
+
+    /// # Errors
+    /// In phase `Rollback`.
+    async fn rollback(&mut self, deadline: Deadline) -> Result<(), ResourceError>;
+
+    /// One operation as a transaction of its own; overridden where that is cheaper than four steps.
+    ///
+    /// # Errors
+    /// See the steps.
+    async fn execute_alone(
+        &mut self,
+        operation: Operation,
+        options: &[(String, String)],
+        deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        self.begin(options, deadline).await?;
+        match self.execute(operation, deadline).await {
+            Ok(reply) => self.commit(deadline).await.map(|()| reply),
+            Err(error) => {
+                if !error.terminal && self.rollback(deadline).await.is_err() {
+                    return Err(ResourceError { terminal: true, ..error });
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// One operation as a transaction of its own, whose reply comes in parts. The connection comes back with the end of the
+    /// stream, if it can be used again.
+    ///
+    /// # Errors
+    /// `BAD_OPERATION` where replies come whole only; see the steps.
+    async fn open(
+        self: Box<Self>,
+        _operation: Operation,
+        _options: &[(String, String)],
+        _deadline: Deadline,
+    ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
+        let text = "its replies come whole: use `execute`";
+        Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text))
+    }
+
+    /// Whether it can be used now, asked when it was unused for a while.
+    async fn is_healthy(&mut self) -> bool;
 }
 
 /// The protocol of that name.

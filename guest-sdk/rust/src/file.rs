@@ -1,0 +1,1 @@
+//! Files of a directory that was granted as a resource.

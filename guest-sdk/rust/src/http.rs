@@ -1,0 +1,1 @@
+//! Requests to servers that were granted as resources.

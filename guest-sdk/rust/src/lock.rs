@@ -1,0 +1,1 @@
+//! Locks and queues in memory that the modules of a cage share.

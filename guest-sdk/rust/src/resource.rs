@@ -1,0 +1,1 @@
+//! Operations on resources of any protocol.

@@ -1,0 +1,1 @@
+//! Databases that were granted as resources.

@@ -1,0 +1,1 @@
+//! `wasi:keyvalue` on the module's durable keys.

@@ -1,0 +1,69 @@
+//! What `pool` and `cache` of `[resources.x]` say.
+
+use std::time::Duration;
+
+use crate::config::Section;
+
+/// One day.
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolSettings {
+    /// Connections at most; who finds none free waits until the deadline, the earliest first.
+    pub size: usize,
+    /// Free ones that are kept ready.
+    pub standby: usize,
+    /// Unused for so long, one is closed.
+    pub idle_timeout: Duration,
+    /// After so long, one is closed when it is free.
+    pub age_max: Duration,
+    /// With less time left, an operation is declined before it begins.
+    pub time_min: Duration,
+    /// One operation, or one transaction's share, takes this long at most.
+    pub time_max: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheSettings {
+    /// Bytes of replies.
+    pub size: u64,
+    pub ttl: Duration,
+}
+
+impl PoolSettings {
+    /// Mistakes are recorded in `section`, which is the resource's.
+    pub fn read(section: &Section) -> Self {
+        let table = section.table("pool");
+        let pool = table.as_ref();
+        let integer = |key, default, range| pool.map_or(default, |pool| pool.integer(key, default, range)) as usize;
+        let milliseconds = |key, default: u64, range| {
+            let default = Duration::from_millis(default);
+            pool.map_or(default, |pool| pool.milliseconds(key, default, range))
+        };
+        let settings = Self {
+            size: integer("size", 16, 1..=10_000),
+            standby: integer("standby", 0, 0..=10_000),
+            idle_timeout: milliseconds("idle_timeout_ms", 30_000, 1..=DAY_MS),
+            age_max: milliseconds("max_age_ms", 300_000, 1..=DAY_MS),
+            time_min: milliseconds("min_time_ms", 0, 0..=DAY_MS),
+            time_max: pool.and_then(|pool| pool.optional_milliseconds("max_time_ms", 1..=DAY_MS)),
+        };
+        // Its mistakes are among those of the file.
+        let _ = table.map(Section::finish);
+        settings
+    }
+}
+
+impl CacheSettings {
+    /// None: nothing is cached.
+    pub fn read(section: &Section) -> Option<Self> {
+        let cache = section.table("cache")?;
+        let settings = Self {
+            size: cache.integer("size_mb", 64, 1..=1 << 20) << 20,
+            ttl: cache.milliseconds("ttl_ms", Duration::from_secs(60), 1..=DAY_MS),
+        };
+        // Its mistakes are among those of the file.
+        let _ = cache.finish();
+        Some(settings)
+    }
+}

@@ -1,0 +1,16 @@
+//! What a cage keeps for its modules and interfaces besides the modules themselves. Made by `cage.rs`, reached through the
+//! dispatcher.
+
+use std::sync::Arc;
+
+use crate::locks::Locks;
+use crate::resource::Resources;
+use crate::store::Store;
+
+/// One for a cage; a clone is the same.
+#[derive(Clone)]
+pub struct Services {
+    pub store: Arc<Store>,
+    pub resources: Arc<Resources>,
+    pub locks: Arc<Locks>,
+}

@@ -1,0 +1,19 @@
+//! Why nothing was read or written.
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// A name or a value that is not allowed.
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    QuotaExceeded(String),
+    /// The condition of the step with this number did not hold.
+    #[error("the condition of step {0} does not hold")]
+    Conflict(usize),
+    /// The disk has too little room or fails, or the cage is stopping.
+    #[error("the store is not available: {0}")]
+    Unavailable(String),
+    /// It may have been written.
+    #[error("the deadline came before the store had written")]
+    TimedOut,
+}

@@ -1,0 +1,1 @@
+//! HTTP servers as resources, and requests of modules by `wasi:http`.

@@ -1,0 +1,1 @@
+//! Operations on resources: pools, grants, caches, errors.

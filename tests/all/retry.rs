@@ -1,0 +1,1 @@
+//! Calls that are made later: accepted once, tried until they succeed.

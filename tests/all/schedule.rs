@@ -1,0 +1,1 @@
+//! Interfaces that fire at the times of a cron expression.

@@ -1,0 +1,1 @@
+//! `wasmcage state`, on a running cage and on a stopped one.

@@ -1,0 +1,1 @@
+//! Several operations that all take effect or none.
