@@ -270,7 +270,7 @@ fn call_with(function: &str, arguments: impl Into<String>) -> Call {
     call_of("worker", function, Payload::Json(arguments.into()), CALL_TIMEOUT)
 }
 
-fn call_of(cage: &str, function: &str, arguments: Payload, timeout: Duration) -> Call {
+pub(super) fn call_of(cage: &str, function: &str, arguments: Payload, timeout: Duration) -> Call {
     let context = RequestContext::new("my_http".into(), "http", timeout, Arc::default());
     Call {
         context: Arc::new(context.for_call("front", "caller", None)),

@@ -360,7 +360,7 @@ mod tests {
         assert!(registry.remove_stale(&alive) && !registry.remove_stale(&alive));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn copies_are_seen_coming_and_going() {
         let root = tempfile::tempdir().unwrap();
         let registry = Registry::open(&root.path().join("run"), "default").unwrap();
@@ -381,7 +381,7 @@ mod tests {
         let late = register("late", 3);
         watch.scan_now();
         assert_eq!(rx.try_recv().unwrap(), seen("late", 3));
-        // By the task; time passes as soon as nothing else is to be done.
+        // By the task.
         drop(before);
         let gone = News::Gone { cage: "before".into(), copy: CopyId(2), found: Found::SameMachine };
         assert_eq!(rx.recv().await.unwrap(), gone);
