@@ -1,1 +1,298 @@
-//! `wasi:keyvalue` on the module's durable keys.
+//! `wasi:keyvalue` on the module's durable keys, for both drafts of the proposal that components are made with.
+//!
+//! A bucket is a part of the module's keys, told by how they begin. The bucket `default`, also called by an empty name, has
+//! those that begin with no control character. The keys of any other bucket are `U+0001 BUCKET U+0001 KEY`: no name of a
+//! bucket has a control character in it, so that no two buckets have a key in common. `wasmcage:cage/state` sees all of
+//! them, by these names.
+
+mod draft;
+mod draft2;
+
+use std::collections::VecDeque;
+
+use sha2::{Digest as _, Sha256};
+use wasmtime::component::{Linker, Resource, ResourceTableError};
+
+use super::GuestState;
+use super::state::ModuleStore;
+use crate::store::{Outcome, Range, StateValue, Step, StoreError};
+
+/// A longer name of a bucket is none.
+const BUCKET_CHARACTERS_MAX: usize = 64;
+/// Before and after a bucket's name.
+const MARK: char = '\u{1}';
+/// What the default bucket's keys cannot come before.
+const DEFAULT_FROM: &str = " ";
+/// Keys of one page.
+const PAGE_KEYS_MAX: usize = 1_000;
+/// Cursors that an open bucket remembers; the oldest is forgotten.
+const CURSORS_MAX: usize = 64;
+/// What `get-many` returns at most, keys included.
+const MANY_BYTES_MAX: usize = 64 << 20;
+/// How often a value is read again that another request changes all the time.
+const ATTEMPTS_MAX: usize = 16;
+
+/// A bucket that a guest has opened.
+#[expect(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct Bucket {
+    /// What its keys begin with.
+    prefix: String,
+    cursors: Cursors,
+}
+
+/// Cursors of the draft in which they are numbers.
+#[derive(Default)]
+struct Cursors {
+    given: VecDeque<String>,
+    /// The number of the first of them.
+    first: u64,
+}
+
+/// A value as it was seen, to be replaced if it is still the same. Equal values are: one that was changed and changed back
+/// counts as unchanged.
+#[expect(unreachable_pub, reason = "the generated bindings re-export it")]
+pub struct Cas {
+    prefix: String,
+    key: String,
+    seen: Seen,
+}
+
+/// The value's SHA-256, since values may be large; none while there is no key.
+type Seen = Option<[u8; 32]>;
+
+/// A key that was asked for, and its value.
+type Found = (String, Option<Vec<u8>>);
+
+/// How a swap ended.
+enum Swap {
+    Done,
+    /// The value is another one by now.
+    Changed(Seen),
+}
+
+/// Why a function of the proposal gave nothing.
+#[expect(unreachable_pub, reason = "the generated bindings re-export it")]
+pub enum Failure {
+    NoSuchBucket,
+    Store(StoreError),
+    /// The guest's mistake, or ours.
+    Trap(wasmtime::Error),
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// A handle that the guest does not have, or one too many.
+impl From<ResourceTableError> for Failure {
+    fn from(error: ResourceTableError) -> Self {
+        Self::Trap(error.into())
+    }
+}
+
+pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    draft::add_to_linker(linker)?;
+    draft2::add_to_linker(linker)
+}
+
+impl Bucket {
+    /// None if no bucket can be called so.
+    fn named(name: &str) -> Option<Self> {
+        let prefix = match name {
+            "" | "default" => String::new(),
+            name if name.chars().count() > BUCKET_CHARACTERS_MAX || name.contains(char::is_control) => return None,
+            name => format!("{MARK}{name}{MARK}"),
+        };
+        Some(Self { prefix, cursors: Cursors::default() })
+    }
+}
+
+impl Cursors {
+    fn add(&mut self, cursor: String) -> u64 {
+        if self.given.len() == CURSORS_MAX {
+            self.given.pop_front();
+            self.first += 1;
+        }
+        self.given.push_back(cursor);
+        self.first + self.given.len() as u64 - 1
+    }
+
+    fn get(&self, number: u64) -> Result<String, StoreError> {
+        let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
+        let cursor = index.and_then(|index| self.given.get(index)).cloned();
+        cursor.ok_or_else(|| {
+            StoreError::Invalid(format!("this bucket gave no cursor {number}, or has given {CURSORS_MAX} since"))
+        })
+    }
+}
+
+/// A bucket's part of the store, for one request.
+struct Keys {
+    store: ModuleStore,
+    prefix: String,
+}
+
+impl GuestState {
+    fn open_bucket(&mut self, name: &str) -> Result<Resource<Bucket>, Failure> {
+        let bucket = Bucket::named(name).ok_or(Failure::NoSuchBucket)?;
+        Ok(self.table.push(bucket)?)
+    }
+
+    fn keys(&self, bucket: &Resource<Bucket>) -> Result<Keys, Failure> {
+        let prefix = self.table.get(bucket)?.prefix.clone();
+        Ok(Keys { store: self.store()?, prefix })
+    }
+}
+
+impl Keys {
+    /// The module's key that a bucket's key stands for.
+    fn full(&self, key: &str) -> Result<String, StoreError> {
+        if self.prefix.is_empty() && key < DEFAULT_FROM {
+            return Err(StoreError::Invalid("a key is empty, or begins with a control character".into()));
+        }
+        Ok(format!("{}{key}", self.prefix))
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.store.get(&self.full(key)?)?.map(bytes))
+    }
+
+    async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
+        self.store.write(Step::Set(self.full(key)?, StateValue::Bytes(value))).await.map(drop)
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        self.store.write(Step::Delete(self.full(key)?)).await.map(drop)
+    }
+
+    /// A page of keys, and the cursor of the next.
+    fn list(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), StoreError> {
+        let from = self.prefix.is_empty().then(|| DEFAULT_FROM.to_owned());
+        let range = Range { prefix: self.prefix.clone(), from, to: None, descending: false };
+        let page = self.store.scan(&range, PAGE_KEYS_MAX, cursor)?;
+        let keys = page.entries.into_iter().map(|(mut key, _)| key.split_off(self.prefix.len()));
+        Ok((keys.collect(), page.next))
+    }
+
+    /// The proposal has numbers as text, so that one which was written by `set` counts, too. From then on it is kept as
+    /// `wasmcage:cage/state` keeps numbers.
+    async fn increment(&self, key: &str, by: i64) -> Result<i64, StoreError> {
+        let key = self.full(key)?;
+        for _ in 0..ATTEMPTS_MAX {
+            let mut steps = Vec::new();
+            if let Some(StateValue::Bytes(bytes)) = self.store.get(&key)? {
+                let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<i64>().ok());
+                let number = number.ok_or_else(|| StoreError::Invalid("the value is no integer of 64 bits".into()))?;
+                steps.push(Step::Check(key.clone(), Some(StateValue::Bytes(bytes))));
+                steps.push(Step::Set(key.clone(), StateValue::Json(number.to_string())));
+            }
+            steps.push(Step::Increment(key.clone(), by));
+            match self.store.transact(steps).await {
+                Ok(outcomes) => match outcomes.last() {
+                    Some(Outcome::Number(sum)) => return Ok(*sum),
+                    other => return Err(StoreError::Unavailable(format!("an increment gave {other:?}"))),
+                },
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(contended())
+    }
+
+    /// In the order of the keys asked for.
+    fn get_many(&self, keys: Vec<String>) -> Result<Vec<Found>, StoreError> {
+        let mut room = MANY_BYTES_MAX;
+        let found = keys.into_iter().map(|key| {
+            let value = self.get(&key)?;
+            let bytes = key.len() + value.as_ref().map_or(0, Vec::len);
+            room = room.checked_sub(bytes).ok_or_else(|| {
+                StoreError::Invalid(format!("the values have more than {MANY_BYTES_MAX} bytes: ask for fewer keys"))
+            })?;
+            Ok((key, value))
+        });
+        found.collect()
+    }
+
+    /// All or none.
+    async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
+        let steps = pairs.into_iter().map(|(key, value)| Ok(Step::Set(self.full(&key)?, StateValue::Bytes(value))));
+        self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
+    }
+
+    /// All or none.
+    async fn delete_many(&self, keys: Vec<String>) -> Result<(), StoreError> {
+        let steps = keys.into_iter().map(|key| Ok(Step::Delete(self.full(&key)?)));
+        self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
+    }
+
+    fn observe(&self, key: &str) -> Result<Seen, StoreError> {
+        Ok(self.get(key)?.as_deref().map(digest))
+    }
+
+    async fn swap(&self, key: &str, seen: Seen, value: Vec<u8>) -> Result<Swap, StoreError> {
+        let key = self.full(key)?;
+        let value = StateValue::Bytes(value);
+        for _ in 0..ATTEMPTS_MAX {
+            let current = self.store.get(&key)?;
+            let now = current.clone().map(|value| digest(&bytes(value)));
+            if now != seen {
+                return Ok(Swap::Changed(now));
+            }
+            let steps = vec![Step::Check(key.clone(), current), Step::Set(key.clone(), value.clone())];
+            match self.store.transact(steps).await {
+                Ok(_) => return Ok(Swap::Done),
+                // It was changed just now, perhaps between JSON and bytes only.
+                Err(StoreError::Conflict(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(contended())
+    }
+}
+
+fn contended() -> StoreError {
+    StoreError::Unavailable(format!("other requests changed the value {ATTEMPTS_MAX} times meanwhile"))
+}
+
+fn bytes(value: StateValue) -> Vec<u8> {
+    match value {
+        StateValue::Json(json) => json.into_bytes(),
+        StateValue::Bytes(bytes) => bytes,
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    Sha256::digest(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_buckets_are_parts_of_keys() {
+        let check = |name: &str, prefix: Option<&str>| {
+            assert_eq!(Bucket::named(name).map(|bucket| bucket.prefix).as_deref(), prefix, "{name:?}");
+        };
+        check("", Some(""));
+        check("default", Some(""));
+        check("images", Some("\u{1}images\u{1}"));
+        check("ä/ö", Some("\u{1}ä/ö\u{1}"));
+        check("a\u{1}b", None);
+        check(&"x".repeat(64), Some(&format!("\u{1}{}\u{1}", "x".repeat(64))));
+        check(&"x".repeat(65), None);
+    }
+
+    #[test]
+    fn the_latest_cursors_are_known() {
+        let mut cursors = Cursors::default();
+        for n in 0..100 {
+            assert_eq!(cursors.add(n.to_string()), n);
+        }
+        assert_eq!(cursors.get(99).unwrap(), "99");
+        assert_eq!(cursors.get(36).unwrap(), "36");
+        assert!(cursors.get(35).is_err() && cursors.get(100).is_err() && cursors.get(u64::MAX).is_err());
+    }
+}

@@ -71,6 +71,9 @@ pub const INTERFACES: &[&str] = &[
     "wasi:io/error",
     "wasi:io/poll",
     "wasi:io/streams",
+    "wasi:keyvalue/store",
+    "wasi:keyvalue/atomics",
+    "wasi:keyvalue/batch",
     "wasi:logging/logging",
     "wasi:random/random",
     "wasi:random/insecure",
@@ -200,6 +203,7 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| WasiConfig::from(&state.home.variables))?;
     log::add_wasi_logging(&mut linker)?;
+    keyvalue::add_to_linker(&mut linker)?;
     if kind == EngineKind::Concurrent {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
