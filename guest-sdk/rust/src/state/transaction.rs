@@ -1,0 +1,211 @@
+//! Several operations on keys and queues that are all done, or none.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{StateError, from_payload, state, to_payload};
+use crate::bindings::imports::wasmcage::cage::call::RetriedCall;
+use crate::bindings::imports::wasmcage::cage::types::Payload;
+
+/// Collects steps, which [`Transaction::commit`] does in order: all, or none. What a step gives is taken from the
+/// [`Outcomes`] by what the step returned here.
+///
+/// ```no_run
+/// # use wasmcage_guest::{Result, state};
+/// # fn f() -> Result<()> {
+/// let mut order = state::transaction();
+/// order.check("open", Some(&true));
+/// let number = order.increment("orders", 1);
+/// let first = order.pop::<String>("waiting");
+/// order.set("last", "Alice");
+/// let mut done = order.commit()?;
+/// let (number, first) = (done.take(number)?, done.take(first)?);
+/// # Ok(()) }
+/// ```
+pub fn transaction() -> Transaction {
+    Transaction { steps: Vec::new(), error: None }
+}
+
+/// Made by [`transaction`].
+#[derive(Debug)]
+pub struct Transaction {
+    steps: Vec<state::Step>,
+    /// The first value that has no JSON.
+    error: Option<StateError>,
+}
+
+/// What a step is going to give: exchanged for it by [`Outcomes::take`], or dropped.
+#[derive(Debug)]
+pub struct Pending<T> {
+    step: usize,
+    /// None: another kind of outcome.
+    make: fn(state::Outcome) -> Option<Result<T, StateError>>,
+}
+
+/// What the steps of a transaction gave. Made by [`Transaction::commit`].
+#[derive(Debug)]
+pub struct Outcomes(Vec<Option<state::Outcome>>);
+
+impl Transaction {
+    /// The value of a key, earlier steps considered.
+    pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Pending<Option<T>> {
+        self.pending(state::Step::Get(key.to_owned()), value)
+    }
+
+    pub fn set<T: Serialize + ?Sized>(&mut self, key: &str, value: &T) {
+        let value = self.payload(value);
+        self.set_raw(key, value);
+    }
+
+    pub fn set_bytes(&mut self, key: &str, value: impl Into<Vec<u8>>) {
+        self.set_raw(key, Payload::Bytes(value.into()));
+    }
+
+    pub fn set_raw(&mut self, key: &str, value: Payload) {
+        self.steps.push(state::Step::Set((key.to_owned(), value)));
+    }
+
+    /// Whether the key was there.
+    pub fn delete(&mut self, key: &str) -> Pending<bool> {
+        self.pending(state::Step::Delete(key.to_owned()), |outcome| match outcome {
+            state::Outcome::Deleted(deleted) => Some(Ok(deleted)),
+            _ => None,
+        })
+    }
+
+    /// Nothing is done at all unless the key has this value, or, with `None`, is not there: [`StateError::Conflict`] tells
+    /// the number of this step.
+    pub fn check<T: Serialize + ?Sized>(&mut self, key: &str, expected: Option<&T>) {
+        let expected = expected.map(|value| self.payload(value));
+        self.check_raw(key, expected);
+    }
+
+    pub fn check_raw(&mut self, key: &str, expected: Option<Payload>) {
+        self.steps.push(state::Step::Check((key.to_owned(), expected)));
+    }
+
+    /// The sum.
+    pub fn increment(&mut self, key: &str, by: i64) -> Pending<i64> {
+        self.pending(state::Step::Increment((key.to_owned(), by)), |outcome| match outcome {
+            state::Outcome::Number(sum) => Some(Ok(sum)),
+            _ => None,
+        })
+    }
+
+    /// The queue's new length.
+    pub fn push<T: Serialize + ?Sized>(&mut self, queue: &str, entry: &T) -> Pending<u64> {
+        let entry = self.payload(entry);
+        self.push_raw(queue, entry)
+    }
+
+    /// The queue's new length.
+    pub fn push_raw(&mut self, queue: &str, entry: Payload) -> Pending<u64> {
+        self.pending(state::Step::QueuePush((queue.to_owned(), entry)), length)
+    }
+
+    /// The first entry of a queue; none when it is empty.
+    pub fn pop<T: DeserializeOwned>(&mut self, queue: &str) -> Pending<Option<T>> {
+        self.pending(state::Step::QueuePop(queue.to_owned()), value)
+    }
+
+    /// How many entries a queue has, earlier steps considered.
+    pub fn queue_len(&mut self, queue: &str) -> Pending<u64> {
+        self.pending(state::Step::QueueLength(queue.to_owned()), length)
+    }
+
+    /// A call that is made later, again and again until it succeeds. Its id.
+    pub fn retried(&mut self, call: RetriedCall) -> Pending<String> {
+        self.pending(state::Step::RetriedCall(call), |outcome| match outcome {
+            state::Outcome::Id(id) => Some(Ok(id)),
+            _ => None,
+        })
+    }
+
+    /// Does all steps, in order, or none. Durable when it returns.
+    ///
+    /// # Errors
+    /// [`StateError::Conflict`] when a `check` did not hold; [`StateError::BadValue`] when a value has no JSON. See the other
+    /// kinds.
+    pub fn commit(self) -> Result<Outcomes, StateError> {
+        let outcomes = state::transact(&self.into_steps()?)?;
+        Ok(Outcomes(outcomes.into_iter().map(Some).collect()))
+    }
+
+    pub(crate) fn into_steps(self) -> Result<Vec<state::Step>, StateError> {
+        self.error.map_or(Ok(self.steps), Err)
+    }
+
+    fn pending<T>(
+        &mut self,
+        step: state::Step,
+        make: fn(state::Outcome) -> Option<Result<T, StateError>>,
+    ) -> Pending<T> {
+        self.steps.push(step);
+        Pending { step: self.steps.len() - 1, make }
+    }
+
+    fn payload<T: Serialize + ?Sized>(&mut self, value: &T) -> Payload {
+        to_payload(value).unwrap_or_else(|error| {
+            self.error.get_or_insert(error);
+            Payload::Json("null".into())
+        })
+    }
+}
+
+impl Outcomes {
+    /// What a step gave.
+    ///
+    /// # Errors
+    /// [`StateError::BadValue`] when the value is of another type, or the step was one of another transaction.
+    pub fn take<T>(&mut self, pending: Pending<T>) -> Result<T, StateError> {
+        let outcome = self.0.get_mut(pending.step).and_then(Option::take);
+        outcome.and_then(pending.make).unwrap_or_else(|| {
+            Err(StateError::BadValue(format!("step {} of this transaction is another one", pending.step)))
+        })
+    }
+}
+
+fn value<T: DeserializeOwned>(outcome: state::Outcome) -> Option<Result<Option<T>, StateError>> {
+    match outcome {
+        state::Outcome::Value(value) => Some(value.map(|value| from_payload("transaction", value)).transpose()),
+        _ => None,
+    }
+}
+
+fn length(outcome: state::Outcome) -> Option<Result<u64, StateError>> {
+    match outcome {
+        state::Outcome::Number(length) => Some(Ok(length.unsigned_abs())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_keep_their_order_and_outcomes_find_their_steps() {
+        let mut steps = transaction();
+        steps.check("a", None::<&()>);
+        let sum = steps.increment("b", 2);
+        let entry = steps.pop::<String>("q");
+        let other = steps.get::<u8>("c");
+        assert_eq!(steps.steps.len(), 4);
+        assert_eq!(steps.steps[0], state::Step::Check(("a".into(), None)));
+        let json = |text: &str| state::Outcome::Value(Some(Payload::Json(text.into())));
+        let outcomes = [state::Outcome::Done, state::Outcome::Number(2), json("\"x\""), json("\"y\"")];
+        let mut outcomes = Outcomes(outcomes.into_iter().map(Some).collect());
+        assert_eq!(outcomes.take(sum), Ok(2));
+        assert_eq!(outcomes.take(entry), Ok(Some("x".into())));
+        assert!(matches!(outcomes.take(other), Err(StateError::BadValue(_))));
+        let foreign = transaction().increment("b", 1);
+        assert!(matches!(outcomes.take(foreign), Err(StateError::BadValue(_))));
+    }
+
+    #[test]
+    fn a_value_without_json_ends_the_transaction() {
+        let mut steps = transaction();
+        steps.set("a", &std::collections::BTreeMap::from([((1, 2), 3)]));
+        assert!(matches!(steps.commit(), Err(StateError::BadValue(text)) if text.contains("key must be a string")));
+    }
+}
