@@ -20,6 +20,8 @@ mod keyvalue_user {
     use super::draft2::wasi::keyvalue::batch;
     use super::*;
 
+    type Pair = (String, String);
+
     pub fn get(bucket: &str, key: &str) -> Result<Option<String>> {
         opened(bucket)?.get(key).map(|value| value.map(text)).map_err(failed)
     }
@@ -92,7 +94,7 @@ mod keyvalue_user {
     }
 
     /// Some of it in the older draft: sets a key, counts another up, and tells both and all keys.
-    pub fn old(bucket: &str) -> Result<(Vec<Option<(String, String)>>, Vec<String>)> {
+    pub fn old(bucket: &str) -> Result<(Vec<Option<Pair>>, Vec<String>)> {
         use super::draft::wasi::keyvalue::{atomics, batch, store};
         let failed = |error: store::Error| Error::failed(format!("{error:?}"));
         let bucket = store::open(bucket).map_err(failed)?;

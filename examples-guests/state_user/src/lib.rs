@@ -8,6 +8,8 @@ mod state_user {
     use wasmcage_guest::state::{self, StateError};
     use wasmcage_guest::{Payload, Result};
 
+    type Entry = (String, Value);
+
     pub fn get(key: &str) -> Result<Option<Value>> {
         Ok(state::get(key)?)
     }
@@ -68,7 +70,7 @@ mod state_user {
     }
 
     /// One page of entries, and where the next begins.
-    pub fn page(prefix: &str, limit: u32, cursor: Option<String>) -> Result<(Vec<(String, Value)>, Option<String>)> {
+    pub fn page(prefix: &str, limit: u32, cursor: Option<String>) -> Result<(Vec<Entry>, Option<String>)> {
         let mut scan = state::scan(prefix).page(limit);
         if let Some(cursor) = &cursor {
             scan = scan.after(cursor);
