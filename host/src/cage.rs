@@ -23,7 +23,7 @@ use crate::readings::ReadingsSnapshot;
 use crate::request::Deadline;
 use crate::resource::{CacheSettings, PoolSettings};
 use crate::services::Services;
-use crate::store::Store;
+use crate::store::{Quota, Store};
 use crate::telemetry::{self, CageLog, LevelCell};
 
 /// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
@@ -159,6 +159,12 @@ impl Cage {
 
     pub fn modules(&self) -> Arc<Modules> {
         self.inner.modules.clone()
+    }
+
+    /// Tells what a module may keep, as `cage.toml` says now.
+    pub fn state_quota(&self) -> impl Fn(&str) -> Quota + Send + use<> {
+        let config = self.inner.config.load_full();
+        move |module| config.module(module).state
     }
 
     /// What can be reached from outside; a socket in the file system is for this machine's cages only.

@@ -14,6 +14,7 @@ mod new;
 mod ps;
 mod run;
 mod secondary;
+mod state;
 mod stop;
 
 use std::error::Error;
@@ -64,6 +65,7 @@ enum Command {
     Stop(stop::StopArgs),
     Ps(ps::PsArgs),
     Call(call::CallArgs),
+    State(state::StateArgs),
     Logs(logs::LogsArgs),
     Check(check::CheckArgs),
     New(new::NewArgs),
@@ -100,6 +102,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Stop(args) => args.execute()?,
         Command::Ps(args) => args.execute()?,
         Command::Call(args) => args.execute()?,
+        Command::State(args) => args.execute()?,
         Command::Logs(args) => args.execute()?,
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
@@ -133,7 +136,7 @@ pub(crate) enum CommandError {
     },
     #[error("{0}")]
     Refused(String),
-    /// A call has no result.
+    /// A cage was asked for something, and says why it has not done it.
     #[error("{text} ({code})")]
     Call { code: String, text: String },
     #[error(transparent)]
@@ -294,6 +297,10 @@ mod tests {
         check("wasmcage call a c", Err("MODULE.FUNCTION"));
         check("wasmcage call a b.c --timeout soon", Err("such as 5s"));
         check("wasmcage call a b.c 1 --bytes-from f", Err("cannot be used with"));
+        check("wasmcage state list a m --prefix p -n 5", Ok(|command| matches!(command, Command::State(_))));
+        check("wasmcage state set a m k -5", Ok(|command| matches!(command, Command::State(_))));
+        check("wasmcage state set a m k", Err("VALUE"));
+        check("wasmcage state gte a m k", Err("get"));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",

@@ -3,6 +3,7 @@
 
 mod calls;
 mod error;
+mod inspect;
 mod state;
 
 use std::path::{Path, PathBuf};

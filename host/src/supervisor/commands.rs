@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmcage::host::Host;
 
 use crate::control::call::{CallRequest, answer_all, answer_one};
+use crate::control::state::{StateRequest, perform};
 use crate::control::{Answer, Refusal, Request};
 
 /// The commands of one cage.
@@ -55,6 +56,16 @@ impl Commands {
         }));
         called.await.unwrap_or_else(|error| Err(Refusal::new("host-error", error)))
     }
+
+    async fn state(&self, arguments: Value) -> Result<Value, Refusal> {
+        let request: StateRequest =
+            serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
+        let (dispatcher, quota) = self.with_host(|host| {
+            let cage = host.cage(&self.cage).expect("a cage that is asked is one of the process's");
+            (cage.dispatcher().clone(), cage.state_quota())
+        })?;
+        perform(&dispatcher.services().store, quota, request).await
+    }
 }
 
 #[async_trait]
@@ -63,6 +74,7 @@ impl Answer for Commands {
         match request.command.as_str() {
             "ps" => self.ps(),
             "call" => self.call(request.arguments).await,
+            "state" => self.state(request.arguments).await,
             other => Err(Refusal::new("unknown-command", format!("there is no command `{other}`"))),
         }
     }

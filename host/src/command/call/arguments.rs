@@ -56,7 +56,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// JSON is passed on as it was typed, so that no digit of a number is lost.
-fn value_of(word: &str) -> String {
+pub(in crate::command) fn value_of(word: &str) -> String {
     match serde_json::from_str::<IgnoredAny>(word) {
         Ok(_) => word.to_owned(),
         Err(_) => serde_json::Value::from(word).to_string(),
@@ -67,7 +67,7 @@ fn value_of(word: &str) -> String {
 ///
 /// # Errors
 /// It cannot be read, or is more than a call carries.
-pub(super) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
+pub(in crate::command) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
     let failed = |error| CommandError::failed(format!("cannot read {}", file.display()), error);
     let input: Box<dyn io::Read> = match file.as_os_str() == "-" {
         true => Box::new(io::stdin()),
@@ -77,7 +77,7 @@ pub(super) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
     input.take(CONTENT_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > CONTENT_BYTES_MAX {
         return Err(CommandError::Usage(format!(
-            "{} is longer than the {CONTENT_BYTES_MAX} bytes that a call can carry",
+            "{} is longer than the {CONTENT_BYTES_MAX} bytes that can be carried",
             file.display()
         )));
     }

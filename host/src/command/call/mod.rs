@@ -13,6 +13,8 @@ use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, PathCompleter
 use serde_json::Value;
 
 use self::arguments::Function;
+pub(super) use self::arguments::{bytes, value_of};
+pub(super) use self::output::print_one;
 use super::keys::flock_name;
 use super::{CommandError, RootArg, cages_in, check_cage, completion, holder, progress};
 use crate::control::call::{CallRequest, Content, CopyAnswer};

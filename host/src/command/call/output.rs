@@ -10,7 +10,7 @@ use crate::control::{Refusal, Reply};
 use crate::supervisor::{FAILED, STOPPED};
 
 /// Prints one result.
-pub(super) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {
+pub(in crate::command) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {
     let terminal = io::stdout().is_terminal();
     let result = result.payload().map_err(|error| CommandError::failed("the result cannot be read", error))?;
     match result {

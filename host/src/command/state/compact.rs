@@ -1,0 +1,39 @@
+//! `wasmcage state compact`: the store's file gives back the room that deleted data had.
+
+use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
+use serde_json::json;
+
+use super::access::Access;
+use crate::command::{CommandError, RootArg, completion, print};
+use crate::control::state::{Compacted, StateRequest};
+use crate::supervisor::STOPPED;
+
+/// Give the room of deleted data back to the disk
+///
+/// Room is reused without it: only a file that should get smaller needs this. A running cage writes nothing meanwhile.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wasmcage state compact shop")]
+pub(super) struct CompactArgs {
+    /// Name of the cage
+    #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
+    cage: String,
+    /// For programs: {\"before\": BYTES, \"after\": BYTES}
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    root: RootArg,
+}
+
+impl CompactArgs {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let Compacted { before, after } = Access::new(&self.root.root, &self.cage)?.ask(StateRequest::Compact {})?;
+        match self.json {
+            true => print(json!({ "before": before, "after": after }))?,
+            false => print(format_args!("{before} bytes before, {after} after"))?,
+        }
+        Ok(STOPPED)
+    }
+}
