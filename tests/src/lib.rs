@@ -6,19 +6,24 @@
 mod client;
 mod exchange;
 mod guests;
+mod root;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
+use wasmcage::dispatcher::{DispatchError, OperatorCall};
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
 use wasmcage::module::slot::ModuleSnapshot;
+use wasmcage::request::Payload;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
+pub use root::Root;
 
 /// How long `eventually` looks before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -198,6 +203,37 @@ impl Running {
     /// Instances of a module's version that serves, in use or idle.
     pub fn instances(&self, module: &str) -> usize {
         self.module(module).and_then(|module| module.version).map_or(0, |version| version.instances)
+    }
+
+    /// Calls `module.function` of the first cage, with an array of arguments.
+    ///
+    /// # Errors
+    /// The dispatcher's.
+    pub async fn call(&self, function: &str, arguments: Value) -> Result<Value, DispatchError> {
+        self.call_cage(self.name(), function, arguments).await
+    }
+
+    /// Calls `module.function` of a cage.
+    ///
+    /// # Errors
+    /// The dispatcher's.
+    pub async fn call_cage(&self, cage: &str, function: &str, arguments: Value) -> Result<Value, DispatchError> {
+        let (module, function) = function.split_once('.').expect("module.function");
+        let call = OperatorCall {
+            cage: cage.to_owned(),
+            module: module.to_owned(),
+            function: function.to_owned(),
+            arguments: Payload::Json(serde_json::json!({ "args": arguments }).to_string()),
+            timeout: PATIENCE,
+            idempotent: false,
+        };
+        let dispatcher = self.host().cage(cage).expect("a cage of this process").dispatcher().clone();
+        // Guests run on the lanes.
+        let called = self.host().lanes().next().spawn(async move { dispatcher.call_for_operator(call).await });
+        match called.await.expect("the call does not panic")? {
+            Payload::Json(json) => Ok(serde_json::from_str(&json).expect("a result is JSON")),
+            other => panic!("JSON was expected: {other:?}"),
+        }
     }
 
     /// Waits until no cage has a request in work or waiting: whatever took a place has given it back.

@@ -62,12 +62,11 @@ mod keyvalue_user {
     pub fn append(bucket: &str, key: &str, more: &str, meanwhile: Option<String>) -> Result<u32> {
         let bucket = opened(bucket)?;
         let mut cas = Cas::new(&bucket, key).map_err(failed)?;
+        let mut current = cas.current().map_err(failed)?.map_or(String::new(), text);
         if let Some(meanwhile) = meanwhile {
-            let value = bucket.get(key).map_err(failed)?.map_or(String::new(), text);
-            bucket.set(key, (value + &meanwhile).as_bytes()).map_err(failed)?;
+            bucket.set(key, format!("{current}{meanwhile}").as_bytes()).map_err(failed)?;
         }
         let mut swaps = 0;
-        let mut current = String::new();
         loop {
             swaps += 1;
             cas = match atomics::swap(cas, (current + more).as_bytes()) {
