@@ -55,6 +55,7 @@ Examples:
   wasmcage dev hello                             serve, rebuild on every save
   wasmcage run runner worker --build             two cages in one process
   wasmcage call worker work.handle /             call a function
+  wasmcage state list hello                      what its modules keep
   wasmcage logs hello -f                         follow the log
   wasmcage help cage.toml                        everything that cage.toml may say";
 

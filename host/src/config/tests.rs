@@ -102,6 +102,7 @@ fn all_keys_are_read() {
         memory_mb = 1
         timeout_ms = 2_000
         compatible = false
+        state = { max_mb = 3, max_entries = 7 }
         source = "../../examples-guests/work"
         env = { REGION = "eu" }
         config = { greeting = "hello", n = [1, 2.5, true, 1979-05-27], t = { x = "${cage}" } }
@@ -126,6 +127,7 @@ fn all_keys_are_read() {
         serde_json::Value::Object(work.config),
         serde_json::json!({ "greeting": "hello", "n": [1, 2.5, true, "1979-05-27"], "t": { "x": "runner" } })
     );
+    assert_eq!((work.state.bytes, work.state.entries), (3 << 20, 7));
     let data = FileGrant { host: "/cages/runner/data".into(), guest: "/data".to_owned(), writable: true };
     assert_eq!((work.allow.files, work.allow.cages), (vec![data], vec!["worker".to_owned()]));
     assert_eq!(work.allow.http, Some(vec!["api.example.org:443".parse().unwrap()]));
@@ -190,7 +192,7 @@ fn mistakes_name_line_key_and_what_is_allowed() {
     check(
         "[modules.work]\nmemory_mb = 5_000\ninstances = { mod = 'reuse' }\nenv = { A = 1, \"B=\" = '' }\n\
          allow.http = ['http://x', 7]\nallow.cages = ['../x']\nallow.files = [{ host = 'a', mode = 'x' }]\n\
-         config.x = nan",
+         config.x = nan\nstate = { max_mb = 0, max_keys = 1 }",
         &[
             "2: modules.work.memory_mb: expected an integer from 1 to 4096, got the integer 5000",
             "3: modules.work.instances.mod: unknown key; did you mean `mode`? \
@@ -205,6 +207,8 @@ fn mistakes_name_line_key_and_what_is_allowed() {
             "7: modules.work.allow.files[0].guest: required and not set; expected a path",
             "7: modules.work.allow.files[0].mode: the string \"x\" is not a choice (allowed: \"ro\", \"rw\")",
             "8: modules.work.config.x: expected a finite number, got NaN",
+            "9: modules.work.state.max_keys: unknown key (allowed: max_entries, max_mb)",
+            "9: modules.work.state.max_mb: expected an integer from 1 to 1048576, got the integer 0",
         ],
     );
 }
@@ -436,6 +440,7 @@ const KEYS: &[&str] = &[
     "config",
     "instances",
     "memory_mb",
+    "state",
     "timeout_ms",
     "queue",
     "log_level",
