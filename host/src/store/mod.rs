@@ -3,7 +3,6 @@
 
 mod calls;
 mod error;
-mod inspect;
 mod state;
 
 use std::path::{Path, PathBuf};
