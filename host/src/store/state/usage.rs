@@ -36,12 +36,18 @@ impl Usage {
     pub(super) fn finish(&self, writer: &mut Writer<'_>, module: &str, quota: Quota) -> Result<(), StoreError> {
         let over = |now: u64, before: u64, allowed: u64| now > allowed && now > before;
         if over(self.now.bytes, self.before.bytes, quota.bytes) {
-            let text = format!("module {module} would keep {} bytes, and may keep {}", self.now.bytes, quota.bytes);
+            let text = format!(
+                "module {module} would keep {} bytes, and may keep {}: see state.max_mb in [modules.{module}]",
+                self.now.bytes, quota.bytes
+            );
             return Err(StoreError::QuotaExceeded(text));
         }
         if over(self.now.entries, self.before.entries, quota.entries) {
             let (now, allowed) = (self.now.entries, quota.entries);
-            let text = format!("module {module} would keep {now} keys and entries of queues, and may keep {allowed}");
+            let text = format!(
+                "module {module} would keep {now} keys and entries of queues, and may keep {allowed}: see \
+                 state.max_entries in [modules.{module}]"
+            );
             return Err(StoreError::QuotaExceeded(text));
         }
         match self.now {
