@@ -88,7 +88,7 @@ async fn mistakes_are_named() {
     fs::write(&text, "{not json").unwrap();
     let file = format!("@{}", text.display());
     said(&failure(2, &["set", "shop", "state_user", "k", &file]).await, &["no JSON", "--bytes"]);
-    said(&failure(1, &["set", "shop", "state_user", &"k".repeat(1025), "1"]).await, &["1,024", "(invalid)"]);
+    said(&failure(1, &["set", "shop", "state_user", &"k".repeat(1025), "1"]).await, &["1025", "1024", "(invalid)"]);
     root.configure("shop", "[modules.state_user]\nstate = { max_entries = 1 }");
     said(&failure(1, &["set", "shop", "state_user", "k", "1"]).await, &["(quota-exceeded)"]);
     root.configure("shop", "[modules.state_user]\nstate = { max_entires = 1 }");
@@ -109,7 +109,8 @@ async fn an_export_is_another_stores_import() {
     let lines = root.path().join("lines");
     root.done(&["state", "import", "shop", lines.to_str().unwrap()]).await;
     root.call("shop", &["state_user.set_bytes", "z", "3"]).await;
-    root.call("shop", &["state_user.set_text", "zz", "{\n\"a\": 1.50 }"]).await;
+    let text = json!("{\n\"a\": 1.50 }").to_string();
+    root.call("shop", &["state_user.set_text", "zz", &text]).await;
     for n in 0..3 {
         root.call("shop", &["state_user.push", "q", &n.to_string()]).await;
     }
@@ -148,10 +149,10 @@ async fn a_store_gets_smaller_when_it_is_compacted() {
     let root = shop();
     let run = root.run("shop").await;
     for n in 0..20 {
-        root.call("shop", &["state_user.set_bytes", &n.to_string(), "500000"]).await;
+        root.call("shop", &["state_user.set_bytes", &format!("k{n}"), "500000"]).await;
     }
     for n in 1..20 {
-        root.call("shop", &["state_user.delete", &format!("\"{n}\"")]).await;
+        root.call("shop", &["state_user.delete", &format!("k{n}")]).await;
     }
     let compacted = json_of(&root.done(&["state", "compact", "shop", "--json"]).await);
     let (before, after) = (compacted["before"].as_u64().unwrap(), compacted["after"].as_u64().unwrap());

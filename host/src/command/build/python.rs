@@ -14,8 +14,12 @@ const WIT: &[(&str, &str)] = &[
     ("context.wit", include_str!("../../../../wit/context.wit")),
     ("handler.wit", include_str!("../../../../wit/handler.wit")),
     ("handover.wit", include_str!("../../../../wit/handover.wit")),
+    ("lock.wit", include_str!("../../../../wit/lock.wit")),
     ("log.wit", include_str!("../../../../wit/log.wit")),
+    ("resources.wit", include_str!("../../../../wit/resources.wit")),
     ("service.wit", include_str!("../../../../wit/service.wit")),
+    ("state.wit", include_str!("../../../../wit/state.wit")),
+    ("transaction.wit", include_str!("../../../../wit/transaction.wit")),
     ("types.wit", include_str!("../../../../wit/types.wit")),
     ("world.wit", include_str!("../../../../wit/world.wit")),
 ];
