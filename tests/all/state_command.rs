@@ -93,20 +93,17 @@ async fn mistakes_are_named() {
     said(&failure(1, &["set", "shop", "state_user", "k", "1"]).await, &["(quota-exceeded)"]);
     root.configure("shop", "[modules.state_user]\nstate = { max_entires = 1 }");
     said(&failure(2, &["set", "shop", "state_user", "k", "1"]).await, &["max_entires", "max_entries"]);
-    said(&failure(2, &["gte", "shop", "state_user", "k"]).await, &["get"]);
+    said(&failure(2, &["exprt", "shop"]).await, &["'export'"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_another_stores_import() {
     let root = Root::new(&[("shop", &["state_user"]), ("copy", &["state_user"])]);
     let run = root.run("shop").await;
-    for n in 0..2_500 {
-        // More than one page, in one file.
-        let line = json!({ "module": "state_user", "key": format!("k{n:04}"), "json": { "n": n } });
-        let mut lines = fs::OpenOptions::new().append(true).create(true).open(root.path().join("lines")).unwrap();
-        std::io::Write::write_all(&mut lines, format!("{line}\n").as_bytes()).unwrap();
-    }
+    // More than one page.
+    let line = |n| format!("{{\"module\":\"state_user\",\"key\":\"k{n:04}\",\"json\":{{\"n\":{n}}}}}\n");
     let lines = root.path().join("lines");
+    fs::write(&lines, (0..2_500).map(line).collect::<String>()).unwrap();
     root.done(&["state", "import", "shop", lines.to_str().unwrap()]).await;
     root.call("shop", &["state_user.set_bytes", "z", "3"]).await;
     let text = json!("{\n\"a\": 1.50 }").to_string();

@@ -301,7 +301,7 @@ mod tests {
         check("wasmcage state list a m --prefix p -n 5", Ok(|command| matches!(command, Command::State(_))));
         check("wasmcage state set a m k -5", Ok(|command| matches!(command, Command::State(_))));
         check("wasmcage state set a m k", Err("VALUE"));
-        check("wasmcage state gte a m k", Err("get"));
+        check("wasmcage state exprt a", Err("export"));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",
