@@ -4,6 +4,7 @@
 //! The secondary serves it; `ps` and `call` are its clients. What comes in is bounded and never trusted.
 
 pub(crate) mod call;
+pub(crate) mod retry;
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream as BlockingStream;

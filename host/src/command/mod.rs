@@ -12,6 +12,7 @@ mod keys;
 mod logs;
 mod new;
 mod ps;
+mod retry;
 mod run;
 mod secondary;
 mod stop;
@@ -64,6 +65,7 @@ enum Command {
     Stop(stop::StopArgs),
     Ps(ps::PsArgs),
     Call(call::CallArgs),
+    Retry(retry::RetryArgs),
     Logs(logs::LogsArgs),
     Check(check::CheckArgs),
     New(new::NewArgs),
@@ -100,6 +102,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Stop(args) => args.execute()?,
         Command::Ps(args) => args.execute()?,
         Command::Call(args) => args.execute()?,
+        Command::Retry(args) => args.execute()?,
         Command::Logs(args) => args.execute()?,
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
@@ -294,6 +297,12 @@ mod tests {
         check("wasmcage call a c", Err("MODULE.FUNCTION"));
         check("wasmcage call a b.c --timeout soon", Err("such as 5s"));
         check("wasmcage call a b.c 1 --bytes-from f", Err("cannot be used with"));
+        check("wasmcage call a b.c 1 --retried --id x --queue q", Ok(|command| matches!(command, Command::Call(_))));
+        check("wasmcage call a b.c --id x", Err("--retried"));
+        check("wasmcage retry list a --dead --queue q", Ok(|command| matches!(command, Command::Retry(_))));
+        check("wasmcage retry run a", Err("ID"));
+        check("wasmcage retry drop a x --queue q", Err("--dead"));
+        check("wasmcage retry move a x --to q", Ok(|command| matches!(command, Command::Retry(_))));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",

@@ -7,7 +7,10 @@ mod state;
 
 use std::path::{Path, PathBuf};
 
-pub use self::calls::{CallRecord, NewCall};
+pub use self::calls::{
+    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, ID_BYTES_MAX, InWork,
+    Look, NewCall, PENDING_MAX, Queue, QueueView, Queues, Rules, StoredTarget, call_time,
+};
 pub use self::error::StoreError;
 pub use self::state::{Outcome, Page, Quota, Range, StateValue, Step};
 use crate::request::Deadline;
@@ -23,6 +26,7 @@ pub struct StoreSettings {
 pub struct Store {
     directory: PathBuf,
     settings: StoreSettings,
+    queues: Queues,
 }
 
 /// Tables of the file: keys and values are bytes.
@@ -58,7 +62,12 @@ pub type Entry = (Vec<u8>, Vec<u8>);
 
 impl Store {
     pub fn new(directory: &Path, settings: StoreSettings) -> Self {
-        Self { directory: directory.to_owned(), settings }
+        Self { directory: directory.to_owned(), settings, queues: Queues::default() }
+    }
+
+    /// Queues of retried calls, as far as they are worked off.
+    pub fn queues(&self) -> &Queues {
+        &self.queues
     }
 
     /// # Errors
@@ -134,4 +143,7 @@ impl Writer<'_> {
     pub fn put(&mut self, _space: Space, _key: Vec<u8>, _value: Vec<u8>) {}
 
     pub fn remove(&mut self, _space: Space, _key: Vec<u8>) {}
+
+    /// Wakes whoever works off that queue, once this is on the disk.
+    pub fn wake_queue(&mut self, _name: &str) {}
 }
