@@ -110,17 +110,20 @@ fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<Str
         return Err(StoreError::QuotaExceeded(text));
     }
     let sequence = writer.get(Space::Calls, keys::NEXT)?.map_or(Ok(1), |bytes| record::number(&bytes))?;
-    let not_before_ms = call.not_before.map(milliseconds).filter(|at| *at > now_ms);
+    let expires_ms = call.expires.map(milliseconds);
+    // Its end is looked at in time, too.
+    let wait_ms = call.not_before.map(|at| milliseconds(at).min(expires_ms.unwrap_or(u64::MAX - 1)));
+    let wait_ms = wait_ms.filter(|at| *at > now_ms);
     let entry = CallEntry {
         id: call.id.clone(),
         target: call.target.clone(),
-        state: not_before_ms.map_or(CallState::Ready, |due_ms| CallState::Waiting { due_ms }),
+        state: wait_ms.map_or(CallState::Ready, |due_ms| CallState::Waiting { due_ms }),
         priority: call.priority,
         attempts: 0,
         attempts_max: call.attempts_max,
         accepted_ms: now_ms,
         first_started_ms: None,
-        expires_ms: call.expires.map(milliseconds),
+        expires_ms,
         error: String::new(),
     };
     writer.put(Space::Calls, keys::NEXT.to_vec(), (sequence + 1).to_be_bytes().to_vec());
