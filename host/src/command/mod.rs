@@ -301,7 +301,7 @@ mod tests {
         check("wasmcage call a b.c --id x", Err("--retried"));
         check("wasmcage retry list a --dead --queue q", Ok(|command| matches!(command, Command::Retry(_))));
         check("wasmcage retry run a", Err("ID"));
-        check("wasmcage retry drop a x --queue q", Err("--dead"));
+        check("wasmcage retry drop a x --queue q", Err("cannot be used with"));
         check("wasmcage retry move a x --to q", Ok(|command| matches!(command, Command::Retry(_))));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(

@@ -115,7 +115,7 @@ struct Which {
     #[arg(long, conflicts_with = "ids")]
     dead: bool,
     /// With --dead: only of this queue
-    #[arg(long, value_name = "NAME", requires = "dead")]
+    #[arg(long, value_name = "NAME", requires = "dead", conflicts_with = "ids")]
     queue: Option<String>,
 }
 
