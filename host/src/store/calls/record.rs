@@ -172,7 +172,7 @@ pub(super) fn number(bytes: &[u8]) -> Result<u64, StoreError> {
 }
 
 pub(super) fn damaged() -> StoreError {
-    StoreError::Unavailable("the record of a retried call is damaged".into())
+    StoreError::damaged("the record of a retried call")
 }
 
 /// At most so many bytes of a text.
