@@ -238,7 +238,7 @@ impl Dispatcher {
 
     /// A call may wait for an interface that is still to come, or that is misspelt.
     fn warn_of_missing(&self, queue: &str) {
-        if !self.has_interface(queue) && self.services().store.queues().warn_of(queue) {
+        if !self.has_interface(queue) && self.services().store.retried_queues().warn_of(queue) {
             tracing::warn!(
                 cage = %self.0.cage,
                 queue,

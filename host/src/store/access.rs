@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::calls::Queues;
+use super::calls::RetriedQueues;
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
 use super::{Space, StoreError};
@@ -86,14 +86,14 @@ pub struct Writer<'a> {
     group: &'a Overlay,
     own: Overlay,
     afterwards: Vec<Afterwards>,
-    queues: &'a Arc<Queues>,
+    queues: &'a Arc<RetriedQueues>,
 }
 
 /// To be done once the write is on the disk.
 pub(super) type Afterwards = Box<dyn FnOnce() + Send>;
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(snapshot: Option<&'a Snapshot>, group: &'a Overlay, queues: &'a Arc<Queues>) -> Self {
+    pub(super) fn new(snapshot: Option<&'a Snapshot>, group: &'a Overlay, queues: &'a Arc<RetriedQueues>) -> Self {
         Self { base: Reader { snapshot }, group, own: Overlay::default(), afterwards: Vec::new(), queues }
     }
 

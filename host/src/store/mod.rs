@@ -26,7 +26,7 @@ use tokio::sync::oneshot;
 pub use self::access::{Entry, Reader, Writer};
 pub use self::calls::{
     Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, ID_BYTES_MAX, InWork,
-    Look, NewCall, PENDING_MAX, Queue, QueueView, Queues, Rules, StoredTarget, call_time,
+    Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
 };
 pub use self::error::StoreError;
 use self::group::{Job, Jobs, Order};
@@ -70,7 +70,7 @@ impl Store {
     }
 
     /// Queues of retried calls, as far as they are worked off.
-    pub fn queues(&self) -> &Queues {
+    pub fn retried_queues(&self) -> &RetriedQueues {
         &self.opened.queues
     }
 

@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
 use redb::Database;
 
-use super::calls::Queues;
+use super::calls::RetriedQueues;
 use super::complaint::Complaint;
 use super::error::failed;
 use super::medium::Medium;
@@ -34,7 +34,7 @@ pub(super) struct Opened {
     file: Mutex<File>,
     complaint: Complaint,
     /// Who is to be woken when a retried call was written.
-    pub(super) queues: Arc<Queues>,
+    pub(super) queues: Arc<RetriedQueues>,
 }
 
 #[derive(Default)]

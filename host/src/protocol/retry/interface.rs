@@ -10,7 +10,7 @@ use super::attempt::{Attempted, told_given_up};
 use super::config::RetryConfig;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
-use crate::store::{Begun, Queue, StoreError};
+use crate::store::{Begun, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(30);
@@ -27,14 +27,14 @@ pub(super) struct RetryInterface {
 struct Work {
     cx: InterfaceContext,
     config: RetryConfig,
-    queue: Arc<Queue>,
+    queue: Arc<RetriedQueue>,
     attempts: TaskTracker,
 }
 
 #[async_trait]
 impl Interface for RetryInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let queue = cx.services.store.queue(&cx.endpoint.interface);
+        let queue = cx.services.store.retried_queue(&cx.endpoint.interface);
         cx.endpoint.announce(format!("queue:{}", cx.endpoint.interface));
         let work = Work { cx, config: self.config, queue, attempts: TaskTracker::new() };
         tokio::select! {

@@ -17,7 +17,7 @@ use self::queue::Working;
 pub use self::queue::{Begun, End, Finished, Look, Rules};
 pub use self::record::{CallEntry, CallState, Counts, StoredTarget, call_time};
 use self::record::{Seen, milliseconds};
-pub use self::running::{InWork, Queue, Queues};
+pub use self::running::{InWork, RetriedQueue, RetriedQueues};
 use super::{Entry, Reader, Space, Store, StoreError, Writer};
 use crate::request::Deadline;
 
@@ -140,8 +140,8 @@ fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<Str
 /// For whoever works a queue off.
 impl Store {
     /// What is known of a queue while the process runs.
-    pub fn queue(&self, name: &str) -> Arc<Queue> {
-        self.queues().get_or_create(name)
+    pub fn retried_queue(&self, name: &str) -> Arc<RetriedQueue> {
+        self.retried_queues().get_or_create(name)
     }
 
     /// What there is to do in a queue now.
@@ -149,7 +149,7 @@ impl Store {
     /// # Errors
     /// The store cannot be read.
     pub fn look_for_calls(&self, queue: &str, rules: &Rules) -> Result<Look, StoreError> {
-        let in_work = self.queue(queue).in_work();
+        let in_work = self.retried_queue(queue).in_work();
         self.read(|reader| queue::look(reader, queue, rules, &in_work, now_ms()))
     }
 
@@ -178,7 +178,7 @@ impl Store {
         places: usize,
         deadline: Deadline,
     ) -> Result<Vec<Begun>, StoreError> {
-        let (in_work, queue) = (self.queue(queue).in_work(), queue.to_owned());
+        let (in_work, queue) = (self.retried_queue(queue).in_work(), queue.to_owned());
         self.write(deadline, move |writer| working(writer, &queue, &rules).begin(&in_work, places)).await
     }
 

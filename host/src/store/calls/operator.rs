@@ -79,7 +79,7 @@ impl Store {
         for (key, value) in found {
             let queue = keys::queue_of_counts(&key).ok_or_else(super::record::damaged)?;
             let counts = super::Counts::decode(&value)?;
-            let in_work = self.queues().get(queue).map_or(0, |queue| queue.in_work().len());
+            let in_work = self.retried_queues().get(queue).map_or(0, |queue| queue.in_work().len());
             views.push(QueueView { queue: queue.to_owned(), pending: counts.pending, in_work, dead: counts.dead });
         }
         Ok(views)
@@ -158,7 +158,7 @@ impl Store {
         mut change: impl FnMut(&mut Writer<'_>, &Found) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let found = self.read(|reader| find(reader, id))?;
-        if self.queues().get(&found.queue).is_some_and(|queue| queue.is_in_work(found.sequence)) {
+        if self.retried_queues().get(&found.queue).is_some_and(|queue| queue.is_in_work(found.sequence)) {
             return Err(StoreError::Invalid(format!("call {id} is being made")));
         }
         let id = id.to_owned();
@@ -171,7 +171,7 @@ impl Store {
 
     fn view(&self, queue: &str, sequence: u64, entry: &CallEntry) -> CallView {
         let utc = |at_ms: u64| telemetry::utc(call_time(at_ms));
-        let in_work = self.queues().get(queue).is_some_and(|queue| queue.is_in_work(sequence));
+        let in_work = self.retried_queues().get(queue).is_some_and(|queue| queue.is_in_work(sequence));
         let (state, due_ms, dead_ms) = match entry.state {
             _ if in_work => ("in work", None, None),
             CallState::Ready => ("ready", None, None),

@@ -9,8 +9,8 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 
 /// The queues of a cage that are worked off, or were.
 #[derive(Default)]
-pub struct Queues {
-    worked_off: Mutex<BTreeMap<String, Arc<Queue>>>,
+pub struct RetriedQueues {
+    worked_off: Mutex<BTreeMap<String, Arc<RetriedQueue>>>,
     /// Names of queues that nobody works off, as far as they were told.
     missing: Mutex<BTreeSet<String>>,
 }
@@ -20,7 +20,7 @@ const MISSING_MAX: usize = 100;
 
 /// One of them. Whoever works it off holds its `lease`.
 #[derive(Default)]
-pub struct Queue {
+pub struct RetriedQueue {
     changed: Notify,
     in_work: Mutex<BTreeSet<u64>>,
     lease: Arc<tokio::sync::Mutex<()>>,
@@ -29,17 +29,17 @@ pub struct Queue {
 
 /// A call is being made; dropped when that is over, whatever came of it.
 pub struct InWork {
-    queue: Arc<Queue>,
+    queue: Arc<RetriedQueue>,
     sequence: u64,
 }
 
-impl Queues {
+impl RetriedQueues {
     /// Made when it is first asked for.
-    pub fn get_or_create(&self, name: &str) -> Arc<Queue> {
+    pub fn get_or_create(&self, name: &str) -> Arc<RetriedQueue> {
         self.worked_off.lock().entry(name.to_owned()).or_default().clone()
     }
 
-    pub fn get(&self, name: &str) -> Option<Arc<Queue>> {
+    pub fn get(&self, name: &str) -> Option<Arc<RetriedQueue>> {
         self.worked_off.lock().get(name).cloned()
     }
 
@@ -57,7 +57,7 @@ impl Queues {
     }
 }
 
-impl Queue {
+impl RetriedQueue {
     pub fn wake(&self) {
         self.changed.notify_one();
     }

@@ -279,7 +279,7 @@ async fn operators_run_move_and_drop() {
         Some(Begun::GivenUp(_)) | None => None,
     };
     let sequence = begin("q").await.unwrap();
-    let in_work = store.queue("q").begin(sequence);
+    let in_work = store.retried_queue("q").begin(sequence);
     assert!(store.run_call("a", None, patience()).await.unwrap_err().to_string().contains("is being made"));
     drop(in_work);
     let finished = store.finish_call("q", RULES, sequence, End::Never("no".into()), patience()).await.unwrap();
