@@ -167,11 +167,12 @@ impl Cage {
         move |module| config.module(module).state
     }
 
-    /// What can be reached from outside; a socket in the file system is for this machine's cages only.
+    /// What can be reached from outside; a socket in the file system is for this machine's cages only, a queue for its own.
     pub fn serving(&self) -> Vec<ServingLine> {
         let interfaces = self.inner.interfaces.lock();
+        let within = |address: &str| ["unix:", "queue:"].iter().any(|kind| address.starts_with(kind));
         let lines = interfaces.iter().flat_map(|(name, running)| {
-            let addresses = running.endpoint.addresses().into_iter().filter(|address| !address.starts_with("unix:"));
+            let addresses = running.endpoint.addresses().into_iter().filter(|address| !within(address));
             addresses.map(|address| ServingLine {
                 cage: self.inner.name.clone(),
                 interface: name.clone(),

@@ -1,9 +1,10 @@
 //! How other commands ask a running cage: a Unix socket `logs/<cage>.sock`, for the cage's own user only. One JSON object
 //! per line in each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`. A client
 //! that closes its side before a command is done gives it up.
-//! The secondary serves it; `ps`, `call` and `state` are its clients. What comes in is bounded and never trusted.
+//! The secondary serves it; `ps`, `call`, `retry` and `state` are its clients. What comes in is bounded and never trusted.
 
 pub(crate) mod call;
+pub(crate) mod retry;
 pub(crate) mod state;
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};

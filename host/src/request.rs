@@ -117,11 +117,13 @@ impl Facts {
     pub const SOURCE_MODULE: &'static str = "source-module";
     /// The cage whose interface took the request, however many calls ago.
     pub const ORIGIN_CAGE: &'static str = "origin-cage";
+    /// Name of the retried call on whose behalf this is done.
+    pub const RETRIED_CALL: &'static str = "retried-call";
     /// W3C trace context, as the request brought it.
     pub const TRACEPARENT: &'static str = "traceparent";
 
     /// Those that a call takes along.
-    const TRAVELLING: [&'static str; 8] = [
+    const TRAVELLING: [&'static str; 9] = [
         Self::PEER_ADDRESS,
         Self::ENCRYPTED,
         Self::PEER_NAME,
@@ -129,6 +131,7 @@ impl Facts {
         Self::SOURCE_CAGE,
         Self::SOURCE_MODULE,
         Self::ORIGIN_CAGE,
+        Self::RETRIED_CALL,
         Self::TRACEPARENT,
     ];
 
@@ -229,9 +232,28 @@ impl RequestContext {
         }
     }
 
+    /// The cage that makes the call which this is the context of; empty if it is none.
+    pub fn calling_cage(&self) -> &str {
+        let last = self.callers.last().map(|caller| &**caller).unwrap_or_default();
+        last.split_once('/').map_or(last, |(cage, _)| cage)
+    }
+
     /// The context of a call that came from elsewhere on behalf of the request with this id.
     pub fn continued(self, id: RequestId, callers: Vec<Arc<str>>) -> Self {
         Self { id, callers, ..self }
+    }
+
+    /// The context of an attempt at a call that was asked for with this one: nobody waits for it, and none of the callers of
+    /// then has a place in a cage any more. `cage` makes the call.
+    pub fn retried(&self, cage: &str, attempt: Attempt, deadline: Deadline) -> Self {
+        let mut facts = Facts::clone(&self.facts);
+        facts.set(Facts::RETRIED_CALL, attempt.id.as_str());
+        Self {
+            facts: Arc::new(facts),
+            callers: vec![format!("{cage}/").into()],
+            attempt: Some(Arc::new(attempt)),
+            ..self.with_deadline(deadline)
+        }
     }
 
     /// How a log line ends that was written on the request's behalf: `RQ-2D26 (description) via my_http +9.8s`, with the

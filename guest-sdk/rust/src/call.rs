@@ -48,7 +48,7 @@ pub struct Module<'a> {
     idempotent: bool,
 }
 
-impl Module<'_> {
+impl<'a> Module<'a> {
     /// At most this long, and never longer than the request's own deadline.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
@@ -132,9 +132,118 @@ impl Module<'_> {
         Ok(results.collect())
     }
 
+    /// Has the calls that follow be made in the background, again and again until they succeed.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use wasmcage_guest::{Result, cage, module};
+    /// # fn f() -> Result<()> {
+    /// module("mail").retried().call("send", ("alice@example.org", "Welcome"))?;
+    /// let bill = cage("billing").module("bill").retried();
+    /// bill.id("order-7").expires(Duration::from_secs(3600)).call("send", (7,))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn retried(self) -> Retried<'a> {
+        Retried { module: self, options: RetriedOptions::default() }
+    }
+
     fn options(&self) -> call::Options {
         let timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
         call::Options { timeout_ms, idempotent: self.idempotent }
+    }
+}
+
+/// A module whose functions are called in the background, and how. Made by [`Module::retried`]; `timeout` and `idempotent`
+/// of the module have no effect here.
+#[derive(Clone, Copy, Debug)]
+pub struct Retried<'a> {
+    module: Module<'a>,
+    options: RetriedOptions<'a>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct RetriedOptions<'a> {
+    queue: Option<&'a str>,
+    id: Option<&'a str>,
+    expires: Option<Duration>,
+    not_before: Option<Duration>,
+    attempts_max: Option<u32>,
+    priority: Option<i8>,
+}
+
+impl<'a> Retried<'a> {
+    /// The interface that makes the call; `retry` if none is named. Without an interface of that name the call waits.
+    pub fn queue(mut self, queue: &'a str) -> Self {
+        self.options.queue = Some(queue);
+        self
+    }
+
+    /// Names the call, so that it is accepted once however often it is asked for. At most 256 bytes. Inside a retried call
+    /// the name counts for that call only.
+    pub fn id(mut self, id: &'a str) -> Self {
+        self.options.id = Some(id);
+        self
+    }
+
+    /// It is given up after so long.
+    pub fn expires(mut self, expires: Duration) -> Self {
+        self.options.expires = Some(expires);
+        self
+    }
+
+    /// It is not tried before so long.
+    pub fn not_before(mut self, not_before: Duration) -> Self {
+        self.options.not_before = Some(not_before);
+        self
+    }
+
+    /// It is given up after so many attempts, or after the queue's own bound if that is less.
+    pub fn attempts_max(mut self, attempts_max: u32) -> Self {
+        self.options.attempts_max = Some(attempts_max);
+        self
+    }
+
+    /// Calls of a higher one go first; 0 if none is given.
+    pub fn priority(mut self, priority: i8) -> Self {
+        self.options.priority = Some(priority);
+        self
+    }
+
+    /// Has a function be called. It is durable when this returns; the result is the call's id. The function answers
+    /// [`Error::Failed`](crate::Error::Failed) for later and [`Error::Refused`](crate::Error::Refused) for never.
+    ///
+    /// # Errors
+    /// See [`CallError`]. After `TimedOut` it may have been accepted; with an [`id`](Self::id) it can be asked for again.
+    pub fn call(&self, function: &str, arguments: impl Arguments) -> Result<String, CallError> {
+        let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
+        self.call_raw(function, Payload::Json(arguments))
+    }
+
+    /// As [`Retried::call`], with a payload as it is.
+    ///
+    /// # Errors
+    /// As of [`Retried::call`].
+    pub fn call_raw(&self, function: &str, arguments: Payload) -> Result<String, CallError> {
+        call::retried(&self.record(function, arguments)).map_err(CallError::from)
+    }
+
+    fn record(&self, function: &str, arguments: Payload) -> call::RetriedCall {
+        let Self { module, options } = self;
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        call::RetriedCall {
+            cage: module.cage.map(str::to_owned),
+            module: module.name.to_owned(),
+            function: function.to_owned(),
+            arguments,
+            options: call::RetriedOptions {
+                queue: options.queue.map(str::to_owned),
+                id: options.id.map(str::to_owned),
+                expires_ms: options.expires.map(milliseconds),
+                not_before_ms: options.not_before.map(milliseconds),
+                max_attempts: options.attempts_max,
+                priority: options.priority,
+            },
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is known of the request that the module is working on. In calls made on its behalf the callee sees the same
 //! request.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::bindings::imports::wasmcage::cage::context;
 
@@ -10,4 +10,34 @@ pub use context::{cage, describe, fact, facts, log_level, module, request_id, se
 /// Time until the request's deadline, zero when it has passed. Calls made on the request's behalf inherit it.
 pub fn deadline_left() -> Duration {
     Duration::from_millis(context::deadline_left_ms())
+}
+
+/// What a retried call is told of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The call's id, the same for each attempt.
+    pub id: String,
+    /// From 1.
+    pub number: u32,
+    /// When the first attempt began.
+    pub first_started: SystemTime,
+    /// When the call is given up; none if never.
+    pub expires: Option<SystemTime>,
+}
+
+/// Which attempt at a retried call this is; none in a request that is no retried call, and in functions that a retried one
+/// calls.
+///
+/// ```no_run
+/// # use wasmcage_guest::{Error, Result, context};
+/// # fn f() -> Result<()> {
+/// if context::attempt().is_some_and(|attempt| attempt.number > 10) {
+///     return Err(Error::refused("ten attempts are enough"));
+/// }
+/// # Ok(()) }
+/// ```
+pub fn attempt() -> Option<Attempt> {
+    let time = |ms: u64| UNIX_EPOCH + Duration::from_millis(ms);
+    let context::Attempt { id, number, first_started_ms, expires_ms } = context::current_attempt()?;
+    Some(Attempt { id, number, first_started: time(first_started_ms), expires: expires_ms.map(time) })
 }

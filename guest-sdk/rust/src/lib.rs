@@ -63,7 +63,7 @@ pub mod state;
 pub mod transaction;
 
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
-pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, cage, module};
+pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, Retried, cage, module};
 pub use error::{Error, Result};
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};

@@ -20,7 +20,7 @@ use crate::supervisor::pid_lock::Holder;
 /// A cage that takes longer to answer is left out: somebody waits with a finger on the key.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Options of `call` whose value is the next word.
-const WITH_VALUE: [&str; 4] = ["--root", "--via", "--timeout", "--bytes-from"];
+const WITH_VALUE: [&str; 7] = ["--root", "--via", "--timeout", "--bytes-from", "--id", "--queue", "--expires"];
 
 const HOW: &str = "\
 Commands, options, names of cages, modules and functions are completed once the shell knows how. Add to

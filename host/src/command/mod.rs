@@ -12,6 +12,7 @@ mod keys;
 mod logs;
 mod new;
 mod ps;
+mod retry;
 mod run;
 mod secondary;
 mod state;
@@ -67,6 +68,7 @@ enum Command {
     Ps(ps::PsArgs),
     Call(call::CallArgs),
     State(state::StateArgs),
+    Retry(retry::RetryArgs),
     Logs(logs::LogsArgs),
     Check(check::CheckArgs),
     New(new::NewArgs),
@@ -104,6 +106,7 @@ pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
         Command::Ps(args) => args.execute()?,
         Command::Call(args) => args.execute()?,
         Command::State(args) => args.execute()?,
+        Command::Retry(args) => args.execute()?,
         Command::Logs(args) => args.execute()?,
         Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
@@ -302,6 +305,12 @@ mod tests {
         check("wasmcage state set a m k -5", Ok(|command| matches!(command, Command::State(_))));
         check("wasmcage state set a m k", Err("VALUE"));
         check("wasmcage state exprt a", Err("export"));
+        check("wasmcage call a b.c 1 --retried --id x --queue q", Ok(|command| matches!(command, Command::Call(_))));
+        check("wasmcage call a b.c --id x", Err("--retried"));
+        check("wasmcage retry list a --dead --queue q", Ok(|command| matches!(command, Command::Retry(_))));
+        check("wasmcage retry run a", Err("ID"));
+        check("wasmcage retry drop a x --queue q", Err("cannot be used with"));
+        check("wasmcage retry move a x --to q", Ok(|command| matches!(command, Command::Retry(_))));
         check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",

@@ -194,7 +194,7 @@ fn duration(micros: u64) -> String {
 }
 
 /// A string as it is, anything else as JSON, nothing and an empty string as a dash.
-fn word(value: &Value) -> String {
+pub(super) fn word(value: &Value) -> String {
     match value {
         Value::String(text) if text.is_empty() => "-".into(),
         Value::String(text) => text.clone(),
@@ -210,7 +210,7 @@ fn words(list: &Value) -> String {
 }
 
 /// Nothing when there is only the heading.
-fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+pub(super) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     if rows.len() < 2 {
         return String::new();
     }

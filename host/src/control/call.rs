@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wasmcage::dispatcher::{DispatchError, OperatorCall};
-use wasmcage::request::Payload;
+use wasmcage::request::{Payload, RetriedOptions};
 
 use super::{CONTENT_BYTES_MAX, Refusal, Reply};
 
@@ -25,6 +25,24 @@ pub(crate) struct CallRequest {
     pub idempotent: bool,
     /// Every copy of the cage that is known.
     pub all: bool,
+    /// Made later, until it succeeds; none: now.
+    #[serde(default)]
+    pub retried: Option<Retried>,
+}
+
+/// How a call is made later.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retried {
+    pub id: Option<String>,
+    pub queue: Option<String>,
+    pub expires_ms: Option<u64>,
+}
+
+impl From<Retried> for RetriedOptions {
+    fn from(Retried { id, queue, expires_ms }: Retried) -> Self {
+        Self { id, queue, expires: expires_ms.map(Duration::from_millis), ..Self::default() }
+    }
 }
 
 /// Arguments or a result.
@@ -48,7 +66,7 @@ impl CallRequest {
     /// # Errors
     /// Arguments that cannot be read.
     pub(crate) fn into_call(self) -> Result<OperatorCall, Refusal> {
-        let Self { cage, module, function, arguments, timeout_ms, idempotent, all: _ } = self;
+        let Self { cage, module, function, arguments, timeout_ms, idempotent, all: _, retried: _ } = self;
         let arguments = arguments.payload().map_err(|error| Refusal::new("bad-request", error))?;
         let timeout = Duration::from_millis(timeout_ms);
         Ok(OperatorCall { cage, module, function, arguments, timeout, idempotent })
@@ -61,6 +79,14 @@ impl CallRequest {
 /// A result that cannot be carried.
 pub(crate) fn answer_one(result: Payload) -> Result<Value, Refusal> {
     value(&Content::of(result, &mut { CONTENT_BYTES_MAX })?)
+}
+
+/// What is answered to a call that is made later.
+///
+/// # Errors
+/// None that depends on the id.
+pub(crate) fn answer_id(id: String) -> Result<Value, Refusal> {
+    value(&Content::Json(Value::String(id).to_string()))
 }
 
 /// What is answered to a call of every copy.

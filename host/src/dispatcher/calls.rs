@@ -76,6 +76,9 @@ impl Dispatcher {
         options: CallOptions,
     ) -> Result<Payload, DispatchError> {
         let context = self.nested(home, request, options.timeout)?;
+        if target.module.is_empty() {
+            return Err(self.no_such_module(""));
+        }
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
             return self.call(context, &target.module, target.function, arguments).await;
         };
@@ -98,6 +101,9 @@ impl Dispatcher {
         options: CallOptions,
     ) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
         let context = self.nested(home, request, options.timeout)?;
+        if target.module.is_empty() {
+            return Err(self.no_such_module(""));
+        }
         let cage = target.cage.unwrap_or_else(|| home.cage.to_string());
         if *cage != *home.cage {
             self.check_grant(home, &cage)?;
@@ -201,8 +207,12 @@ impl Dispatcher {
 
     /// A call that another cage makes, the last of the context's callers. Whoever made the context knows that for sure.
     async fn called_here(&self, call: Call) -> Result<Payload, DispatchError> {
+        // No module is called so: a retried call is handed over.
+        if call.module.is_empty() {
+            return self.take_over(call).await;
+        }
         let Call { context, module, function, arguments, .. } = call;
-        self.check_caller(&context, &module, &function)?;
+        self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let prefix = format!("{}/", self.0.cage);
         let _place = match context.callers.iter().any(|caller| caller.starts_with(&prefix)) {
@@ -212,9 +222,8 @@ impl Dispatcher {
         self.call(context, &module, function, arguments).await
     }
 
-    fn check_caller(&self, context: &RequestContext, module: &str, function: &str) -> Result<(), DispatchError> {
-        let last = context.callers.last().map(|caller| &**caller).unwrap_or_default();
-        let caller = last.split_once('/').map_or(last, |(cage, _)| cage);
+    /// Whether another cage, or the command line, may call this function here.
+    pub(super) fn check_caller(&self, caller: &str, module: &str, function: &str) -> Result<(), DispatchError> {
         if *caller == *self.0.cage
             || caller == operator::COMMAND_LINE
             || self.0.config.load().calls.permits(caller, module, function)
@@ -299,16 +308,16 @@ impl Dispatcher {
 }
 
 /// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.
-struct Served<'a> {
+pub(super) struct Served<'a> {
     endpoint: &'a Endpoint,
     /// Module and function, for the event; none while nobody reads it.
     told: Option<(Arc<RequestContext>, String, String)>,
     begun: Instant,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 impl<'a> Served<'a> {
-    fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
+    pub(super) fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
         endpoint.readings.begin();
         let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
         let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));

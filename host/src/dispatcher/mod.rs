@@ -4,6 +4,7 @@
 mod bindings;
 mod calls;
 mod endpoint;
+pub mod envelope;
 mod error;
 mod operator;
 mod remote;
@@ -26,6 +27,7 @@ pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
 pub use self::operator::{COMMAND_LINE, OperatorCall};
 pub use self::remote::{Call, Member, Remote};
+pub use self::retried::{RETRIED_ARGUMENTS_BYTES_MAX, retried_arguments};
 use self::run_to_end::RunToEnd;
 use crate::admission::Admission;
 use crate::config::{self, CageConfig};

@@ -67,7 +67,7 @@ impl Dispatcher {
         results
     }
 
-    fn operators(&self, call: OperatorCall) -> Call {
+    pub(super) fn operators(&self, call: OperatorCall) -> Call {
         let call = match *call.cage == *self.0.cage {
             true => call.by_command_line(),
             false => call.by(&self.0.cage, COMMAND_LINE),

@@ -47,8 +47,7 @@ impl Host for GuestState {
     async fn retried(&mut self, call: WitRetriedCall) -> Result<String, CallError> {
         let (dispatcher, request) = self.calling()?;
         let call = dispatcher.new_retried_call(&self.home, &request, call.into())?;
-        let _ = call;
-        Err(CallError::Failed("retried calls are not in this version".into()))
+        Ok(dispatcher.accept_retried(call, self.deadline).await?)
     }
 }
 

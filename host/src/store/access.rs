@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
+use super::calls::RetriedQueues;
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
 use super::{Space, StoreError};
@@ -84,14 +86,15 @@ pub struct Writer<'a> {
     group: &'a Overlay,
     own: Overlay,
     afterwards: Vec<Afterwards>,
+    queues: &'a Arc<RetriedQueues>,
 }
 
 /// To be done once the write is on the disk.
 pub(super) type Afterwards = Box<dyn FnOnce() + Send>;
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(snapshot: Option<&'a Snapshot>, group: &'a Overlay) -> Self {
-        Self { base: Reader { snapshot }, group, own: Overlay::default(), afterwards: Vec::new() }
+    pub(super) fn new(snapshot: Option<&'a Snapshot>, group: &'a Overlay, queues: &'a Arc<RetriedQueues>) -> Self {
+        Self { base: Reader { snapshot }, group, own: Overlay::default(), afterwards: Vec::new(), queues }
     }
 
     /// What was written, and what is to follow.
@@ -152,6 +155,12 @@ impl<'a> Writer<'a> {
     /// write that fails.
     pub fn after_commit(&mut self, work: impl FnOnce() + Send + 'static) {
         self.afterwards.push(Box::new(work));
+    }
+
+    /// Wakes whoever works off that queue of retried calls, once this is on the disk.
+    pub(super) fn wake_queue(&mut self, name: &str) {
+        let (queues, name) = (self.queues.clone(), name.to_owned());
+        self.after_commit(move || queues.wake(&name));
     }
 }
 

@@ -116,7 +116,7 @@ impl<'a> Group<'a> {
         if !job.wanted() {
             return;
         }
-        let mut writer = Writer::new(base.map(Arc::as_ref), &self.overlay);
+        let mut writer = Writer::new(base.map(Arc::as_ref), &self.overlay, &self.opened.queues);
         let kept = job.work(&mut writer);
         let (written, afterwards) = writer.into_parts();
         if kept {

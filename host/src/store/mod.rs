@@ -24,7 +24,10 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 pub use self::access::{Entry, Reader, Writer};
-pub use self::calls::{CallRecord, NewCall};
+pub use self::calls::{
+    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, ID_BYTES_MAX, InWork,
+    Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
+};
 pub use self::error::StoreError;
 use self::group::{Job, Jobs, Order};
 use self::medium::{Directory, Medium};
@@ -64,6 +67,11 @@ impl Store {
 
     fn on(medium: Box<dyn Medium>, settings: StoreSettings, cage: String) -> Self {
         Self { opened: Arc::new(Opened::new(medium, settings, cage)), thread: Mutex::default() }
+    }
+
+    /// Queues of retried calls, as far as they are worked off.
+    pub fn retried_queues(&self) -> &RetriedQueues {
+        &self.opened.queues
     }
 
     /// Settings hold from the next write on.

@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
 use redb::Database;
 
+use super::calls::RetriedQueues;
 use super::complaint::Complaint;
 use super::error::failed;
 use super::medium::Medium;
@@ -32,6 +33,8 @@ pub(super) struct Opened {
     snapshot: ArcSwapOption<Snapshot>,
     file: Mutex<File>,
     complaint: Complaint,
+    /// Who is to be woken when a retried call was written.
+    pub(super) queues: Arc<RetriedQueues>,
 }
 
 #[derive(Default)]
@@ -52,6 +55,7 @@ impl Opened {
             snapshot: ArcSwapOption::empty(),
             file: Mutex::default(),
             complaint: Complaint::new(cage),
+            queues: Arc::default(),
         }
     }
 

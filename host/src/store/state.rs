@@ -111,7 +111,7 @@ impl Store {
     pub fn rehearse(&self, module: &str, quota: Quota, steps: &[Step]) -> Result<Vec<Outcome>, StoreError> {
         self.read(|reader| {
             let none_before = Overlay::default();
-            transact(&mut Writer::new(reader.snapshot, &none_before), module, quota, steps, None)
+            transact(&mut Writer::new(reader.snapshot, &none_before, &self.opened.queues), module, quota, steps, None)
         })
     }
 

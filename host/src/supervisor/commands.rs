@@ -9,9 +9,9 @@ use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 use wasmcage::host::Host;
 
-use crate::control::call::{CallRequest, answer_all, answer_one};
+use crate::control::call::{CallRequest, answer_all, answer_id, answer_one};
 use crate::control::state::{StateRequest, perform};
-use crate::control::{Answer, Refusal, Request};
+use crate::control::{Answer, Refusal, Request, retry};
 
 /// The commands of one cage.
 pub(super) struct Commands {
@@ -40,7 +40,7 @@ impl Commands {
     async fn call(&self, arguments: Value) -> Result<Value, Refusal> {
         let request: CallRequest =
             serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
-        let all = request.all;
+        let (all, retried) = (request.all, request.retried.clone());
         let call = request.into_call()?;
         let (dispatcher, lane) = self.with_host(|host| {
             let dispatcher = host.cage(&self.cage).map(|cage| cage.dispatcher().clone());
@@ -50,6 +50,9 @@ impl Commands {
         // Guests run on the lanes.
         let called = AbortOnDropHandle::new(lane.spawn(async move {
             match all {
+                _ if let Some(retried) = retried => {
+                    answer_id(dispatcher.retry_for_operator(call, retried.into()).await?)
+                }
                 true => answer_all(dispatcher.call_all_for_operator(call).await?),
                 false => answer_one(dispatcher.call_for_operator(call).await?),
             }
@@ -75,6 +78,11 @@ impl Answer for Commands {
             "ps" => self.ps(),
             "call" => self.call(request.arguments).await,
             "state" => self.state(request.arguments).await,
+            "retry" => {
+                let dispatcher = self.with_host(|host| host.cage(&self.cage).map(|cage| cage.dispatcher().clone()))?;
+                let dispatcher = dispatcher.expect("a cage that is asked is one of the process's");
+                retry::answer(&dispatcher.services().store, request.arguments).await
+            }
             other => Err(Refusal::new("unknown-command", format!("there is no command `{other}`"))),
         }
     }

@@ -17,7 +17,7 @@ pub(super) use self::arguments::{bytes, value_of};
 pub(super) use self::output::print_one;
 use super::keys::flock_name;
 use super::{CommandError, RootArg, cages_in, check_cage, completion, holder, progress};
-use crate::control::call::{CallRequest, Content, CopyAnswer};
+use crate::control::call::{CallRequest, Content, CopyAnswer, Retried};
 use crate::control::{self, CLIENT_TIMEOUT, CONTENT_BYTES_MAX, ControlError};
 use crate::supervisor::STOPPED;
 use crate::supervisor::pid_lock::Holder;
@@ -42,6 +42,7 @@ Examples:
   wasmcage call shop cache.clear --all               in every copy of the cage
   wasmcage call --via runner worker work.handle /    as cage runner, wherever worker runs
   wasmcage call --flock default worker work.handle /
+  wasmcage call --retried shop mail.send 7           in the background, until it succeeds
   wasmcage call images thumbnail.make --bytes-from photo.jpg --raw > small.jpg")]
 pub(super) struct CallArgs {
     /// Name of the cage
@@ -70,6 +71,18 @@ pub(super) struct CallArgs {
     /// Print a string without quotes, and bytes even on a terminal; no end of line is added
     #[arg(long, conflicts_with = "all")]
     raw: bool,
+    /// Have the call be made in the background until it succeeds, and print its id; see `wasmcage retry`
+    #[arg(long, conflicts_with_all = ["all", "flock", "idempotent"])]
+    retried: bool,
+    /// Name the retried call, so that it is accepted once
+    #[arg(long, value_name = "ID", requires = "retried")]
+    id: Option<String>,
+    /// The queue of the retried call [default: retry]
+    #[arg(long, value_name = "NAME", requires = "retried")]
+    queue: Option<String>,
+    /// How long the retried call is tried, such as 30m
+    #[arg(long, value_name = "DURATION", requires = "retried", value_parser = arguments::duration)]
+    expires: Option<Duration>,
     /// The cage of the root that makes the call
     #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     via: Option<String>,
@@ -106,6 +119,11 @@ impl CallArgs {
             timeout_ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
             idempotent: self.idempotent,
             all: self.all,
+            retried: self.retried.then(|| Retried {
+                id: self.id,
+                queue: self.queue,
+                expires_ms: self.expires.map(|expires| u64::try_from(expires.as_millis()).unwrap_or(u64::MAX)),
+            }),
         };
         let answer = match caller {
             Caller::Cage(cage) => ask(&self.root.root, &cage, &request, self.timeout)?,

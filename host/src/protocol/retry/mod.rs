@@ -1,5 +1,12 @@
-//! Protocol `retry`: makes calls that were accepted before, until they succeed.
+//! Protocol `retry`: makes calls that were accepted before, again and again until they succeed. An interface works off the
+//! queue of its name; every cage has one called `retry`.
 
+mod attempt;
+mod config;
+mod interface;
+
+use self::config::RetryConfig;
+use self::interface::RetryInterface;
 use super::{Interface, Protocol};
 use crate::config::{ConfigError, Section};
 
@@ -10,11 +17,15 @@ impl Protocol for Retry {
         "retry"
     }
 
+    fn unnamed(&self) -> bool {
+        true
+    }
+
     fn has_module(&self) -> bool {
         false
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
-        Err(section.refused("not in this version"))
+        Ok(Box::new(RetryInterface { config: RetryConfig::read(section)? }))
     }
 }

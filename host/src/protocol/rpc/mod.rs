@@ -5,7 +5,6 @@ mod config;
 #[cfg(test)]
 mod contract;
 pub mod discovery;
-pub mod envelope;
 pub mod fabric;
 mod interface;
 pub mod lan;
@@ -20,6 +19,7 @@ mod reverse;
 pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
 pub use self::reverse::ReverseRpc;
 use crate::config::{ConfigError, Section};
+pub use crate::dispatcher::envelope;
 use crate::protocol::{Interface, Protocol};
 
 pub struct Rpc;

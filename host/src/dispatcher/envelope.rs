@@ -1,5 +1,5 @@
-//! A call and its answer as bytes: what every fabric carries, whatever carries it. Read from peers, so every length is
-//! checked against what came, and nothing is allocated beyond it.
+//! A call and its answer as bytes: what goes to cages elsewhere, whatever carries it, and what the store keeps of a retried
+//! call. Read from peers, so every length is checked against what came, and nothing is allocated beyond it.
 //!
 //! Numbers are big-endian; `text` is a u16 length and that many bytes of UTF-8; `long` is the same with a u32 length.
 //!
@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use crate::dispatcher::{Call, DispatchError};
+use super::{Call, DispatchError};
 use crate::module::value::{Fingerprint, Values};
 use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
@@ -50,6 +50,27 @@ const CALLERS_MAX: usize = 1_000;
 pub struct Message {
     pub head: Bytes,
     pub body: Bytes,
+}
+
+impl Message {
+    /// Both in one: `u32` length of the head, head, body.
+    pub fn into_bytes(self) -> Vec<u8> {
+        let Self { head, body } = self;
+        let mut bytes = Vec::with_capacity(4 + head.len() + body.len());
+        bytes.put_u32(u32::try_from(head.len()).expect("heads are bounded"));
+        bytes.put_slice(&head);
+        bytes.put_slice(&body);
+        bytes
+    }
+
+    /// None when it is cut short.
+    pub fn from_bytes(mut bytes: Bytes) -> Option<Self> {
+        let head = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
+        if head > bytes.len() {
+            return None;
+        }
+        Some(Self { head: bytes.split_to(head), body: bytes })
+    }
 }
 
 /// What came is no head of a call or an answer.

@@ -1,0 +1,97 @@
+//! Asks for retried calls, and is called by them: each attempt leaves a line in `/data/attempts`.
+
+use wasmcage_guest::service;
+
+#[service]
+mod retried_user {
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use wasmcage_guest::{Error, Result, cage, context, module};
+
+    /// Has `work(text, then)` be called in the background.
+    #[expect(clippy::too_many_arguments, reason = "a parameter for each option")]
+    pub fn ask(
+        text: &str,
+        then: &str,
+        of: Option<String>,
+        queue: Option<String>,
+        id: Option<String>,
+        expires_ms: Option<u64>,
+        not_before_ms: Option<u64>,
+        attempts_max: Option<u32>,
+        priority: Option<i8>,
+    ) -> Result<String> {
+        let own = context::module();
+        let callee = match &of {
+            Some(name) => cage(name).module(&own),
+            None => module(&own),
+        };
+        let mut call = callee.retried().priority(priority.unwrap_or(0));
+        if let Some(queue) = &queue {
+            call = call.queue(queue);
+        }
+        if let Some(id) = &id {
+            call = call.id(id);
+        }
+        if let Some(ms) = expires_ms {
+            call = call.expires(Duration::from_millis(ms));
+        }
+        if let Some(ms) = not_before_ms {
+            call = call.not_before(Duration::from_millis(ms));
+        }
+        if let Some(attempts_max) = attempts_max {
+            call = call.attempts_max(attempts_max);
+        }
+        Ok(call.call("work", (text, then))?)
+    }
+
+    /// Asks for many at once, without waiting for one before the next is asked for.
+    pub fn ask_many(prefix: &str, count: u32) -> Result<()> {
+        for number in 0..count {
+            module(&context::module()).retried().call("work", (format!("{prefix}{number}"), "ok"))?;
+        }
+        Ok(())
+    }
+
+    /// `then`: `ok`, `fail`, `fail until 3` (attempts), `refuse`, `panic`, `hang`, `sleep 50` (milliseconds), or `steps`:
+    /// asks for a call of its own, and fails the first time.
+    pub fn work(text: &str, then: &str) -> Result<()> {
+        let attempt = context::attempt().ok_or_else(|| Error::refused("this is no retried call"))?;
+        let started = attempt.first_started.duration_since(UNIX_EPOCH).map_err(Error::failed)?.as_millis();
+        let line = format!("{text} {} {} {started} {}\n", attempt.number, attempt.id, attempt.expires.is_some());
+        let mut file = OpenOptions::new().append(true).create(true).open("/data/attempts")?;
+        file.write_all(line.as_bytes())?;
+        match then.split_once(' ').unwrap_or((then, "")) {
+            ("ok", _) => Ok(()),
+            ("fail", "") => Err(Error::failed(format!("{text} fails"))),
+            ("fail", until) => match attempt.number < until.trim_start_matches("until ").parse()? {
+                true => Err(Error::failed(format!("{text} fails"))),
+                false => Ok(()),
+            },
+            ("refuse", _) => Err(Error::refused(format!("{text} is refused"))),
+            ("panic", _) => panic!("{text} panics"),
+            ("hang", _) => loop {
+                std::hint::spin_loop();
+            },
+            ("sleep", ms) => {
+                std::thread::sleep(Duration::from_millis(ms.parse()?));
+                Ok(())
+            }
+            ("steps", _) => {
+                module(&context::module()).retried().id("step").call("work", (format!("{text}-step"), "ok"))?;
+                match attempt.number {
+                    1 => Err(Error::failed("the first time")),
+                    _ => Ok(()),
+                }
+            }
+            _ => Err(Error::refused("what then?")),
+        }
+    }
+
+    /// Who asked for the call.
+    pub fn facts() -> Vec<(String, String)> {
+        context::facts()
+    }
+}

@@ -1,0 +1,136 @@
+//! One attempt at one call, and the record of how it ended.
+
+use std::time::SystemTime;
+
+use super::config::RetryConfig;
+use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
+use crate::dispatcher::DispatchError;
+use crate::protocol::InterfaceContext;
+use crate::request::Deadline;
+use crate::store::{CallEntry, End, Finished, InWork, StoreError, call_time};
+
+/// How long a call that does not end at its deadline is waited for; guests are stopped there.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// A call whose attempt is on record as begun.
+pub(super) struct Attempted {
+    pub(super) cx: InterfaceContext,
+    pub(super) config: RetryConfig,
+    /// Its place, which it gives back however it ends.
+    pub(super) _in_work: InWork,
+    pub(super) sequence: u64,
+    pub(super) entry: CallEntry,
+}
+
+impl Attempted {
+    pub(super) async fn run(self) {
+        let drain = self.cx.drain.clone();
+        let _in_flight = drain.token();
+        tokio::select! {
+            () = self.to_its_end() => {}
+            // It is begun again by whoever works off the queue next.
+            () = drain.forcing() => {}
+        }
+    }
+
+    async fn to_its_end(&self) {
+        let end = match self.message() {
+            Ok(Some(message)) => self.end_of(self.made(message).await),
+            // It was dropped, or moved, since.
+            Ok(None) => return,
+            Err(error) => self.later(format!("the store cannot be read: {error}")),
+        };
+        self.record(end).await;
+    }
+
+    fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.cx.services.store.call_message(self.sequence)
+    }
+
+    async fn made(&self, message: Vec<u8>) -> Result<(), DispatchError> {
+        let InterfaceContext { dispatcher, endpoint, .. } = &self.cx;
+        let expires_in = self.entry.expires_ms.map(|at| call_time(at).duration_since(SystemTime::now()));
+        let timeout = endpoint.timeout().min(expires_in.map_or(endpoint.timeout(), Result::unwrap_or_default));
+        let deadline = Deadline::after(timeout);
+        let attempt = dispatcher.attempt(endpoint, &endpoint.interface, &self.entry, message, deadline);
+        let ended = tokio::time::timeout_at(deadline.instant() + GRACE, attempt).await;
+        ended.unwrap_or_else(|_| Err(DispatchError::DeadlineExceeded("it did not end at its deadline".into())))
+    }
+
+    fn end_of(&self, result: Result<(), DispatchError>) -> End {
+        match result {
+            Ok(()) => End::Done,
+            Err(error) if is_final(&error) => End::Never(error.to_string()),
+            Err(error) => self.later(error.to_string()),
+        }
+    }
+
+    fn later(&self, error: String) -> End {
+        let due = SystemTime::now() + self.config.pause(self.entry.attempts);
+        let since = due.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        End::Later { error, due_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// The call keeps its place until its end is on record: what was done is not done again for the store's sake.
+    async fn record(&self, end: End) {
+        let (store, queue) = (&self.cx.services.store, &self.cx.endpoint.interface);
+        let mut trouble = Trouble::default();
+        loop {
+            let deadline = Deadline::after(WRITE_PATIENCE);
+            match store.finish_call(queue, self.config.rules, self.sequence, end.clone(), deadline).await {
+                Ok(finished) => return self.tell(&end, finished),
+                Err(error) => trouble.tell(&self.cx, &error),
+            }
+            tokio::time::sleep(STORE_PAUSE).await;
+        }
+    }
+
+    fn tell(&self, end: &End, finished: Finished) {
+        let (cage, interface) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface);
+        let CallEntry { id, target, attempts, .. } = &self.entry;
+        let (module, function) = (&target.module, &target.function);
+        match (finished, end) {
+            (Finished::GivenUp(entry), _) => told_given_up(&self.cx, &entry),
+            (Finished::Later, End::Later { error, .. }) => {
+                tracing::info!(
+                    cage,
+                    interface,
+                    module,
+                    function,
+                    call = id,
+                    attempts,
+                    error,
+                    "call is made again later"
+                );
+            }
+            (Finished::Done | Finished::Gone | Finished::Later, _) => {
+                tracing::debug!(cage, interface, module, function, call = id, attempts, "call is done");
+            }
+        }
+    }
+}
+
+/// A call that nobody will make again by itself.
+pub(super) fn told_given_up(cx: &InterfaceContext, entry: &CallEntry) {
+    let (cage, interface) = (&*cx.endpoint.cage, &*cx.endpoint.interface);
+    let CallEntry { id, target, error, attempts, .. } = entry;
+    let (module, function) = (&target.module, &target.function);
+    tracing::warn!(cage, interface, module, function, call = id, attempts, error, "call is given up");
+}
+
+/// Whether the same call would end in the same way again.
+fn is_final(error: &DispatchError) -> bool {
+    match error {
+        DispatchError::BadRequest(_) | DispatchError::NotPermitted(_) | DispatchError::Refused(_) => true,
+        DispatchError::NoSuchCage(_)
+        | DispatchError::NoSuchModule(_)
+        | DispatchError::NoSuchFunction(_)
+        | DispatchError::Failed(_)
+        | DispatchError::Trap(_)
+        | DispatchError::DeadlineExceeded(_)
+        | DispatchError::Lost(_)
+        | DispatchError::Overloaded(_)
+        | DispatchError::Draining
+        | DispatchError::Host(_) => false,
+    }
+}

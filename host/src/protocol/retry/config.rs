@@ -1,0 +1,117 @@
+//! What `[interfaces.NAME] protocol = "retry"` may say.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::config::{ConfigError, Section};
+use crate::store::Rules;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY_MS: u64 = DAY.as_secs() * 1000;
+
+/// Of one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RetryConfig {
+    /// Calls that are made at once.
+    pub concurrency: usize,
+    /// Before the second attempt; doubled for each further one.
+    pub interval: Duration,
+    pub rules: Rules,
+}
+
+impl RetryConfig {
+    /// # Errors
+    /// All mistakes of the section.
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        let keep_order = section.flag("keep_order", false);
+        let concurrency = section.integer("concurrency", if keep_order { 1 } else { 4 }, 1..=1_000) as usize;
+        if keep_order && concurrency > 1 {
+            section.problem("concurrency", "a queue with keep_order makes one call after the other: remove this key");
+        }
+        let interval = section.milliseconds("retry_interval_ms", Duration::from_secs(1), 1..=DAY_MS);
+        let interval_max = section.milliseconds("retry_interval_max_ms", Duration::from_secs(120), 1..=DAY_MS);
+        let retention =
+            section.parsed("retention", Span(3 * DAY), "a time such as \"3d\", \"12h\", \"30m\" or \"90s\"");
+        let rules = Rules {
+            keep_order,
+            interval_max: interval_max.max(interval),
+            attempts_max: section.optional_integer("max_attempts", 1..=u32::MAX.into()).map(|attempts| attempts as u32),
+            retention: retention.0,
+            dead_letters: section.flag("dead_letter", true),
+        };
+        section.finish()?;
+        Ok(Self { concurrency, interval, rules })
+    }
+
+    /// How long to wait after so many attempts that failed: doubled each time, up to the longest, and a fifth more or less,
+    /// so that calls that failed together do not all come back together.
+    pub(super) fn pause(&self, attempts: u32) -> Duration {
+        let doubled = self.interval.saturating_mul(1 << attempts.saturating_sub(1).min(30));
+        let jitter = 0.8 + 0.4 * fastrand::f64();
+        doubled.min(self.rules.interval_max).mul_f64(jitter).min(self.rules.interval_max)
+    }
+}
+
+/// `3d`, `12h`, `30m`, `90s`; from a second to ten years.
+#[derive(Debug, PartialEq, Eq)]
+struct Span(Duration);
+
+impl FromStr for Span {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        const LONGEST: Duration = Duration::from_secs(3_650 * 24 * 3600);
+        let units = [("d", DAY), ("h", Duration::from_secs(3600)), ("m", Duration::from_secs(60))];
+        let units = units.into_iter().chain([("s", Duration::from_secs(1))]);
+        let (number, unit) =
+            units.filter_map(|(unit, length)| Some((text.strip_suffix(unit)?, length))).next().ok_or(())?;
+        let number: u32 = number.parse().map_err(|_| ())?;
+        let span = unit.checked_mul(number).filter(|span| !span.is_zero() && *span <= LONGEST);
+        span.map(Self).ok_or(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(interval_ms: u64, interval_max_ms: u64) -> RetryConfig {
+        let rules = Rules {
+            keep_order: false,
+            interval_max: Duration::from_millis(interval_max_ms),
+            attempts_max: None,
+            retention: DAY,
+            dead_letters: true,
+        };
+        RetryConfig { concurrency: 4, interval: Duration::from_millis(interval_ms), rules }
+    }
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let check = |attempts: u32, from_ms: u64, to_ms: u64| {
+            let pause = config(1_000, 120_000).pause(attempts);
+            let range = Duration::from_millis(from_ms)..=Duration::from_millis(to_ms);
+            assert!(range.contains(&pause), "{attempts}: {pause:?}");
+        };
+        check(0, 800, 1_200);
+        check(1, 800, 1_200);
+        check(2, 1_600, 2_400);
+        check(4, 6_400, 9_600);
+        check(8, 96_000, 120_000);
+        check(u32::MAX, 96_000, 120_000);
+    }
+
+    #[test]
+    fn spans_are_read() {
+        let check = |text: &str, seconds: Option<u64>| {
+            assert_eq!(text.parse::<Span>().ok(), seconds.map(|seconds| Span(Duration::from_secs(seconds))), "{text}");
+        };
+        check("3d", Some(259_200));
+        check("12h", Some(43_200));
+        check("30m", Some(1_800));
+        check("90s", Some(90));
+        for wrong in ["", "d", "0s", "3", "3w", "-1d", "4000d", "4294967295d", "1.5h", "3 d"] {
+            check(wrong, None);
+        }
+    }
+}

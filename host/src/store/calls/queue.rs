@@ -1,0 +1,342 @@
+//! Working off a queue: what is due, the record of each attempt's beginning and end.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::record::{CallEntry, CallState, Counts, Seen};
+use super::{Source, keys, record};
+use crate::store::{Space, StoreError, Writer};
+
+/// Calls whose time has come that one write makes ready.
+const PROMOTED_MAX: usize = 1_000;
+/// Names that one write forgets.
+const FORGOTTEN_MAX: usize = 1_000;
+/// Dead letters of a queue; for one more the oldest is dropped.
+const DEAD_MAX: u64 = 100_000;
+/// Names are forgotten so much later than they could be, many at once.
+const FORGET_SLACK_MS: u64 = 60_000;
+
+/// How a queue is worked off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// One after the other, in the order in which they were accepted: the first that is not done holds up the rest.
+    pub keep_order: bool,
+    /// The longest time between two attempts.
+    pub interval_max: Duration,
+    /// Attempts of one call; none: until it succeeds.
+    pub attempts_max: Option<u32>,
+    /// How long the name of a call is remembered after its end, and how long one for another cage is kept while that
+    /// cannot be reached.
+    pub retention: Duration,
+    /// Whether what is given up is kept.
+    pub dead_letters: bool,
+}
+
+/// What there is to do in a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Something, now.
+    pub due: bool,
+    /// Otherwise then, in milliseconds since 1970; none: nothing until something is accepted.
+    pub next_ms: Option<u64>,
+}
+
+/// What became of a call that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begun {
+    /// To be made now; the attempt is on record.
+    Attempt {
+        sequence: u64,
+        entry: CallEntry,
+    },
+    GivenUp(CallEntry),
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    Done,
+    /// To be made again then.
+    Later {
+        error: String,
+        due_ms: u64,
+    },
+    Never(String),
+}
+
+/// What was made of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finished {
+    Done,
+    Later,
+    GivenUp(Box<CallEntry>),
+    /// It was dropped or moved meanwhile, or all of this is on record already.
+    Gone,
+}
+
+/// One queue in one write.
+pub(in crate::store) struct Working<'w, 'a> {
+    pub writer: &'w mut Writer<'a>,
+    pub queue: &'w str,
+    pub rules: &'w Rules,
+    pub now_ms: u64,
+}
+
+impl Look {
+    fn at(&mut self, at_ms: u64, now_ms: u64) {
+        match at_ms <= now_ms {
+            true => self.due = true,
+            false => self.next_ms = Some(self.next_ms.map_or(at_ms, |next| next.min(at_ms))),
+        }
+    }
+}
+
+impl Rules {
+    fn retention_ms(&self) -> u64 {
+        u64::try_from(self.retention.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// From here on a call that failed would wait longer than any may: the clock was set back since.
+    fn horizon_ms(&self, now_ms: u64) -> u64 {
+        let longest = u64::try_from(self.interval_max.as_millis()).unwrap_or(u64::MAX);
+        now_ms.saturating_add(longest).saturating_add(1)
+    }
+
+    /// When a call that is first in an ordered queue may be made.
+    fn due_ms(&self, entry: &CallEntry, now_ms: u64) -> u64 {
+        let due_ms = match entry.state {
+            CallState::Ready | CallState::Dead { .. } => 0,
+            CallState::Waiting { due_ms } => due_ms,
+            CallState::Failed { due_ms } if due_ms >= self.horizon_ms(now_ms) => 0,
+            CallState::Failed { due_ms } => due_ms,
+        };
+        due_ms.min(entry.expires_ms.unwrap_or(u64::MAX))
+    }
+
+    /// Why a call is not made any more.
+    fn ended(&self, entry: &CallEntry, now_ms: u64) -> Option<String> {
+        let after = || match entry.error.as_str() {
+            "" => String::new(),
+            error => format!("; last: {error}"),
+        };
+        if entry.expires_ms.is_some_and(|at| at <= now_ms) {
+            return Some(format!("expired after {} attempts{}", entry.attempts, after()));
+        }
+        if let Some(cage) = &entry.target.cage {
+            // By now the other side may have forgotten that it has it.
+            let over = |started: u64| started.saturating_add(self.retention_ms()) <= now_ms;
+            let late = entry.first_started_ms.is_some_and(over);
+            return late.then(|| format!("cage {cage} did not take it within the queue's retention{}", after()));
+        }
+        let attempts_max = entry.attempts_max.into_iter().chain(self.attempts_max).min()?;
+        (entry.attempts >= attempts_max).then(|| format!("failed {} times{}", entry.attempts, after()))
+    }
+}
+
+/// What there is to do, while these calls are being made.
+pub(in crate::store) fn look(
+    source: &impl Source,
+    queue: &str,
+    rules: &Rules,
+    in_work: &BTreeSet<u64>,
+    now_ms: u64,
+) -> Result<Look, StoreError> {
+    let mut look = Look::default();
+    let forgotten = source.range(Space::CallsSeen, &keys::forgotten(queue, u64::MAX), 1, false)?;
+    if let Some((at_ms, _)) = forgotten.first().and_then(|(key, _)| keys::forgotten_id(queue, key)) {
+        look.at(at_ms.saturating_add(FORGET_SLACK_MS), now_ms);
+    }
+    if rules.keep_order {
+        if let Some((_, head)) = source.entries(queue, false, 0, 1)?.first().filter(|_| in_work.is_empty()) {
+            look.at(rules.due_ms(head, now_ms), now_ms);
+        }
+        return Ok(look);
+    }
+    let ready = source.range(Space::CallsDue, &keys::ready(queue), in_work.len() + 1, false)?;
+    look.due |= ready.iter().filter_map(|(key, _)| keys::sequence(key)).any(|sequence| !in_work.contains(&sequence));
+    for kind in [keys::WAITING, keys::FAILED] {
+        let first = source.range(Space::CallsDue, &keys::timed(queue, kind, 0, u64::MAX), 1, false)?;
+        if let Some(at_ms) = first.first().and_then(|(key, _)| keys::due_ms(key)) {
+            look.at(at_ms, now_ms);
+        }
+    }
+    let beyond = keys::timed(queue, keys::FAILED, rules.horizon_ms(now_ms), u64::MAX);
+    look.due |= !source.range(Space::CallsDue, &beyond, 1, false)?.is_empty();
+    Ok(look)
+}
+
+/// A call that is pending, and where it stands.
+pub(super) fn put_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64, entry: &CallEntry) {
+    writer.put(Space::Calls, keys::entry(queue, sequence, false), entry.encode());
+    if let Some(due) = keys::due(queue, sequence, entry) {
+        writer.put(Space::CallsDue, due, Vec::new());
+    }
+}
+
+/// The same call, to be put elsewhere or nowhere.
+pub(super) fn remove_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64, entry: &CallEntry) {
+    writer.remove(Space::Calls, keys::entry(queue, sequence, false));
+    if let Some(due) = keys::due(queue, sequence, entry) {
+        writer.remove(Space::CallsDue, due);
+    }
+}
+
+pub(super) fn count(writer: &mut Writer<'_>, queue: &str, change: impl FnOnce(&mut Counts)) -> Result<(), StoreError> {
+    let mut counts = writer.counts(queue)?;
+    change(&mut counts);
+    match counts {
+        Counts { pending: 0, dead: 0 } => writer.remove(Space::Calls, keys::counts(queue)),
+        counts => writer.put(Space::Calls, keys::counts(queue), counts.encode()),
+    }
+    Ok(())
+}
+
+/// The name of a call that has ended is remembered until then.
+pub(super) fn forget_later(writer: &mut Writer<'_>, queue: &str, sequence: u64, id: &str, forget_ms: u64) {
+    let seen = Seen { sequence, queue: queue.to_owned(), forget_ms: Some(forget_ms) };
+    writer.put(Space::CallsSeen, keys::id(id), seen.encode());
+    writer.put(Space::CallsSeen, keys::forget(queue, forget_ms, id), Vec::new());
+}
+
+impl Working<'_, '_> {
+    /// Records the beginning of attempts at up to `places` calls that are due and not in work.
+    pub(in crate::store) fn begin(&mut self, in_work: &BTreeSet<u64>, places: usize) -> Result<Vec<Begun>, StoreError> {
+        self.forget()?;
+        if self.rules.keep_order {
+            return self.begin_first(in_work);
+        }
+        self.promote(self.now_ms)?;
+        let ready = keys::ready(self.queue);
+        let found = self.writer.range(Space::CallsDue, &ready.0, &ready.1, in_work.len() + places, false)?;
+        let numbers = found.iter().filter_map(|(key, _)| keys::sequence(key));
+        let mut begun = Vec::with_capacity(places);
+        for sequence in numbers.filter(|sequence| !in_work.contains(sequence)).take(places) {
+            let entry = self.writer.entry(self.queue, sequence, false)?.ok_or_else(record::damaged)?;
+            begun.push(self.attempt(sequence, entry)?);
+        }
+        Ok(begun)
+    }
+
+    fn begin_first(&mut self, in_work: &BTreeSet<u64>) -> Result<Vec<Begun>, StoreError> {
+        let head = self.writer.entries(self.queue, false, 0, 1)?.pop();
+        let head = head.filter(|(_, entry)| in_work.is_empty() && self.rules.due_ms(entry, self.now_ms) <= self.now_ms);
+        match head {
+            Some((sequence, entry)) => Ok(vec![self.attempt(sequence, entry)?]),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn attempt(&mut self, sequence: u64, mut entry: CallEntry) -> Result<Begun, StoreError> {
+        if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
+            return self.bury(sequence, entry, reason).map(Begun::GivenUp);
+        }
+        remove_pending(self.writer, self.queue, sequence, &entry);
+        entry.state = CallState::Ready;
+        entry.attempts = entry.attempts.saturating_add(1);
+        entry.first_started_ms.get_or_insert(self.now_ms);
+        put_pending(self.writer, self.queue, sequence, &entry);
+        Ok(Begun::Attempt { sequence, entry })
+    }
+
+    /// Makes ready what was to wait until then at the latest.
+    fn promote(&mut self, until_ms: u64) -> Result<usize, StoreError> {
+        let (until_ms, horizon_ms) = (until_ms.saturating_add(1), self.rules.horizon_ms(self.now_ms));
+        let mut promoted = 0;
+        for (kind, from_ms, to_ms) in [
+            (keys::WAITING, 0, self.now_ms.saturating_add(1)),
+            (keys::FAILED, 0, until_ms),
+            (keys::FAILED, horizon_ms.max(until_ms), u64::MAX),
+        ] {
+            let keys = keys::timed(self.queue, kind, from_ms, to_ms);
+            for (key, _) in self.writer.range(Space::CallsDue, &keys.0, &keys.1, PROMOTED_MAX, false)? {
+                let sequence = keys::sequence(&key).ok_or_else(record::damaged)?;
+                let mut entry = self.writer.entry(self.queue, sequence, false)?.ok_or_else(record::damaged)?;
+                remove_pending(self.writer, self.queue, sequence, &entry);
+                entry.state = CallState::Ready;
+                put_pending(self.writer, self.queue, sequence, &entry);
+                promoted += 1;
+            }
+        }
+        Ok(promoted)
+    }
+
+    /// Makes ready what failed before the cage was started, some of it. Whether that was all.
+    pub(in crate::store) fn resume(&mut self) -> Result<bool, StoreError> {
+        Ok(self.promote(u64::MAX - 1)? < PROMOTED_MAX)
+    }
+
+    /// Forgets names whose time is over.
+    fn forget(&mut self) -> Result<(), StoreError> {
+        let keys = keys::forgotten(self.queue, self.now_ms.saturating_add(1));
+        for (key, _) in self.writer.range(Space::CallsSeen, &keys.0, &keys.1, FORGOTTEN_MAX, false)? {
+            let (_, id) = keys::forgotten_id(self.queue, &key).ok_or_else(record::damaged)?;
+            self.writer.remove(Space::CallsSeen, keys::id(id));
+            self.writer.remove(Space::CallsSeen, key);
+        }
+        Ok(())
+    }
+
+    /// Records the end of an attempt. The same end twice is recorded once.
+    pub(in crate::store) fn finish(&mut self, sequence: u64, end: &End) -> Result<Finished, StoreError> {
+        let Some(mut entry) = self.writer.entry(self.queue, sequence, false)? else { return Ok(Finished::Gone) };
+        match end {
+            End::Done => {
+                remove_pending(self.writer, self.queue, sequence, &entry);
+                self.writer.remove(Space::Calls, keys::message(sequence));
+                count(self.writer, self.queue, |counts| counts.pending = counts.pending.saturating_sub(1))?;
+                self.forget_after_retention(sequence, &entry.id);
+                Ok(Finished::Done)
+            }
+            End::Never(error) => {
+                self.bury(sequence, entry, error.clone()).map(|entry| Finished::GivenUp(Box::new(entry)))
+            }
+            End::Later { error, due_ms } => {
+                entry.error.clone_from(error);
+                if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
+                    return self.bury(sequence, entry, reason).map(|entry| Finished::GivenUp(Box::new(entry)));
+                }
+                remove_pending(self.writer, self.queue, sequence, &entry);
+                // Its end is looked at in time, too.
+                let due_ms = (*due_ms).min(entry.expires_ms.unwrap_or(u64::MAX - 1));
+                entry.state = CallState::Failed { due_ms };
+                put_pending(self.writer, self.queue, sequence, &entry);
+                Ok(Finished::Later)
+            }
+        }
+    }
+
+    /// Gives up a pending call.
+    fn bury(&mut self, sequence: u64, mut entry: CallEntry, reason: String) -> Result<CallEntry, StoreError> {
+        remove_pending(self.writer, self.queue, sequence, &entry);
+        entry.error = reason;
+        let keep = self.rules.dead_letters;
+        if keep {
+            if self.writer.counts(self.queue)?.dead >= DEAD_MAX {
+                self.drop_oldest_dead()?;
+            }
+            entry.state = CallState::Dead { since_ms: self.now_ms };
+            self.writer.put(Space::Calls, keys::entry(self.queue, sequence, true), entry.encode());
+        } else {
+            self.writer.remove(Space::Calls, keys::message(sequence));
+            self.forget_after_retention(sequence, &entry.id);
+        }
+        count(self.writer, self.queue, |counts| {
+            counts.pending = counts.pending.saturating_sub(1);
+            counts.dead += u64::from(keep);
+        })?;
+        Ok(entry)
+    }
+
+    fn drop_oldest_dead(&mut self) -> Result<(), StoreError> {
+        let Some((sequence, oldest)) = self.writer.entries(self.queue, true, 0, 1)?.pop() else { return Ok(()) };
+        self.writer.remove(Space::Calls, keys::entry(self.queue, sequence, true));
+        self.writer.remove(Space::Calls, keys::message(sequence));
+        self.forget_after_retention(sequence, &oldest.id);
+        count(self.writer, self.queue, |counts| counts.dead = counts.dead.saturating_sub(1))
+    }
+
+    fn forget_after_retention(&mut self, sequence: u64, id: &str) {
+        let forget_ms = self.now_ms.saturating_add(self.rules.retention_ms());
+        forget_later(self.writer, self.queue, sequence, id, forget_ms);
+    }
+}

@@ -1,0 +1,452 @@
+//! The queue, step by step and against a plain model of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::*;
+use crate::store::{Outcome, Quota, StateValue, Step, StoreSettings};
+
+const RULES: Rules = Rules {
+    keep_order: false,
+    interval_max: Duration::from_secs(120),
+    attempts_max: None,
+    retention: Duration::from_secs(3600),
+    dead_letters: true,
+};
+const START_MS: u64 = 1_700_000_000_000;
+
+/// A store of its own, and a clock.
+struct Bench {
+    store: Store,
+    rules: Rules,
+    now_ms: u64,
+    in_work: BTreeSet<u64>,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+        Self { store, rules: RULES, now_ms: START_MS, in_work: BTreeSet::new(), _directory: directory }
+    }
+
+    fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Writer<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(self.store.write(Deadline::after(Duration::from_secs(60)), work))
+    }
+
+    fn accept(&self, call: &NewCall) -> String {
+        let (call, now_ms) = (call.clone(), self.now_ms);
+        self.write(move |writer| accept_at(writer, &call, now_ms)).unwrap()
+    }
+
+    fn begin(&mut self, places: usize) -> Vec<Begun> {
+        let (rules, in_work, now_ms) = (self.rules, self.in_work.clone(), self.now_ms);
+        let begun =
+            self.write(move |writer| Working { writer, queue: "q", rules: &rules, now_ms }.begin(&in_work, places));
+        let begun = begun.unwrap();
+        self.in_work.extend(begun.iter().filter_map(|begun| match begun {
+            Begun::Attempt { sequence, .. } => Some(*sequence),
+            Begun::GivenUp(_) => None,
+        }));
+        begun
+    }
+
+    /// Names of the calls of which attempts begin now, with the attempts' numbers.
+    fn attempts(&mut self, places: usize) -> Vec<(String, u32, u64)> {
+        let begun = self.begin(places).into_iter().map(|begun| match begun {
+            Begun::Attempt { sequence, entry } => (entry.id, entry.attempts, sequence),
+            Begun::GivenUp(entry) => panic!("{entry:?} was given up"),
+        });
+        begun.collect()
+    }
+
+    fn names(&mut self, places: usize) -> Vec<String> {
+        self.attempts(places).into_iter().map(|(id, ..)| id).collect()
+    }
+
+    fn finish(&mut self, sequence: u64, end: End) -> Finished {
+        let (rules, now_ms) = (self.rules, self.now_ms);
+        self.in_work.remove(&sequence);
+        let finished =
+            self.write(move |writer| Working { writer, queue: "q", rules: &rules, now_ms }.finish(sequence, &end));
+        finished.unwrap()
+    }
+
+    fn look(&self) -> Look {
+        self.store.read(|reader| queue::look(reader, "q", &self.rules, &self.in_work, self.now_ms)).unwrap()
+    }
+
+    /// Everything that the spaces of calls hold.
+    fn entries(&self) -> usize {
+        let count = |space| self.store.read(|reader| Reader::range(reader, space, &[], &[0xff; 64], usize::MAX, false));
+        [Space::Calls, Space::CallsDue, Space::CallsSeen].map(|space| count(space).unwrap().len()).iter().sum()
+    }
+}
+
+fn call(id: &str) -> NewCall {
+    NewCall {
+        queue: "q".into(),
+        id: id.into(),
+        target: StoredTarget { origin: "here".into(), cage: None, module: "work".into(), function: "handle".into() },
+        message: id.as_bytes().to_vec(),
+        expires: None,
+        not_before: None,
+        attempts_max: None,
+        priority: 0,
+    }
+}
+
+fn at(now_ms: u64) -> Option<SystemTime> {
+    Some(call_time(now_ms))
+}
+
+fn later(due_ms: u64) -> End {
+    End::Later { error: "why".into(), due_ms }
+}
+
+#[test]
+fn a_name_is_accepted_once_until_its_retention_is_over() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.accept(&call("a")), "a");
+    assert_eq!(bench.accept(&call("a")), "a");
+    let attempts = bench.attempts(10);
+    assert_eq!(attempts.len(), 1);
+    // Neither while it is being made nor when it is done.
+    bench.accept(&call("a"));
+    assert_eq!(bench.finish(attempts[0].2, End::Done), Finished::Done);
+    assert_eq!(bench.finish(attempts[0].2, End::Done), Finished::Gone, "it is recorded once");
+    bench.now_ms += 3_599_999;
+    bench.accept(&call("a"));
+    assert_eq!(bench.names(10), [""; 0]);
+    bench.now_ms += 1;
+    bench.accept(&call("a"));
+    assert_eq!(bench.names(10), ["a"]);
+}
+
+#[test]
+fn what_is_over_leaves_nothing_behind() {
+    let mut bench = Bench::new();
+    for id in ["a", "b", "c"] {
+        bench.accept(&call(id));
+    }
+    for (_, _, sequence) in bench.attempts(10) {
+        bench.finish(sequence, End::Done);
+    }
+    assert_eq!(bench.entries(), 7, "three names, when to forget them, and the next number");
+    bench.now_ms += 4_000_000;
+    assert!(bench.look().due, "names are to be forgotten");
+    bench.begin(1);
+    assert_eq!((bench.entries(), bench.look()), (1, Look::default()));
+}
+
+#[test]
+fn priorities_then_age_decide_and_calls_in_work_are_left_alone() {
+    let mut bench = Bench::new();
+    for (id, priority) in [("a", 0), ("b", -128), ("c", 127), ("d", 0)] {
+        bench.accept(&NewCall { priority, ..call(id) });
+    }
+    assert_eq!(bench.names(2), ["c", "a"]);
+    bench.accept(&NewCall { priority: 1, ..call("e") });
+    assert_eq!(bench.names(2), ["e", "d"]);
+    assert_eq!(bench.names(2), ["b"]);
+    assert_eq!((bench.names(2).len(), bench.look().due), (0, false));
+    // The process that made them is gone.
+    bench.in_work.clear();
+    assert!(bench.look().due);
+    assert_eq!(bench.attempts(1)[0].1, 2, "the attempt that came to nothing counts");
+}
+
+#[test]
+fn calls_wait_for_their_time() {
+    let mut bench = Bench::new();
+    bench.accept(&NewCall { not_before: at(START_MS + 500), ..call("a") });
+    assert_eq!(bench.look(), Look { due: false, next_ms: Some(START_MS + 500) });
+    assert_eq!(bench.names(1), [""; 0]);
+    bench.now_ms += 500;
+    let sequence = bench.attempts(1)[0].2;
+    bench.finish(sequence, later(bench.now_ms + 1_000));
+    assert_eq!(bench.look(), Look { due: false, next_ms: Some(START_MS + 1_500) });
+    bench.now_ms += 1_000;
+    assert_eq!(bench.attempts(1)[0].1, 2);
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_no_attempt_for_longer_than_the_longest_interval() {
+    let mut bench = Bench::new();
+    bench.accept(&call("a"));
+    let sequence = bench.attempts(1)[0].2;
+    bench.finish(sequence, later(bench.now_ms + 120_000));
+    assert!(!bench.look().due);
+    bench.now_ms -= 3_600_000;
+    assert!(bench.look().due);
+    assert_eq!(bench.names(1), ["a"]);
+    // In an ordered queue, too.
+    bench.rules.keep_order = true;
+    bench.finish(sequence, later(bench.now_ms + 120_000));
+    assert!(!bench.look().due);
+    bench.now_ms -= 3_600_000;
+    assert_eq!(bench.names(1), ["a"]);
+}
+
+#[test]
+fn what_failed_before_a_restart_is_made_at_once() {
+    let mut bench = Bench::new();
+    for id in ["a", "b"] {
+        bench.accept(&call(id));
+    }
+    bench.accept(&NewCall { not_before: at(START_MS + 60_000), ..call("c") });
+    for (_, _, sequence) in bench.attempts(2) {
+        bench.finish(sequence, later(START_MS + 100_000));
+    }
+    assert!(!bench.look().due);
+    let (rules, now_ms) = (bench.rules, bench.now_ms);
+    let all = bench.write(move |writer| Working { writer, queue: "q", rules: &rules, now_ms }.resume()).unwrap();
+    assert!(all);
+    assert_eq!(bench.names(10), ["a", "b"]);
+}
+
+#[test]
+fn the_first_of_an_ordered_queue_holds_up_the_rest() {
+    let mut bench = Bench::new();
+    bench.rules.keep_order = true;
+    bench.accept(&call("a"));
+    bench.accept(&NewCall { priority: 9, ..call("b") });
+    let sequence = bench.attempts(10)[0].2;
+    assert_eq!(bench.names(10), [""; 0], "one at a time");
+    bench.finish(sequence, later(bench.now_ms + 1_000));
+    assert_eq!(bench.look(), Look { due: false, next_ms: Some(START_MS + 1_000) });
+    assert_eq!(bench.names(10), [""; 0]);
+    bench.now_ms += 1_000;
+    assert_eq!(bench.attempts(10), [("a".into(), 2, sequence)]);
+    bench.finish(sequence, End::Done);
+    assert_eq!(bench.names(10), ["b"]);
+}
+
+#[test]
+fn calls_are_given_up_and_kept() {
+    let given_up = |bench: &mut Bench, part: &str| {
+        let [Begun::GivenUp(entry)] = &bench.begin(1)[..] else { panic!("it is not given up") };
+        assert!(entry.error.contains(part), "{}", entry.error);
+    };
+    let mut bench = Bench::new();
+    bench.accept(&NewCall { expires: at(START_MS + 1_000), ..call("expires") });
+    let sequence = bench.attempts(1)[0].2;
+    bench.finish(sequence, later(bench.now_ms + 60_000));
+    assert_eq!(bench.look().next_ms, Some(START_MS + 1_000), "its end is not slept through");
+    bench.now_ms += 1_000;
+    given_up(&mut bench, "expired after 1 attempts; last: why");
+    bench.accept(&NewCall { attempts_max: Some(1), ..call("attempts") });
+    let sequence = bench.attempts(1)[0].2;
+    assert!(
+        matches!(bench.finish(sequence, later(0)), Finished::GivenUp(entry) if entry.error.contains("failed 1 times"))
+    );
+    let elsewhere = StoredTarget { cage: Some("far".into()), ..call("").target };
+    bench.accept(&NewCall { target: elsewhere, attempts_max: Some(1), ..call("handed over") });
+    let sequence = bench.attempts(1)[0].2;
+    assert_eq!(bench.finish(sequence, later(bench.now_ms)), Finished::Later, "attempts count where it is made");
+    bench.now_ms += 3_600_000;
+    given_up(&mut bench, "cage far did not take it");
+    // Their names stay taken.
+    bench.now_ms += 100_000_000;
+    for id in ["expires", "attempts", "handed over"] {
+        bench.accept(&call(id));
+    }
+    assert_eq!(bench.begin(10), []);
+    let counts = bench.store.read(|reader| reader.counts("q")).unwrap();
+    assert_eq!(counts, Counts { pending: 0, dead: 3 });
+    // Without dead letters, nothing is kept but the name.
+    bench.rules.dead_letters = false;
+    bench.accept(&call("refused"));
+    let sequence = bench.attempts(1)[0].2;
+    assert!(matches!(bench.finish(sequence, End::Never("no".into())), Finished::GivenUp(_)));
+    assert_eq!(bench.store.call_message(sequence).unwrap(), None);
+    assert_eq!(bench.store.read(|reader| reader.counts("q")).unwrap().dead, 3);
+}
+
+#[tokio::test]
+async fn operators_run_move_and_drop() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+    let patience = || Deadline::after(Duration::from_secs(60));
+    store.accept_call(NewCall { attempts_max: Some(1), ..call("a") }, patience()).await.unwrap();
+    let begin = async |queue: &str| match store.begin_calls(queue, RULES, 1, patience()).await.unwrap().pop() {
+        Some(Begun::Attempt { sequence, .. }) => Some(sequence),
+        Some(Begun::GivenUp(_)) | None => None,
+    };
+    let sequence = begin("q").await.unwrap();
+    let in_work = store.retried_queue("q").begin(sequence);
+    assert!(store.run_call("a", None, patience()).await.unwrap_err().to_string().contains("is being made"));
+    drop(in_work);
+    let finished = store.finish_call("q", RULES, sequence, End::Never("no".into()), patience()).await.unwrap();
+    assert!(matches!(finished, Finished::GivenUp(_)));
+    let dead = |dead| store.calls(&CallsWanted { dead, limit: 10, ..CallsWanted::default() }).unwrap();
+    assert_eq!((dead(true)[0].state, dead(true)[0].error.as_deref(), dead(false).len()), ("dead", Some("no"), 0));
+    store.run_call("a", Some("other"), patience()).await.unwrap();
+    assert_eq!((&*dead(false)[0].queue, dead(false)[0].attempts, dead(true).len()), ("other", 0, 0));
+    assert_eq!(store.find_call("a").unwrap().1, b"a");
+    assert_eq!(begin("other").await, Some(sequence));
+    store.drop_call("a", patience()).await.unwrap();
+    assert!(store.find_call("a").unwrap_err().to_string().contains("only remembered"));
+    store.accept_call(call("a"), patience()).await.unwrap();
+    assert_eq!((begin("q").await, store.call_queues().unwrap()), (None, vec![]));
+    assert!(store.drop_call("b", patience()).await.unwrap_err().to_string().contains("there is no call b"));
+}
+
+#[tokio::test]
+async fn a_call_is_accepted_with_the_transaction_it_belongs_to_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+    let patience = || Deadline::after(Duration::from_secs(60));
+    let retry = |id: &str| Step::Retry(Box::new(call(id)));
+    let set = Step::Set("k".into(), StateValue::Json("1".into()));
+    let check = Step::Check("k".into(), Some(StateValue::Json("2".into())));
+    let steps = vec![retry("a"), set.clone(), check];
+    let refused = store.transact("work", Quota::default(), steps, None, patience()).await;
+    assert_eq!(refused, Err(StoreError::Conflict(2)));
+    assert_eq!(store.call_queues().unwrap(), []);
+    let done = store.transact("work", Quota::default(), vec![set, retry("b")], None, patience()).await.unwrap();
+    assert_eq!(done[1], Outcome::Id("b".into()));
+    assert_eq!(store.call_queues().unwrap()[0].pending, 1);
+}
+
+/// What the queue promises, as plainly as possible.
+#[derive(Clone, Debug)]
+struct Modelled {
+    number: u64,
+    priority: i8,
+    /// None: ready.
+    due_ms: Option<u64>,
+    expires_ms: Option<u64>,
+    attempts: u32,
+}
+
+#[test]
+fn the_queue_does_what_a_plain_map_does() {
+    arbtest::arbtest(|u| {
+        let mut bench = Bench::new();
+        bench.rules.keep_order = u.arbitrary()?;
+        bench.rules.attempts_max = u.arbitrary::<bool>()?.then_some(3);
+        let keep_order = bench.rules.keep_order;
+        let mut pending: BTreeMap<String, Modelled> = BTreeMap::new();
+        let mut seen: BTreeMap<String, Option<u64>> = BTreeMap::new();
+        let mut dead = 0;
+        let mut next = 1;
+        let mut in_work: BTreeMap<u64, String> = BTreeMap::new();
+        for _ in 0..u.int_in_range(1..=40)? {
+            match u.int_in_range(0..=4)? {
+                0 | 1 => {
+                    let id = format!("c{}", u.int_in_range(0..=8)?);
+                    let in_future = |u: &mut arbtest::arbitrary::Unstructured<'_>| -> arbtest::arbitrary::Result<_> {
+                        Ok(u.arbitrary::<bool>()?.then_some(bench.now_ms + u.int_in_range(1..=5_000)?))
+                    };
+                    let (not_before, expires) = (in_future(u)?, in_future(u)?);
+                    let priority = u.int_in_range(-2..=2)?;
+                    let asked = NewCall {
+                        priority,
+                        not_before: not_before.map(call_time),
+                        expires: expires.map(call_time),
+                        ..call(&id)
+                    };
+                    bench.accept(&asked);
+                    if seen.get(&id).is_none_or(|forget| forget.is_some_and(|at| at <= bench.now_ms)) {
+                        seen.insert(id.clone(), None);
+                        let due_ms = not_before.map(|at: u64| at.min(expires.unwrap_or(u64::MAX)));
+                        let call = Modelled { number: next, priority, due_ms, expires_ms: expires, attempts: 0 };
+                        pending.insert(id, call);
+                        next += 1;
+                    }
+                }
+                2 => {
+                    let places = u.int_in_range(1..=3)?;
+                    let now_ms = bench.now_ms;
+                    let mut due: Vec<_> =
+                        pending.iter().filter(|(_, call)| !in_work.contains_key(&call.number)).collect();
+                    if keep_order {
+                        due.sort_by_key(|(_, call)| call.number);
+                        due.truncate(usize::from(in_work.is_empty()));
+                        due.retain(|(_, call)| {
+                            call.due_ms.is_none_or(|at| at <= now_ms) || call.expires_ms.is_some_and(|at| at <= now_ms)
+                        });
+                    } else {
+                        due.retain(|(_, call)| call.due_ms.is_none_or(|at| at <= now_ms));
+                        due.sort_by_key(|(_, call)| (-call.priority, call.number));
+                        due.truncate(places);
+                    }
+                    let due: Vec<_> = due.into_iter().map(|(id, _)| id.clone()).collect();
+                    // The model makes ready what is due, as the queue does.
+                    if !keep_order {
+                        for call in pending.values_mut().filter(|call| call.due_ms.is_some_and(|at| at <= now_ms)) {
+                            call.due_ms = None;
+                        }
+                    }
+                    let found = bench.begin(places);
+                    assert_eq!(found.len(), due.len(), "{found:?} {due:?}");
+                    for (begun, id) in found.into_iter().zip(due) {
+                        let call = pending.get_mut(&id).unwrap();
+                        let ended = call.expires_ms.is_some_and(|at| at <= now_ms);
+                        match begun {
+                            Begun::Attempt { sequence, entry } => {
+                                assert!(!ended, "{entry:?}");
+                                call.attempts += 1;
+                                call.due_ms = None;
+                                assert_eq!((&entry.id, entry.attempts, sequence), (&id, call.attempts, call.number));
+                                in_work.insert(sequence, id);
+                            }
+                            Begun::GivenUp(entry) => {
+                                assert!(ended && entry.id == id, "{entry:?}");
+                                pending.remove(&id);
+                                dead += 1;
+                            }
+                        }
+                    }
+                }
+                3 => {
+                    let Some(sequence) = in_work.keys().next().copied() else { continue };
+                    let id = in_work.remove(&sequence).unwrap();
+                    let retention_ms = 3_600_000;
+                    let call = pending[&id].clone();
+                    match u.int_in_range(0..=2)? {
+                        0 => {
+                            assert_eq!(bench.finish(sequence, End::Done), Finished::Done);
+                            seen.insert(id.clone(), Some(bench.now_ms + retention_ms));
+                            pending.remove(&id);
+                        }
+                        1 => {
+                            assert!(matches!(bench.finish(sequence, End::Never("no".into())), Finished::GivenUp(_)));
+                            pending.remove(&id);
+                            dead += 1;
+                        }
+                        _ => {
+                            let due_ms = bench.now_ms + u.int_in_range(0..=100_000)?;
+                            let over = call.expires_ms.is_some_and(|at| at <= bench.now_ms)
+                                || bench.rules.attempts_max.is_some_and(|max| call.attempts >= max);
+                            let finished = bench.finish(sequence, later(due_ms));
+                            assert_eq!(matches!(finished, Finished::GivenUp(_)), over, "{finished:?} {call:?}");
+                            if over {
+                                pending.remove(&id);
+                                dead += 1;
+                            } else {
+                                let due_ms = due_ms.min(call.expires_ms.unwrap_or(u64::MAX));
+                                pending.get_mut(&id).unwrap().due_ms = Some(due_ms);
+                            }
+                        }
+                    }
+                }
+                _ => bench.now_ms += u.int_in_range(0..=4_000_000)?,
+            }
+            let counts = bench.store.read(|reader| reader.counts("q")).unwrap();
+            assert_eq!(counts, Counts { pending: pending.len() as u64, dead });
+            let listed = bench.store.calls(&CallsWanted { limit: 100, ..CallsWanted::default() }).unwrap();
+            let mut modelled: Vec<_> = pending.iter().map(|(id, call)| (call.number, id)).collect();
+            modelled.sort();
+            assert!(listed.iter().map(|view| &view.id).eq(modelled.iter().map(|(_, id)| *id)), "{listed:?}");
+        }
+        Ok(())
+    })
+    .budget_ms(5_000);
+}
