@@ -107,7 +107,9 @@ impl GuestState {
     /// The cage's locks, and the request that holds what is taken.
     fn locking(&self) -> Result<(Arc<Locks>, Arc<RequestContext>), LockError> {
         let request = self.request.clone().ok_or_else(|| {
-            LockError::Invalid("there is no request to hold or wait for anything while the module is being loaded".into())
+            LockError::Invalid(
+                "there is no request to hold or wait for anything while the module is being loaded".into(),
+            )
         })?;
         let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| LockError::TimedOut("draining".into()))?;
         Ok((dispatcher.services().locks.clone(), request))

@@ -10,8 +10,8 @@ mod tests;
 use std::sync::Arc;
 
 use self::lock::LockTable;
-use self::queue::QueueTable;
 pub use self::lock::{Held, Mode};
+use self::queue::QueueTable;
 use crate::request::{Deadline, Payload, RequestId};
 
 /// In a name of a lock or queue, which may be any but control characters.

@@ -113,7 +113,8 @@ async fn many_tasks_exclude_each_other_and_leave_nothing() {
                 let name = ["a", "b", "c"][lock];
                 let mode = if writes { Mode::Write } else { Mode::Read };
                 // Some give up, some at the very moment when it is granted.
-                let patience = fastrand::choice([long(), Deadline::after(Duration::from_micros(fastrand::u64(..2_000)))]);
+                let patience =
+                    fastrand::choice([long(), Deadline::after(Duration::from_micros(fastrand::u64(..2_000)))]);
                 let acquired = locks.acquire(name, mode, RequestId::new(), patience.expect("there are two")).await;
                 let Ok(held) = acquired else { continue };
                 let weight = if writes { WRITER } else { 1 };

@@ -46,7 +46,10 @@ impl Running {
         let record = (rules.catch_up != CatchUp::None)
             .then(|| Record::new(cx.services.store.clone(), &cx.endpoint.interface, &rules.times.written));
         let known = record.as_ref().map(Record::load).transpose();
-        let planner = Planner::new(rules.clone(), known.as_ref().ok().copied().flatten().flatten().unwrap_or_else(Timestamp::now));
+        let planner = Planner::new(
+            rules.clone(),
+            known.as_ref().ok().copied().flatten().flatten().unwrap_or_else(Timestamp::now),
+        );
         let mut running = Self { cx, rules, planner, record, unrecorded: false, ticks: JoinSet::new() };
         match known {
             Err(error) => running.warn_unrecorded(&error),
@@ -72,7 +75,8 @@ impl Running {
             }
         }
         self.cx.endpoint.tell(None);
-        let (cage, interface, waiting) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface, self.planner.waiting());
+        let (cage, interface, waiting) =
+            (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface, self.planner.waiting());
         if waiting > 0 {
             tracing::warn!(cage, interface, waiting, "scheduled requests that waited were not made");
         }

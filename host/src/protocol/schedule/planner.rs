@@ -77,7 +77,9 @@ impl Planner {
             }
             return begin;
         }
-        if let Ok(late) = now.checked_sub(LATE) && self.seen < late {
+        if let Ok(late) = now.checked_sub(LATE)
+            && self.seen < late
+        {
             self.catch_up(late, &mut begin);
         }
         while let Some(time) = self.next().filter(|time| *time <= now) {
@@ -192,7 +194,8 @@ mod tests {
 
     #[track_caller]
     fn check(ticks: impl IntoIterator<Item = Tick>, expected: &[(i64, u64)]) {
-        let expected: Vec<_> = expected.iter().map(|(minute, missed)| Tick { time: at(*minute), missed: *missed }).collect();
+        let expected: Vec<_> =
+            expected.iter().map(|(minute, missed)| Tick { time: at(*minute), missed: *missed }).collect();
         assert_eq!(ticks.into_iter().collect::<Vec<_>>(), expected);
     }
 
@@ -262,8 +265,7 @@ mod tests {
     #[test]
     fn a_long_downtime_costs_no_more_than_a_short_one() {
         let times = Times { pattern: Pattern::Every(1), zone: TimeZone::UTC, written: String::new() };
-        let rules =
-            Rules { times, overlap: Overlap::Allow, queue_max: 1, catch_up: CatchUp::Once, catch_up_max: 1 };
+        let rules = Rules { times, overlap: Overlap::Allow, queue_max: 1, catch_up: CatchUp::Once, catch_up_max: 1 };
         let mut planner = Planner::new(rules, Timestamp::UNIX_EPOCH);
         let ticks = planner.look(at(0));
         assert_eq!(ticks.first().unwrap().missed, MISSED_COUNTED_MAX - 1);
