@@ -405,19 +405,20 @@ async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<
 }
 
 impl Running {
-    /// Listens, or has said why not.
+    /// Listens, waits for something else, or has said why not.
     fn settled(&self) -> bool {
-        !self.endpoint.addresses().is_empty() || self.error.lock().is_some()
+        !self.endpoint.addresses().is_empty() || self.endpoint.news().is_some() || self.error.lock().is_some()
     }
 
     fn snapshot(&self, name: &str) -> InterfaceSnapshot {
-        let addresses = self.endpoint.addresses();
+        let (addresses, news) = (self.endpoint.addresses(), self.endpoint.news());
         InterfaceSnapshot {
             interface: name.to_owned(),
             protocol: self.config.protocol.clone(),
             module: self.endpoint.module.to_string(),
-            error: if addresses.is_empty() { self.error.lock().clone() } else { None },
+            error: if addresses.is_empty() && news.is_none() { self.error.lock().clone() } else { None },
             addresses,
+            news,
             readings: self.endpoint.readings.snapshot(),
         }
     }
@@ -445,6 +446,8 @@ pub struct InterfaceSnapshot {
     pub protocol: String,
     pub module: String,
     pub addresses: Vec<String>,
+    /// What it says of itself, such as the time it waits for.
+    pub news: Option<String>,
     /// Why it does not serve now.
     pub error: Option<String>,
     pub readings: ReadingsSnapshot,

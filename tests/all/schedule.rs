@@ -1,1 +1,139 @@
-//! Interfaces that fire at the times of a cron expression.
+//! Interfaces that fire at the times of a cron expression. What time it is, and what a clock that is set does, is tested
+//! without one: see the unit tests of `protocol/schedule`.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read as _;
+
+use wasmcage::host::StartError;
+use wasmcage_tests::{Running, TestCage, eventually, guest};
+
+const EVERY_SECOND: &str = "cron = \"* * * * * *\"\ntime_zone = \"Europe/Berlin\"";
+
+fn nightly(keys: &str, takes_ms: u32) -> TestCage {
+    TestCage::new()
+        .config(&format!("[interfaces.nightly]\nprotocol = \"schedule\"\n{keys}"))
+        .config(&format!("[modules.interface_nightly]\nconfig = {{ takes_ms = {takes_ms} }}"))
+        .module("nightly", "interface_nightly")
+}
+
+/// The times whose requests have got to that point, in order, and how many the module was told it missed before each.
+fn told(cage: &Running, point: &str) -> Vec<(String, u64)> {
+    let log = cage.log();
+    let lines = log.lines().filter_map(|line| {
+        let (_, line) = line.split_once("nightly of ")?;
+        let (time, rest) = line.split_once(' ')?;
+        let missed = rest.split_once(", ").and_then(|(_, missed)| missed.split(' ').next()?.parse().ok());
+        rest.starts_with(point).then(|| (time.to_owned(), missed.unwrap_or(0)))
+    });
+    lines.collect()
+}
+
+fn times(cage: &Running, point: &str) -> Vec<String> {
+    told(cage, point).into_iter().map(|(time, _)| time).collect()
+}
+
+async fn until(cage: &Running, point: &str, count: usize) -> Vec<String> {
+    eventually(&format!("{count} {point}"), || Some(times(cage, point)).filter(|times| times.len() >= count)).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_time_fires_once_with_its_name() {
+    let cage = nightly(EVERY_SECOND, 0).start().await;
+    let times = until(&cage, "is done", 3).await;
+    assert!(times.is_sorted() && times.iter().collect::<BTreeSet<_>>().len() == times.len(), "{times:?}");
+    assert!(times[0].starts_with("20") && times[0].contains("T") && times[0].contains(":00"), "{times:?}");
+    assert!(times[0].ends_with("+01:00") || times[0].ends_with("+02:00"), "{times:?}");
+    let snapshot = cage.snapshot();
+    let interface = &snapshot.cages[0].interfaces[1];
+    assert_eq!((&*interface.interface, &*interface.protocol), ("nightly", "schedule"));
+    let news = interface.news.clone().unwrap();
+    assert!(news.strip_prefix("next ").unwrap() > &*times[0], "{news} after {times:?}");
+    assert!(cage.host().serving().is_empty());
+    assert!(cage.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_comes_while_the_last_is_in_work_is_left_out_and_counted() {
+    let cage = nightly("every = \"1s\"", 2_500).start().await;
+    until(&cage, "begins", 3).await;
+    let begun = told(&cage, "begins");
+    assert!(begun[1].1 >= 1 && begun[2].1 >= 1, "{begun:?}");
+    cage.logged("scheduled times before this one were left out").await;
+    // One after the other.
+    let log = cage.log();
+    let ended = log.find("is done").unwrap();
+    assert_eq!(log[..ended].matches("begins").count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ticks_may_overlap_or_wait() {
+    let cage = nightly("every = \"1s\"\noverlap = \"allow\"", 2_500).start().await;
+    until(&cage, "begins", 2).await;
+    assert_eq!(times(&cage, "is done"), [""; 0]);
+
+    let cage = nightly("every = \"1s\"\noverlap = \"queue\"\nqueue_max = 2", 1_500).start().await;
+    until(&cage, "is done", 3).await;
+    let begun = told(&cage, "begins");
+    // The second one waited for the first, and was not left out.
+    assert_eq!(begun[1].1, 0, "{begun:?}");
+    assert!(begun.is_sorted(), "{begun:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tick_in_work_is_finished_before_the_cage_ends() {
+    let cage = nightly(EVERY_SECOND, 2_000).start().await;
+    until(&cage, "begins", 1).await;
+    let logs = fs::read_dir(cage.directory().join("logs")).unwrap().map(|file| file.unwrap().path());
+    // The directory goes with the cage, a file that is open stays.
+    let mut logs: Vec<_> = logs.filter(|file| file.extension().is_some_and(|x| x == "log")).map(File::open).collect();
+    assert!(cage.stop().await);
+    let mut log = String::new();
+    for file in &mut logs {
+        file.as_mut().unwrap().read_to_string(&mut log).unwrap();
+    }
+    assert_eq!((log.matches("begins").count(), log.matches("is done").count()), (1, 1), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_module_times_pass_and_with_one_they_do_not() {
+    let cage =
+        TestCage::new().config(&format!("[interfaces.nightly]\nprotocol = \"schedule\"\n{EVERY_SECOND}")).start().await;
+    cage.logged("no module is there for a scheduled request").await;
+    cage.deploy("interface_nightly", &fs::read(guest("nightly")).unwrap());
+    until(&cage, "is done", 1).await;
+    // A changed schedule begins anew.
+    cage.configure("[interfaces.nightly]\nprotocol = \"schedule\"\ncron = \"@yearly\"\ntime_zone = \"UTC\"");
+    let next = |cage: &Running| {
+        let snapshot = cage.snapshot();
+        snapshot.cages[0].interfaces.iter().find(|known| known.interface == "nightly")?.news.clone()
+    };
+    let news = eventually("the next year", || next(&cage).filter(|news| news.contains("-01-01T00:00:00+00:00"))).await;
+    assert!(news.starts_with("next 20"), "{news}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mistakes_are_told_together() {
+    let refused = async |keys: &str| {
+        let error = nightly(keys, 0).try_start().await.err().expect("mistakes");
+        let StartError::Config { source, .. } = error else { panic!("{error:?}") };
+        wasmcage::telemetry::error_chain(&source)
+    };
+    let keys = "cron = \"* 25 * * *\"\noverlap = \"skp\"\ntime_zone = \"Europe/Berlyn\"\ncatch_upp = \"once\"";
+    let text = refused(keys).await;
+    for part in
+        ["\"* 25 * * *\" is no cron expression", "did you mean \"skip\"", "Europe/Berlyn", "did you mean `catch_up`"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = refused("cron = \"61 * * * * *\"").await;
+    assert!(text.contains("is no cron expression") && text.contains("[second] minute hour"), "{text}");
+    let text = refused("every = \"15 parsecs\"").await;
+    assert!(text.contains("such as \"15m\""), "{text}");
+    let text = refused("").await;
+    assert!(text.contains("required and not set, like `every`"), "{text}");
+    let text = refused("cron = \"@daily\"\nevery = \"1h\"").await;
+    assert!(text.contains("either `cron` or `every`"), "{text}");
+    let text = refused("cron = \"0 0 30 2 *\"").await;
+    assert!(text.contains("no time that is still to come"), "{text}");
+}

@@ -129,7 +129,8 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     let mut notes = String::new();
     for interface in cage["interfaces"].as_array().into_iter().flatten() {
         let (name, module) = (word(&interface["interface"]), word(&interface["module"]));
-        rows.push(with_readings([name.clone(), words(&interface["addresses"]), module], &interface["readings"]));
+        let place = interface["news"].as_str().map_or_else(|| words(&interface["addresses"]), str::to_owned);
+        rows.push(with_readings([name.clone(), place, module], &interface["readings"]));
         if let Some(error) = interface["error"].as_str() {
             notes += &format!("  interface {name} does not serve: {error}\n");
         }
@@ -253,7 +254,9 @@ mod tests {
                     "interfaces": [{ "interface": "web", "protocol": "http", "module": "interface_web",
                         "addresses": ["http://127.0.0.1:8080/"], "error": null, "readings": readings },
                         { "interface": "rpc", "protocol": "rpc", "module": "", "addresses": [], "error": null,
-                        "readings": { "requests": 0 } }],
+                        "readings": { "requests": 0 } },
+                        { "interface": "nightly", "protocol": "schedule", "module": "report", "addresses": [],
+                        "news": "next 2026-11-22T03:00:00+01:00", "error": null, "readings": { "requests": 0 } }],
                     "members": [{ "cage": "far", "copy": "0123456789abcdef", "node": "", "version": "0.1.0",
                         "addresses": ["10.0.0.7:7420", "[fe80::1]:7420"], "found": "multicast", "health": "connected",
                         "in_flight": 3, "latency_us": 250 },
@@ -275,9 +278,10 @@ mod tests {
         assert_eq!(parsed["stopped"], json!(["three"]));
         let one = "\
 one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z, 1 in work, 0 waiting
-  INTERFACE  ADDRESS                 MODULE         REQUESTS  NOT OK  P50     P99
-  web        http://127.0.0.1:8080/  interface_web  1200      100     120 µs  3.4 ms
-  rpc        -                       -              0         0       -       -
+  INTERFACE  ADDRESS                         MODULE         REQUESTS  NOT OK  P50     P99
+  web        http://127.0.0.1:8080/          interface_web  1200      100     120 µs  3.4 ms
+  rpc        -                               -              0         0       -       -
+  nightly    next 2026-11-22T03:00:00+01:00  report         0         0       -       -
   MODULE         VERSION           INSTANCES  REQUESTS  NOT OK  P50     P99
   interface_web  2 (0123456789ab)  3          1200      100     120 µs  3.4 ms
   RESOURCE  PROTOCOL  IN USE   REQUESTS  NOT OK  P50     P99

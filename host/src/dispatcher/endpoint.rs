@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::DispatchError;
@@ -26,6 +27,8 @@ pub struct Endpoint {
     choice: ExportChoice,
     timeout_ms: AtomicU64,
     addresses: watch::Sender<Vec<String>>,
+    /// What it says of itself.
+    news: Mutex<Option<String>>,
 }
 
 /// The module version that will serve one request: chosen when the request begins, kept to its end.
@@ -70,6 +73,7 @@ impl Endpoint {
             choice,
             timeout_ms: AtomicU64::new(0),
             addresses,
+            news: Mutex::default(),
         };
         endpoint.set_timeout(timeout);
         endpoint
@@ -120,6 +124,16 @@ impl Endpoint {
     /// It listens nowhere any more.
     pub fn forget_addresses(&self) {
         self.addresses.send_replace(Vec::new());
+    }
+
+    /// What an operator should see of an interface that has no address, such as what it waits for; none if nothing.
+    pub fn tell(&self, news: Option<String>) {
+        *self.news.lock() = news;
+    }
+
+    /// What it told last.
+    pub fn news(&self) -> Option<String> {
+        self.news.lock().clone()
     }
 
     /// Resolves when it listens nowhere, so that another interface may.

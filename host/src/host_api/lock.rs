@@ -1,44 +1,93 @@
-//! `wasmcage:cage/lock`: locks and queues in memory that the modules of a cage share.
+//! `wasmcage:cage/lock`: locks and queues in memory that the modules of a cage share. What a guest holds is kept beside its
+//! table of resources, so that the end of a request releases it, whatever the guest kept.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use wasmtime::component::Resource;
 
 use super::GuestState;
 use super::bindings::lock::{Host, HostHeld, LockError, Mode};
 use super::bindings::types::Payload;
+use crate::locks::{self, Locks};
+use crate::request::RequestContext;
 
-/// A lock that a guest holds.
+/// A guest's handle of a lock that it holds, or held in an earlier request.
 pub struct Held {
     mode: Mode,
+    number: u64,
 }
 
-fn unavailable() -> LockError {
-    LockError::Invalid("not in this version".into())
+/// The locks that a guest holds while it works on one request.
+#[derive(Default)]
+pub(super) struct HeldLocks {
+    held: HashMap<u64, locks::Held>,
+    /// Never used twice: a handle of an earlier request must not release a lock of this one.
+    last_number: u64,
+}
+
+impl HeldLocks {
+    fn add(&mut self, held: locks::Held) -> u64 {
+        self.last_number += 1;
+        self.held.insert(self.last_number, held);
+        self.last_number
+    }
+
+    /// At the end of a request.
+    pub(super) fn release(&mut self) {
+        self.held.clear();
+    }
 }
 
 impl Host for GuestState {
     async fn acquire(
         &mut self,
-        _name: String,
-        _mode: Mode,
-        _timeout_ms: Option<u32>,
+        name: String,
+        mode: Mode,
+        timeout_ms: Option<u32>,
     ) -> wasmtime::Result<Result<Resource<Held>, LockError>> {
-        Ok(Err(unavailable()))
+        let (locks, request) = match self.locking() {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let deadline = match timeout_ms {
+            Some(timeout) => request.deadline.within(Duration::from_millis(timeout.into())),
+            None => request.deadline,
+        };
+        let held = match locks.acquire(&name, mode.into(), request.id, deadline).await {
+            Ok(held) => held,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let number = self.held.add(held);
+        Ok(Ok(self.table.push(Held { mode, number })?))
     }
 
-    async fn queue_push(&mut self, _queue: String, _entry: Payload) -> wasmtime::Result<Result<u32, LockError>> {
-        Ok(Err(unavailable()))
+    async fn queue_push(&mut self, queue: String, entry: Payload) -> wasmtime::Result<Result<u32, LockError>> {
+        let pushed = self.locking().and_then(|(locks, _)| Ok(locks.push(&queue, entry.into())?));
+        Ok(pushed.map(|length| u32::try_from(length).unwrap_or(u32::MAX)))
     }
 
     async fn queue_pop(
         &mut self,
-        _queue: String,
-        _timeout_ms: u32,
+        queue: String,
+        timeout_ms: u32,
     ) -> wasmtime::Result<Result<Option<Payload>, LockError>> {
-        Ok(Err(unavailable()))
+        let (locks, request) = match self.locking() {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let deadline = request.deadline.within(Duration::from_millis(timeout_ms.into()));
+        match locks.pop(&queue, deadline).await {
+            Ok(Some(entry)) => Ok(Ok(Some(entry.try_into()?))),
+            Ok(None) => Ok(Ok(None)),
+            Err(error) => Ok(Err(error.into())),
+        }
     }
 
-    async fn queue_length(&mut self, _queue: String) -> wasmtime::Result<u32> {
-        Ok(0)
+    async fn queue_length(&mut self, queue: String) -> wasmtime::Result<u32> {
+        let length = self.locking().map_or(0, |(locks, _)| locks.length(&queue));
+        Ok(u32::try_from(length).unwrap_or(u32::MAX))
     }
 }
 
@@ -48,7 +97,40 @@ impl HostHeld for GuestState {
     }
 
     async fn drop(&mut self, held: Resource<Held>) -> wasmtime::Result<()> {
-        self.table.delete(held)?;
+        let Held { number, .. } = self.table.delete(held)?;
+        self.held.held.remove(&number);
         Ok(())
+    }
+}
+
+impl GuestState {
+    /// The cage's locks, and the request that holds what is taken.
+    fn locking(&self) -> Result<(Arc<Locks>, Arc<RequestContext>), LockError> {
+        let request = self.request.clone().ok_or_else(|| {
+            LockError::Invalid(
+                "there is no request to hold or wait for anything while the module is being loaded".into(),
+            )
+        })?;
+        let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| LockError::TimedOut("draining".into()))?;
+        Ok((dispatcher.services().locks.clone(), request))
+    }
+}
+
+impl From<Mode> for locks::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Read => Self::Read,
+            Mode::Write => Self::Write,
+        }
+    }
+}
+
+impl From<locks::LockError> for LockError {
+    fn from(error: locks::LockError) -> Self {
+        match error {
+            locks::LockError::Invalid(text) => Self::Invalid(text),
+            locks::LockError::TimedOut(text) => Self::TimedOut(text),
+            locks::LockError::WouldDeadlock(text) => Self::WouldDeadlock(text),
+        }
     }
 }

@@ -130,6 +130,7 @@ pub struct GuestState {
     http: WasiHttpCtx,
     grant: OutgoingGrant,
     table: ResourceTable,
+    held: lock::HeldLocks,
 }
 
 impl GuestState {
@@ -158,6 +159,7 @@ impl GuestState {
             http: WasiHttpCtx::new(),
             grant: OutgoingGrant::new(home.clone()),
             table,
+            held: lock::HeldLocks::default(),
             home,
         })
     }
@@ -169,8 +171,9 @@ impl GuestState {
         self.deadline = deadline;
     }
 
-    /// After each call, so that nothing of one request is seen by the next.
+    /// After each call, so that nothing of one request is seen by the next, or held by it.
     pub fn end(&mut self) {
+        self.held.release();
         self.current.lock().take();
         self.request = None;
     }

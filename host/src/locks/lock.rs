@@ -1,0 +1,175 @@
+//! Named reader/writer locks, first come, first served. One mutex guards the table of all; it is held for as long as it
+//! takes to look, never while anyone waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+use tokio::time::timeout_at;
+
+use super::LockError;
+use crate::request::{Deadline, RequestId};
+
+/// Names that are held or waited for at once.
+const LOCKS_MAX: usize = 100_000;
+/// Who hold or wait for one lock.
+const USERS_MAX: usize = 10_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// With other readers.
+    Read,
+    /// Alone.
+    Write,
+}
+
+/// The locks in use, by name.
+#[derive(Debug, Default)]
+pub(super) struct LockTable(Mutex<Table>);
+
+#[derive(Debug, Default)]
+struct Table {
+    locks: HashMap<Arc<str>, Lock>,
+    /// Of the ticket made last.
+    last_ticket: u64,
+}
+
+#[derive(Debug, Default)]
+struct Lock {
+    /// One writer, or any number of readers.
+    holders: Vec<Holder>,
+    waiters: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Holder {
+    ticket: u64,
+    request: RequestId,
+    mode: Mode,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    holder: Holder,
+    granted: oneshot::Sender<()>,
+}
+
+/// A lock that is held, until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    table: Arc<LockTable>,
+    name: Arc<str>,
+    ticket: u64,
+}
+
+/// Whoever waits has a `Held` already: dropped, it gives up the place in the line, or the lock if that was granted meanwhile.
+pub(super) async fn acquire(
+    table: &Arc<LockTable>,
+    name: &str,
+    mode: Mode,
+    request: RequestId,
+    deadline: Deadline,
+) -> Result<Held, LockError> {
+    let (held, granted) = table.enter(name, mode, request)?;
+    let Some(mut granted) = granted else { return Ok(held) };
+    let in_time = timeout_at(deadline.instant(), &mut granted).await.is_ok() || granted.try_recv().is_ok();
+    in_time.then_some(held).ok_or_else(|| LockError::TimedOut(format!("lock {name} was not free in time")))
+}
+
+impl LockTable {
+    /// Takes the lock, or a place in the line with news of when it is taken.
+    fn enter(
+        self: &Arc<Self>,
+        name: &str,
+        mode: Mode,
+        request: RequestId,
+    ) -> Result<(Held, Option<oneshot::Receiver<()>>), LockError> {
+        let mut table = self.0.lock();
+        let known = table.locks.get_key_value(name);
+        if known.is_none() && table.locks.len() >= LOCKS_MAX {
+            return Err(LockError::Invalid(format!("{LOCKS_MAX} locks are in use, which is the most there can be")));
+        }
+        if let Some((_, lock)) = known {
+            lock.check(name, mode, request)?;
+        }
+        let name: Arc<str> = known.map_or_else(|| name.into(), |(name, _)| name.clone());
+        table.last_ticket += 1;
+        let ticket = table.last_ticket;
+        let lock = table.locks.entry(name.clone()).or_default();
+        let granted = lock.add(Holder { ticket, request, mode });
+        Ok((Held { table: self.clone(), name, ticket }, granted))
+    }
+
+    fn leave(&self, name: &str, ticket: u64) {
+        let mut table = self.0.lock();
+        let Some(lock) = table.locks.get_mut(name) else { return };
+        lock.holders.retain(|holder| holder.ticket != ticket);
+        lock.waiters.retain(|waiter| waiter.holder.ticket != ticket);
+        lock.grant();
+        if lock.holders.is_empty() && lock.waiters.is_empty() {
+            table.locks.remove(name);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn in_use(&self) -> usize {
+        self.0.lock().locks.len()
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self, name: &str) -> usize {
+        self.0.lock().locks.get(name).map_or(0, |lock| lock.waiters.len())
+    }
+}
+
+impl Lock {
+    /// Whether the request may take or wait for it.
+    fn check(&self, name: &str, mode: Mode, request: RequestId) -> Result<(), LockError> {
+        let own = self.holders.iter().find(|holder| holder.request == request);
+        if let Some(own) = own.filter(|own| own.mode == Mode::Write || mode == Mode::Write) {
+            let holds = if own.mode == Mode::Write { "writes" } else { "reads" };
+            return Err(LockError::WouldDeadlock(format!("this request {holds} lock {name} already")));
+        }
+        if self.holders.len() + self.waiters.len() >= USERS_MAX {
+            let text = format!("lock {name} is held or waited for {USERS_MAX} times, which is the most there can be");
+            return Err(LockError::Invalid(text));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, holder: Holder) -> Option<oneshot::Receiver<()>> {
+        // A request that reads must not wait for a writer that waits for this very request.
+        let reads = self.holders.iter().any(|known| known.request == holder.request);
+        if reads || (self.waiters.is_empty() && self.admits(holder.mode)) {
+            self.holders.push(holder);
+            return None;
+        }
+        let (granted, receiver) = oneshot::channel();
+        self.waiters.push_back(Waiter { holder, granted });
+        Some(receiver)
+    }
+
+    fn admits(&self, mode: Mode) -> bool {
+        match mode {
+            Mode::Write => self.holders.is_empty(),
+            Mode::Read => self.holders.iter().all(|holder| holder.mode == Mode::Read),
+        }
+    }
+
+    /// Lets in whoever is first, and those behind while they may.
+    fn grant(&mut self) {
+        while self.waiters.front().is_some_and(|waiter| self.admits(waiter.holder.mode)) {
+            let Some(waiter) = self.waiters.pop_front() else { return };
+            self.holders.push(waiter.holder);
+            // One that has just given up drops its `Held`, which lets in the next.
+            let _ = waiter.granted.send(());
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.table.leave(&self.name, self.ticket);
+    }
+}
