@@ -97,7 +97,7 @@ impl Resource for Database {
             };
             driver
         };
-        match tokio::time::timeout_at(until.instant().into(), connecting).await {
+        match tokio::time::timeout_at(until.instant(), connecting).await {
             Ok(Ok(driver)) => Ok(Box::new(Session::new(driver, self.settings.dialect(), *limits))),
             Ok(Err(error)) => Err(error::connecting(&target.to_string(), self.settings.dialect(), &error)),
             Err(_) => {

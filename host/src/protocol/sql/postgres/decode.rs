@@ -78,7 +78,7 @@ fn date(days: i32) -> Option<jiff::civil::Date> {
 
 fn array(bytes: &[u8], element: &PgTypeInfo, cell: Cell<'_>) -> Result<(), String> {
     let mut rest = bytes;
-    let mut integer = |rest: &mut &[u8]| -> Result<i32, String> {
+    let integer = |rest: &mut &[u8]| -> Result<i32, String> {
         let (first, after) = rest.split_first_chunk::<4>().ok_or("an array that is cut off")?;
         *rest = after;
         Ok(i32::from_be_bytes(*first))
