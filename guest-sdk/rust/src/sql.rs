@@ -76,12 +76,15 @@ impl Database<'_> {
     }
 
     pub fn isolation(self, isolation: Isolation) -> Self {
-        self.begin("isolation", match isolation {
-            Isolation::ReadUncommitted => "read-uncommitted",
-            Isolation::ReadCommitted => "read-committed",
-            Isolation::RepeatableRead => "repeatable-read",
-            Isolation::Serializable => "serializable",
-        })
+        self.begin(
+            "isolation",
+            match isolation {
+                Isolation::ReadUncommitted => "read-uncommitted",
+                Isolation::ReadCommitted => "read-committed",
+                Isolation::RepeatableRead => "repeatable-read",
+                Isolation::Serializable => "serializable",
+            },
+        )
     }
 
     /// Whatever writes is refused by the database.

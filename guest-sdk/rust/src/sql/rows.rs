@@ -102,11 +102,22 @@ mod tests {
             paid: bool,
         }
         let all: Vec<Order> = rows().all().unwrap();
-        assert_eq!(all[0], Order { id: 1, name: Some("x".into()), price: "1.10".into(), data: vec![0, 255], tags: json!({"a": [1]}), paid: true });
+        assert_eq!(
+            all[0],
+            Order {
+                id: 1,
+                name: Some("x".into()),
+                price: "1.10".into(),
+                data: vec![0, 255],
+                tags: json!({"a": [1]}),
+                paid: true
+            }
+        );
         assert_eq!((all[1].name.clone(), all[1].paid), (None, false));
         type Tuple = (i64, Option<String>, String, Vec<u8>, serde_json::Value, bool);
         assert_eq!(rows().first::<Tuple>().unwrap().unwrap().0, 1);
-        let one = || Rows { columns: vec!["n".into()], rows: vec![vec![Value::Integer(7)]], affected: 0, last_id: None };
+        let one =
+            || Rows { columns: vec!["n".into()], rows: vec![vec![Value::Integer(7)]], affected: 0, last_id: None };
         assert_eq!(one().one::<i64>(), Ok(7));
         assert_eq!(one().one::<Option<f64>>(), Ok(Some(7.0)));
         assert_eq!(one().one::<(u8,)>(), Ok((7,)));
@@ -118,10 +129,23 @@ mod tests {
     #[test]
     fn values_are_written_as_they_are_read() {
         let values = vec![
-            Value::Null, true.into(), (-1).into(), u64::MAX.into(), 1.0.into(), f64::INFINITY.into(), "a\"b".into(),
-            vec![0_u8, 255].into(), Value::Decimal("1.10".into()), Value::Date("2026-11-21".into()), Value::Time("10:00:00".into()),
-            Value::DateTime("2026-11-21T10:00:00".into()), Value::Timestamp("2026-11-21T10:00:00Z".into()), json!([1]).into(),
-            Value::Uuid("00000000-0000-0000-0000-000000000000".into()), vec![Value::from(1), Value::Null].into(), None::<i64>.into(),
+            Value::Null,
+            true.into(),
+            (-1).into(),
+            u64::MAX.into(),
+            1.0.into(),
+            f64::INFINITY.into(),
+            "a\"b".into(),
+            vec![0_u8, 255].into(),
+            Value::Decimal("1.10".into()),
+            Value::Date("2026-11-21".into()),
+            Value::Time("10:00:00".into()),
+            Value::DateTime("2026-11-21T10:00:00".into()),
+            Value::Timestamp("2026-11-21T10:00:00Z".into()),
+            json!([1]).into(),
+            Value::Uuid("00000000-0000-0000-0000-000000000000".into()),
+            vec![Value::from(1), Value::Null].into(),
+            None::<i64>.into(),
         ];
         let text = serde_json::to_string(&values).unwrap();
         assert!(text.contains(",1.0,"), "a float shows that it is one: {text}");

@@ -230,7 +230,11 @@ impl<'de> Deserializer<'de> for ValueDeserializer {
         }
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, name: &'static str, visitor: V) -> Result<V::Value, TypeError> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, TypeError> {
         match self.0 {
             Value::Json(document) => document.deserialize_newtype_struct(name, visitor).map_err(TypeError::custom),
             value => visitor.visit_newtype_struct(ValueDeserializer(value)),

@@ -78,7 +78,11 @@ impl Session {
     }
 
     /// Runs a statement whose rows are sent as they come; in a transaction of its own where options ask for one.
-    pub(super) async fn stream(mut self: Box<Self>, statement: Statement, mut rows: Rows) -> Result<Box<Self>, ResourceError> {
+    pub(super) async fn stream(
+        mut self: Box<Self>,
+        statement: Statement,
+        mut rows: Rows,
+    ) -> Result<Box<Self>, ResourceError> {
         if let Err(error) = self.driver.run(statement, &mut rows).await {
             return Err(self.failure(Phase::Execute, error));
         }
@@ -159,7 +163,9 @@ impl Connection for Session {
             Err(error) => Err(error),
         };
         match result {
-            Err(error) if !error.terminal && self.undo().await.is_err() => Err(ResourceError { terminal: true, ..error }),
+            Err(error) if !error.terminal && self.undo().await.is_err() => {
+                Err(ResourceError { terminal: true, ..error })
+            }
             result => result,
         }
     }
@@ -200,7 +206,8 @@ fn begin_options(options: &[(String, String)]) -> Result<Begin, ResourceError> {
                 begin.isolation = Some(sql);
             }
             "read-only" => {
-                begin.read_only = value.parse().map_err(|_| bad(format!("read-only {value:?} (known: true, false)")))?;
+                begin.read_only =
+                    value.parse().map_err(|_| bad(format!("read-only {value:?} (known: true, false)")))?;
             }
             other => return Err(bad(format!("begin option {other:?} (known: isolation, read-only)"))),
         }

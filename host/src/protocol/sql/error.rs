@@ -10,8 +10,10 @@ use crate::resource::{Phase, ResourceError};
 
 /// Classes of SQLSTATE after which the connection is as good as before: the statement, or the transaction, is at fault. All
 /// others discard it, among them lost sessions, full disks, and plans that no longer fit.
-const SAFE_CLASSES: &[&str] =
-    &["02", "21", "22", "23", "25", "26", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45", "54", "55", "HY", "P0"];
+const SAFE_CLASSES: &[&str] = &[
+    "02", "21", "22", "23", "25", "26", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45",
+    "54", "55", "HY", "P0",
+];
 
 /// SQLite's primary codes after which the connection is as good as before.
 const SAFE_SQLITE: &[i32] = &[1, 5, 6, 8, 9, 18, 19, 20, 23, 25];

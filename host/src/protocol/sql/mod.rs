@@ -92,7 +92,9 @@ impl Resource for Database {
         let connecting = async {
             let driver: Result<Box<dyn Driver>, sqlx::Error> = match target {
                 Target::Sqlite(options) => sqlite::Driver::connect(options).await.map(|driver| Box::new(driver) as _),
-                Target::Postgres(options) => postgres::Driver::connect(options).await.map(|driver| Box::new(driver) as _),
+                Target::Postgres(options) => {
+                    postgres::Driver::connect(options).await.map(|driver| Box::new(driver) as _)
+                }
                 Target::MySql(options) => mysql::Driver::connect(options).await.map(|driver| Box::new(driver) as _),
             };
             driver

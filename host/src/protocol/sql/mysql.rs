@@ -5,7 +5,8 @@ use sqlx::mysql::types::{MySqlTime, MySqlTimeSign};
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlQueryResult, MySqlRow, MySqlTypeInfo, MySqlValueRef};
 use sqlx::types::chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime, Utc};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Decode, Encode, Executor, MySql, MySqlConnection, Row, Type, TypeInfo, ValueRef,
+    AssertSqlSafe, ConnectOptions, Connection, Decode, Encode, Executor, MySql, MySqlConnection, Row, Type, TypeInfo,
+    ValueRef,
 };
 
 use super::driver::{self, Begin, Done, RunError};

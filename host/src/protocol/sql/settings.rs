@@ -51,7 +51,9 @@ impl Settings {
             (true, false) => sqlite(&section, statements),
             (false, true) => server(&section, statements),
             _ => {
-                section.refuse("either `path`, of a SQLite file, or `url`, such as \"postgres://user:password@host/database\"");
+                section.refuse(
+                    "either `path`, of a SQLite file, or `url`, such as \"postgres://user:password@host/database\"",
+                );
                 // What belongs to either is not unknown.
                 drop((sqlite(&section, statements), server(&section, statements)));
                 None
@@ -106,7 +108,7 @@ fn server(section: &Section, statements: usize) -> Option<Target> {
             return None;
         }
     };
-    match url.split_once("://").map(|(scheme, _)| scheme) {
+    match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => {
             let options = PgConnectOptions::from_str(&url).map_err(problem).ok()?;
             let near = options.get_socket().is_some() || is_near(options.get_host());

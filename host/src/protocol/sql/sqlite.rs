@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqliteQueryResult, SqliteRow, SqliteValueRef};
 use sqlx::{
-    AssertSqlSafe, Column, ConnectOptions, Connection, Decode, Executor, Row, Sqlite, SqliteConnection, TypeInfo, ValueRef,
+    AssertSqlSafe, Column, ConnectOptions, Connection, Decode, Executor, Row, Sqlite, SqliteConnection, TypeInfo,
+    ValueRef,
 };
 
 use super::driver::{self, Begin, Done, RunError};

@@ -24,8 +24,8 @@ pub(super) struct Template {
 const CONTROL: &[&str] = &["abort", "begin", "commit", "end", "release", "rollback", "savepoint", "start", "xa"];
 /// All that a statement of SQLite may begin with: others reach files (`attach`, `vacuum into`) or change the connection.
 const SQLITE: &[&str] = &[
-    "alter", "analyze", "create", "delete", "drop", "explain", "insert", "reindex", "replace", "select", "update", "values",
-    "with",
+    "alter", "analyze", "create", "delete", "drop", "explain", "insert", "reindex", "replace", "select", "update",
+    "values", "with",
 ];
 /// What may follow a semicolon within `create trigger`.
 const SQLITE_INNER: &[&str] = &["delete", "end", "insert", "replace", "select", "update", "values", "with"];
@@ -45,7 +45,8 @@ pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
         match token {
             Token::Space => template.sql.push_str(written),
             Token::Quoted | Token::Other => {
-                if dialect != Dialect::Postgres && matches!(written, "?" | "@" | "$" | ":") && !scanner.is_name(written) {
+                if dialect != Dialect::Postgres && matches!(written, "?" | "@" | "$" | ":") && !scanner.is_name(written)
+                {
                     return Err(format!("`{written}` as a placeholder: write a parameter as {{name}}"));
                 }
                 shape.token(None)?;
@@ -198,7 +199,9 @@ impl Scanner<'_> {
             '"' => (Token::Quoted, quoted(rest, 1, '"', dialect == MySql)),
             '`' if dialect != Postgres => (Token::Quoted, quoted(rest, 1, '`', false)),
             '[' if dialect == Sqlite => (Token::Quoted, rest.find(']').map_or(rest.len(), |end| end + 1)),
-            'e' | 'E' if dialect == Postgres && rest[1..].starts_with('\'') => (Token::Quoted, quoted(rest, 2, '\'', true)),
+            'e' | 'E' if dialect == Postgres && rest[1..].starts_with('\'') => {
+                (Token::Quoted, quoted(rest, 2, '\'', true))
+            }
             '$' if dialect == Postgres => match dollar_quoted(rest) {
                 Some(length) => (Token::Quoted, length),
                 None if rest[1..].starts_with(|next: char| next.is_ascii_digit()) => {
@@ -214,7 +217,9 @@ impl Scanner<'_> {
                 None => (Token::Bad("`{` without a name and `}` after it: a brace itself is written {{"), 1),
             },
             '}' => (Token::Bad("`}` without `{`: a brace itself is written }}"), 1),
-            _ if is_word(first) => (Token::Word, rest.find(|next| !(is_word(next) || next == '$')).unwrap_or(rest.len())),
+            _ if is_word(first) => {
+                (Token::Word, rest.find(|next| !(is_word(next) || next == '$')).unwrap_or(rest.len()))
+            }
             _ => (Token::Other, first.len_utf8()),
         }
     }
@@ -299,7 +304,10 @@ mod tests {
     #[track_caller]
     fn check(dialect: Dialect, text: &str, sql: &str, parameters: &[&str]) {
         let template = parse(text, dialect).unwrap();
-        assert_eq!((template.sql.as_str(), template.parameters), (sql, parameters.iter().map(|p| p.to_string()).collect()));
+        assert_eq!(
+            (template.sql.as_str(), template.parameters),
+            (sql, parameters.iter().map(|p| p.to_string()).collect())
+        );
     }
 
     #[track_caller]
@@ -320,10 +328,20 @@ mod tests {
     fn strings_names_and_comments_are_left_alone() {
         use Dialect::*;
         for dialect in [Sqlite, Postgres, MySql] {
-            check(dialect, "select '{a}', 'it''s {a}', \"{a}\" /* {a} */ -- {a}\n", "select '{a}', 'it''s {a}', \"{a}\" /* {a} */ -- {a}\n", &[]);
+            check(
+                dialect,
+                "select '{a}', 'it''s {a}', \"{a}\" /* {a} */ -- {a}\n",
+                "select '{a}', 'it''s {a}', \"{a}\" /* {a} */ -- {a}\n",
+                &[],
+            );
             check(dialect, "select {{ }}", "select { }", &[]);
         }
-        check(Postgres, "select $$ {a} ; $$, $x$ $$ {a} $x$, E'\\'{a}', /* /* */ {a} */ {b}", "select $$ {a} ; $$, $x$ $$ {a} $x$, E'\\'{a}', /* /* */ {a} */ $1", &["b"]);
+        check(
+            Postgres,
+            "select $$ {a} ; $$, $x$ $$ {a} $x$, E'\\'{a}', /* /* */ {a} */ {b}",
+            "select $$ {a} ; $$, $x$ $$ {a} $x$, E'\\'{a}', /* /* */ {a} */ $1",
+            &["b"],
+        );
         check(Postgres, "select '\\', {a}", "select '\\', $1", &["a"]);
         check(Postgres, "select a[1] ? 'b', c ->> 'd'", "select a[1] ? 'b', c ->> 'd'", &[]);
         check(MySql, "select '\\'{a}', `{a}`, 1--1, {b} # {a}", "select '\\'{a}', `{a}`, 1--1, ? # {a}", &["b"]);
@@ -358,7 +376,11 @@ mod tests {
         for text in ["select ?1", "select $0", "select :a", "select @a"] {
             refused(Sqlite, text, "{name}");
         }
-        refused(Sqlite, "create trigger t after insert on a begin select 1; end; attach 'x' as y", "`attach` after a semicolon");
+        refused(
+            Sqlite,
+            "create trigger t after insert on a begin select 1; end; attach 'x' as y",
+            "`attach` after a semicolon",
+        );
         refused(Sqlite, "select $$; attach 'x' as y; --$$", "{name}");
         let trigger = "create trigger t after insert on a begin update b set c = 1; delete from d; end;";
         check(Sqlite, trigger, trigger, &[]);

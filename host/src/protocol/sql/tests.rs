@@ -7,13 +7,17 @@ use serde_json::{Value as Json, json};
 
 use super::Database;
 use super::settings::Settings;
+use crate::config::{self, Environment};
 use crate::protocol::{Connection, Resource};
 use crate::request::Deadline;
 use crate::resource::{Operation, Phase, ResourceError};
 
 fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
     let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");
-    let config = crate::config::CageConfig::parse("test", directory, &toml).map_err(|error| error.to_string())?;
+    let environment =
+        Environment { cage: "test", node: "n1", directory, protocols: &["sql"], unnamed: &[], variables: &|_| None };
+    let sources = [(directory.join("cage.toml"), toml)];
+    let config = config::parse(&sources, &environment).map_err(|error| error.to_string())?;
     Settings::read(config.resources["db"].section.clone()).map_err(|error| error.to_string())
 }
 
@@ -44,7 +48,8 @@ async fn values_of_every_kind_come_back() {
     let row = json!([null, true, {"date": "2026-11-21"}, {"time": "10:00:00.5"}, {"datetime": "2026-11-21T10:00:00.123456"},
         {"timestamp": "2026-11-21T10:00:00Z"}, "it's {x} \" ' ; -- "]);
     let names: Vec<String> = (0..7).map(|index| format!("v{index}")).collect();
-    let values: Json = names.iter().cloned().zip(row.as_array().unwrap().clone()).collect::<serde_json::Map<_, _>>().into();
+    let values: Json =
+        names.iter().cloned().zip(row.as_array().unwrap().clone()).collect::<serde_json::Map<_, _>>().into();
     let placeholders = names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(", ");
     let insert = format!("insert into t values ({placeholders})");
     let reply = run(&mut *db, json!({"sql": insert, "values": values})).await.unwrap();
@@ -55,7 +60,8 @@ async fn values_of_every_kind_come_back() {
     assert_eq!(reply["results"][0]["affected"], 0);
     let values = json!({"i": i64::MIN, "f": 1.0, "b": {"bytes": "AP8="}, "inf": {"float": "-Infinity"}, "n": {"decimal": "1.10"},
         "j": {"json": {"a": [1]}}, "u": {"uuid": "67e55044-10b1-426f-9247-bb680e5fe0c8"}});
-    let reply = run(&mut *db, json!({"sql": "select {i}, {f}, {b}, {inf}, {n}, {j}, {u}", "values": values})).await.unwrap();
+    let reply =
+        run(&mut *db, json!({"sql": "select {i}, {f}, {b}, {inf}, {n}, {j}, {u}", "values": values})).await.unwrap();
     let texts = json!([[i64::MIN, 1.0, {"bytes": "AP8="}, {"float": "-Infinity"}, "1.10", r#"{"a":[1]}"#,
         "67e55044-10b1-426f-9247-bb680e5fe0c8"]]);
     assert_eq!(reply["results"][0]["rows"], texts);
@@ -92,7 +98,10 @@ async fn what_is_wrong_before_it_runs_is_harmless() {
     let check = |action: &str, body: &str| {
         let operation = Operation { action: action.into(), body: body.to_owned().into(), ..Operation::default() };
         let error = database.check(&operation).unwrap_err();
-        assert_eq!((error.code.as_str(), error.phase, error.recoverable, error.terminal), ("bad-operation", Phase::Check, true, false));
+        assert_eq!(
+            (error.code.as_str(), error.phase, error.recoverable, error.terminal),
+            ("bad-operation", Phase::Check, true, false)
+        );
         error.text
     };
     for (body, text) in [
@@ -113,7 +122,11 @@ async fn what_is_wrong_before_it_runs_is_harmless() {
     }
     assert!(check("query", r#"{"sql": "select 1"}"#).contains("`execute` only"));
     let mut db = database.connect(soon()).await.unwrap();
-    for (options, text) in [(("isolation", "total"), "known: read-uncommitted"), (("x", "y"), "begin option"), (("read-only", "1"), "true, false")] {
+    for (options, text) in [
+        (("isolation", "total"), "known: read-uncommitted"),
+        (("x", "y"), "begin option"),
+        (("read-only", "1"), "true, false"),
+    ] {
         let error = db.begin(&[(options.0.into(), options.1.into())], soon()).await.unwrap_err();
         assert!(error.text.contains(text) && error.phase == Phase::Begin && error.recoverable, "{error}");
     }
@@ -135,9 +148,7 @@ async fn options_of_a_transaction_hold_for_it_only() {
 async fn too_large_a_result_is_an_error_and_not_cut() {
     let directory = tempfile::tempdir().unwrap();
     let database = database(directory.path());
-    let numbers = |count: u32| {
-        json!({"sql": "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select i from n", "values": {"count": count}})
-    };
+    let numbers = |count: u32| json!({"sql": "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select i from n", "values": {"count": count}});
     let mut db = database.connect(soon()).await.unwrap();
     assert_eq!(run(&mut *db, numbers(100)).await.unwrap()["results"][0]["rows"].as_array().unwrap().len(), 100);
     let error = run(&mut *db, numbers(101)).await.unwrap_err();
@@ -186,7 +197,8 @@ async fn a_statement_that_nobody_waits_for_ends() {
     let mut db = database.connect(soon()).await.unwrap();
     run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
     // It holds the lock for writing, and gives no rows at which it could be seen that nobody takes them.
-    let endless = "insert into t with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < 0";
+    let endless =
+        "insert into t with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < 0";
     let waiting = tokio::time::timeout(Duration::from_millis(50), run(&mut *db, json!({"sql": endless}))).await;
     assert!(waiting.is_err());
     drop(db);
@@ -202,7 +214,10 @@ fn settings_are_read_and_mistakes_told() {
     assert_eq!(read("path = \"a.db\"\ncreate = false\nbusy_timeout_ms = 100"), Ok(file));
     let url = "url = \"postgres://me:secret@db.example:5433/name\"";
     assert_eq!(read(url), Ok("postgres at db.example:5433".into()));
-    assert_eq!(read("url = \"mariadb://me:secret@127.0.0.1/name\"\ntls = \"off\""), Ok("mysql at 127.0.0.1:3306".into()));
+    assert_eq!(
+        read("url = \"mariadb://me:secret@127.0.0.1/name\"\ntls = \"off\""),
+        Ok("mysql at 127.0.0.1:3306".into())
+    );
     for (lines, text) in [
         ("", "either `path`"),
         ("path = \"a\"\nurl = \"postgres://h/d\"", "either `path`"),

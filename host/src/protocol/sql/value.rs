@@ -91,8 +91,7 @@ impl Value {
     }
 }
 
-const TAGS: &[&str] =
-    &["decimal", "bytes", "date", "time", "datetime", "timestamp", "uuid", "float", "json", "array"];
+const TAGS: &[&str] = &["decimal", "bytes", "date", "time", "datetime", "timestamp", "uuid", "float", "json", "array"];
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

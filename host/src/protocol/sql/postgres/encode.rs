@@ -1,7 +1,7 @@
 //! Values in the binary form of the type that the server wants for a parameter.
 
-use jiff::civil::{Date, DateTime, Time};
 use jiff::Timestamp;
+use jiff::civil::{Date, DateTime, Time};
 use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 use sqlx::{TypeInfo, types::Uuid};
 
@@ -86,7 +86,9 @@ fn mismatch(value: &Value, info: &PgTypeInfo) -> String {
         Value::Uuid(_) => "uuid",
         Value::Null | Value::Text(_) | Value::Array(_) => "text",
     };
-    format!("{kind} where the database takes it for {name}: say the type of the value in the statement, as in {{x}}::{cast}")
+    format!(
+        "{kind} where the database takes it for {name}: say the type of the value in the statement, as in {{x}}::{cast}"
+    )
 }
 
 fn fits<T, E>(value: Result<T, E>, info: &PgTypeInfo) -> Result<T, String> {

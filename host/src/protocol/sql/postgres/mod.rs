@@ -11,8 +11,8 @@ use sqlx::postgres::{
     PgArgumentBuffer, PgArguments, PgConnectOptions, PgQueryResult, PgRow, PgTypeInfo, PgValueFormat,
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, Row, SqlSafeStr, Statement as _, Type,
-    ValueRef,
+    AssertSqlSafe, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, Row, SqlSafeStr,
+    Statement as _, Type, ValueRef,
 };
 
 use super::driver::{self, Begin, Done, RunError};
@@ -73,7 +73,8 @@ impl driver::Driver for Driver {
                 _ => &[],
             };
             for ((name, value), info) in values.iter().zip(types) {
-                let bytes = encode::parameter(value, info).map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
+                let bytes = encode::parameter(value, info)
+                    .map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
                 let encoded = Encoded { info: info.clone(), bytes };
                 sqlx::Arguments::add(&mut arguments, encoded).map_err(sqlx::Error::Encode)?;
             }

@@ -8,7 +8,11 @@ pub(super) fn encode(text: &str) -> Result<Vec<u8>, String> {
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let whole = whole.trim_start_matches('0');
     let groups_before = whole.len().div_ceil(4);
-    let padded = format!("{whole:0>before$}{fraction:0<after$}", before = groups_before * 4, after = fraction.len().div_ceil(4) * 4);
+    let padded = format!(
+        "{whole:0>before$}{fraction:0<after$}",
+        before = groups_before * 4,
+        after = fraction.len().div_ceil(4) * 4
+    );
     let mut groups = Vec::with_capacity(padded.len() / 4);
     for start in (0..padded.len()).step_by(4) {
         let group: u16 = padded[start..start + 4].parse().map_err(|_| "not a number".to_owned())?;
@@ -33,7 +37,8 @@ pub(super) fn encode(text: &str) -> Result<Vec<u8>, String> {
 /// Text, or the name of a number that has no digits.
 pub(super) fn decode(bytes: &[u8]) -> Result<String, String> {
     let mut parts = bytes.chunks_exact(2).map(|part| u16::from_be_bytes([part[0], part[1]]));
-    let (Some(count), Some(weight), Some(sign), Some(scale)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(count), Some(weight), Some(sign), Some(scale)) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err("not a number".into());
     };
     let groups: Vec<u16> = parts.take(count.into()).collect();
@@ -44,7 +49,8 @@ pub(super) fn decode(bytes: &[u8]) -> Result<String, String> {
         _ => {}
     }
     let weight = i32::from(weight.cast_signed());
-    let group = |exponent: i32| usize::try_from(weight - exponent).ok().and_then(|at| groups.get(at)).copied().unwrap_or(0);
+    let group =
+        |exponent: i32| usize::try_from(weight - exponent).ok().and_then(|at| groups.get(at)).copied().unwrap_or(0);
     let mut text = String::from(if sign == NEGATIVE { "-" } else { "" });
     if weight < 0 {
         text.push('0');
@@ -75,8 +81,20 @@ mod tests {
     #[test]
     fn every_digit_is_kept() {
         for text in [
-            "0", "1", "-1", "1.10", "0.00", "-0.0001", "10000", "12345.6789", "0.00000001", "100000000.00000000", "9999",
-            "-123456789012345678901234567890.123456789012345678901234567890", "0.10", "10000000000000000.5",
+            "0",
+            "1",
+            "-1",
+            "1.10",
+            "0.00",
+            "-0.0001",
+            "10000",
+            "12345.6789",
+            "0.00000001",
+            "100000000.00000000",
+            "9999",
+            "-123456789012345678901234567890.123456789012345678901234567890",
+            "0.10",
+            "10000000000000000.5",
         ] {
             assert_eq!(decode(&encode(text).unwrap()).unwrap(), text);
         }
