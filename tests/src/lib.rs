@@ -4,6 +4,7 @@
 //! printed when its test fails.
 
 mod client;
+mod databases;
 mod exchange;
 mod guests;
 mod root;
@@ -21,6 +22,7 @@ use wasmcage::module::slot::ModuleSnapshot;
 use wasmcage::request::Payload;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
+pub use databases::{DatabaseServer, PASSWORD};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 pub use root::Root;
