@@ -14,9 +14,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::Home;
 use crate::request::Deadline;
-use crate::web_client::{
-    Client, ClientSettings, Http2, RequestBody, ResponseBody, Times, Tls, WebError, WebErrorKind,
-};
+use crate::web_client::{Client, ClientSettings, Http2, RequestBody, ResponseBody, Times, Tls, WebError, WebErrorKind};
 
 /// A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

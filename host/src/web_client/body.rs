@@ -9,8 +9,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::error::{WebError, WebErrorKind, of_body};
 use super::Times;
+use super::error::{WebError, WebErrorKind, of_body};
 use crate::request::Deadline;
 
 pub struct ResponseBody {

@@ -71,7 +71,9 @@ impl Connector {
 
         let addresses = match timeout_at(limit, addresses(host, port)).await {
             Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{host}: {error}")))?,
-            Err(_) => return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..late("asking for the name's address") }),
+            Err(_) => {
+                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..late("asking for the name's address") });
+            }
         };
         let tcp = match timeout_at(limit, first_to_answer(addresses)).await {
             Ok(tcp) => tcp.map_err(|error| of_tcp(&error, host, port))?,

@@ -8,9 +8,6 @@ mod connect;
 mod error;
 mod tls;
 
-#[cfg(test)]
-mod tests;
-
 use std::pin::pin;
 use std::time::Duration;
 
@@ -100,12 +97,7 @@ impl Client {
     ///
     /// # Errors
     /// See the kinds.
-    pub async fn send(
-        &self,
-        head: Parts,
-        body: RequestBody,
-        times: Times,
-    ) -> Result<Response<ResponseBody>, WebError> {
+    pub async fn send(&self, head: Parts, body: RequestBody, times: Times) -> Result<Response<ResponseBody>, WebError> {
         let whole = match body {
             RequestBody::Streamed(body) => return self.attempt(head, body, times).await.map_err(|failed| failed.error),
             RequestBody::Whole(bytes) => bytes,

@@ -39,13 +39,14 @@ impl ClientConfig {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
-        let base = section.required_parsed::<Uri>("url", "a URL such as \"https://api.example.org/v1\"").and_then(|uri| {
-            let base = Base::of(&uri);
-            if let Err(text) = &base {
-                section.problem("url", *text);
-            }
-            base.ok()
-        });
+        let base =
+            section.required_parsed::<Uri>("url", "a URL such as \"https://api.example.org/v1\"").and_then(|uri| {
+                let base = Base::of(&uri);
+                if let Err(text) = &base {
+                    section.problem("url", *text);
+                }
+                base.ok()
+            });
         let http2_choices = [("auto", Http2::Auto), ("only", Http2::Only), ("never", Http2::Never)];
         let headers = headers(&section);
         let timeout = section.milliseconds("timeout_ms", Duration::from_secs(30), 1..=DAY_MS);
@@ -56,7 +57,8 @@ impl ClientConfig {
             http2: section.choice("http2", &http2_choices, Http2::Auto),
             connect_timeout: section.milliseconds("connect_timeout_ms", Duration::from_secs(3), 1..=DAY_MS),
             idle_timeout: section.milliseconds("idle_timeout_ms", Duration::from_secs(30), 1..=DAY_MS),
-            response_header_bytes_max: section.integer("max_response_header_bytes", 64 << 10, 8 << 10..=1 << 20) as usize,
+            response_header_bytes_max: section.integer("max_response_header_bytes", 64 << 10, 8 << 10..=1 << 20)
+                as usize,
             connections_max: CONNECTIONS_MAX,
         };
         section.finish()?;
@@ -132,7 +134,16 @@ fn tls(section: &Section) -> Tls {
             TlsFileError::Pem { file, .. } | TlsFileError::Certificate { file, .. } => file,
         };
         let is = |path: &Option<PathBuf>| path.as_ref() == Some(file);
-        table.problem(if is(&ca) { "ca" } else if is(&key) { "key" } else { "certificate" }, error.to_string());
+        table.problem(
+            if is(&ca) {
+                "ca"
+            } else if is(&key) {
+                "key"
+            } else {
+                "certificate"
+            },
+            error.to_string(),
+        );
         Tls::public()
     });
     // Its mistakes are among those of the resource.

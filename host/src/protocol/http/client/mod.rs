@@ -28,7 +28,6 @@ use crate::request::Deadline;
 use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 use crate::web_client::{Client, RequestBody, ResponseBody, Times};
 
-
 /// `[resources.x]` with `protocol = "http"`.
 #[derive(Clone)]
 pub(super) struct Server {
@@ -45,7 +44,11 @@ impl Server {
     }
 
     /// Resolves with the head of the answer that is the module's: after the redirections.
-    async fn exchange(&self, operation: Operation, deadline: Deadline) -> Result<Response<ResponseBody>, ResourceError> {
+    async fn exchange(
+        &self,
+        operation: Operation,
+        deadline: Deadline,
+    ) -> Result<Response<ResponseBody>, ResourceError> {
         let config = &*self.config;
         let mut exchange = Exchange::new(config, operation)?;
         let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
