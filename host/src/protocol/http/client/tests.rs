@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
@@ -93,20 +92,37 @@ async fn server(tls: Option<TlsAcceptor>) -> (String, Arc<Seen>) {
                     counted.requests.fetch_add(1, Ordering::SeqCst);
                     async { Ok::<_, std::convert::Infallible>(told(request).await) }
                 });
-                let builder = auto::Builder::new(TokioExecutor::new());
                 match tls {
-                    None => drop(builder.serve_connection(TokioIo::new(tcp), service).await),
+                    None => {
+                        let mut first = [0; 2];
+                        // A client that speaks HTTP/2 begins with PRI, which is no method.
+                        tcp.peek(&mut first).await.unwrap();
+                        serve(TokioIo::new(tcp), first == *b"PR", service).await;
+                    }
                     // A client that does not like the certificate leaves.
                     Some(tls) => {
-                        if let Ok(tls) = tls.accept(tcp).await {
-                            drop(builder.serve_connection(TokioIo::new(tls), service).await);
-                        }
+                        let Ok(tls) = tls.accept(tcp).await else { return };
+                        let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+                        serve(TokioIo::new(tls), http2, service).await;
                     }
                 }
             });
         }
     });
     (address, seen)
+}
+
+async fn serve<I, S>(io: I, http2: bool, service: S)
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: HttpService<Incoming, ResBody = Full<Bytes>, Error = std::convert::Infallible>,
+    S::Future: Send + 'static,
+{
+    // How it ends is the client's affair.
+    match http2 {
+        true => drop(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await),
+        false => drop(hyper::server::conn::http1::Builder::new().serve_connection(io, service).await),
+    }
 }
 
 /// A server that takes one request's head per connection and then does as told: answers with these bytes, and closes, or
