@@ -1,0 +1,1 @@
+//! Pools, caches and operations, with a double for the other side.
