@@ -84,7 +84,8 @@ impl Resources {
         found.cloned().ok_or_else(|| {
             // Others' resources are nothing to be told of.
             let granted = grants.resources.iter().map(String::as_str).filter(|name| by_name.contains_key(*name));
-            let hint = config::nearest(name, granted).map_or_else(String::new, |known| format!("; did you mean `{known}`?"));
+            let hint =
+                config::nearest(name, granted).map_or_else(String::new, |known| format!("; did you mean `{known}`?"));
             let text = format!("there is no [resources.{name}] in the cage.toml of cage {}{hint}", self.cage);
             refused(ResourceError::NO_SUCH_RESOURCE, text)
         })

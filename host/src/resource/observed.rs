@@ -49,7 +49,8 @@ impl Observed {
         let resource = &*self.resource;
         let Some(suppressed) = resource.failures.pass() else { return };
         let suppressed = (suppressed > 0).then_some(suppressed);
-        let (cage, module, request) = (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
+        let (cage, module, request) =
+            (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
         tracing::warn!(cage, module, resource = resource.name(), %error, suppressed, request, "operation failed");
     }
 }

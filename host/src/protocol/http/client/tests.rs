@@ -120,7 +120,9 @@ where
 {
     // How it ends is the client's affair.
     match http2 {
-        true => drop(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await),
+        true => {
+            drop(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await)
+        }
         false => drop(hyper::server::conn::http1::Builder::new().serve_connection(io, service).await),
     }
 }
@@ -208,15 +210,18 @@ async fn redirections_are_followed_as_far_as_allowed() {
     post.body = "hello".into();
     let reply = send(&server, post.clone()).await.unwrap();
     assert!(body(&reply).starts_with("GET /api/b HTTP") && reply.status == 200);
-    post.target = "/to/307/..~..~b".into();
-    assert!(server.check(&post).is_err());
     post.target = "/to/307/~api~b".into();
     assert!(body(&send(&server, post.clone()).await.unwrap()).starts_with("POST /api/b"));
     // Out of the resource's path, or to another server: the module's to judge.
     let absolute = format!("/to/302/http:~~{address}~api~c");
     assert_eq!(send(&server, operation("GET", &absolute)).await.unwrap().status, 200);
-    for elsewhere in ["/to/302/~other", "/to/302/http:~~127.0.0.1:1~api~", "/to/302/~~127.0.0.1:1~api", "/to/302/~apix"]
-    {
+    for elsewhere in [
+        "/to/302/~other",
+        "/to/302/http:~~127.0.0.1:1~api~",
+        "/to/302/~~127.0.0.1:1~api",
+        "/to/302/~apix",
+        "/to/302/~api~..~b",
+    ] {
         let reply = send(&server, operation("GET", elsewhere)).await.unwrap();
         assert_eq!(reply.status, 302, "{elsewhere}");
         assert!(reply.headers.iter().any(|(name, _)| name == "location"));
