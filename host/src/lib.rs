@@ -22,3 +22,4 @@ pub mod services;
 pub mod store;
 pub mod telemetry;
 pub mod unix_socket;
+pub mod web_client;

@@ -1,1 +1,140 @@
-//! Files of a directory that was granted as a resource.
+//! Files of a directory that was granted as a resource of protocol `file`.
+//!
+//! A file is written as a whole: others see the old one or the new one, never a part, also after a crash. Names are
+//! relative to the directory: `a.txt`, `2026/a.txt`.
+
+use serde::Deserialize;
+
+use crate::bindings::imports::wasmcage::cage::resources::{self, Operation, Reply, ReplyStream, ResourceError};
+use crate::http::options;
+
+/// The directory behind a resource, by the resource's name.
+///
+/// ```no_run
+/// # use wasmcage_guest::{Result, file::files};
+/// # fn f() -> Result<()> {
+/// let reports = files("reports");
+/// reports.write("2026/november.txt", "all is well")?;
+/// assert_eq!(reports.read("2026/november.txt")?, b"all is well");
+/// for entry in reports.list("2026")? {
+///     println!("{} has {} bytes", entry.name, entry.size);
+/// }
+/// # Ok(()) }
+/// ```
+pub fn files(resource: &str) -> Files<'_> {
+    Files { resource }
+}
+
+/// Made by [`files`].
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    resource: &'a str,
+}
+
+/// What is in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Entry {
+    pub name: String,
+    pub kind: Kind,
+    /// Bytes, of a file.
+    pub size: u64,
+    /// Such as `2026-11-21T09:00:00.123Z`.
+    pub modified: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    File,
+    Directory,
+    Other,
+}
+
+impl Files<'_> {
+    /// Replaces a file of that name. Directories on the way are made.
+    ///
+    /// # Errors
+    /// A name that is none, a full disk, ...
+    pub fn write(self, name: &str, content: impl Into<Vec<u8>>) -> Result<(), ResourceError> {
+        self.execute(write_operation(name, content)).map(drop)
+    }
+
+    /// Like `write`, but an error with the code `exists` when there is such a file.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn create(self, name: &str, content: impl Into<Vec<u8>>) -> Result<(), ResourceError> {
+        self.execute(with(write_operation(name, content), "overwrite", "false")).map(drop)
+    }
+
+    /// # Errors
+    /// `not-found`; `too-large` when it is longer than the resource's `max_bytes`: see `open`.
+    pub fn read(self, name: &str) -> Result<Vec<u8>, ResourceError> {
+        Ok(self.execute(operation("read", name))?.body)
+    }
+
+    /// Reads a file and removes it.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn take(self, name: &str) -> Result<Vec<u8>, ResourceError> {
+        Ok(self.execute(with(operation("read", name), "remove", "true"))?.body)
+    }
+
+    /// A file in parts, of any length together.
+    ///
+    /// # Errors
+    /// `not-found`.
+    pub fn open(self, name: &str) -> Result<ReplyStream, ResourceError> {
+        Ok(resources::open(self.resource, &operation("read", name), &options(None))?.1)
+    }
+
+    /// Whether there was such a file.
+    ///
+    /// # Errors
+    /// A name that is none, a missing right, ...
+    pub fn delete(self, name: &str) -> Result<bool, ResourceError> {
+        Ok(self.execute(operation("delete", name))?.status != 404)
+    }
+
+    /// # Errors
+    /// A name that is none, a missing right, ...
+    pub fn exists(self, name: &str) -> Result<bool, ResourceError> {
+        Ok(self.execute(operation("stat", name))?.status != 404)
+    }
+
+    /// What is in a directory beneath, or in this one if its name is empty; by name, 1,000 entries at most.
+    ///
+    /// # Errors
+    /// Failed, for instance with `not-found`.
+    pub fn list(self, directory: &str) -> crate::Result<Vec<Entry>> {
+        self.list_after(directory, "", 1_000)
+    }
+
+    /// Those whose names come after this one, up to `limit`, which is 10,000 at most.
+    ///
+    /// # Errors
+    /// As `list`.
+    pub fn list_after(self, directory: &str, after: &str, limit: usize) -> crate::Result<Vec<Entry>> {
+        let list = with(with(operation("list", directory), "after", after), "limit", &limit.to_string());
+        Ok(serde_json::from_slice(&self.execute(list)?.body)?)
+    }
+
+    fn execute(self, operation: Operation) -> Result<Reply, ResourceError> {
+        resources::execute(self.resource, &operation, &options(None))
+    }
+}
+
+/// `write` as an operation, for a transaction: the file is there when that commits.
+pub fn write_operation(name: &str, content: impl Into<Vec<u8>>) -> Operation {
+    Operation { body: content.into(), ..operation("write", name) }
+}
+
+fn operation(action: &str, target: &str) -> Operation {
+    Operation { action: action.to_owned(), target: target.to_owned(), headers: Vec::new(), body: Vec::new() }
+}
+
+fn with(mut operation: Operation, name: &str, value: &str) -> Operation {
+    operation.headers.push((name.to_owned(), value.to_owned()));
+    operation
+}

@@ -35,6 +35,21 @@ pub(crate) fn section(keys: &str) -> Section {
     config.interfaces.remove("test").unwrap().section
 }
 
+/// `[resources.test]` with these keys, for the tests of a protocol.
+pub(crate) fn resource_section(protocol: &'static str, directory: &Path, keys: &str) -> Result<Section, ConfigError> {
+    let environment = Environment {
+        cage: "runner",
+        node: "node",
+        directory,
+        protocols: &[protocol],
+        unnamed: &[],
+        variables: &|_| None,
+    };
+    let own = format!("[resources.test]\nprotocol = '{protocol}'\n{keys}");
+    let mut config = parse(&[("cage.toml".into(), own)], &environment)?;
+    Ok(config.resources.remove("test").unwrap().section)
+}
+
 /// What is told about the cage's own file, each line after its name.
 #[track_caller]
 fn check(own: &str, expected: &[&str]) {

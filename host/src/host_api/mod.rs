@@ -15,7 +15,7 @@ mod state;
 mod stdio;
 mod transaction;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
@@ -29,6 +29,7 @@ use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::request::{Deadline, RequestContext};
 use crate::telemetry::{Level, LevelCell};
+use crate::web_client::Client;
 
 use self::http::OutgoingGrant;
 use self::log::GuestLog;
@@ -99,6 +100,8 @@ pub struct Home {
     pub dispatcher: WeakDispatcher,
     log: Arc<GuestLog>,
     variables: WasiConfigVariables,
+    /// Connections of the version's own requests, made when it makes the first.
+    web_client: OnceLock<Client>,
 }
 
 impl Home {
@@ -112,7 +115,7 @@ impl Home {
         let variables = settings.config.keys().filter_map(|key| Some((key.clone(), config::text(&settings, key)?)));
         let variables = variables.collect();
         let log = Arc::new(GuestLog::new(cage.clone(), module.clone(), cage_level));
-        Self { cage, module, settings, dispatcher, log, variables }
+        Self { cage, module, settings, dispatcher, log, variables, web_client: OnceLock::new() }
     }
 }
 
@@ -157,7 +160,7 @@ impl GuestState {
             deadline,
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
-            grant: OutgoingGrant::new(home.clone()),
+            grant: OutgoingGrant::new(home.clone(), deadline),
             table,
             held: lock::HeldLocks::default(),
             home,
@@ -169,6 +172,7 @@ impl GuestState {
         self.current.lock().clone_from(&request);
         self.request = request;
         self.deadline = deadline;
+        self.grant.begin(deadline);
     }
 
     /// After each call, so that nothing of one request is seen by the next, or held by it.

@@ -1,20 +1,36 @@
-//! Protocol `file`: a watched directory as an interface, a directory to write to and read from as a resource.
+//! Protocol `file`: a directory as a resource, and a watched directory as an interface.
+//!
+//! `directory.rs` reaches files without ever leaving a directory, `name.rs` says which names there are, `error.rs` speaks
+//! the pool's language. Out: `resource/`. In: `interface/`.
+
+mod directory;
+mod error;
+mod interface;
+mod name;
+mod resource;
+
+#[cfg(test)]
+mod tests;
 
 use super::{Interface, Protocol, Resource};
 use crate::config::{ConfigError, Section};
+
+const NAME: &str = "file";
+/// One day.
+const DAY_MS: u64 = 24 * 3600 * 1000;
 
 pub struct File;
 
 impl Protocol for File {
     fn name(&self) -> &'static str {
-        "file"
+        NAME
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
-        Err(section.refused("not in this version"))
+        Ok(Box::new(interface::FileInterface::read(section)?))
     }
 
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
-        Err(section.refused("not in this version"))
+        Ok(Box::new(resource::FileResource::read(section)?))
     }
 }

@@ -4,11 +4,13 @@
 //! and `pulse.rs` as its watchdog; `interface.rs` turns a request into one for the dispatcher: `head.rs` checks its head,
 //! `forwarded.rs` knows who asks, `body.rs` bounds what comes; `reply.rs` checks what the module answered, `page.rs` is what
 //! is answered without one, `compress.rs` comes last. `config.rs` reads `cage.toml`, `events.rs` logs.
+//! `client/` is the outbound side.
 //!
 //! What hyper enforces is left to hyper: the syntax of heads and chunks, the rules against request smuggling, the lengths
 //! of bodies. Never here: a module's text to a client, a queue, a lock on the path of a request.
 
 mod body;
+mod client;
 mod compress;
 mod config;
 mod connection;
@@ -27,7 +29,7 @@ mod wire;
 mod tests;
 
 use crate::config::{ConfigError, ExportChoice, Section};
-use crate::protocol::{Interface, Protocol};
+use crate::protocol::{Interface, Protocol, Resource};
 
 const NAME: &str = "http";
 
@@ -45,5 +47,9 @@ impl Protocol for Http {
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
         Ok(Box::new(interface::HttpInterface { config: config::HttpConfig::read(section)? }))
+    }
+
+    fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
+        Ok(Box::new(client::Server::read(section)?))
     }
 }

@@ -1,0 +1,79 @@
+//! `[interfaces.x]` with `protocol = "file"`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::pattern::Pattern;
+use crate::config::{ConfigError, Section};
+use crate::protocol::file::DAY_MS;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    Name,
+    /// The oldest first.
+    Modified,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct SourceConfig {
+    pub(super) directory: PathBuf,
+    pub(super) pattern: Pattern,
+    pub(super) order: Order,
+    pub(super) interval: Duration,
+    /// A file that did not change for so long is complete.
+    pub(super) settle: Duration,
+    /// Whether the module gets the content, or the name only.
+    pub(super) content: bool,
+    pub(super) bytes_max: u64,
+    /// Where files go that were handled; none: they are removed.
+    pub(super) done: Option<PathBuf>,
+    /// Where files go that are given up.
+    pub(super) failed: PathBuf,
+    pub(super) retry_first: Duration,
+    pub(super) retry_longest: Duration,
+    pub(super) attempts_max: u32,
+    /// Whether a file that failed lets the next ones go first.
+    pub(super) keep_going: bool,
+}
+
+impl SourceConfig {
+    /// # Errors
+    /// All mistakes of the section.
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        if !section.has("directory") {
+            section.problem("directory", "required and not set; expected a path");
+        }
+        let directory = section.path("directory").unwrap_or_default();
+        let orders = [("name", Order::Name), ("modified", Order::Modified)];
+        let milliseconds = |key, default, min| section.milliseconds(key, Duration::from_millis(default), min..=DAY_MS);
+        let pattern = "a pattern of names such as \"*.csv\"; `*` is any text, `?` any character";
+        let config = Self {
+            pattern: section.parsed("pattern", Pattern::any(), pattern),
+            order: section.choice("order", &orders, Order::Name),
+            interval: milliseconds("interval_ms", 1_000, 10),
+            settle: milliseconds("settle_ms", 500, 0),
+            content: section.flag("content", true),
+            bytes_max: section.integer("max_bytes", 8 << 20, 1..=1 << 30),
+            done: section.path("done"),
+            failed: section.path("failed").unwrap_or_else(|| directory.join("failed")),
+            retry_first: milliseconds("retry_ms", 1_000, 1),
+            retry_longest: milliseconds("retry_max_ms", 60_000, 1),
+            attempts_max: section.integer("max_attempts", 10, 1..=u64::from(u32::MAX)) as u32,
+            keep_going: section.flag("keep_going", false),
+            directory,
+        };
+        for (key, path) in [("done", config.done.as_ref()), ("failed", Some(&config.failed))] {
+            if path == Some(&config.directory) {
+                section.problem(key, "it is the directory that the files come from: they would be taken again");
+            }
+        }
+        section.finish()?;
+        Ok(config)
+    }
+
+    /// The pause after so many failures of the same file.
+    pub(super) fn retry_after(&self, failures: u32) -> Duration {
+        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.retry_first.saturating_mul(factor).min(self.retry_longest)
+    }
+}

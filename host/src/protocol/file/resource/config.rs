@@ -1,0 +1,49 @@
+//! `[resources.x]` with `protocol = "file"`.
+
+use std::path::PathBuf;
+
+use rustix::fs::Mode;
+
+use crate::config::{ConfigError, Section};
+
+pub(super) struct ResourceConfig {
+    pub(super) directory: PathBuf,
+    /// On the same file system.
+    pub(super) temporary: PathBuf,
+    /// As the process's umask has it, if none.
+    pub(super) permissions: Option<Mode>,
+    /// Of a file that is read whole.
+    pub(super) bytes_max: u64,
+}
+
+impl ResourceConfig {
+    /// # Errors
+    /// All mistakes of the section.
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        if !section.has("directory") {
+            section.problem("directory", "required and not set; expected a path");
+        }
+        let directory = section.path("directory").unwrap_or_default();
+        let permissions = section.optional_parsed::<Permissions>("permissions", "three octal digits such as \"640\"");
+        let config = Self {
+            temporary: section.path("temporary").unwrap_or_else(|| directory.clone()),
+            directory,
+            permissions: permissions.map(|permissions| permissions.0),
+            bytes_max: section.integer("max_bytes", 16 << 20, 1..=1 << 30),
+        };
+        section.finish()?;
+        Ok(config)
+    }
+}
+
+struct Permissions(Mode);
+
+impl std::str::FromStr for Permissions {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let digits = text.len() == 3 && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
+        let mode = u32::from_str_radix(text, 8).ok().filter(|_| digits).ok_or(())?;
+        Ok(Self(Mode::from_raw_mode(mode)))
+    }
+}

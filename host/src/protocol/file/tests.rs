@@ -1,0 +1,265 @@
+//! Transactions over files, as a pool drives them.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::File;
+use crate::config::tests::resource_section;
+use crate::protocol::{Connection, Protocol as _, Resource};
+use crate::request::Deadline;
+use crate::resource::{Operation, OperationReply, ResourceError};
+
+struct Bench {
+    directory: TempDir,
+    resource: Box<dyn Resource>,
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(60))
+}
+
+fn resource(directory: &Path, lines: &str) -> Result<Box<dyn Resource>, String> {
+    let section = resource_section("file", directory, lines).map_err(|error| error.to_string())?;
+    File.resource(section).map_err(|error| error.to_string())
+}
+
+impl Bench {
+    fn new(lines: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        let resource = resource(directory.path(), &format!("directory = \".\"\n{lines}")).unwrap();
+        Self { directory, resource }
+    }
+
+    async fn begun(&self) -> Box<dyn Connection> {
+        let mut connection = self.resource.connect(soon()).await.unwrap();
+        connection.begin(&[], soon()).await.unwrap();
+        connection
+    }
+
+    async fn alone(&self, operation: Operation) -> Result<OperationReply, ResourceError> {
+        self.resource.check(&operation)?;
+        self.resource.connect(soon()).await?.execute_alone(operation, &[], soon()).await
+    }
+
+    async fn code(&self, operation: Operation) -> String {
+        let error = self.alone(operation).await.unwrap_err();
+        assert!(error.recoverable && !error.terminal, "{error:?}");
+        error.code
+    }
+
+    /// Every file beneath the directory, with its content.
+    fn files(&self) -> Vec<(String, String)> {
+        let mut open = vec![self.directory.path().to_owned()];
+        let mut files = Vec::new();
+        while let Some(path) = open.pop() {
+            for entry in fs::read_dir(path).unwrap().flatten() {
+                match entry.file_type().unwrap() {
+                    kind if kind.is_dir() => open.push(entry.path()),
+                    kind if kind.is_file() => {
+                        let name = entry.path().strip_prefix(self.directory.path()).unwrap().display().to_string();
+                        files.push((name, fs::read_to_string(entry.path()).unwrap()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+}
+
+fn operation(action: &str, target: &str) -> Operation {
+    Operation { action: action.into(), target: target.into(), ..Operation::default() }
+}
+
+fn write(target: &str, body: &str) -> Operation {
+    Operation { body: body.to_owned().into(), ..operation("write", target) }
+}
+
+fn with(operation: Operation, name: &str, value: &str) -> Operation {
+    Operation { headers: vec![(name.into(), value.into())], ..operation }
+}
+
+fn owned(files: &[(&str, &str)]) -> Vec<(String, String)> {
+    files.iter().map(|(name, content)| ((*name).into(), (*content).into())).collect()
+}
+
+#[tokio::test]
+async fn what_is_written_is_there_at_the_commit_and_not_before() {
+    let bench = Bench::new("permissions = \"640\"");
+    fs::write(bench.directory.path().join("a"), "old").unwrap();
+    let mut connection = bench.begun().await;
+    connection.execute(write("a", "new"), soon()).await.unwrap();
+    connection.execute(write("sub/deep/b", "b"), soon()).await.unwrap();
+    assert_eq!(fs::read_to_string(bench.directory.path().join("a")).unwrap(), "old");
+    assert!(!bench.directory.path().join("sub/deep/b").exists());
+    connection.commit(soon()).await.unwrap();
+    assert_eq!(bench.files(), owned(&[("a", "new"), ("sub/deep/b", "b")]));
+    let mode = fs::metadata(bench.directory.path().join("a")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}
+
+#[tokio::test]
+async fn a_rollback_or_nobody_who_waits_leaves_nothing() {
+    let bench = Bench::new("");
+    fs::write(bench.directory.path().join("a"), "old").unwrap();
+    let mut connection = bench.begun().await;
+    connection.execute(write("a", "new"), soon()).await.unwrap();
+    connection.execute(operation("delete", "a"), soon()).await.unwrap();
+    assert_eq!(bench.files().len(), 2);
+    connection.rollback(soon()).await.unwrap();
+    assert_eq!(bench.files(), owned(&[("a", "old")]));
+
+    let mut connection = bench.begun().await;
+    connection.execute(write("b", "new"), soon()).await.unwrap();
+    drop(connection);
+    assert_eq!(bench.files(), owned(&[("a", "old")]));
+}
+
+#[tokio::test]
+async fn a_file_that_must_not_be_replaced_is_not() {
+    let bench = Bench::new("");
+    let carefully = |body| with(write("a", body), "overwrite", "false");
+    // Two of them at once: the second learns it at its commit.
+    let (mut first, mut second) = (bench.begun().await, bench.begun().await);
+    first.execute(carefully("first"), soon()).await.unwrap();
+    second.execute(carefully("second"), soon()).await.unwrap();
+    first.commit(soon()).await.unwrap();
+    let error = second.commit(soon()).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.recoverable), ("exists", true));
+    assert_eq!(bench.code(carefully("third")).await, "exists");
+    assert_eq!(bench.files(), owned(&[("a", "first")]));
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_halfway_says_so() {
+    let bench = Bench::new("");
+    let mut connection = bench.begun().await;
+    connection.execute(write("a", "a"), soon()).await.unwrap();
+    connection.execute(write("b", "b"), soon()).await.unwrap();
+    fs::create_dir(bench.directory.path().join("b")).unwrap();
+    let error = connection.commit(soon()).await.unwrap_err();
+    assert!(!error.recoverable, "{error:?}");
+    assert_eq!(bench.files(), owned(&[("a", "a")]));
+}
+
+#[tokio::test]
+async fn files_are_read_listed_and_removed() {
+    let bench = Bench::new("max_bytes = 10");
+    for name in ["a", "b", "c", "sub/d"] {
+        bench.alone(write(name, "content")).await.unwrap();
+    }
+    let reply = bench.alone(operation("read", "a")).await.unwrap();
+    assert_eq!((reply.status, &*reply.body), (200, &b"content"[..]));
+    assert_eq!(reply.headers[0], ("size".into(), "7".into()));
+    assert_eq!(bench.code(operation("read", "z")).await, "not-found");
+    assert_eq!(bench.code(operation("read", "sub")).await, "not-a-file");
+
+    let listed = async |target: &str, name: &str, value: &str| {
+        let reply = bench.alone(with(operation("list", target), name, value)).await.unwrap();
+        let files: Vec<Value> = serde_json::from_slice(&reply.body).unwrap();
+        let names: Vec<_> = files.iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect();
+        (names.join(" "), reply.headers[0].1.clone())
+    };
+    assert_eq!(listed("", "limit", "2").await, ("a b".into(), "true".into()));
+    assert_eq!(listed("", "after", "b").await, ("c sub".into(), "false".into()));
+    assert_eq!(listed("sub", "limit", "9").await, ("d".into(), "false".into()));
+
+    let stat = bench.alone(operation("stat", "sub")).await.unwrap();
+    assert!(stat.headers.contains(&("kind".into(), "directory".into())));
+    assert_eq!(bench.alone(operation("stat", "z/z")).await.unwrap().status, 404);
+    assert_eq!(bench.alone(operation("delete", "z")).await.unwrap().status, 404);
+    assert_eq!(bench.alone(operation("delete", "b")).await.unwrap().status, 200);
+    bench.alone(with(operation("read", "c"), "remove", "true")).await.unwrap();
+    assert_eq!(bench.files(), owned(&[("a", "content"), ("sub/d", "content")]));
+}
+
+#[tokio::test]
+async fn a_long_file_comes_in_parts() {
+    let bench = Bench::new("max_bytes = 10");
+    let content: String = (0..30_000).map(|number| format!("{number}\n")).collect();
+    fs::write(bench.directory.path().join("long"), &content).unwrap();
+    assert_eq!(bench.code(operation("read", "long")).await, ResourceError::TOO_LARGE);
+    let connection = bench.resource.connect(soon()).await.unwrap();
+    let (reply, mut stream) = connection.open(operation("read", "long"), &[], soon()).await.unwrap();
+    assert_eq!(reply.headers[0].1, content.len().to_string());
+    let mut parts = Vec::new();
+    while let Some(part) = stream.next().await.unwrap() {
+        parts.push(part);
+    }
+    assert!(parts.len() > 2 && parts.concat() == content.as_bytes());
+}
+
+#[tokio::test]
+async fn nothing_leads_out_of_the_directory() {
+    let outside = TempDir::new().unwrap();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+    let bench = Bench::new("");
+    symlink(outside.path(), bench.directory.path().join("out")).unwrap();
+    symlink(outside.path().join("secret"), bench.directory.path().join("link")).unwrap();
+    for name in ["../x", "/etc/passwd", "a/../../x", ""] {
+        assert_eq!(bench.code(operation("read", name)).await, ResourceError::BAD_OPERATION, "{name}");
+    }
+    assert_eq!(bench.code(operation("read", "link")).await, "not-a-file");
+    assert_eq!(bench.code(operation("read", "out/secret")).await, "not-a-file");
+    assert_eq!(bench.code(write("out/x", "x")).await, "not-a-file");
+    assert_eq!(bench.code(operation("list", "out")).await, "not-a-file");
+    assert_eq!(bench.code(operation("delete", "link")).await, "not-a-file");
+    // A link is replaced, not followed.
+    bench.alone(write("link", "mine")).await.unwrap();
+    assert_eq!(bench.files(), owned(&[("link", "mine")]));
+    assert_eq!(fs::read_to_string(outside.path().join("secret")).unwrap(), "secret");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn what_is_no_ordinary_file_is_not_waited_for() {
+    let bench = Bench::new("");
+    let pipe = bench.directory.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert_eq!(bench.code(operation("read", "pipe")).await, "not-a-file");
+}
+
+#[tokio::test]
+async fn leftovers_of_a_crash_are_removed_and_what_is_in_work_is_not() {
+    let bench = Bench::new("");
+    fs::write(bench.directory.path().join(".wasmcage-0123.tmp"), "half").unwrap();
+    let mut writing = bench.begun().await;
+    assert_eq!(bench.files(), []);
+    writing.execute(write("a", "a"), soon()).await.unwrap();
+    // Another one of the same directory begins meanwhile.
+    let other = resource(bench.directory.path(), "directory = \".\"").unwrap();
+    other.connect(soon()).await.unwrap();
+    assert_eq!(bench.files().len(), 1);
+    writing.commit(soon()).await.unwrap();
+    assert_eq!(bench.files(), owned(&[("a", "a")]));
+}
+
+#[tokio::test]
+async fn what_a_directory_does_not_understand_is_refused() {
+    let bench = Bench::new("");
+    for operation in [
+        operation("append", "a"),
+        with(write("a", ""), "overwrite", "perhaps"),
+        with(operation("read", "a"), "overwrite", "true"),
+        write(".wasmcage-1.tmp", "x"),
+    ] {
+        assert_eq!(bench.code(operation).await, ResourceError::BAD_OPERATION);
+    }
+    let mut connection = bench.resource.connect(soon()).await.unwrap();
+    let error = connection.begin(&[("isolation".into(), "x".into())], soon()).await.unwrap_err();
+    assert_eq!(error.code, ResourceError::BAD_OPERATION);
+
+    let gone = resource(bench.directory.path(), "directory = \"gone\"").unwrap();
+    let error = gone.connect(soon()).await.err().unwrap();
+    assert_eq!((error.code.as_str(), error.recoverable), ("not-found", true));
+    let refused = resource(bench.directory.path(), "permissions = \"rw\"\nmax_byte = 1").err().unwrap();
+    for text in ["directory: required", "three octal digits", "did you mean `max_bytes`"] {
+        assert!(refused.contains(text), "{refused}");
+    }
+}

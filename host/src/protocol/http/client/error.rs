@@ -1,0 +1,31 @@
+//! Failures of requests, as a module sees them: what was sent cannot be taken back, what was not may be tried again.
+
+use crate::resource::{Phase, ResourceError};
+use crate::web_client::{WebError, WebErrorKind};
+
+/// `sent`: an earlier part of the same operation has reached the server.
+pub(super) fn of_exchange(error: &WebError, sent: bool) -> ResourceError {
+    let code = match error.kind {
+        WebErrorKind::Dns => "dns",
+        WebErrorKind::Certificate | WebErrorKind::Alert(_) | WebErrorKind::Tls => "tls",
+        WebErrorKind::Refused | WebErrorKind::Unreachable | WebErrorKind::Connect => ResourceError::CONNECT,
+        WebErrorKind::DnsTimedOut
+        | WebErrorKind::ConnectTimedOut
+        | WebErrorKind::HeadTimedOut
+        | WebErrorKind::BodyTimedOut => ResourceError::TIMED_OUT,
+        WebErrorKind::ConnectionLimit => ResourceError::OVERLOADED,
+        WebErrorKind::HeadTooLarge => ResourceError::TOO_LARGE,
+        WebErrorKind::Disconnected | WebErrorKind::RequestBody => ResourceError::DISCONNECTED,
+        WebErrorKind::Protocol => "bad-response",
+    };
+    let sent = sent || error.sent;
+    let phase = if error.sent { Phase::Execute } else { Phase::Connect };
+    ResourceError { recoverable: !sent, ..ResourceError::harmless(phase, code, error.text.clone()) }
+}
+
+/// The whole answer is longer than `max` bytes.
+pub(super) fn too_large(max: usize) -> ResourceError {
+    let text = format!("the answer has more than {max} bytes (max_response_bytes); use `open`");
+    let error = ResourceError::harmless(Phase::Execute, ResourceError::TOO_LARGE, text);
+    ResourceError { recoverable: false, ..error }
+}

@@ -1,0 +1,171 @@
+//! The outbound side: one server, reached by a resource. `config.rs` reads `[resources.x]`, `operation.rs` makes a request of
+//! an operation, `redirect.rs` says which redirections are followed, `error.rs` speaks the pool's language.
+//!
+//! Connections are kept by `web_client/`, which shares them among requests as HTTP allows; what the resource's own pool
+//! counts are requests.
+
+mod config;
+mod error;
+mod operation;
+mod redirect;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use http::{Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+
+use self::config::ClientConfig;
+use self::operation::Exchange;
+use crate::config::{ConfigError, Section};
+use crate::protocol::{Connection, Resource};
+use crate::request::Deadline;
+use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use crate::web_client::{Client, RequestBody, ResponseBody, Times};
+
+/// `[resources.x]` with `protocol = "http"`.
+#[derive(Clone)]
+pub(super) struct Server {
+    config: Arc<ClientConfig>,
+    client: Client,
+}
+
+impl Server {
+    /// # Errors
+    /// All mistakes of the section.
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        let config = ClientConfig::read(section)?;
+        Ok(Self { client: Client::new(&config.client), config: Arc::new(config) })
+    }
+
+    /// Resolves with the head of the answer that is the module's: after the redirections.
+    async fn exchange(
+        &self,
+        operation: Operation,
+        deadline: Deadline,
+    ) -> Result<Response<ResponseBody>, ResourceError> {
+        let config = &*self.config;
+        let mut exchange = Exchange::new(config, operation)?;
+        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
+        let mut redirects = 0;
+        loop {
+            let body = RequestBody::Whole(exchange.body.clone());
+            let response = self.client.send(exchange.head.clone(), body, times).await;
+            let response = response.map_err(|error| error::of_exchange(&error, redirects > 0))?;
+            if redirects == config.redirects {
+                return Ok(response);
+            }
+            match redirect::next(config, exchange, &response) {
+                Some(next) => exchange = next,
+                None => return Ok(response),
+            }
+            redirects += 1;
+        }
+    }
+
+    fn deadline(&self, deadline: Deadline) -> Deadline {
+        deadline.within(self.config.timeout)
+    }
+}
+
+#[async_trait]
+impl Resource for Server {
+    fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
+        Exchange::new(&self.config, operation.clone()).map(drop)
+    }
+
+    async fn connect(&self, _deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
+        Ok(Box::new(self.clone()))
+    }
+}
+
+/// What was sent cannot be taken back, so that a transaction is none: a commit and a rollback do nothing.
+#[async_trait]
+impl Connection for Server {
+    async fn begin(&mut self, options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
+        match options.first() {
+            None => Ok(()),
+            Some((name, _)) => {
+                let text = format!("requests have no option {name:?}");
+                Err(ResourceError::harmless(Phase::Begin, ResourceError::BAD_OPERATION, text))
+            }
+        }
+    }
+
+    async fn execute(&mut self, operation: Operation, deadline: Deadline) -> Result<OperationReply, ResourceError> {
+        let response = self.exchange(operation, self.deadline(deadline)).await?;
+        let max = self.config.response_bytes_max;
+        let mut reply = head(&response);
+        let mut body = response.into_body();
+        if body.size_hint().lower() > max as u64 {
+            return Err(error::too_large(max));
+        }
+        let mut whole = BytesMut::new();
+        while let Some(part) = next_part(&mut body).await? {
+            if whole.len() + part.len() > max {
+                return Err(error::too_large(max));
+            }
+            whole.extend_from_slice(&part);
+        }
+        reply.body = whole.freeze();
+        Ok(reply)
+    }
+
+    async fn commit(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
+    async fn rollback(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        Ok(())
+    }
+
+    async fn open(
+        mut self: Box<Self>,
+        operation: Operation,
+        options: &[(String, String)],
+        deadline: Deadline,
+    ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
+        self.begin(options, deadline).await?;
+        let response = self.exchange(operation, self.deadline(deadline)).await?;
+        Ok((head(&response), Box::new(Parts(response.into_body()))))
+    }
+
+    async fn is_healthy(&mut self) -> bool {
+        true
+    }
+}
+
+/// A long answer, part by part as it comes.
+struct Parts(ResponseBody);
+
+#[async_trait]
+impl ReplyStream for Parts {
+    async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
+        next_part(&mut self.0).await
+    }
+}
+
+/// The next bytes of a body; trailers are not passed on.
+async fn next_part(body: &mut ResponseBody) -> Result<Option<Bytes>, ResourceError> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Err(error)) => return Err(error::of_exchange(&error, true)),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                Ok(_) | Err(_) => {}
+            },
+        }
+    }
+}
+
+fn head(response: &Response<ResponseBody>) -> OperationReply {
+    let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let headers = response.headers().iter().map(|(name, value)| (name.as_str().to_owned(), text(value)));
+    OperationReply { status: StatusCode::as_u16(&response.status()), headers: headers.collect(), body: Bytes::new() }
+}

@@ -1,0 +1,80 @@
+//! An operation as a request: what a module may say, and what only the resource does.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Uri};
+
+use super::config::ClientConfig;
+use crate::resource::{Operation, Phase, ResourceError};
+
+/// What `operation` asks for, ready to be sent, as often as it takes.
+pub(super) struct Exchange {
+    pub(super) head: Parts,
+    pub(super) body: Bytes,
+}
+
+impl Exchange {
+    /// # Errors
+    /// `BAD_OPERATION`: it is no request, or leads out of the resource's `url`.
+    pub(super) fn new(config: &ClientConfig, operation: Operation) -> Result<Self, ResourceError> {
+        let method = Method::from_bytes(operation.action.as_bytes())
+            .map_err(|_| bad(format!("{:?} is no method", operation.action)))?;
+        if method == Method::CONNECT {
+            return Err(bad("CONNECT opens tunnels, which a resource is not for".into()));
+        }
+        let (mut head, ()) = Request::new(()).into_parts();
+        head.uri = target(config, &operation.target)?;
+        head.method = method;
+        head.headers = config.headers.clone();
+        for (name, value) in operation.headers {
+            let name = HeaderName::try_from(&name).map_err(|_| bad(format!("{name:?} is no name of a header")))?;
+            if is_framing(&name) {
+                return Err(bad(format!("header {name} is set by the host")));
+            }
+            if config.headers.contains_key(&name) && name != header::USER_AGENT {
+                return Err(bad(format!("header {name} is set by the resource")));
+            }
+            let value = HeaderValue::try_from(value).map_err(|_| bad(format!("header {name} cannot be sent")))?;
+            match name {
+                header::USER_AGENT => drop(head.headers.insert(name, value)),
+                name => drop(head.headers.try_append(name, value).map_err(|_| bad("too many headers".into()))?),
+            }
+        }
+        Ok(Self { head, body: operation.body })
+    }
+}
+
+fn target(config: &ClientConfig, target: &str) -> Result<Uri, ResourceError> {
+    if !(target.is_empty() || target.starts_with(['/', '?'])) {
+        return Err(bad(format!("{target:?} is no path: it begins with a slash, and the host is the resource's")));
+    }
+    if leaves(target) {
+        return Err(bad(format!("{target:?} has `.` or `..` in it, which may lead elsewhere")));
+    }
+    config.base.join(target).ok_or_else(|| bad(format!("{target:?} is no path")))
+}
+
+/// Whether the server may take the path for one outside of where it begins: `.` or `..` as a segment, also encoded.
+pub(super) fn leaves(target: &str) -> bool {
+    let path = target.split(['?', '#']).next().unwrap_or_default();
+    let plain = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    plain.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
+}
+
+/// What says where a message goes and where it ends.
+pub(super) fn is_framing(name: &HeaderName) -> bool {
+    const FRAMING: [HeaderName; 6] = [
+        header::CONNECTION,
+        header::CONTENT_LENGTH,
+        header::HOST,
+        header::TE,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+    ];
+    FRAMING.contains(name) || ["keep-alive", "proxy-connection", "http2-settings", "trailer"].contains(&name.as_str())
+}
+
+fn bad(text: String) -> ResourceError {
+    ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text)
+}

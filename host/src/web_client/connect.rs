@@ -1,0 +1,233 @@
+//! One connection: the name's addresses, TCP to the first of them that answers, TLS. Each step has its own errors.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use http::Uri;
+use http::uri::Scheme;
+use hyper::rt::ReadBufCursor;
+use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+
+use super::error::{WebError, WebErrorKind, find};
+use super::{ClientSettings, Http2};
+
+/// An address that does not answer for so long gets company by the next.
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 16;
+
+#[derive(Clone)]
+pub(super) struct Connector {
+    tls: TlsConnector,
+    server_name: Option<ServerName<'static>>,
+    timeout: Duration,
+    places: Arc<Semaphore>,
+}
+
+impl Connector {
+    pub(super) fn new(settings: &ClientSettings) -> Self {
+        let mut config = (*settings.tls.config).clone();
+        let (http1, http2) = (b"http/1.1".to_vec(), b"h2".to_vec());
+        config.alpn_protocols = match settings.http2 {
+            Http2::Auto => vec![http2, http1],
+            Http2::Only => vec![http2],
+            Http2::Never => vec![http1],
+        };
+        Self {
+            tls: TlsConnector::from(Arc::new(config)),
+            server_name: settings.tls.server_name.clone(),
+            timeout: settings.connect_timeout,
+            places: Arc::new(Semaphore::new(settings.connections_max)),
+        }
+    }
+
+    async fn connect(self, uri: Uri) -> Result<Stream, WebError> {
+        let late = |what: &str| {
+            let text = format!("{what} took longer than {} ms", self.timeout.as_millis());
+            WebError::new(WebErrorKind::ConnectTimedOut, text)
+        };
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| WebError::new(WebErrorKind::ConnectionLimit, "too many connections are open"))?;
+        let limit = Instant::now() + self.timeout;
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        let host = uri.host().unwrap_or_default();
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+
+        let addresses = match timeout_at(limit, addresses(host, port)).await {
+            Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{host}: {error}")))?,
+            Err(_) => {
+                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..late("asking for the name's address") });
+            }
+        };
+        let tcp = match timeout_at(limit, first_to_answer(addresses)).await {
+            Ok(tcp) => tcp.map_err(|error| of_tcp(&error, host, port))?,
+            Err(_) => return Err(late("connecting")),
+        };
+        // Small requests must not wait for the answer to the one before.
+        let _ = tcp.set_nodelay(true);
+        let uses = Uses::default();
+        if !secure {
+            return Ok(Stream { io: TokioIo::new(Box::new(tcp)), http2: false, uses, _place: place });
+        }
+        let name = match self.server_name.clone() {
+            Some(name) => name,
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|_| WebError::new(WebErrorKind::Certificate, format!("{host:?} is no name for TLS")))?,
+        };
+        let tls = match timeout_at(limit, self.tls.connect(name, tcp)).await {
+            Ok(tls) => tls.map_err(|error| of_tls(&error))?,
+            Err(_) => return Err(late("the TLS handshake")),
+        };
+        let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok(Stream { io: TokioIo::new(Box::new(tls)), http2, uses, _place: place })
+    }
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = Stream;
+    type Error = WebError;
+    type Future = Pin<Box<dyn Future<Output = Result<Stream, WebError>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), WebError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        Box::pin(self.clone().connect(uri))
+    }
+}
+
+/// In the order of the system's preference, the two families by turns.
+async fn addresses(host: &str, port: u16) -> io::Result<VecDeque<SocketAddr>> {
+    let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+    let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut first, mut second): (VecDeque<_>, VecDeque<_>) =
+        found.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let mut ordered = VecDeque::new();
+    while ordered.len() < ADDRESSES_MAX && !(first.is_empty() && second.is_empty()) {
+        ordered.extend(first.pop_front());
+        ordered.extend(second.pop_front());
+    }
+    match ordered.is_empty() {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "the name has no address")),
+        false => Ok(ordered),
+    }
+}
+
+/// Each address gets a head start on the next one.
+async fn first_to_answer(mut addresses: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "no address");
+    loop {
+        attempts.extend(addresses.pop_front().map(TcpStream::connect));
+        tokio::select! {
+            attempt = attempts.next() => match attempt {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(error)) => failure = error,
+                None => return Err(failure),
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if !addresses.is_empty() => {}
+        }
+    }
+}
+
+fn of_tcp(error: &io::Error, host: &str, port: u16) -> WebError {
+    let kind = match error.kind() {
+        io::ErrorKind::ConnectionRefused => WebErrorKind::Refused,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => WebErrorKind::Unreachable,
+        io::ErrorKind::TimedOut => WebErrorKind::ConnectTimedOut,
+        _ => WebErrorKind::Connect,
+    };
+    WebError::new(kind, format!("{host}:{port}: {error}"))
+}
+
+fn of_tls(error: &io::Error) -> WebError {
+    let cause = error.get_ref().and_then(|inner| find::<rustls::Error>(inner));
+    let kind = match cause {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+            WebErrorKind::Certificate
+        }
+        Some(rustls::Error::AlertReceived(alert)) => WebErrorKind::Alert(u8::from(*alert)),
+        _ => WebErrorKind::Tls,
+    };
+    WebError::new(kind, format!("TLS: {error}"))
+}
+
+/// How many requests a connection has served.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Uses(Arc<AtomicUsize>);
+
+impl Uses {
+    /// Counts one more; how many there were before.
+    pub(super) fn next(&self) -> usize {
+        self.0.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// Plain or secured, as hyper wants it.
+pub(super) struct Stream {
+    io: TokioIo<Box<dyn Io>>,
+    http2: bool,
+    uses: Uses,
+    /// Given back when the connection is closed.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> Connected {
+        let connected = Connected::new().extra(self.uses.clone());
+        if self.http2 { connected.negotiated_h2() } else { connected }
+    }
+}
+
+impl hyper::rt::Read for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl hyper::rt::Write for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, buffers)
+    }
+}

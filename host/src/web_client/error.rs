@@ -1,0 +1,115 @@
+//! What went wrong with a request to a server outside, and whether anything of it was sent.
+
+use std::error::Error;
+use std::io;
+
+use hyper_util::client::legacy;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebErrorKind {
+    /// The name has no address.
+    Dns,
+    DnsTimedOut,
+    /// Nobody listens there.
+    Refused,
+    /// No way to the address.
+    Unreachable,
+    Connect,
+    /// Not within the time allowed: the connection as a whole, or the part that the text names.
+    ConnectTimedOut,
+    /// The client has as many connections as it may.
+    ConnectionLimit,
+    /// The server's certificate does not do.
+    Certificate,
+    /// The server refused the connection by a TLS alert of this number.
+    Alert(u8),
+    Tls,
+    HeadTimedOut,
+    HeadTooLarge,
+    BodyTimedOut,
+    /// The connection ended before the answer did.
+    Disconnected,
+    /// The server does not speak HTTP as it should.
+    Protocol,
+    /// The caller's own body broke off.
+    RequestBody,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct WebError {
+    pub kind: WebErrorKind,
+    pub text: String,
+    /// There was a connection: the server may have seen the request.
+    pub sent: bool,
+}
+
+impl WebError {
+    /// Of a request that was not sent.
+    pub fn new(kind: WebErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into(), sent: false }
+    }
+}
+
+impl WebErrorKind {
+    /// What a kept connection looks like that the server has closed.
+    pub(super) fn is_stale(self) -> bool {
+        self == Self::Disconnected
+    }
+}
+
+/// Of an exchange whose head did not come.
+pub(super) fn of_exchange(error: &legacy::Error) -> WebError {
+    if let Some(own) = find::<WebError>(error) {
+        return own.clone();
+    }
+    let Some(hyper) = find::<hyper::Error>(error) else {
+        return WebError::new(WebErrorKind::Connect, chain(error));
+    };
+    of_hyper(hyper, "the server closed the connection before it answered")
+}
+
+/// Of a body that broke off.
+pub(super) fn of_body(error: &hyper::Error) -> WebError {
+    WebError { sent: true, ..of_hyper(error, "the connection ended before the answer did") }
+}
+
+fn of_hyper(error: &hyper::Error, disconnected: &str) -> WebError {
+    let kind = if error.is_parse_too_large() {
+        return WebError::new(WebErrorKind::HeadTooLarge, "the answer's head is larger than allowed");
+    } else if error.is_user() {
+        WebErrorKind::RequestBody
+    } else if error.is_parse() {
+        WebErrorKind::Protocol
+    } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+        return WebError::new(WebErrorKind::Disconnected, disconnected);
+    } else if find::<io::Error>(error).is_some() {
+        WebErrorKind::Disconnected
+    } else {
+        WebErrorKind::Protocol
+    };
+    WebError::new(kind, chain(error))
+}
+
+/// The first error of that type among an error and its causes.
+pub(super) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,86 @@
+//! How a server proves who it is, and how this side does: the public certificate authorities, or those of a file.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+
+/// The public authorities, which take a while to read.
+static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    Arc::new(builder(roots).with_no_client_auth())
+});
+
+#[derive(Clone, Debug)]
+pub struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    /// Whom the certificate must name; the URL's host if none.
+    pub(super) server_name: Option<ServerName<'static>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFileError {
+    #[error("no usable PEM section in {}: {source}", file.display())]
+    Pem { file: PathBuf, source: pem::Error },
+    #[error("certificate {} cannot be used: {source}", file.display())]
+    Certificate { file: PathBuf, source: rustls::Error },
+}
+
+impl Tls {
+    /// Servers whose certificates a public authority has signed.
+    pub fn public() -> Self {
+        Self { config: PUBLIC.clone(), server_name: None }
+    }
+
+    /// `ca` is trusted instead of the public authorities; `identity` are the files of certificate and key that are shown to
+    /// servers who ask.
+    ///
+    /// # Errors
+    /// Files that cannot be read or used.
+    pub fn from_files(
+        ca: Option<&Path>,
+        identity: Option<(&Path, &Path)>,
+        server_name: Option<ServerName<'static>>,
+    ) -> Result<Self, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        match ca {
+            Some(file) => {
+                for certificate in certificates(file)? {
+                    let unusable = |source| TlsFileError::Certificate { file: file.to_owned(), source };
+                    roots.add(certificate).map_err(unusable)?;
+                }
+            }
+            None => roots.roots = webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+        }
+        let config = match identity {
+            None => builder(roots).with_no_client_auth(),
+            Some((certificate, key_file)) => {
+                let key = PrivateKeyDer::from_pem_file(key_file)
+                    .map_err(|source| TlsFileError::Pem { file: key_file.to_owned(), source })?;
+                builder(roots)
+                    .with_client_auth_cert(certificates(certificate)?, key)
+                    .map_err(|source| TlsFileError::Certificate { file: certificate.to_owned(), source })?
+            }
+        };
+        Ok(Self { config: Arc::new(config), server_name })
+    }
+}
+
+fn builder(roots: RootCertStore) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring knows the default versions of TLS")
+        .with_root_certificates(roots)
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+    let unusable = |source| TlsFileError::Pem { file: file.to_owned(), source };
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(unusable)?.collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(unusable(pem::Error::NoItemsFound)),
+        found => found.map_err(unusable),
+    }
+}
