@@ -277,24 +277,8 @@ pub(in crate::store) async fn crash_everywhere<W: Workload>(make: impl Fn() -> W
     points
 }
 
-/// What the harness is worth: a disk that does not sync is found out, at one power loss after many steps or another.
-#[tokio::test]
-#[should_panic(expected = "after step")]
-async fn a_disk_that_does_not_sync_is_found_out() {
-    for seed in 0..20 {
-        let disk = Disk::new(seed);
-        disk.fail_at(150, Fault::PowerLoss);
-        let mut workload = super::tests::crash::Modules::default();
-        let store = disk.store();
-        workload.step(&store).await;
-        disk.lie();
-        drop(store);
-        run(&disk, &mut workload).await;
-    }
-}
-
 /// Checks after each step, and begins again with another store when one cannot be read.
-async fn run(disk: &Disk, workload: &mut impl Workload) {
+pub(in crate::store) async fn run(disk: &Disk, workload: &mut impl Workload) {
     let mut store = disk.store();
     let mut more = true;
     while more {

@@ -1,6 +1,6 @@
 //! The store on a real file.
 
-pub(super) mod crash;
+mod crash;
 mod model;
 
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::*;
-use crate::store::crash::{Workload, crash_everywhere};
+use crate::store::crash::{Disk, Fault, Workload, crash_everywhere, run};
 
 /// What one module keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Kept {
 }
 
 #[derive(Default)]
-pub(in crate::store) struct Modules {
+struct Modules {
     number: usize,
     kept: [Kept; 2],
     /// With what nobody knows whether it was done.
@@ -95,5 +95,22 @@ impl Workload for Modules {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_fault_at_any_change() {
     let points = crash_everywhere(Modules::default).await;
+    println!("{points} crash points");
     assert!(points >= 500, "{points} crash points");
+}
+
+/// What the harness is worth: a disk that does not sync is found out, at one power loss after many steps or another.
+#[tokio::test]
+#[should_panic]
+async fn a_disk_that_does_not_sync_is_found_out() {
+    for seed in 0..20 {
+        let disk = Disk::new(seed);
+        disk.fail_at(150, Fault::PowerLoss);
+        let mut workload = Modules::default();
+        let store = disk.store();
+        workload.step(&store).await;
+        disk.lie();
+        drop(store);
+        run(&disk, &mut workload).await;
+    }
 }
