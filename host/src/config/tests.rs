@@ -186,7 +186,7 @@ fn mistakes_name_line_key_and_what_is_allowed() {
             "1: request_timeout_ms: expected an integer from 1 to 86400000, got the string \"5\"",
             "2: concurrency: expected an integer from 1 to 1000000, got the integer 0",
             "3: quue: unknown key; did you mean `queue`? (allowed: call_depth, concurrency, flock, interfaces, log_format, \
-             log_level, log_retention_days, modules, queue, request_timeout_ms, resources, rpc)",
+             log_level, log_retention_days, modules, queue, request_timeout_ms, resources, rpc, state)",
             "4: log_level: the string \"inf\" is not a choice; did you mean \"info\"? \
              (allowed: \"error\", \"warn\", \"info\", \"debug\", \"trace\")",
             "5: call_depth: expected an integer from 1 to 1000, got the float 1.5",
