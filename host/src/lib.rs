@@ -21,4 +21,5 @@ pub mod resource;
 pub mod services;
 pub mod store;
 pub mod telemetry;
+pub mod transaction;
 pub mod unix_socket;

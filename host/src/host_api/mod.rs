@@ -10,6 +10,7 @@ mod http;
 mod keyvalue;
 mod lock;
 mod log;
+mod per_request;
 mod resources;
 mod state;
 mod stdio;
@@ -28,10 +29,13 @@ use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::request::{Deadline, RequestContext};
+use crate::resource::OpenReply;
 use crate::telemetry::{Level, LevelCell};
+use crate::transaction::Transaction;
 
 use self::http::OutgoingGrant;
 use self::log::GuestLog;
+use self::per_request::PerRequest;
 
 /// What a `ResourceTable` may hold: far more than a guest's streams and fields need, far less than hurts the host.
 const RESOURCES_MAX: usize = 10_000;
@@ -127,6 +131,8 @@ pub struct GuestState {
     http: WasiHttpCtx,
     grant: OutgoingGrant,
     table: ResourceTable,
+    open_replies: PerRequest<OpenReply>,
+    transactions: PerRequest<Transaction>,
 }
 
 impl GuestState {
@@ -155,6 +161,8 @@ impl GuestState {
             http: WasiHttpCtx::new(),
             grant: OutgoingGrant::new(home.clone()),
             table,
+            open_replies: PerRequest::default(),
+            transactions: PerRequest::default(),
             home,
         })
     }
@@ -166,8 +174,10 @@ impl GuestState {
         self.deadline = deadline;
     }
 
-    /// After each call, so that nothing of one request is seen by the next.
+    /// After each call, so that nothing of one request is seen by the next, or held by it.
     pub fn end(&mut self) {
+        self.open_replies.clear();
+        self.transactions.clear();
         self.current.lock().take();
         self.request = None;
     }
