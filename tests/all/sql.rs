@@ -307,9 +307,9 @@ async fn mariadb_does_what_all_databases_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guestbook_keeps_names_in_sqlite() {
-    let resource = "[resources.db]\nprotocol = \"sql\"\npath = \"guests.db\"\n[modules.guestbook]\nallow = { resources = [\"db\"] }\n";
-    let cage = TestCage::new().module("guestbook", "guestbook").config(resource).http("guestbook").start().await;
-    let client = cage.client("guestbook");
+    let resource = "[resources.db]\nprotocol = \"sql\"\npath = \"guests.db\"\n[modules.interface_web]\nallow = { resources = [\"db\"] }\n";
+    let cage = TestCage::new().module("guestbook", "interface_web").config(resource).http("web").start().await;
+    let client = cage.client("web");
     client.post("/", "Ann'; drop table guests; --").await;
     assert_eq!(client.post("/", "Bob").await.text(), "Bob\nAnn'; drop table guests; --");
     assert_eq!(client.get("/").await.text(), "Bob\nAnn'; drop table guests; --");

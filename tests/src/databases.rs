@@ -102,6 +102,7 @@ impl DatabaseServer {
             "--bind-address=127.0.0.1".to_owned(),
             "--skip-grant-tables".to_owned(),
             "--skip-networking=0".to_owned(),
+            "--character-set-server=utf8mb4".to_owned(),
             "--innodb-buffer-pool-size=16M".to_owned(),
         ];
         let mut server = Self { program, arguments, directory, port, child: None };

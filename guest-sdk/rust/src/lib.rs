@@ -65,7 +65,9 @@ pub mod transaction;
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
 pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, Retried, cage, module};
 pub use error::{Error, Result};
+pub use resource::resource;
 pub use sql::sql;
+pub use transaction::transaction;
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};
 ///

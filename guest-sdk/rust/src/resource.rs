@@ -1,1 +1,154 @@
-//! Operations on resources of any protocol.
+//! Any resource that was granted, whatever its protocol: `[resources.x]` of `cage.toml`, and `allow = { resources = ["x"] }`
+//! of the module. [`sql`](crate::sql), [`http`](crate::http) and [`file`](crate::file) speak of theirs in their own words.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use wasmcage_guest::{Result, resource, resource::{Caching, Operation}};
+//!
+//! fn rate(currency: &str) -> Result<String> {
+//!     let bank = resource("bank").timeout(Duration::from_secs(1)).caching(Caching::new().reads("rates"));
+//!     let reply = bank.execute(Operation::of("GET", &format!("/rates/{currency}")))?;
+//!     Ok(String::from_utf8(reply.body)?)
+//! }
+//! ```
+
+use std::time::Duration;
+
+use crate::bindings::imports::wasmcage::cage::resources;
+pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, Phase, Reply, ResourceError};
+
+/// The resource of that name.
+pub fn resource(name: &str) -> Resource<'_> {
+    Resource { name, options: resources::Options { timeout_ms: None, begin: Vec::new(), caching: None } }
+}
+
+/// A resource, and how operations on it are done. Made by [`resource`].
+#[derive(Clone, Debug)]
+pub struct Resource<'a> {
+    name: &'a str,
+    options: resources::Options,
+}
+
+impl Resource<'_> {
+    /// At most this long, and never longer than until the request's deadline.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout_ms = Some(milliseconds(timeout));
+        self
+    }
+
+    /// For the beginning of the operation's transaction, such as `isolation` of a database.
+    pub fn begin(mut self, option: &str, value: &str) -> Self {
+        self.options.begin.push((option.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Use of the resource's cache of reads, where `cage.toml` gives it one.
+    pub fn caching(mut self, caching: Caching) -> Self {
+        self.options.caching = Some(caching.0);
+        self
+    }
+
+    /// Does one operation, as a transaction of its own.
+    ///
+    /// # Errors
+    /// See [`ResourceError`]: `recoverable` says that nothing irreversible happened.
+    pub fn execute(&self, operation: Operation) -> Result<Reply, ResourceError> {
+        resources::execute(self.name, &operation, &self.options)
+    }
+
+    /// The same for a reply that may be long: its body is empty, and comes in parts. It holds a connection until its end.
+    ///
+    /// # Errors
+    /// As of [`Resource::execute`].
+    pub fn open(&self, operation: Operation) -> Result<(Reply, Parts), ResourceError> {
+        let (reply, stream) = resources::open(self.name, &operation, &self.options)?;
+        Ok((reply, Parts { stream: Some(stream) }))
+    }
+}
+
+impl Operation {
+    /// An operation without headers and body.
+    pub fn of(action: &str, target: &str) -> Self {
+        Self { action: action.to_owned(), target: target.to_owned(), headers: Vec::new(), body: Vec::new() }
+    }
+
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+/// How an operation uses the cache: by default, its reply is kept for who asks the same again.
+#[derive(Clone, Debug)]
+pub struct Caching(resources::Caching);
+
+impl Default for Caching {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Caching {
+    pub fn new() -> Self {
+        let (reads, writes) = (Vec::new(), Vec::new());
+        Self(resources::Caching { key: None, ttl_ms: None, reads, writes, bypass: false })
+    }
+
+    /// What the reply is kept under, besides the operation itself.
+    pub fn key(mut self, key: &str) -> Self {
+        self.0.key = Some(key.to_owned());
+        self
+    }
+
+    /// Shorter than the resource's own.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.0.ttl_ms = Some(milliseconds(ttl));
+        self
+    }
+
+    /// Something that the reply depends on: it is forgotten when an operation writes it.
+    pub fn reads(mut self, name: &str) -> Self {
+        self.0.reads.push(name.to_owned());
+        self
+    }
+
+    /// Something that the operation changes. Such a one is never answered from the cache.
+    pub fn writes(mut self, name: &str) -> Self {
+        self.0.writes.push(name.to_owned());
+        self
+    }
+
+    /// As if there were no cache.
+    pub fn bypass(mut self) -> Self {
+        self.0.bypass = true;
+        self
+    }
+}
+
+/// The parts of a long reply. Nothing follows an error.
+#[derive(Debug)]
+pub struct Parts {
+    /// None after the end.
+    stream: Option<resources::ReplyStream>,
+}
+
+impl Iterator for Parts {
+    type Item = Result<Vec<u8>, ResourceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.stream.as_ref()?.next().transpose();
+        if !matches!(next, Some(Ok(_))) {
+            self.stream = None;
+        }
+        next
+    }
+}
+
+pub(crate) fn milliseconds(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}

@@ -10,6 +10,7 @@ mod http;
 mod keyvalue;
 mod lock;
 mod log;
+mod per_request;
 mod resources;
 mod state;
 mod stdio;
@@ -28,11 +29,14 @@ use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::request::{Deadline, RequestContext};
+use crate::resource::OpenReply;
 use crate::telemetry::{Level, LevelCell};
+use crate::transaction::Transaction;
 use crate::web_client::Client;
 
 use self::http::OutgoingGrant;
 use self::log::GuestLog;
+use self::per_request::PerRequest;
 
 /// What a `ResourceTable` may hold: far more than a guest's streams and fields need, far less than hurts the host.
 const RESOURCES_MAX: usize = 10_000;
@@ -134,6 +138,8 @@ pub struct GuestState {
     grant: OutgoingGrant,
     table: ResourceTable,
     held: lock::HeldLocks,
+    open_replies: PerRequest<OpenReply>,
+    transactions: PerRequest<Transaction>,
 }
 
 impl GuestState {
@@ -163,6 +169,8 @@ impl GuestState {
             grant: OutgoingGrant::new(home.clone(), deadline),
             table,
             held: lock::HeldLocks::default(),
+            open_replies: PerRequest::default(),
+            transactions: PerRequest::default(),
             home,
         })
     }
@@ -178,6 +186,8 @@ impl GuestState {
     /// After each call, so that nothing of one request is seen by the next, or held by it.
     pub fn end(&mut self) {
         self.held.release();
+        self.open_replies.clear();
+        self.transactions.clear();
         self.current.lock().take();
         self.request = None;
     }

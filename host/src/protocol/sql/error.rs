@@ -26,6 +26,9 @@ pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> Resou
     match error {
         Error::Database(error) => harmless(&code(dialect, error.code()), error.message().to_owned()),
         Error::Tls(error) => harmless("tls", error.to_string()),
+        Error::Io(error) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
+            harmless("tls", error.to_string())
+        }
         Error::Configuration(error) => harmless(ResourceError::CONNECT, error.to_string()),
         error => harmless(ResourceError::CONNECT, error.to_string()),
     }
