@@ -4,8 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::Read as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wasmcage::host::StartError;
+use wasmcage::request::Deadline;
+use wasmcage::store::{Space, Store, StoreSettings};
 use wasmcage_tests::{Running, TestCage, eventually, guest};
 
 const EVERY_SECOND: &str = "cron = \"* * * * * *\"\ntime_zone = \"Europe/Berlin\"";
@@ -45,8 +48,7 @@ async fn each_time_fires_once_with_its_name() {
     assert!(times[0].starts_with("20") && times[0].contains("T") && times[0].contains(":00"), "{times:?}");
     assert!(times[0].ends_with("+01:00") || times[0].ends_with("+02:00"), "{times:?}");
     let snapshot = cage.snapshot();
-    let interface = &snapshot.cages[0].interfaces[1];
-    assert_eq!((&*interface.interface, &*interface.protocol), ("nightly", "schedule"));
+    let interface = snapshot.cages[0].interfaces.iter().find(|known| known.protocol == "schedule").unwrap();
     let news = interface.news.clone().unwrap();
     assert!(news.strip_prefix("next ").unwrap() > &*times[0], "{news} after {times:?}");
     assert!(cage.host().serving().is_empty());
@@ -93,6 +95,50 @@ async fn a_tick_in_work_is_finished_before_the_cage_ends() {
         file.as_mut().unwrap().read_to_string(&mut log).unwrap();
     }
     assert_eq!((log.matches("begins").count(), log.matches("is done").count()), (1, 1), "{log}");
+}
+
+/// What a cage leaves behind that was stopped when the schedule was settled up to `settled`, in seconds since 1970.
+async fn stopped_at(cage: &TestCage, schedule: &str, settled: u64) {
+    let store = Store::new(&cage.directory().join("state"), StoreSettings { minimum_free_bytes: 0 });
+    let record = format!("{{\"schedule\":\"{schedule}\",\"settled\":{settled}}}").into_bytes();
+    let write = store.write(Deadline::after(Duration::from_secs(60)), move |writer| {
+        writer.put(Space::Interfaces, b"schedule/nightly".to_vec(), record);
+        Ok(())
+    });
+    write.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passed_while_the_cage_was_down_is_caught_up() {
+    const DAY: u64 = 24 * 3600;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    // Ten times were due since, the last one today; none is within seconds of now, but at midnight.
+    let settled = now / DAY * DAY - 10 * DAY;
+    for (catch_up, expected) in [("once", vec![9]), ("all\"\ncatch_up_max = 3\noverlap = \"skip", vec![7, 0, 0])] {
+        let cage = nightly(&format!("every = \"24h\"\ntime_zone = \"UTC\"\ncatch_up = \"{catch_up}\""), 10);
+        stopped_at(&cage, "24h UTC", settled).await;
+        let cage = cage.start().await;
+        until(&cage, "is done", expected.len()).await;
+        let missed: Vec<_> = told(&cage, "begins").into_iter().map(|(_, missed)| missed).collect();
+        assert_eq!(missed, expected, "{}", cage.log());
+        assert!(cage.stop().await);
+    }
+    // What is recorded of another schedule says nothing of this one.
+    let cage = nightly("every = \"1s\"\ntime_zone = \"UTC\"\ncatch_up = \"once\"", 0);
+    stopped_at(&cage, "24h UTC", settled).await;
+    let cage = cage.start().await;
+    until(&cage, "is done", 1).await;
+    assert_eq!(told(&cage, "begins")[0].1, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_store_a_schedule_warns_and_goes_on() {
+    let cage = nightly("every = \"1s\"\ncatch_up = \"once\"", 0);
+    // No directory can be made where a file is.
+    fs::write(cage.directory().join("state"), "").unwrap();
+    let cage = cage.start().await;
+    until(&cage, "is done", 2).await;
+    cage.logged("may catch up wrongly after a restart").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ impl Record {
         let value = serde_json::to_vec(&stored).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let key = self.key.clone();
         let write = self.store.write(Deadline::after(WRITE_TIMEOUT), move |writer| {
-            writer.put(Space::Interfaces, key.clone(), value.clone());
+            writer.put(Space::Interfaces, key, value);
             Ok(())
         });
         write.await
