@@ -74,7 +74,7 @@ async fn files_are_taken_in_order_and_removed() {
     assert_eq!(by_age(directory.join("out")), ["a.txt", "b.txt", "c.txt"]);
     assert_eq!(names(directory.join("in")), [".hidden.txt", "d.txt", "x.csv"]);
     // While it runs, too.
-    put(&directory, "d1.txt", "later than the others");
+    put(&directory, "d1.txt", "after the others");
     appears(&cage, "out/d1.txt").await;
     assert!(cage.stop().await);
 }
@@ -107,8 +107,8 @@ async fn a_failure_holds_up_the_next_ones_and_a_refusal_does_not() {
     assert_eq!(names(directory.join("out")), [""; 0]);
     // What was wrong is put right.
     put(&directory, "b", "good");
-    appears(&cage, "out/c").await;
-    assert_eq!(by_age(directory.join("out")), ["b", "c"]);
+    assert_eq!(appears(&cage, "out/b").await, "GOOD");
+    assert_eq!(appears(&cage, "out/c").await, "NOW");
 }
 
 #[tokio::test(flavor = "multi_thread")]
