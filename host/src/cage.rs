@@ -223,6 +223,7 @@ impl Cage {
         inner.interfaces.lock().clear();
         inner.modules.clear();
         inner.services.resources.close();
+        inner.services.store.close();
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
         inner.log.flush();
     }
@@ -293,6 +294,7 @@ impl Inner {
         self.log.set(config.log_settings());
         self.config.store(Arc::new(config));
         self.dispatcher.reconfigure();
+        self.services.store.set(self.config.load().store);
         self.services.resources.apply(&self.config.load());
         self.settings_changed.notify_one();
         self.reconcile();

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What was being done when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Before anything was done.
     Check,

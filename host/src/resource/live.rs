@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cache::{CacheSnapshot, ReadCache};
 use super::maintenance::maintain;
 use super::observed::Observed;
 use super::pool::Pool;
@@ -24,9 +25,9 @@ const FAILURES_LOGGED_PER_SECOND: u64 = 10;
 
 /// What a section of `cage.toml` says of a resource, apart from what all of them have.
 pub struct Built {
-    resource: Box<dyn Resource>,
-    pool: PoolSettings,
-    cache: Option<CacheSettings>,
+    pub(super) resource: Box<dyn Resource>,
+    pub(super) pool: PoolSettings,
+    pub(super) cache: Option<CacheSettings>,
 }
 
 /// Makes a resource without connecting it, which is how a configuration is checked, too.
@@ -46,7 +47,7 @@ pub struct LiveResource {
     pub(super) readings: Readings,
     pub(super) failures: Gate,
     config: ResourceConfig,
-    cache: Option<CacheSettings>,
+    cache: Option<ReadCache>,
     pool: Arc<Pool>,
     _maintenance: AbortOnDropHandle<()>,
 }
@@ -59,7 +60,7 @@ impl LiveResource {
         Ok(Self::new(cage, level, config, built))
     }
 
-    fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: Built) -> Self {
+    pub(super) fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: Built) -> Self {
         let pool = Arc::new(Pool::new(built.resource, built.pool));
         let maintenance = maintain(pool.clone(), config.name.as_str().into(), cage.clone());
         Self {
@@ -68,7 +69,7 @@ impl LiveResource {
             readings: Readings::default(),
             failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             config,
-            cache: built.cache,
+            cache: built.cache.map(ReadCache::new),
             pool,
             _maintenance: AbortOnDropHandle::new(tokio::spawn(maintenance)),
         }
@@ -76,6 +77,11 @@ impl LiveResource {
 
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Keeps no connection any more; what has begun goes on to its end.
+    pub(super) fn close(&self) {
+        self.pool.close();
     }
 
     pub(super) fn config(&self) -> &ResourceConfig {
@@ -116,8 +122,28 @@ impl LiveResource {
     ) -> Result<OperationReply, ResourceError> {
         let deadline = self.deadline(caller, options.timeout);
         let mut observed = self.observe(caller, &operation);
-        let result = self.execute_uncached(&mut observed, operation, &options.begin, deadline).await;
+        let result = self.execute_cached(&mut observed, operation, &options, deadline).await;
         observed.end(caller, result)
+    }
+
+    async fn execute_cached(
+        &self,
+        observed: &mut Observed,
+        operation: Operation,
+        options: &OperationOptions,
+        deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        let begin = &options.begin;
+        let Some((cache, caching)) = self.cache.as_ref().zip(options.caching.as_ref()) else {
+            return self.execute_uncached(observed, operation, begin, deadline).await;
+        };
+        caching.check()?;
+        let _write = cache.write(&caching.writes);
+        if caching.bypass || !caching.writes.is_empty() {
+            return self.execute_uncached(observed, operation, begin, deadline).await;
+        }
+        let work = async |operation| self.execute_uncached(observed, operation, begin, deadline).await;
+        cache.read(operation, begin, caching, deadline, work).await
     }
 
     async fn execute_uncached(
@@ -174,14 +200,9 @@ impl LiveResource {
             in_use: counts.in_use,
             free: counts.free,
             waiting: counts.waiting,
+            cache: self.cache.as_ref().map(ReadCache::snapshot),
             readings: self.readings.snapshot(),
         }
-    }
-}
-
-impl Drop for LiveResource {
-    fn drop(&mut self) {
-        self.pool.close();
     }
 }
 
@@ -196,5 +217,7 @@ pub struct ResourceSnapshot {
     pub free: usize,
     /// Operations that wait for a connection.
     pub waiting: usize,
+    /// None: nothing is cached.
+    pub cache: Option<CacheSnapshot>,
     pub readings: ReadingsSnapshot,
 }

@@ -1,6 +1,9 @@
 //! What modules reach by name: `[resources.x]`. Pools of connections, the cache of reads. What speaks to the other side is a
 //! protocol's `Resource`; nothing here knows one.
 
+mod cache;
+#[cfg(test)]
+pub(crate) mod double;
 mod error;
 mod guarded;
 mod live;
@@ -10,12 +13,14 @@ mod operation;
 mod pool;
 mod settings;
 mod stream;
+mod writes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
 
+pub use self::cache::CacheSnapshot;
 pub use self::error::{Phase, ResourceError};
 pub(crate) use self::guarded::guarded;
 pub use self::live::{LiveResource, ResourceSnapshot, build};
@@ -44,13 +49,19 @@ impl Resources {
     pub fn apply(&self, config: &CageConfig) {
         let mut by_name = self.by_name.write();
         let wanted = |name: &String| config.resources.get(name).filter(|resource| resource.enabled);
-        by_name.retain(|name, _| wanted(name).is_some());
+        for (_, gone) in by_name.extract_if(.., |name, _| wanted(name).is_none()) {
+            gone.close();
+        }
         for (name, resource) in config.resources.iter().filter(|(_, resource)| resource.enabled) {
             if by_name.get(name).is_some_and(|live| live.config() == resource) {
                 continue;
             }
             match LiveResource::start(self.cage.clone(), self.level.clone(), resource.clone()) {
-                Ok(live) => drop(by_name.insert(name.clone(), Arc::new(live))),
+                Ok(live) => {
+                    if let Some(old) = by_name.insert(name.clone(), Arc::new(live)) {
+                        old.close();
+                    }
+                }
                 Err(error) => {
                     let error = telemetry::error_chain(&error);
                     tracing::error!(cage = %self.cage, resource = %name, error, "resource cannot be made");
@@ -61,7 +72,7 @@ impl Resources {
 
     /// Closes all connections that are free, and those in use when they are given back.
     pub fn close(&self) {
-        self.by_name.write().clear();
+        std::mem::take(&mut *self.by_name.write()).values().for_each(|live| live.close());
     }
 
     /// The resource of that name, for a module with these grants.

@@ -1,1 +1,0 @@
-//! Pools, caches and operations, with a double for the other side.
