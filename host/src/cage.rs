@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{self, CageConfig, ConfigError, InterfaceConfig};
 use crate::dispatcher::{Dispatcher, Endpoint, Member};
@@ -89,6 +90,7 @@ impl Cage {
             store: Arc::new(Store::new(&directory.join(STATE_DIRECTORY), loaded.store)),
             resources: Arc::new(Resources::new(name, level.clone())),
             locks: Arc::default(),
+            background: TaskTracker::new(),
         };
         services.resources.apply(&loaded);
         let config = Arc::new(ArcSwap::from_pointee(loaded));
@@ -209,6 +211,10 @@ impl Cage {
             tokio::time::sleep(WORK_CHECK_INTERVAL).await;
             finished = !deadline.passed();
         }
+        // What was decided to be committed is committed.
+        let background = &inner.services.background;
+        background.close();
+        finished &= tokio::time::timeout_at(deadline.instant(), background.wait()).await.is_ok();
         if !finished {
             tracing::warn!(cage = %inner.name, "requests in flight were cut off at the shutdown's deadline");
         }

@@ -21,5 +21,6 @@ pub mod resource;
 pub mod services;
 pub mod store;
 pub mod telemetry;
+pub mod transaction;
 pub mod unix_socket;
 pub mod web_client;

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use tokio_util::task::TaskTracker;
+
 use crate::locks::Locks;
 use crate::resource::Resources;
 use crate::store::Store;
@@ -13,4 +15,6 @@ pub struct Services {
     pub store: Arc<Store>,
     pub resources: Arc<Resources>,
     pub locks: Arc<Locks>,
+    /// What goes on when its request is over: commits that nobody waits for, rollbacks.
+    pub background: TaskTracker,
 }

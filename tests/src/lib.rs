@@ -4,6 +4,7 @@
 //! printed when its test fails.
 
 mod client;
+mod databases;
 mod exchange;
 mod guests;
 
@@ -17,6 +18,7 @@ use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
 use wasmcage::module::slot::ModuleSnapshot;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
+pub use databases::{DatabaseServer, PASSWORD};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 

@@ -65,6 +65,7 @@ pub mod transaction;
 pub use bindings::imports::wasmcage::cage::types::{Payload, Request, Response};
 pub use call::{Args, Arguments, Cage, CallError, CopyResult, Module, cage, module};
 pub use error::{Error, Result};
+pub use sql::sql;
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};
 ///

@@ -1,1 +1,311 @@
-//! Databases that were granted as resources.
+//! Databases that were granted as resources: `[resources.db] protocol = "sql"`, and `allow = { resources = ["db"] }` of the
+//! module. The same for SQLite, PostgreSQL, MySQL and MariaDB, apart from the dialect of the statements.
+//!
+//! ```no_run
+//! use wasmcage_guest::{Result, params, serde, sql};
+//!
+//! #[derive(serde::Deserialize)]
+//! # #[serde(crate = "wasmcage_guest::serde")]
+//! struct Order {
+//!     id: i64,
+//!     item: String,
+//! }
+//!
+//! fn orders(item: &str) -> Result<Vec<Order>> {
+//!     let db = sql("db");
+//!     db.execute("insert into orders (item) values ({item})", params! { item: item })?;
+//!     Ok(db.query("select id, item from orders where item = {item}", params! { item: item })?.all()?)
+//! }
+//! ```
+//!
+//! `{name}` is a parameter: its value never becomes part of the statement. A brace itself is written `{{`.
+
+mod base64;
+mod rows;
+mod value;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use self::rows::Rows;
+use self::rows::{Part, typed};
+pub use self::value::Value;
+use crate::bindings::imports::wasmcage::cage::resources;
+pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, ResourceError};
+
+/// The values of a statement's parameters, as in `params! { id: 1, name: "x" }`.
+#[macro_export]
+macro_rules! params {
+    ($($name:ident : $value:expr),* $(,)?) => {{
+        let values: [(&str, $crate::sql::Value); _] = [$((stringify!($name), $crate::sql::Value::from($value))),*];
+        values
+    }};
+}
+
+/// The resource of that name.
+pub fn sql(name: &str) -> Database<'_> {
+    Database { name, timeout: None, begin: Vec::new() }
+}
+
+/// A database, and how its transactions begin.
+#[derive(Clone, Debug)]
+pub struct Database<'a> {
+    name: &'a str,
+    timeout: Option<Duration>,
+    begin: Vec<(String, String)>,
+}
+
+/// What a transaction may see of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    ReadUncommitted,
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+impl Database<'_> {
+    /// At most this long, and never longer than until the request's deadline.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout: Some(timeout), ..self }
+    }
+
+    pub fn isolation(self, isolation: Isolation) -> Self {
+        self.begin(
+            "isolation",
+            match isolation {
+                Isolation::ReadUncommitted => "read-uncommitted",
+                Isolation::ReadCommitted => "read-committed",
+                Isolation::RepeatableRead => "repeatable-read",
+                Isolation::Serializable => "serializable",
+            },
+        )
+    }
+
+    /// Whatever writes is refused by the database.
+    pub fn read_only(self) -> Self {
+        self.begin("read-only", "true")
+    }
+
+    fn begin(mut self, option: &str, value: &str) -> Self {
+        self.begin.push((option.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs one statement, and takes its rows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn query<'v>(&self, sql: &str, params: impl IntoIterator<Item = (&'v str, Value)>) -> Result<Rows, Error> {
+        let mut results = self.run(&Statements::new().add(sql, params))?;
+        results.pop().ok_or_else(|| Error::BadResult("a reply without a result".into()))
+    }
+
+    /// Runs one statement, and tells how many rows it changed.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn execute<'v>(&self, sql: &str, params: impl IntoIterator<Item = (&'v str, Value)>) -> Result<u64, Error> {
+        Ok(self.query(sql, params)?.affected)
+    }
+
+    /// Runs all statements in one transaction: all take effect or none. One result for each.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn run(&self, statements: &Statements) -> Result<Vec<Rows>, Error> {
+        results(&resources::execute(self.name, &statements.operation()?, &self.options())?.body)
+    }
+
+    /// Runs one statement whose rows come as they are taken, however many there are. It holds a connection until the end;
+    /// dropped earlier, it ends the statement.
+    ///
+    /// ```no_run
+    /// # use wasmcage_guest::{Result, params, sql};
+    /// # fn f() -> Result<()> {
+    /// for row in sql("db").stream::<(i64, String)>("select id, item from orders", params! {})? {
+    ///     let (id, item) = row?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn stream<'v, T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        params: impl IntoIterator<Item = (&'v str, Value)>,
+    ) -> Result<Stream<T>, Error> {
+        let operation = Statements::new().add(sql, params).operation()?;
+        let (_, parts) = resources::open(self.name, &operation, &self.options())?;
+        Ok(Stream { parts: Some(parts), columns: Vec::new(), rows: VecDeque::new(), row: PhantomData })
+    }
+
+    fn options(&self) -> resources::Options {
+        let timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
+        resources::Options { timeout_ms, begin: self.begin.clone(), caching: None }
+    }
+}
+
+/// Statements that belong together, each with its values.
+///
+/// ```no_run
+/// # use wasmcage_guest::{Result, params, sql, sql::Statements};
+/// # fn f() -> Result<()> {
+/// let transfer = Statements::new()
+///     .add("update accounts set balance = balance - {amount} where id = {id}", params! { id: 1, amount: 100 })
+///     .add("update accounts set balance = balance + {amount} where id = {id}", params! { id: 2, amount: 100 });
+/// sql("db").run(&transfer)?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(crate = "serde")]
+pub struct Statements {
+    statements: Vec<Statement>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Statement {
+    sql: String,
+    #[serde(serialize_with = "value::pairs")]
+    values: Vec<(String, Value)>,
+}
+
+impl Statements {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn add<'v>(mut self, sql: &str, params: impl IntoIterator<Item = (&'v str, Value)>) -> Self {
+        let values = params.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        self.statements.push(Statement { sql: sql.to_owned(), values });
+        self
+    }
+
+    /// For a transaction with other participants; [`results`] reads its reply.
+    ///
+    /// # Errors
+    /// [`Error::BadValue`].
+    pub fn operation(&self) -> Result<Operation, Error> {
+        let body = serde_json::to_vec(self).map_err(|error| Error::BadValue(error.to_string()))?;
+        Ok(Operation { action: "execute".into(), target: String::new(), headers: Vec::new(), body })
+    }
+}
+
+/// The results in the body of a reply, one for each statement.
+///
+/// # Errors
+/// [`Error::BadResult`].
+pub fn results(body: &[u8]) -> Result<Vec<Rows>, Error> {
+    rows::parse(body)
+}
+
+/// The rows of one statement, as they come.
+#[derive(Debug)]
+pub struct Stream<T> {
+    /// None after the end.
+    parts: Option<resources::ReplyStream>,
+    columns: Vec<String>,
+    rows: VecDeque<Vec<Value>>,
+    row: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Stream<T> {
+    fn next_row(&mut self) -> Result<Option<T>, Error> {
+        loop {
+            if let Some(row) = self.rows.pop_front() {
+                return typed(&self.columns, row).map(Some);
+            }
+            let Some(parts) = &self.parts else { return Ok(None) };
+            match parts.next()? {
+                Some(part) => {
+                    let part = Part::parse(&part)?;
+                    (self.columns, self.rows) = (part.columns, part.rows.into());
+                }
+                None => self.parts = None,
+            }
+        }
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for Stream<T> {
+    type Item = Result<T, Error>;
+
+    /// Nothing follows an error.
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_row();
+        if next.is_err() {
+            (self.parts, self.rows) = (None, VecDeque::new());
+        }
+        next.transpose()
+    }
+}
+
+/// Why a statement has no result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The database, or the way to it. `code` is an SQLSTATE, a name of SQLite's such as `SQLITE_CONSTRAINT_UNIQUE`, or one of
+    /// the host's such as `bad-operation`, `timed-out`, `too-large`.
+    Database(ResourceError),
+    /// A parameter cannot be sent.
+    BadValue(String),
+    /// The rows are not of the type asked for. The statement has run.
+    BadResult(String),
+}
+
+impl Error {
+    /// The database's or the host's code; empty for others.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Database(error) => &error.code,
+            Self::BadValue(_) | Self::BadResult(_) => "",
+        }
+    }
+
+    /// Nothing irreversible happened: the statement may be tried again.
+    pub fn is_recoverable(&self) -> bool {
+        match self {
+            Self::Database(error) => error.recoverable,
+            Self::BadValue(_) => true,
+            Self::BadResult(_) => false,
+        }
+    }
+
+    /// A row of the same key is there already.
+    pub fn is_duplicate(&self) -> bool {
+        let text = match self {
+            Self::Database(error) => &error.text,
+            Self::BadValue(_) | Self::BadResult(_) => return false,
+        };
+        match self.code() {
+            "23505" | "SQLITE_CONSTRAINT_UNIQUE" | "SQLITE_CONSTRAINT_PRIMARYKEY" => true,
+            // MySQL has one code for all constraints.
+            "23000" => text.contains("Duplicate entry"),
+            _ => false,
+        }
+    }
+}
+
+impl From<ResourceError> for Error {
+    fn from(error: ResourceError) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Database(ResourceError { participant, code, text, .. }) => write!(f, "{participant}: {code}: {text}"),
+            Self::BadValue(text) => write!(f, "a parameter cannot be sent: {text}"),
+            Self::BadResult(text) => write!(f, "rows of another type: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

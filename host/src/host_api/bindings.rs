@@ -12,8 +12,8 @@ wasmtime::component::bindgen!({
     },
     with: {
         "wasmcage:cage/lock.held": super::lock::Held,
-        "wasmcage:cage/resources.reply-stream": crate::resource::OpenReply,
-        "wasmcage:cage/transaction.transaction": super::transaction::Transaction,
+        "wasmcage:cage/resources.reply-stream": super::resources::OpenReplyHandle,
+        "wasmcage:cage/transaction.transaction": super::transaction::TransactionHandle,
     },
 });
 

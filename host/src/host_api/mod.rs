@@ -10,6 +10,7 @@ mod http;
 mod keyvalue;
 mod lock;
 mod log;
+mod per_request;
 mod resources;
 mod state;
 mod stdio;
@@ -28,11 +29,14 @@ use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::request::{Deadline, RequestContext};
+use crate::resource::OpenReply;
 use crate::telemetry::{Level, LevelCell};
+use crate::transaction::Transaction;
 use crate::web_client::Client;
 
 use self::http::OutgoingGrant;
 use self::log::GuestLog;
+use self::per_request::PerRequest;
 
 /// What a `ResourceTable` may hold: far more than a guest's streams and fields need, far less than hurts the host.
 const RESOURCES_MAX: usize = 10_000;
@@ -130,6 +134,8 @@ pub struct GuestState {
     http: WasiHttpCtx,
     grant: OutgoingGrant,
     table: ResourceTable,
+    open_replies: PerRequest<OpenReply>,
+    transactions: PerRequest<Transaction>,
 }
 
 impl GuestState {
@@ -158,6 +164,8 @@ impl GuestState {
             http: WasiHttpCtx::new(),
             grant: OutgoingGrant::new(home.clone(), deadline),
             table,
+            open_replies: PerRequest::default(),
+            transactions: PerRequest::default(),
             home,
         })
     }
@@ -170,8 +178,10 @@ impl GuestState {
         self.grant.begin(deadline);
     }
 
-    /// After each call, so that nothing of one request is seen by the next.
+    /// After each call, so that nothing of one request is seen by the next, or held by it.
     pub fn end(&mut self) {
+        self.open_replies.clear();
+        self.transactions.clear();
         self.current.lock().take();
         self.request = None;
     }

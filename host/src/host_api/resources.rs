@@ -10,9 +10,13 @@ use super::bindings::resources::{
     Caching as WitCaching, Host, HostReplyStream, Operation as WitOperation, Options, Phase as WitPhase, Reply,
     ResourceError as WitError,
 };
+use super::per_request::Handle;
 use crate::resource::{
     Caching, Caller, LiveResource, OpenReply, Operation, OperationOptions, OperationReply, Phase, ResourceError,
 };
+
+/// A reply whose rest is still to come.
+pub type OpenReplyHandle = Handle<OpenReply>;
 
 impl Host for GuestState {
     async fn execute(
@@ -34,26 +38,31 @@ impl Host for GuestState {
         name: String,
         operation: WitOperation,
         options: Options,
-    ) -> wasmtime::Result<Result<(Reply, Resource<OpenReply>), WitError>> {
+    ) -> wasmtime::Result<Result<(Reply, Resource<OpenReplyHandle>), WitError>> {
         let (resource, caller) = match self.resource(&name) {
             Ok(found) => found,
             Err(error) => return Ok(Err(error.into())),
         };
         match resource.open(&caller, operation.into(), options.into()).await {
-            Ok((reply, stream)) => Ok(Ok((reply.into(), self.table.push(stream)?))),
+            Ok((reply, stream)) => {
+                let handle = self.open_replies.add(stream);
+                Ok(Ok((reply.into(), self.table.push(handle)?)))
+            }
             Err(error) => Ok(Err(error.into())),
         }
     }
 }
 
 impl HostReplyStream for GuestState {
-    async fn next(&mut self, stream: Resource<OpenReply>) -> wasmtime::Result<Result<Option<Vec<u8>>, WitError>> {
-        let part = self.table.get_mut(&stream)?.next().await;
+    async fn next(&mut self, stream: Resource<OpenReplyHandle>) -> wasmtime::Result<Result<Option<Vec<u8>>, WitError>> {
+        let Some(stream) = self.open_replies.get(self.table.get(&stream)?) else { return Ok(Ok(None)) };
+        let part = stream.next().await;
         Ok(part.map(|part| part.map(Into::into)).map_err(WitError::from))
     }
 
-    async fn drop(&mut self, stream: Resource<OpenReply>) -> wasmtime::Result<()> {
-        self.table.delete(stream)?;
+    async fn drop(&mut self, stream: Resource<OpenReplyHandle>) -> wasmtime::Result<()> {
+        let handle = self.table.delete(stream)?;
+        self.open_replies.remove(&handle);
         Ok(())
     }
 }
@@ -76,7 +85,8 @@ impl GuestState {
 
     /// None while the module is being loaded.
     pub(super) fn caller(&self) -> Option<Caller> {
-        Some(Caller { module: self.home.module.clone(), request: self.request.clone()? })
+        let (cage, module) = (self.home.cage.clone(), self.home.module.clone());
+        Some(Caller { cage, module, request: self.request.clone()? })
     }
 }
 

@@ -1,91 +1,237 @@
 //! `wasmcage:cage/transaction`: several operations that all take effect or none.
 
+use std::time::Duration;
+
 use wasmtime::component::Resource;
 
 use super::GuestState;
 use super::bindings::call::RetriedCall;
-use super::bindings::resources::{Operation, Phase, ResourceError};
-use super::bindings::state::Step;
-use super::bindings::transaction::{Host, HostTransaction, Options, ParticipantResult, Policy};
-use super::bindings::types::Payload;
+use super::bindings::resources::{Operation, ResourceError as WitError};
+use super::bindings::state::{StateError, Step};
+use super::bindings::transaction::{
+    Host, HostTransaction, Options, ParticipantResult as WitResult, Policy as WitPolicy,
+};
+use super::bindings::types::Payload as WitPayload;
+use super::per_request::Handle;
+use crate::dispatcher::{CallOptions, DispatchError};
+use crate::request::{CallTarget, Payload};
+use crate::resource::{Phase, ResourceError};
+use crate::transaction::{
+    Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
+};
 
 /// A transaction that a guest has begun.
-pub struct Transaction {}
+pub type TransactionHandle = Handle<Transaction>;
 
-type Results = Vec<Option<Result<ParticipantResult, ResourceError>>>;
-type NextResult = Option<(u32, Result<ParticipantResult, ResourceError>)>;
-
-fn unavailable() -> ResourceError {
-    let (code, text) = ("no-such-resource".into(), "not in this version".into());
-    let participant = String::new();
-    ResourceError { participant, index: 0, code, text, recoverable: true, terminal: false, phase: Phase::Check }
-}
+type Results = Vec<Option<Result<WitResult, WitError>>>;
+type NextResult = Option<(u32, Result<WitResult, WitError>)>;
 
 impl Host for GuestState {}
 
 impl HostTransaction for GuestState {
-    async fn new(&mut self, _options: Options) -> wasmtime::Result<Resource<Transaction>> {
-        Ok(self.table.push(Transaction {})?)
+    async fn new(&mut self, options: Options) -> wasmtime::Result<Resource<TransactionHandle>> {
+        let options = TransactionOptions {
+            sync_commit: options.sync_commit,
+            timeout: options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into())),
+        };
+        let transaction = self.surroundings().map(|surroundings| Transaction::new(options, surroundings));
+        // One that is begun while the module is being loaded is one that has ended.
+        let handle = match transaction {
+            Some(transaction) => self.transactions.add(transaction),
+            None => Handle::of_nothing(),
+        };
+        Ok(self.table.push(handle)?)
     }
 
     async fn add_operation(
         &mut self,
-        _transaction: Resource<Transaction>,
-        _resource_name: String,
-        _operation: Operation,
-        _begin: Vec<(String, String)>,
+        transaction: Resource<TransactionHandle>,
+        resource_name: String,
+        operation: Operation,
+        begin: Vec<(String, String)>,
+        writes: Vec<String>,
     ) -> wasmtime::Result<u32> {
-        Ok(0)
+        let bytes = operation.body.len();
+        let participant = match self.resource(&resource_name) {
+            Ok((resource, _)) => Participant::Operation { resource, operation: operation.into(), begin, writes },
+            Err(error) => Participant::Refused(error),
+        };
+        self.add(&transaction, participant, bytes)
     }
 
-    async fn add_state(&mut self, _transaction: Resource<Transaction>, _steps: Vec<Step>) -> wasmtime::Result<u32> {
-        Ok(0)
+    async fn add_state(&mut self, transaction: Resource<TransactionHandle>, steps: Vec<Step>) -> wasmtime::Result<u32> {
+        let bytes = steps.iter().map(step_bytes).sum();
+        let participant = match self.state_steps(steps) {
+            Ok(steps) => Participant::State(steps),
+            Err(error) => Participant::Refused(refused(Participant::STATE, "invalid", text_of(error))),
+        };
+        self.add(&transaction, participant, bytes)
     }
 
     async fn add_retried_call(
         &mut self,
-        _transaction: Resource<Transaction>,
-        _call: RetriedCall,
+        transaction: Resource<TransactionHandle>,
+        call: RetriedCall,
     ) -> wasmtime::Result<u32> {
-        Ok(0)
+        let bytes = payload_bytes(&call.arguments);
+        let accepted = self.calling().map_err(|_| DispatchError::Draining);
+        let accepted =
+            accepted.and_then(|(dispatcher, request)| dispatcher.new_retried_call(&self.home, &request, call.into()));
+        let participant = match accepted {
+            Ok(call) => Participant::RetriedCall(Box::new(call)),
+            Err(error) => Participant::Refused(refused(Participant::RETRIED_CALL, error.code(), error.to_string())),
+        };
+        self.add(&transaction, participant, bytes)
     }
 
     async fn add_call(
         &mut self,
-        _transaction: Resource<Transaction>,
-        _cage: Option<String>,
-        _module: String,
-        _function: String,
-        _arguments: Payload,
+        transaction: Resource<TransactionHandle>,
+        cage: Option<String>,
+        module: String,
+        function: String,
+        arguments: WitPayload,
     ) -> wasmtime::Result<u32> {
-        Ok(0)
+        let bytes = payload_bytes(&arguments);
+        let participant = match self.calling() {
+            Ok((dispatcher, request)) => {
+                let (home, arguments) = (self.home.clone(), Payload::from(arguments));
+                let target = CallTarget { cage, module, function };
+                Participant::Call(Box::pin(async move {
+                    dispatcher.call_from(&home, &request, target, arguments, CallOptions::default()).await
+                }))
+            }
+            Err(_) => Participant::Refused(refused(Participant::CALL, "draining", "the cage is stopping".into())),
+        };
+        self.add(&transaction, participant, bytes)
     }
 
     async fn execute(
         &mut self,
-        _transaction: Resource<Transaction>,
-        _policy: Policy,
-    ) -> wasmtime::Result<Result<Results, ResourceError>> {
-        Ok(Err(unavailable()))
+        transaction: Resource<TransactionHandle>,
+        policy: WitPolicy,
+    ) -> wasmtime::Result<Result<Results, WitError>> {
+        let policy = match policy {
+            WitPolicy::All => Policy::All,
+            WitPolicy::First => Policy::First,
+            WitPolicy::Quorum(needed) => Policy::Quorum(needed as usize),
+        };
+        let results = match self.transaction(&transaction)? {
+            Some(transaction) => transaction.execute(policy).await,
+            None => Err(over()),
+        };
+        Ok(match results {
+            Ok(results) => Ok(results.into_iter().map(|result| result.map(to_wit)).collect()),
+            Err(error) => Err(error.into()),
+        })
     }
 
     async fn next_result(
         &mut self,
-        _transaction: Resource<Transaction>,
-    ) -> wasmtime::Result<Result<NextResult, ResourceError>> {
-        Ok(Err(unavailable()))
+        transaction: Resource<TransactionHandle>,
+    ) -> wasmtime::Result<Result<NextResult, WitError>> {
+        let next = match self.transaction(&transaction)? {
+            Some(transaction) => transaction.next_result().await,
+            None => Err(over()),
+        };
+        let numbered = |(index, result)| (number(index), to_wit(result));
+        Ok(next.map(|next| next.map(numbered)).map_err(WitError::from))
     }
 
-    async fn commit(&mut self, _transaction: Resource<Transaction>) -> wasmtime::Result<Result<(), ResourceError>> {
-        Ok(Err(unavailable()))
+    async fn commit(&mut self, transaction: Resource<TransactionHandle>) -> wasmtime::Result<Result<(), WitError>> {
+        let committed = match self.transaction(&transaction)? {
+            Some(transaction) => transaction.commit().await,
+            None => Err(over()),
+        };
+        Ok(committed.map_err(WitError::from))
     }
 
-    async fn rollback(&mut self, _transaction: Resource<Transaction>) -> wasmtime::Result<()> {
+    async fn rollback(&mut self, transaction: Resource<TransactionHandle>) -> wasmtime::Result<()> {
+        if let Some(transaction) = self.transaction(&transaction)? {
+            transaction.rollback();
+        }
         Ok(())
     }
 
-    async fn drop(&mut self, transaction: Resource<Transaction>) -> wasmtime::Result<()> {
-        self.table.delete(transaction)?;
+    async fn drop(&mut self, transaction: Resource<TransactionHandle>) -> wasmtime::Result<()> {
+        let handle = self.table.delete(transaction)?;
+        self.transactions.remove(&handle);
         Ok(())
+    }
+}
+
+impl GuestState {
+    fn surroundings(&self) -> Option<Surroundings> {
+        let caller = self.caller()?;
+        let services = self.home.dispatcher.upgrade()?.services().clone();
+        let (module, quota) = (self.home.module.clone(), self.home.settings.state);
+        let store = ModuleStore { store: services.store, module, quota };
+        Some(Surroundings { caller, store, background: services.background })
+    }
+
+    /// None when its request is over.
+    fn transaction(&mut self, transaction: &Resource<TransactionHandle>) -> wasmtime::Result<Option<&mut Transaction>> {
+        Ok(self.transactions.get(self.table.get(transaction)?))
+    }
+
+    fn add(
+        &mut self,
+        transaction: &Resource<TransactionHandle>,
+        participant: Participant,
+        bytes: usize,
+    ) -> wasmtime::Result<u32> {
+        let Some(transaction) = self.transaction(transaction)? else { return Ok(0) };
+        Ok(number(transaction.add(participant, bytes)))
+    }
+}
+
+fn number(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
+
+fn payload_bytes(payload: &WitPayload) -> usize {
+    match payload {
+        WitPayload::Json(json) => json.len(),
+        WitPayload::Bytes(bytes) => bytes.len(),
+    }
+}
+
+fn step_bytes(step: &Step) -> usize {
+    match step {
+        Step::Set((key, value)) | Step::QueuePush((key, value)) => key.len() + payload_bytes(value),
+        Step::Check((key, value)) => key.len() + value.as_ref().map_or(0, payload_bytes),
+        Step::RetriedCall(call) => payload_bytes(&call.arguments),
+        Step::Get(key) | Step::Delete(key) | Step::Increment((key, _)) => key.len(),
+        Step::QueuePop(queue) | Step::QueueLength(queue) => queue.len(),
+    }
+}
+
+fn refused(participant: &str, code: &str, text: String) -> ResourceError {
+    ResourceError { participant: participant.to_owned(), ..ResourceError::harmless(Phase::Check, code, text) }
+}
+
+fn over() -> ResourceError {
+    refused("transaction", ResourceError::BAD_OPERATION, "the request that began it is over".into())
+}
+
+fn text_of(error: StateError) -> String {
+    match error {
+        StateError::Invalid(text)
+        | StateError::QuotaExceeded(text)
+        | StateError::Unavailable(text)
+        | StateError::TimedOut(text) => text,
+        StateError::Conflict(step) => format!("the condition of step {step} does not hold"),
+    }
+}
+
+fn to_wit(result: ParticipantResult) -> Result<WitResult, WitError> {
+    match result? {
+        Done::Reply(reply) => Ok(WitResult::Reply(reply.into())),
+        Done::State(outcomes) => Ok(WitResult::State(outcomes.into_iter().map(Into::into).collect())),
+        Done::Id(id) => Ok(WitResult::Id(id)),
+        Done::Value(value) => match WitPayload::try_from(value) {
+            Ok(value) => Ok(WitResult::Value(value)),
+            Err(error) => Err(refused(Participant::CALL, error.code(), error.to_string()).into()),
+        },
     }
 }

@@ -114,6 +114,11 @@ pub trait Resource: Send + Sync {
         Ok(())
     }
 
+    /// Whether a rollback takes back what was executed.
+    fn undoes(&self) -> bool {
+        true
+    }
+
     /// # Errors
     /// In phase `Connect`: the other side cannot be reached.
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError>;

@@ -24,7 +24,7 @@ pub(super) struct ReadCache {
     settings: CacheSettings,
     replies: Cache<Arc<Key>, Arc<Kept>>,
     /// Reads under way, with how many wait for each or do it.
-    flights: Mutex<HashMap<Arc<Key>, (Arc<Flight>, usize)>>,
+    flights: Mutex<HashMap<Arc<Key>, Crowd>>,
     writes: Mutex<Writes>,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -55,10 +55,13 @@ struct Flight {
     not_kept: AtomicBool,
 }
 
+/// A read, and how many want it.
+type Crowd = (Arc<Flight>, usize);
+
 /// While it lives, what the operation changes is being written.
-pub(super) struct WriteMark<'a> {
-    cache: &'a ReadCache,
-    names: &'a [String],
+pub(crate) struct WriteMark {
+    cache: Arc<ReadCache>,
+    names: Vec<String>,
 }
 
 impl ReadCache {
@@ -76,9 +79,9 @@ impl ReadCache {
     }
 
     /// Does a write: what depends on it is forgotten before and after, and nothing that is read meanwhile is kept.
-    pub(super) fn write<'a>(&'a self, names: &'a [String]) -> WriteMark<'a> {
-        self.writes.lock().begin(names);
-        WriteMark { cache: self, names }
+    pub(super) fn write(self: &Arc<Self>, names: Vec<String>) -> WriteMark {
+        self.writes.lock().begin(&names);
+        WriteMark { cache: self.clone(), names }
     }
 
     /// The reply that is kept, or that of `work`, which is done once for all who ask at the same time. A reply with a status
@@ -171,9 +174,9 @@ impl Drop for Boarded<'_> {
     }
 }
 
-impl Drop for WriteMark<'_> {
+impl Drop for WriteMark {
     fn drop(&mut self) {
-        self.cache.writes.lock().end(self.names);
+        self.cache.writes.lock().end(&self.names);
     }
 }
 
@@ -197,7 +200,7 @@ impl Kept {
 impl Caching {
     /// # Errors
     /// `BAD_OPERATION`: what cannot be asked of a cache.
-    pub(super) fn check(&self) -> Result<(), ResourceError> {
+    pub(crate) fn check(&self) -> Result<(), ResourceError> {
         let bad = |text: String| Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text));
         if !self.reads.is_empty() && !self.writes.is_empty() {
             return bad("an operation that both reads and writes cannot be cached: name what it writes only".into());

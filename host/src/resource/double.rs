@@ -214,7 +214,7 @@ pub(crate) fn resource(
 pub(crate) fn caller(left_ms: u64) -> Caller {
     let left = Duration::from_millis(left_ms);
     let request = RequestContext::new("test".into(), "test", left, Arc::default());
-    Caller { module: "test".into(), request: Arc::new(request) }
+    Caller { cage: "test".into(), module: "test".into(), request: Arc::new(request) }
 }
 
 pub(crate) fn operation(action: &str, body: &str) -> Operation {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::cache::{CacheSnapshot, ReadCache};
+use super::cache::{CacheSnapshot, ReadCache, WriteMark};
 use super::maintenance::maintain;
 use super::observed::Observed;
 use super::pool::Pool;
@@ -47,7 +47,7 @@ pub struct LiveResource {
     pub(super) readings: Readings,
     pub(super) failures: Gate,
     config: ResourceConfig,
-    cache: Option<ReadCache>,
+    cache: Option<Arc<ReadCache>>,
     pool: Arc<Pool>,
     _maintenance: AbortOnDropHandle<()>,
 }
@@ -69,7 +69,7 @@ impl LiveResource {
             readings: Readings::default(),
             failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             config,
-            cache: built.cache.map(ReadCache::new),
+            cache: built.cache.map(|settings| Arc::new(ReadCache::new(settings))),
             pool,
             _maintenance: AbortOnDropHandle::new(tokio::spawn(maintenance)),
         }
@@ -86,6 +86,16 @@ impl LiveResource {
 
     pub(super) fn config(&self) -> &ResourceConfig {
         &self.config
+    }
+
+    /// Whether a rollback takes back what was executed.
+    pub(crate) fn undoes(&self) -> bool {
+        self.pool.resource().undoes()
+    }
+
+    /// Forgets cached replies that depend on these names, and keeps none until the mark is dropped.
+    pub(crate) fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
+        self.cache.as_ref().map(|cache| cache.write(names))
     }
 
     /// When an operation must have ended.
@@ -138,7 +148,7 @@ impl LiveResource {
             return self.execute_uncached(observed, operation, begin, deadline).await;
         };
         caching.check()?;
-        let _write = cache.write(&caching.writes);
+        let _write = cache.write(caching.writes.clone());
         if caching.bypass || !caching.writes.is_empty() {
             return self.execute_uncached(observed, operation, begin, deadline).await;
         }
@@ -200,7 +210,7 @@ impl LiveResource {
             in_use: counts.in_use,
             free: counts.free,
             waiting: counts.waiting,
-            cache: self.cache.as_ref().map(ReadCache::snapshot),
+            cache: self.cache.as_ref().map(|cache| cache.snapshot()),
             readings: self.readings.snapshot(),
         }
     }

@@ -21,9 +21,11 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::cache::CacheSnapshot;
+pub(crate) use self::cache::WriteMark;
 pub use self::error::{Phase, ResourceError};
 pub(crate) use self::guarded::guarded;
 pub use self::live::{LiveResource, ResourceSnapshot, build};
+pub(crate) use self::observed::Observed;
 pub use self::operation::{Caching, Caller, Operation, OperationOptions, OperationReply, ReplyStream};
 pub(crate) use self::pool::Lease;
 pub use self::settings::{CacheSettings, PoolSettings};

@@ -72,6 +72,7 @@ pub struct Caching {
 /// Who asks for an operation, and on whose behalf.
 #[derive(Clone, Debug)]
 pub struct Caller {
+    pub cage: Arc<str>,
     pub module: Arc<str>,
     pub request: Arc<RequestContext>,
 }

@@ -1,0 +1,216 @@
+//! One connection as the pool sees it: operations, transactions, streams, whatever the database.
+
+use async_trait::async_trait;
+
+use super::driver::{Begin, Driver, RunError};
+use super::error;
+use super::operation::{self, Statement};
+use super::rows::{Limits, Rows};
+use super::statement::Dialect;
+use super::stream::ResultStream;
+use crate::protocol::Connection;
+use crate::request::Deadline;
+use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+
+const ISOLATION: &[(&str, &str)] = &[
+    ("read-uncommitted", "read uncommitted"),
+    ("read-committed", "read committed"),
+    ("repeatable-read", "repeatable read"),
+    ("serializable", "serializable"),
+];
+
+pub(super) struct Session {
+    driver: Box<dyn Driver>,
+    dialect: Dialect,
+    limits: Limits,
+    transaction: Transaction,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transaction {
+    None,
+    Open,
+    /// A statement failed. PostgreSQL would answer a commit of it with a rollback, and no error.
+    Failed,
+}
+
+impl Session {
+    pub(super) fn new(driver: Box<dyn Driver>, dialect: Dialect, limits: Limits) -> Self {
+        Self { driver, dialect, limits, transaction: Transaction::None }
+    }
+
+    fn failure(&self, phase: Phase, error: RunError) -> ResourceError {
+        let in_transaction = self.transaction != Transaction::None;
+        error::running(phase, self.dialect, in_transaction, error)
+    }
+
+    /// `{"columns":..,"affected":..}` of one statement, appended to `json`.
+    async fn run(&mut self, statement: Statement, json: &mut Vec<u8>) -> Result<(), RunError> {
+        let mut rows = Rows::whole(self.limits, json.len());
+        let writes = statement.writes;
+        let done = self.driver.run(statement, &mut rows).await?;
+        json.push(b'{');
+        json.extend_from_slice(&rows.finish().await?);
+        // Databases count the rows that were read, or those of an earlier statement, too.
+        let (affected, last_id) = if writes { (done.affected, done.last_id) } else { (0, None) };
+        let last_id = last_id.map_or("null".to_owned(), |id| id.to_string());
+        json.extend_from_slice(format!(",\"affected\":{affected},\"last_id\":{last_id}}}").as_bytes());
+        Ok(())
+    }
+
+    async fn run_all(&mut self, statements: Vec<Statement>) -> Result<OperationReply, ResourceError> {
+        let several = statements.len() > 1;
+        let mut json = b"{\"results\":[".to_vec();
+        for (index, statement) in statements.into_iter().enumerate() {
+            if index > 0 {
+                json.push(b',');
+            }
+            if let Err(error) = self.run(statement, &mut json).await {
+                let mut error = self.failure(Phase::Execute, error);
+                if several {
+                    error.text = format!("statement {}: {}", index + 1, error.text);
+                }
+                return Err(error);
+            }
+        }
+        json.extend_from_slice(b"]}");
+        Ok(OperationReply { status: 200, headers: Vec::new(), body: json.into() })
+    }
+
+    /// Runs a statement whose rows are sent as they come; in a transaction of its own where options ask for one.
+    pub(super) async fn stream(
+        mut self: Box<Self>,
+        statement: Statement,
+        mut rows: Rows,
+    ) -> Result<Box<Self>, ResourceError> {
+        if let Err(error) = self.driver.run(statement, &mut rows).await {
+            return Err(self.failure(Phase::Execute, error));
+        }
+        if let Err(error) = rows.finish().await {
+            return Err(self.failure(Phase::Execute, error));
+        }
+        if self.transaction == Transaction::Open {
+            self.end().await?;
+        }
+        Ok(self)
+    }
+
+    async fn begin_with(&mut self, options: &[(String, String)]) -> Result<(), ResourceError> {
+        let options = begin_options(options)?;
+        self.driver.begin(options).await.map_err(|error| self.failure(Phase::Begin, error.into()))?;
+        self.transaction = Transaction::Open;
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), ResourceError> {
+        if self.transaction == Transaction::Failed {
+            let text = "a statement of the transaction failed: it can be rolled back only";
+            return Err(ResourceError::harmless(Phase::Commit, ResourceError::BAD_OPERATION, text));
+        }
+        self.driver.commit().await.map_err(|error| self.failure(Phase::Commit, error.into()))?;
+        self.transaction = Transaction::None;
+        Ok(())
+    }
+
+    async fn undo(&mut self) -> Result<(), ResourceError> {
+        self.driver.rollback().await.map_err(|error| self.failure(Phase::Rollback, error.into()))?;
+        self.transaction = Transaction::None;
+        Ok(())
+    }
+
+    async fn execute_statements(&mut self, statements: Vec<Statement>) -> Result<OperationReply, ResourceError> {
+        let result = self.run_all(statements).await;
+        if result.is_err() && self.transaction == Transaction::Open {
+            self.transaction = Transaction::Failed;
+        }
+        result
+    }
+}
+
+#[async_trait]
+impl Connection for Session {
+    async fn begin(&mut self, options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
+        self.begin_with(options).await
+    }
+
+    async fn execute(&mut self, operation: Operation, _deadline: Deadline) -> Result<OperationReply, ResourceError> {
+        let statements = operation::parse(&operation, self.dialect)?;
+        self.execute_statements(statements).await
+    }
+
+    async fn commit(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        self.end().await
+    }
+
+    async fn rollback(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        self.undo().await
+    }
+
+    /// One statement without options is a transaction to the database anyway.
+    async fn execute_alone(
+        &mut self,
+        operation: Operation,
+        options: &[(String, String)],
+        _deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        let statements = operation::parse(&operation, self.dialect)?;
+        if statements.len() == 1 && options.is_empty() {
+            return self.run_all(statements).await;
+        }
+        self.begin_with(options).await?;
+        let result = match self.execute_statements(statements).await {
+            Ok(reply) => self.end().await.map(|()| reply),
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(error) if !error.terminal && self.undo().await.is_err() => {
+                Err(ResourceError { terminal: true, ..error })
+            }
+            result => result,
+        }
+    }
+
+    async fn open(
+        mut self: Box<Self>,
+        operation: Operation,
+        options: &[(String, String)],
+        _deadline: Deadline,
+    ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
+        let mut statements = operation::parse(&operation, self.dialect)?;
+        let (Some(statement), true) = (statements.pop(), statements.is_empty()) else {
+            let text = "one statement can be streamed, not several";
+            return Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text));
+        };
+        if !options.is_empty() {
+            self.begin_with(options).await?;
+        }
+        let reply = OperationReply { status: 200, ..OperationReply::default() };
+        let limits = self.limits;
+        Ok((reply, Box::new(ResultStream::new(self, statement, limits))))
+    }
+
+    async fn is_healthy(&mut self) -> bool {
+        self.transaction == Transaction::None && self.driver.ping().await.is_ok()
+    }
+}
+
+fn begin_options(options: &[(String, String)]) -> Result<Begin, ResourceError> {
+    let mut begin = Begin::default();
+    let bad = |text: String| ResourceError::harmless(Phase::Begin, ResourceError::BAD_OPERATION, text);
+    for (name, value) in options {
+        match name.as_str() {
+            "isolation" => {
+                let found = ISOLATION.iter().find(|(known, _)| known == value);
+                let known = || ISOLATION.iter().map(|(known, _)| *known).collect::<Vec<_>>().join(", ");
+                let (_, sql) = found.ok_or_else(|| bad(format!("isolation {value:?} (known: {})", known())))?;
+                begin.isolation = Some(sql);
+            }
+            "read-only" => {
+                begin.read_only =
+                    value.parse().map_err(|_| bad(format!("read-only {value:?} (known: true, false)")))?;
+            }
+            other => return Err(bad(format!("begin option {other:?} (known: isolation, read-only)"))),
+        }
+    }
+    Ok(begin)
+}

@@ -1,0 +1,124 @@
+//! What a database's errors mean: may it be tried again, can the connection be used again.
+
+use std::borrow::Cow;
+
+use sqlx::Error;
+
+use super::driver::RunError;
+use super::statement::Dialect;
+use crate::resource::{Phase, ResourceError};
+
+/// Classes of SQLSTATE after which the connection is as good as before: the statement, or the transaction, is at fault. All
+/// others discard it, among them lost sessions, full disks, and plans that no longer fit.
+const SAFE_CLASSES: &[&str] = &[
+    "02", "21", "22", "23", "25", "26", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45",
+    "54", "55", "HY", "P0",
+];
+
+/// SQLite's primary codes after which the connection is as good as before.
+const SAFE_SQLITE: &[i32] = &[1, 5, 6, 8, 9, 18, 19, 20, 23, 25];
+
+const MAYBE: &str = "; whether it took effect is not known";
+
+/// Why there is no connection.
+pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> ResourceError {
+    let harmless = |code: &str, text| ResourceError::harmless(Phase::Connect, code, format!("{target}: {text}"));
+    match error {
+        Error::Database(error) => harmless(&code(dialect, error.code()), error.message().to_owned()),
+        Error::Tls(error) => harmless("tls", error.to_string()),
+        Error::Io(error) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
+            harmless("tls", error.to_string())
+        }
+        Error::Configuration(error) => harmless(ResourceError::CONNECT, error.to_string()),
+        error => harmless(ResourceError::CONNECT, error.to_string()),
+    }
+}
+
+/// Why a statement, or a step of a transaction, did not do what it was to do.
+pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, error: RunError) -> ResourceError {
+    // What was done within a transaction goes with it, until it is being committed.
+    let undone = in_transaction && phase != Phase::Commit || phase == Phase::Begin;
+    let broken = |code: &str, text: String| {
+        let text = if undone { text } else { text + MAYBE };
+        ResourceError { recoverable: undone, ..ResourceError::fatal(phase, code, text) }
+    };
+    match error {
+        RunError::Database(Error::Database(error)) => {
+            let code = code(dialect, error.code());
+            let text = error.message().to_owned();
+            if is_safe(dialect, &code, error.code()) {
+                return ResourceError::harmless(phase, code, text);
+            }
+            broken(&code, text)
+        }
+        RunError::Database(error) => broken(ResourceError::DISCONNECTED, error.to_string()),
+        RunError::Parameter(text) => ResourceError::harmless(phase, ResourceError::BAD_OPERATION, text),
+        RunError::Cell(text) => broken("bad-result", text),
+        RunError::TooLarge(text) => broken(ResourceError::TOO_LARGE, text),
+        RunError::Abandoned => broken(ResourceError::DISCONNECTED, "nobody takes the result any more".to_owned()),
+    }
+}
+
+fn is_safe(dialect: Dialect, code: &str, raw: Option<Cow<'_, str>>) -> bool {
+    match dialect {
+        Dialect::Sqlite => {
+            let number: Option<i32> = raw.and_then(|raw| raw.parse().ok());
+            number.is_some_and(|number| SAFE_SQLITE.contains(&(number & 0xff)))
+        }
+        // 57014: the statement was cancelled.
+        Dialect::Postgres | Dialect::MySql => {
+            code == "57014" || code.get(..2).is_some_and(|class| SAFE_CLASSES.contains(&class))
+        }
+    }
+}
+
+/// An SQLSTATE, or SQLite's name of a code.
+fn code(dialect: Dialect, raw: Option<Cow<'_, str>>) -> String {
+    let raw = raw.unwrap_or_default();
+    match dialect {
+        Dialect::Sqlite => raw.parse().map_or_else(|_| "SQLITE_ERROR".to_owned(), sqlite_name),
+        Dialect::Postgres | Dialect::MySql if raw.is_empty() => "HY000".to_owned(),
+        Dialect::Postgres | Dialect::MySql => raw.into_owned(),
+    }
+}
+
+fn sqlite_name(code: i32) -> String {
+    let name = match code {
+        261 => "SQLITE_BUSY_RECOVERY",
+        517 => "SQLITE_BUSY_SNAPSHOT",
+        275 => "SQLITE_CONSTRAINT_CHECK",
+        787 => "SQLITE_CONSTRAINT_FOREIGNKEY",
+        1299 => "SQLITE_CONSTRAINT_NOTNULL",
+        1555 => "SQLITE_CONSTRAINT_PRIMARYKEY",
+        1811 => "SQLITE_CONSTRAINT_TRIGGER",
+        2067 => "SQLITE_CONSTRAINT_UNIQUE",
+        2579 => "SQLITE_CONSTRAINT_ROWID",
+        3091 => "SQLITE_CONSTRAINT_DATATYPE",
+        _ => match code & 0xff {
+            1 => "SQLITE_ERROR",
+            2 => "SQLITE_INTERNAL",
+            3 => "SQLITE_PERM",
+            4 => "SQLITE_ABORT",
+            5 => "SQLITE_BUSY",
+            6 => "SQLITE_LOCKED",
+            7 => "SQLITE_NOMEM",
+            8 => "SQLITE_READONLY",
+            9 => "SQLITE_INTERRUPT",
+            10 => "SQLITE_IOERR",
+            11 => "SQLITE_CORRUPT",
+            13 => "SQLITE_FULL",
+            14 => "SQLITE_CANTOPEN",
+            15 => "SQLITE_PROTOCOL",
+            17 => "SQLITE_SCHEMA",
+            18 => "SQLITE_TOOBIG",
+            19 => "SQLITE_CONSTRAINT",
+            20 => "SQLITE_MISMATCH",
+            21 => "SQLITE_MISUSE",
+            23 => "SQLITE_AUTH",
+            25 => "SQLITE_RANGE",
+            26 => "SQLITE_NOTADB",
+            _ => return format!("SQLITE_{code}"),
+        },
+    };
+    name.to_owned()
+}

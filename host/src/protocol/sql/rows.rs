@@ -1,0 +1,115 @@
+//! Rows on their way to a guest, as JSON within bounds: whole, or part by part.
+
+use bytes::Bytes;
+use sqlx::{Column, Database, Row};
+use tokio::sync::mpsc;
+
+use super::driver::RunError;
+use super::value::Cell;
+
+/// A part of a streamed result is sent when it has become so long. One row may be longer.
+const PART_BYTES: usize = 64 << 10;
+
+/// Of one result, and of one row of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) rows: u64,
+    pub(super) bytes: usize,
+}
+
+/// Writes one cell. The error says what has no form in JSON.
+pub(super) type WriteCell<R> = fn(&R, usize, Cell<'_>) -> Result<(), String>;
+
+pub(super) struct Rows {
+    /// `"columns":[..],"rows":[[..],[..]` without the last bracket, once there is a row.
+    json: Vec<u8>,
+    count: u64,
+    limits: Limits,
+    /// Bytes of the operation's other results.
+    before: usize,
+    parts: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Rows {
+    pub(super) fn whole(limits: Limits, before: usize) -> Self {
+        Self { json: Vec::new(), count: 0, limits, before, parts: None }
+    }
+
+    pub(super) fn streamed(limits: Limits, parts: mpsc::Sender<Bytes>) -> Self {
+        Self { json: Vec::new(), count: 0, limits, before: 0, parts: Some(parts) }
+    }
+
+    pub(super) async fn add<D: Database>(&mut self, row: D::Row, write: WriteCell<D::Row>) -> Result<(), RunError> {
+        self.write::<D>(&row, write)?;
+        drop(row);
+        if self.parts.is_some() && self.json.len() >= PART_BYTES {
+            self.send().await?;
+        }
+        Ok(())
+    }
+
+    fn write<D: Database>(&mut self, row: &D::Row, write: WriteCell<D::Row>) -> Result<(), RunError> {
+        if self.json.is_empty() {
+            self.begin(row.columns().iter().map(Column::name));
+        } else {
+            self.json.push(b',');
+        }
+        let start = self.json.len();
+        self.json.push(b'[');
+        for index in 0..row.len() {
+            if index > 0 {
+                self.json.push(b',');
+            }
+            write(row, index, Cell(&mut self.json))
+                .map_err(|text| RunError::Cell(format!("column {:?}: {text}", row.columns()[index].name())))?;
+        }
+        self.json.push(b']');
+        self.count += 1;
+        let Limits { rows, bytes } = self.limits;
+        let streamed = self.parts.is_some();
+        if !streamed && self.count > rows {
+            return Err(RunError::TooLarge(format!("more than {rows} rows (`max_rows`)")));
+        }
+        let length = if streamed { self.json.len() - start } else { self.before + self.json.len() };
+        if length > bytes {
+            let what = if streamed { "a row" } else { "the result" };
+            return Err(RunError::TooLarge(format!("{what} is longer than {bytes} bytes (`max_result_bytes`)")));
+        }
+        Ok(())
+    }
+
+    fn begin<'a>(&mut self, columns: impl Iterator<Item = &'a str>) {
+        self.json.extend_from_slice(b"\"columns\":[");
+        for (index, name) in columns.enumerate() {
+            if index > 0 {
+                self.json.push(b',');
+            }
+            Cell(&mut self.json).text(name);
+        }
+        self.json.extend_from_slice(b"],\"rows\":[");
+    }
+
+    async fn send(&mut self) -> Result<(), RunError> {
+        let json = std::mem::take(&mut self.json);
+        let part = Bytes::from([b"{", json.as_slice(), b"]}"].concat());
+        match &self.parts {
+            Some(parts) => parts.send(part).await.map_err(|_| RunError::Abandoned),
+            None => Ok(()),
+        }
+    }
+
+    /// `"columns":[..],"rows":[..]`; what was streamed has been sent.
+    pub(super) async fn finish(mut self) -> Result<Vec<u8>, RunError> {
+        if self.parts.is_some() {
+            if !self.json.is_empty() {
+                self.send().await?;
+            }
+            return Ok(self.json);
+        }
+        if self.json.is_empty() {
+            self.begin(std::iter::empty());
+        }
+        self.json.push(b']');
+        Ok(self.json)
+    }
+}

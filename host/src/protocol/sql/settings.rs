@@ -1,0 +1,181 @@
+//! What `[resources.x]` says of a database.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::ConnectOptions;
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+
+use super::rows::Limits;
+use super::statement::Dialect;
+use crate::config::{ConfigError, Section};
+
+pub(super) struct Settings {
+    pub(super) target: Target,
+    pub(super) connect_timeout: Duration,
+    pub(super) limits: Limits,
+}
+
+/// Where the database is. Displayed without user and password.
+pub(super) enum Target {
+    Sqlite(SqliteConnectOptions),
+    Postgres(PgConnectOptions),
+    MySql(MySqlConnectOptions),
+}
+
+/// How a connection over the network is protected.
+#[derive(Clone, Copy)]
+enum Tls {
+    /// The server's certificate and name are checked.
+    Verify,
+    /// Nobody can listen, but who the server is, is not checked.
+    Encrypt,
+    Off,
+}
+
+impl Settings {
+    /// # Errors
+    /// All mistakes of the section.
+    pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
+        let hour = 3_600_000;
+        let connect_timeout = section.milliseconds("connect_timeout_ms", Duration::from_secs(5), 1..=hour);
+        let limits = Limits {
+            rows: section.integer("max_rows", 10_000, 1..=1_000_000_000),
+            bytes: section.integer("max_result_bytes", 16 << 20, 1024..=1 << 30) as usize,
+        };
+        let statements = section.integer("statement_cache", 100, 1..=10_000) as usize;
+        let target = match (section.has("path"), section.has("url")) {
+            (true, false) => sqlite(&section, statements),
+            (false, true) => server(&section, statements),
+            _ => {
+                section.refuse(
+                    "either `path`, of a SQLite file, or `url`, such as \"postgres://user:password@host/database\"",
+                );
+                // What belongs to either is not unknown.
+                drop((sqlite(&section, statements), server(&section, statements)));
+                None
+            }
+        };
+        let whole = section.clone();
+        section.finish()?;
+        let target = target.ok_or_else(|| whole.refused("it names no database"))?;
+        Ok(Self { target, connect_timeout, limits })
+    }
+
+    pub(super) fn dialect(&self) -> Dialect {
+        match self.target {
+            Target::Sqlite(_) => Dialect::Sqlite,
+            Target::Postgres(_) => Dialect::Postgres,
+            Target::MySql(_) => Dialect::MySql,
+        }
+    }
+}
+
+fn sqlite(section: &Section, statements: usize) -> Option<Target> {
+    let path = section.path("path");
+    let create = section.flag("create", true);
+    let busy_timeout = section.milliseconds("busy_timeout_ms", Duration::from_secs(5), 0..=3_600_000);
+    let options = SqliteConnectOptions::new()
+        .filename(path?)
+        .create_if_missing(create)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(busy_timeout)
+        .statement_cache_capacity(statements)
+        .disable_statement_logging();
+    Some(Target::Sqlite(options))
+}
+
+fn server(section: &Section, statements: usize) -> Option<Target> {
+    const WHAT: &str = "a URL such as \"postgres://user:password@host/database\" or \"mysql://..\"";
+    let choices = &[("verify", Some(Tls::Verify)), ("encrypt", Some(Tls::Encrypt)), ("off", Some(Tls::Off))];
+    let tls = section.choice("tls", choices, None);
+    let ca_file = section.path("ca_file");
+    let url = section.optional_string("url")?;
+    if let Some(parameter) = tls_parameter(&url) {
+        section.problem("url", format!("`{parameter}` in the URL: write `tls` and `ca_file` beside it"));
+        return None;
+    }
+    // The parser's own errors show nothing of the URL.
+    let problem = |error: sqlx::Error| section.problem("url", format!("expected {WHAT}: {error}"));
+    let ca = match ca_file.map(|path| std::fs::read(&path).map_err(|error| (path, error))) {
+        None => None,
+        Some(Ok(pem)) => Some(pem),
+        Some(Err((path, error))) => {
+            section.problem("ca_file", format!("{} cannot be read: {error}", path.display()));
+            return None;
+        }
+    };
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("postgres" | "postgresql") => {
+            let options = PgConnectOptions::from_str(&url).map_err(problem).ok()?;
+            let near = options.get_socket().is_some() || is_near(options.get_host());
+            let mode = match tls.unwrap_or(default_tls(near)) {
+                Tls::Verify => PgSslMode::VerifyFull,
+                Tls::Encrypt => PgSslMode::Require,
+                Tls::Off => PgSslMode::Disable,
+            };
+            let options = options.ssl_mode(mode).statement_cache_capacity(statements).disable_statement_logging();
+            Some(Target::Postgres(match ca {
+                Some(pem) => options.ssl_root_cert_from_pem(pem),
+                None => options,
+            }))
+        }
+        Some("mysql" | "mariadb") => {
+            let options = MySqlConnectOptions::from_str(&url).map_err(problem).ok()?;
+            let near = options.get_socket().is_some() || is_near(options.get_host());
+            let mode = match tls.unwrap_or(default_tls(near)) {
+                Tls::Verify => MySqlSslMode::VerifyIdentity,
+                Tls::Encrypt => MySqlSslMode::Required,
+                Tls::Off => MySqlSslMode::Disabled,
+            };
+            let options = options.ssl_mode(mode).statement_cache_capacity(statements).disable_statement_logging();
+            Some(Target::MySql(match ca {
+                Some(pem) => options.ssl_ca_from_pem(pem),
+                None => options,
+            }))
+        }
+        Some("sqlite") => {
+            section.problem("url", "a SQLite file is given by `path`");
+            None
+        }
+        _ => {
+            section.problem("url", format!("expected {WHAT}"));
+            None
+        }
+    }
+}
+
+/// Bytes that do not leave the machine need no protection from its network.
+fn default_tls(near: bool) -> Tls {
+    if near { Tls::Off } else { Tls::Verify }
+}
+
+fn is_near(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost" || host.starts_with('/') || address.is_ok_and(|address| address.is_loopback())
+}
+
+/// The first parameter of the URL that would say again what `tls` and `ca_file` say.
+fn tls_parameter(url: &str) -> Option<&str> {
+    let (_, query) = url.split_once('?')?;
+    query.split('&').map(|pair| pair.split('=').next().unwrap_or(pair)).find(|key| key.starts_with("ssl"))
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(options) => write!(f, "{}", options.get_filename().display()),
+            Self::Postgres(options) => match options.get_socket() {
+                Some(socket) => write!(f, "postgres at {}", socket.display()),
+                None => write!(f, "postgres at {}:{}", options.get_host(), options.get_port()),
+            },
+            Self::MySql(options) => match options.get_socket() {
+                Some(socket) => write!(f, "mysql at {}", socket.display()),
+                None => write!(f, "mysql at {}:{}", options.get_host(), options.get_port()),
+            },
+        }
+    }
+}

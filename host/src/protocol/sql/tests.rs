@@ -1,0 +1,235 @@
+//! Connections to SQLite, and what settings are read as. The servers are in the tests of whole cages.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::Database;
+use super::settings::Settings;
+use crate::config::{self, Environment};
+use crate::protocol::{Connection, Resource};
+use crate::request::Deadline;
+use crate::resource::{Operation, Phase, ResourceError};
+
+fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
+    let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");
+    let environment =
+        Environment { cage: "test", node: "n1", directory, protocols: &["sql"], unnamed: &[], variables: &|_| None };
+    let sources = [(directory.join("cage.toml"), toml)];
+    let config = config::parse(&sources, &environment).map_err(|error| error.to_string())?;
+    Settings::read(config.resources["db"].section.clone()).map_err(|error| error.to_string())
+}
+
+fn database(directory: &Path) -> Database {
+    let settings = settings(directory, "path = \"test.db\"\nmax_rows = 100\nmax_result_bytes = 10_000").unwrap();
+    Database { settings }
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+fn operation(body: Json) -> Operation {
+    Operation { action: "execute".into(), body: body.to_string().into(), ..Operation::default() }
+}
+
+async fn run(connection: &mut dyn Connection, body: Json) -> Result<Json, ResourceError> {
+    let reply = connection.execute_alone(operation(body), &[], soon()).await?;
+    Ok(serde_json::from_slice(&reply.body).unwrap())
+}
+
+#[tokio::test]
+async fn values_of_every_kind_come_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut db = database(directory.path()).connect(soon()).await.unwrap();
+    let create = "create table t (a, b boolean, c date, d time, e datetime, f timestamp, g text)";
+    run(&mut *db, json!({"sql": create})).await.unwrap();
+    let row = json!([null, true, {"date": "2026-11-21"}, {"time": "10:00:00.5"}, {"datetime": "2026-11-21T10:00:00.123456"},
+        {"timestamp": "2026-11-21T10:00:00Z"}, "it's {x} \" ' ; -- "]);
+    let names: Vec<String> = (0..7).map(|index| format!("v{index}")).collect();
+    let values: Json =
+        names.iter().cloned().zip(row.as_array().unwrap().clone()).collect::<serde_json::Map<_, _>>().into();
+    let placeholders = names.iter().map(|name| format!("{{{name}}}")).collect::<Vec<_>>().join(", ");
+    let insert = format!("insert into t values ({placeholders})");
+    let reply = run(&mut *db, json!({"sql": insert, "values": values})).await.unwrap();
+    assert_eq!(reply, json!({"results": [{"columns": [], "rows": [], "affected": 1, "last_id": 1}]}));
+    let reply = run(&mut *db, json!({"sql": "select * from t"})).await.unwrap();
+    assert_eq!(reply["results"][0]["rows"], json!([row]));
+    assert_eq!(reply["results"][0]["columns"], json!(["a", "b", "c", "d", "e", "f", "g"]));
+    assert_eq!(reply["results"][0]["affected"], 0);
+    let values = json!({"i": i64::MIN, "f": 1.0, "b": {"bytes": "AP8="}, "inf": {"float": "-Infinity"}, "n": {"decimal": "1.10"},
+        "j": {"json": {"a": [1]}}, "u": {"uuid": "67e55044-10b1-426f-9247-bb680e5fe0c8"}});
+    let reply =
+        run(&mut *db, json!({"sql": "select {i}, {f}, {b}, {inf}, {n}, {j}, {u}", "values": values})).await.unwrap();
+    let texts = json!([[i64::MIN, 1.0, {"bytes": "AP8="}, {"float": "-Infinity"}, "1.10", r#"{"a":[1]}"#,
+        "67e55044-10b1-426f-9247-bb680e5fe0c8"]]);
+    assert_eq!(reply["results"][0]["rows"], texts);
+}
+
+#[tokio::test]
+async fn a_failed_statement_undoes_those_before_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut db = database(directory.path()).connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "create table t (id integer primary key)"})).await.unwrap();
+    let insert = |id: i64| json!({"sql": "insert into t values ({id})", "values": {"id": id}});
+    let error = run(&mut *db, json!({"statements": [insert(1), insert(2), insert(1)]})).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.phase), ("SQLITE_CONSTRAINT_PRIMARYKEY", Phase::Execute));
+    assert!(error.recoverable && !error.terminal && error.text.starts_with("statement 3: "), "{error}");
+    let reply = run(&mut *db, json!({"sql": "select count(*) from t"})).await.unwrap();
+    assert_eq!(reply["results"][0]["rows"], json!([[0]]));
+    run(&mut *db, json!({"statements": [insert(1), insert(2)]})).await.unwrap();
+
+    // Step by step, with a failure between: nothing is committed.
+    db.begin(&[], soon()).await.unwrap();
+    db.execute(operation(insert(3)), soon()).await.unwrap();
+    db.execute(operation(insert(3)), soon()).await.unwrap_err();
+    assert_eq!(db.commit(soon()).await.unwrap_err().phase, Phase::Commit);
+    db.rollback(soon()).await.unwrap();
+    let reply = run(&mut *db, json!({"sql": "select count(*) from t"})).await.unwrap();
+    assert_eq!(reply["results"][0]["rows"], json!([[2]]));
+    assert!(db.is_healthy().await);
+}
+
+#[tokio::test]
+async fn what_is_wrong_before_it_runs_is_harmless() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let check = |action: &str, body: &str| {
+        let operation = Operation { action: action.into(), body: body.to_owned().into(), ..Operation::default() };
+        let error = database.check(&operation).unwrap_err();
+        assert_eq!(
+            (error.code.as_str(), error.phase, error.recoverable, error.terminal),
+            ("bad-operation", Phase::Check, true, false)
+        );
+        error.text
+    };
+    for (body, text) in [
+        ("", "the body"),
+        ("{}", "either `sql` or `statements`"),
+        (r#"{"sql": "x", "statements": []}"#, "either"),
+        (r#"{"statements": []}"#, "0 statements"),
+        (r#"{"sql": "select {a}", "values": {"b": 1}}"#, "parameter {a} has no value (there are: b)"),
+        (r#"{"sql": "select {a}", "values": {"a": []}}"#, "a list is no value"),
+        (r#"{"sql": "select {a}", "values": {"a": {"decimal": "1e5"}}}"#, "\"1e5\" is no decimal"),
+        (r#"{"sql": "select {a}", "values": {"a": {"money": "1"}}}"#, "unknown variant `money`"),
+        (r#"{"sql": "select {a}", "values": {"a": {"date": "2026-13-01"}}}"#, "is no date"),
+        (r#"{"statements": [{"sql": "select 1"}, {"sql": "commit"}]}"#, "statement 2: `commit`"),
+        (r#"{"sql": "attach 'x' as y"}"#, "not permitted"),
+    ] {
+        let error = check("execute", body);
+        assert!(error.contains(text), "{body}: {error}");
+    }
+    assert!(check("query", r#"{"sql": "select 1"}"#).contains("`execute` only"));
+    let mut db = database.connect(soon()).await.unwrap();
+    for (options, text) in [
+        (("isolation", "total"), "known: read-uncommitted"),
+        (("x", "y"), "begin option"),
+        (("read-only", "1"), "true, false"),
+    ] {
+        let error = db.begin(&[(options.0.into(), options.1.into())], soon()).await.unwrap_err();
+        assert!(error.text.contains(text) && error.phase == Phase::Begin && error.recoverable, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn options_of_a_transaction_hold_for_it_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut db = database(directory.path()).connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "create table t (id integer primary key)"})).await.unwrap();
+    let insert = || operation(json!({"sql": "insert into t values (null)"}));
+    let read_only = [("read-only".to_owned(), "true".to_owned()), ("isolation".to_owned(), "serializable".to_owned())];
+    let error = db.execute_alone(insert(), &read_only, soon()).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.terminal), ("SQLITE_READONLY", false));
+    db.execute_alone(insert(), &[], soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn too_large_a_result_is_an_error_and_not_cut() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let numbers = |count: u32| json!({"sql": "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select i from n", "values": {"count": count}});
+    let mut db = database.connect(soon()).await.unwrap();
+    assert_eq!(run(&mut *db, numbers(100)).await.unwrap()["results"][0]["rows"].as_array().unwrap().len(), 100);
+    let error = run(&mut *db, numbers(101)).await.unwrap_err();
+    assert!(error.code == "too-large" && error.terminal && error.text.contains("max_rows"), "{error}");
+    let mut db = database.connect(soon()).await.unwrap();
+    let error = run(&mut *db, json!({"sql": "select zeroblob(20000)"})).await.unwrap_err();
+    assert!(error.code == "too-large" && error.text.contains("max_result_bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn a_stream_is_not_read_ahead_and_gives_its_connection_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let endless = "with recursive n(i) as (select 1 union all select i + 1 from n where i < {count}) select i from n";
+    let numbers = |count: i64| operation(json!({"sql": endless, "values": {"count": count}}));
+    let db = database.connect(soon()).await.unwrap();
+    let (reply, mut stream) = db.open(numbers(50_000), &[("read-only".into(), "true".into())], soon()).await.unwrap();
+    assert_eq!((reply.status, reply.body.len()), (200, 0));
+    let (mut count, mut parts) = (0, 0);
+    while let Some(part) = stream.next().await.unwrap() {
+        let part: Json = serde_json::from_slice(&part).unwrap();
+        count += part["rows"].as_array().unwrap().len();
+        parts += 1;
+    }
+    assert!(count == 50_000 && parts > 1, "{count} rows in {parts} parts");
+    let mut db = stream.finish().expect("the connection");
+    run(&mut *db, json!({"sql": "create table t (a)"})).await.expect("nothing is read-only any more");
+    // An endless result that is dropped after its first part.
+    let (_, mut stream) = db.open(numbers(i64::MAX), &[], soon()).await.unwrap();
+    assert!(stream.next().await.unwrap().is_some());
+    drop(stream);
+    // A failure is told, and ends the stream.
+    let db = database.connect(soon()).await.unwrap();
+    let (_, mut stream) = db.open(operation(json!({"sql": "select nothing"})), &[], soon()).await.unwrap();
+    assert_eq!(stream.next().await.unwrap_err().code, "SQLITE_ERROR");
+    assert!(stream.finish().is_none());
+    let db = database.connect(soon()).await.unwrap();
+    let several = operation(json!({"statements": [{"sql": "select 1"}, {"sql": "select 2"}]}));
+    assert_eq!(db.open(several, &[], soon()).await.err().unwrap().code, "bad-operation");
+}
+
+#[tokio::test]
+async fn a_statement_that_nobody_waits_for_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let mut db = database.connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
+    // It holds the lock for writing, and gives no rows at which it could be seen that nobody takes them.
+    let endless =
+        "insert into t with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < 0";
+    let waiting = tokio::time::timeout(Duration::from_millis(50), run(&mut *db, json!({"sql": endless}))).await;
+    assert!(waiting.is_err());
+    drop(db);
+    let mut db = database.connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "insert into t values (1)"})).await.expect("the lock is free again");
+}
+
+#[test]
+fn settings_are_read_and_mistakes_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let read = |lines: &str| settings(directory.path(), lines).map(|settings| settings.target.to_string());
+    let file = directory.path().join("a.db").display().to_string();
+    assert_eq!(read("path = \"a.db\"\ncreate = false\nbusy_timeout_ms = 100"), Ok(file));
+    let url = "url = \"postgres://me:secret@db.example:5433/name\"";
+    assert_eq!(read(url), Ok("postgres at db.example:5433".into()));
+    assert_eq!(
+        read("url = \"mariadb://me:secret@127.0.0.1/name\"\ntls = \"off\""),
+        Ok("mysql at 127.0.0.1:3306".into())
+    );
+    for (lines, text) in [
+        ("", "either `path`"),
+        ("path = \"a\"\nurl = \"postgres://h/d\"", "either `path`"),
+        ("url = \"oracle://h/d\"", "expected a URL such as"),
+        ("url = \"postgres://me:secret@h:99999/d\"", "expected a URL such as"),
+        ("url = \"sqlite:a.db\"", "given by `path`"),
+        ("url = \"postgres://me:secret@h/d?sslmode=disable\"", "`sslmode` in the URL"),
+        ("url = \"postgres://h/d\"\ntls = \"of\"", "did you mean \"off\"?"),
+        ("url = \"postgres://h/d\"\nca_file = \"nowhere.pem\"", "cannot be read"),
+        ("path = \"a\"\nmax_row = 5", "did you mean `max_rows`?"),
+    ] {
+        let error = read(lines).unwrap_err();
+        assert!(error.contains(text) && !error.contains("secret"), "{lines}: {error}");
+    }
+}
