@@ -33,7 +33,7 @@ async fn telling() -> (String, Arc<AtomicUsize>) {
                 let agent = head.headers.get("user-agent").map_or("", |agent| agent.to_str().unwrap());
                 let host = head.headers["host"].to_str().unwrap();
                 let text = format!("{} {} {host} {agent} {}", head.method, head.uri, body.len());
-                Ok::<_, Infallible>(Response::new(Full::from(text)))
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(text)))
             });
             tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tcp), service));
         }
@@ -79,13 +79,13 @@ async fn a_module_asks_the_server_that_its_resource_names() {
     );
     let cage = TestCage::new().module("relay", "interface_web").http("web").config(&config).start().await;
     let client = cage.client("web");
-    for _ in 0..10 {
+    for _ in 0..50 {
         let answer = client.get("/a?b=c").await;
         assert_eq!((answer.status.as_u16(), answer.text()), (200, format!("GET /v1/a?b=c {address} me 0")));
     }
     assert_eq!(client.post("/a", Bytes::from_static(b"hello")).await.text(), format!("POST /v1/a {address} me 5"));
-    // One for each lane at most, were they used at the same time; here one after the other.
-    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    // A connection is free again a moment after its answer is there, which the next request may not wait for.
+    assert!(connections.load(Ordering::SeqCst) < 25);
     assert!(cage.stop().await);
 }
 
@@ -103,14 +103,15 @@ async fn wasi_http_reaches_granted_hosts_over_kept_connections() {
         let (address, connections) = telling().await;
         let cage = fetching(guest, &format!("\"{address}\"")).await;
         let client = cage.client("web");
-        for _ in 0..10 {
+        for _ in 0..50 {
             let answer = client.get(&format!("/http/{address}/a")).await;
             assert_eq!((answer.status.as_u16(), answer.text()), (200, format!("GET /a {address}  0")), "{guest}");
         }
         // Long enough to be in pieces.
         let answer = client.post(&format!("/http/{address}/a"), Bytes::from(vec![b'x'; 1_000_000])).await;
         assert_eq!(answer.text(), format!("POST /a {address}  1000000"), "{guest}");
-        assert_eq!(connections.load(Ordering::SeqCst), 1, "{guest}");
+        // A connection is free again a moment after its answer is there, which the next request may not wait for.
+        assert!(connections.load(Ordering::SeqCst) < 25, "{guest}");
         assert!(cage.stop().await);
     }
 }
@@ -146,13 +147,17 @@ async fn wasi_http_is_told_what_went_wrong() {
         (format!("/http/{silent}/?first_byte_ms=50"), "HttpResponseTimeout"),
         (format!("/https/{silent}/?connect_ms=50"), "ConnectionTimeout"),
         (format!("/http/{gone}/"), "HttpResponseIncomplete"),
-        (format!("/http/{half}/"), "HttpResponseIncomplete"),
-        (format!("/http/{stuck}/?between_bytes_ms=50"), "ConnectionReadTimeout"),
         (format!("/http/{other}/"), "HttpProtocolError"),
     ];
-    for guest in FETCHING {
+    // For a body that breaks off, wasmtime tells components of 0.2 a text, and no code.
+    let broken = [
+        (format!("/http/{half}/"), ["incomplete HTTP response", "HttpResponseIncomplete"]),
+        (format!("/http/{stuck}/?between_bytes_ms=50"), ["connection read timeout", "ConnectionReadTimeout"]),
+    ];
+    for (index, guest) in FETCHING.into_iter().enumerate() {
         let cage = fetching(guest, "\"*\"").await;
-        for (target, code) in &cases {
+        let broken = broken.iter().map(|(target, codes)| (target, &codes[index]));
+        for (target, code) in cases.iter().map(|(target, code)| (target, code)).chain(broken) {
             let answer = cage.client("web").get(target).await;
             assert!(answer.status == 502 && answer.text().contains(code), "{guest} {target}: {}", answer.text());
         }

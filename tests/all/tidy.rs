@@ -48,6 +48,11 @@ fn files_above_the_protocols_name_none() {
 }
 
 #[test]
+fn the_client_of_servers_outside_knows_neither_protocols_nor_guests() {
+    absent(&["web_client"], &["crate::protocol", "wasmtime"]);
+}
+
+#[test]
 fn requests_know_no_wire_format() {
     absent(&["request.rs"], &["http::", "hyper", "serde"]);
 }

@@ -90,8 +90,10 @@ fn read(response: &IncomingResponse) -> Result<Vec<u8>, ErrorCode> {
             Ok(part) => whole.extend(part),
             Err(StreamError::Closed) => return Ok(whole),
             Err(StreamError::LastOperationFailed(error)) => {
+                // Hosts need not know a code for what breaks a body off.
+                let text = || error.to_debug_string().lines().next().unwrap_or_default().to_owned();
                 let code = wasip2::http::types::http_error_code(&error);
-                return Err(code.unwrap_or(ErrorCode::InternalError(Some(error.to_debug_string()))));
+                return Err(code.unwrap_or_else(|| ErrorCode::InternalError(Some(text()))));
             }
         }
     }
