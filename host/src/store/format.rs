@@ -8,7 +8,7 @@ use super::{Space, StoreError, state};
 /// What this program writes.
 pub(super) const VERSION: u32 = 1;
 
-const META: TableDefinition<'static, &str, u32> = TableDefinition::new("meta");
+pub(super) const META: TableDefinition<'static, &str, u32> = TableDefinition::new("meta");
 const FORMAT: &str = "format";
 
 type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;

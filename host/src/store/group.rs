@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -16,6 +17,11 @@ const WAITING_MAX: usize = 4_096;
 /// Writes, and bytes that they write, of one commit.
 const GROUP_MAX: usize = 4_096;
 const GROUP_BYTES_MAX: usize = 64 << 20;
+/// A group waits so long for those whose answers have just gone out: this part of the commit before it, and not longer.
+const COMPANY_SHARE: u32 = 8;
+const COMPANY_PATIENCE_MAX: Duration = Duration::from_millis(1);
+/// Between two looks whether they have come.
+const COMPANY_INTERVAL: Duration = Duration::from_micros(50);
 
 pub(super) type Jobs = mpsc::Sender<Box<dyn Job>>;
 
@@ -68,12 +74,20 @@ where
 pub(super) fn start(opened: Arc<Opened>) -> std::io::Result<(Jobs, JoinHandle<()>)> {
     let (jobs, mut waiting) = mpsc::channel::<Box<dyn Job>>(WAITING_MAX);
     let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
+        let mut company = Company { expected: 0, until: Instant::now() };
         while let Some(first) = waiting.blocking_recv() {
-            Group::new(&opened).perform(first, &mut waiting);
+            company = Group::new(&opened).perform(first, &mut waiting, company);
         }
         opened.forget(&mut opened.lock());
     })?;
     Ok((jobs, thread))
+}
+
+/// Callers that write again as soon as they are answered would otherwise be two groups that take turns, each waiting for two
+/// commits. A write that comes alone, or later, finds nobody to wait for.
+struct Company {
+    expected: usize,
+    until: Instant,
 }
 
 struct Group<'a> {
@@ -88,7 +102,9 @@ impl<'a> Group<'a> {
         Self { opened, overlay: Overlay::default(), jobs: Vec::new(), afterwards: Vec::new() }
     }
 
-    fn perform(mut self, first: Box<dyn Job>, waiting: &mut mpsc::Receiver<Box<dyn Job>>) {
+    /// Does what waits. Whom the next group is to wait for.
+    fn perform(mut self, first: Box<dyn Job>, waiting: &mut mpsc::Receiver<Box<dyn Job>>, company: Company) -> Company {
+        let begun = Instant::now();
         let mut file = self.opened.lock();
         let ready = self.opened.check_room(&mut file).and_then(|()| self.opened.open(&mut file, false));
         let mut next = Some(first);
@@ -99,7 +115,7 @@ impl<'a> Group<'a> {
                 self.jobs.push(job);
             }
             let full = self.jobs.len() >= GROUP_MAX || self.overlay.bytes() >= GROUP_BYTES_MAX;
-            next = if full { None } else { waiting.try_recv().ok() };
+            next = if full { None } else { self.next(waiting, &company) };
         }
         let committed = ready.and_then(|_| match self.overlay.is_empty() {
             true => Ok(()),
@@ -109,7 +125,20 @@ impl<'a> Group<'a> {
         if committed.is_ok() {
             self.afterwards.into_iter().for_each(|work| work());
         }
+        let expected = self.jobs.len() + waiting.len();
         self.jobs.into_iter().for_each(|job| job.answer(committed.clone()));
+        let patience = (begun.elapsed() / COMPANY_SHARE).min(COMPANY_PATIENCE_MAX);
+        Company { expected, until: Instant::now() + patience }
+    }
+
+    fn next(&self, waiting: &mut mpsc::Receiver<Box<dyn Job>>, company: &Company) -> Option<Box<dyn Job>> {
+        loop {
+            let next = waiting.try_recv().ok();
+            if next.is_some() || self.jobs.len() >= company.expected || Instant::now() >= company.until {
+                return next;
+            }
+            std::thread::sleep(COMPANY_INTERVAL);
+        }
     }
 
     fn add(&mut self, mut job: Box<dyn Job>, base: Option<&Arc<Snapshot>>) {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use redb::{Builder, Database};
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{Advice, CWD, RenameFlags, renameat_with};
 
 use super::error::failed;
 use super::{StoreError, format};
@@ -46,6 +46,13 @@ impl Directory {
         self.0.join(FILE)
     }
 
+    /// After a write that failed, the system may hold what the disk does not, and call it written. What is read from here on
+    /// is read from the disk.
+    fn forget_cached(&self) -> Result<(), StoreError> {
+        let file = File::open(self.file()).map_err(failed)?;
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).map_err(|error| failed(io::Error::from(error)))
+    }
+
     /// Complete before it has its name: a crash leaves no file that cannot be opened. Of two processes, one is first.
     fn make(&self) -> Result<Database, StoreError> {
         fs::create_dir_all(&self.0).map_err(failed)?;
@@ -73,6 +80,7 @@ impl Medium for Directory {
             false if make => self.make().map(Some),
             false => Ok(None),
             true => {
+                self.forget_cached()?;
                 let database = builder().open(self.file()).map_err(failed)?;
                 format::bring_up_to_date(&database)?;
                 Ok(Some(database))

@@ -4,6 +4,8 @@
 mod access;
 mod calls;
 mod complaint;
+#[cfg(test)]
+mod crash;
 mod error;
 mod format;
 mod group;

@@ -1,0 +1,156 @@
+//! The durable store: writes by many callers and by one, against one sync of the disk for each, and reads.
+//!
+//! `cargo bench -p wasmcage --bench state`. In the directory for temporary files: `TMPDIR` chooses the disk.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a bench stops at the first thing that is wrong, and prints"
+)]
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redb::{Database, TableDefinition};
+use support::median;
+use wasmcage::request::Deadline;
+use wasmcage::store::{Quota, StateValue, Step, Store, StoreSettings};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const VALUE_BYTES: usize = 200;
+const CALLERS: usize = 64;
+/// Of each measurement.
+const ROUND: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 3;
+const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("keys");
+
+fn main() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let store = Store::new(&directory.path().join("state"), StoreSettings { minimum_free_bytes: 0 });
+    let bench = Bench { store: Arc::new(store), runtime };
+    let mut rows: [Vec<Measured>; 6] = Default::default();
+    for _ in 0..ROUNDS {
+        rows[0].push(syncs(directory.path()));
+        rows[1].push(commits(directory.path()));
+        rows[2].push(bench.writes(1, Bench::set));
+        rows[3].push(bench.writes(CALLERS, Bench::set));
+        rows[4].push(bench.writes(CALLERS, Bench::push));
+        rows[5].push(bench.reads());
+    }
+    println!("| {VALUE_BYTES} bytes, medians of {ROUNDS} | per second | p50 us |\n|---|---|---|");
+    let names = [
+        "write and fdatasync, one after the other".to_owned(),
+        "redb, a commit for each write".to_owned(),
+        "durable set, 1 caller".to_owned(),
+        format!("durable set, {CALLERS} callers"),
+        format!("durable push to one queue, {CALLERS} callers"),
+        "get, 1 caller".to_owned(),
+    ];
+    let mut middle = Vec::new();
+    for (name, measured) in names.iter().zip(rows) {
+        let mut rates: Vec<_> = measured.iter().map(|measured| measured.per_second).collect();
+        rates.sort_by(f64::total_cmp);
+        let (rate, p50) = (rates[rates.len() / 2], median(measured.iter().map(|measured| measured.p50).collect()));
+        println!("| {name} | {rate:.0} | {:.1} |", p50.as_secs_f64() * 1e6);
+        middle.push((rate, p50.as_secs_f64()));
+    }
+    let [sync, commit, one, many, ..] = middle.as_slice() else { return };
+    println!(
+        "\n{CALLERS} callers: {:.1} x a sync for each, {:.1} x a commit for each",
+        many.0 / sync.0,
+        many.0 / commit.0
+    );
+    println!("1 caller: p50 {:.2} x a sync", one.1 / sync.1);
+}
+
+struct Measured {
+    per_second: f64,
+    p50: Duration,
+}
+
+impl Measured {
+    fn of(started: Instant, durations: Vec<Duration>) -> Self {
+        Self { per_second: durations.len() as f64 / started.elapsed().as_secs_f64(), p50: median(durations) }
+    }
+}
+
+fn repeat(mut work: impl FnMut(usize)) -> Measured {
+    let (started, mut durations) = (Instant::now(), Vec::new());
+    while started.elapsed() < ROUND {
+        let begun = Instant::now();
+        work(durations.len());
+        durations.push(begun.elapsed());
+    }
+    Measured::of(started, durations)
+}
+
+/// Into a file that has its size, as a log written in place has: the least that durability costs.
+fn syncs(directory: &Path) -> Measured {
+    let file = std::fs::File::create(directory.join("log")).unwrap();
+    file.write_all_at(&vec![1; 16 << 20], 0).unwrap();
+    file.sync_all().unwrap();
+    repeat(|number| {
+        file.write_all_at(&[2; VALUE_BYTES], (number % 4_096 * 4_096) as u64).unwrap();
+        file.sync_data().unwrap();
+    })
+}
+
+fn commits(directory: &Path) -> Measured {
+    let database = Database::create(directory.join("commits.redb")).unwrap();
+    repeat(|number| {
+        let transaction = database.begin_write().unwrap();
+        let key = format!("k{}", number % 10_000);
+        transaction.open_table(TABLE).unwrap().insert(key.as_bytes(), [2; VALUE_BYTES].as_slice()).unwrap();
+        transaction.commit().unwrap();
+    })
+}
+
+struct Bench {
+    store: Arc<Store>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Bench {
+    fn set(caller: usize, number: usize) -> Step {
+        let value = StateValue::Bytes(vec![2; VALUE_BYTES]);
+        Step::Set(format!("k{}", (caller * 1_000 + number) % 10_000), value)
+    }
+
+    fn push(_caller: usize, _number: usize) -> Step {
+        Step::Push("q".to_owned(), StateValue::Bytes(vec![2; VALUE_BYTES]))
+    }
+
+    fn writes(&self, callers: usize, step: fn(usize, usize) -> Step) -> Measured {
+        let started = Instant::now();
+        let tasks = (0..callers).map(|caller| {
+            let store = self.store.clone();
+            self.runtime.spawn(async move {
+                let mut durations = Vec::new();
+                while started.elapsed() < ROUND {
+                    let begun = Instant::now();
+                    let deadline = Deadline::after(Duration::from_secs(10));
+                    let steps = vec![step(caller, durations.len())];
+                    store.transact("m", Quota::default(), steps, None, deadline).await.unwrap();
+                    durations.push(begun.elapsed());
+                }
+                durations
+            })
+        });
+        let tasks: Vec<_> = tasks.collect();
+        let durations = tasks.into_iter().flat_map(|task| self.runtime.block_on(task).unwrap()).collect();
+        Measured::of(started, durations)
+    }
+
+    fn reads(&self) -> Measured {
+        repeat(|number| {
+            let _value = self.store.get("m", &format!("k{}", number % 1_000)).unwrap();
+        })
+    }
+}
