@@ -124,7 +124,9 @@ async fn a_running_cage_is_recognized() {
     let address = eventually("the cage's address", || {
         let output = root.command("ps --json").output().unwrap();
         let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
-        let addresses = answer["processes"][0]["cages"][0]["interfaces"][0]["addresses"].as_array()?.clone();
+        let interfaces = answer["processes"][0]["cages"][0]["interfaces"].as_array()?;
+        let rpc = interfaces.iter().find(|interface| interface["interface"] == "rpc")?;
+        let addresses = rpc["addresses"].as_array()?;
         addresses.iter().find_map(|address| Some(address.as_str()?.strip_prefix("tls://")?.to_owned()))
     })
     .await;

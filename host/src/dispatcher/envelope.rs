@@ -431,7 +431,7 @@ mod tests {
         let mut facts = Facts::default();
         facts.set(Facts::USERNAME, "alice");
         facts.set(Facts::PASSWORD, "secret");
-        let context = RequestContext::new("my_http".into(), "http", Duration::from_secs(5), Arc::new(facts));
+        let context = RequestContext::new("my_web".into(), "web", Duration::from_secs(5), Arc::new(facts));
         context.set_level(Level::Debug);
         context.describe("invoice 7");
         let context = Arc::new(context.for_call("runner", "front", None));
