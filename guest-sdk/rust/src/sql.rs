@@ -35,8 +35,7 @@ use serde::de::DeserializeOwned;
 pub use self::rows::Rows;
 use self::rows::{Part, typed};
 pub use self::value::Value;
-use crate::bindings::imports::wasmcage::cage::resources;
-pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, ResourceError};
+use crate::resource::{Caching, Operation, Parts, Resource, ResourceError, resource};
 
 /// The values of a statement's parameters, as in `params! { id: 1, name: "x" }`.
 #[macro_export]
@@ -49,16 +48,12 @@ macro_rules! params {
 
 /// The resource of that name.
 pub fn sql(name: &str) -> Database<'_> {
-    Database { name, timeout: None, begin: Vec::new() }
+    Database(resource(name))
 }
 
 /// A database, and how its transactions begin.
 #[derive(Clone, Debug)]
-pub struct Database<'a> {
-    name: &'a str,
-    timeout: Option<Duration>,
-    begin: Vec<(String, String)>,
-}
+pub struct Database<'a>(Resource<'a>);
 
 /// What a transaction may see of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,29 +67,27 @@ pub enum Isolation {
 impl Database<'_> {
     /// At most this long, and never longer than until the request's deadline.
     pub fn timeout(self, timeout: Duration) -> Self {
-        Self { timeout: Some(timeout), ..self }
+        Self(self.0.timeout(timeout))
     }
 
     pub fn isolation(self, isolation: Isolation) -> Self {
-        self.begin(
-            "isolation",
-            match isolation {
-                Isolation::ReadUncommitted => "read-uncommitted",
-                Isolation::ReadCommitted => "read-committed",
-                Isolation::RepeatableRead => "repeatable-read",
-                Isolation::Serializable => "serializable",
-            },
-        )
+        let isolation = match isolation {
+            Isolation::ReadUncommitted => "read-uncommitted",
+            Isolation::ReadCommitted => "read-committed",
+            Isolation::RepeatableRead => "repeatable-read",
+            Isolation::Serializable => "serializable",
+        };
+        Self(self.0.begin("isolation", isolation))
     }
 
     /// Whatever writes is refused by the database.
     pub fn read_only(self) -> Self {
-        self.begin("read-only", "true")
+        Self(self.0.begin("read-only", "true"))
     }
 
-    fn begin(mut self, option: &str, value: &str) -> Self {
-        self.begin.push((option.to_owned(), value.to_owned()));
-        self
+    /// Use of the resource's cache of reads, where `cage.toml` gives it one.
+    pub fn caching(self, caching: Caching) -> Self {
+        Self(self.0.caching(caching))
     }
 
     /// Runs one statement, and takes its rows.
@@ -119,7 +112,7 @@ impl Database<'_> {
     /// # Errors
     /// See [`Error`].
     pub fn run(&self, statements: &Statements) -> Result<Vec<Rows>, Error> {
-        results(&resources::execute(self.name, &statements.operation()?, &self.options())?.body)
+        results(&self.0.execute(statements.operation()?)?.body)
     }
 
     /// Runs one statement whose rows come as they are taken, however many there are. It holds a connection until the end;
@@ -141,14 +134,8 @@ impl Database<'_> {
         sql: &str,
         params: impl IntoIterator<Item = (&'v str, Value)>,
     ) -> Result<Stream<T>, Error> {
-        let operation = Statements::new().add(sql, params).operation()?;
-        let (_, parts) = resources::open(self.name, &operation, &self.options())?;
-        Ok(Stream { parts: Some(parts), columns: Vec::new(), rows: VecDeque::new(), row: PhantomData })
-    }
-
-    fn options(&self) -> resources::Options {
-        let timeout_ms = self.timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
-        resources::Options { timeout_ms, begin: self.begin.clone(), caching: None }
+        let (_, parts) = self.0.open(Statements::new().add(sql, params).operation()?)?;
+        Ok(Stream { parts, columns: Vec::new(), rows: VecDeque::new(), row: PhantomData })
     }
 }
 
@@ -164,7 +151,6 @@ impl Database<'_> {
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Debug, Default, Serialize)]
-#[serde(crate = "serde")]
 pub struct Statements {
     statements: Vec<Statement>,
 }
@@ -193,7 +179,7 @@ impl Statements {
     /// [`Error::BadValue`].
     pub fn operation(&self) -> Result<Operation, Error> {
         let body = serde_json::to_vec(self).map_err(|error| Error::BadValue(error.to_string()))?;
-        Ok(Operation { action: "execute".into(), target: String::new(), headers: Vec::new(), body })
+        Ok(Operation::of("execute", "").body(body))
     }
 }
 
@@ -208,8 +194,7 @@ pub fn results(body: &[u8]) -> Result<Vec<Rows>, Error> {
 /// The rows of one statement, as they come.
 #[derive(Debug)]
 pub struct Stream<T> {
-    /// None after the end.
-    parts: Option<resources::ReplyStream>,
+    parts: Parts,
     columns: Vec<String>,
     rows: VecDeque<Vec<Value>>,
     row: PhantomData<fn() -> T>,
@@ -221,14 +206,9 @@ impl<T: DeserializeOwned> Stream<T> {
             if let Some(row) = self.rows.pop_front() {
                 return typed(&self.columns, row).map(Some);
             }
-            let Some(parts) = &self.parts else { return Ok(None) };
-            match parts.next()? {
-                Some(part) => {
-                    let part = Part::parse(&part)?;
-                    (self.columns, self.rows) = (part.columns, part.rows.into());
-                }
-                None => self.parts = None,
-            }
+            let Some(part) = self.parts.next() else { return Ok(None) };
+            let part = Part::parse(&part?)?;
+            (self.columns, self.rows) = (part.columns, part.rows.into());
         }
     }
 }
@@ -236,13 +216,8 @@ impl<T: DeserializeOwned> Stream<T> {
 impl<T: DeserializeOwned> Iterator for Stream<T> {
     type Item = Result<T, Error>;
 
-    /// Nothing follows an error.
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.next_row();
-        if next.is_err() {
-            (self.parts, self.rows) = (None, VecDeque::new());
-        }
-        next.transpose()
+        self.next_row().transpose()
     }
 }
 
