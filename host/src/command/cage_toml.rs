@@ -35,7 +35,7 @@ mod tests {
             panic!("{}", wasmcage::telemetry::error_chain(&error));
         });
         assert_eq!(config.interfaces.len(), 4);
-        assert_eq!(config.resources.len(), 2);
+        assert_eq!(config.resources.len(), 4);
         assert_eq!(config.modules.len(), 1);
     }
 }
