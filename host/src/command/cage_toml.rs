@@ -34,11 +34,7 @@ mod tests {
         let config = super::super::config(root.path(), "hello").unwrap_or_else(|error| {
             panic!("{}", wasmcage::telemetry::error_chain(&error));
         });
-<<<<<<< HEAD
         assert_eq!(config.interfaces.len(), 6);
-=======
-        assert_eq!(config.interfaces.len(), 4);
->>>>>>> web
         assert_eq!(config.resources.len(), 4);
         assert_eq!(config.modules.len(), 1);
     }
