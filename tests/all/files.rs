@@ -154,7 +154,9 @@ async fn many_files_come_through() {
     const FILES: usize = 10_050;
     let cage = TestCage::new().module("hello", "interface_inbox").config(&config(""));
     let directory = cage.directory();
-    ["in", "out"].map(|name| fs::create_dir(directory.join(name)).unwrap());
+    for name in ["in", "out"] {
+        fs::create_dir(directory.join(name)).unwrap();
+    }
     for number in 0..FILES {
         fs::write(directory.join(format!("in/{number:05}")), "x").unwrap();
     }
