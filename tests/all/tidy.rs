@@ -43,7 +43,19 @@ fn interfaces_never_see_wasmtime() {
 
 #[test]
 fn files_above_the_protocols_name_none() {
-    let above = ["admission.rs", "cage.rs", "dispatcher", "drain.rs", "host.rs", "lanes.rs", "request.rs", "readings"];
+    let above = [
+        "admission.rs",
+        "cage.rs",
+        "dispatcher",
+        "drain.rs",
+        "host.rs",
+        "lanes.rs",
+        "request.rs",
+        "readings",
+        "resource",
+        "services.rs",
+        "transaction",
+    ];
     absent(&above, &["protocol::http", "\"http\"", "protocol::rpc", "\"rpc\"", "nats"]);
 }
 

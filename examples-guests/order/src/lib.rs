@@ -1,5 +1,6 @@
 //! An order: a row in a database, a count in the module's own data, and a mail that is sent later. All of it, or nothing.
 
+use wasmcage_guest::serde_json::json;
 use wasmcage_guest::sql::Statements;
 use wasmcage_guest::transaction::{Outcome, RetriedCall, RetriedOptions, Step};
 use wasmcage_guest::{Error, Payload, Request, Response, Result, handler, params, transaction};
@@ -27,7 +28,7 @@ fn mail(item: &str) -> RetriedCall {
         cage: None,
         module: "mail".into(),
         function: "send".into(),
-        arguments: Payload::Json(format!("{{\"args\": [{item:?}]}}")),
+        arguments: Payload::Json(json!({ "args": [item] }).to_string()),
         options: RetriedOptions {
             queue: None,
             id: None,

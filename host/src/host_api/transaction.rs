@@ -51,7 +51,8 @@ impl HostTransaction for GuestState {
         begin: Vec<(String, String)>,
         writes: Vec<String>,
     ) -> wasmtime::Result<u32> {
-        let bytes = operation.body.len();
+        let headers = operation.headers.iter().map(|(name, value)| name.len() + value.len());
+        let bytes = operation.target.len() + headers.sum::<usize>() + operation.body.len();
         let participant = match self.resource(&resource_name) {
             Ok((resource, _)) => Participant::Operation { resource, operation: operation.into(), begin, writes },
             Err(error) => Participant::Refused(error),
