@@ -6,6 +6,8 @@
 mod client;
 mod exchange;
 mod guests;
+mod peer;
+mod rabbitmq;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,8 @@ use wasmcage::module::slot::ModuleSnapshot;
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
+pub use peer::{Peer, postage};
+pub use rabbitmq::RabbitMq;
 
 /// How long `eventually` looks before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
