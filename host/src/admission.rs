@@ -1,5 +1,6 @@
 //! Who may be in work: up to `concurrency` requests, and up to `queue` waiting, the earliest deadline first. A full queue
-//! answers at once; a request that expires while it waits is never run. Used by the dispatcher only.
+//! answers at once; a request that expires while it waits is never run. Used by the dispatcher, and by pools of connections
+//! for their places.
 
 use std::cmp::Ordering as Order;
 use std::collections::BinaryHeap;
@@ -99,7 +100,8 @@ impl Admission {
         }
     }
 
-    fn try_enter(self: &Arc<Self>) -> Option<Place> {
+    /// A place, if one is free now.
+    pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Place> {
         let concurrency = self.concurrency.load(SeqCst);
         let taken = self.in_work.fetch_update(SeqCst, SeqCst, |in_work| (in_work < concurrency).then_some(in_work + 1));
         taken.is_ok().then(|| Place(self.clone()))

@@ -21,7 +21,7 @@ use crate::module::watcher::{Watched, Watcher};
 use crate::protocol::{self, Interface, InterfaceContext};
 use crate::readings::ReadingsSnapshot;
 use crate::request::Deadline;
-use crate::resource::{CacheSettings, PoolSettings};
+use crate::resource::{self, ResourceSnapshot, Resources};
 use crate::services::Services;
 use crate::store::Store;
 use crate::telemetry::{self, CageLog, LevelCell};
@@ -87,7 +87,7 @@ impl Cage {
         let log = CageLog::open(name, &directory, loaded.log_settings());
         let services = Services {
             store: Arc::new(Store::new(&directory.join(STATE_DIRECTORY), loaded.store)),
-            resources: Arc::default(),
+            resources: Arc::new(Resources::new(name, level.clone())),
             locks: Arc::default(),
         };
         services.resources.apply(&loaded);
@@ -190,6 +190,7 @@ impl Cage {
             members: inner.dispatcher.members(),
             interfaces: interfaces.iter().map(|(name, running)| running.snapshot(name)).collect(),
             modules: inner.modules.snapshot(),
+            resources: inner.services.resources.snapshot(),
         }
     }
 
@@ -221,6 +222,8 @@ impl Cage {
         inner.dispatcher.disconnect();
         inner.interfaces.lock().clear();
         inner.modules.clear();
+        inner.services.resources.close();
+        inner.services.store.close();
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
         inner.log.flush();
     }
@@ -234,6 +237,7 @@ impl Drop for Cage {
         self.inner.dispatcher.disconnect();
         self.inner.interfaces.lock().clear();
         self.inner.modules.clear();
+        self.inner.services.resources.close();
     }
 }
 
@@ -247,11 +251,7 @@ pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, Co
         }
     }
     for resource in config.resources.values().filter(|resource| resource.enabled) {
-        let protocol = protocol::find(&resource.protocol).expect("the configuration names known protocols only");
-        let section = resource.section.clone();
-        // Read again from the same section: by the time the protocol asks, these keys are known.
-        let (_pool, _cache) = (PoolSettings::read(&section), CacheSettings::read(&section));
-        if let Err(error) = protocol.resource(section) {
+        if let Err(error) = resource::build(resource) {
             problems = problems.merge(error);
         }
     }
@@ -294,6 +294,7 @@ impl Inner {
         self.log.set(config.log_settings());
         self.config.store(Arc::new(config));
         self.dispatcher.reconfigure();
+        self.services.store.set(self.config.load().store);
         self.services.resources.apply(&self.config.load());
         self.settings_changed.notify_one();
         self.reconcile();
@@ -428,6 +429,7 @@ pub struct CageSnapshot {
     /// Copies of this cage and others that are known elsewhere.
     pub members: Vec<Member>,
     pub modules: Vec<ModuleSnapshot>,
+    pub resources: Vec<ResourceSnapshot>,
 }
 
 #[derive(Debug, Serialize)]

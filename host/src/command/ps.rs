@@ -148,10 +148,22 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
         }
     }
     text += &aligned(&rows);
+    text += &resources_table(&cage["resources"]);
     text += &members_table(&cage["members"], members_max);
     text += &notes;
     text.push('\n');
     text
+}
+
+/// Connections are those in use, of as many as there may be.
+fn resources_table(resources: &Value) -> String {
+    let mut rows = vec![["RESOURCE", "PROTOCOL", "IN USE", "REQUESTS", "NOT OK", "P50", "P99"].map(str::to_owned)];
+    for resource in resources.as_array().into_iter().flatten() {
+        let connections = format!("{} of {}", resource["in_use"], resource["size"]);
+        let first = [word(&resource["resource"]), word(&resource["protocol"]), connections];
+        rows.push(with_readings(first, &resource["readings"]));
+    }
+    aligned(&rows)
 }
 
 /// Copies of cages that this one knows elsewhere.
@@ -249,6 +261,7 @@ mod tests {
                         "found": "registry", "health": "idle", "in_flight": 0, "latency_us": null }],
                     "modules": [{ "module": "interface_web", "refused": "no such export", "traps": 0,
                         "version": { "number": 2, "sha256": "0123456789abcdef", "instances": 3 }, "readings": readings }],
+                    "resources": [{ "resource": "db", "protocol": "sql", "size": 16, "in_use": 2, "readings": readings }],
                 }],
             })
         };
@@ -267,6 +280,8 @@ one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z
   rpc        -                       -              0         0       -       -
   MODULE         VERSION           INSTANCES  REQUESTS  NOT OK  P50     P99
   interface_web  2 (0123456789ab)  3          1200      100     120 µs  3.4 ms
+  RESOURCE  PROTOCOL  IN USE   REQUESTS  NOT OK  P50     P99
+  db        sql       2 of 16  1200      100     120 µs  3.4 ms
   MEMBER  COPY              NODE  VERSION  ADDRESS                       FOUND      HEALTH     IN FLIGHT  LATENCY
   far     0123456789abcdef  -     0.1.0    10.0.0.7:7420 [fe80::1]:7420  multicast  connected  3          250 µs
   near    fedcba9876543210  n     -        -                             registry   idle       0          -

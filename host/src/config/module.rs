@@ -9,6 +9,7 @@ use super::TIMEOUT_MS_MAX;
 use super::binding::Binding;
 use super::grant::Grants;
 use super::section::Section;
+use crate::store::Quota;
 
 /// More elements than this no instance gets: each place for one is reserved for as many.
 pub const TABLE_ELEMENTS_MAX: usize = 200_000;
@@ -27,6 +28,8 @@ pub struct ModuleConfig {
     pub imports: Vec<Binding>,
     /// The guest's environment variables.
     pub env: Vec<(String, String)>,
+    /// Of the module's durable data.
+    pub state: Quota,
     /// The module's own settings.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// The package that the module is built from.
@@ -66,6 +69,7 @@ impl Default for ModuleConfig {
             allow: Grants::default(),
             imports: Vec::new(),
             env: Vec::new(),
+            state: Quota::default(),
             config: serde_json::Map::new(),
             source: None,
             compatible: true,
@@ -107,6 +111,7 @@ impl ModuleConfig {
             allow: section.table("allow").map_or(default.allow, Grants::read),
             imports: section.table("imports").map_or(default.imports, Binding::read_all),
             env: environment(&section),
+            state: section.table("state").map_or(default.state, state),
             config: section.table("config").map_or(default.config, |section| section.json()),
             source: section.path("source"),
             compatible: section.flag("compatible", default.compatible),
@@ -131,6 +136,17 @@ impl InstancesConfig {
         let _ = section.finish();
         config
     }
+}
+
+fn state(section: Section) -> Quota {
+    let default = Quota::default();
+    let quota = Quota {
+        bytes: section.integer("max_mb", default.bytes >> 20, 1..=1 << 20) << 20,
+        entries: section.integer("max_entries", default.entries, 1..=1_000_000_000),
+    };
+    // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+    let _ = section.finish();
+    quota
 }
 
 fn environment(section: &Section) -> Vec<(String, String)> {

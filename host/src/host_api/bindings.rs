@@ -12,7 +12,7 @@ wasmtime::component::bindgen!({
     },
     with: {
         "wasmcage:cage/lock.held": super::lock::Held,
-        "wasmcage:cage/resources.reply-stream": super::resources::OpenReply,
+        "wasmcage:cage/resources.reply-stream": crate::resource::OpenReply,
         "wasmcage:cage/transaction.transaction": super::transaction::Transaction,
     },
 });

@@ -1,49 +1,132 @@
 //! `wasmcage:cage/resources`: operations on what `[resources.x]` reaches.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use wasmtime::component::Resource;
 
 use super::GuestState;
-use super::bindings::resources::{Host, HostReplyStream, Operation, Options, Phase, Reply, ResourceError};
-use crate::resource::ReplyStream;
-
-/// A reply whose rest is still to come.
-pub struct OpenReply {
-    stream: Box<dyn ReplyStream>,
-}
-
-fn unavailable(participant: String) -> ResourceError {
-    let (code, text) = ("no-such-resource".into(), "not in this version".into());
-    ResourceError { participant, index: 0, code, text, recoverable: true, terminal: false, phase: Phase::Check }
-}
+use super::bindings::resources::{
+    Caching as WitCaching, Host, HostReplyStream, Operation as WitOperation, Options, Phase as WitPhase, Reply,
+    ResourceError as WitError,
+};
+use crate::resource::{
+    Caching, Caller, LiveResource, OpenReply, Operation, OperationOptions, OperationReply, Phase, ResourceError,
+};
 
 impl Host for GuestState {
     async fn execute(
         &mut self,
         name: String,
-        _operation: Operation,
-        _options: Options,
-    ) -> wasmtime::Result<Result<Reply, ResourceError>> {
-        Ok(Err(unavailable(name)))
+        operation: WitOperation,
+        options: Options,
+    ) -> wasmtime::Result<Result<Reply, WitError>> {
+        let (resource, caller) = match self.resource(&name) {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let result = resource.execute(&caller, operation.into(), options.into()).await;
+        Ok(result.map(Reply::from).map_err(WitError::from))
     }
 
     async fn open(
         &mut self,
         name: String,
-        _operation: Operation,
-        _options: Options,
-    ) -> wasmtime::Result<Result<(Reply, Resource<OpenReply>), ResourceError>> {
-        Ok(Err(unavailable(name)))
+        operation: WitOperation,
+        options: Options,
+    ) -> wasmtime::Result<Result<(Reply, Resource<OpenReply>), WitError>> {
+        let (resource, caller) = match self.resource(&name) {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        match resource.open(&caller, operation.into(), options.into()).await {
+            Ok((reply, stream)) => Ok(Ok((reply.into(), self.table.push(stream)?))),
+            Err(error) => Ok(Err(error.into())),
+        }
     }
 }
 
 impl HostReplyStream for GuestState {
-    async fn next(&mut self, stream: Resource<OpenReply>) -> wasmtime::Result<Result<Option<Vec<u8>>, ResourceError>> {
-        let part = self.table.get_mut(&stream)?.stream.next().await;
-        Ok(part.map(|part| part.map(Into::into)).map_err(|error| unavailable(error.participant)))
+    async fn next(&mut self, stream: Resource<OpenReply>) -> wasmtime::Result<Result<Option<Vec<u8>>, WitError>> {
+        let part = self.table.get_mut(&stream)?.next().await;
+        Ok(part.map(|part| part.map(Into::into)).map_err(WitError::from))
     }
 
     async fn drop(&mut self, stream: Resource<OpenReply>) -> wasmtime::Result<()> {
         self.table.delete(stream)?;
         Ok(())
+    }
+}
+
+impl GuestState {
+    /// The resource of that name, if this module may use it, and in whose name.
+    pub(super) fn resource(&self, name: &str) -> Result<(Arc<LiveResource>, Caller), ResourceError> {
+        let refused = |code: &str, text: &str| ResourceError {
+            participant: name.to_owned(),
+            ..ResourceError::harmless(Phase::Check, code, text)
+        };
+        let caller = self.caller().ok_or_else(|| {
+            refused(ResourceError::NOT_PERMITTED, "there is no request to work for while the module is being loaded")
+        })?;
+        let dispatcher = self.home.dispatcher.upgrade();
+        let dispatcher = dispatcher.ok_or_else(|| refused(ResourceError::OVERLOADED, "the cage is stopping"))?;
+        let resource = dispatcher.services().resources.granted(name, &self.home.module, &self.home.settings.allow)?;
+        Ok((resource, caller))
+    }
+
+    /// None while the module is being loaded.
+    pub(super) fn caller(&self) -> Option<Caller> {
+        Some(Caller { module: self.home.module.clone(), request: self.request.clone()? })
+    }
+}
+
+impl From<WitOperation> for Operation {
+    fn from(operation: WitOperation) -> Self {
+        let WitOperation { action, target, headers, body } = operation;
+        Self { action, target, headers, body: body.into() }
+    }
+}
+
+impl From<Options> for OperationOptions {
+    fn from(options: Options) -> Self {
+        Self {
+            timeout: options.timeout_ms.map(milliseconds),
+            begin: options.begin,
+            caching: options.caching.map(Caching::from),
+        }
+    }
+}
+
+impl From<WitCaching> for Caching {
+    fn from(caching: WitCaching) -> Self {
+        let WitCaching { key, ttl_ms, reads, writes, bypass } = caching;
+        Self { key, ttl: ttl_ms.map(milliseconds), reads, writes, bypass }
+    }
+}
+
+fn milliseconds(milliseconds: u32) -> Duration {
+    Duration::from_millis(milliseconds.into())
+}
+
+impl From<OperationReply> for Reply {
+    fn from(reply: OperationReply) -> Self {
+        let OperationReply { status, headers, body } = reply;
+        Self { status, headers, body: body.into() }
+    }
+}
+
+impl From<ResourceError> for WitError {
+    fn from(error: ResourceError) -> Self {
+        let ResourceError { participant, index, code, text, recoverable, terminal, phase } = error;
+        let phase = match phase {
+            Phase::Check => WitPhase::Check,
+            Phase::Acquire => WitPhase::Acquire,
+            Phase::Connect => WitPhase::Connect,
+            Phase::Begin => WitPhase::Begin,
+            Phase::Execute => WitPhase::Execute,
+            Phase::Commit => WitPhase::Commit,
+            Phase::Rollback => WitPhase::Rollback,
+        };
+        Self { participant, index: u32::try_from(index).unwrap_or(u32::MAX), code, text, recoverable, terminal, phase }
     }
 }

@@ -1,60 +1,246 @@
 //! `wasmcage:cage/state`: a module's durable keys and queues.
 
-use super::GuestState;
-use super::bindings::state::{Host, Outcome, Page, Range, StateError, Step};
-use super::bindings::types::Payload;
+use std::sync::Arc;
 
-fn unavailable() -> StateError {
-    StateError::Unavailable("not in this version".into())
-}
+use serde::de::IgnoredAny;
+
+use super::bindings::state::{
+    Host, Outcome as WitOutcome, Page as WitPage, Range as WitRange, StateError, Step as WitStep,
+};
+use super::bindings::types::Payload;
+use super::{GuestState, Home};
+use crate::dispatcher::DispatchError;
+use crate::request::Deadline;
+use crate::store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
 
 impl Host for GuestState {
-    async fn get(&mut self, _key: String) -> Result<Option<Payload>, StateError> {
-        Err(unavailable())
+    async fn get(&mut self, key: String) -> Result<Option<Payload>, StateError> {
+        let value = self.store()?.get(&key)?;
+        Ok(value.map(Payload::from))
     }
 
-    async fn set(&mut self, _key: String, _value: Payload) -> Result<(), StateError> {
-        Err(unavailable())
+    async fn set(&mut self, key: String, value: Payload) -> Result<(), StateError> {
+        self.store()?.write(Step::Set(key, value.try_into()?)).await?;
+        Ok(())
     }
 
-    async fn delete(&mut self, _key: String) -> Result<bool, StateError> {
-        Err(unavailable())
+    async fn delete(&mut self, key: String) -> Result<bool, StateError> {
+        match self.store()?.write(Step::Delete(key)).await? {
+            Outcome::Deleted(deleted) => Ok(deleted),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn compare_and_set(
         &mut self,
-        _key: String,
-        _expected: Option<Payload>,
-        _value: Option<Payload>,
+        key: String,
+        expected: Option<Payload>,
+        value: Option<Payload>,
     ) -> Result<bool, StateError> {
-        Err(unavailable())
+        let expected = expected.map(StateValue::try_from).transpose()?;
+        let change = match value {
+            Some(value) => Step::Set(key.clone(), value.try_into()?),
+            None => Step::Delete(key.clone()),
+        };
+        match self.store()?.transact(vec![Step::Check(key, expected), change]).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::Conflict(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    async fn increment(&mut self, _key: String, _by: i64) -> Result<i64, StateError> {
-        Err(unavailable())
+    async fn increment(&mut self, key: String, by: i64) -> Result<i64, StateError> {
+        number(&self.store()?.write(Step::Increment(key, by)).await?)
     }
 
-    async fn scan(&mut self, _range: Range, _limit: u32, _cursor: Option<String>) -> Result<Page, StateError> {
-        Err(unavailable())
+    async fn scan(&mut self, range: WitRange, limit: u32, cursor: Option<String>) -> Result<WitPage, StateError> {
+        let WitRange { prefix, from, to, descending } = range;
+        let range = Range { prefix, from, to, descending };
+        let page = self.store()?.scan(&range, limit as usize, cursor.as_deref())?;
+        let entries = page.entries.into_iter().map(|(key, value)| (key, value.into())).collect();
+        Ok(WitPage { entries, next: page.next })
     }
 
-    async fn queue_push(&mut self, _queue: String, _entry: Payload) -> Result<u64, StateError> {
-        Err(unavailable())
+    async fn queue_push(&mut self, queue: String, entry: Payload) -> Result<u64, StateError> {
+        let length = number(&self.store()?.write(Step::Push(queue, entry.try_into()?)).await?)?;
+        Ok(length.unsigned_abs())
     }
 
-    async fn queue_pop(&mut self, _queue: String) -> Result<Option<Payload>, StateError> {
-        Err(unavailable())
+    async fn queue_pop(&mut self, queue: String) -> Result<Option<Payload>, StateError> {
+        match self.store()?.write(Step::Pop(queue)).await? {
+            Outcome::Value(entry) => Ok(entry.map(Payload::from)),
+            other => Err(unexpected(&other)),
+        }
     }
 
-    async fn queue_peek(&mut self, _queue: String, _limit: u32) -> Result<Vec<Payload>, StateError> {
-        Err(unavailable())
+    async fn queue_peek(&mut self, queue: String, limit: u32) -> Result<Vec<Payload>, StateError> {
+        let ModuleStore { store, home, .. } = self.store()?;
+        let entries = store.peek(&home.module, &queue, limit as usize)?;
+        Ok(entries.into_iter().map(Payload::from).collect())
     }
 
-    async fn queue_length(&mut self, _queue: String) -> Result<u64, StateError> {
-        Err(unavailable())
+    async fn queue_length(&mut self, queue: String) -> Result<u64, StateError> {
+        let ModuleStore { store, home, .. } = self.store()?;
+        Ok(store.length(&home.module, &queue)?)
     }
 
-    async fn transact(&mut self, _steps: Vec<Step>) -> Result<Vec<Outcome>, StateError> {
-        Err(unavailable())
+    async fn transact(&mut self, steps: Vec<WitStep>) -> Result<Vec<WitOutcome>, StateError> {
+        let steps = self.state_steps(steps)?;
+        let outcomes = self.store()?.transact(steps).await?;
+        Ok(outcomes.into_iter().map(WitOutcome::from).collect())
+    }
+}
+
+/// The store, for one request of a module.
+pub(super) struct ModuleStore {
+    store: Arc<Store>,
+    home: Arc<Home>,
+    deadline: Deadline,
+}
+
+impl ModuleStore {
+    pub(super) fn get(&self, key: &str) -> Result<Option<StateValue>, StoreError> {
+        self.store.get(&self.home.module, key)
+    }
+
+    pub(super) fn scan(&self, range: &Range, limit: usize, cursor: Option<&str>) -> Result<Page, StoreError> {
+        self.store.scan(&self.home.module, range, limit, cursor)
+    }
+
+    /// All steps or none, by the request's deadline.
+    pub(super) async fn transact(&self, steps: Vec<Step>) -> Result<Vec<Outcome>, StoreError> {
+        self.store.transact(&self.home.module, self.home.settings.state, steps, None, self.deadline).await
+    }
+
+    pub(super) async fn write(&self, step: Step) -> Result<Outcome, StoreError> {
+        let outcome = self.transact(vec![step]).await?.pop();
+        outcome.ok_or_else(|| StoreError::Unavailable("a step came to nothing".into()))
+    }
+}
+
+impl GuestState {
+    /// # Errors
+    /// `Unavailable` while the module is being loaded, and when its cage has stopped.
+    pub(super) fn store(&self) -> Result<ModuleStore, StoreError> {
+        if self.request.is_none() {
+            return Err(StoreError::Unavailable("no request is worked on while the module is being loaded".into()));
+        }
+        let dispatcher = self.home.dispatcher.upgrade();
+        let dispatcher = dispatcher.ok_or_else(|| StoreError::Unavailable("the cage is stopping".into()))?;
+        let store = dispatcher.services().store.clone();
+        Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline })
+    }
+
+    /// What the store is to do for a guest's steps. Retried calls are checked here, and given their ids.
+    pub(super) fn state_steps(&self, steps: Vec<WitStep>) -> Result<Vec<Step>, StateError> {
+        let numbered = steps.into_iter().enumerate();
+        let steps = numbered.map(|(number, step)| {
+            self.state_step(step).map_err(|error| match error {
+                StateError::Invalid(text) => StateError::Invalid(format!("step {number}: {text}")),
+                StateError::Unavailable(text) => StateError::Unavailable(format!("step {number}: {text}")),
+                other => other,
+            })
+        });
+        steps.collect()
+    }
+
+    fn state_step(&self, step: WitStep) -> Result<Step, StateError> {
+        Ok(match step {
+            WitStep::Get(key) => Step::Get(key),
+            WitStep::Set((key, value)) => Step::Set(key, value.try_into()?),
+            WitStep::Delete(key) => Step::Delete(key),
+            WitStep::Check((key, value)) => Step::Check(key, value.map(StateValue::try_from).transpose()?),
+            WitStep::Increment((key, by)) => Step::Increment(key, by),
+            WitStep::QueuePush((queue, entry)) => Step::Push(queue, entry.try_into()?),
+            WitStep::QueuePop(queue) => Step::Pop(queue),
+            WitStep::QueueLength(queue) => Step::Length(queue),
+            WitStep::RetriedCall(call) => {
+                let (dispatcher, request) =
+                    self.calling().map_err(|error| StateError::Unavailable(format!("{error:?}")))?;
+                let call = dispatcher.new_retried_call(&self.home, &request, call.into())?;
+                Step::Retry(Box::new(call))
+            }
+        })
+    }
+}
+
+fn number(outcome: &Outcome) -> Result<i64, StateError> {
+    match outcome {
+        Outcome::Number(number) => Ok(*number),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// A mistake of the store's, which a guest is not made to pay for with a trap.
+fn unexpected(outcome: &Outcome) -> StateError {
+    StateError::Unavailable(format!("the store answered something else: {outcome:?}"))
+}
+
+impl From<StateValue> for Payload {
+    fn from(value: StateValue) -> Self {
+        match value {
+            StateValue::Json(json) => Self::Json(json),
+            StateValue::Bytes(bytes) => Self::Bytes(bytes),
+        }
+    }
+}
+
+/// What is kept as JSON is JSON, for whoever reads it later.
+impl TryFrom<Payload> for StateValue {
+    type Error = StateError;
+
+    fn try_from(payload: Payload) -> Result<Self, StateError> {
+        match payload {
+            Payload::Json(json) => match serde_json::from_str::<IgnoredAny>(&json) {
+                Ok(_) => Ok(Self::Json(json)),
+                Err(error) => Err(StateError::Invalid(format!("a value is no JSON: {error}"))),
+            },
+            Payload::Bytes(bytes) => Ok(Self::Bytes(bytes)),
+        }
+    }
+}
+
+impl From<Outcome> for WitOutcome {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Done => Self::Done,
+            Outcome::Value(value) => Self::Value(value.map(Payload::from)),
+            Outcome::Deleted(deleted) => Self::Deleted(deleted),
+            Outcome::Number(number) => Self::Number(number),
+            Outcome::Id(id) => Self::Id(id),
+        }
+    }
+}
+
+impl From<StoreError> for StateError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Invalid(text) => Self::Invalid(text),
+            StoreError::QuotaExceeded(text) => Self::QuotaExceeded(text),
+            StoreError::Conflict(step) => Self::Conflict(u32::try_from(step).unwrap_or(u32::MAX)),
+            StoreError::Unavailable(text) => Self::Unavailable(text),
+            StoreError::TimedOut => Self::TimedOut(error.to_string()),
+        }
+    }
+}
+
+/// Why a retried call cannot be a step.
+impl From<DispatchError> for StateError {
+    fn from(error: DispatchError) -> Self {
+        match error {
+            DispatchError::Overloaded(_) | DispatchError::Draining | DispatchError::Host(_) => {
+                Self::Unavailable(error.to_string())
+            }
+            DispatchError::BadRequest(_)
+            | DispatchError::NoSuchCage(_)
+            | DispatchError::NoSuchModule(_)
+            | DispatchError::NoSuchFunction(_)
+            | DispatchError::NotPermitted(_)
+            | DispatchError::Refused(_)
+            | DispatchError::Failed(_)
+            | DispatchError::Trap(_)
+            | DispatchError::DeadlineExceeded(_)
+            | DispatchError::Lost(_) => Self::Invalid(error.to_string()),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What was being done when it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Before anything was done.
     Check,
@@ -46,6 +46,8 @@ impl ResourceError {
     /// A reply, or a part of one, that is longer than allowed.
     pub const TOO_LARGE: &'static str = "too-large";
     pub const OVERLOADED: &'static str = "overloaded";
+    /// A bug in the host.
+    pub const HOST_ERROR: &'static str = "host-error";
 
     /// Nothing was done, and the connection is as good as before.
     pub fn harmless(phase: Phase, code: impl Into<String>, text: impl Into<String>) -> Self {

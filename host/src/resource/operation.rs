@@ -1,9 +1,14 @@
 //! What every resource is asked, and what it answers, whatever its protocol.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::ResourceError;
+use crate::protocol::Connection;
+use crate::request::RequestContext;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Operation {
@@ -31,4 +36,42 @@ pub trait ReplyStream: Send {
     /// # Errors
     /// See the kinds; nothing follows one.
     async fn next(&mut self) -> Result<Option<Bytes>, ResourceError>;
+
+    /// The connection, after the end, if it can be used again.
+    fn finish(self: Box<Self>) -> Option<Box<dyn Connection>> {
+        None
+    }
+}
+
+/// How an operation is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OperationOptions {
+    /// At most this long, and never longer than the request's deadline.
+    pub timeout: Option<Duration>,
+    /// For the beginning of its transaction.
+    pub begin: Vec<(String, String)>,
+    /// None: the cache of reads has nothing to do with it.
+    pub caching: Option<Caching>,
+}
+
+/// Use of the resource's cache of reads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Caching {
+    /// What the reply is kept under, besides the operation itself.
+    pub key: Option<String>,
+    /// Shorter than the resource's own.
+    pub ttl: Option<Duration>,
+    /// What the reply depends on.
+    pub reads: Vec<String>,
+    /// What the operation changes.
+    pub writes: Vec<String>,
+    /// As if there were no cache.
+    pub bypass: bool,
+}
+
+/// Who asks for an operation, and on whose behalf.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub module: Arc<str>,
+    pub request: Arc<RequestContext>,
 }

@@ -48,6 +48,9 @@ impl PoolSettings {
             time_min: milliseconds("min_time_ms", 0, 0..=DAY_MS),
             time_max: pool.and_then(|pool| pool.optional_milliseconds("max_time_ms", 1..=DAY_MS)),
         };
+        if let Some(pool) = pool.filter(|_| settings.standby > settings.size) {
+            pool.problem("standby", format!("{} is more than size = {}", settings.standby, settings.size));
+        }
         // Its mistakes are among those of the file.
         let _ = table.map(Section::finish);
         settings

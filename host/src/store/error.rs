@@ -10,10 +10,23 @@ pub enum StoreError {
     /// The condition of the step with this number did not hold.
     #[error("the condition of step {0} does not hold")]
     Conflict(usize),
-    /// The disk has too little room or fails, or the cage is stopping.
+    /// The disk has too little room or fails, or the cage is stopping. Nothing was written, unless the text says that it may
+    /// have been: no one knows what a disk kept that failed in the middle of a commit.
     #[error("the store is not available: {0}")]
     Unavailable(String),
     /// It may have been written.
     #[error("the deadline came before the store had written")]
     TimedOut,
+}
+
+impl StoreError {
+    /// A record that this version has not written so.
+    pub(super) fn damaged(what: &str) -> Self {
+        Self::Unavailable(format!("{what} in the file is damaged"))
+    }
+}
+
+/// For any of the library's errors.
+pub(super) fn failed(error: impl Into<redb::Error>) -> StoreError {
+    StoreError::Unavailable(error.into().to_string())
 }

@@ -1,14 +1,35 @@
 //! The cage's durable data: one file, `state/store.redb`, written by one thread that groups writes into commits. What a
 //! write's caller is told is on the disk. `FORMAT.md` beside this file says what is stored how.
 
+mod access;
 mod calls;
+mod complaint;
 mod error;
+mod format;
+mod group;
+mod medium;
+mod opened;
+mod overlay;
+mod snapshot;
+mod space;
 mod state;
+#[cfg(test)]
+mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+pub use self::access::{Entry, Reader, Writer};
 pub use self::calls::{CallRecord, NewCall};
 pub use self::error::StoreError;
+use self::group::{Job, Jobs, Order};
+use self::medium::{Directory, Medium};
+use self::opened::{Opened, contained};
+pub use self::space::Space;
 pub use self::state::{Outcome, Page, Quota, Range, StateValue, Step};
 use crate::request::Deadline;
 
@@ -19,119 +40,107 @@ pub struct StoreSettings {
     pub minimum_free_bytes: u64,
 }
 
-/// One for a cage. The file is opened, or made, when it is first needed.
+/// One for a cage. The file is opened when it is first needed, and made when something is first written.
 pub struct Store {
-    directory: PathBuf,
-    settings: StoreSettings,
+    opened: Arc<Opened>,
+    thread: Mutex<Thread>,
 }
 
-/// Tables of the file: keys and values are bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Space {
-    /// Of modules' keys.
-    Keys,
-    /// Of modules' queues.
-    Queues,
-    /// Bytes and keys of each module.
-    Usage,
-    /// Retried calls: the calls themselves, when they are due, names that were seen.
-    Calls,
-    CallsDue,
-    CallsSeen,
-    /// Of interfaces: what they must know again after a restart.
-    Interfaces,
+/// The writing thread.
+#[derive(Default)]
+enum Thread {
+    #[default]
+    NotNeeded,
+    Running(Jobs, JoinHandle<()>),
+    Ended,
 }
-
-/// One write in the group that is being committed. Sees what it has done itself; all of it is dropped when it fails, and
-/// none of it is visible to others before it is on the disk.
-pub struct Writer<'a> {
-    _store: &'a Store,
-}
-
-/// What was committed when the read began.
-pub struct Reader<'a> {
-    _store: &'a Store,
-}
-
-/// A key and its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
 
 impl Store {
+    /// Of the cage whose directory `directory` is in.
     pub fn new(directory: &Path, settings: StoreSettings) -> Self {
-        Self { directory: directory.to_owned(), settings }
+        let cage = directory.parent().and_then(Path::file_name).unwrap_or_default();
+        Self::on(Box::new(Directory(directory.to_owned())), settings, cage.to_string_lossy().into_owned())
+    }
+
+    fn on(medium: Box<dyn Medium>, settings: StoreSettings, cage: String) -> Self {
+        Self { opened: Arc::new(Opened::new(medium, settings, cage)), thread: Mutex::default() }
+    }
+
+    /// Settings hold from the next write on.
+    pub fn set(&self, settings: StoreSettings) {
+        self.opened.set(settings);
     }
 
     /// # Errors
     /// The store cannot be read.
-    pub fn read<T>(&self, _work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        Err(self.unavailable())
+    pub fn read<T>(&self, work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let snapshot = self.opened.snapshot()?;
+        contained(|| work(&Reader { snapshot: snapshot.as_deref() }))
     }
 
-    /// Has the writing thread do `work`, and waits until it is on the disk. `work` may be done again when the commit that it
-    /// was in fails for another's sake.
+    /// Has the writing thread do `work`, and waits until it is on the disk.
     ///
     /// # Errors
     /// That of `work`, after which nothing of it is done; `Unavailable`; `TimedOut`, after which it may be done or not.
     pub async fn write<T: Send + 'static>(
         &self,
-        _deadline: Deadline,
-        _work: impl FnMut(&mut Writer<'_>) -> Result<T, StoreError> + Send + 'static,
+        deadline: Deadline,
+        work: impl FnOnce(&mut Writer<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        Err(self.unavailable())
+        let jobs = self.jobs()?;
+        let (answer, answered) = oneshot::channel();
+        let order: Box<dyn Job> = Box::new(Order { work: Some(work), deadline, result: None, answer });
+        let done = async {
+            jobs.send(order).await.map_err(|_| self.opened.stopping())?;
+            // It is dropped when its deadline has passed.
+            answered.await.unwrap_or(Err(StoreError::TimedOut))
+        };
+        match tokio::time::timeout_at(deadline.instant(), done).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::TimedOut),
+        }
     }
 
-    fn unavailable(&self) -> StoreError {
-        let (directory, free) = (self.directory.display(), self.settings.minimum_free_bytes);
-        StoreError::Unavailable(format!("{directory}: there is no store yet ({free})"))
+    /// Makes the file as small as it can be; reads and writes wait meanwhile, reads for a second and then fail. Bytes of the
+    /// file before and after.
+    ///
+    /// # Errors
+    /// `Unavailable`; the file is as it was.
+    pub async fn compact(&self, deadline: Deadline) -> Result<(u64, u64), StoreError> {
+        let opened = self.opened.clone();
+        let compacted = tokio::task::spawn_blocking(move || opened.compact(deadline.left()));
+        compacted.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+    }
+
+    /// Finishes the writes that wait, and closes the file. Nothing is read or written afterwards.
+    pub fn close(&self) {
+        let thread = std::mem::replace(&mut *self.thread.lock(), Thread::Ended);
+        if let Thread::Running(jobs, thread) = thread {
+            drop(jobs);
+            // The last owner of the store may be a write; the thread closes the file itself.
+            if thread.thread().id() == std::thread::current().id() {
+                return;
+            }
+            let _ = thread.join();
+        }
+        self.opened.close();
+    }
+
+    fn jobs(&self) -> Result<Jobs, StoreError> {
+        let mut thread = self.thread.lock();
+        match &*thread {
+            Thread::Running(jobs, _) => return Ok(jobs.clone()),
+            Thread::Ended => return Err(self.opened.stopping()),
+            Thread::NotNeeded => {}
+        }
+        let (jobs, handle) = group::start(self.opened.clone()).map_err(error::failed)?;
+        *thread = Thread::Running(jobs.clone(), handle);
+        Ok(jobs)
     }
 }
 
-impl Reader<'_> {
-    /// # Errors
-    /// The store cannot be read.
-    pub fn get(&self, _space: Space, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
     }
-
-    /// Up to `limit` entries from `from` (included) to `to` (not included), from the last on when `descending`.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn range(
-        &self,
-        _space: Space,
-        _from: &[u8],
-        _to: &[u8],
-        _limit: usize,
-        _descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
-        Ok(Vec::new())
-    }
-}
-
-impl Writer<'_> {
-    /// # Errors
-    /// The store cannot be read.
-    pub fn get(&self, _space: Space, _key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    /// As of a `Reader`.
-    ///
-    /// # Errors
-    /// The store cannot be read.
-    pub fn range(
-        &self,
-        _space: Space,
-        _from: &[u8],
-        _to: &[u8],
-        _limit: usize,
-        _descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
-        Ok(Vec::new())
-    }
-
-    pub fn put(&mut self, _space: Space, _key: Vec<u8>, _value: Vec<u8>) {}
-
-    pub fn remove(&mut self, _space: Space, _key: Vec<u8>) {}
 }

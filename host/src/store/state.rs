@@ -1,8 +1,29 @@
-//! A module's keys and queues: steps of its transactions, done by the writing thread; scans.
+//! A module's keys and queues: transactions of steps, done by the writing thread; reads.
 
+mod keys;
+mod pages;
+mod steps;
+mod usage;
+
+use self::keys::{check_key, check_module, check_queue};
+use self::steps::Steps;
+pub(super) use self::usage::UsageCount;
+use super::access::Writer;
 use super::calls::NewCall;
-use super::{Reader, Store, StoreError, Writer};
+use super::overlay::Overlay;
+use super::{Space, Store, StoreError};
 use crate::request::Deadline;
+
+/// Of a key of a module.
+const KEY_BYTES_MAX: usize = 1_024;
+/// Of a queue's name.
+const QUEUE_NAME_BYTES_MAX: usize = 255;
+/// Of a key's value, or a queue's entry.
+const VALUE_BYTES_MAX: usize = 16 << 20;
+/// Of one transaction.
+const STEPS_MAX: usize = 10_000;
+/// Of one transaction's keys and values, and, apart, of what its steps give.
+const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 
 /// What a key or an entry of a queue holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +32,7 @@ pub enum StateValue {
     Bytes(Vec<u8>),
 }
 
-/// What a module may keep.
+/// What a module may keep, or keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Of keys, values and entries of queues together.
@@ -87,38 +108,82 @@ impl Store {
     ///
     /// # Errors
     /// See the kinds.
-    pub fn rehearse(&self, _module: &str, _quota: Quota, _steps: &[Step]) -> Result<Vec<Outcome>, StoreError> {
-        self.read(|_reader| Ok(Vec::new()))
+    pub fn rehearse(&self, module: &str, quota: Quota, steps: &[Step]) -> Result<Vec<Outcome>, StoreError> {
+        self.read(|reader| {
+            let none_before = Overlay::default();
+            transact(&mut Writer::new(reader.snapshot, &none_before), module, quota, steps, None)
+        })
     }
 
     /// # Errors
     /// See the kinds.
-    pub fn get(&self, _module: &str, _key: &str) -> Result<Option<StateValue>, StoreError> {
-        self.read(|_reader: &Reader<'_>| Ok(None))
+    pub fn get(&self, module: &str, key: &str) -> Result<Option<StateValue>, StoreError> {
+        check_module(module)?;
+        check_key(key)?;
+        let key = keys::key(module, key);
+        self.read(|reader| reader.with(Space::Keys, &key, StateValue::decode)?.transpose())
     }
 
+    /// Up to `limit` entries of the range, and about 8 MiB of them: at least one, if there is one.
+    ///
     /// # Errors
     /// See the kinds; a cursor that no page gave.
-    pub fn scan(
+    pub fn scan(&self, module: &str, range: &Range, limit: usize, cursor: Option<&str>) -> Result<Page, StoreError> {
+        check_module(module)?;
+        self.read(|reader| pages::scan(reader, module, range, limit, cursor))
+    }
+
+    /// Up to `limit` entries from the first on, and about 8 MiB of them: at least one, if there is one.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub fn peek(&self, module: &str, queue: &str, limit: usize) -> Result<Vec<StateValue>, StoreError> {
+        let page = self.queue_page(module, queue, limit, None)?;
+        Ok(page.entries.into_iter().map(|(_, value)| value).collect())
+    }
+
+    /// The same with a cursor. Entries have empty names.
+    ///
+    /// # Errors
+    /// See the kinds; a cursor that no page gave.
+    pub fn queue_page(
         &self,
-        _module: &str,
-        _range: &Range,
-        _limit: usize,
-        _cursor: Option<&str>,
+        module: &str,
+        queue: &str,
+        limit: usize,
+        cursor: Option<&str>,
     ) -> Result<Page, StoreError> {
-        self.read(|_reader| Ok(Page::default()))
+        check_module(module)?;
+        check_queue(queue)?;
+        self.read(|reader| pages::queue(reader, module, queue, limit, cursor))
     }
 
     /// # Errors
     /// See the kinds.
-    pub fn peek(&self, _module: &str, _queue: &str, _limit: usize) -> Result<Vec<StateValue>, StoreError> {
-        self.read(|_reader| Ok(Vec::new()))
+    pub fn length(&self, module: &str, queue: &str) -> Result<u64, StoreError> {
+        check_module(module)?;
+        check_queue(queue)?;
+        let head = keys::queue(module, queue);
+        self.read(|reader| {
+            Ok(reader.with(Space::Queues, &head, keys::Ends::decode)?.transpose()?.unwrap_or_default().length())
+        })
     }
 
+    /// Names and lengths of a module's queues that are not empty.
+    ///
     /// # Errors
     /// See the kinds.
-    pub fn length(&self, _module: &str, _queue: &str) -> Result<u64, StoreError> {
-        self.read(|_reader| Ok(0))
+    pub fn queues(&self, module: &str) -> Result<Vec<(String, u64)>, StoreError> {
+        check_module(module)?;
+        self.read(|reader| pages::queues(reader, module))
+    }
+
+    /// Modules that keep something, and what.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub fn modules(&self) -> Result<Vec<(String, Quota)>, StoreError> {
+        self.read(usage::all)
     }
 }
 
@@ -127,11 +192,57 @@ impl Store {
 /// # Errors
 /// See the kinds; nothing may be written by the caller after one.
 pub(super) fn transact(
-    _writer: &mut Writer<'_>,
-    _module: &str,
-    _quota: Quota,
-    _steps: &[Step],
-    _expected: Option<&[Outcome]>,
+    writer: &mut Writer<'_>,
+    module: &str,
+    quota: Quota,
+    steps: &[Step],
+    expected: Option<&[Outcome]>,
 ) -> Result<Vec<Outcome>, StoreError> {
-    Ok(Vec::new())
+    check_module(module)?;
+    steps::check(steps)?;
+    let mut work = Steps::new(writer, module)?;
+    let mut outcomes = Vec::with_capacity(steps.len());
+    for (number, step) in steps.iter().enumerate() {
+        let outcome = work.perform(number, step)?;
+        if expected.is_some_and(|expected| expected.get(number) != Some(&outcome)) {
+            return Err(StoreError::Conflict(number));
+        }
+        outcomes.push(outcome);
+    }
+    work.finish(quota)?;
+    Ok(outcomes)
+}
+
+impl StateValue {
+    const JSON: u8 = b'j';
+    const BYTES: u8 = b'b';
+
+    fn content(&self) -> &[u8] {
+        match self {
+            Self::Json(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let kind = match self {
+            Self::Json(_) => Self::JSON,
+            Self::Bytes(_) => Self::BYTES,
+        };
+        [&[kind], self.content()].concat()
+    }
+
+    fn decode(record: &[u8]) -> Result<Self, StoreError> {
+        let damaged = || StoreError::damaged("a value");
+        match record.split_first() {
+            Some((&Self::JSON, text)) => String::from_utf8(text.to_vec()).map(Self::Json).map_err(|_| damaged()),
+            Some((&Self::BYTES, bytes)) => Ok(Self::Bytes(bytes.to_vec())),
+            _ => Err(damaged()),
+        }
+    }
+
+    /// Bytes of the content of a record.
+    fn content_bytes(record: &[u8]) -> u64 {
+        (record.len() as u64).saturating_sub(1)
+    }
 }

@@ -1,0 +1,231 @@
+//! A stand-in for the other side, for tests: does in each phase what its script says, and tells what was asked of it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::live::Built;
+use super::{
+    CacheSettings, Caller, LiveResource, Operation, OperationReply, Phase, PoolSettings, ReplyStream, ResourceError,
+};
+use crate::config::ResourceConfig;
+use crate::config::tests::section;
+use crate::protocol::{Connection, Resource};
+use crate::request::{Deadline, RequestContext};
+use crate::telemetry::{Level, LevelCell};
+
+/// What becomes of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Does {
+    Work,
+    /// With a harmless error.
+    Refuse,
+    /// With one that costs the connection.
+    Break,
+    Hang,
+    Panic,
+}
+
+/// What the other side does, and did.
+#[derive(Default)]
+pub(crate) struct Script {
+    does: Mutex<HashMap<Phase, Does>>,
+    told: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    connections_most: AtomicUsize,
+    made: AtomicUsize,
+    gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
+}
+
+impl Script {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// From now on.
+    pub(crate) fn set(&self, phase: Phase, does: Does) {
+        self.does.lock().insert(phase, does);
+    }
+
+    /// Executions wait for a permit each.
+    pub(crate) fn gate(&self) -> Arc<tokio::sync::Semaphore> {
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        *self.gate.lock() = Some(gate.clone());
+        gate
+    }
+
+    /// What was asked so far, in order.
+    pub(crate) fn told(&self) -> String {
+        self.told.lock().join(" ")
+    }
+
+    pub(crate) fn tell(&self, text: &str) {
+        self.told.lock().push(text.to_owned());
+    }
+
+    pub(crate) fn forget(&self) {
+        self.told.lock().clear();
+    }
+
+    /// Connections now.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(SeqCst)
+    }
+
+    /// At once, at any time.
+    pub(crate) fn connections_most(&self) -> usize {
+        self.connections_most.load(SeqCst)
+    }
+
+    /// Ever made.
+    pub(crate) fn made(&self) -> usize {
+        self.made.load(SeqCst)
+    }
+
+    async fn step(&self, phase: Phase) -> Result<(), ResourceError> {
+        self.tell(&phase.to_string());
+        let does = self.does.lock().get(&phase).copied().unwrap_or(Does::Work);
+        match does {
+            Does::Work => Ok(()),
+            Does::Refuse => Err(ResourceError::harmless(phase, "refused", "as scripted")),
+            Does::Break => Err(ResourceError::fatal(phase, "broken", "as scripted")),
+            Does::Hang => std::future::pending().await,
+            Does::Panic => panic!("as scripted"),
+        }
+    }
+}
+
+pub(crate) struct Double(pub(crate) Arc<Script>);
+
+struct DoubleConnection {
+    script: Arc<Script>,
+}
+
+impl Drop for DoubleConnection {
+    fn drop(&mut self) {
+        self.script.connections.fetch_sub(1, SeqCst);
+        self.script.tell("disconnect");
+    }
+}
+
+#[async_trait]
+impl Resource for Double {
+    fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
+        match &*operation.action {
+            "unknown" => Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, "no such action")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn connect(&self, _deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
+        let script = self.0.clone();
+        let now = script.connections.fetch_add(1, SeqCst) + 1;
+        script.connections_most.fetch_max(now, SeqCst);
+        let connection = DoubleConnection { script: script.clone() };
+        tokio::task::yield_now().await;
+        script.step(Phase::Connect).await.map_err(|error| ResourceError { recoverable: true, ..error })?;
+        script.made.fetch_add(1, SeqCst);
+        Ok(Box::new(connection))
+    }
+}
+
+#[async_trait]
+impl Connection for DoubleConnection {
+    async fn begin(&mut self, _options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
+        self.script.step(Phase::Begin).await
+    }
+
+    /// Answers with the operation's own body, or the number of the call.
+    async fn execute(&mut self, operation: Operation, _deadline: Deadline) -> Result<OperationReply, ResourceError> {
+        let gate = self.script.gate.lock().clone();
+        if let Some(gate) = gate {
+            gate.acquire().await.expect("the gate stays").forget();
+        }
+        self.script.step(Phase::Execute).await?;
+        Ok(OperationReply { status: 200, headers: Vec::new(), body: operation.body })
+    }
+
+    async fn commit(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        self.script.step(Phase::Commit).await
+    }
+
+    async fn rollback(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
+        self.script.step(Phase::Rollback).await
+    }
+
+    async fn open(
+        self: Box<Self>,
+        operation: Operation,
+        _options: &[(String, String)],
+        _deadline: Deadline,
+    ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
+        let parts = operation.body.chunks(1).map(Bytes::copy_from_slice).collect();
+        Ok((OperationReply { status: 200, ..OperationReply::default() }, Box::new(Parts { connection: self, parts })))
+    }
+
+    async fn is_healthy(&mut self) -> bool {
+        self.script.step(Phase::Acquire).await.is_ok()
+    }
+}
+
+/// The body, byte by byte.
+struct Parts {
+    connection: Box<DoubleConnection>,
+    parts: std::collections::VecDeque<Bytes>,
+}
+
+#[async_trait]
+impl ReplyStream for Parts {
+    async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
+        self.connection.script.step(Phase::Execute).await?;
+        Ok(self.parts.pop_front())
+    }
+
+    fn finish(self: Box<Self>) -> Option<Box<dyn Connection>> {
+        Some(self.connection)
+    }
+}
+
+/// A pool's settings with nothing that acts by itself in a test's time.
+pub(crate) fn pool(size: usize) -> PoolSettings {
+    let day = Duration::from_secs(24 * 3600);
+    PoolSettings { size, standby: 0, idle_timeout: day, age_max: day, time_min: Duration::ZERO, time_max: None }
+}
+
+/// A resource called `name` whose other side does what the script says.
+pub(crate) fn resource(
+    name: &str,
+    script: &Arc<Script>,
+    pool: PoolSettings,
+    cache: Option<CacheSettings>,
+) -> Arc<LiveResource> {
+    let (timeout, section) = (None, section(""));
+    let config = ResourceConfig { name: name.into(), protocol: "double".into(), enabled: true, timeout, section };
+    let built = Built { resource: Box::new(Double(script.clone())), pool, cache };
+    Arc::new(LiveResource::new("test".into(), Arc::new(LevelCell::new(Level::Error)), config, built))
+}
+
+/// Who asks, with so many milliseconds left.
+pub(crate) fn caller(left_ms: u64) -> Caller {
+    let left = Duration::from_millis(left_ms);
+    let request = RequestContext::new("test".into(), "test", left, Arc::default());
+    Caller { module: "test".into(), request: Arc::new(request) }
+}
+
+pub(crate) fn operation(action: &str, body: &str) -> Operation {
+    Operation { action: action.into(), body: Bytes::copy_from_slice(body.as_bytes()), ..Operation::default() }
+}
+
+/// Looks until it is so.
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Deadline::after(Duration::from_secs(60));
+    while !is_so() {
+        assert!(!deadline.passed(), "waited for {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

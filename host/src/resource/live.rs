@@ -1,0 +1,223 @@
+//! One resource as its configuration says now: its protocol's side, its pool, its cache, its readings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::cache::{CacheSnapshot, ReadCache};
+use super::maintenance::maintain;
+use super::observed::Observed;
+use super::pool::Pool;
+use super::{
+    CacheSettings, Caller, Lease, OpenReply, Operation, OperationOptions, OperationReply, Phase, PoolSettings,
+    ResourceError, guarded,
+};
+use crate::config::{ConfigError, ResourceConfig};
+use crate::protocol::{self, Resource};
+use crate::readings::{Readings, ReadingsSnapshot};
+use crate::request::Deadline;
+use crate::telemetry::{Gate, LevelCell};
+
+/// Failures of one resource that are logged in one second; the rest are counted only.
+const FAILURES_LOGGED_PER_SECOND: u64 = 10;
+
+/// What a section of `cage.toml` says of a resource, apart from what all of them have.
+pub struct Built {
+    pub(super) resource: Box<dyn Resource>,
+    pub(super) pool: PoolSettings,
+    pub(super) cache: Option<CacheSettings>,
+}
+
+/// Makes a resource without connecting it, which is how a configuration is checked, too.
+///
+/// # Errors
+/// All mistakes of its section.
+pub fn build(config: &ResourceConfig) -> Result<Built, ConfigError> {
+    let protocol = protocol::find(&config.protocol).expect("the configuration names known protocols only");
+    let section = config.section.clone();
+    let (pool, cache) = (PoolSettings::read(&section), CacheSettings::read(&section));
+    Ok(Built { resource: protocol.resource(section)?, pool, cache })
+}
+
+pub struct LiveResource {
+    pub(super) cage: Arc<str>,
+    pub(super) level: Arc<LevelCell>,
+    pub(super) readings: Readings,
+    pub(super) failures: Gate,
+    config: ResourceConfig,
+    cache: Option<ReadCache>,
+    pool: Arc<Pool>,
+    _maintenance: AbortOnDropHandle<()>,
+}
+
+impl LiveResource {
+    /// # Errors
+    /// The protocol's, when what the section names has changed since it was checked.
+    pub(super) fn start(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig) -> Result<Self, ConfigError> {
+        let built = build(&config)?;
+        Ok(Self::new(cage, level, config, built))
+    }
+
+    pub(super) fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: Built) -> Self {
+        let pool = Arc::new(Pool::new(built.resource, built.pool));
+        let maintenance = maintain(pool.clone(), config.name.as_str().into(), cage.clone());
+        Self {
+            cage,
+            level,
+            readings: Readings::default(),
+            failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            config,
+            cache: built.cache.map(ReadCache::new),
+            pool,
+            _maintenance: AbortOnDropHandle::new(tokio::spawn(maintenance)),
+        }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    /// Keeps no connection any more; what has begun goes on to its end.
+    pub(super) fn close(&self) {
+        self.pool.close();
+    }
+
+    pub(super) fn config(&self) -> &ResourceConfig {
+        &self.config
+    }
+
+    /// When an operation must have ended.
+    pub(crate) fn deadline(&self, caller: &Caller, timeout: Option<Duration>) -> Deadline {
+        let shortest = self.config.timeout.into_iter().chain(timeout).min();
+        shortest.map_or(caller.request.deadline, |shortest| caller.request.deadline.within(shortest))
+    }
+
+    /// What can be said before there is a connection.
+    ///
+    /// # Errors
+    /// In phase `Check`.
+    pub(crate) fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
+        self.pool.resource().check(operation)
+    }
+
+    pub(crate) async fn acquire(&self, deadline: Deadline) -> Result<Lease, ResourceError> {
+        self.pool.acquire(deadline).await
+    }
+
+    pub(crate) fn observe(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> Observed {
+        Observed::begin(self, caller, &operation.action)
+    }
+
+    /// Does one operation, as a transaction of its own.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn execute(
+        self: &Arc<Self>,
+        caller: &Caller,
+        operation: Operation,
+        options: OperationOptions,
+    ) -> Result<OperationReply, ResourceError> {
+        let deadline = self.deadline(caller, options.timeout);
+        let mut observed = self.observe(caller, &operation);
+        let result = self.execute_cached(&mut observed, operation, &options, deadline).await;
+        observed.end(caller, result)
+    }
+
+    async fn execute_cached(
+        &self,
+        observed: &mut Observed,
+        operation: Operation,
+        options: &OperationOptions,
+        deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        let begin = &options.begin;
+        let Some((cache, caching)) = self.cache.as_ref().zip(options.caching.as_ref()) else {
+            return self.execute_uncached(observed, operation, begin, deadline).await;
+        };
+        caching.check()?;
+        let _write = cache.write(&caching.writes);
+        if caching.bypass || !caching.writes.is_empty() {
+            return self.execute_uncached(observed, operation, begin, deadline).await;
+        }
+        let work = async |operation| self.execute_uncached(observed, operation, begin, deadline).await;
+        cache.read(operation, begin, caching, deadline, work).await
+    }
+
+    async fn execute_uncached(
+        &self,
+        observed: &mut Observed,
+        operation: Operation,
+        begin: &[(String, String)],
+        deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        self.check(&operation)?;
+        let mut lease = self.acquire(deadline).await?;
+        observed.acquired();
+        let deadline = lease.deadline;
+        let execute = lease.connection().execute_alone(operation, begin, deadline);
+        let result = guarded(Phase::Execute, deadline, execute).await;
+        if result.as_ref().err().is_none_or(|error| !error.terminal) {
+            lease.keep();
+        }
+        result
+    }
+
+    /// Does one operation as a transaction of its own, whose reply comes in parts. It holds a connection until its end.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn open(
+        self: &Arc<Self>,
+        caller: &Caller,
+        operation: Operation,
+        options: OperationOptions,
+    ) -> Result<(OperationReply, OpenReply), ResourceError> {
+        let deadline = self.deadline(caller, options.timeout);
+        let mut observed = self.observe(caller, &operation);
+        let opened = async {
+            self.check(&operation)?;
+            let mut lease = self.acquire(deadline).await?;
+            observed.acquired();
+            let open = lease.take().open(operation, &options.begin, lease.deadline);
+            let (reply, stream) = guarded(Phase::Execute, lease.deadline, open).await?;
+            Ok((reply, stream, lease))
+        };
+        match opened.await {
+            Ok((reply, stream, lease)) => Ok((reply, OpenReply::new(stream, lease, caller.clone(), observed))),
+            Err(error) => observed.end(caller, Err(error)),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> ResourceSnapshot {
+        let counts = self.pool.counts();
+        ResourceSnapshot {
+            resource: self.config.name.clone(),
+            protocol: self.config.protocol.clone(),
+            size: self.pool.settings().size,
+            in_use: counts.in_use,
+            free: counts.free,
+            waiting: counts.waiting,
+            cache: self.cache.as_ref().map(ReadCache::snapshot),
+            readings: self.readings.snapshot(),
+        }
+    }
+}
+
+/// What an operator sees of a resource.
+#[derive(Debug, Serialize)]
+pub struct ResourceSnapshot {
+    pub resource: String,
+    pub protocol: String,
+    /// Connections at most.
+    pub size: usize,
+    pub in_use: usize,
+    pub free: usize,
+    /// Operations that wait for a connection.
+    pub waiting: usize,
+    /// None: nothing is cached.
+    pub cache: Option<CacheSnapshot>,
+    pub readings: ReadingsSnapshot,
+}
