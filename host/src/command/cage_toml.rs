@@ -34,7 +34,7 @@ mod tests {
         let config = super::super::config(root.path(), "hello").unwrap_or_else(|error| {
             panic!("{}", wasmcage::telemetry::error_chain(&error));
         });
-        assert_eq!(config.interfaces.len(), 3);
+        assert_eq!(config.interfaces.len(), 4);
         assert_eq!(config.modules.len(), 1);
     }
 }

@@ -73,7 +73,7 @@ impl From<WitRetriedCall> for RetriedCall {
 
 impl GuestState {
     /// What a call is made through, and on whose behalf.
-    fn calling(&self) -> Result<(Dispatcher, Arc<RequestContext>), CallError> {
+    pub(super) fn calling(&self) -> Result<(Dispatcher, Arc<RequestContext>), CallError> {
         let request = self.request.clone().ok_or_else(|| {
             CallError::NotPermitted("there is no request to call for while the module is being loaded".into())
         })?;
