@@ -114,7 +114,7 @@ async fn messages_that_nobody_can_read_do_not_stop_the_queue() {
     let Some(scene) = Scene::new().await else { return };
     let cage = scene.start(&format!("max_body_bytes = 1000\n{HANDLERS}")).await;
     let mut table = FieldTable::default();
-    for _ in 0..2_000 {
+    for _ in 0..50 {
         let mut outer = FieldTable::default();
         outer.insert("t".into(), AMQPValue::FieldTable(table));
         table = outer;
@@ -133,8 +133,9 @@ async fn messages_that_nobody_can_read_do_not_stop_the_queue() {
     let log = cage.logged("message too long").await;
     assert!(log.contains("message cannot be read") && log.contains("begins={"), "{log}");
     assert!(log.contains("message with unreadable headers") && !log.contains("deep"), "{log}");
+    let snapshot = cage.snapshot();
     let readings =
-        &cage.snapshot().cages[0].interfaces.iter().find(|one| one.interface == "in").unwrap().readings.outcomes;
+        &snapshot.cages[0].interfaces.iter().find(|one| one.interface == "in").unwrap().readings.outcomes;
     assert_eq!((readings.get("bad-request"), readings.get("not-found")), (Some(&7), Some(&2)), "{readings:?}");
     assert!(cage.stop().await);
     assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));

@@ -208,7 +208,7 @@ async fn a_module_sends_and_asks_by_its_producer() {
     ));
     let sender = sender.start().await;
     let answer = sender.client("web").get("/rpc?text=hello").await;
-    assert_eq!((answer.status, answer.json()), (200, json!({"text": "hello"})));
+    assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({"text": "hello"})));
     assert_eq!(sender.client("web").get("/command?text=hello").await.status, 204);
     assert_eq!(sender.client("web").get("/command?key=nobody").await.status, 500);
     sender.logged("unroutable").await;
