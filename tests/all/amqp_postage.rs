@@ -76,7 +76,7 @@ async fn postage_programs_send_to_a_cage_and_ask_it() {
             other.broker.url()
         ));
         let cage = cage.start().await;
-        cage.logged("started listening").await;
+        cage.logged("address=\"amqp").await;
         other.output(&["send", &unique, "k", "echo", r#"{"text":"from python"}"#]).await;
         cage.logged(r#"echo: {"text":"from python"}"#).await;
         let reply = other.output(&["rpc", &unique, "k", "echo", r#"{"n": 1}"#]).await;

@@ -61,7 +61,7 @@ impl Scene {
             self.broker.url()
         ));
         let cage = cage.start().await;
-        cage.logged("started listening").await;
+        cage.logged("address=\"amqp").await;
         cage
     }
 }
