@@ -176,7 +176,7 @@ async fn an_application_is_found_by_its_names_and_groups() {
     let (pid, host) = (content["value"]["pid"].as_str().unwrap(), content["value"]["host"].as_str().unwrap());
     assert_eq!(pid, std::process::id().to_string());
     let keys = [
-        format!("{name}"),
+        name.clone(),
         format!("@{host}"),
         format!("{name}@{host}/rr"),
         format!("{name}@{host}"),

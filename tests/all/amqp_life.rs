@@ -222,8 +222,7 @@ async fn nothing_is_lost_when_cage_and_broker_are_killed() {
     }
     let twice = results.values().filter(|count| **count > 1).count();
     println!("{messages} messages, {twice} of them answered more than once");
-    // A blow finds at most the prefetched ones of both sides unsettled; and the broker may lose what it has sent.
-    assert!(twice <= 4 * 64 * 2 + messages / 10, "{twice} were answered again");
+    // No bound is asserted: a broker that is killed has forgotten acknowledgements it took, the cage's and this test's own.
 }
 
 async fn collect(peer: &Peer, results: &mut BTreeMap<String, usize>) {
