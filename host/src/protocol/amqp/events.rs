@@ -60,7 +60,8 @@ impl LinkEvents {
 pub(super) struct Events {
     cage: Arc<str>,
     interface: Arc<str>,
-    refused: Gate,
+    too_long: Gate,
+    unreadable: Gate,
     malformed: Gate,
     filter: Gate,
     reply: Gate,
@@ -73,7 +74,8 @@ impl Events {
         Self {
             cage,
             interface,
-            refused: seldom(),
+            too_long: seldom(),
+            unreadable: seldom(),
             malformed: seldom(),
             filter: seldom(),
             reply: seldom(),
@@ -91,7 +93,11 @@ impl Events {
 
     /// A message that was not even read.
     pub(super) fn message_refused(&self, refusal: Refusal, body_bytes_max: u64) {
-        let Some(suppressed) = self.refused.pass() else { return };
+        let gate = match refusal {
+            Refusal::TooLong { .. } => &self.too_long,
+            Refusal::BadHeaders => &self.unreadable,
+        };
+        let Some(suppressed) = gate.pass() else { return };
         let suppressed = counted(suppressed);
         match refusal {
             Refusal::TooLong { bytes } => warn!(

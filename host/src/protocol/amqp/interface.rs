@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{BoxFuture, join_all, select_all};
+use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::Channel;
@@ -83,7 +83,7 @@ struct Rounds {
     receiver: Arc<Receiver>,
     commands: mpsc::Receiver<Command>,
     /// Consumers of earlier rounds, which finish what they have.
-    leaving: Vec<AbortOnDropHandle<String>>,
+    leaving: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Rounds {
@@ -126,31 +126,31 @@ impl Rounds {
         let _stopped_at_the_end = stop.clone().drop_guard();
         let queues = &self.receiver.config.topology.queues;
         let mut consumers = Vec::with_capacity(queues.len());
+        let (ended_tx, mut ended) = mpsc::channel(queues.len());
         for queue in queues {
             let made = self.link.channel(Deadline::after(BROKER_TIMEOUT)).await;
             let (channel, live) = match made {
                 Ok(made) => made,
                 Err(why) => return End::Lost(why),
             };
-            let consumer = consume(self.receiver.clone(), channel, live, queue.name.clone(), stop.clone());
+            let channel = (channel, live);
+            let consumer = consume(self.receiver.clone(), channel, queue.name.clone(), stop.clone(), ended_tx.clone());
             consumers.push(AbortOnDropHandle::new(self.cx.lanes.next().spawn(consumer)));
         }
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
         self.cx.endpoint.announce(format!("{} ({})", self.receiver.config.broker, names.join(", ")));
-        let end = {
-            let mut first = select_all(consumers.iter_mut());
-            loop {
-                tokio::select! {
-                    () = self.cx.drain.stopping() => break End::Drain,
-                    (ended, ..) = &mut first => break End::Lost(ended.unwrap_or_else(|error| error.to_string())),
-                    command = self.commands.recv() => match command {
-                        Some(Command::Quit) => break End::Quit,
-                        Some(Command::Restart) => break End::Restart,
-                        Some(Command::Join(group)) => self.bind(channel, live, &group, true).await,
-                        Some(Command::Leave(group)) => self.bind(channel, live, &group, false).await,
-                        None => break End::Drain,
-                    },
-                }
+        drop(ended_tx);
+        let end = loop {
+            tokio::select! {
+                () = self.cx.drain.stopping() => break End::Drain,
+                why = ended.recv() => break End::Lost(why.unwrap_or_else(|| "a consumer ended".into())),
+                command = self.commands.recv() => match command {
+                    Some(Command::Quit) => break End::Quit,
+                    Some(Command::Restart) => break End::Restart,
+                    Some(Command::Join(group)) => self.bind(channel, live, &group, true).await,
+                    Some(Command::Leave(group)) => self.bind(channel, live, &group, false).await,
+                    None => break End::Drain,
+                },
             }
         };
         self.leaving.retain(|consumer| !consumer.is_finished());
@@ -188,14 +188,15 @@ impl Rounds {
     }
 }
 
-/// Consumes one queue on the lane that it runs on. Returns why it ended, when everything it took is settled.
+/// Consumes one queue on the lane that it runs on. Tells at once why it takes no more; returns when everything it took is
+/// settled.
 async fn consume(
     receiver: Arc<Receiver>,
-    channel: Channel,
-    live: Arc<Live>,
+    (channel, live): (Channel, Arc<Live>),
     queue: String,
     stop: CancellationToken,
-) -> String {
+    ended: mpsc::Sender<String>,
+) {
     let prefetch = receiver.config.prefetch;
     let begun = async {
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
@@ -204,7 +205,11 @@ async fn consume(
     };
     let mut deliveries = match begun.await {
         Ok(deliveries) => deliveries,
-        Err(error) => return format!("cannot consume queue {queue}: {error}"),
+        Err(error) => {
+            // The round has ended for another reason if nobody listens.
+            let _ = ended.try_send(format!("cannot consume queue {queue}: {error}"));
+            return;
+        }
     };
     let (verdicts, waiting) = mpsc::unbounded_channel();
     let settler = AbortOnDropHandle::new(tokio::spawn(settle(channel.clone(), waiting)));
@@ -231,6 +236,7 @@ async fn consume(
             },
         }
     };
+    let _ = ended.try_send(why);
     let tag = deliveries.tag();
     // What the broker has sent beyond this goes back with the end of the channel.
     let _ = tokio::time::timeout(BROKER_TIMEOUT, channel.basic_cancel(tag, BasicCancelOptions::default())).await;
@@ -240,7 +246,6 @@ async fn consume(
     drop(verdicts);
     let _ = tokio::time::timeout(BROKER_TIMEOUT, settler).await;
     let _ = tokio::time::timeout(BROKER_TIMEOUT, channel.close(200, "done".into())).await;
-    why
 }
 
 /// The work, on the next lane.
