@@ -1,5 +1,9 @@
 //! One binary, a file for each promise.
 
+mod amqp;
+mod amqp_life;
+mod amqp_postage;
+mod amqp_resource;
 mod bad_input;
 mod bindings;
 mod call_command;

@@ -7,6 +7,8 @@ mod client;
 mod databases;
 mod exchange;
 mod guests;
+mod peer;
+mod rabbitmq;
 mod root;
 
 use std::fs;
@@ -25,6 +27,8 @@ pub use client::{Answer, Client, check_call_error, query, raw};
 pub use databases::{DatabaseServer, PASSWORD};
 pub use exchange::{Exchange, Version};
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
+pub use peer::{Peer, postage};
+pub use rabbitmq::RabbitMq;
 pub use root::Root;
 
 /// How long `eventually` looks before it gives up.

@@ -43,6 +43,7 @@
 //! tried again; [`Error::Failed`], later may help; or a panic, which is logged with its message and place, ends the
 //! module's instance, and counts as failed.
 
+pub mod amqp;
 mod arguments;
 mod bindings;
 mod call;

@@ -34,8 +34,8 @@ mod tests {
         let config = super::super::config(root.path(), "hello").unwrap_or_else(|error| {
             panic!("{}", wasmcage::telemetry::error_chain(&error));
         });
-        assert_eq!(config.interfaces.len(), 6);
-        assert_eq!(config.resources.len(), 4);
+        assert_eq!(config.interfaces.len(), 7);
+        assert_eq!(config.resources.len(), 5);
         assert_eq!(config.modules.len(), 1);
     }
 }

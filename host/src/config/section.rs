@@ -171,6 +171,11 @@ impl Section {
 
 /// Tables within the table.
 impl Section {
+    /// A table as JSON, for values whose types only the caller can judge; empty when not set.
+    pub fn json_table(&self, key: &str) -> serde_json::Map<String, serde_json::Value> {
+        self.table(key).map(|table| table.json()).unwrap_or_default()
+    }
+
     pub fn table(&self, key: &str) -> Option<Section> {
         self.get(key, "a table", |item| match item {
             Item::Table(table) => Some(table),

@@ -247,6 +247,35 @@ impl Dispatcher {
         result.map(Payload::encoded)
     }
 
+    /// A call that an interface makes for what came in, such as a message. Its context names no caller.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn call_for(
+        &self,
+        endpoint: &Endpoint,
+        context: Arc<RequestContext>,
+        module: &str,
+        function: &str,
+        arguments: Payload,
+    ) -> Result<Payload, DispatchError> {
+        let (cage, module, function) = (self.0.cage.to_string(), module.to_owned(), function.to_owned());
+        let call = Call { context, cage, module, function, arguments, idempotent: false };
+        let mut served = Served::begin(self, endpoint, &call);
+        let Call { context, module, function, arguments, .. } = call;
+        let request = context.clone();
+        let result = contained(async {
+            let _place = self.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?;
+            self.call(context, &module, function, arguments).await
+        })
+        .await;
+        served.outcome = Outcome::of(&result);
+        if let Err(error) = &result {
+            self.log_failure(endpoint, &request, error);
+        }
+        result
+    }
+
     /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
     /// a place in the cage.
     ///

@@ -1,6 +1,8 @@
 //! The outside world: one folder per protocol, one line per protocol in `PROTOCOLS`. An interface turns what comes in
 //! into requests for the dispatcher; it never sees a wasmtime type and knows no other protocol.
 
+#[cfg(feature = "amqp")]
+pub mod amqp;
 pub mod file;
 pub mod http;
 pub mod retry;
@@ -22,8 +24,17 @@ use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceErr
 use crate::services::Services;
 
 /// Every protocol that `protocol = ".."` in `cage.toml` may name.
-pub static PROTOCOLS: &[&dyn Protocol] =
-    &[&http::Http, &rpc::Rpc, &rpc::ReverseRpc, &retry::Retry, &schedule::Schedule, &sql::Sql, &file::File];
+pub static PROTOCOLS: &[&dyn Protocol] = &[
+    &http::Http,
+    &rpc::Rpc,
+    &rpc::ReverseRpc,
+    &retry::Retry,
+    &schedule::Schedule,
+    &sql::Sql,
+    &file::File,
+    #[cfg(feature = "amqp")]
+    &amqp::Amqp,
+];
 
 pub trait Protocol: Sync {
     /// The name in `cage.toml`.

@@ -1,0 +1,26 @@
+//! The sending side of Postage's demos: what comes by HTTP goes on as a message or as an rpc.
+
+use wasmcage_guest::amqp::{AmqpError, producer};
+use wasmcage_guest::serde_json::{Value, json};
+use wasmcage_guest::{Request, Response, Result, handler};
+
+#[handler]
+fn handle(request: Request) -> Result<Response> {
+    let parameters = json!({"text": request.parameter("text").unwrap_or_default()});
+    let mut echo = producer("out");
+    if let Some(key) = request.parameter("key") {
+        echo = echo.key(key);
+    }
+    match request.path() {
+        "/command" => echo.command("echo", parameters)?,
+        "/rpc" => {
+            return match echo.rpc::<Value>("echo", parameters) {
+                Ok(value) => Response::json(&value),
+                Err(error @ AmqpError::Refused(_)) => Err(error.into_error()),
+                Err(error) => Err(error.into()),
+            };
+        }
+        _ => return Ok(Response::new(404)),
+    }
+    Ok(().into())
+}

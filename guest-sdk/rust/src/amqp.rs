@@ -1,0 +1,254 @@
+//! Messages to other programs, through a resource of protocol `amqp`.
+//!
+//! ```no_run
+//! use wasmcage_guest::amqp::producer;
+//! use wasmcage_guest::serde_json::{Value, json};
+//! # fn f() -> wasmcage_guest::Result<()> {
+//! let logs = producer("logs");
+//! logs.command("rotate", json!({"keep": 7}))?;
+//! logs.clone().key("archive").status("online")?;
+//! let echoed: Value = producer("echo").rpc("echo", json!({"text": "hello"}))?;
+//! # Ok(()) }
+//! ```
+//!
+//! What is sent is confirmed by the broker, and back as an error ([`AmqpError::is_unroutable`]) when no queue was there for
+//! it. A handler's way to reply is its own result; see [`error_reply`] and [`exception_reply`] for those that are no value.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::bindings::imports::wasmcage::cage::resources::{Operation, Options, Reply, ResourceError, execute};
+use crate::{Error, Response, Result};
+
+/// A way to a resource, with settings for what is sent by it. A clone may be given other settings.
+#[derive(Clone, Debug)]
+#[must_use = "a producer sends nothing by itself"]
+pub struct Producer {
+    resource: String,
+    headers: Vec<(String, String)>,
+}
+
+/// By the name of `[resources.NAME]`.
+pub fn producer(resource: impl Into<String>) -> Producer {
+    Producer { resource: resource.into(), headers: Vec::new() }
+}
+
+/// Why a message was not sent, or a request not answered by a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AmqpError {
+    /// The other side answered that it cannot: an error reply.
+    Refused(String),
+    /// The other side broke: an exception reply.
+    Exception { name: String, text: String },
+    /// The reply is not what was expected.
+    Reply(String),
+    /// It was not sent, or nobody answered. Codes are the resource's: `timed-out`, `unroutable`, `connect`, ...
+    Failed {
+        code: String,
+        text: String,
+        /// Nothing irreversible happened: it may be tried again.
+        recoverable: bool,
+    },
+}
+
+impl AmqpError {
+    /// No queue was there for the message.
+    pub fn is_unroutable(&self) -> bool {
+        matches!(self, Self::Failed { code, .. } if code == "unroutable")
+    }
+
+    /// No reply came in time, or the broker did not confirm.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Failed { code, .. } if code == "timed-out")
+    }
+}
+
+impl fmt::Display for AmqpError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(text) => write!(f, "the other side refused: {text}"),
+            Self::Exception { name, text } => write!(f, "the other side failed: {name}: {text}"),
+            Self::Reply(text) => write!(f, "the reply is not what was expected: {text}"),
+            Self::Failed { code, text, .. } => write!(f, "{code}: {text}"),
+        }
+    }
+}
+
+impl std::error::Error for AmqpError {}
+
+impl From<ResourceError> for AmqpError {
+    fn from(error: ResourceError) -> Self {
+        Self::Failed { code: error.code, text: error.text, recoverable: error.recoverable }
+    }
+}
+
+/// Settings.
+impl Producer {
+    /// The first exchange with this routing key, instead of all exchanges and keys of the resource.
+    pub fn key(self, key: impl Into<String>) -> Self {
+        self.setting("key", key)
+    }
+
+    /// These exchanges and keys, instead of those of the resource.
+    pub fn eks(self, eks: &[(&str, &str)]) -> Self {
+        self.setting("eks", serde_json::json!(eks).to_string())
+    }
+
+    /// Whether a message that no queue is there for is an error.
+    pub fn mandatory(self, mandatory: bool) -> Self {
+        self.setting("mandatory", mandatory.to_string())
+    }
+
+    /// Whether a durable queue keeps the message over the broker's end.
+    pub fn persistent(self, persistent: bool) -> Self {
+        self.setting("persistent", persistent.to_string())
+    }
+
+    /// For each try of an rpc.
+    pub fn timeout(self, timeout: Duration) -> Self {
+        self.setting("timeout-ms", timeout.as_millis().to_string())
+    }
+
+    /// How often an rpc without an answer is sent again.
+    pub fn max_retry(self, retries: u32) -> Self {
+        self.setting("max-retry", retries.to_string())
+    }
+
+    /// A property, such as `content-type` or `expiration`, or a header of the message's own, as `header.NAME`.
+    pub fn property(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.setting(name, value)
+    }
+
+    fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// Messages. Each returns when the broker has it.
+///
+/// # Errors
+/// See the kinds.
+impl Producer {
+    pub fn command(&self, name: &str, parameters: impl Serialize) -> Result<(), AmqpError> {
+        self.send("command", name, json(parameters)?)
+    }
+
+    pub fn status(&self, status: &str) -> Result<(), AmqpError> {
+        self.send("status", status, Vec::new())
+    }
+
+    pub fn result(&self, value: impl Serialize) -> Result<(), AmqpError> {
+        self.send("result", "", json(value)?)
+    }
+
+    /// Of no type: `{"args": [..], "kwds": {..}}`.
+    pub fn message(&self, content: impl Serialize) -> Result<(), AmqpError> {
+        self.send("message", "", json(content)?)
+    }
+
+    /// A whole message as it came, with its sender.
+    pub fn forward(&self, message: impl Serialize) -> Result<(), AmqpError> {
+        self.send("forward", "", json(message)?)
+    }
+
+    /// Any body.
+    pub fn publish(&self, body: impl Into<Vec<u8>>) -> Result<(), AmqpError> {
+        self.send("publish", "", body.into())
+    }
+
+    /// Asks, and waits for the value.
+    pub fn rpc<R: DeserializeOwned>(&self, name: &str, parameters: impl Serialize) -> Result<R, AmqpError> {
+        value_of(self.execute("rpc", name, json(parameters)?)?)
+    }
+
+    /// Asks, and returns the name of the queue where the reply will be; `fetch` takes it. The queue goes with the cage's
+    /// connection to its broker.
+    pub fn rpc_queue(&self, name: &str, parameters: impl Serialize) -> Result<String, AmqpError> {
+        let asking = self.clone().setting("queue-only", "true");
+        let reply = asking.execute("rpc", name, json(parameters)?)?;
+        String::from_utf8(reply.body).map_err(|error| AmqpError::Reply(error.to_string()))
+    }
+
+    /// Waits for the value in such a queue, which then is no more.
+    pub fn fetch<R: DeserializeOwned>(&self, queue: &str) -> Result<R, AmqpError> {
+        value_of(self.execute("fetch", queue, Vec::new())?)
+    }
+
+    fn send(&self, action: &str, target: &str, body: Vec<u8>) -> Result<(), AmqpError> {
+        self.execute(action, target, body).map(drop)
+    }
+
+    fn execute(&self, action: &str, target: &str, body: Vec<u8>) -> Result<Reply, AmqpError> {
+        let headers = self.headers.clone();
+        let operation = Operation { action: action.to_owned(), target: target.to_owned(), headers, body };
+        let options = Options { timeout_ms: None, begin: Vec::new(), caching: None };
+        Ok(execute(&self.resource, &operation, &options)?)
+    }
+}
+
+/// What a handler returns to answer an rpc by an error: something foreseen.
+pub fn error_reply(text: impl Into<String>) -> Response {
+    Response::text(text).status(422)
+}
+
+/// What a handler returns to answer an rpc by an exception of that name: something unforeseen.
+pub fn exception_reply(name: impl Into<String>, text: impl Into<String>) -> Response {
+    Response::text(text).status(500).header("exception", name)
+}
+
+fn json(value: impl Serialize) -> Result<Vec<u8>, AmqpError> {
+    serde_json::to_vec(&value).map_err(|error| AmqpError::Failed {
+        code: "bad-operation".to_owned(),
+        text: format!("the message cannot be put into JSON: {error}"),
+        recoverable: true,
+    })
+}
+
+fn value_of<R: DeserializeOwned>(reply: Reply) -> Result<R, AmqpError> {
+    let Reply { status, headers, body } = reply;
+    let text = || String::from_utf8_lossy(&body).into_owned();
+    match status {
+        200 => serde_json::from_slice::<Value>(&body)
+            .and_then(serde_json::from_value)
+            .map_err(|error| AmqpError::Reply(error.to_string())),
+        422 => Err(AmqpError::Refused(text())),
+        _ => {
+            let name = headers.into_iter().find(|(name, _)| name == "exception").map(|(_, value)| value);
+            Err(AmqpError::Exception { name: name.unwrap_or_default(), text: text() })
+        }
+    }
+}
+
+impl AmqpError {
+    /// As the module's own: an error reply stays a refusal.
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Refused(text) => Error::refused(text),
+            other => Error::failed(other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(status: u16, headers: &[(&str, &str)], body: &str) -> Reply {
+        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        Reply { status, headers, body: body.into() }
+    }
+
+    #[test]
+    fn replies_are_values_or_say_whose_fault_it_was() {
+        assert_eq!(value_of(reply(200, &[], "5")), Ok(5));
+        assert_eq!(value_of::<i32>(reply(422, &[], "no")), Err(AmqpError::Refused("no".into())));
+        let exception = AmqpError::Exception { name: "ValueError".into(), text: "no".into() };
+        assert_eq!(value_of::<i32>(reply(500, &[("exception", "ValueError")], "no")), Err(exception));
+        assert!(matches!(value_of::<i32>(reply(200, &[], "\"x\"")), Err(AmqpError::Reply(_))));
+    }
+}

@@ -1,0 +1,151 @@
+//! What AMQP tells its operator: one function per event. Called by every other file of this folder. What outsiders can cause
+//! at will is logged seldom, with the number of lines left out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::{debug, error, info, warn};
+
+use super::guard::Refusal;
+use super::link::Purpose;
+use crate::telemetry::Gate;
+
+/// One line of a kind in this time; what comes between is counted.
+const SELDOM: Duration = Duration::from_secs(10);
+/// So much of a body that cannot be read is shown.
+const SHOWN_BYTES: usize = 60;
+
+fn counted(suppressed: u64) -> Option<u64> {
+    (suppressed > 0).then_some(suppressed)
+}
+
+/// The events of one connection.
+pub(super) struct LinkEvents {
+    pub(super) cage: String,
+    broker: String,
+    purpose: Purpose,
+    unreachable: Gate,
+}
+
+impl LinkEvents {
+    pub(super) fn new(cage: String, broker: String, purpose: Purpose) -> Self {
+        Self { cage, broker, purpose, unreachable: Gate::new(1, SELDOM) }
+    }
+
+    pub(super) fn connected(&self) {
+        info!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, "broker connected");
+    }
+
+    pub(super) fn lost(&self, why: &str) {
+        warn!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, error = why, "broker lost");
+    }
+
+    pub(super) fn unreachable(&self, why: &str) {
+        if let Some(suppressed) = self.unreachable.pass() {
+            let suppressed = counted(suppressed);
+            warn!(cage = %self.cage, broker = %self.broker, error = why, suppressed, "broker cannot be reached");
+        }
+    }
+
+    pub(super) fn blocked(&self, why: &str) {
+        warn!(cage = %self.cage, broker = %self.broker, why, "broker takes no messages");
+    }
+
+    pub(super) fn unblocked(&self) {
+        info!(cage = %self.cage, broker = %self.broker, "broker takes messages again");
+    }
+}
+
+/// The events of one interface.
+pub(super) struct Events {
+    cage: Arc<str>,
+    interface: Arc<str>,
+    too_long: Gate,
+    unreadable: Gate,
+    malformed: Gate,
+    filter: Gate,
+    reply: Gate,
+    module: Gate,
+}
+
+impl Events {
+    pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
+        let seldom = || Gate::new(1, SELDOM);
+        Self {
+            cage,
+            interface,
+            too_long: seldom(),
+            unreadable: seldom(),
+            malformed: seldom(),
+            filter: seldom(),
+            reply: seldom(),
+            module: seldom(),
+        }
+    }
+
+    pub(super) fn resumed(&self, why: &str) {
+        warn!(cage = %self.cage, interface = %self.interface, why, "consuming begins anew");
+    }
+
+    pub(super) fn told_to(&self, what: &str) {
+        info!(cage = %self.cage, interface = %self.interface, command = what, "command of a message");
+    }
+
+    /// A message that was not even read.
+    pub(super) fn message_refused(&self, refusal: Refusal, body_bytes_max: u64) {
+        let gate = match refusal {
+            Refusal::TooLong { .. } => &self.too_long,
+            Refusal::BadHeaders => &self.unreadable,
+        };
+        let Some(suppressed) = gate.pass() else { return };
+        let suppressed = counted(suppressed);
+        match refusal {
+            Refusal::TooLong { bytes } => warn!(
+                cage = %self.cage, interface = %self.interface, bytes, body_bytes_max, suppressed, "message too long"
+            ),
+            Refusal::BadHeaders => {
+                warn!(cage = %self.cage, interface = %self.interface, suppressed, "message with unreadable headers");
+            }
+        }
+    }
+
+    pub(super) fn malformed(&self, why: &str, body: &[u8]) {
+        let Some(suppressed) = self.malformed.pass() else { return };
+        let begins = body[..body.len().min(SHOWN_BYTES)].escape_ascii();
+        let suppressed = counted(suppressed);
+        warn!(
+            cage = %self.cage, interface = %self.interface, why, %begins, bytes = body.len(), suppressed,
+            "message cannot be read"
+        );
+    }
+
+    pub(super) fn unknown(&self, key: &str) {
+        debug!(cage = %self.cage, interface = %self.interface, key, "message without a handler");
+    }
+
+    /// The message waits in its queue.
+    pub(super) fn no_module(&self, module: &str) {
+        if let Some(suppressed) = self.module.pass() {
+            let suppressed = counted(suppressed);
+            warn!(cage = %self.cage, interface = %self.interface, module, suppressed, "no such module, messages wait");
+        }
+    }
+
+    pub(super) fn filter_failed(&self, filter: &str, why: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.filter.pass() {
+            let suppressed = counted(suppressed);
+            info!(cage = %self.cage, interface = %self.interface, filter, %why, suppressed, "handler skipped by a filter");
+        }
+    }
+
+    pub(super) fn reply_failed(&self, why: &str) {
+        if let Some(suppressed) = self.reply.pass() {
+            let suppressed = counted(suppressed);
+            warn!(cage = %self.cage, interface = %self.interface, error = why, suppressed, "reply not sent");
+        }
+    }
+
+    pub(super) fn fan_out_failed(&self, function: &str, why: &dyn std::fmt::Display) {
+        error!(cage = %self.cage, interface = %self.interface, function, error = %why, "one of several handlers failed");
+    }
+}

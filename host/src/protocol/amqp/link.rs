@@ -1,0 +1,207 @@
+//! A connection to a broker that is kept: made again with growing pauses when it is lost. One for publishing and one for
+//! consuming, for each broker and cage; interfaces and resources share them, each with channels of its own.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::broker::Broker;
+use super::events::LinkEvents;
+use super::guard::Refused;
+use super::stream;
+use crate::request::Deadline;
+
+/// Pauses between attempts begin with the first and double up to the last, each with up to half of it by chance.
+const PAUSE_FIRST: Duration = Duration::from_millis(200);
+const PAUSE_LONGEST: Duration = Duration::from_secs(5);
+/// For the whole greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between looks at a connection whose end nobody told.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What a connection is for. A broker that has no room blocks those that publish; consuming goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Purpose {
+    Publish,
+    Consume,
+}
+
+/// One connection while it lasts.
+pub(super) struct Live {
+    connection: Connection,
+    pub(super) refused: Arc<Refused>,
+    blocked: AtomicBool,
+    ended: CancellationToken,
+}
+
+/// The connection, or why there is none.
+type State = Result<Arc<Live>, String>;
+
+/// Kept as long as somebody holds it.
+pub(super) struct Link {
+    state: watch::Receiver<State>,
+    _kept: AbortOnDropHandle<()>,
+}
+
+type Known = Mutex<HashMap<(PathBuf, String, Purpose), Weak<Link>>>;
+static LINKS: LazyLock<Known> = LazyLock::new(Known::default);
+
+impl Link {
+    /// The cage's connection to that broker for that purpose; made by a task of `runtime`.
+    pub(super) fn of(cage_directory: &Path, broker: &Broker, purpose: Purpose, runtime: &Handle) -> Arc<Self> {
+        let key = (cage_directory.to_owned(), broker.key(), purpose);
+        let mut links = LINKS.lock();
+        links.retain(|_, link| link.strong_count() > 0);
+        if let Some(link) = links.get(&key).and_then(Weak::upgrade) {
+            return link;
+        }
+        let cage = cage_directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (state_tx, state) = watch::channel(Err("not connected yet".to_owned()));
+        let kept = runtime.spawn(keep(broker.clone(), purpose, cage, state_tx));
+        let link = Arc::new(Self { state, _kept: AbortOnDropHandle::new(kept) });
+        links.insert(key, Arc::downgrade(&link));
+        link
+    }
+
+    /// The connection, as soon as there is one.
+    pub(super) async fn live(&self) -> Arc<Live> {
+        let mut state = self.state.clone();
+        let found = match state.wait_for(|state| state.as_ref().is_ok_and(|live| live.is_up())).await {
+            Ok(found) => found.as_ref().ok().cloned(),
+            Err(_) => None,
+        };
+        match found {
+            Some(live) => live,
+            // The keeper runs as long as `self`; only the end of its runtime ends it.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A channel, waiting for the connection if need be.
+    ///
+    /// # Errors
+    /// Why there is none at the deadline.
+    pub(super) async fn channel(&self, deadline: Deadline) -> Result<(Channel, Arc<Live>), String> {
+        let made = async {
+            loop {
+                let live = self.live().await;
+                match live.connection.create_channel().await {
+                    Ok(channel) => return Ok((channel, live)),
+                    Err(error) if live.is_up() => return Err(error.to_string()),
+                    // It was lost in this moment.
+                    Err(_) => tokio::time::sleep(PAUSE_FIRST).await,
+                }
+            }
+        };
+        match tokio::time::timeout_at(deadline.instant(), made).await {
+            Ok(made) => made,
+            Err(_) => Err(match &*self.state.borrow() {
+                Err(why) => why.clone(),
+                Ok(live) if live.blocked.load(Ordering::Relaxed) => {
+                    "the broker takes no messages now, for lack of memory or disk".to_owned()
+                }
+                Ok(_) => "the broker does not answer".to_owned(),
+            }),
+        }
+    }
+}
+
+impl Live {
+    pub(super) fn is_up(&self) -> bool {
+        self.connection.status().connected() && !self.ended.is_cancelled()
+    }
+
+    /// Why the broker takes nothing now.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked.load(Ordering::Relaxed)
+    }
+}
+
+/// Ends what the library may still be waiting for.
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.ended.cancel();
+    }
+}
+
+async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Sender<State>) {
+    let events = LinkEvents::new(cage, broker.to_string(), purpose);
+    let mut pause = PAUSE_FIRST;
+    loop {
+        match connect(&broker, purpose, &events).await {
+            Ok(live) => {
+                pause = PAUSE_FIRST;
+                events.connected();
+                let live = Arc::new(live);
+                state.send_modify(|state| *state = Ok(live.clone()));
+                let why = watch_over(&live, &events).await;
+                events.lost(&why);
+                state.send_modify(|state| *state = Err(format!("the connection was lost: {why}")));
+            }
+            Err(why) => {
+                events.unreachable(&why);
+                state.send_modify(|state| *state = Err(why));
+            }
+        }
+        tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
+        pause = (pause * 2).min(PAUSE_LONGEST);
+    }
+}
+
+async fn connect(broker: &Broker, purpose: Purpose, events: &LinkEvents) -> Result<Live, String> {
+    let (refused, ended) = (Arc::new(Refused::default()), CancellationToken::new());
+    let stream = {
+        let (broker, refused, ended) = (broker.clone(), refused.clone(), ended.clone());
+        async move |_, _| Ok(AsyncTcpStream::Plain(stream::connect(&broker, refused.clone(), ended.clone()).await?))
+    };
+    let name = format!("{} {purpose:?}", events.cage);
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let connected = Connection::connector(broker.uri(), stream::runtime(), stream, properties);
+    match tokio::time::timeout(GREETING_TIMEOUT, connected).await {
+        Ok(Ok(connection)) => Ok(Live { connection, refused, blocked: AtomicBool::new(false), ended }),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => {
+            ended.cancel();
+            Err("the broker does not answer".to_owned())
+        }
+    }
+}
+
+/// Resolves when the connection is lost, and says why.
+async fn watch_over(live: &Live, events: &LinkEvents) -> String {
+    let mut told = live.connection.events_listener();
+    let mut looks = tokio::time::interval(LOOK);
+    loop {
+        tokio::select! {
+            event = told.next() => match event {
+                Some(Event::ConnectionBlocked(why)) => {
+                    live.blocked.store(true, Ordering::Relaxed);
+                    events.blocked(&why);
+                }
+                Some(Event::ConnectionUnblocked) => {
+                    live.blocked.store(false, Ordering::Relaxed);
+                    events.unblocked();
+                }
+                Some(Event::Error(error)) if !live.connection.status().connected() => return error.to_string(),
+                // An error of one channel is its user's; other events are of no interest.
+                Some(_) => {}
+                None => return "closed".to_owned(),
+            },
+            _ = looks.tick() => {
+                if !live.connection.status().connected() {
+                    return "closed".to_owned();
+                }
+            }
+        }
+    }
+}

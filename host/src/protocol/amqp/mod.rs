@@ -1,0 +1,42 @@
+//! Protocol `amqp`: messages of a RabbitMQ broker come in as requests, and modules publish and call over it. At home among
+//! Postage programs, whose messages and conventions are the default format.
+
+mod broker;
+mod config;
+mod deliver;
+mod events;
+mod guard;
+mod handlers;
+mod interface;
+mod link;
+mod message;
+mod operation;
+mod producer;
+mod replies;
+mod resource;
+mod rpc;
+mod settle;
+mod stream;
+mod topology;
+
+use self::config::AmqpConfig;
+use self::interface::AmqpInterface;
+use self::resource::AmqpResource;
+use super::{Interface, Protocol, Resource};
+use crate::config::{ConfigError, Section};
+
+pub struct Amqp;
+
+impl Protocol for Amqp {
+    fn name(&self) -> &'static str {
+        "amqp"
+    }
+
+    fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
+        Ok(Box::new(AmqpInterface::new(AmqpConfig::read(section)?)))
+    }
+
+    fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
+        Ok(Box::new(AmqpResource::read(section)?))
+    }
+}

@@ -1,0 +1,278 @@
+//! Messages over a real RabbitMQ: what reaches which module, what is replied, what becomes of each delivery.
+
+use std::sync::Arc;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde_json::{Value, json};
+use wasmcage_tests::{Peer, RabbitMq, Running, TestCage, eventually, postage, unique_name};
+
+/// A broker, a program at it, and names that nobody else uses.
+struct Scene {
+    broker: Arc<RabbitMq>,
+    peer: Peer,
+    exchange: String,
+    queue: String,
+}
+
+impl Scene {
+    /// None where there is no RabbitMQ.
+    async fn new() -> Option<Self> {
+        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
+        let peer = Peer::of(&broker).await;
+        let unique = |prefix: &str| format!("{}-{}", unique_name(prefix), std::process::id());
+        Some(Self { exchange: unique("exchange"), queue: unique("queue"), broker, peer })
+    }
+
+    /// Consumes the scene's queue, bound by key `k`.
+    fn cage(&self, keys: &str) -> TestCage {
+        let Self { exchange, queue, .. } = self;
+        TestCage::new().module("postage_echo", "echo").module("amqp_handler", "interface_in").config(&format!(
+            "[interfaces.in]\nprotocol = 'amqp'\nurl = '{}'\n{keys}\n\
+             [[interfaces.in.bindings]]\nexchange = '{exchange}'\nqueue = '{queue}'\nkey = 'k'",
+            self.broker.url()
+        ))
+    }
+
+    async fn start(&self, keys: &str) -> Running {
+        let cage = self.cage(keys).start().await;
+        cage.logged("address=\"amqp").await;
+        cage
+    }
+
+    async fn command(&self, name: &str, parameters: Value) {
+        self.peer.command(&self.exchange, "k", name, parameters).await;
+    }
+
+    async fn ask(&self, name: &str, parameters: Value) -> Value {
+        let (content, correlation) = self.peer.ask(&self.exchange, "k", name, parameters).await;
+        assert_eq!(correlation.as_deref(), Some("7"));
+        content
+    }
+
+    async fn send(&self, body: &[u8], properties: BasicProperties) {
+        self.peer.publish(&self.exchange, "k", body, properties).await;
+    }
+}
+
+const HANDLERS: &str = "handlers = { 'message/command/echo' = ['echo.echo', 'echo.loud_only > echo.shout'], \
+                        'rpc/command/echo' = 'echo.rpc_echo', 'rpc/command/loud' = 'echo.loud_only > echo.rpc_echo' }";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_reaches_every_function_of_its_key() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start(HANDLERS).await;
+    scene.command("echo", json!({"text": "one"})).await;
+    cage.logged(r#"echo: {"text":"one"}"#).await;
+    cage.logged(r#"shout: {"seen":true,"text":"one"}"#).await;
+    scene.command("echo", json!({"quiet": true})).await;
+    cage.logged("handler skipped by a filter").await;
+    assert!(!cage.log().contains(r#"shout: {"quiet""#));
+    assert!(cage.stop().await);
+    // A filter's refusal is no failure: nothing is left, nothing was rejected.
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_is_answered_by_a_result_an_error_or_an_exception() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start(HANDLERS).await;
+    assert_eq!(
+        scene.ask("echo", json!({"a": 1.5})).await,
+        json!({"type": "success", "value": {"a": 1.5}, "message": ""})
+    );
+    for (fail, kind, value) in [
+        ("refuse", "error", Value::Null),
+        ("fail", "exception", json!("failed")),
+        ("panic", "exception", json!("trapped")),
+    ] {
+        let content = scene.ask("echo", json!({"fail": fail})).await;
+        assert_eq!((&content["type"], &content["value"]), (&json!(kind), &value), "{content}");
+        let text = content["message"].as_str().unwrap();
+        // The guest's text is for the log; a stranger gets an id to ask about.
+        assert!(text.contains("RQ-") && !text.contains("secret"), "{text}");
+    }
+    cage.logged("a secret cause").await;
+    let reply = scene.ask("loud", json!({"x": 1})).await;
+    assert_eq!(reply["value"], json!({"x": 1, "seen": true}));
+    assert!(cage.stop().await);
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_module_answers_what_no_table_names() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start("").await;
+    scene.command("anything", json!(1)).await;
+    cage.logged(r#"message anything: {"parameters":1}"#).await;
+    let content = scene.ask("anything", json!(2)).await;
+    assert_eq!(content["value"], json!({"parameters": 2}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_nobody_can_read_do_not_stop_the_queue() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start(&format!("max_body_bytes = 1000\n{HANDLERS}")).await;
+    let mut table = FieldTable::default();
+    for _ in 0..50 {
+        let mut outer = FieldTable::default();
+        outer.insert("t".into(), AMQPValue::FieldTable(table));
+        table = outer;
+    }
+    let deep = BasicProperties::default().with_headers(table);
+    for body in [&b"{"[..], b"\xff\xfe\n", b"[]", br#"{"type":"command","category":"message","name":"echo"}"#] {
+        scene.send(body, BasicProperties::default()).await;
+    }
+    scene.send(&vec![b' '; 1_001], BasicProperties::default()).await;
+    scene.send(&vec![b' '; 3 << 20], BasicProperties::default()).await;
+    scene.send(&postage("message", "echo", json!("deep")), deep).await;
+    scene.command("nobody", json!({})).await;
+    scene.send(&postage("odd", "echo", json!({})), BasicProperties::default()).await;
+    scene.command("echo", json!("last")).await;
+    cage.logged("echo: \"last\"").await;
+    let log = cage.logged("message too long").await;
+    assert!(log.contains("message cannot be read") && log.contains("begins={"), "{log}");
+    assert!(!log.contains("deep"), "{log}");
+    let snapshot = cage.snapshot();
+    let readings = &snapshot.cages[0].interfaces.iter().find(|one| one.interface == "in").unwrap().readings.outcomes;
+    assert_eq!((readings.get("bad-request"), readings.get("not-found")), (Some(&7), Some(&2)), "{readings:?}");
+    assert!(cage.stop().await);
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_message_comes_with_its_properties_and_is_answered_if_asked() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start("format = 'raw'").await;
+    let mut own = FieldTable::default();
+    own.insert("X-Colour".into(), AMQPValue::LongString("red".into()));
+    let properties = BasicProperties::default().with_content_type("text/plain".into()).with_headers(own);
+    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"headers", properties).await;
+    let text = String::from_utf8(reply.data).unwrap();
+    assert!(text.starts_with("rpc k\n"), "{text}");
+    for line in ["routing-key: k", "content-type: text/plain", "header.x-colour: red", "correlation-id: 7"] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "7");
+    let reply = scene.peer.ask_raw(&scene.exchange, "k", &[0, 255, 7], BasicProperties::default()).await;
+    assert_eq!(reply.data, [0, 255, 7]);
+    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"refuse", BasicProperties::default()).await;
+    let error = reply.properties.headers().as_ref().unwrap().inner().get("error").cloned();
+    assert_eq!(error, Some(AMQPValue::LongString("refused".into())));
+    assert!(!String::from_utf8(reply.data).unwrap().contains("secret"));
+    scene.send(b"hello", BasicProperties::default()).await;
+    cage.logged("message k: hello").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_is_found_by_its_names_and_groups() {
+    let Some(scene) = Scene::new().await else { return };
+    let name = format!("application-{}", scene.queue);
+    let keys = format!("application = '{name}'\ngroups = ['red']\n{HANDLERS}");
+    let cage = scene.start(&keys).await;
+    let exchange = "generic-application-exchange";
+    let (content, _) = scene.peer.ask(exchange, &format!("{name}/rr"), "ping", json!({})).await;
+    assert_eq!((&content["type"], &content["value"]["name"]), (&json!("success"), &json!(name)));
+    let (pid, host) = (content["value"]["pid"].as_str().unwrap(), content["value"]["host"].as_str().unwrap());
+    assert_eq!(pid, std::process::id().to_string());
+    let keys = [
+        name.clone(),
+        format!("@{host}"),
+        format!("{name}@{host}/rr"),
+        format!("{name}@{host}"),
+        format!("{pid}@{host}"),
+        format!("{name}#red"),
+        format!("{name}#red/rr"),
+    ];
+    for key in &keys {
+        scene.peer.command(exchange, key, "echo", json!({"by": key})).await;
+        cage.logged(&format!(r#"echo: {{"by":"{key}"}}"#)).await;
+    }
+    let blue = format!("{name}#blue");
+    scene.peer.command(exchange, &name, "join_group", json!({"group_name": "blue"})).await;
+    cage.logged("message/command/join_group").await;
+    // The binding follows the acknowledgement.
+    for number in 0.. {
+        scene.peer.command(exchange, &blue, "echo", json!({"blue": number})).await;
+        if cage.log().contains(r#"echo: {"blue":"#) {
+            break;
+        }
+        assert!(number < 10_000, "the group was not joined");
+    }
+    scene.peer.command(exchange, &name, "leave_group", json!({"group_name": "blue"})).await;
+    cage.logged("message/command/leave_group").await;
+    assert!(cage.stop().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quit_ends_the_interface_and_restart_begins_it_anew() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start(HANDLERS).await;
+    scene.command("restart", json!({})).await;
+    eventually("a second start", || (cage.log().matches("address=\"amqp").count() > 1).then_some(())).await;
+    assert_eq!(scene.ask("echo", json!(1)).await["value"], 1);
+    scene.command("quit", json!({})).await;
+    cage.logged("interface has stopped").await;
+    scene.command("echo", json!("waits")).await;
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(1), "quit was acknowledged, and nobody consumes");
+    assert!(cage.stop().await);
+    let deaf = scene.start(&format!("defaults = false\n{HANDLERS}")).await;
+    deaf.logged("echo: \"waits\"").await;
+    scene.command("quit", json!({})).await;
+    assert_eq!(scene.ask("echo", json!(1)).await["value"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_fails_is_tried_so_often_and_then_dead_lettered() {
+    let Some(scene) = Scene::new().await else { return };
+    let dead = format!("dead-{}", scene.queue);
+    scene.peer.bound(&format!("{}-dead", scene.exchange), &dead, "dead").await;
+    let quorum = format!("poison-{}", scene.queue);
+    let arguments =
+        format!("{{ x-dead-letter-exchange = '{}-dead', x-dead-letter-routing-key = 'dead' }}", scene.exchange);
+    let keys =
+        format!("format = 'raw'\nattempts = 3\nqueues.{quorum} = {{ type = 'quorum', arguments = {arguments} }}");
+    let cage = scene.start(&keys).await;
+    let poison = BasicProperties::default().with_message_id("poison".into());
+    scene.peer.publish("", &quorum, b"fail", poison.clone()).await;
+    scene.peer.publish("", &quorum, b"refuse", poison.clone()).await;
+    scene.peer.publish("", &quorum, b"good", BasicProperties::default()).await;
+    cage.logged(&format!("message {quorum}: good")).await;
+    let mut letters = Vec::new();
+    while letters.len() < 2 {
+        letters.extend(scene.peer.take(&dead).await.map(|letter| letter.data));
+    }
+    letters.sort();
+    assert_eq!(letters, [b"fail".to_vec(), b"refuse".to_vec()]);
+    assert_eq!(cage.log().matches("failing poison").count(), 3);
+    assert!(cage.stop().await);
+    assert_eq!(scene.peer.waiting(&quorum).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_waits_for_its_module() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.start("module = 'late'").await;
+    scene.command("anything", json!(1)).await;
+    cage.logged("no such module").await;
+    cage.deploy("late", &std::fs::read(wasmcage_tests::guest("amqp_handler")).unwrap());
+    cage.logged("message anything").await;
+    assert!(cage.stop().await);
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_declaration_names_what_differs() {
+    let Some(scene) = Scene::new().await else { return };
+    scene.peer.bound(&scene.exchange, &scene.queue, "k").await;
+    let cage = scene.cage("").start().await;
+    let log = cage.logged("interface failed").await;
+    assert!(log.contains(&format!("cannot declare queue {}", scene.queue)) && log.contains("durable"), "{log}");
+    cage.configure(
+        &std::fs::read_to_string(cage.directory().join("cage.toml"))
+            .unwrap()
+            .replace("url =", &format!("queues.{} = {{ durable = true }}\nurl =", scene.queue)),
+    );
+    scene.command("anything", json!(1)).await;
+    cage.logged("message anything").await;
+}

@@ -1,0 +1,215 @@
+//! Resource `amqp`: what is published and confirmed, asked and answered; by the traits of resources, without a module.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::FieldTable;
+use serde_json::{Value, json};
+use wasmcage::protocol::{Connection, Resource, find};
+use wasmcage::request::Deadline;
+use wasmcage::resource::{Operation, OperationReply, ResourceError};
+use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
+
+struct Scene {
+    broker: Arc<RabbitMq>,
+    peer: Peer,
+    exchange: String,
+    queue: String,
+    _root: tempfile::TempDir,
+    resource: Box<dyn Resource>,
+}
+
+impl Scene {
+    /// None where there is no RabbitMQ.
+    async fn new(keys: &str) -> Option<Self> {
+        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
+        let peer = Peer::of(&broker).await;
+        let unique = |prefix: &str| format!("{}-{}", unique_name(prefix), std::process::id());
+        let (exchange, queue) = (unique("out"), unique("outqueue"));
+        peer.bound(&exchange, &queue, "k").await;
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("sender")).unwrap();
+        let eks = format!("eks = [{{ exchange = '{exchange}', key = 'k' }}]");
+        let toml = format!("[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n{eks}\n{keys}", broker.url());
+        std::fs::write(root.path().join("sender/cage.toml"), toml).unwrap();
+        let config = wasmcage::cage::load_config(root.path(), "sender", "node").unwrap();
+        let section = config.resources["out"].section.clone();
+        // Read by what keeps pools.
+        section.table("pool");
+        section.table("cache");
+        let resource = find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"));
+        Some(Self { broker, peer, exchange, queue, _root: root, resource })
+    }
+
+    async fn connect(&self) -> Box<dyn Connection> {
+        self.resource.connect(within()).await.unwrap()
+    }
+
+    async fn taken(&self) -> Value {
+        let delivery = self.peer.take(&self.queue).await.expect("a message");
+        assert_eq!(*delivery.properties.delivery_mode(), Some(2));
+        serde_json::from_slice(&delivery.data).unwrap()
+    }
+
+    /// Answers every rpc by the guest of the demos.
+    async fn answering(&self) -> wasmcage_tests::Running {
+        let Self { exchange, queue, .. } = self;
+        let cage = TestCage::new().module("postage_echo", "echo").config(&format!(
+            "[interfaces.in]\nprotocol = 'amqp'\nurl = '{}'\nhandlers = {{ 'rpc/command/echo' = 'echo.rpc_echo' }}\n\
+             queues.{queue} = {{ durable = true }}\nbindings = [{{ exchange = '{exchange}', queue = '{queue}', key = 'k' }}]",
+            self.broker.url()
+        ));
+        let cage = cage.start().await;
+        cage.logged("address=\"amqp").await;
+        cage
+    }
+}
+
+fn within() -> Deadline {
+    Deadline::after(Duration::from_secs(30))
+}
+
+fn operation(action: &str, target: &str, headers: &[(&str, &str)], body: Value) -> Operation {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Operation { action: action.into(), target: target.into(), headers, body: body.to_string().into() }
+}
+
+async fn alone(connection: &mut Box<dyn Connection>, operation: Operation) -> Result<OperationReply, ResourceError> {
+    connection.execute_alone(operation, &[], within()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_sent_is_in_the_queue() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    alone(&mut connection, operation("command", "rotate", &[], json!({"keep": 7}))).await.unwrap();
+    let message = scene.taken().await;
+    assert_eq!((&message["name"], &message["content"]["parameters"]["keep"]), (&json!("rotate"), &json!(7)));
+    assert_eq!(message["fingerprint"]["name"], "sender");
+    alone(&mut connection, operation("forward", "", &[], message.clone())).await.unwrap();
+    assert_eq!(scene.taken().await, message);
+    let raw = operation("publish", "", &[("content-type", "text/plain"), ("header.a", "b")], json!("raw"));
+    alone(&mut connection, raw).await.unwrap();
+    let delivery = scene.peer.take(&scene.queue).await.unwrap();
+    assert_eq!(delivery.properties.content_type().as_ref().unwrap().as_str(), "text/plain");
+    assert!(connection.is_healthy().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_queue_is_there_for_comes_back_as_an_error() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    let error = alone(&mut connection, operation("status", "on", &[("key", "nobody")], json!({}))).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.recoverable, error.terminal), ("unroutable", true, false));
+    assert!(error.text.contains(&scene.exchange) && error.text.contains("nobody"), "{error}");
+    let relaxed = operation("status", "on", &[("key", "nobody"), ("mandatory", "false")], json!({}));
+    alone(&mut connection, relaxed).await.unwrap();
+    // Several at once: one of them went well.
+    let eks = json!([[scene.exchange, "k"], [scene.exchange, "nobody"]]).to_string();
+    let error = alone(&mut connection, operation("status", "on", &[("eks", &eks)], json!({}))).await.unwrap_err();
+    assert!(!error.recoverable);
+    assert_eq!(scene.taken().await["name"], "on");
+    let eks = json!([["no-such-exchange", "k"]]).to_string();
+    let error = alone(&mut connection, operation("status", "on", &[("eks", &eks)], json!({}))).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.terminal), ("amqp-404", true));
+    assert!(!connection.is_healthy().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_publishes_at_its_commit() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    connection.begin(&[], within()).await.unwrap();
+    for number in 0..3 {
+        connection.execute(operation("command", "n", &[], json!(number)), within()).await.unwrap();
+    }
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+    connection.commit(within()).await.unwrap();
+    for number in 0..3 {
+        assert_eq!(scene.taken().await["content"]["parameters"], number);
+    }
+    connection.begin(&[], within()).await.unwrap();
+    connection.execute(operation("command", "n", &[], json!(9)), within()).await.unwrap();
+    connection.rollback(within()).await.unwrap();
+    connection.commit(within()).await.unwrap();
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+}
+
+async fn check_rpc(keys: &str) {
+    let Some(scene) = Scene::new(keys).await else { return };
+    let _cage = scene.answering().await;
+    let mut connection = scene.connect().await;
+    for number in 0..3 {
+        let reply = alone(&mut connection, operation("rpc", "echo", &[], json!({"n": number}))).await.unwrap();
+        assert_eq!((reply.status, reply.body), (200, json!({"n": number}).to_string().into()));
+    }
+    let reply = alone(&mut connection, operation("rpc", "echo", &[], json!({"fail": "refuse"}))).await.unwrap();
+    assert_eq!(reply.status, 422);
+    let reply = alone(&mut connection, operation("rpc", "echo", &[], json!({"fail": "panic"}))).await.unwrap();
+    assert_eq!((reply.status, &*reply.headers[0].1), (500, "trapped"));
+    let asked = operation("rpc", "echo", &[("queue-only", "true")], json!({"later": 1}));
+    let queue = String::from_utf8(alone(&mut connection, asked).await.unwrap().body.to_vec()).unwrap();
+    let reply = alone(&mut connection, operation("fetch", &queue, &[], json!(null))).await.unwrap();
+    assert_eq!(reply.body, json!({"later": 1}).to_string());
+    assert!(connection.is_healthy().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_is_answered_over_direct_reply_to() {
+    check_rpc("").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_is_answered_over_a_queue_of_its_own() {
+    check_rpc("reply_queue = 'exclusive'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_rpc_that_nobody_answers_is_sent_again_and_then_times_out() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    let asked = operation("rpc", "echo", &[("timeout-ms", "50"), ("max-retry", "2")], json!({}));
+    let error = alone(&mut connection, asked).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.terminal), ("timed-out", true));
+    assert!(error.text.contains("3 tries"), "{error}");
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(3));
+    let error = alone(&mut scene.connect().await, operation("rpc", "x", &[("key", "nobody")], json!({}))).await;
+    assert_eq!(error.unwrap_err().code, "unroutable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_is_none_is_an_error_that_says_so() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
+    let request = loop {
+        if let Some(request) = scene.peer.take(&scene.queue).await {
+            break request;
+        }
+    };
+    let reply_to = request.properties.reply_to().as_ref().unwrap().to_string();
+    // Without a correlation id, as the original replies.
+    scene.peer.publish("", &reply_to, b"{}", BasicProperties::default().with_headers(FieldTable::default())).await;
+    let reply = asked.await.unwrap().unwrap();
+    assert_eq!(reply.status, 422);
+    assert!(String::from_utf8_lossy(&reply.body).contains("cannot be read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_sends_and_asks_by_its_producer() {
+    let Some(scene) = Scene::new("").await else { return };
+    let _answering = scene.answering().await;
+    let sender = TestCage::new().module("amqp_sender", "interface_web").http("web").config(&format!(
+        "[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n\
+         eks = [{{ exchange = '{}', key = 'k' }}]",
+        scene.broker.url(),
+        scene.exchange
+    ));
+    let sender = sender.start().await;
+    let answer = sender.client("web").get("/rpc?text=hello").await;
+    assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({"text": "hello"})));
+    assert_eq!(sender.client("web").get("/command?text=hello").await.status, 204);
+    assert_eq!(sender.client("web").get("/command?key=nobody").await.status, 500);
+    sender.logged("unroutable").await;
+}
