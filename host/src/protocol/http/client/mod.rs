@@ -79,6 +79,10 @@ impl Resource for Server {
         Exchange::new(&self.config, operation.clone()).map(drop)
     }
 
+    fn undoes(&self) -> bool {
+        false
+    }
+
     async fn connect(&self, _deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
         Ok(Box::new(self.clone()))
     }
