@@ -209,10 +209,11 @@ fn a_write_sees_all_layers() {
         expected.truncate(limit);
         let found = store.read(|reader| {
             let nothing = Overlay::default();
-            let mut before = Writer::new(reader.snapshot, &nothing);
+            let queues = std::sync::Arc::default();
+            let mut before = Writer::new(reader.snapshot, &nothing, &queues);
             write(&mut before, &group);
             let (group, _) = before.into_parts();
-            let mut writer = Writer::new(reader.snapshot, &group);
+            let mut writer = Writer::new(reader.snapshot, &group, &queues);
             write(&mut writer, &own);
             for key in 0..10 {
                 assert_eq!(writer.get(Space::Interfaces, &[key])?.as_ref(), model.get([key].as_slice()));
