@@ -1,5 +1,7 @@
 //! The queue, step by step and against a plain model of it.
 
+mod crash;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
