@@ -1,5 +1,5 @@
 //! Any resource that was granted, whatever its protocol: `[resources.x]` of `cage.toml`, and `allow = { resources = ["x"] }`
-//! of the module. [`sql`](crate::sql), [`http`](crate::http) and [`file`](crate::file) speak of theirs in their own words.
+//! of the module. [`sql`](mod@crate::sql), [`http`](mod@crate::http) and [`file`](mod@crate::file) speak of theirs in their own words.
 //!
 //! ```no_run
 //! use std::time::Duration;
