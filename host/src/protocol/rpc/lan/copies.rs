@@ -31,8 +31,6 @@ const RETURN: Duration = Duration::from_secs(2);
 const RETURN_COST: u64 = 16;
 /// How fast a measured latency is forgotten while no other comes.
 const FADE: Duration = Duration::from_millis(100);
-/// Latency that a copy is credited with before it has answered.
-const LATENCY_UNKNOWN: Duration = Duration::from_micros(100);
 
 /// Every known copy, by its cage.
 #[derive(Default)]
@@ -301,21 +299,28 @@ impl Gauge {
         until != 0 && self.now_ms() < until
     }
 
-    /// A small difference is chance, and the one with fewer calls in work gets the next.
+    /// A small difference is chance, and the one with fewer calls in work gets the next. A copy that has not answered yet is
+    /// taken to be as fast as the other: so it is tried, and not by everybody at once.
     fn is_better_than(&self, other: &Self) -> bool {
-        let (cost, other_cost) = (self.cost(), other.cost());
+        let (latency, other_latency) = (self.faded_latency(), other.faded_latency());
+        let known = latency.or(other_latency).unwrap_or(1);
+        let (cost, other_cost) = (self.cost(latency.unwrap_or(known)), other.cost(other_latency.unwrap_or(known)));
         if cost / 2 > other_cost || other_cost / 2 > cost {
             return cost < other_cost;
         }
         self.in_flight.load(Ordering::Relaxed) <= other.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What one more call would cost. What was measured counts for half after each `FADE` without an answer, so that a
-    /// copy that was slow once is tried again.
-    fn cost(&self) -> u64 {
+    /// In nanoseconds. What was measured counts for half after each `FADE` without an answer, so that a copy that was slow
+    /// once is tried again.
+    fn faded_latency(&self) -> Option<u64> {
         let age_ms = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed));
-        let latency = self.latency().unwrap_or(LATENCY_UNKNOWN).as_nanos() as u64;
-        let latency = (latency >> (age_ms / FADE.as_millis() as u64).min(30)).max(1);
+        let latency = self.latency()?.as_nanos() as u64;
+        Some((latency >> (age_ms / FADE.as_millis() as u64).min(30)).max(1))
+    }
+
+    /// What one more call would cost, at that latency.
+    fn cost(&self, latency: u64) -> u64 {
         let cost = latency.saturating_mul(u64::from(self.in_flight.load(Ordering::Relaxed)) + 1);
         let until = self.ejected_until.load(Ordering::Relaxed);
         let returned = match until {
@@ -450,6 +455,20 @@ mod tests {
         // When all are avoided, one is tried all the same.
         known.copies[0].gauge.failed();
         assert!(known.choose(&[], true).is_some());
+    }
+
+    /// One copy that answered within microseconds once got all calls, since another was credited with more.
+    #[test]
+    fn a_copy_that_has_not_answered_yet_is_tried() {
+        let copies = Copies::default();
+        for copy in 1..=2 {
+            copies.seen(&sighting("a", copy, tcp("10.0.0.1:1"), Found::Peer), 1);
+        }
+        let known = copies.get("a").unwrap();
+        known.copies[0].gauge.answered(Duration::from_nanos(10));
+        assert!((0..100).any(|_| known.choose(&[], true).unwrap().id == CopyId(2)));
+        let _waiting: Vec<_> = (0..10).map(|_| known.copies[1].gauge.begin()).collect();
+        assert!((0..100).all(|_| known.choose(&[], true).unwrap().id == CopyId(1)));
     }
 
     #[test]
