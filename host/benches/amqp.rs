@@ -23,10 +23,9 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use support::{BenchCage, median};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use wasmcage::protocol::find;
-use wasmcage::request::Deadline;
-use wasmcage::resource::Operation;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -50,7 +49,7 @@ fn main() {
     for _ in 0..ROUNDS {
         consumed.push((runtime.block_on(bare_consume(&connection)), cage_consume(&runtime, &connection, &url)));
         asked.push((runtime.block_on(bare_rpc(&connection)), cage_rpc(&runtime, &connection, &url)));
-        published.push((runtime.block_on(bare_publish(&connection)), runtime.block_on(resource_publish(&url))));
+        published.push((runtime.block_on(bare_publish(&connection)), cage_publish(&runtime, &connection, &url)));
     }
     println!("| | client library | cage |\n|---|---|---|");
     let rate = |count: f64, times: Vec<Duration>| format!("{:.0}", count / median(times).as_secs_f64());
@@ -213,36 +212,32 @@ async fn bare_publish(connection: &Connection) -> Duration {
     elapsed
 }
 
-/// What 64 modules at once do, each with a connection of the pool.
-async fn resource_publish(url: &str) -> Duration {
-    let root = tempfile::tempdir().unwrap();
-    std::fs::create_dir(root.path().join("sender")).unwrap();
-    let eks = "eks = [{ exchange = '', key = 'bench-publish' }]\npersistent = false\nformat = 'raw'";
-    let toml = format!("[resources.out]\nprotocol = 'amqp'\nurl = '{url}'\n{eks}");
-    std::fs::write(root.path().join("sender/cage.toml"), toml).unwrap();
-    let config = wasmcage::cage::load_config(root.path(), "sender", "node").unwrap();
-    let section = config.resources["out"].section.clone();
-    section.table("pool");
-    section.table("cache");
-    let resource = find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"));
-    let deadline = || Deadline::after(Duration::from_secs(60));
-    let mut connections = Vec::new();
-    for _ in 0..PUBLISHERS {
-        connections.push(resource.connect(deadline()).await.unwrap());
-    }
-    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
-    let own = channel(&connection).await;
-    declare(&own, "bench-publish").await;
+/// What so many requests at once do, each publishing one message after the other, over the channels of the resource's pool.
+fn cage_publish(runtime: &Runtime, connection: &Connection, url: &str) -> Duration {
+    let own = runtime.block_on(channel(connection));
+    runtime.block_on(declare(&own, "bench-publish"));
+    let toml = format!(
+        "request_timeout_ms = 60_000\n[interfaces.web]\nprotocol = 'http'\nlisten = '127.0.0.1:0'\nmodule = 'sender'\n\
+         [modules.sender]\ntimeout_ms = 60_000\nallow = {{ resources = ['out'] }}\n\
+         [resources.out]\nprotocol = 'amqp'\nurl = '{url}'\npersistent = false\n\
+         eks = [{{ exchange = '', key = 'bench-publish' }}]"
+    );
+    let cage = BenchCage::start(&[("amqp_sender", "sender")], &toml).expect("the guests are built");
+    let address = cage.address();
+    let ask = async |count: usize| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /many?count={count} HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+    };
+    // Makes instances and channels.
+    runtime.block_on(join_all((0..PUBLISHERS).map(|_| ask(10))));
     let begun = Instant::now();
-    let publishing = connections.iter_mut().map(|connection| async move {
-        for _ in 0..MESSAGES as usize / PUBLISHERS {
-            let body = BODY.to_vec().into();
-            let operation = Operation { action: "publish".into(), body, ..Operation::default() };
-            connection.execute_alone(operation, &[], deadline()).await.unwrap();
-        }
-    });
-    join_all(publishing).await;
+    runtime.block_on(join_all((0..PUBLISHERS).map(|_| ask(MESSAGES as usize / PUBLISHERS))));
     let elapsed = begun.elapsed();
-    delete(&own, "bench-publish").await;
+    drop(cage);
+    runtime.block_on(delete(&own, "bench-publish"));
     elapsed
 }

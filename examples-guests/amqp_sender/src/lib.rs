@@ -20,6 +20,12 @@ fn handle(request: Request) -> Result<Response> {
                 Err(error) => Err(error.into()),
             };
         }
+        "/many" => {
+            let count: u32 = request.parameter("count").and_then(|count| count.parse().ok()).unwrap_or(1);
+            for _ in 0..count {
+                echo.publish([b'x'; 200])?;
+            }
+        }
         _ => return Ok(Response::new(404)),
     }
     Ok(().into())

@@ -212,7 +212,7 @@ async fn consume(
         }
     };
     let (verdicts, waiting) = mpsc::unbounded_channel();
-    let settler = AbortOnDropHandle::new(tokio::spawn(settle(channel.clone(), waiting)));
+    let settler = AbortOnDropHandle::new(tokio::spawn(settle(channel.clone(), waiting, prefetch)));
     let mut in_work: FuturesUnordered<BoxFuture<'static, (u64, Verdict)>> = FuturesUnordered::new();
     let why = loop {
         tokio::select! {

@@ -2,11 +2,18 @@
 //! can. The client library takes some 60 microseconds for each acknowledgement that is waited for, whatever it covers.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
+
+/// Verdicts are told when this part of the prefetch waits, or after `PATIENCE`: while one acknowledgement is on its way few
+/// come, and each costs the broker as much as a message.
+const TOGETHER_SHARE: u16 = 16;
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// What becomes of a delivery. Of several handlers' verdicts the last in this order counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,13 +28,20 @@ pub(super) enum Verdict {
 }
 
 /// Runs until no more verdicts come. Bounded by the prefetch: the broker sends no more than that without verdicts.
-pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiver<(u64, Verdict)>) {
-    let mut plan = Plan::default();
-    while let Some(first) = verdicts.recv().await {
-        plan.add(first);
-        while let Ok(next) = verdicts.try_recv() {
-            plan.add(next);
+pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiver<(u64, Verdict)>, prefetch: u16) {
+    let together = usize::from(prefetch / TOGETHER_SHARE).max(1);
+    let (mut plan, mut batch) = (Plan::default(), Vec::new());
+    while verdicts.recv_many(&mut batch, prefetch.into()).await > 0 {
+        let mut patience = pin!(tokio::time::sleep(PATIENCE));
+        while batch.len() < together {
+            let missing = together - batch.len();
+            tokio::select! {
+                biased;
+                more = verdicts.recv_many(&mut batch, missing) => if more == 0 { break },
+                () = &mut patience => break,
+            }
         }
+        batch.drain(..).for_each(|verdict| plan.add(verdict));
         let steps = plan.steps();
         // A channel that has failed returns everything to its queues; its consumer notices.
         let _ = join_all(steps.into_iter().map(|step| take(&channel, step))).await;
