@@ -7,10 +7,7 @@ use wasmcage_guest::{Request, Response, Result, handler, module, params, state, 
 fn handle(request: Request) -> Result<Response> {
     let item = request.text()?;
     let row = Statements::new()
-        .add(
-            "create table if not exists orders (id integer primary key, item text not null, taken text not null)",
-            params! {},
-        )
+        .add("create table if not exists orders (id integer primary key, item text, taken text)", params! {})
         .add("insert into orders (item, taken) values ({item}, current_timestamp)", params! { item: item });
     let mut counts = state::transaction();
     let count = counts.increment("orders", 1);

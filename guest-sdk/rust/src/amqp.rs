@@ -305,4 +305,22 @@ mod tests {
         assert_eq!(value_of::<i32>(reply(500, &[("exception", "ValueError")], "no")), Err(exception));
         assert!(matches!(value_of::<i32>(reply(200, &[], "\"x\"")), Err(AmqpError::Reply(_))));
     }
+
+    #[test]
+    fn messages_are_operations_with_the_settings_of_their_producer() {
+        let logs = producer("logs").key("k");
+        let check = |operation: Operation, action: &str, target: &str, body: &str| {
+            let headers = vec![("key".to_owned(), "k".to_owned())];
+            assert_eq!(operation, Operation { headers, ..Operation::of(action, target).body(body) });
+        };
+        let value = serde_json::json!([1]);
+        check(logs.operation().command("rotate", &value).unwrap(), "command", "rotate", "[1]");
+        check(logs.operation().status("on"), "status", "on", "");
+        check(logs.operation().result(&value).unwrap(), "result", "", "[1]");
+        check(logs.operation().message(&value).unwrap(), "message", "", "[1]");
+        check(logs.operation().forward(&value).unwrap(), "forward", "", "[1]");
+        check(logs.operation().publish("raw"), "publish", "", "raw");
+        let unfit = std::collections::BTreeMap::from([((1, 2), 3)]);
+        assert!(matches!(logs.operation().result(unfit), Err(AmqpError::Failed { .. })));
+    }
 }
