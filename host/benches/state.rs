@@ -32,6 +32,7 @@ const ROUNDS: usize = 3;
 /// Of a module, in each call.
 const GETS: u32 = 20_000;
 const SETS: u32 = 200;
+/// With a disk that others use, too.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("keys");
 
@@ -182,7 +183,7 @@ impl Bench {
                 let mut durations = Vec::new();
                 while started.elapsed() < ROUND {
                     let begun = Instant::now();
-                    let deadline = Deadline::after(Duration::from_secs(10));
+                    let deadline = Deadline::after(PATIENCE);
                     let steps = vec![step(caller, durations.len())];
                     store.transact("m", Quota::default(), steps, None, deadline).await.unwrap();
                     durations.push(begun.elapsed());
