@@ -105,8 +105,11 @@ impl Guest {
         let begun = Instant::now();
         let calls = (0..callers).map(|caller| {
             let (dispatcher, function) = (dispatcher.clone(), function.to_owned());
-            let length = if function.starts_with("set") { format!("{VALUE_BYTES},") } else { String::new() };
-            let arguments = Payload::Json(format!("{{\"args\":[\"k{caller}\",{length}{times}]}}"));
+            let arguments = match &*function {
+                "get_repeatedly" => format!("{{\"args\":[\"k{caller}/0\",{times}]}}"),
+                _ => format!("{{\"args\":[\"k{caller}\",{VALUE_BYTES},{times}]}}"),
+            };
+            let arguments = Payload::Json(arguments);
             let context = RequestContext::new("bench".into(), "bench", PATIENCE, Arc::new(Facts::default()));
             self.0.host().lanes().next().spawn(async move {
                 dispatcher.call(Arc::new(context), "user", function, arguments).await.unwrap();

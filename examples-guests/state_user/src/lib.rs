@@ -22,11 +22,11 @@ mod state_user {
         Ok(())
     }
 
-    /// Sets a key to so many bytes, so many times.
+    /// Sets so many keys beneath one to so many bytes.
     pub fn set_repeatedly(key: &str, length: usize, times: u32) -> Result<()> {
         let value = vec![b'x'; length];
-        for _ in 0..times {
-            state::set_bytes(key, value.as_slice())?;
+        for number in 0..times {
+            state::set_bytes(&format!("{key}/{number}"), value.as_slice())?;
         }
         Ok(())
     }
