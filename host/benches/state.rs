@@ -1,6 +1,7 @@
-//! The durable store: writes by many callers and by one, against one sync of the disk for each, and reads.
+//! The durable store: writes by many callers and by one, against one sync of the disk for each, and reads; the same by a
+//! module.
 //!
-//! `cargo bench -p wasmcage --bench state`. In the directory for temporary files: `TMPDIR` chooses the disk.
+//! `cargo bench -p wasmcage --bench state` after `tests/run guests`. In the directory for temporary files: `TMPDIR` chooses the disk.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redb::{Database, TableDefinition};
-use support::median;
-use wasmcage::request::Deadline;
+use support::{BenchCage, median};
+use wasmcage::request::{Deadline, Facts, Payload, RequestContext};
 use wasmcage::store::{Quota, StateValue, Step, Store, StoreSettings};
 
 #[global_allocator]
@@ -28,6 +29,11 @@ const CALLERS: usize = 64;
 /// Of each measurement.
 const ROUND: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 3;
+/// Of a module, in each call.
+const GETS: u32 = 20_000;
+const SETS: u32 = 200;
+/// With a disk that others use, too.
+const PATIENCE: Duration = Duration::from_secs(60);
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("keys");
 
 fn main() {
@@ -68,6 +74,51 @@ fn main() {
         many.0 / commit.0
     );
     println!("1 caller: p50 {:.2} x a sync", one.1 / sync.1);
+    guests();
+}
+
+/// The same through a module, which repeats an operation in each call: what that costs, and not what the call does.
+fn guests() {
+    let Some(cage) = BenchCage::start(&[("state_user", "user")], "") else {
+        println!("not run: state of a module; the guests are not built");
+        return;
+    };
+    let guest = Guest(cage);
+    let (mut gets, mut sets) = (Vec::new(), Vec::new());
+    guest.calls(1, "set_repeatedly", SETS);
+    for _ in 0..ROUNDS {
+        gets.push(guest.calls(1, "get_repeatedly", GETS) / GETS);
+        sets.push(guest.calls(CALLERS, "set_repeatedly", SETS));
+    }
+    let rate = f64::from(SETS) * CALLERS as f64 / median(sets).as_secs_f64();
+    println!("\n| a module, {VALUE_BYTES} bytes, medians of {ROUNDS} | |\n|---|---|");
+    println!("| get, us | {:.2} |", median(gets).as_secs_f64() * 1e6);
+    println!("| durable set, {CALLERS} callers, per second | {rate:.0} |");
+}
+
+struct Guest(BenchCage);
+
+impl Guest {
+    /// How long so many calls at once take, each of which does `function` so many times.
+    fn calls(&self, callers: usize, function: &str, times: u32) -> Duration {
+        let dispatcher = self.0.host().cage("bench").unwrap().dispatcher().clone();
+        let begun = Instant::now();
+        let calls = (0..callers).map(|caller| {
+            let (dispatcher, function) = (dispatcher.clone(), function.to_owned());
+            let arguments = match &*function {
+                "get_repeatedly" => format!("{{\"args\":[\"k{caller}/0\",{times}]}}"),
+                _ => format!("{{\"args\":[\"k{caller}\",{VALUE_BYTES},{times}]}}"),
+            };
+            let arguments = Payload::Json(arguments);
+            let context = RequestContext::new("bench".into(), "bench", PATIENCE, Arc::new(Facts::default()));
+            self.0.host().lanes().next().spawn(async move {
+                dispatcher.call(Arc::new(context), "user", function, arguments).await.unwrap();
+            })
+        });
+        let calls: Vec<_> = calls.collect();
+        calls.into_iter().for_each(|call| self.0.runtime.block_on(call).unwrap());
+        begun.elapsed()
+    }
 }
 
 struct Measured {
@@ -135,7 +186,7 @@ impl Bench {
                 let mut durations = Vec::new();
                 while started.elapsed() < ROUND {
                     let begun = Instant::now();
-                    let deadline = Deadline::after(Duration::from_secs(10));
+                    let deadline = Deadline::after(PATIENCE);
                     let steps = vec![step(caller, durations.len())];
                     store.transact("m", Quota::default(), steps, None, deadline).await.unwrap();
                     durations.push(begun.elapsed());

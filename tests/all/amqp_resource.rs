@@ -64,6 +64,17 @@ impl Scene {
         cage.logged("address=\"amqp").await;
         cage
     }
+
+    /// A guest that sends by its producer what comes by HTTP.
+    async fn sending(&self) -> wasmcage_tests::Running {
+        let sender = TestCage::new().module("amqp_sender", "interface_web").http("web").config(&format!(
+            "[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n\
+             eks = [{{ exchange = '{}', key = 'k' }}]",
+            self.broker.url(),
+            self.exchange
+        ));
+        sender.start().await
+    }
 }
 
 fn within() -> Deadline {
@@ -200,16 +211,26 @@ async fn a_reply_that_is_none_is_an_error_that_says_so() {
 async fn a_module_sends_and_asks_by_its_producer() {
     let Some(scene) = Scene::new("").await else { return };
     let _answering = scene.answering().await;
-    let sender = TestCage::new().module("amqp_sender", "interface_web").http("web").config(&format!(
-        "[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n\
-         eks = [{{ exchange = '{}', key = 'k' }}]",
-        scene.broker.url(),
-        scene.exchange
-    ));
-    let sender = sender.start().await;
+    let sender = scene.sending().await;
     let answer = sender.client("web").get("/rpc?text=hello").await;
     assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({"text": "hello"})));
     assert_eq!(sender.client("web").get("/command?text=hello").await.status, 204);
     assert_eq!(sender.client("web").get("/command?key=nobody").await.status, 500);
     sender.logged("unroutable").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_modules_transaction_is_published_if_that_commits() {
+    let Some(scene) = Scene::new("").await else { return };
+    let sender = scene.sending().await;
+    let client = sender.client("web");
+    assert_eq!(client.get("/once?text=first").await.status, 204);
+    let message = scene.taken().await;
+    assert_eq!((&message["name"], &message["content"]["parameters"]["text"]), (&json!("echo"), &json!("first")));
+    // It remembers: the transaction is rolled back.
+    assert_eq!(client.get("/once?text=second").await.status, 500);
+    sender.logged("code conflict").await;
+    assert_eq!(client.get("/command?text=third").await.status, 204);
+    assert_eq!(scene.taken().await["content"]["parameters"]["text"], "third");
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
 }

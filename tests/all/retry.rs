@@ -118,6 +118,20 @@ async fn a_call_is_made_in_the_background_and_has_an_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_in_a_transaction_of_state_is_made_if_that_is_done() {
+    let cage = started("").await;
+    let ask = async |key: &str, text: &str| call(&cage, "ask_if_free", json!({ "key": key, "text": text })).await;
+    let first = ask("a", "one").await;
+    assert_eq!(ask("a", "two").await, Value::Null, "the key is taken");
+    assert_eq!(listed(&cage, cage.name(), false).iter().filter(|call| call.id != first).count(), 0);
+    let last = ask("b", "three").await;
+    idle(&cage).await;
+    let mut made: Vec<_> = made(&cage).into_iter().map(|made| (made.text, Value::from(made.id))).collect();
+    made.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(made, [("one".to_owned(), first), ("three".to_owned(), last)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_named_call_is_accepted_once() {
     let cage = started(QUICK).await;
     for _ in 0..3 {

@@ -6,10 +6,13 @@ use std::fs::{self, File};
 use std::io::Read as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use serde_json::json;
 use wasmcage::host::StartError;
 use wasmcage::request::Deadline;
-use wasmcage::store::{Space, Store, StoreSettings};
+use wasmcage::store::{CallsWanted, Space, Store, StoreSettings};
 use wasmcage_tests::{Running, TestCage, eventually, guest};
+
+use crate::resources::{rows, sqlite};
 
 const EVERY_SECOND: &str = "cron = \"* * * * * *\"\ntime_zone = \"Europe/Berlin\"";
 
@@ -17,7 +20,7 @@ fn nightly(keys: &str, takes_ms: u32) -> TestCage {
     TestCage::new()
         .config(&format!("[interfaces.nightly]\nprotocol = \"schedule\"\n{keys}"))
         .config(&format!("[modules.interface_nightly]\nconfig = {{ takes_ms = {takes_ms} }}"))
-        .module("nightly", "interface_nightly")
+        .module("scheduled", "interface_nightly")
 }
 
 /// The times whose requests have got to that point, in order, and how many the module was told it missed before each.
@@ -132,6 +135,34 @@ async fn what_passed_while_the_cage_was_down_is_caught_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_nightly_job_moves_the_orders_of_the_day_away_and_reports_them() {
+    let allowed = |module: &str| format!("[modules.{module}]\nallow = {{ resources = [\"db\"] }}\n");
+    let cage = TestCage::new()
+        .module("order", "interface_web")
+        .module("nightly", "interface_nightly")
+        .module("resource_user", "user")
+        .http("web")
+        .config(&format!("[interfaces.nightly]\nprotocol = \"schedule\"\n{EVERY_SECOND}"))
+        .config(&(sqlite("db", "a.db", "") + &allowed("interface_web") + &allowed("interface_nightly")))
+        .config(&allowed("user"))
+        .start()
+        .await;
+    let answer = cage.client("web").post("/", "tea").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let log = cage.logged("1 orders until ").await;
+    let (_, night) = log.split_once("1 orders until ").unwrap();
+    let night = night.split_whitespace().next().unwrap().trim_matches('"');
+    assert_eq!(rows(&cage, "db", "select item from archive").await, json!([["tea"]]));
+    assert_eq!(rows(&cage, "db", "select count(*) from orders").await, json!([[0]]));
+    let store = &cage.host().cage(cage.name()).unwrap().dispatcher().services().store;
+    let calls = store.calls(&CallsWanted { limit: 10, ..CallsWanted::default() }).unwrap();
+    let report = calls.iter().find(|call| call.id == night).unwrap_or_else(|| panic!("{night} is not in {calls:?}"));
+    assert_eq!((&*report.module, &*report.function), ("mail", "send"));
+    // Later nights find nothing.
+    cage.logged("no orders until ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_store_a_schedule_warns_and_goes_on() {
     let cage = nightly("every = \"1s\"\ncatch_up = \"once\"", 0);
     // No directory can be made where a file is.
@@ -146,7 +177,7 @@ async fn without_a_module_times_pass_and_with_one_they_do_not() {
     let cage =
         TestCage::new().config(&format!("[interfaces.nightly]\nprotocol = \"schedule\"\n{EVERY_SECOND}")).start().await;
     cage.logged("no module is there for a scheduled request").await;
-    cage.deploy("interface_nightly", &fs::read(guest("nightly")).unwrap());
+    cage.deploy("interface_nightly", &fs::read(guest("scheduled")).unwrap());
     until(&cage, "is done", 1).await;
     // A changed schedule begins anew.
     cage.configure("[interfaces.nightly]\nprotocol = \"schedule\"\ncron = \"@yearly\"\ntime_zone = \"UTC\"");

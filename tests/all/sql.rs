@@ -317,6 +317,31 @@ async fn a_guestbook_keeps_names_in_sqlite() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reads_are_kept_until_what_they_read_is_written_or_their_time_is_over() {
+    let cage = started(&format!("{SQLITE}\ncache = {{ size_mb = 1 }}")).await;
+    run(&cage, "create table t (x integer)").await;
+    run(&cage, "insert into t values (1)").await;
+    let read = async |key: Value, ttl_ms: Value| {
+        call(&cage, "cached", json!(["db", "select x from t", "t", key, ttl_ms])).await
+    };
+    assert_eq!(read(Value::Null, Value::Null).await, 1);
+    // Written without a word to the cache.
+    run(&cage, "update t set x = 2").await;
+    assert_eq!(read(Value::Null, Value::Null).await, 1);
+    assert_eq!(read(json!("another key"), Value::Null).await, 2);
+    assert_eq!(read(Value::Null, json!(0)).await, 2, "it was to be kept no time at all");
+    // What else is written does not matter.
+    run(&cage, "update t set x = 3").await;
+    call(&cage, "write", json!(["db", "update t set x = x", "others"])).await;
+    assert_eq!(read(json!("another key"), Value::Null).await, 2);
+    assert_eq!(call(&cage, "write", json!(["db", "update t set x = 4", "t"])).await, 1);
+    assert_eq!(read(json!("another key"), Value::Null).await, 4);
+    let cage = cage.snapshot().cages.swap_remove(0);
+    let cache = cage.resources[0].cache.as_ref().map(|cache| (cache.hits, cache.misses));
+    assert_eq!(cache, Some((2, 4)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_makes_operations_wait_until_their_deadline() {
     let cage = started(&format!("{SQLITE}\ntimeout_ms = 300\npool = {{ size = 1 }}")).await;
     run(&cage, "create table t (a)").await;

@@ -32,7 +32,7 @@ async fn all_is_done_or_nothing() {
     let cage = orders().await;
     let parts = json!([{"db": INSERT}, {"add": "count"}, {"other": INSERT}]);
     let done = call(&cage, "transact", json!([parts, "all"])).await;
-    assert_eq!(done, json!(["reply", "[Outcome::Number(1)]", "reply"]));
+    assert_eq!(done, json!(["reply", 1, "reply"]));
     assert_eq!(counts(&cage).await, [1, 1]);
     // The second row of the same key is refused by the second database.
     let parts = json!([{"db": "insert into t values (2)"}, {"add": "count"}, {"other": INSERT}]);
@@ -43,7 +43,7 @@ async fn all_is_done_or_nothing() {
     );
     assert!(error["code"].as_str().unwrap().contains("CONSTRAINT"), "{error}");
     assert_eq!(counts(&cage).await, [1, 1]);
-    assert_eq!(next(&cage).await, "[Outcome::Number(2)]");
+    assert_eq!(next(&cage).await, 2);
     // A condition of the module's data keeps the databases from committing.
     let parts = json!([{"db": "insert into t values (3)"}, {"absent": "count"}]);
     let error = call(&cage, "transact", json!([parts, "all"])).await;
@@ -95,7 +95,7 @@ async fn a_transaction_that_its_module_does_not_commit_is_rolled_back() {
     assert!(dispatcher.call(context.into(), "user", "decide".into(), arguments).await.is_err());
     assert_eq!(counts(&cage).await, [0, 0]);
     let done = call(&cage, "decide", json!([parts, "commit"])).await;
-    assert_eq!(done, json!(["reply", "[Outcome::Number(1)]"]));
+    assert_eq!(done, json!(["reply", 1]));
     assert_eq!(counts(&cage).await, [1, 0]);
 }
 

@@ -1,8 +1,9 @@
-//! The sending side of Postage's demos: what comes by HTTP goes on as a message or as an rpc.
+//! The sending side of Postage's demos: what comes by HTTP goes on as a message or as an rpc. `/once` sends a message and
+//! remembers it: both, or nothing.
 
-use wasmcage_guest::amqp::{AmqpError, producer};
+use wasmcage_guest::amqp::{AmqpError, Producer, producer};
 use wasmcage_guest::serde_json::{Value, json};
-use wasmcage_guest::{Request, Response, Result, handler};
+use wasmcage_guest::{Request, Response, Result, handler, state, transaction};
 
 #[handler]
 fn handle(request: Request) -> Result<Response> {
@@ -13,6 +14,7 @@ fn handle(request: Request) -> Result<Response> {
     }
     match request.path() {
         "/command" => echo.command("echo", parameters)?,
+        "/once" => once(&echo, parameters)?,
         "/rpc" => {
             return match echo.rpc::<Value>("echo", parameters) {
                 Ok(value) => Response::json(&value),
@@ -29,4 +31,15 @@ fn handle(request: Request) -> Result<Response> {
         _ => return Ok(Response::new(404)),
     }
     Ok(().into())
+}
+
+fn once(echo: &Producer, parameters: Value) -> Result<()> {
+    let mut memory = state::transaction();
+    memory.check("sent", None::<&bool>);
+    memory.set("sent", &true);
+    let mut both = transaction();
+    both.state(memory)?;
+    both.operation("out", echo.operation().command("echo", parameters)?);
+    both.execute()?;
+    Ok(())
 }

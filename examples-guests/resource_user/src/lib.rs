@@ -9,7 +9,8 @@ mod resource_user {
     use serde_json::{Value, json};
     use wasmcage_guest::resource::{Caching, Operation, ResourceError, resource};
     use wasmcage_guest::sql::Statements;
-    use wasmcage_guest::transaction::{Pending, Results, Running, Step, Transaction, transaction};
+    use wasmcage_guest::state::{self, Outcomes};
+    use wasmcage_guest::transaction::{Pending, Results, Running, Transaction, transaction};
     use wasmcage_guest::{Error, Result, params};
 
     thread_local! {
@@ -51,8 +52,16 @@ mod resource_user {
             };
             let value = value.as_str().unwrap_or_default();
             pending.push(match kind.as_str() {
-                "add" => Part::State(all.state(vec![Step::Increment((value.into(), 1))])),
-                "absent" => Part::State(all.state(vec![Step::Check((value.into(), None))])),
+                "add" => {
+                    let mut steps = state::transaction();
+                    let sum = steps.increment(value, 1);
+                    Part::Sum(all.state(steps)?, sum)
+                }
+                "absent" => {
+                    let mut steps = state::transaction();
+                    steps.check(value, None::<&()>);
+                    Part::Absent(all.state(steps)?)
+                }
                 "call" => {
                     let (module, function) = value.split_once('.').unwrap_or_default();
                     Part::Call(all.call(None, module, function, ())?)
@@ -65,7 +74,8 @@ mod resource_user {
 
     enum Part {
         Reply(Pending<wasmcage_guest::resource::Reply>),
-        State(Pending<Vec<wasmcage_guest::transaction::Outcome>>),
+        Sum(Pending<Outcomes>, state::Pending<i64>),
+        Absent(Pending<Outcomes>),
         Call(Pending<Value>),
     }
 
@@ -73,7 +83,10 @@ mod resource_user {
         let shown = pending.into_iter().map(|part| {
             let shown = match part {
                 Part::Reply(pending) => results.take(pending).map(|_| json!("reply")),
-                Part::State(pending) => results.take(pending).map(|outcomes| json!(format!("{outcomes:?}"))),
+                Part::Sum(pending, sum) => {
+                    results.take(pending).map(|mut outcomes| json!(outcomes.take(sum).expect("a number")))
+                }
+                Part::Absent(pending) => results.take(pending).map(|_| json!("absent")),
                 Part::Call(pending) => results.take(pending),
             };
             shown.unwrap_or_else(|error| told(&error))

@@ -8,6 +8,7 @@ mod retried_user {
     use std::io::Write as _;
     use std::time::{Duration, UNIX_EPOCH};
 
+    use wasmcage_guest::state::{self, StateError};
     use wasmcage_guest::{Error, Result, cage, context, module};
 
     /// Has `work(text, then)` be called in the background.
@@ -45,6 +46,19 @@ mod retried_user {
             call = call.attempts_max(attempts_max);
         }
         Ok(call.call("work", (text, then))?)
+    }
+
+    /// Has `work(text, "ok")` be called unless the key is taken, and takes the key: both, or nothing. The call's id, if so.
+    pub fn ask_if_free(key: &str, text: &str) -> Result<Option<String>> {
+        let mut steps = state::transaction();
+        let id = steps.retried(module(&context::module()).retried(), "work", (text, "ok"));
+        steps.check(key, None::<&String>);
+        steps.set(key, text);
+        match steps.commit() {
+            Ok(mut done) => Ok(Some(done.take(id)?)),
+            Err(StateError::Conflict(1)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Asks for many at once, without waiting for one before the next is asked for.

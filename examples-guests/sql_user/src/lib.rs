@@ -4,8 +4,10 @@ use wasmcage_guest::service;
 
 #[service]
 mod sql_user {
+    use std::time::Duration;
+
     use serde_json::{Value as Json, json};
-    use wasmcage_guest::sql::{self, Database, Error, Isolation, Statements, Value, sql};
+    use wasmcage_guest::sql::{self, Caching, Database, Error, Isolation, Statements, Value, sql};
     use wasmcage_guest::{Result, params};
 
     /// Statements with their values, in one transaction. `begin` may be `read-only` or `serializable`.
@@ -18,6 +20,23 @@ mod sql_user {
             let result = |rows: sql::Rows| json!({"columns": rows.columns, "rows": rows.rows, "affected": rows.affected, "last_id": rows.last_id});
             results.into_iter().map(result).collect()
         }))
+    }
+
+    /// One number, from the cache of reads if it is there: kept until `reads` is written, so many milliseconds at most.
+    pub fn cached(db: &str, statement: &str, reads: &str, key: Option<String>, ttl_ms: Option<u64>) -> Result<i64> {
+        let mut caching = Caching::new().reads(reads);
+        if let Some(key) = &key {
+            caching = caching.key(key);
+        }
+        if let Some(ms) = ttl_ms {
+            caching = caching.ttl(Duration::from_millis(ms));
+        }
+        Ok(sql(db).caching(caching).query(statement, params! {})?.one()?)
+    }
+
+    /// A statement that changes what `cached` reads.
+    pub fn write(db: &str, statement: &str, writes: &str) -> Result<u64> {
+        Ok(sql(db).caching(Caching::new().writes(writes)).execute(statement, params! {})?)
     }
 
     /// Sums up the first column of a streamed result; stops after so many rows.

@@ -14,6 +14,23 @@ mod state_user {
         Ok(state::get(key)?)
     }
 
+    /// Reads a key so many times.
+    pub fn get_repeatedly(key: &str, times: u32) -> Result<()> {
+        for _ in 0..times {
+            state::get_raw(key)?;
+        }
+        Ok(())
+    }
+
+    /// Sets so many keys beneath one to so many bytes.
+    pub fn set_repeatedly(key: &str, length: usize, times: u32) -> Result<()> {
+        let value = vec![b'x'; length];
+        for number in 0..times {
+            state::set_bytes(&format!("{key}/{number}"), value.as_slice())?;
+        }
+        Ok(())
+    }
+
     pub fn get_raw(key: &str) -> Result<Payload> {
         Ok(state::get_raw(key)?.unwrap_or(Payload::Json("null".into())))
     }

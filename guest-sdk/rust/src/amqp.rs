@@ -11,6 +11,19 @@
 //! # Ok(()) }
 //! ```
 //!
+//! A message may be part of a transaction: it is published when that commits, and not at all when it is rolled back.
+//!
+//! ```no_run
+//! # use wasmcage_guest::{Result, amqp::producer, params, serde_json::json, sql::Statements, transaction};
+//! # fn f() -> Result<()> {
+//! let row = Statements::new().add("insert into rotations (days) values ({days})", params! { days: 7 });
+//! let mut rotation = transaction();
+//! rotation.operation("db", row.operation()?);
+//! rotation.operation("logs", producer("logs").operation().command("rotate", json!({"keep": 7}))?);
+//! rotation.execute()?;
+//! # Ok(()) }
+//! ```
+//!
 //! What is sent is confirmed by the broker, and back as an error ([`AmqpError::is_unroutable`]) when no queue was there for
 //! it. A handler's way to reply is its own result; see [`error_reply`] and [`exception_reply`] for those that are no value.
 
@@ -21,7 +34,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::bindings::imports::wasmcage::cage::resources::{Operation, Options, Reply, ResourceError, execute};
+use crate::resource::{Operation, Reply, ResourceError, resource};
 use crate::{Error, Response, Result};
 
 /// A way to a resource, with settings for what is sent by it. A clone may be given other settings.
@@ -135,59 +148,100 @@ impl Producer {
 /// See the kinds.
 impl Producer {
     pub fn command(&self, name: &str, parameters: impl Serialize) -> Result<(), AmqpError> {
-        self.send("command", name, json(parameters)?)
+        self.send(self.operation().command(name, parameters)?)
     }
 
     pub fn status(&self, status: &str) -> Result<(), AmqpError> {
-        self.send("status", status, Vec::new())
+        self.send(self.operation().status(status))
     }
 
     pub fn result(&self, value: impl Serialize) -> Result<(), AmqpError> {
-        self.send("result", "", json(value)?)
+        self.send(self.operation().result(value)?)
     }
 
     /// Of no type: `{"args": [..], "kwds": {..}}`.
     pub fn message(&self, content: impl Serialize) -> Result<(), AmqpError> {
-        self.send("message", "", json(content)?)
+        self.send(self.operation().message(content)?)
     }
 
     /// A whole message as it came, with its sender.
     pub fn forward(&self, message: impl Serialize) -> Result<(), AmqpError> {
-        self.send("forward", "", json(message)?)
+        self.send(self.operation().forward(message)?)
     }
 
     /// Any body.
     pub fn publish(&self, body: impl Into<Vec<u8>>) -> Result<(), AmqpError> {
-        self.send("publish", "", body.into())
+        self.send(self.operation().publish(body))
+    }
+
+    /// A message that is not sent, for a participant of a [`transaction`](mod@crate::transaction).
+    pub fn operation(&self) -> Operations<'_> {
+        Operations(self)
     }
 
     /// Asks, and waits for the value.
     pub fn rpc<R: DeserializeOwned>(&self, name: &str, parameters: impl Serialize) -> Result<R, AmqpError> {
-        value_of(self.execute("rpc", name, json(parameters)?)?)
+        value_of(self.ask("rpc", name, json(parameters)?)?)
     }
 
     /// Asks, and returns the name of the queue where the reply will be; `fetch` takes it. The queue goes with the cage's
     /// connection to its broker.
     pub fn rpc_queue(&self, name: &str, parameters: impl Serialize) -> Result<String, AmqpError> {
         let asking = self.clone().setting("queue-only", "true");
-        let reply = asking.execute("rpc", name, json(parameters)?)?;
+        let reply = asking.ask("rpc", name, json(parameters)?)?;
         String::from_utf8(reply.body).map_err(|error| AmqpError::Reply(error.to_string()))
     }
 
     /// Waits for the value in such a queue, which then is no more.
     pub fn fetch<R: DeserializeOwned>(&self, queue: &str) -> Result<R, AmqpError> {
-        value_of(self.execute("fetch", queue, Vec::new())?)
+        value_of(self.ask("fetch", queue, Vec::new())?)
     }
 
-    fn send(&self, action: &str, target: &str, body: Vec<u8>) -> Result<(), AmqpError> {
-        self.execute(action, target, body).map(drop)
+    fn send(&self, operation: Operation) -> Result<(), AmqpError> {
+        resource(&self.resource).execute(operation)?;
+        Ok(())
     }
 
-    fn execute(&self, action: &str, target: &str, body: Vec<u8>) -> Result<Reply, AmqpError> {
+    fn ask(&self, action: &str, target: &str, body: Vec<u8>) -> Result<Reply, AmqpError> {
+        Ok(resource(&self.resource).execute(self.made(action, target, body))?)
+    }
+
+    fn made(&self, action: &str, target: &str, body: Vec<u8>) -> Operation {
         let headers = self.headers.clone();
-        let operation = Operation { action: action.to_owned(), target: target.to_owned(), headers, body };
-        let options = Options { timeout_ms: None, begin: Vec::new(), caching: None };
-        Ok(execute(&self.resource, &operation, &options)?)
+        Operation { action: action.to_owned(), target: target.to_owned(), headers, body }
+    }
+}
+
+/// Messages as operations: the same as those of a [`Producer`], for [`Transaction::operation`] on its resource.
+///
+/// [`Transaction::operation`]: crate::transaction::Transaction::operation
+#[derive(Clone, Copy, Debug)]
+pub struct Operations<'a>(&'a Producer);
+
+/// Any value that has no JSON is [`AmqpError::Failed`].
+impl Operations<'_> {
+    pub fn command(self, name: &str, parameters: impl Serialize) -> Result<Operation, AmqpError> {
+        Ok(self.0.made("command", name, json(parameters)?))
+    }
+
+    pub fn status(self, status: &str) -> Operation {
+        self.0.made("status", status, Vec::new())
+    }
+
+    pub fn result(self, value: impl Serialize) -> Result<Operation, AmqpError> {
+        Ok(self.0.made("result", "", json(value)?))
+    }
+
+    pub fn message(self, content: impl Serialize) -> Result<Operation, AmqpError> {
+        Ok(self.0.made("message", "", json(content)?))
+    }
+
+    pub fn forward(self, message: impl Serialize) -> Result<Operation, AmqpError> {
+        Ok(self.0.made("forward", "", json(message)?))
+    }
+
+    pub fn publish(self, body: impl Into<Vec<u8>>) -> Operation {
+        self.0.made("publish", "", body.into())
     }
 }
 
@@ -250,5 +304,23 @@ mod tests {
         let exception = AmqpError::Exception { name: "ValueError".into(), text: "no".into() };
         assert_eq!(value_of::<i32>(reply(500, &[("exception", "ValueError")], "no")), Err(exception));
         assert!(matches!(value_of::<i32>(reply(200, &[], "\"x\"")), Err(AmqpError::Reply(_))));
+    }
+
+    #[test]
+    fn messages_are_operations_with_the_settings_of_their_producer() {
+        let logs = producer("logs").key("k");
+        let check = |operation: Operation, action: &str, target: &str, body: &str| {
+            let headers = vec![("key".to_owned(), "k".to_owned())];
+            assert_eq!(operation, Operation { headers, ..Operation::of(action, target).body(body) });
+        };
+        let value = serde_json::json!([1]);
+        check(logs.operation().command("rotate", &value).unwrap(), "command", "rotate", "[1]");
+        check(logs.operation().status("on"), "status", "on", "");
+        check(logs.operation().result(&value).unwrap(), "result", "", "[1]");
+        check(logs.operation().message(&value).unwrap(), "message", "", "[1]");
+        check(logs.operation().forward(&value).unwrap(), "forward", "", "[1]");
+        check(logs.operation().publish("raw"), "publish", "", "raw");
+        let unfit = std::collections::BTreeMap::from([((1, 2), 3)]);
+        assert!(matches!(logs.operation().result(unfit), Err(AmqpError::Failed { .. })));
     }
 }

@@ -154,7 +154,9 @@ impl<'a> Module<'a> {
 }
 
 /// A module whose functions are called in the background, and how. Made by [`Module::retried`]; `timeout` and `idempotent`
-/// of the module have no effect here.
+/// of the module have no effect here. [`call`](Self::call) asks for a call at once; to have it made only if something else is
+/// done, too, give this to [`state::Transaction::retried`](crate::state::Transaction::retried) or to
+/// [`Transaction::retried`](crate::transaction::Transaction::retried).
 #[derive(Clone, Copy, Debug)]
 pub struct Retried<'a> {
     module: Module<'a>,
@@ -215,8 +217,7 @@ impl<'a> Retried<'a> {
     /// # Errors
     /// See [`CallError`]. After `TimedOut` it may have been accepted; with an [`id`](Self::id) it can be asked for again.
     pub fn call(&self, function: &str, arguments: impl Arguments) -> Result<String, CallError> {
-        let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
-        self.call_raw(function, Payload::Json(arguments))
+        Ok(call::retried(&self.record(function, arguments)?)?)
     }
 
     /// As [`Retried::call`], with a payload as it is.
@@ -224,10 +225,16 @@ impl<'a> Retried<'a> {
     /// # Errors
     /// As of [`Retried::call`].
     pub fn call_raw(&self, function: &str, arguments: Payload) -> Result<String, CallError> {
-        call::retried(&self.record(function, arguments)).map_err(CallError::from)
+        Ok(call::retried(&self.record_raw(function, arguments))?)
     }
 
-    fn record(&self, function: &str, arguments: Payload) -> call::RetriedCall {
+    /// What is asked for, also as part of a transaction.
+    pub(crate) fn record(&self, function: &str, arguments: impl Arguments) -> Result<call::RetriedCall, CallError> {
+        let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
+        Ok(self.record_raw(function, Payload::Json(arguments)))
+    }
+
+    pub(crate) fn record_raw(&self, function: &str, arguments: Payload) -> call::RetriedCall {
         let Self { module, options } = self;
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         call::RetriedCall {

@@ -5,8 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::bindings::imports::wasmcage::cage::resources::{self, Operation, Reply, ReplyStream, ResourceError};
-use crate::http::options;
+use crate::resource::{Operation, Parts, Reply, ResourceError, resource};
 
 /// The directory behind a resource, by the resource's name.
 ///
@@ -85,8 +84,8 @@ impl Files<'_> {
     ///
     /// # Errors
     /// `not-found`.
-    pub fn open(self, name: &str) -> Result<ReplyStream, ResourceError> {
-        Ok(resources::open(self.resource, &operation("read", name), &options(None))?.1)
+    pub fn open(self, name: &str) -> Result<Parts, ResourceError> {
+        Ok(resource(self.resource).open(operation("read", name))?.1)
     }
 
     /// Whether there was such a file.
@@ -121,7 +120,7 @@ impl Files<'_> {
     }
 
     fn execute(self, operation: Operation) -> Result<Reply, ResourceError> {
-        resources::execute(self.resource, &operation, &options(None))
+        resource(self.resource).execute(operation)
     }
 }
 

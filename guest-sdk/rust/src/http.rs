@@ -8,9 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::bindings::imports::wasmcage::cage::resources::{
-    self, Operation, Options, Reply, ReplyStream, ResourceError,
-};
+use crate::resource::{Operation, Parts, Reply, Resource, ResourceError, resource};
 
 /// The server behind a resource, by the resource's name.
 ///
@@ -65,7 +63,7 @@ pub struct HttpRequest<'a> {
     timeout: Option<Duration>,
 }
 
-impl HttpRequest<'_> {
+impl<'a> HttpRequest<'a> {
     /// One header more. Those that say where a message goes and how long it is are the host's, those that the resource has are
     /// the resource's.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
@@ -97,8 +95,7 @@ impl HttpRequest<'_> {
     /// # Errors
     /// When there is none, or it is longer than the resource's `max_response_bytes`.
     pub fn send(self) -> Result<HttpResponse, ResourceError> {
-        let Self { resource, operation, timeout } = self;
-        resources::execute(resource, &operation, &options(timeout)).map(HttpResponse::of)
+        self.resource().execute(self.operation).map(HttpResponse::of)
     }
 
     /// Waits for the answer's head; its body comes in parts, of any length together.
@@ -108,23 +105,30 @@ impl HttpRequest<'_> {
     /// # fn f() -> Result<()> {
     /// let (answer, body) = http("api").get("/export").open()?;
     /// assert_eq!(answer.status, 200);
-    /// while let Some(part) = body.next()? {
-    ///     println!("{} bytes", part.len());
+    /// for part in body {
+    ///     println!("{} bytes", part?.len());
     /// }
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// When there is no answer.
-    pub fn open(self) -> Result<(HttpResponse, ReplyStream), ResourceError> {
-        let Self { resource, operation, timeout } = self;
-        let (reply, stream) = resources::open(resource, &operation, &options(timeout))?;
-        Ok((HttpResponse::of(reply), stream))
+    pub fn open(self) -> Result<(HttpResponse, Parts), ResourceError> {
+        let (reply, parts) = self.resource().open(self.operation)?;
+        Ok((HttpResponse::of(reply), parts))
     }
 
     /// What is asked, for a transaction.
     pub fn into_operation(self) -> Operation {
         self.operation
+    }
+
+    fn resource(&self) -> Resource<'a> {
+        let resource = resource(self.resource);
+        match self.timeout {
+            Some(timeout) => resource.timeout(timeout),
+            None => resource,
+        }
     }
 }
 
@@ -158,9 +162,4 @@ impl HttpResponse {
     pub fn json<T: DeserializeOwned>(&self) -> crate::Result<T> {
         Ok(serde_json::from_slice(&self.body)?)
     }
-}
-
-pub(crate) fn options(timeout: Option<Duration>) -> Options {
-    let timeout_ms = timeout.map(|timeout| u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
-    Options { timeout_ms, begin: Vec::new(), caching: None }
 }

@@ -12,10 +12,13 @@
 //! }
 //! ```
 
+mod error;
+
 use std::time::Duration;
 
+pub use self::error::{Phase, ResourceError};
 use crate::bindings::imports::wasmcage::cage::resources;
-pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, Phase, Reply, ResourceError};
+pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, Reply};
 
 /// The resource of that name.
 pub fn resource(name: &str) -> Resource<'_> {
@@ -53,7 +56,7 @@ impl Resource<'_> {
     /// # Errors
     /// See [`ResourceError`]: `recoverable` says that nothing irreversible happened.
     pub fn execute(&self, operation: Operation) -> Result<Reply, ResourceError> {
-        resources::execute(self.name, &operation, &self.options)
+        Ok(resources::execute(self.name, &operation, &self.options)?)
     }
 
     /// The same for a reply that may be long: its body is empty, and comes in parts. It holds a connection until its end.
@@ -145,7 +148,7 @@ impl Iterator for Parts {
         if !matches!(next, Some(Ok(_))) {
             self.stream = None;
         }
-        next
+        next.map(|part| part.map_err(ResourceError::from))
     }
 }
 

@@ -35,7 +35,8 @@ use serde::de::DeserializeOwned;
 pub use self::rows::Rows;
 use self::rows::{Part, typed};
 pub use self::value::Value;
-use crate::resource::{Caching, Operation, Parts, Resource, ResourceError, resource};
+pub use crate::resource::Caching;
+use crate::resource::{Operation, Parts, Resource, ResourceError, resource};
 
 /// The values of a statement's parameters, as in `params! { id: 1, name: "x" }`.
 #[macro_export]
@@ -85,7 +86,20 @@ impl Database<'_> {
         Self(self.0.begin("read-only", "true"))
     }
 
-    /// Use of the resource's cache of reads, where `cage.toml` gives it one.
+    /// Use of the resource's cache of reads, where `cage.toml` gives it one: `cache = { size_mb = 64, ttl_ms = 60_000 }`. The
+    /// same statements with the same values are answered from it, until what they read is said to be written, by this
+    /// module or another one. [`stream`](Self::stream) never is.
+    ///
+    /// ```no_run
+    /// # use wasmcage_guest::{Result, params, sql, sql::Caching};
+    /// # fn f(item: &str) -> Result<()> {
+    /// let db = sql("db");
+    /// let prices = db.clone().caching(Caching::new().reads("prices"));
+    /// let price: i64 = prices.query("select cents from prices where item = {item}", params! { item: item })?.one()?;
+    /// let changed = db.caching(Caching::new().writes("prices"));
+    /// changed.execute("update prices set cents = {cents} where item = {item}", params! { item: item, cents: price + 1 })?;
+    /// # Ok(()) }
+    /// ```
     pub fn caching(self, caching: Caching) -> Self {
         Self(self.0.caching(caching))
     }
@@ -276,7 +290,7 @@ impl From<ResourceError> for Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Database(ResourceError { participant, code, text, .. }) => write!(f, "{participant}: {code}: {text}"),
+            Self::Database(error) => error.fmt(f),
             Self::BadValue(text) => write!(f, "a parameter cannot be sent: {text}"),
             Self::BadResult(text) => write!(f, "rows of another type: {text}"),
         }

@@ -3,15 +3,19 @@
 //! says whether what they did is kept.
 //!
 //! ```no_run
-//! use wasmcage_guest::{Result, params, sql::Statements, transaction, transaction::Step};
+//! use wasmcage_guest::{Result, module, params, sql::Statements, state, transaction};
 //!
 //! fn order(item: &str) -> Result<i64> {
-//!     let insert = Statements::new().add("insert into orders (item) values ({item})", params! { item: item });
+//!     let row = Statements::new().add("insert into orders (item) values ({item})", params! { item: item });
+//!     let mut counts = state::transaction();
+//!     let count = counts.increment("orders", 1);
+//!
 //!     let mut order = transaction();
-//!     order.operation("db", insert.operation()?);
-//!     let count = order.state(vec![Step::Increment(("orders".into(), 1))]);
+//!     order.operation("db", row.operation()?);
+//!     let counts = order.state(counts)?;
+//!     order.retried(module("mail").retried(), "send", (item,))?;
 //!     let mut done = order.execute()?;
-//!     Ok(done.take(count)?.len() as i64)
+//!     Ok(done.take(counts)?.take(count)?)
 //! }
 //! ```
 //!
@@ -23,12 +27,13 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-pub use crate::bindings::imports::wasmcage::cage::call::{RetriedCall, RetriedOptions};
-pub use crate::bindings::imports::wasmcage::cage::state::{Outcome, Step};
+use crate::bindings::imports::wasmcage::cage::call::RetriedCall;
+use crate::bindings::imports::wasmcage::cage::state::Step;
 use crate::bindings::imports::wasmcage::cage::transaction as wit;
 use crate::bindings::imports::wasmcage::cage::types::Payload;
-use crate::call::Arguments;
+use crate::call::{Arguments, CallError, Retried};
 use crate::resource::{Operation, Phase, Reply, ResourceError, milliseconds};
+use crate::state::{self, StateError};
 
 /// A transaction without participants yet.
 pub fn transaction() -> Transaction {
@@ -100,34 +105,48 @@ impl Transaction {
         })
     }
 
-    /// Steps on this module's own durable data.
-    pub fn state(&mut self, steps: Vec<Step>) -> Pending<Vec<Outcome>> {
-        self.add(Participant::State(steps), |result| match result {
-            wit::ParticipantResult::State(outcomes) => Some(Ok(outcomes)),
+    /// Steps on this module's own durable data, collected by [`state::transaction`]. A condition that does not hold is the
+    /// code `conflict`.
+    ///
+    /// # Errors
+    /// [`StateError::BadValue`] when a value has no JSON.
+    pub fn state(&mut self, steps: state::Transaction) -> Result<Pending<state::Outcomes>, StateError> {
+        Ok(self.add(Participant::State(steps.into_steps()?), |result| match result {
+            wit::ParticipantResult::State(outcomes) => Some(Ok(state::Outcomes::of(outcomes))),
             _ => None,
-        })
+        }))
     }
 
-    /// A call that is made later, again and again until it succeeds. Its id.
-    pub fn retried(&mut self, call: RetriedCall) -> Pending<String> {
-        self.add(Participant::RetriedCall(call), |result| match result {
+    /// A call that is made in the background, again and again until it succeeds; of `module("mail").retried()` or the like.
+    /// Its id.
+    ///
+    /// # Errors
+    /// [`CallError::BadArguments`] when they have no JSON.
+    pub fn retried(
+        &mut self,
+        callee: Retried<'_>,
+        function: &str,
+        arguments: impl Arguments,
+    ) -> Result<Pending<String>, CallError> {
+        Ok(self.add(Participant::RetriedCall(callee.record(function, arguments)?), |result| match result {
             wit::ParticipantResult::Id(id) => Some(Ok(id)),
             _ => None,
-        })
+        }))
     }
 
     /// A call of a function, in this cage if none is named. It is not undone by a rollback.
     ///
     /// # Errors
-    /// Arguments that have no JSON.
+    /// [`CallError::BadArguments`] when they have no JSON.
     pub fn call<T: DeserializeOwned>(
         &mut self,
         cage: Option<&str>,
         module: &str,
         function: &str,
         arguments: impl Arguments,
-    ) -> serde_json::Result<Pending<T>> {
-        let arguments = Payload::Json(arguments.into_json()?);
+    ) -> Result<Pending<T>, CallError> {
+        let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
+        let arguments = Payload::Json(arguments);
         let (module, function) = (module.to_owned(), function.to_owned());
         let participant = Participant::Call { cage: cage.map(str::to_owned), module, function, arguments };
         Ok(self.add(participant, |result| match result {
@@ -180,12 +199,12 @@ impl Transaction {
     /// # Ok(()) }
     /// ```
     pub fn begin(self) -> Running {
-        let results = self.participants.iter().map(|_| None).collect();
-        Running { transaction: self.made(), results: Results(results) }
+        let results = Results(self.participants.iter().map(|_| None).collect());
+        Running { transaction: self.made(), results }
     }
 
     fn decided_by(self, policy: wit::Policy) -> Result<Results, ResourceError> {
-        self.made().execute(policy).map(Results)
+        Ok(Results::of(self.made().execute(policy)?))
     }
 
     fn made(self) -> wit::Transaction {
@@ -216,6 +235,11 @@ impl Transaction {
 }
 
 impl Results {
+    fn of(results: wit::Results) -> Self {
+        let results = results.into_iter();
+        Self(results.map(|result| result.map(|result| result.map_err(ResourceError::from))).collect())
+    }
+
     /// What a participant gave.
     ///
     /// # Errors
@@ -260,7 +284,7 @@ impl Running {
         let Some((index, result)) = self.transaction.next_result()? else { return Ok(None) };
         let arrived = Arrived { index: index as usize, succeeded: result.is_ok() };
         if let Some(known) = self.results.0.get_mut(arrived.index) {
-            *known = Some(result);
+            *known = Some(result.map_err(ResourceError::from));
         }
         Ok(Some(arrived))
     }

@@ -4,8 +4,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{StateError, from_payload, state, to_payload};
-use crate::bindings::imports::wasmcage::cage::call::RetriedCall;
 use crate::bindings::imports::wasmcage::cage::types::Payload;
+use crate::call::{Arguments, Retried};
 
 /// Collects steps, which [`Transaction::commit`] does in order: all, or none. What a step gives is taken from the
 /// [`Outcomes`] by what the step returned here.
@@ -113,8 +113,25 @@ impl Transaction {
         self.pending(state::Step::QueueLength(queue.to_owned()), length)
     }
 
-    /// A call that is made later, again and again until it succeeds. Its id.
-    pub fn retried(&mut self, call: RetriedCall) -> Pending<String> {
+    /// A call that is made in the background, again and again until it succeeds. Its id.
+    ///
+    /// ```no_run
+    /// # use wasmcage_guest::{Result, module, state};
+    /// # fn f() -> Result<()> {
+    /// let mut order = state::transaction();
+    /// order.check("open", Some(&true));
+    /// order.retried(module("mail").retried(), "send", ("alice@example.org", "Thank you"));
+    /// order.commit()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn retried(&mut self, callee: Retried<'_>, function: &str, arguments: impl Arguments) -> Pending<String> {
+        let call = match callee.record(function, arguments) {
+            Ok(call) => call,
+            Err(error) => {
+                self.fail(StateError::BadValue(error.to_string()));
+                callee.record_raw(function, Payload::Json("{}".into()))
+            }
+        };
         self.pending(state::Step::RetriedCall(call), |outcome| match outcome {
             state::Outcome::Id(id) => Some(Ok(id)),
             _ => None,
@@ -127,8 +144,7 @@ impl Transaction {
     /// [`StateError::Conflict`] when a `check` did not hold; [`StateError::BadValue`] when a value has no JSON. See the other
     /// kinds.
     pub fn commit(self) -> Result<Outcomes, StateError> {
-        let outcomes = state::transact(&self.into_steps()?)?;
-        Ok(Outcomes(outcomes.into_iter().map(Some).collect()))
+        Ok(Outcomes::of(state::transact(&self.into_steps()?)?))
     }
 
     pub(crate) fn into_steps(self) -> Result<Vec<state::Step>, StateError> {
@@ -146,13 +162,21 @@ impl Transaction {
 
     fn payload<T: Serialize + ?Sized>(&mut self, value: &T) -> Payload {
         to_payload(value).unwrap_or_else(|error| {
-            self.error.get_or_insert(error);
+            self.fail(error);
             Payload::Json("null".into())
         })
+    }
+
+    fn fail(&mut self, error: StateError) {
+        self.error.get_or_insert(error);
     }
 }
 
 impl Outcomes {
+    pub(crate) fn of(outcomes: Vec<state::Outcome>) -> Self {
+        Self(outcomes.into_iter().map(Some).collect())
+    }
+
     /// What a step gave.
     ///
     /// # Errors
@@ -194,7 +218,7 @@ mod tests {
         assert_eq!(steps.steps[0], state::Step::Check(("a".into(), None)));
         let json = |text: &str| state::Outcome::Value(Some(Payload::Json(text.into())));
         let outcomes = [state::Outcome::Done, state::Outcome::Number(2), json("\"x\""), json("\"y\"")];
-        let mut outcomes = Outcomes(outcomes.into_iter().map(Some).collect());
+        let mut outcomes = Outcomes::of(outcomes.into());
         assert_eq!(outcomes.take(sum), Ok(2));
         assert_eq!(outcomes.take(entry), Ok(Some("x".into())));
         assert!(matches!(outcomes.take(other), Err(StateError::BadValue(_))));
@@ -206,6 +230,9 @@ mod tests {
     fn a_value_without_json_ends_the_transaction() {
         let mut steps = transaction();
         steps.set("a", &std::collections::BTreeMap::from([((1, 2), 3)]));
+        assert!(matches!(steps.commit(), Err(StateError::BadValue(text)) if text.contains("key must be a string")));
+        let mut steps = transaction();
+        steps.retried(crate::module("m").retried(), "f", (std::collections::BTreeMap::from([((1, 2), 3)]),));
         assert!(matches!(steps.commit(), Err(StateError::BadValue(text)) if text.contains("key must be a string")));
     }
 }
