@@ -132,6 +132,9 @@ impl Cage {
     /// Loads the modules, then starts the interfaces.
     pub async fn start(&mut self) {
         tracing::info!(cage = %self.inner.name, "cage is starting up");
+        // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
+        let store = self.inner.services.store.clone();
+        self.tasks.push(tokio::spawn(async move { store.ready().await }));
         if let Some(mut watcher) = self.watcher.take() {
             watcher.load_all(LOAD_PATIENCE).await;
             self.tasks.push(tokio::spawn(watcher.run()));

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use wasmcage::dispatcher::DispatchError;
-use wasmcage_tests::{Root, Running, TestCage, guest, unique_name};
+use wasmcage_tests::{Root, Running, TestCage, eventually, guest, unique_name};
 
 /// One module, `m`, with every operation as a function.
 fn cage() -> TestCage {
@@ -280,7 +280,36 @@ async fn a_cage_whose_store_is_broken_serves_on() {
 async fn a_cage_that_keeps_nothing_has_no_store() {
     let cage = cage().module("hello", "interface_web").http("web").start().await;
     assert_eq!(cage.client("web").get("/").await.status, 200);
-    assert!(!cage.directory().join("state/store.redb").exists());
+    assert!(!cage.directory().join("state").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_there_is_opened_at_the_start() {
+    let there = |cage: &TestCage, content: &[u8]| {
+        fs::create_dir(cage.directory().join("state")).unwrap();
+        fs::write(cage.directory().join("state/store.redb"), content).unwrap();
+    };
+    // Nobody asks for anything.
+    let broken = cage();
+    there(&broken, b"no database");
+    let broken = broken.start().await;
+    said(&broken.logged("the store is not available").await, &["state/store.redb"]);
+
+    let first = cage().start().await;
+    done(&first, "set", json!(["a", 1])).await;
+    let content = first.root().join("content");
+    // A copy of the file as it is: as after a kill.
+    fs::copy(first.directory().join("state/store.redb"), &content).unwrap();
+    let second = cage();
+    there(&second, &fs::read(&content).unwrap());
+    let file = second.directory().join("state/store.redb");
+    let second = second.start().await;
+    let is_open = || {
+        let mut open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link == file)).then_some(())
+    };
+    eventually("the open file", is_open).await;
+    assert_eq!(done(&second, "get", json!(["a"])).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -76,6 +76,11 @@ impl Opened {
         self.open(&mut file, false)
     }
 
+    /// Whether a read may have to wait until the file is open.
+    pub(super) fn is_closed(&self) -> bool {
+        self.snapshot.load().is_none() && self.medium.is_there()
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, File> {
         self.file.lock()
     }

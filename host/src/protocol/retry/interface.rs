@@ -54,10 +54,13 @@ impl Work {
         // An interface that is being replaced still holds it for a moment.
         let _lease = self.queue.lease().await;
         let mut trouble = Trouble::default();
+        let store = &self.cx.services.store;
+        store.ready().await;
         if self.queue.resumes() {
             while let Err(error) = self.resume().await {
                 trouble.tell(&self.cx, &error);
                 tokio::time::sleep(STORE_PAUSE).await;
+                store.ready().await;
             }
         }
         loop {
@@ -72,6 +75,7 @@ impl Work {
                 Err(error) => {
                     trouble.tell(&self.cx, &error);
                     tokio::time::sleep(STORE_PAUSE).await;
+                    store.ready().await;
                 }
             }
         }
