@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use tokio_util::task::TaskTracker;
 
-use super::attempt::{Attempted, told_given_up};
+use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
@@ -109,7 +109,7 @@ impl Work {
                         // Guests run on the lanes.
                         self.cx.lanes.next().spawn(self.attempts.track_future(attempted.run()));
                     }
-                    Begun::GivenUp(entry) => told_given_up(&self.cx, &entry),
+                    Begun::GivenUp(given_up) => tell_given_up(&self.cx, &given_up),
                 }
             }
         }
