@@ -11,7 +11,7 @@ use redb::Database;
 
 use super::calls::RetriedQueues;
 use super::complaint::Complaint;
-use super::error::failed;
+use super::error::{MENDING, failed};
 use super::medium::Medium;
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
@@ -241,5 +241,5 @@ fn write(database: &Database, overlay: &Overlay) -> Result<(), StoreError> {
 /// A damaged file may make the library panic.
 pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
     catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(StoreError::Unavailable("a panic, see the log: the file may be damaged".to_owned())))
+        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("a panic, see the log; the file may be damaged: {MENDING}"))))
 }
