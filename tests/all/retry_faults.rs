@@ -149,7 +149,8 @@ async fn a_cage_that_is_down_for_the_whole_retention_leaves_a_dead_letter() {
         fs::create_dir(cage.directory().join("data")).unwrap();
         cage.module("retried_user", "jobs").config(config)
     };
-    let retention = config(&format!("cages = [\"{worker_name}\"],")).replace("[modules", "retention = \"1s\"\n[modules");
+    let retention =
+        config(&format!("cages = [\"{worker_name}\"],")).replace("[modules", "retention = \"1s\"\n[modules");
     let front = with_jobs(&front_name, &retention).start().await;
     let ask = json!(["job", "ok", worker_name]);
     let id = front.call("jobs.ask", ask).await.unwrap().as_str().unwrap().to_owned();
@@ -161,7 +162,13 @@ async fn a_cage_that_is_down_for_the_whole_retention_leaves_a_dead_letter() {
     front.logged("call is given up").await;
     // It can be made all the same, when the cage is there again.
     let worker = with_jobs(&worker_name, &config("")).start().await;
-    store(&front, &front_name).run_call(&id, None, wasmcage::request::Deadline::after(std::time::Duration::from_secs(60))).await.unwrap();
-    eventually("the call", || (times_made(&worker.directory()) == BTreeMap::from([("job".to_owned(), 1)])).then_some(())).await;
+    store(&front, &front_name)
+        .run_call(&id, None, wasmcage::request::Deadline::after(std::time::Duration::from_secs(60)))
+        .await
+        .unwrap();
+    eventually("the call", || {
+        (times_made(&worker.directory()) == BTreeMap::from([("job".to_owned(), 1)])).then_some(())
+    })
+    .await;
     eventually("the end of the hand-over", || listed(false).unwrap().is_empty().then_some(())).await;
 }

@@ -277,6 +277,12 @@ async fn a_cage_whose_store_is_broken_serves_on() {
     // Nobody has touched it: it may be repaired.
     let file = fs::read(cage.directory().join("state/store.redb")).unwrap();
     assert_eq!(file, b"no database\n".repeat(1000));
+    fs::rename(cage.directory().join("state/store.redb"), cage.directory().join("state/broken")).unwrap();
+    while cage.call("m.increment", json!(["n", 1])).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(done(&cage, "get", json!(["n"])).await, 1);
+    cage.logged("the store is available again").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -449,10 +455,14 @@ async fn on_a_read_only_disk_a_cage_serves_without_its_state() {
     // In a namespace of its own, where its state cannot be written.
     let within = |program: &std::ffi::OsStr, arguments: &[&str]| {
         let mut command = root.command(arguments);
-        let environment: Vec<_> = command.as_std().get_envs().map(|(key, value)| (key.to_owned(), value.unwrap().to_owned())).collect();
+        let environment: Vec<_> =
+            command.as_std().get_envs().map(|(key, value)| (key.to_owned(), value.unwrap().to_owned())).collect();
         command = tokio::process::Command::new("unshare");
         command.args(["-m", "sh", "-c", READ_ONLY, "sh"]).arg(&state).arg(program).args(arguments).envs(environment);
-        command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
         command.kill_on_drop(true);
         command
     };

@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 
 pub use self::access::{Entry, Reader, Writer};
 pub use self::calls::{
-    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, GivenUp, ID_BYTES_MAX, InWork,
-    Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
+    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, GivenUp, ID_BYTES_MAX,
+    InWork, Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
 };
 pub use self::error::StoreError;
 use self::group::{Job, Jobs, Order};

@@ -240,6 +240,7 @@ fn write(database: &Database, overlay: &Overlay) -> Result<(), StoreError> {
 
 /// A damaged file may make the library panic.
 pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("a panic, see the log; the file may be damaged: {MENDING}"))))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(StoreError::Unavailable(format!("a panic, see the log; the file may be damaged: {MENDING}")))
+    })
 }

@@ -54,13 +54,10 @@ impl Work {
         // An interface that is being replaced still holds it for a moment.
         let _lease = self.queue.lease().await;
         let mut trouble = Trouble::default();
-        let store = &self.cx.services.store;
-        store.ready().await;
         if self.queue.resumes() {
             while let Err(error) = self.resume().await {
                 trouble.tell(&self.cx, &error);
                 tokio::time::sleep(STORE_PAUSE).await;
-                store.ready().await;
             }
         }
         loop {
@@ -75,7 +72,6 @@ impl Work {
                 Err(error) => {
                     trouble.tell(&self.cx, &error);
                     tokio::time::sleep(STORE_PAUSE).await;
-                    store.ready().await;
                 }
             }
         }
@@ -83,6 +79,7 @@ impl Work {
 
     async fn resume(&self) -> Result<(), StoreError> {
         let (store, name) = (&self.cx.services.store, &self.cx.endpoint.interface);
+        store.ready().await;
         let look = store.look_for_calls(name, &self.config.rules)?;
         if !look.due && look.next_ms.is_none() {
             return Ok(());
@@ -94,6 +91,7 @@ impl Work {
     async fn begin_due(&self) -> Result<Duration, StoreError> {
         let (store, name, rules) = (&self.cx.services.store, &self.cx.endpoint.interface, self.config.rules);
         loop {
+            store.ready().await;
             let places = self.config.concurrency.saturating_sub(self.queue.in_work().len());
             let look = store.look_for_calls(name, &rules)?;
             if places == 0 || !look.due {
