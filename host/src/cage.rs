@@ -132,6 +132,9 @@ impl Cage {
     /// Loads the modules, then starts the interfaces.
     pub async fn start(&mut self) {
         tracing::info!(cage = %self.inner.name, "cage is starting up");
+        // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
+        let dispatcher = self.inner.dispatcher.clone();
+        self.tasks.push(tokio::spawn(async move { dispatcher.warn_of_stranded().await }));
         if let Some(mut watcher) = self.watcher.take() {
             watcher.load_all(LOAD_PATIENCE).await;
             self.tasks.push(tokio::spawn(watcher.run()));
@@ -311,6 +314,8 @@ impl Inner {
         self.services.resources.apply(&self.config.load());
         self.settings_changed.notify_one();
         self.reconcile();
+        let dispatcher = self.dispatcher.clone();
+        tokio::spawn(async move { dispatcher.warn_of_stranded().await });
         tracing::info!(cage = %self.name, "cage.toml applied");
     }
 

@@ -67,6 +67,13 @@ async fn a_lock_is_released_whatever_ends_its_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_a_called_module_took_is_released_when_that_call_ends() {
+    let cage = started().await;
+    // In one request, which would be told if it waited for itself.
+    assert_eq!(result(&cage.client("web"), "one.take_after", json!(["other", "a"])).await, Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_handle_of_an_earlier_request_releases_nothing() {
     let cage = sharing().config("[modules.one]\ninstances = { mode = \"single\" }").start().await;
     let client = cage.client("web");

@@ -25,6 +25,7 @@ mod processes;
 mod python;
 mod resources;
 mod retry;
+mod retry_faults;
 mod rpc;
 mod rpc_chaos;
 mod schedule;

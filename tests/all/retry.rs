@@ -257,9 +257,45 @@ async fn a_call_for_a_queue_that_nobody_works_off_waits() {
     let log = cage.logged("no interface works off").await;
     assert_eq!(log.matches("no interface works off").count(), 1, "told once");
     assert_eq!(listed(&cage, cage.name(), false).len(), 2);
+    // An interface of another protocol is none that works it off.
+    let web = "protocol = \"http\"\nlisten = \"127.0.0.1:0\"";
+    cage.configure(&format!("[interfaces.web]\n{web}\n[interfaces.slow]\n{web}\n{}", jobs("")));
+    cage.logged("cage.toml applied").await;
+    ask(&cage, "three", "ok", json!({ "queue": "slow" })).await;
+    assert_eq!(listed(&cage, cage.name(), false).len(), 3);
     cage.configure(&format!("[interfaces.slow]\nprotocol = \"retry\"\n{}", jobs("")));
     idle(&cage).await;
-    assert_eq!(texts(&cage).len(), 2);
+    assert_eq!(texts(&cage).len(), 3);
+    assert!(!cage.log().contains("calls wait in a queue"), "they were told of before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_whose_queue_is_worked_off_no_more_are_told_of() {
+    let slow = |module: &str| format!("[interfaces.slow]\nprotocol = \"retry\"\nconcurrency = 1\n{module}");
+    let web = "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n";
+    let cage = with_jobs(TestCage::new(), &slow(&jobs(""))).start().await;
+    for text in ["one", "two"] {
+        ask(&cage, text, "ok", json!({ "queue": "slow", "not_before_ms": 3_600_000 })).await;
+    }
+    assert!(!cage.log().contains("no interface works off"));
+    // At once when it is taken out of the settings.
+    cage.configure(&format!("{web}{}", jobs("")));
+    let told = |log: &str| {
+        let line = log.lines().find(|line| line.contains("calls wait in a queue that no interface works off"));
+        let line = line.unwrap_or_else(|| panic!("{log}"));
+        for part in ["slow", "pending", "2", "cage.toml", "wasmcage retry move"] {
+            assert!(line.contains(part), "{part:?} is not in {line}");
+        }
+    };
+    told(&cage.logged("calls wait in a queue").await);
+    // At the start otherwise.
+    let next = with_jobs(TestCage::new(), &jobs(""));
+    fs::create_dir(next.directory().join("state")).unwrap();
+    fs::copy(cage.directory().join("state/store.redb"), next.directory().join("state/store.redb")).unwrap();
+    let next = next.start().await;
+    told(&next.logged("calls wait in a queue").await);
+    assert_eq!(next.log().matches("no interface works off").count(), 1);
+    assert_eq!(listed(&next, next.name(), false).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,7 +10,7 @@ use serde_json::json;
 use wasmcage::host::StartError;
 use wasmcage::request::Deadline;
 use wasmcage::store::{CallsWanted, Space, Store, StoreSettings};
-use wasmcage_tests::{Running, TestCage, eventually, guest};
+use wasmcage_tests::{Root, Running, TestCage, eventually, guest};
 
 use crate::resources::{rows, sqlite};
 
@@ -25,7 +25,10 @@ fn nightly(keys: &str, takes_ms: u32) -> TestCage {
 
 /// The times whose requests have got to that point, in order, and how many the module was told it missed before each.
 fn told(cage: &Running, point: &str) -> Vec<(String, u64)> {
-    let log = cage.log();
+    told_in(&cage.log(), point)
+}
+
+fn told_in(log: &str, point: &str) -> Vec<(String, u64)> {
     let lines = log.lines().filter_map(|line| {
         let (_, line) = line.split_once("nightly of ")?;
         let (time, rest) = line.split_once(' ')?;
@@ -132,6 +135,67 @@ async fn what_passed_while_the_cage_was_down_is_caught_up() {
     let cage = cage.start().await;
     until(&cage, "is done", 1).await;
     assert_eq!(told(&cage, "begins")[0].1, 0);
+}
+
+/// What the requests of a cage were told that fires each second and was down for so long: seconds of the day, and how many
+/// times before were missed. How many of them came before the downtime.
+async fn through_a_downtime(keys: &str, downtime: Duration) -> (Vec<(u64, u64)>, usize) {
+    let root = Root::new(&[("clock", &["scheduled"])]);
+    root.configure(
+        "clock",
+        &format!(
+            "[interfaces.nightly]\nprotocol = \"schedule\"\nmodule = \"scheduled\"\nevery = \"1s\"\ntime_zone = \"UTC\"\n\
+             overlap = \"queue\"\nqueue_max = 1000\n{keys}"
+        ),
+    );
+    let told = || {
+        let logs = fs::read_dir(root.cage("clock").join("logs")).into_iter().flatten().flatten();
+        let log: String = logs.map(|log| fs::read_to_string(log.path()).unwrap_or_default()).collect();
+        told_in(&log, "begins")
+    };
+    let mut run = root.run("clock").await;
+    eventually("two times", || (told().len() >= 2).then_some(())).await;
+    root.stop("clock").await;
+    run.wait().await.unwrap();
+    let before = told().len();
+    tokio::time::sleep(downtime).await;
+    let mut run = root.run("clock").await;
+    eventually("three more times", || (told().len() >= before + 3).then_some(())).await;
+    root.stop("clock").await;
+    run.wait().await.unwrap();
+    let second = |time: &str| {
+        let clock = &time[time.find('T').unwrap() + 1..][..8];
+        clock.split(':').fold(0, |sum, part| sum * 60 + part.parse::<u64>().unwrap())
+    };
+    (told().into_iter().map(|(time, missed)| (second(&time), missed)).collect(), before)
+}
+
+/// Seconds between two requests, one after the other.
+fn gaps(told: &[(u64, u64)]) -> Vec<u64> {
+    const DAY: u64 = 24 * 3600;
+    told.windows(2).map(|pair| (pair[1].0 + DAY - pair[0].0) % DAY).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_catches_up_leaves_out_no_second_of_a_short_downtime() {
+    let (told, _) = through_a_downtime("catch_up = \"all\"", Duration::from_secs(3)).await;
+    assert!(gaps(&told).iter().all(|gap| *gap == 1), "{told:?}");
+    assert!(told.iter().all(|(_, missed)| *missed == 0), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_catches_up_once_counts_what_it_leaves_out() {
+    // What is no more than ten seconds late counts as on time.
+    let (told, before) = through_a_downtime("catch_up = \"once\"", Duration::from_secs(14)).await;
+    assert!(told[before].1 > 0, "{told:?}");
+    let counted: Vec<_> = told[1..].iter().map(|(_, missed)| missed + 1).collect();
+    assert_eq!(gaps(&told), counted, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_that_catches_nothing_up_begins_anew() {
+    let (told, before) = through_a_downtime("catch_up = \"none\"", Duration::from_secs(3)).await;
+    assert!(gaps(&told)[before - 1] >= 3 && told[before].1 == 0, "{told:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 use wasmcage::dispatcher::DispatchError;
-use wasmcage_tests::{Root, Running, TestCage, guest, unique_name};
+use wasmcage_tests::{Root, Running, TestCage, eventually, guest, program, unique_name};
 
 /// One module, `m`, with every operation as a function.
 fn cage() -> TestCage {
@@ -266,21 +266,59 @@ async fn a_cage_whose_store_is_broken_serves_on() {
     let cage = cage().module("hello", "interface_web").http("web");
     fs::create_dir(cage.directory().join("state")).unwrap();
     fs::write(cage.directory().join("state/store.redb"), b"no database\n".repeat(1000)).unwrap();
-    let cage = cage.start().await;
+    let other = unique_name("other");
+    let cage = cage.cage(&other).module("state_user", "m").start().await;
     for (function, arguments) in [("set", json!(["a", 1])), ("get", json!(["a"])), ("keys", json!([""]))] {
-        said(&failure(&cage, function, arguments).await, &["state unavailable", "store.redb"]);
+        let words = ["state unavailable", "store.redb", "damaged", "put a copy of it back", "move it away"];
+        said(&failure(&cage, function, arguments).await, &words);
     }
     assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
+    assert_eq!(cage.call_cage(&other, "m.increment", json!(["n", 1])).await.unwrap(), 1);
     // Nobody has touched it: it may be repaired.
     let file = fs::read(cage.directory().join("state/store.redb")).unwrap();
     assert_eq!(file, b"no database\n".repeat(1000));
+    fs::rename(cage.directory().join("state/store.redb"), cage.directory().join("state/broken")).unwrap();
+    while cage.call("m.increment", json!(["n", 1])).await.is_err() {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(done(&cage, "get", json!(["n"])).await, 1);
+    cage.logged("the store is available again").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_keeps_nothing_has_no_store() {
     let cage = cage().module("hello", "interface_web").http("web").start().await;
     assert_eq!(cage.client("web").get("/").await.status, 200);
-    assert!(!cage.directory().join("state/store.redb").exists());
+    assert!(!cage.directory().join("state").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_there_is_opened_at_the_start() {
+    let there = |cage: &TestCage, content: &[u8]| {
+        fs::create_dir(cage.directory().join("state")).unwrap();
+        fs::write(cage.directory().join("state/store.redb"), content).unwrap();
+    };
+    // Nobody asks for anything.
+    let broken = cage();
+    there(&broken, b"no database");
+    let broken = broken.start().await;
+    said(&broken.logged("the store is not available").await, &["state/store.redb"]);
+
+    let first = cage().start().await;
+    done(&first, "set", json!(["a", 1])).await;
+    let content = first.root().join("content");
+    // A copy of the file as it is: as after a kill.
+    fs::copy(first.directory().join("state/store.redb"), &content).unwrap();
+    let second = cage();
+    there(&second, &fs::read(&content).unwrap());
+    let file = second.directory().join("state/store.redb");
+    let second = second.start().await;
+    let is_open = || {
+        let mut open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+        open.any(|entry| fs::read_link(entry.path()).is_ok_and(|link| link == file)).then_some(())
+    };
+    eventually("the open file", is_open).await;
+    assert_eq!(done(&second, "get", json!(["a"])).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -401,4 +439,48 @@ async fn the_older_draft_is_served_too() {
     let expected = json!([[["set", "old"], null, ["counted", "7"]], ["counted", "set"]]);
     assert_eq!(kv(&cage, "old", json!(["x"])).await, expected);
     assert_eq!(kv(&cage, "get", json!(["x", "set"])).await, "old");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_read_only_disk_a_cage_serves_without_its_state() {
+    const READ_ONLY: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" && shift && exec \"$@\"";
+    let root = Root::new(&[("shop", &["state_user", "service_echo"])]);
+    let state = root.cage("shop").join("state");
+    let mut run = root.run("shop").await;
+    assert_eq!(root.call("shop", &["state_user.increment", "n", "41"]).await, 41);
+    assert_eq!(root.call("shop", &["state_user.push", "q", "7"]).await, 1);
+    root.stop("shop").await;
+    run.wait().await.unwrap();
+
+    // In a namespace of its own, where its state cannot be written.
+    let within = |program: &std::ffi::OsStr, arguments: &[&str]| {
+        let mut command = root.command(arguments);
+        let environment: Vec<_> =
+            command.as_std().get_envs().map(|(key, value)| (key.to_owned(), value.unwrap().to_owned())).collect();
+        command = tokio::process::Command::new("unshare");
+        command.args(["-m", "sh", "-c", READ_ONLY, "sh"]).arg(&state).arg(program).args(arguments).envs(environment);
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null());
+        command.kill_on_drop(true);
+        command
+    };
+    if !within("true".as_ref(), &[]).status().await.is_ok_and(|status| status.success()) {
+        println!("not run: a read-only disk cannot be mounted here");
+        return;
+    }
+    let mut run = within(program().as_os_str(), &["run", "shop"]).spawn().unwrap();
+    root.serving("shop").await;
+    for arguments in [["state_user.get", "n"], ["state_user.pop", "q"], ["state_user.delete", "n"]] {
+        let told = root.failure(1, &[&["call", "shop"], &arguments[..]].concat()).await;
+        said(&told, &["state unavailable", "store.redb", "Read-only", "until the disk can be written"]);
+    }
+    assert_eq!(root.call("shop", &["service_echo.add", "2", "3"]).await, 5);
+    root.stop("shop").await;
+    run.wait().await.unwrap();
+
+    let _run = root.run("shop").await;
+    assert_eq!(root.call("shop", &["state_user.increment", "n", "1"]).await, 42);
+    assert_eq!(root.call("shop", &["state_user.pop", "q"]).await, 7);
 }

@@ -54,6 +54,13 @@ mod lock_user {
         Ok(module(callee).call("touch", (name, callee_mode))?)
     }
 
+    /// Has another module take a lock and keep the handle, and then takes it itself.
+    pub fn take_after(callee: &str, name: &str) -> Result<()> {
+        let _mode: String = module(callee).call("hold", (name, "write", "keeps"))?;
+        drop(acquire(name, "write", Some(0))?);
+        Ok(())
+    }
+
     /// The queue's length afterwards.
     pub fn push(queue: &str, text: &str) -> Result<u32> {
         Ok(lock::queue(queue).push(&text)?)

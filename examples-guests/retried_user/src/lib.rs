@@ -62,9 +62,18 @@ mod retried_user {
     }
 
     /// Asks for many at once, without waiting for one before the next is asked for.
-    pub fn ask_many(prefix: &str, count: u32) -> Result<()> {
+    pub fn ask_many(
+        prefix: &str,
+        count: u32,
+        of: Option<String>,
+        then: Option<String>,
+        queue: Option<String>,
+    ) -> Result<()> {
+        let own = context::module();
+        let callee = of.as_ref().map_or_else(|| module(&own), |name| cage(name).module(&own));
+        let call = callee.retried().queue(queue.as_deref().unwrap_or("retry"));
         for number in 0..count {
-            module(&context::module()).retried().call("work", (format!("{prefix}{number}"), "ok"))?;
+            call.call("work", (format!("{prefix}{number}"), then.as_deref().unwrap_or("ok")))?;
         }
         Ok(())
     }

@@ -69,7 +69,7 @@ impl Lock<'_> {
     }
 }
 
-/// A lock that is held until this is dropped, and not beyond the end of the request, whatever becomes of it.
+/// A lock that is held until this is dropped, and not beyond the end of the request or call that took it, however that ends.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Held(lock::Held);

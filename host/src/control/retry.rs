@@ -14,8 +14,8 @@ use super::{CONTENT_BYTES_MAX, Refusal};
 
 /// Calls that are listed at most.
 pub(crate) const LISTED_MAX: usize = 10_000;
-/// Of one change.
-const WRITE_PATIENCE: Duration = Duration::from_secs(10);
+/// Of one change; of a store that is being opened.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The arguments of the command.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,6 +45,7 @@ pub(crate) struct Changed {
 /// Arguments that cannot be read; a call that is not there, for `show`; the store cannot be read.
 pub(crate) async fn answer(store: &Store, arguments: Value) -> Result<Value, Refusal> {
     let request = serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
+    let _ = tokio::time::timeout(PATIENCE, store.ready()).await;
     match request {
         RetryRequest::List { queue, dead, limit } => {
             let wanted = CallsWanted { queue, dead, limit: limit.min(LISTED_MAX) };
@@ -79,7 +80,7 @@ async fn changed(store: &Store, ids: Vec<String>, change: &Change) -> Result<Val
 }
 
 async fn changed_one(store: &Store, id: String, change: &Change) -> Changed {
-    let deadline = Deadline::after(WRITE_PATIENCE);
+    let deadline = Deadline::after(PATIENCE);
     let changed = match change {
         Change::Run { to } => store.run_call(&id, to.as_deref(), deadline).await,
         Change::Drop => store.drop_call(&id, deadline).await,

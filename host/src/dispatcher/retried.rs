@@ -12,9 +12,10 @@ use super::envelope::{self, Message};
 use super::{Call, DispatchError, Dispatcher, Endpoint, OperatorCall, contained};
 use crate::config::is_name;
 use crate::host_api::Home;
+use crate::protocol::{self, Protocol};
 use crate::readings::Outcome;
 use crate::request::{Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
-use crate::store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, StoreError, StoredTarget, call_time};
+use crate::store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoreError, StoredTarget, call_time};
 
 /// Arguments of a retried call.
 pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;
@@ -211,7 +212,7 @@ impl Dispatcher {
             false => format!("{caller}/{}", beside.id),
         };
         check_id(&id, ID_BYTES_MAX)?;
-        let queue = if self.has_interface(&beside.queue) { beside.queue } else { DEFAULT_QUEUE.to_owned() };
+        let queue = if self.works_off(&beside.queue) { beside.queue } else { DEFAULT_QUEUE.to_owned() };
         let expires_in = beside.expires_in_ms.map(std::time::Duration::from_millis);
         let call_here = NewCall {
             queue,
@@ -232,13 +233,36 @@ impl Dispatcher {
         Ok(Payload::Json(serde_json::Value::String(id).to_string()))
     }
 
-    fn has_interface(&self, name: &str) -> bool {
-        self.0.config.load().interfaces.get(name).is_some_and(|interface| interface.enabled)
+    /// Whether an interface does.
+    fn works_off(&self, queue: &str) -> bool {
+        let config = self.0.config.load();
+        let interface = config.interfaces.get(queue).filter(|interface| interface.enabled);
+        interface.and_then(|interface| protocol::find(&interface.protocol)).is_some_and(Protocol::has_queue)
+    }
+
+    /// Tells of calls that are pending in queues that no interface works off: it was renamed or removed from `cage.toml`.
+    /// Waits for a store that is being opened.
+    pub async fn warn_of_stranded(&self) {
+        let store = &self.services().store;
+        store.ready().await;
+        // A store that cannot be read has been told.
+        let queues = store.call_queues().unwrap_or_default();
+        for QueueView { queue, pending, .. } in queues {
+            if pending > 0 && !self.works_off(&queue) && store.retried_queues().warn_of(&queue) {
+                tracing::warn!(
+                    cage = %self.0.cage,
+                    queue,
+                    pending,
+                    "calls wait in a queue that no interface works off: let cage.toml have one of that name, or move them to \
+                     another queue with `wasmcage retry move`"
+                );
+            }
+        }
     }
 
     /// A call may wait for an interface that is still to come, or that is misspelt.
     fn warn_of_missing(&self, queue: &str) {
-        if !self.has_interface(queue) && self.services().store.retried_queues().warn_of(queue) {
+        if !self.works_off(queue) && self.services().store.retried_queues().warn_of(queue) {
             tracing::warn!(
                 cage = %self.0.cage,
                 queue,

@@ -140,9 +140,9 @@ impl GuestState {
         Ok(self.table.push(bucket)?)
     }
 
-    fn keys(&self, bucket: &Resource<Bucket>) -> Result<Keys, Failure> {
+    async fn keys(&mut self, bucket: &Resource<Bucket>) -> Result<Keys, Failure> {
         let prefix = self.table.get(bucket)?.prefix.clone();
-        Ok(Keys { store: self.store()?, prefix })
+        Ok(Keys { store: self.store().await?, prefix })
     }
 }
 

@@ -15,17 +15,17 @@ use crate::store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
 
 impl Host for GuestState {
     async fn get(&mut self, key: String) -> Result<Option<Payload>, StateError> {
-        let value = self.store()?.get(&key)?;
+        let value = self.store().await?.get(&key)?;
         Ok(value.map(Payload::from))
     }
 
     async fn set(&mut self, key: String, value: Payload) -> Result<(), StateError> {
-        self.store()?.write(Step::Set(key, value.try_into()?)).await?;
+        self.store().await?.write(Step::Set(key, value.try_into()?)).await?;
         Ok(())
     }
 
     async fn delete(&mut self, key: String) -> Result<bool, StateError> {
-        match self.store()?.write(Step::Delete(key)).await? {
+        match self.store().await?.write(Step::Delete(key)).await? {
             Outcome::Deleted(deleted) => Ok(deleted),
             other => Err(unexpected(&other)),
         }
@@ -42,7 +42,7 @@ impl Host for GuestState {
             Some(value) => Step::Set(key.clone(), value.try_into()?),
             None => Step::Delete(key.clone()),
         };
-        match self.store()?.transact(vec![Step::Check(key, expected), change]).await {
+        match self.store().await?.transact(vec![Step::Check(key, expected), change]).await {
             Ok(_) => Ok(true),
             Err(StoreError::Conflict(_)) => Ok(false),
             Err(error) => Err(error.into()),
@@ -50,43 +50,43 @@ impl Host for GuestState {
     }
 
     async fn increment(&mut self, key: String, by: i64) -> Result<i64, StateError> {
-        number(&self.store()?.write(Step::Increment(key, by)).await?)
+        number(&self.store().await?.write(Step::Increment(key, by)).await?)
     }
 
     async fn scan(&mut self, range: WitRange, limit: u32, cursor: Option<String>) -> Result<WitPage, StateError> {
         let WitRange { prefix, from, to, descending } = range;
         let range = Range { prefix, from, to, descending };
-        let page = self.store()?.scan(&range, limit as usize, cursor.as_deref())?;
+        let page = self.store().await?.scan(&range, limit as usize, cursor.as_deref())?;
         let entries = page.entries.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(WitPage { entries, next: page.next })
     }
 
     async fn queue_push(&mut self, queue: String, entry: Payload) -> Result<u64, StateError> {
-        let length = number(&self.store()?.write(Step::Push(queue, entry.try_into()?)).await?)?;
+        let length = number(&self.store().await?.write(Step::Push(queue, entry.try_into()?)).await?)?;
         Ok(length.unsigned_abs())
     }
 
     async fn queue_pop(&mut self, queue: String) -> Result<Option<Payload>, StateError> {
-        match self.store()?.write(Step::Pop(queue)).await? {
+        match self.store().await?.write(Step::Pop(queue)).await? {
             Outcome::Value(entry) => Ok(entry.map(Payload::from)),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn queue_peek(&mut self, queue: String, limit: u32) -> Result<Vec<Payload>, StateError> {
-        let ModuleStore { store, home, .. } = self.store()?;
+        let ModuleStore { store, home, .. } = self.store().await?;
         let entries = store.peek(&home.module, &queue, limit as usize)?;
         Ok(entries.into_iter().map(Payload::from).collect())
     }
 
     async fn queue_length(&mut self, queue: String) -> Result<u64, StateError> {
-        let ModuleStore { store, home, .. } = self.store()?;
+        let ModuleStore { store, home, .. } = self.store().await?;
         Ok(store.length(&home.module, &queue)?)
     }
 
     async fn transact(&mut self, steps: Vec<WitStep>) -> Result<Vec<WitOutcome>, StateError> {
         let steps = self.state_steps(steps)?;
-        let outcomes = self.store()?.transact(steps).await?;
+        let outcomes = self.store().await?.transact(steps).await?;
         Ok(outcomes.into_iter().map(WitOutcome::from).collect())
     }
 }
@@ -119,15 +119,19 @@ impl ModuleStore {
 }
 
 impl GuestState {
+    /// Resolves when the store can be read without waiting.
+    ///
     /// # Errors
     /// `Unavailable` while the module is being loaded, and when its cage has stopped.
-    pub(super) fn store(&self) -> Result<ModuleStore, StoreError> {
+    pub(super) async fn store(&mut self) -> Result<ModuleStore, StoreError> {
         if self.request.is_none() {
             return Err(StoreError::Unavailable("no request is worked on while the module is being loaded".into()));
         }
         let dispatcher = self.home.dispatcher.upgrade();
         let dispatcher = dispatcher.ok_or_else(|| StoreError::Unavailable("the cage is stopping".into()))?;
         let store = dispatcher.services().store.clone();
+        // What comes of it says the operation that follows.
+        let _ = tokio::time::timeout_at(self.deadline.instant(), store.ready()).await;
         Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline })
     }
 

@@ -45,6 +45,11 @@ pub trait Protocol: Sync {
         false
     }
 
+    /// Whether an interface works off the queue of retried calls that is called like it.
+    fn has_queue(&self) -> bool {
+        false
+    }
+
     /// Whether one module serves the interface; otherwise what comes in says which.
     fn has_module(&self) -> bool {
         true

@@ -235,6 +235,10 @@ impl Medium for Disk {
         Ok(u64::MAX)
     }
 
+    fn is_there(&self) -> bool {
+        self.0.lock().named
+    }
+
     fn file_bytes(&self) -> u64 {
         self.0.lock().content.len() as u64
     }

@@ -1,5 +1,8 @@
 //! Why nothing was read or written.
 
+/// What to do about a damaged file.
+pub(super) const MENDING: &str = "put a copy of it back, or move it away to begin with an empty store";
+
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// A name or a value that is not allowed.
@@ -22,11 +25,23 @@ pub enum StoreError {
 impl StoreError {
     /// A record that this version has not written so.
     pub(super) fn damaged(what: &str) -> Self {
-        Self::Unavailable(format!("{what} in the file is damaged"))
+        Self::Unavailable(format!("{what} in the file is damaged: {MENDING}"))
     }
 }
 
 /// For any of the library's errors.
 pub(super) fn failed(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Unavailable(error.into().to_string())
+    use std::io::ErrorKind::{InvalidData, ReadOnlyFilesystem, UnexpectedEof};
+
+    let error = error.into();
+    StoreError::Unavailable(match &error {
+        redb::Error::Corrupted(_) => format!("the file is damaged ({error}): {MENDING}"),
+        redb::Error::Io(io) if matches!(io.kind(), InvalidData | UnexpectedEof) => {
+            format!("the file is damaged, or another program's ({error}): {MENDING}")
+        }
+        redb::Error::Io(io) if io.kind() == ReadOnlyFilesystem => {
+            format!("{error}: nothing is read or written until the disk can be written")
+        }
+        _ => error.to_string(),
+    })
 }

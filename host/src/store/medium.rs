@@ -26,6 +26,9 @@ pub(super) trait Medium: Send + Sync {
     /// Of the system.
     fn free_bytes(&self) -> io::Result<u64>;
 
+    /// Whether there may be a file.
+    fn is_there(&self) -> bool;
+
     /// Of the file.
     fn file_bytes(&self) -> u64;
 
@@ -93,6 +96,10 @@ impl Medium for Directory {
         // Before the first write there is no directory.
         let found = found.or_else(|_| rustix::fs::statvfs(self.0.parent().unwrap_or(&self.0)))?;
         Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn is_there(&self) -> bool {
+        self.file().try_exists().unwrap_or(true)
     }
 
     fn file_bytes(&self) -> u64 {

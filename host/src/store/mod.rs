@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 
 pub use self::access::{Entry, Reader, Writer};
 pub use self::calls::{
-    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, ID_BYTES_MAX, InWork,
-    Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
+    Begun, CallEntry, CallState, CallView, CallsWanted, Counts, DEFAULT_QUEUE, End, Finished, GivenUp, ID_BYTES_MAX,
+    InWork, Look, NewCall, PENDING_MAX, QueueView, RetriedQueue, RetriedQueues, Rules, StoredTarget, call_time,
 };
 pub use self::error::StoreError;
 use self::group::{Job, Jobs, Order};
@@ -45,9 +45,11 @@ pub struct StoreSettings {
     pub minimum_free_bytes: u64,
 }
 
-/// One for a cage. The file is opened when it is first needed, and made when something is first written.
+/// One for a cage. The file is opened when it is first needed or asked for, and made when something is first written.
 pub struct Store {
     opened: Arc<Opened>,
+    /// Held by who opens the file for others to read.
+    opening: Arc<tokio::sync::Mutex<()>>,
     thread: Mutex<Thread>,
 }
 
@@ -68,7 +70,11 @@ impl Store {
     }
 
     fn on(medium: Box<dyn Medium>, settings: StoreSettings, cage: String) -> Self {
-        Self { opened: Arc::new(Opened::new(medium, settings, cage)), thread: Mutex::default() }
+        Self {
+            opened: Arc::new(Opened::new(medium, settings, cage)),
+            opening: Arc::default(),
+            thread: Mutex::default(),
+        }
     }
 
     /// Queues of retried calls, as far as they are worked off.
@@ -81,6 +87,28 @@ impl Store {
         self.opened.set(settings);
     }
 
+    /// Resolves when the file is open, cannot be opened, or is not there. After a crash a large file takes its time, and so
+    /// does compacting it: whoever must not hold up its thread waits here before it reads. Once begun, opening goes on when
+    /// nobody waits any more.
+    pub async fn ready(&self) {
+        if !self.opened.is_closed() {
+            return;
+        }
+        let turn = self.opening.clone().lock_owned().await;
+        if !self.opened.is_closed() {
+            return;
+        }
+        let opened = self.opened.clone();
+        let opening = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            // What is wrong is told to the log, and again to who reads.
+            let _ = opened.open(&mut opened.lock(), false);
+        });
+        let _ = opening.await;
+    }
+
+    /// Waits for a file that is being opened or compacted for a second at most.
+    ///
     /// # Errors
     /// The store cannot be read.
     pub fn read<T>(&self, work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {

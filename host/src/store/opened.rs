@@ -11,7 +11,7 @@ use redb::Database;
 
 use super::calls::RetriedQueues;
 use super::complaint::Complaint;
-use super::error::failed;
+use super::error::{MENDING, failed};
 use super::medium::Medium;
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
@@ -74,6 +74,11 @@ impl Opened {
         let busy = || self.unavailable("it is being opened, or compacted: try again");
         let mut file = self.file.try_lock_for(OPEN_PATIENCE).ok_or_else(busy)?;
         self.open(&mut file, false)
+    }
+
+    /// Whether a read may have to wait until the file is open.
+    pub(super) fn is_closed(&self) -> bool {
+        self.snapshot.load().is_none() && self.medium.is_there()
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, File> {
@@ -235,6 +240,7 @@ fn write(database: &Database, overlay: &Overlay) -> Result<(), StoreError> {
 
 /// A damaged file may make the library panic.
 pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(StoreError::Unavailable("a panic, see the log: the file may be damaged".to_owned())))
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        Err(StoreError::Unavailable(format!("a panic, see the log; the file may be damaged: {MENDING}")))
+    })
 }

@@ -55,6 +55,36 @@ async fn what_was_written_is_there_after_reopening() {
 }
 
 #[tokio::test]
+async fn whoever_waits_for_the_file_holds_up_no_thread() {
+    let directory = TempDir::new().unwrap();
+    let first = store(&directory);
+    first.ready().await;
+    assert!(!directory.path().join("state").exists(), "to be ready makes no file");
+    transact(&first, vec![set("a", "1")]).await.unwrap();
+    first.close();
+    let second = store(&directory);
+    let (held, is_held) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let opened = second.opened.clone();
+    let opening = std::thread::spawn(move || {
+        let _file = opened.lock();
+        held.send(()).unwrap();
+        released.recv().unwrap();
+    });
+    is_held.recv().unwrap();
+    // This runtime has one thread: the second branch runs while the others wait.
+    let open_after_release = async {
+        tokio::task::yield_now().await;
+        assert!(second.opened.is_closed());
+        release.send(()).unwrap();
+    };
+    tokio::join!(second.ready(), second.ready(), open_after_release);
+    assert!(!second.opened.is_closed());
+    assert_eq!(second.get("m", "a"), Ok(Some(json("1"))));
+    opening.join().unwrap();
+}
+
+#[tokio::test]
 async fn a_file_has_one_owner() {
     let directory = TempDir::new().unwrap();
     let first = store(&directory);

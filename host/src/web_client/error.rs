@@ -83,8 +83,12 @@ fn of_hyper(error: &hyper::Error, disconnected: &str) -> WebError {
         WebErrorKind::Protocol
     } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
         return WebError::new(WebErrorKind::Disconnected, disconnected);
-    } else if find::<io::Error>(error).is_some() {
-        WebErrorKind::Disconnected
+    } else if let Some(io) = find::<io::Error>(error) {
+        // Since TLS 1.3 a server tells after the handshake that it wants another certificate, or one at all.
+        match io.get_ref().and_then(|inner| find(inner)) {
+            Some(rustls::Error::AlertReceived(alert)) => WebErrorKind::Alert(u8::from(*alert)),
+            _ => WebErrorKind::Disconnected,
+        }
     } else {
         WebErrorKind::Protocol
     };

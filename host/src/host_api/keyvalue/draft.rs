@@ -37,25 +37,25 @@ impl store::Host for GuestState {
 
 impl store::HostBucket for GuestState {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, Failure> {
-        Ok(self.keys(&bucket)?.get(&key)?)
+        Ok(self.keys(&bucket).await?.get(&key)?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.set(&key, value).await?)
+        Ok(self.keys(&bucket).await?.set(&key, value).await?)
     }
 
     async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.delete(&key).await?)
+        Ok(self.keys(&bucket).await?.delete(&key).await?)
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, Failure> {
-        Ok(self.keys(&bucket)?.get(&key)?.is_some())
+        Ok(self.keys(&bucket).await?.get(&key)?.is_some())
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<u64>) -> Result<KeyResponse, Failure> {
         let cursors = &self.table.get(&bucket)?.cursors;
         let cursor = cursor.map(|number| cursors.get(number)).transpose()?;
-        let (keys, next) = self.keys(&bucket)?.list(cursor.as_deref())?;
+        let (keys, next) = self.keys(&bucket).await?.list(cursor.as_deref())?;
         let cursors = &mut self.table.get_mut(&bucket)?.cursors;
         Ok(KeyResponse { keys, cursor: next.map(|next| cursors.add(next)) })
     }
@@ -68,7 +68,7 @@ impl store::HostBucket for GuestState {
 
 impl atomics::Host for GuestState {
     async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: u64) -> Result<u64, Failure> {
-        let keys = self.keys(&bucket)?;
+        let keys = self.keys(&bucket).await?;
         let by = i64::try_from(delta).map_err(|_| StoreError::Invalid(format!("{delta} is more than {}", i64::MAX)))?;
         let sum = keys.increment(&key, by).await?;
         Ok(u64::try_from(sum).map_err(|_| StoreError::Invalid(format!("the sum is negative: {sum}")))?)
@@ -81,15 +81,15 @@ impl batch::Host for GuestState {
         bucket: Resource<Bucket>,
         keys: Vec<String>,
     ) -> Result<Vec<Option<(String, Vec<u8>)>>, Failure> {
-        let found = self.keys(&bucket)?.get_many(keys)?.into_iter();
+        let found = self.keys(&bucket).await?.get_many(keys)?.into_iter();
         Ok(found.map(|(key, value)| Some((key, value?))).collect())
     }
 
     async fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.set_many(pairs).await?)
+        Ok(self.keys(&bucket).await?.set_many(pairs).await?)
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.delete_many(keys).await?)
+        Ok(self.keys(&bucket).await?.delete_many(keys).await?)
     }
 }

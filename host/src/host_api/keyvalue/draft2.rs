@@ -40,23 +40,23 @@ impl store::Host for GuestState {
 
 impl store::HostBucket for GuestState {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, Failure> {
-        Ok(self.keys(&bucket)?.get(&key)?)
+        Ok(self.keys(&bucket).await?.get(&key)?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.set(&key, value).await?)
+        Ok(self.keys(&bucket).await?.set(&key, value).await?)
     }
 
     async fn delete(&mut self, bucket: Resource<Bucket>, key: String) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.delete(&key).await?)
+        Ok(self.keys(&bucket).await?.delete(&key).await?)
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, Failure> {
-        Ok(self.keys(&bucket)?.get(&key)?.is_some())
+        Ok(self.keys(&bucket).await?.get(&key)?.is_some())
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<String>) -> Result<KeyResponse, Failure> {
-        let (keys, cursor) = self.keys(&bucket)?.list(cursor.as_deref())?;
+        let (keys, cursor) = self.keys(&bucket).await?.list(cursor.as_deref())?;
         Ok(KeyResponse { keys, cursor })
     }
 
@@ -68,12 +68,12 @@ impl store::HostBucket for GuestState {
 
 impl atomics::Host for GuestState {
     async fn increment(&mut self, bucket: Resource<Bucket>, key: String, delta: i64) -> Result<i64, Failure> {
-        Ok(self.keys(&bucket)?.increment(&key, delta).await?)
+        Ok(self.keys(&bucket).await?.increment(&key, delta).await?)
     }
 
     async fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> wasmtime::Result<Result<(), CasError>> {
         let Cas { prefix, key, seen } = self.table.delete(cas)?;
-        let swapped = match self.store() {
+        let swapped = match self.store().await {
             Ok(store) => Keys { store, prefix: prefix.clone() }.swap(&key, seen, value).await,
             Err(error) => Err(error),
         };
@@ -87,14 +87,14 @@ impl atomics::Host for GuestState {
 
 impl atomics::HostCas for GuestState {
     async fn new(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Resource<Cas>, Failure> {
-        let keys = self.keys(&bucket)?;
+        let keys = self.keys(&bucket).await?;
         let seen = keys.observe(&key)?;
         Ok(self.table.push(Cas { prefix: keys.prefix, key, seen })?)
     }
 
     /// What the guest is told here is what a swap replaces.
     async fn current(&mut self, cas: Resource<Cas>) -> Result<Option<Vec<u8>>, Failure> {
-        let store = self.store()?;
+        let store = self.store().await?;
         let cas = self.table.get_mut(&cas)?;
         let value = Keys { store, prefix: cas.prefix.clone() }.get(&cas.key)?;
         cas.seen = value.as_deref().map(super::digest);
@@ -109,14 +109,14 @@ impl atomics::HostCas for GuestState {
 
 impl batch::Host for GuestState {
     async fn get_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Vec<Found>, Failure> {
-        Ok(self.keys(&bucket)?.get_many(keys)?)
+        Ok(self.keys(&bucket).await?.get_many(keys)?)
     }
 
     async fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.set_many(pairs).await?)
+        Ok(self.keys(&bucket).await?.set_many(pairs).await?)
     }
 
     async fn delete_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<(), Failure> {
-        Ok(self.keys(&bucket)?.delete_many(keys).await?)
+        Ok(self.keys(&bucket).await?.delete_many(keys).await?)
     }
 }

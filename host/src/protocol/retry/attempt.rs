@@ -1,13 +1,13 @@
 //! One attempt at one call, and the record of how it ended.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::config::RetryConfig;
 use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
 use crate::dispatcher::DispatchError;
 use crate::protocol::InterfaceContext;
 use crate::request::Deadline;
-use crate::store::{CallEntry, End, Finished, InWork, StoreError, call_time};
+use crate::store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
 
 /// How long a call that does not end at its deadline is waited for; guests are stopped there.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -90,7 +90,7 @@ impl Attempted {
         let CallEntry { id, target, attempts, .. } = &self.entry;
         let (module, function) = (&target.module, &target.function);
         match (finished, end) {
-            (Finished::GivenUp(entry), _) => told_given_up(&self.cx, &entry),
+            (Finished::GivenUp(given_up), _) => tell_given_up(&self.cx, &given_up),
             (Finished::Later, End::Later { error, .. }) => {
                 tracing::info!(
                     cage,
@@ -111,11 +111,23 @@ impl Attempted {
 }
 
 /// A call that nobody will make again by itself.
-pub(super) fn told_given_up(cx: &InterfaceContext, entry: &CallEntry) {
+pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
+    let GivenUp { entry, displaced } = given_up;
     let (cage, interface) = (&*cx.endpoint.cage, &*cx.endpoint.interface);
     let CallEntry { id, target, error, attempts, .. } = entry;
     let (module, function) = (&target.module, &target.function);
     tracing::warn!(cage, interface, module, function, call = id, attempts, error, "call is given up");
+    let Some(oldest) = displaced else { return };
+    if let Some(dropped) = cx.services.store.retried_queue(interface).displaced(Instant::now()) {
+        tracing::error!(
+            cage,
+            interface,
+            call = oldest,
+            dropped,
+            "the oldest dead letter was dropped, since the queue had as many as it may: look at `wasmcage retry list --dead`, \
+             and run or drop them"
+        );
+    }
 }
 
 /// Whether the same call would end in the same way again.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use tokio_util::task::TaskTracker;
 
-use super::attempt::{Attempted, told_given_up};
+use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
@@ -79,6 +79,7 @@ impl Work {
 
     async fn resume(&self) -> Result<(), StoreError> {
         let (store, name) = (&self.cx.services.store, &self.cx.endpoint.interface);
+        store.ready().await;
         let look = store.look_for_calls(name, &self.config.rules)?;
         if !look.due && look.next_ms.is_none() {
             return Ok(());
@@ -90,6 +91,7 @@ impl Work {
     async fn begin_due(&self) -> Result<Duration, StoreError> {
         let (store, name, rules) = (&self.cx.services.store, &self.cx.endpoint.interface, self.config.rules);
         loop {
+            store.ready().await;
             let places = self.config.concurrency.saturating_sub(self.queue.in_work().len());
             let look = store.look_for_calls(name, &rules)?;
             if places == 0 || !look.due {
@@ -105,7 +107,7 @@ impl Work {
                         // Guests run on the lanes.
                         self.cx.lanes.next().spawn(self.attempts.track_future(attempted.run()));
                     }
-                    Begun::GivenUp(entry) => told_given_up(&self.cx, &entry),
+                    Begun::GivenUp(given_up) => tell_given_up(&self.cx, &given_up),
                 }
             }
         }

@@ -21,6 +21,10 @@ impl Protocol for Retry {
         true
     }
 
+    fn has_queue(&self) -> bool {
+        true
+    }
+
     fn has_module(&self) -> bool {
         false
     }

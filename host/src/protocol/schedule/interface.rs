@@ -25,7 +25,11 @@ pub(super) struct ScheduleInterface {
 #[async_trait]
 impl Interface for ScheduleInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        Running::begin(self.rules, cx).await.run().await;
+        let drain = cx.drain.clone();
+        tokio::select! {
+            running = Running::begin(self.rules, cx) => running.run().await,
+            () = drain.stopping() => {}
+        }
         Ok(())
     }
 }
@@ -45,7 +49,10 @@ impl Running {
     async fn begin(rules: Rules, cx: InterfaceContext) -> Self {
         let record = (rules.catch_up != CatchUp::None)
             .then(|| Record::new(cx.services.store.clone(), &cx.endpoint.interface, &rules.times.written));
-        let known = record.as_ref().map(Record::load).transpose();
+        let known = match &record {
+            Some(record) => record.load().await.map(Some),
+            None => Ok(None),
+        };
         let planner = Planner::new(
             rules.clone(),
             known.as_ref().ok().copied().flatten().flatten().unwrap_or_else(Timestamp::now),

@@ -36,7 +36,8 @@ impl Record {
     ///
     /// # Errors
     /// The store's.
-    pub(super) fn load(&self) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) async fn load(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.store.ready().await;
         let Some(bytes) = self.store.read(|reader| reader.get(Space::Interfaces, &self.key))? else { return Ok(None) };
         let stored = serde_json::from_slice::<Stored>(&bytes).ok().filter(|stored| stored.schedule == self.schedule);
         Ok(stored.and_then(|stored| Timestamp::from_second(stored.settled).ok()))

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 pub use self::operator::{CallView, CallsWanted, QueueView};
 use self::queue::Working;
-pub use self::queue::{Begun, End, Finished, Look, Rules};
+pub use self::queue::{Begun, End, Finished, GivenUp, Look, Rules};
 pub use self::record::{CallEntry, CallState, Counts, StoredTarget, call_time};
 use self::record::{Seen, milliseconds};
 pub use self::running::{InWork, RetriedQueue, RetriedQueues};

@@ -12,7 +12,7 @@ const PROMOTED_MAX: usize = 1_000;
 /// Names that one write forgets.
 const FORGOTTEN_MAX: usize = 1_000;
 /// Dead letters of a queue; for one more the oldest is dropped.
-const DEAD_MAX: u64 = 100_000;
+pub(super) const DEAD_MAX: u64 = 100_000;
 /// Names are forgotten so much later than they could be, many at once.
 const FORGET_SLACK_MS: u64 = 60_000;
 
@@ -49,7 +49,15 @@ pub enum Begun {
         sequence: u64,
         entry: CallEntry,
     },
-    GivenUp(CallEntry),
+    GivenUp(GivenUp),
+}
+
+/// A call that is not made any more unless an operator says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GivenUp {
+    pub entry: CallEntry,
+    /// The id of the oldest dead letter, which was dropped because the queue had as many as it may.
+    pub displaced: Option<String>,
 }
 
 /// How an attempt ended.
@@ -69,7 +77,7 @@ pub enum End {
 pub enum Finished {
     Done,
     Later,
-    GivenUp(Box<CallEntry>),
+    GivenUp(Box<GivenUp>),
     /// It was dropped or moved meanwhile, or all of this is on record already.
     Gone,
 }
@@ -288,12 +296,12 @@ impl Working<'_, '_> {
                 Ok(Finished::Done)
             }
             End::Never(error) => {
-                self.bury(sequence, entry, error.clone()).map(|entry| Finished::GivenUp(Box::new(entry)))
+                self.bury(sequence, entry, error.clone()).map(|given_up| Finished::GivenUp(Box::new(given_up)))
             }
             End::Later { error, due_ms } => {
                 entry.error.clone_from(error);
                 if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
-                    return self.bury(sequence, entry, reason).map(|entry| Finished::GivenUp(Box::new(entry)));
+                    return self.bury(sequence, entry, reason).map(|given_up| Finished::GivenUp(Box::new(given_up)));
                 }
                 remove_pending(self.writer, self.queue, sequence, &entry);
                 // Its end is looked at in time, too.
@@ -306,13 +314,14 @@ impl Working<'_, '_> {
     }
 
     /// Gives up a pending call.
-    fn bury(&mut self, sequence: u64, mut entry: CallEntry, reason: String) -> Result<CallEntry, StoreError> {
+    fn bury(&mut self, sequence: u64, mut entry: CallEntry, reason: String) -> Result<GivenUp, StoreError> {
         remove_pending(self.writer, self.queue, sequence, &entry);
         entry.error = reason;
         let keep = self.rules.dead_letters;
+        let mut displaced = None;
         if keep {
             if self.writer.counts(self.queue)?.dead >= DEAD_MAX {
-                self.drop_oldest_dead()?;
+                displaced = self.drop_oldest_dead()?;
             }
             entry.state = CallState::Dead { since_ms: self.now_ms };
             self.writer.put(Space::Calls, keys::entry(self.queue, sequence, true), entry.encode());
@@ -324,15 +333,17 @@ impl Working<'_, '_> {
             counts.pending = counts.pending.saturating_sub(1);
             counts.dead += u64::from(keep);
         })?;
-        Ok(entry)
+        Ok(GivenUp { entry, displaced })
     }
 
-    fn drop_oldest_dead(&mut self) -> Result<(), StoreError> {
-        let Some((sequence, oldest)) = self.writer.entries(self.queue, true, 0, 1)?.pop() else { return Ok(()) };
+    /// Its id.
+    fn drop_oldest_dead(&mut self) -> Result<Option<String>, StoreError> {
+        let Some((sequence, oldest)) = self.writer.entries(self.queue, true, 0, 1)?.pop() else { return Ok(None) };
         self.writer.remove(Space::Calls, keys::entry(self.queue, sequence, true));
         self.writer.remove(Space::Calls, keys::message(sequence));
         self.forget_after_retention(sequence, &oldest.id);
-        count(self.writer, self.queue, |counts| counts.dead = counts.dead.saturating_sub(1))
+        count(self.writer, self.queue, |counts| counts.dead = counts.dead.saturating_sub(1))?;
+        Ok(Some(oldest.id))
     }
 
     fn forget_after_retention(&mut self, sequence: u64, id: &str) {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
@@ -15,6 +16,9 @@ pub struct RetriedQueues {
     missing: Mutex<BTreeSet<String>>,
 }
 
+/// That dead letters are dropped is told again after so long.
+const DISPLACED_INTERVAL: Duration = Duration::from_secs(60);
+
 /// So many queues that nobody works off are told.
 const MISSING_MAX: usize = 100;
 
@@ -25,6 +29,14 @@ pub struct RetriedQueue {
     in_work: Mutex<BTreeSet<u64>>,
     lease: Arc<tokio::sync::Mutex<()>>,
     resumed: AtomicBool,
+    displaced: Mutex<Displaced>,
+}
+
+/// Dead letters that had to make room for others.
+#[derive(Default)]
+struct Displaced {
+    told: Option<Instant>,
+    since: u64,
 }
 
 /// A call is being made; dropped when that is over, whatever came of it.
@@ -75,6 +87,17 @@ impl RetriedQueue {
     /// Whether calls of an earlier process have to be looked at; true once.
     pub fn resumes(&self) -> bool {
         !self.resumed.swap(true, Ordering::AcqRel)
+    }
+
+    /// A dead letter was dropped to make room. If that is to be told now: how many were since it was told last.
+    pub fn displaced(&self, now: Instant) -> Option<u64> {
+        let mut displaced = self.displaced.lock();
+        displaced.since += 1;
+        if displaced.told.is_some_and(|at| now.saturating_duration_since(at) < DISPLACED_INTERVAL) {
+            return None;
+        }
+        displaced.told = Some(now);
+        Some(std::mem::take(&mut displaced.since))
     }
 
     pub fn begin(self: &Arc<Self>, sequence: u64) -> InWork {

@@ -62,7 +62,7 @@ impl Bench {
     fn attempts(&mut self, places: usize) -> Vec<(String, u32, u64)> {
         let begun = self.begin(places).into_iter().map(|begun| match begun {
             Begun::Attempt { sequence, entry } => (entry.id, entry.attempts, sequence),
-            Begun::GivenUp(entry) => panic!("{entry:?} was given up"),
+            Begun::GivenUp(given_up) => panic!("{given_up:?}"),
         });
         begun.collect()
     }
@@ -232,7 +232,7 @@ fn the_first_of_an_ordered_queue_holds_up_the_rest() {
 #[test]
 fn calls_are_given_up_and_kept() {
     let given_up = |bench: &mut Bench, part: &str| {
-        let [Begun::GivenUp(entry)] = &bench.begin(1)[..] else { panic!("it is not given up") };
+        let [Begun::GivenUp(GivenUp { entry, .. })] = &bench.begin(1)[..] else { panic!("it is not given up") };
         assert!(entry.error.contains(part), "{}", entry.error);
     };
     let mut bench = Bench::new();
@@ -245,7 +245,7 @@ fn calls_are_given_up_and_kept() {
     bench.accept(&NewCall { attempts_max: Some(1), ..call("attempts") });
     let sequence = bench.attempts(1)[0].2;
     assert!(
-        matches!(bench.finish(sequence, later(0)), Finished::GivenUp(entry) if entry.error.contains("failed 1 times"))
+        matches!(bench.finish(sequence, later(0)), Finished::GivenUp(given_up) if given_up.entry.error.contains("failed 1 times"))
     );
     let elsewhere = StoredTarget { cage: Some("far".into()), ..call("").target };
     bench.accept(&NewCall { target: elsewhere, attempts_max: Some(1), ..call("handed over") });
@@ -268,6 +268,36 @@ fn calls_are_given_up_and_kept() {
     assert!(matches!(bench.finish(sequence, End::Never("no".into())), Finished::GivenUp(_)));
     assert_eq!(bench.store.call_message(sequence).unwrap(), None);
     assert_eq!(bench.store.read(|reader| reader.counts("q")).unwrap().dead, 3);
+}
+
+#[test]
+fn the_oldest_dead_letter_makes_room_and_is_named() {
+    let mut bench = Bench::new();
+    let bury = |bench: &mut Bench, id: &str| {
+        bench.accept(&call(id));
+        let sequence = bench.attempts(1)[0].2;
+        match bench.finish(sequence, End::Never("no".into())) {
+            Finished::GivenUp(given_up) => given_up.displaced,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(bury(&mut bench, "first"), None);
+    assert_eq!(bury(&mut bench, "second"), None);
+    // As if there were many more.
+    let full = |writer: &mut Writer<'_>| queue::count(writer, "q", |counts| counts.dead = queue::DEAD_MAX);
+    bench.write(full).unwrap();
+    assert_eq!(bury(&mut bench, "third").as_deref(), Some("first"));
+    assert_eq!(bury(&mut bench, "fourth").as_deref(), Some("second"));
+    let left = bench.store.calls(&CallsWanted { dead: true, limit: 10, ..CallsWanted::default() }).unwrap();
+    assert_eq!(left.iter().map(|call| &*call.id).collect::<Vec<_>>(), ["third", "fourth"]);
+    assert_eq!(bench.store.read(|reader| reader.counts("q")).unwrap().dead, queue::DEAD_MAX);
+}
+
+#[test]
+fn dropped_dead_letters_are_told_once_a_minute() {
+    let (queue, start) = (RetriedQueue::default(), std::time::Instant::now());
+    let told: Vec<_> = [0, 1, 59, 60, 61, 200].map(|s| queue.displaced(start + Duration::from_secs(s))).into();
+    assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
 }
 
 #[tokio::test]
@@ -399,7 +429,7 @@ fn the_queue_does_what_a_plain_map_does() {
                                 assert_eq!((&entry.id, entry.attempts, sequence), (&id, call.attempts, call.number));
                                 in_work.insert(sequence, id);
                             }
-                            Begun::GivenUp(entry) => {
+                            Begun::GivenUp(GivenUp { entry, .. }) => {
                                 assert!(ended && entry.id == id, "{entry:?}");
                                 pending.remove(&id);
                                 dead += 1;

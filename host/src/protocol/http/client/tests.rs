@@ -10,8 +10,9 @@ use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -334,6 +335,11 @@ impl Authority {
 
     /// A server's side for `localhost`, valid for so many days from yesterday.
     fn acceptor(&self, days: i64, alpn: &[&[u8]]) -> TlsAcceptor {
+        self.acceptor_of(days, alpn, None)
+    }
+
+    /// The same, which takes clients only that this authority knows, if there is one.
+    fn acceptor_of(&self, days: i64, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         let day = 24 * 3600;
         let yesterday = std::time::SystemTime::now() - Duration::from_secs(day);
@@ -341,14 +347,28 @@ impl Authority {
         params.not_after = params.not_before + Duration::from_secs(days as u64 * day);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = clients.map_or_else(WebPkiClientVerifier::no_client_auth, |clients| {
+            let mut roots = RootCertStore::empty();
+            roots.add(clients.issuer.der().clone()).unwrap();
+            WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build().unwrap()
+        });
+        let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
             .unwrap();
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Files `me.pem` and `me.key`, for a client.
+    fn identify(&self, directory: &Path) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["me".to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        std::fs::write(directory.join("me.pem"), certificate.pem()).unwrap();
+        std::fs::write(directory.join("me.key"), key.serialize_pem()).unwrap();
     }
 
     fn client(&self, address: &str, keys: &str) -> Server {
@@ -370,6 +390,25 @@ async fn tls_trusts_whom_it_is_told_to() {
     let named = "tls = { ca = 'ca.pem', server_name = 'other.example' }";
     check(get(&authority.client(&address, named)).await, "tls", Phase::Connect, true);
     check(get(&Authority::new().client(&address, ca)).await, "tls", Phase::Connect, true);
+}
+
+#[tokio::test]
+async fn a_server_may_ask_for_a_certificate() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (address, seen) = server(Some(authority.acceptor_of(30, &[], Some(&clients)))).await;
+    let with = "tls = { ca = 'ca.pem', certificate = 'me.pem', key = 'me.key' }";
+    clients.identify(authority.directory.path());
+    assert!(body(&get(&authority.client(&address, with)).await.unwrap()).contains("GET /api/a"));
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
+    // Without one, and with one that another authority has signed, nobody answers.
+    let without = get(&authority.client(&address, "tls = { ca = 'ca.pem' }")).await.unwrap_err();
+    authority.identify(authority.directory.path());
+    let unknown = get(&authority.client(&address, with)).await.unwrap_err();
+    for error in [without, unknown] {
+        // The server says why, and closes the connection, which may be noticed first.
+        assert!(["tls", "disconnected"].contains(&&*error.code), "{error}");
+    }
+    assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ async fn begin(store: &Store, rules: Rules) -> Result<Option<(u64, CallEntry)>, 
     });
     Ok(begun.await?.pop().map(|begun| match begun {
         Begun::Attempt { sequence, entry } => (sequence, entry),
-        Begun::GivenUp(entry) => panic!("{entry:?} was given up"),
+        Begun::GivenUp(given_up) => panic!("{given_up:?}"),
     }))
 }
 
