@@ -2,7 +2,7 @@
 //! comes again, and nothing else does.
 
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use lapin::BasicProperties;
 use lapin::options::QueueDeleteOptions;
@@ -138,6 +138,32 @@ async fn amqps_never_says_a_word_in_plain_text() {
     assert_eq!(first.await.unwrap(), 0x16, "the first byte is that of a TLS handshake");
 }
 
+/// What answers on a broker's port may be anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_broker_is_told_and_survived() {
+    let endless_frame = [1, 0, 0, 0xff, 0xff, 0xff, 0xff].repeat(10_000);
+    for (bytes, told) in
+        [(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "does not speak AMQP"), (endless_frame, "a frame of")]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 8]);
+                // Whoever has seen enough hangs up.
+                let _ = stream.write_all(&bytes);
+            }
+        });
+        let toml = format!("[interfaces.in]\nprotocol = 'amqp'\nurl = 'amqp://127.0.0.1:{port}'\nqueues.q = {{}}");
+        let cage = TestCage::new().config(&toml).http("web").start().await;
+        let log = cage.logged("broker cannot be reached").await;
+        assert!(log.contains(told), "{log}");
+        assert_eq!(cage.client("web").get("/").await.status, 200, "the cage serves on");
+        assert!(cage.stop().await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_without_room_holds_up_who_publishes_and_not_who_consumes() {
     let Some(broker) = broker("").await else { return };
@@ -175,7 +201,7 @@ async fn a_broker_without_room_holds_up_who_publishes_and_not_who_consumes() {
     let broker = control(broker, &["absolute", "512MB"]).await;
     cage.logged("broker takes messages again").await;
     assert_eq!(cage.client("web").get("/command?text=after").await.status, 204);
-    assert_eq!(cage.log().matches("WRN broker takes no messages").count(), 1, "{}", cage.log());
+    assert_eq!(cage.log().matches("broker takes no messages broker=").count(), 1, "{}", cage.log());
     eventually("all of them", || (handled() >= 200).then_some(())).await;
     assert!(cage.stop().await);
     assert_eq!(Peer::of(&broker).await.waiting("life").await, Some(0));
