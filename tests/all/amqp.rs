@@ -321,6 +321,54 @@ async fn a_message_waits_for_its_module() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn exchanges_of_every_type_are_declared_and_bound() {
+    let Some(scene) = Scene::new().await else { return };
+    let Scene { exchange, queue, .. } = &scene;
+    let keys = format!(
+        "format = 'raw'\nexchanges.{exchange}-fanout = {{ type = 'fanout', auto_delete = true }}\n\
+         exchanges.{exchange}-topic = {{ type = 'topic' }}\n\
+         exchanges.{exchange}-headers = {{ type = 'headers', durable = false }}"
+    );
+    let mut cage = scene.cage(&keys);
+    for (kind, binding) in [
+        ("fanout", ""),
+        ("topic", "key = '*.orange.#'"),
+        ("headers", "arguments = { x-match = 'all', colour = 'red' }"),
+    ] {
+        cage = cage.config(&format!(
+            "[[interfaces.in.bindings]]\nexchange = '{exchange}-{kind}'\nqueue = '{queue}'\n{binding}"
+        ));
+    }
+    let cage = cage.start().await;
+    cage.logged("address=\"amqp").await;
+    let mut red = FieldTable::default();
+    red.insert("colour".into(), AMQPValue::LongString("red".into()));
+    let (plain, red) = (BasicProperties::default(), BasicProperties::default().with_headers(red));
+    for (kind, key, properties) in [
+        ("fanout", "anything", plain.clone()),
+        ("topic", "quick.orange.male.rabbit", plain.clone()),
+        ("topic", "quick.brown.fox", plain.clone()),
+        ("headers", "with-colour", red),
+        ("headers", "without", plain),
+    ] {
+        scene.peer.publish(&format!("{exchange}-{kind}"), key, b"came", properties).await;
+    }
+    for line in ["message anything: came", "message quick.orange.male.rabbit: came", "message with-colour: came"] {
+        cage.logged(line).await;
+    }
+    let log = cage.log();
+    assert!(!log.contains("message quick.brown.fox") && !log.contains("message without"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passive_exchange_has_to_be_there() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.cage(&format!("exchanges.{} = {{ passive = true }}", scene.exchange)).start().await;
+    let log = cage.logged("interface failed").await;
+    assert!(log.contains(&format!("cannot declare exchange {}", scene.exchange)), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_declaration_names_what_differs() {
     let Some(scene) = Scene::new().await else { return };
     scene.peer.bound(&scene.exchange, &scene.queue, "k").await;
