@@ -1,30 +1,32 @@
 //! Brokers that go and come back, cages that stop or are killed, TLS: what is in work is finished, what is not acknowledged
 //! comes again, and nothing else does.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
-use std::process::Stdio;
-use std::time::Duration;
+use std::io::{Read as _, Write as _};
 
 use lapin::BasicProperties;
-use lapin::options::{BasicPublishOptions, QueueDeleteOptions};
+use lapin::options::QueueDeleteOptions;
 use lapin::types::FieldTable;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
-use wasmcage_tests::{Peer, RabbitMq, TestCage, cache, eventually, guest, program};
-
-/// Messages of the tests that kill; `AMQP_MESSAGES` may say more.
-const MESSAGES: usize = 2_000;
+use wasmcage_tests::{Peer, RabbitMq, TestCage, eventually};
 
 fn cage(broker: &RabbitMq, keys: &str) -> TestCage {
     let toml = format!("[interfaces.in]\nprotocol = 'amqp'\nformat = 'raw'\nurl = '{}'\n{keys}", broker.url());
     TestCage::new().module("amqp_handler", "interface_in").config(&toml)
 }
 
-async fn broker(config: &'static str) -> Option<RabbitMq> {
+pub async fn broker(config: &'static str) -> Option<RabbitMq> {
     tokio::task::spawn_blocking(|| RabbitMq::start(config)).await.unwrap()
+}
+
+pub async fn restarted(broker: RabbitMq) -> RabbitMq {
+    broker.kill();
+    let restarted = tokio::task::spawn_blocking(move || {
+        broker.restart();
+        broker
+    });
+    restarted.await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,14 +45,9 @@ async fn consuming_goes_on_after_the_broker_came_back_and_after_its_queue_was_de
     cage.logged("message life: second").await;
 
     let persistent = BasicProperties::default().with_delivery_mode(2);
-    broker.kill();
+    let broker = restarted(broker).await;
     cage.logged("broker lost").await;
-    let broker = tokio::task::spawn_blocking(move || {
-        broker.restart();
-        broker
-    })
-    .await
-    .unwrap();
+    eventually("the queue once more", || (cage.log().matches("address=\"amqp").count() > 2).then_some(())).await;
     Peer::of(&broker).await.publish("", "life", b"third", persistent).await;
     cage.logged("message life: third").await;
     assert!(cage.stop().await);
@@ -141,96 +138,92 @@ async fn amqps_never_says_a_word_in_plain_text() {
     assert_eq!(first.await.unwrap(), 0x16, "the first byte is that of a TLS handshake");
 }
 
-/// A cage in a process of its own, which answers raw requests of queue `work`.
-struct Process {
-    root: TempDir,
-    child: Option<Child>,
-}
-
-impl Process {
-    fn new(broker: &RabbitMq) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let cage = root.path().join("killed");
-        fs::create_dir_all(&cage).unwrap();
-        fs::copy(guest("amqp_handler"), cage.join("interface_in.wasm")).unwrap();
-        std::os::unix::fs::symlink(cache(), root.path().join(".cache")).unwrap();
-        let toml = format!(
-            "[interfaces.in]\nprotocol = 'amqp'\nformat = 'raw'\nurl = '{}'\nprefetch = 64\nqueues.work = {{ durable = true }}\n",
-            broker.url()
-        );
-        fs::write(cage.join("cage.toml"), toml).unwrap();
-        let mut process = Self { root, child: None };
-        process.start();
-        process
-    }
-
-    fn start(&mut self) {
-        let mut command = Command::new(program());
-        command.args(["secondary", "--root"]).arg(self.root.path()).args(["--lanes", "2", "--", "killed"]);
-        command.env("WASMCAGE_RUNTIME_DIR", self.root.path().join(".run")).kill_on_drop(true);
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        self.child = Some(child.unwrap());
-    }
-
-    async fn kill(&mut self) {
-        let mut child = self.child.take().unwrap();
-        child.kill().await.unwrap();
+/// What answers on a broker's port may be anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_broker_is_told_and_survived() {
+    let endless_frame = [1, 0, 0, 0xff, 0xff, 0xff, 0xff].repeat(10_000);
+    for (bytes, told) in
+        [(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "does not speak AMQP"), (endless_frame, "a frame of")]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 8]);
+                // Whoever has seen enough hangs up.
+                let _ = stream.write_all(&bytes);
+            }
+        });
+        let toml = format!("[interfaces.in]\nprotocol = 'amqp'\nurl = 'amqp://127.0.0.1:{port}'\nqueues.q = {{}}");
+        let cage = TestCage::new().config(&toml).http("web").start().await;
+        let log = cage.logged("broker cannot be reached").await;
+        assert!(log.contains(told), "{log}");
+        assert_eq!(cage.client("web").get("/").await.status, 200, "the cage serves on");
+        assert!(cage.stop().await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_lost_when_cage_and_broker_are_killed() {
+async fn a_broker_without_room_holds_up_who_publishes_and_not_who_consumes() {
     let Some(broker) = broker("").await else { return };
-    let messages = std::env::var("AMQP_MESSAGES").map_or(MESSAGES, |text| text.parse().unwrap());
     let peer = Peer::of(&broker).await;
-    peer.queue("work", FieldTable::default()).await;
-    peer.queue("results", FieldTable::default()).await;
-    for number in 0..messages {
-        let properties = BasicProperties::default()
-            .with_delivery_mode(2)
-            .with_reply_to("results".into())
-            .with_correlation_id(number.to_string().into());
-        let options = BasicPublishOptions::default();
-        peer.channel.basic_publish("".into(), "work".into(), options, b"x", properties).await.unwrap();
+    peer.queue("life", FieldTable::default()).await;
+    let cage = cage(&broker, "queues.life = { durable = true }").module("amqp_sender", "interface_web").http("web");
+    let cage = cage.config(&format!(
+        "[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n\
+         timeout_ms = 1_000\nmandatory = false\neks = [{{ exchange = 'sent', key = 'k' }}]",
+        broker.url()
+    ));
+    let cage = cage.start().await;
+    cage.logged("address=\"amqp").await;
+    assert_eq!(cage.client("web").get("/command?text=before").await.status, 204);
+    for _ in 0..200 {
+        peer.publish("", "life", b"slow", BasicProperties::default()).await;
     }
-    peer.channel.wait_for_confirms().await.unwrap();
-    let mut process = Process::new(&broker);
-    let mut peer = peer;
-    let mut broker = broker;
-    let mut results: BTreeMap<String, usize> = BTreeMap::new();
-    for blow in 0..4 {
-        let enough = results.len() + messages / 8;
-        while results.len() < enough {
-            collect(&peer, &mut results).await;
-        }
-        if blow % 2 == 0 {
-            process.kill().await;
-            process.start();
-        } else {
-            broker.kill();
-            broker = tokio::task::spawn_blocking(move || {
-                broker.restart();
-                broker
-            })
-            .await
-            .unwrap();
-            peer = Peer::of(&broker).await;
-        }
+    let control = async |broker: RabbitMq, limit: &'static [&'static str]| {
+        let done = tokio::task::spawn_blocking(move || {
+            broker.control(&[&["set_vm_memory_high_watermark"], limit].concat());
+            broker
+        });
+        done.await.unwrap()
+    };
+    let broker = control(broker, &["0"]).await;
+    for _ in 0..3 {
+        assert_eq!(cage.client("web").get("/command?text=during").await.status, 500);
     }
-    while results.len() < messages {
-        collect(&peer, &mut results).await;
-    }
-    let twice = results.values().filter(|count| **count > 1).count();
-    println!("{messages} messages, {twice} of them answered more than once");
-    // No bound is asserted: a broker that is killed has forgotten acknowledgements it took, the cage's and this test's own.
+    let log = cage.log();
+    let told = log.lines().filter(|line| line.contains("WRN [web] request failed"));
+    assert_eq!(told.filter(|line| line.contains("takes no messages now: low on memory")).count(), 3, "{log}");
+    let handled = || cage.log().matches("message life: slow").count();
+    let seen = handled();
+    eventually("consuming meanwhile", || (handled() > seen).then_some(())).await;
+    let broker = control(broker, &["absolute", "512MB"]).await;
+    cage.logged("broker takes messages again").await;
+    assert_eq!(cage.client("web").get("/command?text=after").await.status, 204);
+    assert_eq!(cage.log().matches("broker takes no messages broker=").count(), 1, "{}", cage.log());
+    eventually("all of them", || (handled() >= 200).then_some(())).await;
+    assert!(cage.stop().await);
+    assert_eq!(Peer::of(&broker).await.waiting("life").await, Some(0));
 }
 
-async fn collect(peer: &Peer, results: &mut BTreeMap<String, usize>) {
-    match peer.take("results").await {
-        Some(reply) => {
-            let id = reply.properties.correlation_id().as_ref().unwrap().to_string();
-            *results.entry(id).or_default() += 1;
-        }
-        None => tokio::time::sleep(Duration::from_millis(5)).await,
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_falls_silent_is_noticed_and_nothing_is_lost() {
+    let Some(broker) = broker("").await else { return };
+    let cage = cage(&broker, "heartbeat_s = 1\nprefetch = 4\nqueues.life = { durable = true }").start().await;
+    cage.logged("address=\"amqp").await;
+    let peer = Peer::of(&broker).await;
+    for _ in 0..40 {
+        peer.publish("", "life", b"slow", BasicProperties::default()).await;
     }
+    cage.logged("message life: slow").await;
+    broker.pause();
+    // Its sockets are open all the while.
+    cage.logged("consuming begins anew").await;
+    assert!(cage.log().contains("no heartbeat received"), "{}", cage.log());
+    assert!(cage.log().matches("message life: slow").count() < 40);
+    broker.resume();
+    eventually("all of them", || (cage.log().matches("message life: slow").count() >= 40).then_some(())).await;
+    assert!(cage.stop().await);
+    assert_eq!(peer.waiting("life").await, Some(0));
 }

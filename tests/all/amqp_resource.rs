@@ -24,6 +24,10 @@ impl Scene {
     /// None where there is no RabbitMQ.
     async fn new(keys: &str) -> Option<Self> {
         let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
+        Some(Self::at(broker, keys).await)
+    }
+
+    async fn at(broker: Arc<RabbitMq>, keys: &str) -> Self {
         let peer = Peer::of(&broker).await;
         let unique = |prefix: &str| format!("{}-{}", unique_name(prefix), std::process::id());
         let (exchange, queue) = (unique("out"), unique("outqueue"));
@@ -39,7 +43,7 @@ impl Scene {
         section.table("pool");
         section.table("cache");
         let resource = find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"));
-        Some(Self { broker, peer, exchange, queue, _root: root, resource })
+        Self { broker, peer, exchange, queue, _root: root, resource }
     }
 
     async fn connect(&self) -> Box<dyn Connection> {
@@ -147,6 +151,29 @@ async fn a_transaction_publishes_at_its_commit() {
     assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
 }
 
+/// What a broker without room leaves unread would otherwise pile up here.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sent_to_a_broker_that_takes_no_messages() {
+    let broker = tokio::task::spawn_blocking(|| RabbitMq::start("vm_memory_high_watermark.absolute = 1"));
+    let Some(broker) = broker.await.unwrap() else { return };
+    let scene = Scene::at(Arc::new(broker), "").await;
+    let (mut first, mut second) = (scene.connect().await, scene.connect().await);
+    let send = |text: &str| operation("command", "n", &[], json!(text));
+    let soon = || Deadline::after(Duration::from_secs(1));
+    // The broker says so when a message comes, and leaves that one unread.
+    let error = first.execute_alone(send("sent"), &[], soon()).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.terminal), ("timed-out", true));
+    let error = second.execute_alone(send("kept back"), &[], soon()).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.recoverable, error.terminal), ("blocked", true, false));
+    assert!(error.text.contains("low on memory"), "{error}");
+    let control = scene.broker.clone();
+    let raise = move || control.control(&["set_vm_memory_high_watermark", "absolute", "512MB"]);
+    tokio::task::spawn_blocking(raise).await.unwrap();
+    alone(&mut second, send("at last")).await.unwrap();
+    assert_eq!(scene.taken().await["content"]["parameters"], "sent");
+    assert_eq!(scene.taken().await["content"]["parameters"], "at last");
+}
+
 async fn check_rpc(keys: &str) {
     let Some(scene) = Scene::new(keys).await else { return };
     let _cage = scene.answering().await;
@@ -205,6 +232,25 @@ async fn a_reply_that_is_none_is_an_error_that_says_so() {
     let reply = asked.await.unwrap().unwrap();
     assert_eq!(reply.status, 422);
     assert!(String::from_utf8_lossy(&reply.body).contains("cannot be read"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_of_a_hundred_megabytes_is_an_error() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
+    let request = loop {
+        if let Some(request) = scene.peer.take(&scene.queue).await {
+            break request;
+        }
+    };
+    let reply_to = request.properties.reply_to().as_ref().unwrap().to_string();
+    scene.peer.publish("", &reply_to, &vec![b' '; 100_000_000], BasicProperties::default()).await;
+    let error = asked.await.unwrap().unwrap_err();
+    assert_eq!(error.code, "too-large");
+    assert!(error.text.contains("100000000 bytes"), "{error}");
+    alone(&mut scene.connect().await, operation("command", "after", &[], json!({}))).await.unwrap();
+    assert_eq!(scene.taken().await["name"], "after");
 }
 
 #[tokio::test(flavor = "multi_thread")]

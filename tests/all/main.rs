@@ -3,6 +3,7 @@
 mod amqp;
 mod amqp_life;
 mod amqp_postage;
+mod amqp_process;
 mod amqp_resource;
 mod bad_input;
 mod bindings;

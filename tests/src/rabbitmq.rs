@@ -1,5 +1,6 @@
 //! A RabbitMQ of the tests' own, on loopback ports that nobody else has, in a temporary directory; beside any other broker
-//! of the machine. `RABBITMQ_SERVER` names the server's script; without one, tests of AMQP say that they did not run.
+//! of the machine; it ends with the test's process. `RABBITMQ_SERVER` names the server's script; without one, tests of AMQP
+//! say that they did not run.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -65,17 +66,19 @@ impl RabbitMq {
         let tls_port = config.contains("TLS_PORT").then_some(ports[3]);
         let config =
             config.replace("TLS_PORT", &ports[3].to_string()).replace("DIRECTORY", &path.display().to_string());
-        let limits = "vm_memory_high_watermark.absolute = 512MB\ndisk_free_limit.absolute = 50MB\n";
-        let config = format!("loopback_users = none\n{limits}{config}\n");
+        let memory = match config.contains("vm_memory_high_watermark") {
+            true => "",
+            false => "vm_memory_high_watermark.absolute = 512MB\n",
+        };
+        let config = format!("loopback_users = none\ndisk_free_limit.absolute = 50MB\n{memory}{config}\n");
         fs::write(path.join("rabbitmq.conf"), config).expect("a configuration");
         fs::write(path.join("enabled_plugins"), "[].").expect("a file");
         let cookie = path.join(".erlang.cookie");
         fs::write(&cookie, format!("cookie{}", std::process::id())).expect("a cookie");
         fs::set_permissions(&cookie, fs::Permissions::from_mode(0o400)).expect("its mode");
         // A child of ours; the server would start one that outlives it.
-        let names = Command::new("epmd")
+        let names = group_of(Path::new("epmd"))
             .args(["-port", &ports[2].to_string(), "-address", "127.0.0.1"])
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -110,7 +113,7 @@ impl RabbitMq {
         let [port, distribution, names] = self.ports;
         let out = fs::File::create(path.join("out")).expect("a file");
         let error = out.try_clone().expect("the same file");
-        let mut command = Command::new(script());
+        let mut command = group_of(&script());
         command
             .env_clear()
             .env("PATH", std::env::var("PATH").unwrap_or_default())
@@ -135,10 +138,8 @@ impl RabbitMq {
             .env("ERL_CRASH_DUMP_SECONDS", "0")
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2")
             .current_dir(path)
-            .stdin(Stdio::null())
             .stdout(out)
-            .stderr(error)
-            .process_group(0);
+            .stderr(error);
         *self.server.lock().expect("no test has panicked here") = Some(command.spawn().expect("RabbitMQ starts"));
         let begun = Instant::now();
         while !self.answers() {
@@ -151,11 +152,23 @@ impl RabbitMq {
     /// As a power failure would.
     pub fn kill(&self) {
         if let Some(mut server) = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
-            let group = format!("-{}", server.id());
-            // It may have ended itself.
-            let _ = Command::new("kill").args(["-9", "--", &group]).status();
-            let _ = server.wait();
+            kill_group(&mut server);
         }
+    }
+
+    /// Says nothing and hears nothing until `resume`; its connections stay open.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = fs::read_to_string(self.directory.path().join("pid")).expect("the server has written its pid");
+        let sent = Command::new("kill").args([signal, pid.trim()]).status().expect("kill runs");
+        assert!(sent.success(), "{signal} to {pid}");
     }
 
     /// Runs `rabbitmqctl`; what it prints.
@@ -189,9 +202,23 @@ impl RabbitMq {
 impl Drop for RabbitMq {
     fn drop(&mut self) {
         self.kill();
-        let _ = self.names.kill();
-        let _ = self.names.wait();
+        kill_group(&mut self.names);
     }
+}
+
+/// Runs `program` in a process group of its own, which ends when this process does, however that ends: the shell waits for
+/// the end of its input. (The kernel's signal at a parent's death comes at the death of the thread, which is sooner.)
+fn group_of(program: &Path) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", r#"set -m; "$0" "$@" </dev/null & read -r; kill -9 -- "-$!"; wait"#]).arg(program);
+    command.stdin(Stdio::piped()).process_group(0);
+    command
+}
+
+/// As a power failure would.
+fn kill_group(shell: &mut Child) {
+    drop(shell.stdin.take());
+    let _ = shell.wait();
 }
 
 fn script() -> PathBuf {

@@ -1,6 +1,8 @@
 //! The keys of an interface.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
 
 use super::broker::Broker;
 use super::handlers::Handlers;
@@ -53,7 +55,10 @@ impl AmqpConfig {
         let broker = Broker::read(&section);
         let format = section.choice("format", &[("postage", Format::Postage), ("raw", Format::Raw)], Format::Postage);
         let name = section.optional_string("application");
-        let fingerprint = fingerprint(&section, name.as_deref(), &broker.vhost);
+        let mut fingerprint = fingerprint(&section, name.as_deref(), &broker.vhost);
+        if let Some(name) = &name {
+            fingerprint.pid = application_pid(section.directory(), name);
+        }
         let mut topology = Topology::read(&section);
         let groups = section.strings("groups", &[]);
         if !groups.is_empty() && name.is_none() {
@@ -106,6 +111,21 @@ pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &
         user: std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default(),
         vhost: vhost.to_owned(),
     }
+}
+
+/// By which an application is told from others at its host. The first of this process has the process's own number, as in the
+/// original, where a process is one application; further ones have `.2`, `.3` behind it. The same cage and name, the same
+/// text: an application keeps its queue when its configuration changes.
+fn application_pid(cage_directory: &Path, name: &str) -> String {
+    static APPLICATIONS: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
+    let mut known = APPLICATIONS.lock();
+    let found = known.iter().position(|(directory, known)| directory == cage_directory && known == name);
+    let place = found.unwrap_or_else(|| {
+        known.push((cage_directory.to_owned(), name.to_owned()));
+        known.len() - 1
+    });
+    let pid = std::process::id();
+    if place == 0 { pid.to_string() } else { format!("{pid}.{}", place + 1) }
 }
 
 /// The queues and keys by which a GenericApplication is found: by its name, at its host, as this process, in groups.
@@ -176,6 +196,15 @@ mod tests {
         ];
         assert_eq!(bindings, expected);
         assert_eq!(config.topology.exchanges.len(), 1);
+    }
+
+    #[test]
+    fn applications_of_one_process_are_told_apart() {
+        let pid = |cage: &str, name: &str| application_pid(Path::new(cage), name);
+        assert_eq!(pid("/c", "x"), pid("/c", "x"));
+        let all = [pid("/c", "x"), pid("/c", "y"), pid("/d", "x")];
+        assert!(all[0] != all[1] && all[1] != all[2] && all[0] != all[2], "{all:?}");
+        assert!(all.iter().all(|pid| pid.starts_with(&std::process::id().to_string())), "{all:?}");
     }
 
     #[test]

@@ -95,10 +95,16 @@ impl Receiver {
     }
 
     /// The delivery's tag, and what becomes of it.
-    pub(super) async fn receive(self: Arc<Self>, delivery: Delivery, channel: u16, live: Arc<Live>) -> (u64, Verdict) {
+    pub(super) async fn receive(
+        self: Arc<Self>,
+        queue: Arc<str>,
+        delivery: Delivery,
+        channel: u16,
+        live: Arc<Live>,
+    ) -> (u64, Verdict) {
         let tag = delivery.delivery_tag;
         if let Some(refusal) = live.refused.take(channel, tag) {
-            self.events.message_refused(refusal, self.config.broker.body_bytes_max);
+            self.events.message_refused(&queue, refusal, self.config.broker.body_bytes_max);
             self.count(readings::Outcome::BadRequest);
             return (tag, Verdict::Reject);
         }

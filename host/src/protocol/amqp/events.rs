@@ -92,7 +92,7 @@ impl Events {
     }
 
     /// A message that was not even read.
-    pub(super) fn message_refused(&self, refusal: Refusal, body_bytes_max: u64) {
+    pub(super) fn message_refused(&self, queue: &str, refusal: Refusal, body_bytes_max: u64) {
         let gate = match refusal {
             Refusal::TooLong { .. } => &self.too_long,
             Refusal::BadHeaders => &self.unreadable,
@@ -101,10 +101,10 @@ impl Events {
         let suppressed = counted(suppressed);
         match refusal {
             Refusal::TooLong { bytes } => warn!(
-                cage = %self.cage, interface = %self.interface, bytes, body_bytes_max, suppressed, "message too long"
+                cage = %self.cage, interface = %self.interface, queue, bytes, body_bytes_max, suppressed, "message too long"
             ),
             Refusal::BadHeaders => {
-                warn!(cage = %self.cage, interface = %self.interface, suppressed, "message with unreadable headers");
+                warn!(cage = %self.cage, interface = %self.interface, queue, suppressed, "message with unreadable headers");
             }
         }
     }

@@ -119,6 +119,9 @@ impl Guard {
         let head = &self.frame;
         let (kind, channel) = (head[0], u16::from_be_bytes([head[1], head[2]]));
         let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        if !matches!(kind, METHOD | HEADER | BODY | HEARTBEAT) {
+            return Err(invalid(format!("a frame of type {kind}: the other side does not speak AMQP 0-9-1")));
+        }
         if size + FRAME_HEAD_BYTES + 1 > FRAME_BYTES_MAX {
             return Err(invalid(format!("a frame of {size} bytes")));
         }
@@ -132,8 +135,7 @@ impl Guard {
                 }
                 None => State::Pass(size + 1),
             },
-            HEARTBEAT => State::Pass(size + 1),
-            kind => return Err(invalid(format!("a frame of type {kind}: the other side does not speak AMQP 0-9-1"))),
+            _ => State::Pass(size + 1),
         };
         if let State::Pass(_) = self.state {
             out.extend_from_slice(&self.frame);

@@ -134,7 +134,8 @@ impl Rounds {
                 Err(why) => return End::Lost(why),
             };
             let channel = (channel, live);
-            let consumer = consume(self.receiver.clone(), channel, queue.name.clone(), stop.clone(), ended_tx.clone());
+            let consumer =
+                consume(self.receiver.clone(), channel, queue.name.as_str().into(), stop.clone(), ended_tx.clone());
             consumers.push(AbortOnDropHandle::new(self.cx.lanes.next().spawn(consumer)));
         }
         let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
@@ -193,7 +194,7 @@ impl Rounds {
 async fn consume(
     receiver: Arc<Receiver>,
     (channel, live): (Channel, Arc<Live>),
-    queue: String,
+    queue: Arc<str>,
     stop: CancellationToken,
     ended: mpsc::Sender<String>,
 ) {
@@ -201,7 +202,7 @@ async fn consume(
     let begun = async {
         channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
-        channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await
+        channel.basic_consume(queue.as_ref().into(), "".into(), options, FieldTable::default()).await
     };
     let mut deliveries = match begun.await {
         Ok(deliveries) => deliveries,
@@ -224,7 +225,7 @@ async fn consume(
             }
             delivery = deliveries.next(), if in_work.len() < prefetch.into() => match delivery {
                 Some(Ok(delivery)) => {
-                    let work = receiver.clone().receive(delivery, channel.id(), live.clone());
+                    let work = receiver.clone().receive(queue.clone(), delivery, channel.id(), live.clone());
                     if in_work.len() < LOCAL_MAX {
                         in_work.push(work.boxed());
                     } else {

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
@@ -40,7 +39,8 @@ pub(super) enum Purpose {
 pub(super) struct Live {
     connection: Connection,
     pub(super) refused: Arc<Refused>,
-    blocked: AtomicBool,
+    /// Why the broker takes no messages now.
+    blocked: watch::Sender<Option<String>>,
     ended: CancellationToken,
 }
 
@@ -107,10 +107,7 @@ impl Link {
             Ok(made) => made,
             Err(_) => Err(match &*self.state.borrow() {
                 Err(why) => why.clone(),
-                Ok(live) if live.blocked.load(Ordering::Relaxed) => {
-                    "the broker takes no messages now, for lack of memory or disk".to_owned()
-                }
-                Ok(_) => "the broker does not answer".to_owned(),
+                Ok(live) => live.blocked().unwrap_or_else(|| "the broker does not answer".to_owned()),
             }),
         }
     }
@@ -121,9 +118,15 @@ impl Live {
         self.connection.status().connected() && !self.ended.is_cancelled()
     }
 
-    /// Why the broker takes nothing now.
-    pub(super) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Relaxed)
+    /// That the broker takes no messages now, and why.
+    pub(super) fn blocked(&self) -> Option<String> {
+        self.blocked.borrow().as_ref().map(|why| format!("the broker takes no messages now: {why}"))
+    }
+
+    /// Resolves when the broker takes messages, or the connection is lost. What is sent before, the client library keeps.
+    pub(super) async fn unblocked(&self) {
+        // The sender is `self`'s.
+        let _ = self.blocked.subscribe().wait_for(Option::is_none).await;
     }
 }
 
@@ -145,6 +148,7 @@ async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Send
                 let live = Arc::new(live);
                 state.send_modify(|state| *state = Ok(live.clone()));
                 let why = watch_over(&live, &events).await;
+                live.blocked.send_replace(None);
                 events.lost(&why);
                 state.send_modify(|state| *state = Err(format!("the connection was lost: {why}")));
             }
@@ -168,7 +172,7 @@ async fn connect(broker: &Broker, purpose: Purpose, events: &LinkEvents) -> Resu
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let connected = Connection::connector(broker.uri(), stream::runtime(), stream, properties);
     match tokio::time::timeout(GREETING_TIMEOUT, connected).await {
-        Ok(Ok(connection)) => Ok(Live { connection, refused, blocked: AtomicBool::new(false), ended }),
+        Ok(Ok(connection)) => Ok(Live { connection, refused, blocked: watch::Sender::new(None), ended }),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => {
             ended.cancel();
@@ -185,11 +189,11 @@ async fn watch_over(live: &Live, events: &LinkEvents) -> String {
         tokio::select! {
             event = told.next() => match event {
                 Some(Event::ConnectionBlocked(why)) => {
-                    live.blocked.store(true, Ordering::Relaxed);
                     events.blocked(&why);
+                    live.blocked.send_replace(Some(why));
                 }
                 Some(Event::ConnectionUnblocked) => {
-                    live.blocked.store(false, Ordering::Relaxed);
+                    live.blocked.send_replace(None);
                     events.unblocked();
                 }
                 Some(Event::Error(error)) if !live.connection.status().connected() => return error.to_string(),

@@ -10,13 +10,15 @@ use crate::resource::{Phase, ResourceError};
 
 /// A message that no queue was there for.
 pub(super) const UNROUTABLE: &str = "unroutable";
+/// The broker has no room: nothing was sent.
+const BLOCKED: &str = "blocked";
 /// The broker said no.
 const NOT_TAKEN: &str = "not-taken";
 
-/// Publishes all, then waits until the broker has confirmed all.
+/// Publishes all as soon as the broker takes messages, then waits until it has confirmed all.
 ///
 /// # Errors
-/// `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` when the broker closed the channel.
+/// `blocked` when it took none until the deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` when the broker closed the channel.
 pub(super) async fn publish(
     channel: &Channel,
     live: &Live,
@@ -24,6 +26,10 @@ pub(super) async fn publish(
     deadline: Deadline,
     phase: Phase,
 ) -> Result<(), ResourceError> {
+    if tokio::time::timeout_at(deadline.instant(), live.unblocked()).await.is_err() {
+        let why = live.blocked().unwrap_or_else(|| "the broker takes messages again, too late".into());
+        return Err(ResourceError::harmless(phase, BLOCKED, why));
+    }
     let published = async {
         let mut confirms = Vec::new();
         for message in messages {
@@ -59,10 +65,7 @@ pub(super) async fn publish(
     match tokio::time::timeout_at(deadline.instant(), published).await {
         Ok(result) => result,
         Err(_) => {
-            let text = match live.is_blocked() {
-                true => "the broker takes no messages now, for lack of memory or disk",
-                false => "the broker did not confirm in time",
-            };
+            let text = live.blocked().unwrap_or_else(|| "the broker did not confirm in time".into());
             Err(ResourceError::fatal(phase, ResourceError::TIMED_OUT, text))
         }
     }

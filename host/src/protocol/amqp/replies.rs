@@ -29,8 +29,9 @@ impl Replies {
         body: &[u8],
         deadline: Deadline,
     ) -> Result<(), String> {
-        let channel = self.channel(deadline).await?;
+        let (channel, live) = self.channel(deadline).await?;
         let sent = async {
+            live.unblocked().await;
             let options = BasicPublishOptions::default();
             channel.basic_publish("".into(), reply_to.clone(), options, body, properties).await?.await
         };
@@ -38,21 +39,21 @@ impl Replies {
             Ok(Ok(Confirmation::Ack(_) | Confirmation::NotRequested)) => Ok(()),
             Ok(Ok(Confirmation::Nack(_))) => Err("the broker did not take it".into()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("the broker did not confirm it in time".into()),
+            Err(_) => Err(live.blocked().unwrap_or_else(|| "the broker did not confirm it in time".into())),
         }
     }
 
-    async fn channel(&self, deadline: Deadline) -> Result<Channel, String> {
+    async fn channel(&self, deadline: Deadline) -> Result<(Channel, Arc<Live>), String> {
         let mut known = self.channel.lock().await;
         if let Some((channel, live)) = &*known
             && live.is_up()
             && channel.status().connected()
         {
-            return Ok(channel.clone());
+            return Ok((channel.clone(), live.clone()));
         }
         let (channel, live) = self.link.channel(deadline).await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| error.to_string())?;
-        *known = Some((channel.clone(), live));
-        Ok(channel)
+        *known = Some((channel.clone(), live.clone()));
+        Ok((channel, live))
     }
 }

@@ -23,7 +23,7 @@ pub(super) enum Verdict {
     Reject,
     /// Back into the queue; counts towards its delivery limit.
     Requeue,
-    /// Back into the queue, and not the message's fault.
+    /// Back into the queue, and not the message's fault. RabbitMQ 3 counts it towards the delivery limit all the same.
     Return,
 }
 
