@@ -383,3 +383,57 @@ async fn a_wrong_declaration_names_what_differs() {
     scene.command("anything", json!(1)).await;
     cage.logged("message anything").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_may_get_the_whole_message() {
+    let Some(scene) = Scene::new().await else { return };
+    let keys = "pass = 'message'\nhandlers = { 'rpc/command/echo' = 'whole.echo' }";
+    let cage = scene.cage(keys).module("service_echo", "whole").start().await;
+    cage.logged("address=\"amqp").await;
+    let whole = &scene.ask("echo", json!({"a": 1})).await["value"];
+    let seen = [&whole["category"], &whole["type"], &whole["name"], &whole["version"], &whole["fingerprint"]["name"]];
+    assert_eq!(seen, ["rpc", "command", "echo", "2", "peer"], "{whole}");
+    assert_eq!(whole["content"], json!({"parameters": {"a": 1}}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queues_have_the_flags_that_they_are_given() {
+    let Some(scene) = Scene::new().await else { return };
+    let Scene { queue, peer, broker, .. } = &scene;
+    let flags = format!(
+        "queues.{queue} = {{ exclusive = true }}\nqueues.{queue}-2 = {{ auto_delete = true }}\n\
+         queues.{queue}-3 = {{ durable = true, arguments = {{ x-max-length = 1 }} }}"
+    );
+    let cage = scene.start(&flags).await;
+    let listed = || broker.control(&["list_queues", "name", "durable", "auto_delete", "exclusive", "arguments"]);
+    let all = listed();
+    let line = |name: &str| {
+        let line = all.lines().find(|line| line.split('\t').next() == Some(name));
+        line.unwrap_or_else(|| panic!("{name} is not in {all}"))
+            .split('\t')
+            .skip(1)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(line(queue)[..3], ["false", "false", "true"]);
+    assert_eq!(line(&format!("{queue}-2"))[..3], ["false", "true", "false"]);
+    assert_eq!(line(&format!("{queue}-3"))[..3], ["true", "false", "false"]);
+    assert!(line(&format!("{queue}-3"))[3].contains("x-max-length"));
+    assert!(cage.stop().await);
+    // Of the three, one outlives its consumer and its connection.
+    eventually("the others are gone", || {
+        let left = listed();
+        (!left.lines().any(|line| line.starts_with(&format!("{queue}\t")) || line.starts_with(&format!("{queue}-2\t"))))
+            .then_some(())
+    })
+    .await;
+    assert_eq!(peer.waiting(&format!("{queue}-3")).await, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_passive_queue_has_to_be_there() {
+    let Some(scene) = Scene::new().await else { return };
+    let cage = scene.cage(&format!("queues.{} = {{ passive = true }}", scene.queue)).start().await;
+    let log = cage.logged("interface failed").await;
+    assert!(log.contains(&format!("cannot declare queue {}", scene.queue)), "{log}");
+}

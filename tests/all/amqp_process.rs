@@ -11,7 +11,7 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{Peer, RabbitMq, cache, eventually, guest, program};
+use wasmcage_tests::{Peer, RabbitMq, Root, cache, eventually, guest, program};
 
 use crate::amqp_life::{broker, restarted};
 
@@ -255,4 +255,33 @@ async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
     assert_eq!(log.matches("message too long").count(), 1, "{log}");
     assert!(log.contains(&format!("queue=work bytes={LONG}")), "{log}");
     assert_eq!(peer.waiting("dead").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_says_who_a_cage_is_to_its_broker_as_it_does_for_postage() {
+    let Some(broker) = broker("").await else { return };
+    for arguments in [
+        &["add_vhost", "post"][..],
+        &["add_user", "carrier", "horn"],
+        &["set_permissions", "-p", "post", "carrier", ".*", ".*", ".*"],
+    ] {
+        broker.control(arguments);
+    }
+    let root = Root::new(&[("posted", &["amqp_handler"])]);
+    let keys = "protocol = 'amqp'\nmodule = 'amqp_handler'\nformat = 'raw'\nqueues.work = {}";
+    root.configure("posted", &format!("[interfaces.in]\nhost = '127.0.0.1'\nport = {}\n{keys}", broker.port()));
+    let mut command = root.command(&["run", "posted"]);
+    command.envs([("POSTAGE_VHOST", "post"), ("POSTAGE_RMQ_USER", "carrier"), ("POSTAGE_RMQ_PASSWORD", "horn")]);
+    let mut run = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    root.serving("posted").await;
+    let address = format!("amqp://carrier@127.0.0.1:{}/post (work)", broker.port());
+    eventually("the cage consumes", || {
+        let logs = fs::read_dir(root.cage("posted").join("logs")).into_iter().flatten().flatten();
+        let log: String = logs.map(|log| fs::read_to_string(log.path()).unwrap_or_default()).collect();
+        log.contains(&address).then_some(())
+    })
+    .await;
+    assert!(broker.control(&["list_queues", "-p", "post", "name"]).contains("work"));
+    root.stop("posted").await;
+    run.wait().await.unwrap();
 }
