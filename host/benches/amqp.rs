@@ -220,6 +220,7 @@ fn cage_publish(runtime: &Runtime, connection: &Connection, url: &str) -> Durati
         "request_timeout_ms = 60_000\n[interfaces.web]\nprotocol = 'http'\nlisten = '127.0.0.1:0'\nmodule = 'sender'\n\
          [modules.sender]\ntimeout_ms = 60_000\nallow = {{ resources = ['out'] }}\n\
          [resources.out]\nprotocol = 'amqp'\nurl = '{url}'\npersistent = false\n\
+         pool = {{ size = {PUBLISHERS} }}\n\
          eks = [{{ exchange = '', key = 'bench-publish' }}]"
     );
     let cage = BenchCage::start(&[("amqp_sender", "sender")], &toml).expect("the guests are built");

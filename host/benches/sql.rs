@@ -41,7 +41,7 @@ fn main() {
     println!(
         "| select 1, one after another | library us | guest us | guest / library, statements a second |\n|---|---|---|---|"
     );
-    let file = format!("sqlite:{}", cage.directory().join("bench.db").display());
+    let file = format!("sqlite:{}?mode=rwc", cage.directory().join("bench.db").display());
     let mut connection = cage.runtime.block_on(SqliteConnection::connect(&file)).unwrap();
     row(&cage, "sqlite", &mut connection);
     match server {

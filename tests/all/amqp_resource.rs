@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
@@ -129,6 +130,26 @@ async fn what_no_queue_is_there_for_comes_back_as_an_error() {
     let error = alone(&mut connection, operation("status", "on", &[("eks", &eks)], json!({}))).await.unwrap_err();
     assert_eq!((error.code.as_str(), error.terminal), ("amqp-404", true));
     assert!(!connection.is_healthy().await);
+}
+
+/// Messages of many go out together, and the library does not say whose it is that comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_publishers_each_is_told_what_became_of_its_own() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connections = Vec::new();
+    for _ in 0..32 {
+        connections.push(scene.connect().await);
+    }
+    let publishing = connections.iter_mut().enumerate().map(|(number, connection)| async move {
+        for round in 0..30 {
+            let key = if (number + round) % 3 == 0 { "nobody" } else { "k" };
+            let result = alone(connection, operation("command", "n", &[("key", key)], json!([number, round]))).await;
+            let code = result.as_ref().err().map(|error| (error.code.as_str(), error.recoverable, error.terminal));
+            assert_eq!(code, (key == "nobody").then_some(("unroutable", true, false)), "{number}, {round}");
+        }
+    });
+    join_all(publishing).await;
+    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(32 * 20));
 }
 
 #[tokio::test(flavor = "multi_thread")]

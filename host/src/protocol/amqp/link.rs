@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use lapin::options::ConfirmSelectOptions;
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -18,6 +19,7 @@ use super::broker::Broker;
 use super::events::LinkEvents;
 use super::guard::Refused;
 use super::stream;
+use super::topology::{Exchange, declare_exchanges};
 use crate::request::Deadline;
 
 /// Pauses between attempts begin with the first and double up to the last, each with up to half of it by chance.
@@ -45,7 +47,7 @@ pub(super) struct Live {
 }
 
 /// The connection, or why there is none.
-type State = Result<Arc<Live>, String>;
+pub(super) type State = Result<Arc<Live>, String>;
 
 /// Kept as long as somebody holds it.
 pub(super) struct Link {
@@ -84,6 +86,34 @@ impl Link {
             Some(live) => live,
             // The keeper runs as long as `self`; only the end of its runtime ends it.
             None => std::future::pending().await,
+        }
+    }
+
+    /// The connection as it is now.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(super) fn current(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// A channel whose messages are confirmed, with these exchanges declared.
+    ///
+    /// # Errors
+    /// Why there is none at the deadline.
+    pub(super) async fn publishing_channel(
+        &self,
+        exchanges: &[Exchange],
+        deadline: Deadline,
+    ) -> Result<(Channel, Arc<Live>), String> {
+        let (channel, live) = self.channel(deadline).await?;
+        let ready = async {
+            declare_exchanges(exchanges, &channel).await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| error.to_string())
+        };
+        match tokio::time::timeout_at(deadline.instant(), ready).await {
+            Ok(ready) => ready.map(|()| (channel, live)),
+            Err(_) => Err("the broker does not answer".to_owned()),
         }
     }
 

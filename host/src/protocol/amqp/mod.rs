@@ -5,6 +5,7 @@ mod broker;
 mod config;
 mod deliver;
 mod events;
+mod group;
 mod guard;
 mod handlers;
 mod interface;

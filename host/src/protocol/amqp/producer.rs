@@ -1,7 +1,10 @@
 //! Publishing with confirms: what is said to be published is at the broker, in a queue when it is mandatory.
 
+use futures_util::FutureExt as _;
+use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
-use lapin::{Channel, Confirmation, ErrorKind};
+
+use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 
 use super::link::Live;
 use super::operation::Outgoing;
@@ -11,14 +14,16 @@ use crate::resource::{Phase, ResourceError};
 /// A message that no queue was there for.
 pub(super) const UNROUTABLE: &str = "unroutable";
 /// The broker has no room: nothing was sent.
-const BLOCKED: &str = "blocked";
+pub(super) const BLOCKED: &str = "blocked";
 /// The broker said no.
 const NOT_TAKEN: &str = "not-taken";
 
-/// Publishes all as soon as the broker takes messages, then waits until it has confirmed all.
+/// Publishes all on a channel that nobody else publishes on, as soon as the broker takes messages, then waits until it has
+/// confirmed all.
 ///
 /// # Errors
-/// `blocked` when it took none until the deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` when the broker closed the channel.
+/// `blocked` when it took none until the deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE`
+/// when the broker closed the channel.
 pub(super) async fn publish(
     channel: &Channel,
     live: &Live,
@@ -31,25 +36,101 @@ pub(super) async fn publish(
         return Err(ResourceError::harmless(phase, BLOCKED, why));
     }
     let published = async {
-        let mut confirms = Vec::new();
+        let (mut sent, mut returned) = (Sent::send(channel, messages).await, Vec::new());
+        sent.confirmed(&mut returned).await;
+        sent.judged(messages, &mut returned, phase)
+    };
+    match tokio::time::timeout_at(deadline.instant(), published).await {
+        Ok(result) => result,
+        Err(_) => Err(unconfirmed(live, phase)),
+    }
+}
+
+/// Of messages that may have arrived, or will.
+pub(super) fn unconfirmed(live: &Live, phase: Phase) -> ResourceError {
+    let text = live.blocked().unwrap_or_else(|| "the broker did not confirm in time".into());
+    ResourceError::fatal(phase, ResourceError::TIMED_OUT, text)
+}
+
+/// Messages of one participant that were sent, and what the broker has said of them.
+#[derive(Default)]
+pub(super) struct Sent {
+    count: usize,
+    /// Those that are still to come.
+    confirms: Vec<PublisherConfirm>,
+    refused: usize,
+    failure: Option<lapin::Error>,
+}
+
+impl Sent {
+    /// One after the other, as far as the channel lives.
+    pub(super) async fn send(channel: &Channel, messages: &[Outgoing]) -> Self {
+        let mut sent = Self::default();
         for message in messages {
             for (exchange, key) in &message.targets {
                 let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
                 let (to, by, properties) = (exchange.as_str().into(), key.as_str().into(), message.properties.clone());
-                let confirm = channel.basic_publish(to, by, options, &message.body, properties).await;
-                confirms.push(confirm.map_err(|error| failed(&error, phase))?);
+                match channel.basic_publish(to, by, options, &message.body, properties).await {
+                    Ok(confirm) => sent.confirms.push(confirm),
+                    Err(error) => {
+                        sent.failure = Some(error);
+                        return sent;
+                    }
+                }
+                sent.count += 1;
             }
         }
-        let count = confirms.len();
-        let (mut returned, mut refused) = (Vec::new(), 0);
-        for confirm in confirms {
-            match confirm.await.map_err(|error| failed(&error, phase))? {
-                Confirmation::Ack(None) | Confirmation::NotRequested => {}
-                Confirmation::Ack(Some(message)) => returned.push(message),
-                Confirmation::Nack(_) => refused += 1,
+        sent
+    }
+
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.confirms.is_empty()
+    }
+
+    /// Waits for all confirms; can be cancelled and called again. The library gives a returned message to whatever is
+    /// confirmed next on its channel, so that they are collected for all who publish on it.
+    pub(super) async fn confirmed(&mut self, returned: &mut Vec<BasicReturnMessage>) {
+        while let Some(confirm) = self.confirms.last_mut() {
+            let confirmation = confirm.await;
+            self.confirms.pop();
+            self.note(confirmation, returned);
+        }
+    }
+
+    /// Takes the confirms that are there.
+    pub(super) fn look(&mut self, returned: &mut Vec<BasicReturnMessage>) {
+        for mut confirm in std::mem::take(&mut self.confirms) {
+            match (&mut confirm).now_or_never() {
+                Some(confirmation) => self.note(confirmation, returned),
+                None => self.confirms.push(confirm),
             }
         }
-        let error = match (returned.first(), refused) {
+    }
+
+    fn note(&mut self, confirmation: lapin::Result<Confirmation>, returned: &mut Vec<BasicReturnMessage>) {
+        match confirmation {
+            Ok(Confirmation::Ack(message)) => returned.extend(message),
+            Ok(Confirmation::Nack(message)) => {
+                self.refused += 1;
+                returned.extend(message);
+            }
+            Ok(Confirmation::NotRequested) => {}
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    /// What became of these messages. Those of `returned` that are among them are taken out of it.
+    pub(super) fn judged(
+        &self,
+        messages: &[Outgoing],
+        returned: &mut Vec<BasicReturnMessage>,
+        phase: Phase,
+    ) -> Result<(), ResourceError> {
+        let own: Vec<_> = messages.iter().flat_map(|message| taken_back(message, returned)).collect();
+        if let Some(error) = &self.failure {
+            return Err(failed(error, phase));
+        }
+        let error = match (own.first(), self.refused) {
             (None, 0) => return Ok(()),
             (_, 1..) => ResourceError::harmless(phase, NOT_TAKEN, "the broker did not take it"),
             (Some(message), _) => {
@@ -60,15 +141,24 @@ pub(super) async fn publish(
             }
         };
         // What went well cannot be taken back.
-        Err(ResourceError { recoverable: returned.len() + refused == count, ..error })
-    };
-    match tokio::time::timeout_at(deadline.instant(), published).await {
-        Ok(result) => result,
-        Err(_) => {
-            let text = live.blocked().unwrap_or_else(|| "the broker did not confirm in time".into());
-            Err(ResourceError::fatal(phase, ResourceError::TIMED_OUT, text))
+        Err(ResourceError { recoverable: own.len() + self.refused == self.count, ..error })
+    }
+}
+
+/// Takes what came back of a message out of `returned`. Of two that are the same in everything it does not matter which is
+/// meant.
+fn taken_back(message: &Outgoing, returned: &mut Vec<BasicReturnMessage>) -> Vec<BasicReturnMessage> {
+    let mut found = Vec::new();
+    for (exchange, key) in message.targets.iter().filter(|_| message.mandatory) {
+        let is_it = |back: &BasicReturnMessage| {
+            let back = &back.delivery;
+            back.exchange.as_str() == exchange && back.routing_key.as_str() == key && back.data == message.body
+        };
+        if let Some(index) = returned.iter().position(is_it) {
+            found.push(returned.swap_remove(index));
         }
     }
+    found
 }
 
 /// Of a channel or connection that is of no more use.

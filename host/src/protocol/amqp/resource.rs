@@ -2,8 +2,8 @@
 //! connection for publishing. In a transaction messages are published at its commit.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
@@ -15,12 +15,13 @@ use tokio::runtime::Handle;
 
 use super::broker::Broker;
 use super::config::{Format, fingerprint};
+use super::group::Group;
 use super::link::{Link, Live, Purpose};
 use super::message::Outcome;
 use super::operation::{Asked, Defaults, Outgoing};
 use super::producer::{failed, publish};
 use super::rpc::{ReplyQueue, check_length, declare};
-use super::topology::{Exchange, declare_exchanges, exchanges};
+use super::topology::{Exchange, exchanges};
 use crate::config::{ConfigError, Section};
 use crate::protocol::{Connection, Resource};
 use crate::request::Deadline;
@@ -37,7 +38,7 @@ pub(super) struct AmqpResource {
     defaults: Arc<Defaults>,
     /// Where the connection is kept: the runtime that made this resource, if that runs on one.
     runtime: Option<Handle>,
-    link: std::sync::OnceLock<Arc<Link>>,
+    group: OnceLock<Arc<Group>>,
     /// False once the broker was seen not to have it.
     direct: Arc<AtomicBool>,
 }
@@ -77,7 +78,7 @@ impl AmqpResource {
             exchanges,
             defaults: Arc::new(defaults),
             runtime: Handle::try_current().ok(),
-            link: std::sync::OnceLock::new(),
+            group: OnceLock::new(),
             direct: Arc::new(AtomicBool::new(direct)),
         })
     }
@@ -90,23 +91,17 @@ impl Resource for AmqpResource {
     }
 
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
-        let link = self.link.get_or_init(|| {
+        let group = self.group.get_or_init(|| {
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            Link::of(&self.cage_directory, &self.broker, Purpose::Publish, &runtime)
+            let link = Link::of(&self.cage_directory, &self.broker, Purpose::Publish, &runtime);
+            Arc::new(Group::new(link, &self.exchanges, &runtime))
         });
-        let failed = |text: String| ResourceError::harmless(Phase::Connect, ResourceError::CONNECT, text);
-        let (channel, live) = link.channel(deadline).await.map_err(failed)?;
-        let ready = async {
-            declare_exchanges(&self.exchanges, &channel).await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| error.to_string())
-        };
-        match tokio::time::timeout_at(deadline.instant(), ready).await {
-            Ok(ready) => ready.map_err(failed)?,
-            Err(_) => return Err(failed("the broker does not answer".into())),
-        }
+        let made = group.link().publishing_channel(&self.exchanges, deadline).await;
+        let (channel, live) =
+            made.map_err(|text| ResourceError::harmless(Phase::Connect, ResourceError::CONNECT, text))?;
         Ok(Box::new(AmqpConnection {
             defaults: self.defaults.clone(),
-            link: link.clone(),
+            group: group.clone(),
             channel,
             live,
             held: Vec::new(),
@@ -120,7 +115,8 @@ impl Resource for AmqpResource {
 
 struct AmqpConnection {
     defaults: Arc<Defaults>,
-    link: Arc<Link>,
+    group: Arc<Group>,
+    /// For what is asked, and for what goes to exchanges that are not the resource's.
     channel: Channel,
     live: Arc<Live>,
     /// Published at the commit.
@@ -173,6 +169,7 @@ impl Connection for AmqpConnection {
         self.held_bytes = 0;
         match held.is_empty() {
             true => Ok(()),
+            false if self.group.takes(&held) => self.group.publish(held, deadline, Phase::Commit).await,
             false => publish(&self.channel, &self.live, &held, deadline, Phase::Commit).await,
         }
     }
@@ -198,7 +195,7 @@ impl AmqpConnection {
                 Err(error) => return Err(failed(&error, Phase::Execute)),
             }
             let broken = |text: String| ResourceError::fatal(Phase::Execute, ResourceError::CONNECT, text);
-            (self.channel, self.live) = self.link.channel(deadline).await.map_err(broken)?;
+            (self.channel, self.live) = self.group.link().channel(deadline).await.map_err(broken)?;
             let confirmed = self.channel.confirm_select(ConfirmSelectOptions::default()).await;
             confirmed.map_err(|error| failed(&error, Phase::Execute))?;
         }
