@@ -30,6 +30,8 @@ const WAITING_MAX: usize = 1_024;
 const CHANNELS: usize = 2;
 /// A message that the broker has not confirmed by then holds up no others: they go on over another channel.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Before a channel is asked for anew.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// The channels that a resource's publishers share.
 pub(super) struct Group {
@@ -44,6 +46,7 @@ pub(super) struct Group {
 struct Job {
     messages: Vec<Outgoing>,
     phase: Phase,
+    deadline: Deadline,
     /// True once it is sent, or taken back: whoever sets it decides.
     claimed: Arc<AtomicBool>,
     answer: oneshot::Sender<Result<(), ResourceError>>,
@@ -85,7 +88,7 @@ impl Group {
     ) -> Result<(), ResourceError> {
         let (answer, answered) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
-        let job = Job { messages, phase, claimed: claimed.clone(), answer };
+        let job = Job { messages, phase, deadline, claimed: claimed.clone(), answer };
         let published = async {
             // The workers listen as long as `self` is there.
             let _ = self.waiting.send(job).await;
@@ -127,7 +130,7 @@ impl Worker {
             let usable = |(channel, live): &(Channel, Arc<Live>)| live.is_up() && channel.status().connected();
             let (channel, live) = match open.take().filter(usable) {
                 Some(open) => open,
-                None => match self.link.publishing_channel(&self.exchanges, Deadline::after(Duration::MAX)).await {
+                None => match self.open().await {
                     Ok(made) => made,
                     Err(why) => {
                         refuse(jobs, &why);
@@ -144,12 +147,21 @@ impl Worker {
                 }
                 Err(_) => {
                     round.answer_confirmed();
-                    tokio::spawn(async move {
-                        round.confirmed().await;
-                        round.answer();
-                    });
+                    tokio::spawn(round.wait_for_the_rest());
                 }
             }
+        }
+    }
+
+    /// A channel, as soon as there is a connection. Publishers wait as long as they can.
+    async fn open(&self) -> Result<(Channel, Arc<Live>), String> {
+        loop {
+            let made = self.link.publishing_channel(&self.exchanges, Deadline::after(Duration::MAX)).await;
+            if made.is_ok() || self.link.current().is_ok_and(|live| live.is_up()) {
+                return made;
+            }
+            // The connection was lost in this moment.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }
@@ -201,5 +213,13 @@ impl Round {
         let returned = std::mem::take(&mut self.returned);
         Self { sent: confirmed, returned }.answer();
         self.sent = rest;
+    }
+
+    /// As long as somebody wants to know; the channel is closed with it.
+    async fn wait_for_the_rest(mut self) {
+        let Some(last) = self.sent.iter().map(|(job, _)| job.deadline).max() else { return };
+        if tokio::time::timeout_at(last.instant(), self.confirmed()).await.is_ok() {
+            self.answer();
+        }
     }
 }
