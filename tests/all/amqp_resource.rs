@@ -242,11 +242,7 @@ async fn a_reply_that_is_none_is_an_error_that_says_so() {
     let Some(scene) = Scene::new("").await else { return };
     let mut connection = scene.connect().await;
     let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
-    let request = loop {
-        if let Some(request) = scene.peer.take(&scene.queue).await {
-            break request;
-        }
-    };
+    let request = scene.peer.next(&scene.queue).await;
     let reply_to = request.properties.reply_to().as_ref().unwrap().to_string();
     // Without a correlation id, as the original replies.
     scene.peer.publish("", &reply_to, b"{}", BasicProperties::default().with_headers(FieldTable::default())).await;
@@ -260,11 +256,7 @@ async fn a_reply_of_a_hundred_megabytes_is_an_error() {
     let Some(scene) = Scene::new("").await else { return };
     let mut connection = scene.connect().await;
     let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
-    let request = loop {
-        if let Some(request) = scene.peer.take(&scene.queue).await {
-            break request;
-        }
-    };
+    let request = scene.peer.next(&scene.queue).await;
     let reply_to = request.properties.reply_to().as_ref().unwrap().to_string();
     scene.peer.publish("", &reply_to, &vec![b' '; 100_000_000], BasicProperties::default()).await;
     let error = asked.await.unwrap().unwrap_err();

@@ -71,6 +71,15 @@ impl Peer {
         got.expect("the queue is there").map(|message| message.delivery)
     }
 
+    /// The same, as soon as there is one.
+    pub async fn next(&self, queue: &str) -> Delivery {
+        loop {
+            if let Some(message) = self.take(queue).await {
+                return message;
+            }
+        }
+    }
+
     /// Messages that wait in a queue; none when there is no such queue, and then this peer's channel is of no more use.
     pub async fn waiting(&self, queue: &str) -> Option<u32> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };

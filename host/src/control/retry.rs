@@ -45,6 +45,7 @@ pub(crate) struct Changed {
 /// Arguments that cannot be read; a call that is not there, for `show`; the store cannot be read.
 pub(crate) async fn answer(store: &Store, arguments: Value) -> Result<Value, Refusal> {
     let request = serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
+    // What comes of it says the operation that follows.
     let _ = tokio::time::timeout(PATIENCE, store.ready()).await;
     match request {
         RetryRequest::List { queue, dead, limit } => {

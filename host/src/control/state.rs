@@ -109,6 +109,7 @@ pub(crate) async fn perform(
     request: StateRequest,
 ) -> Result<Value, Refusal> {
     let deadline = Deadline::after(request.timeout());
+    // What comes of it says the operation that follows.
     let _ = tokio::time::timeout_at(deadline.instant(), store.ready()).await;
     match request {
         StateRequest::Modules {} => {

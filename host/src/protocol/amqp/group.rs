@@ -37,8 +37,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Group {
     waiting: mpsc::Sender<Job>,
     link: Arc<Link>,
-    /// Names of those that are declared.
-    exchanges: Vec<String>,
+    /// Declared on each channel.
+    exchanges: Arc<[Exchange]>,
     _workers: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -54,15 +54,14 @@ struct Job {
 
 impl Group {
     /// On `runtime`, as long as somebody holds it.
-    pub(super) fn new(link: Arc<Link>, exchanges: &[Exchange], runtime: &tokio::runtime::Handle) -> Self {
+    pub(super) fn new(link: Arc<Link>, exchanges: Arc<[Exchange]>, runtime: &tokio::runtime::Handle) -> Self {
         let (waiting, jobs) = mpsc::channel(WAITING_MAX);
         let jobs = Arc::new(Mutex::new(jobs));
         let worker = |_| {
-            let worker = Worker { link: link.clone(), exchanges: exchanges.to_vec(), jobs: jobs.clone() };
+            let worker = Worker { link: link.clone(), exchanges: exchanges.clone(), jobs: jobs.clone() };
             AbortOnDropHandle::new(runtime.spawn(worker.run()))
         };
         let _workers = (0..CHANNELS).map(worker).collect();
-        let exchanges = exchanges.iter().map(|exchange| exchange.name.clone()).collect();
         Self { waiting, link, exchanges, _workers }
     }
 
@@ -72,7 +71,8 @@ impl Group {
 
     /// Whether messages can go with those of others.
     pub(super) fn takes(&self, messages: &[Outgoing]) -> bool {
-        let is_known = |exchange: &str| exchange.is_empty() || self.exchanges.iter().any(|name| name == exchange);
+        let is_known =
+            |exchange: &str| exchange.is_empty() || self.exchanges.iter().any(|known| known.name == exchange);
         messages.iter().all(|message| message.targets.iter().all(|(exchange, _)| is_known(exchange)))
     }
 
@@ -115,7 +115,7 @@ impl Group {
 /// Sends one group after the other.
 struct Worker {
     link: Arc<Link>,
-    exchanges: Vec<Exchange>,
+    exchanges: Arc<[Exchange]>,
     jobs: Arc<Mutex<mpsc::Receiver<Job>>>,
 }
 
@@ -127,8 +127,8 @@ impl Worker {
             if self.jobs.lock().await.recv_many(&mut jobs, TOGETHER_MAX).await == 0 {
                 return;
             }
-            let usable = |(channel, live): &(Channel, Arc<Live>)| live.is_up() && channel.status().connected();
-            let (channel, live) = match open.take().filter(usable) {
+            let usable = open.take().filter(|(channel, live): &(Channel, Arc<Live>)| live.carries(channel));
+            let (channel, live) = match usable {
                 Some(open) => open,
                 None => match self.open().await {
                     Ok(made) => made,

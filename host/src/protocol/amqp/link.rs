@@ -148,6 +148,11 @@ impl Live {
         self.connection.status().connected() && !self.ended.is_cancelled()
     }
 
+    /// Whether a channel of this connection is of use.
+    pub(super) fn carries(&self, channel: &Channel) -> bool {
+        self.is_up() && channel.status().connected()
+    }
+
     /// That the broker takes no messages now, and why.
     pub(super) fn blocked(&self) -> Option<String> {
         self.blocked.borrow().as_ref().map(|why| format!("the broker takes no messages now: {why}"))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Mutex;
@@ -45,15 +45,12 @@ impl Replies {
 
     async fn channel(&self, deadline: Deadline) -> Result<(Channel, Arc<Live>), String> {
         let mut known = self.channel.lock().await;
-        if let Some((channel, live)) = &*known
-            && live.is_up()
-            && channel.status().connected()
-        {
-            return Ok((channel.clone(), live.clone()));
+        if let Some(usable) = known.clone().filter(|(channel, live)| live.carries(channel)) {
+            return Ok(usable);
         }
-        let (channel, live) = self.link.channel(deadline).await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|error| error.to_string())?;
-        *known = Some((channel.clone(), live.clone()));
-        Ok((channel, live))
+        // Replies go to the broker's own exchange.
+        let made = self.link.publishing_channel(&[], deadline).await?;
+        *known = Some(made.clone());
+        Ok(made)
     }
 }

@@ -34,7 +34,7 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 pub(super) struct AmqpResource {
     broker: Broker,
     cage_directory: PathBuf,
-    exchanges: Vec<Exchange>,
+    exchanges: Arc<[Exchange]>,
     defaults: Arc<Defaults>,
     /// Where the connection is kept: the runtime that made this resource, if that runs on one.
     runtime: Option<Handle>,
@@ -75,7 +75,7 @@ impl AmqpResource {
         Ok(Self {
             broker,
             cage_directory,
-            exchanges,
+            exchanges: exchanges.into(),
             defaults: Arc::new(defaults),
             runtime: Handle::try_current().ok(),
             group: OnceLock::new(),
@@ -94,7 +94,7 @@ impl Resource for AmqpResource {
         let group = self.group.get_or_init(|| {
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
             let link = Link::of(&self.cage_directory, &self.broker, Purpose::Publish, &runtime);
-            Arc::new(Group::new(link, &self.exchanges, &runtime))
+            Arc::new(Group::new(link, self.exchanges.clone(), &runtime))
         });
         let made = group.link().publishing_channel(&self.exchanges, deadline).await;
         let (channel, live) =
@@ -181,7 +181,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn is_healthy(&mut self) -> bool {
-        !self.used_up && self.live.is_up() && self.channel.status().connected()
+        !self.used_up && self.live.carries(&self.channel)
     }
 }
 
