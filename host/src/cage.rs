@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ use crate::request::Deadline;
 use crate::resource::{self, ResourceSnapshot, Resources};
 use crate::services::Services;
 use crate::store::{Quota, Store};
+use crate::task::{self, PanicSnapshot, Tasks};
 use crate::telemetry::{self, CageLog, LevelCell};
 
 /// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
@@ -34,6 +35,8 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts of an interface that cannot serve: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
+/// An interface that ran for so long was well: its next failure counts as the first.
+const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between two looks at the requests that are still in work at the end.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// A changed `cage.toml` is read when it has been left alone for so long.
@@ -91,6 +94,7 @@ impl Cage {
             resources: Arc::new(Resources::new(name, level.clone())),
             locks: Arc::default(),
             background: TaskTracker::new(),
+            tasks: Tasks::new(name),
         };
         services.resources.apply(&loaded);
         let config = Arc::new(ArcSwap::from_pointee(loaded));
@@ -125,7 +129,8 @@ impl Cage {
             config_error: Mutex::default(),
             settings_changed,
         });
-        let reload = tokio::spawn(reload(inner.clone(), config_changed));
+        let (tasks, reloaded) = (&inner.services.tasks, inner.clone());
+        let reload = tokio::spawn(tasks.kept("reload", move || reload(reloaded.clone(), config_changed.clone())));
         Ok(Self { inner, watcher: Some(watcher), tasks: vec![reload] })
     }
 
@@ -134,10 +139,12 @@ impl Cage {
         tracing::info!(cage = %self.inner.name, "cage is starting up");
         // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
         let dispatcher = self.inner.dispatcher.clone();
-        self.tasks.push(tokio::spawn(async move { dispatcher.warn_of_stranded().await }));
+        let stranded = self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
+        self.tasks.push(tokio::spawn(async move { stranded.await.unwrap_or_default() }));
         if let Some(mut watcher) = self.watcher.take() {
             watcher.load_all(LOAD_PATIENCE).await;
-            self.tasks.push(tokio::spawn(watcher.run()));
+            let watcher = self.inner.services.tasks.watched("watcher", watcher.run());
+            self.tasks.push(tokio::spawn(async move { watcher.await.unwrap_or_default() }));
         }
         self.inner.reconcile();
         let settled = async {
@@ -203,6 +210,7 @@ impl Cage {
             interfaces: interfaces.iter().map(|(name, running)| running.snapshot(name)).collect(),
             modules: inner.modules.snapshot(),
             resources: inner.services.resources.snapshot(),
+            panics: inner.services.tasks.snapshot(),
         }
     }
 
@@ -315,7 +323,8 @@ impl Inner {
         self.settings_changed.notify_one();
         self.reconcile();
         let dispatcher = self.dispatcher.clone();
-        tokio::spawn(async move { dispatcher.warn_of_stranded().await });
+        let stranded = async move { dispatcher.warn_of_stranded().await };
+        tokio::spawn(self.services.tasks.watched("stranded calls", stranded));
         tracing::info!(cage = %self.name, "cage.toml applied");
     }
 
@@ -331,7 +340,8 @@ impl Inner {
             tracing::info!(cage = %self.name, interface = %name, "interface is stopping");
             leaving.push(old.endpoint);
             let timeout = config.request_timeout;
-            tokio::spawn(async move { old.drain.complete(timeout).await });
+            let draining = async move { old.drain.complete(timeout).await };
+            tokio::spawn(self.services.tasks.watched("drain of an interface", draining));
         }
         for (name, interface) in config.interfaces.iter().filter(|(_, interface)| interface.enabled) {
             match running.get(name) {
@@ -374,11 +384,11 @@ impl Inner {
         let error = Arc::default();
         // The cage's own drain waits for every interface, a replaced one included.
         let (kept, token) = (keep_running(interface.clone(), cx, Arc::clone(&error)), self.drain.token());
-        tokio::spawn(async move {
+        tokio::spawn(self.services.tasks.watched("interface", async move {
             let _token = token;
             all_silent(leaving).await;
             kept.await;
-        });
+        }));
         Running { config: interface.clone(), drain, endpoint, error }
     }
 }
@@ -394,19 +404,32 @@ async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
     let mut pause = RETRY_FIRST;
     loop {
+        let started = Instant::now();
         let built = build(&config).expect("the section was checked when the configuration was read");
         let ended = tokio::select! {
-            ended = built.run(cx.clone()) => ended,
-            () = cx.drain.forcing() => Ok(()),
+            ended = task::caught_async(built.run(cx.clone())) => ended,
+            () = cx.drain.forcing() => Ok(Ok(())),
         };
         cx.endpoint.forget_addresses();
-        let Err(failure) = ended else {
-            tracing::info!(%cage, %interface, "interface has stopped");
-            return;
+        let text = match ended {
+            Ok(Ok(())) => {
+                tracing::info!(%cage, %interface, "interface has stopped");
+                return;
+            }
+            Ok(Err(failure)) => {
+                let text = telemetry::error_chain(&failure);
+                tracing::error!(%cage, %interface, error = %text, retry_s = pause.as_secs(), "interface failed");
+                text
+            }
+            Err(panic) => {
+                cx.services.tasks.report(&format!("interface {interface}"), &panic);
+                panic.to_string()
+            }
         };
-        let text = telemetry::error_chain(&failure);
-        tracing::error!(%cage, %interface, error = %text, retry_s = pause.as_secs(), "interface failed");
         *error.lock() = Some(text);
+        if started.elapsed() >= WELL_AFTER {
+            pause = RETRY_FIRST;
+        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cx.drain.stopping() => return,
@@ -449,6 +472,8 @@ pub struct CageSnapshot {
     pub members: Vec<Member>,
     pub modules: Vec<ModuleSnapshot>,
     pub resources: Vec<ResourceSnapshot>,
+    /// Panics of its tasks since it started; each is in the log.
+    pub panics: PanicSnapshot,
 }
 
 #[derive(Debug, Serialize)]

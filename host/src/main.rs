@@ -16,6 +16,7 @@ use crate::command::{Cli, CommandError};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    wasmcage::task::install_panic_hook();
     command::completion::complete();
     let done = command::execute(Cli::parse());
     wasmcage::telemetry::flush();

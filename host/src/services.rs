@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::locks::Locks;
 use crate::resource::Resources;
 use crate::store::Store;
+use crate::task::Tasks;
 
 /// One for a cage; a clone is the same.
 #[derive(Clone)]
@@ -17,4 +18,6 @@ pub struct Services {
     pub locks: Arc<Locks>,
     /// What goes on when its request is over: commits that nobody waits for, rollbacks.
     pub background: TaskTracker,
+    /// Watches the tasks of the cage and of its interfaces for panics.
+    pub tasks: Tasks,
 }

@@ -152,6 +152,9 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     text += &resources_table(&cage["resources"]);
     text += &members_table(&cage["members"], members_max);
     text += &notes;
+    if let Some(last) = cage["panics"]["last"].as_str() {
+        text += &format!("  {} panics of the host's own code, the last: {last}\n", cage["panics"]["count"]);
+    }
     text.push('\n');
     text
 }
@@ -265,6 +268,7 @@ mod tests {
                     "modules": [{ "module": "interface_web", "refused": "no such export", "traps": 0,
                         "version": { "number": 2, "sha256": "0123456789abcdef", "instances": 3 }, "readings": readings }],
                     "resources": [{ "resource": "db", "protocol": "sql", "size": 16, "in_use": 2, "readings": readings }],
+                    "panics": { "count": 3, "last": "interface web panicked at x.rs:1:2: why" },
                 }],
             })
         };
@@ -290,6 +294,7 @@ one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z
   far     0123456789abcdef  -     0.1.0    10.0.0.7:7420 [fe80::1]:7420  multicast  connected  3          250 µs
   near    fedcba9876543210  n     -        -                             registry   idle       0          -
   module interface_web was refused: no such export
+  3 panics of the host's own code, the last: interface web panicked at x.rs:1:2: why
 
 ";
         assert_eq!(seen.table(MEMBERS_SHOWN), format!("{one}{}three  not running\n", one.replacen("one", "two", 1)));

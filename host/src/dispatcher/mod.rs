@@ -11,13 +11,11 @@ mod remote;
 mod retried;
 mod run_to_end;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::RwLock;
 use tokio::time::Instant;
@@ -37,6 +35,7 @@ use crate::module::{Modules, web};
 use crate::readings::Outcome;
 use crate::request::{Reply, Request, RequestContext};
 use crate::services::Services;
+use crate::task;
 use crate::telemetry::{Gate, Level, LevelCell};
 
 /// Failures of requests that are logged in one second; the rest are counted only.
@@ -303,13 +302,7 @@ fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
 
 /// A panic is that request's end, not the process's.
 async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
-    let result = AssertUnwindSafe(work).catch_unwind().await;
-    result.unwrap_or_else(|panic| Err(DispatchError::Host(format!("panicked: {}", panic_text(&*panic)))))
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or(panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
+    task::caught_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
 }
 
 /// Counts and tells the end of a request, also when its future is dropped because the client left.

@@ -1,12 +1,10 @@
 //! One step of a connection, kept within its deadline; a panic of a protocol's is that step's failure.
 
-use std::panic::AssertUnwindSafe;
-
-use futures_util::FutureExt as _;
 use tokio::time::timeout_at;
 
 use super::{Phase, ResourceError};
 use crate::request::Deadline;
+use crate::task;
 
 /// Runs a step until the deadline. After a time-out or a panic the connection is to be discarded; up to its transaction's
 /// beginning, nothing irreversible has happened.
@@ -20,9 +18,12 @@ pub(crate) async fn guarded<T>(
 ) -> Result<T, ResourceError> {
     let recoverable = matches!(phase, Phase::Check | Phase::Acquire | Phase::Connect | Phase::Begin);
     let broken = |code: &str, text: &str| ResourceError { recoverable, ..ResourceError::fatal(phase, code, text) };
-    match timeout_at(deadline.instant(), AssertUnwindSafe(step).catch_unwind()).await {
+    match timeout_at(deadline.instant(), task::caught_async(step)).await {
         Ok(Ok(result)) => result,
-        Ok(Err(_panic)) => Err(broken(ResourceError::HOST_ERROR, "the host's own code panicked; its log tells where")),
+        Ok(Err(panic)) => {
+            tracing::error!(error = %panic, ?phase, "a resource's step panicked");
+            Err(broken(ResourceError::HOST_ERROR, "the host's own code panicked; its log tells where"))
+        }
         Err(_) => Err(broken(ResourceError::TIMED_OUT, "the deadline came first")),
     }
 }

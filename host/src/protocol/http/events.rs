@@ -11,6 +11,7 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use crate::request::{RequestContext, RequestId};
+use crate::task::Panic;
 use crate::telemetry::{Gate, error_chain};
 
 /// One line of a kind in this time; what comes between is counted.
@@ -99,8 +100,11 @@ impl Events {
         }
     }
 
-    pub(super) fn panicked(&self, request: RequestId) {
-        error!(cage = %self.cage, interface = %self.interface, request = %tail(request), "request panicked");
+    pub(super) fn panicked(&self, request: RequestId, panic: &Panic) {
+        error!(
+            cage = %self.cage, interface = %self.interface, error = %panic, request = %tail(request),
+            "request panicked"
+        );
     }
 }
 

@@ -3,13 +3,11 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -26,6 +24,7 @@ use super::{head, reply};
 use crate::dispatcher::{DispatchError, Dispatcher, Endpoint, Route, RouteKind, StreamBody};
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::{Facts, Reply, RequestContext, RequestId};
+use crate::task::{self, Panic};
 
 /// HTTP's column of the error table.
 fn status(error: &DispatchError) -> StatusCode {
@@ -154,8 +153,8 @@ pub(super) async fn answer<B: Backend>(
     let reader = Reader::of(&parts);
     let offer = config.compress.as_ref().map(|compress| (compress, Offer::of(&parts.headers)));
     let body = Inbound::new(incoming, config.body_bytes_max, &visit.pulse);
-    let served = AssertUnwindSafe(serve(&visit, parts, body)).catch_unwind().await;
-    let response = match served.unwrap_or_else(|_| Err(visit.panicked())) {
+    let served = task::caught_async(serve(&visit, parts, body)).await;
+    let response = match served.unwrap_or_else(|panic| Err(visit.panicked(&panic))) {
         Ok(response) => match offer {
             Some((compress, offer)) => compress.apply(offer, &reader.method, response).await,
             None => response,
@@ -279,9 +278,9 @@ impl<B: Backend> Visit<B> {
         Refusal::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
-    fn panicked(&self) -> Refusal {
+    fn panicked(&self, panic: &Panic) -> Refusal {
         let request = RequestId::new();
-        self.site.events.panicked(request);
+        self.site.events.panicked(request, panic);
         refused(request, &DispatchError::Host(String::new()))
     }
 }

@@ -2,13 +2,12 @@
 //! and publishes their answers. Called by `mod.rs`. Everything a caller can make it hold is bounded.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{Message as Received, Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -27,6 +26,7 @@ use crate::dispatcher::{Call, DispatchError};
 use crate::drain::Drain;
 use crate::protocol::InterfaceError;
 use crate::request::Payload;
+use crate::task;
 
 /// A call that is not answered by then is said to be taken.
 const TAKEN_AFTER: Duration = Duration::from_millis(20);
@@ -321,7 +321,7 @@ impl Served {
 
     async fn serve(&self, taken: &Taken, call: Call) -> Result<Payload, DispatchError> {
         let deadline = call.context.deadline.instant();
-        let serving = AssertUnwindSafe(self.service.serve(call)).catch_unwind();
+        let serving = task::caught_async(self.service.serve(call));
         tokio::pin!(serving);
         let soon = deadline.min(Instant::now() + TAKEN_AFTER);
         let result = match timeout_at(soon, &mut serving).await {
@@ -334,7 +334,7 @@ impl Served {
         };
         match result {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(DispatchError::Host("panicked".into())),
+            Ok(Err(panic)) => Err(DispatchError::Host(panic.to_string())),
             Err(_) => Err(DispatchError::DeadlineExceeded("it ran into its deadline".into())),
         }
     }
