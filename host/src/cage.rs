@@ -139,7 +139,8 @@ impl Cage {
         tracing::info!(cage = %self.inner.name, "cage is starting up");
         // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
         let dispatcher = self.inner.dispatcher.clone();
-        let stranded = self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
+        let stranded =
+            self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
         self.tasks.push(tokio::spawn(async move { stranded.await.unwrap_or_default() }));
         if let Some(mut watcher) = self.watcher.take() {
             watcher.load_all(LOAD_PATIENCE).await;

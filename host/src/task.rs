@@ -98,6 +98,8 @@ pub async fn caught_async<T>(work: impl Future<Output = T>) -> Result<T, Panic> 
 pub struct Tasks {
     cage: Arc<str>,
     panics: Arc<Mutex<PanicSnapshot>>,
+    /// `PAUSE_FIRST`, except in tests.
+    pause_first: Duration,
 }
 
 /// What an operator sees of them.
@@ -110,7 +112,7 @@ pub struct PanicSnapshot {
 
 impl Tasks {
     pub fn new(cage: &str) -> Self {
-        Self { cage: cage.into(), panics: Arc::default() }
+        Self { cage: cage.into(), panics: Arc::default(), pause_first: PAUSE_FIRST }
     }
 
     pub fn snapshot(&self) -> PanicSnapshot {
@@ -126,24 +128,20 @@ impl Tasks {
     }
 
     /// Work that is done once, for any `spawn`; resolves to none when it panicked, which has been reported then.
-    pub fn watched<W: Future>(
-        &self,
-        part: impl Into<String>,
-        work: W,
-    ) -> impl Future<Output = Option<W::Output>> + use<W> {
-        let (tasks, part) = (self.clone(), part.into());
+    pub fn watched<W: Future>(&self, part: &str, work: W) -> impl Future<Output = Option<W::Output>> + use<W> {
+        let (tasks, part) = (self.clone(), part.to_owned());
         async move { caught_async(work).await.map_err(|panic| tasks.report(&part, &panic)).ok() }
     }
 
     /// Work that has to go on, for any `spawn`: each panic is reported, and after a pause `start` makes the work anew.
     pub fn kept<W: Future, S: FnMut() -> W>(
         &self,
-        part: impl Into<String>,
+        part: &str,
         mut start: S,
     ) -> impl Future<Output = W::Output> + use<W, S> {
-        let (tasks, part) = (self.clone(), part.into());
+        let (tasks, part) = (self.clone(), part.to_owned());
         async move {
-            let mut pause = PAUSE_FIRST;
+            let mut pause = tasks.pause_first;
             loop {
                 let started = Instant::now();
                 // The work may panic while it is made, too.
@@ -153,7 +151,7 @@ impl Tasks {
                 };
                 tasks.report(&part, &panic);
                 if started.elapsed() >= WELL_AFTER {
-                    pause = PAUSE_FIRST;
+                    pause = tasks.pause_first;
                 }
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
@@ -192,9 +190,9 @@ mod tests {
         assert_eq!(panic.text.len(), TEXT_MAX);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_part_that_panics_is_counted_and_started_anew() {
-        let tasks = Tasks::new("test");
+        let tasks = Tasks { pause_first: Duration::from_millis(1), ..Tasks::new("test") };
         let mut starts = 0;
         let work = tasks.kept("part", || {
             starts += 1;
