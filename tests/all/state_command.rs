@@ -136,7 +136,7 @@ async fn an_import_tells_how_far_it_came() {
     let text: String = (0..1_500).map(line).collect();
     fs::write(&lines, text + "{\"module\":\"state_user\"}\n").unwrap();
     let failure = root.failure(2, &["state", "import", "shop", lines.to_str().unwrap()]).await;
-    said(&failure, &["line 1501", "the first 1000 lines are in"]);
+    said(&failure, &["line 1501", "stopped after 1000 lines; the others are not imported"]);
     let modules = json_of(&root.done(&["state", "list", "shop", "--json"]).await);
     assert_eq!(modules[0]["entries"], 1_000);
 }

@@ -1,6 +1,7 @@
 //! `wasmcage dev`: `run`, and a thread that builds a module again when its source changes. The running cage takes a new
 //! module as it takes any; this file only makes them.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -44,8 +45,15 @@ impl DevArgs {
             }
         });
         let watcher = watcher.map_err(|error| CommandError::failed("cannot watch sources for changes", error))?;
-        let mut builder =
-            Builder { root: options.root.clone(), cages: options.cages.clone(), watcher, watched: Vec::new() };
+        // Notifications name a directory as it was named to the watcher, and sources are named by their real paths.
+        let real_root = options.root.canonicalize().unwrap_or_else(|_| options.root.clone());
+        let mut builder = Builder {
+            root: options.root.clone(),
+            real_root,
+            cages: options.cages.clone(),
+            watcher,
+            watched: Vec::new(),
+        };
         // Before the first build, so that no change falls in between.
         builder.watch(&Plan::of(&options.root, &options.cages)?)?;
         build::before_start(&options.root, &options.cages)?;
@@ -58,6 +66,8 @@ impl DevArgs {
 
 struct Builder {
     root: PathBuf,
+    /// The root without symbolic links.
+    real_root: PathBuf,
     cages: Vec<String>,
     watcher: RecommendedWatcher,
     /// Directories, each with the source it belongs to; none for those of the configuration.
@@ -71,8 +81,20 @@ impl Builder {
         }
     }
 
+    /// The cages of the root write their stores, logs and compiled files; a source directory may contain the root, and the
+    /// file that this process's own output goes to. None of these is a source.
     fn concerned(&self, path: &Path) -> bool {
-        self.watched.iter().any(|(directory, _)| path.strip_prefix(directory).is_ok_and(concerns))
+        if is_own_output(path) {
+            return false;
+        }
+        let within_root = path.starts_with(&self.real_root);
+        self.watched.iter().any(|(directory, source)| {
+            let Ok(name) = path.strip_prefix(directory) else { return false };
+            match source {
+                None => name == Path::new(FILE_NAME),
+                Some(_) => (!within_root || directory.starts_with(&self.real_root)) && concerns(name),
+            }
+        })
     }
 
     fn rebuild(&mut self, paths: &[PathBuf]) {
@@ -99,7 +121,7 @@ impl Builder {
     fn watch(&mut self, plan: &Plan) -> Result<(), CommandError> {
         let configuration = self.cages.iter().map(String::as_str).chain([SHARED_DIRECTORY]);
         let configuration: Vec<_> =
-            configuration.map(|cage| self.root.join(cage)).filter(|path| path.is_dir()).collect();
+            configuration.map(|cage| self.real_root.join(cage)).filter(|path| path.is_dir()).collect();
         for directory in configuration {
             self.watch_directory(&directory, None, RecursiveMode::NonRecursive)?;
         }
@@ -130,6 +152,14 @@ impl Builder {
     }
 }
 
+/// Whether standard output or error goes to the file.
+fn is_own_output(path: &Path) -> bool {
+    let identity = |file: io::Result<rustix::fs::Stat>| file.ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let Some(changed) = identity(rustix::fs::lstat(path).map_err(Into::into)) else { return false };
+    let outputs = [rustix::fs::fstat(io::stdout()), rustix::fs::fstat(io::stderr())];
+    outputs.into_iter().any(|output| identity(output.map_err(Into::into)) == Some(changed))
+}
+
 /// Waits for changes that concern somebody, and for their end. None when there is nobody left to tell of any.
 fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Option<Vec<PathBuf>> {
     let mut paths = Vec::new();
@@ -156,7 +186,9 @@ fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Op
 /// cage itself leave behind.
 fn concerns(path: &Path) -> bool {
     let mut parts = path.iter().map(|part| part.to_string_lossy());
-    if parts.any(|part| matches!(&*part, "target" | "__pycache__" | "logs" | ".git" | ".venv" | "node_modules")) {
+    if parts.any(|part| {
+        matches!(&*part, "target" | "__pycache__" | "logs" | "state" | ".cache" | ".git" | ".venv" | "node_modules")
+    }) {
         return false;
     }
     let Some(name) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
@@ -181,10 +213,39 @@ mod tests {
             "__pycache__/app.pyc",
             "work.wasm",
             "logs/runner.pid",
+            "state/store.redb",
+            ".cache/0123.cwasm",
             ".git/index",
         ] {
             assert!(!concerns(Path::new(path)), "{path}");
         }
+    }
+
+    #[test]
+    fn what_cages_write_within_a_source_is_no_change_of_it() {
+        let source = tempfile::tempdir().unwrap();
+        let source = source.path().canonicalize().unwrap();
+        let root = source.join("cages");
+        std::fs::create_dir_all(root.join("hello")).unwrap();
+        let watcher = notify::recommended_watcher(|_| {}).unwrap();
+        let watched = vec![(source.clone(), Some(source.clone())), (root.join("hello"), None)];
+        let builder =
+            Builder { root: root.clone(), real_root: root.clone(), cages: vec!["hello".into()], watcher, watched };
+        assert!(builder.concerned(&source.join("src/lib.rs")));
+        assert!(builder.concerned(&root.join("hello/cage.toml")), "the configuration of a cage");
+        assert!(!builder.concerned(&root.join("hello/orders.sqlite")));
+        assert!(!builder.concerned(&root.join("other/data.json")));
+    }
+
+    #[test]
+    fn a_source_that_lies_within_the_root_is_watched_all_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let source = root.join("hello/src");
+        let watcher = notify::recommended_watcher(|_| {}).unwrap();
+        let watched = vec![(source.clone(), Some(source.clone()))];
+        let builder = Builder { root: root.clone(), real_root: root, cages: Vec::new(), watcher, watched };
+        assert!(builder.concerned(&source.join("lib.rs")));
     }
 
     #[test]

@@ -23,6 +23,7 @@ Examples:
   wasmcage logs hello
   wasmcage logs hello -n 100 -f")]
 pub(super) struct LogsArgs {
+    /// Name of the cage
     #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: String,
     /// Go on with lines as they come

@@ -232,9 +232,17 @@ fn check_cage(root: &Path, name: &str) -> Result<(), CommandError> {
     let known = cages_in(root);
     let hint = match nearest(name, known.iter().map(String::as_str)) {
         Some(near) => format!("did you mean {near}?"),
-        None => format!("`mkdir {}` makes an empty one", directory.display()),
+        None if known.is_empty() => "it has no cages".to_owned(),
+        None => format!("it has {}", shortened(&known)),
     };
     Err(CommandError::Usage(format!("there is no cage {name} in {}: {hint}", root.display())))
+}
+
+/// The first names of a list, and how many there are besides.
+fn shortened(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
 fn check_cages(root: &Path, names: &[String]) -> Result<(), CommandError> {
@@ -340,7 +348,7 @@ mod tests {
         };
         check(&["runner", "worker"], None);
         check(&["runer"], Some("did you mean runner?"));
-        check(&["file"], Some("mkdir"));
+        check(&["file"], Some("it has runner, worker"));
         check(&["runner", "runner"], Some("twice"));
         check(&[".shared"], Some("cannot name a cage"));
         check(&["../runner"], Some("cannot name a cage"));

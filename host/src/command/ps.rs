@@ -28,7 +28,7 @@ pub(super) struct PsArgs {
     /// Show every copy of the flock's cages that is known elsewhere, not the first 20 only
     #[arg(long)]
     flock: bool,
-    /// For programs: {\"processes\": [..], \"stopped\": [..], \"silent\": [..]}
+    /// For programs: {"processes": [..], "stopped": [..], "silent": [..]}
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -61,7 +61,13 @@ impl PsArgs {
         if self.json {
             print(seen.json())?;
         } else {
-            print(seen.table(if self.flock { usize::MAX } else { MEMBERS_SHOWN }).trim_end())?;
+            let table = seen.table(if self.flock { usize::MAX } else { MEMBERS_SHOWN });
+            match table.is_empty() {
+                true => {
+                    print(format_args!("there are no cages in {}; --root names another directory", root.display()))?
+                }
+                false => print(table.trim_end())?,
+            }
         }
         Ok(STOPPED)
     }
@@ -106,7 +112,7 @@ impl Seen {
         for cage in &self.stopped {
             text += &format!("{cage}  not running\n");
         }
-        if text.is_empty() { "no cages\n".into() } else { text }
+        text
     }
 }
 
@@ -301,7 +307,7 @@ one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z
         let short = seen.table(1);
         assert!(short.contains("far") && !short.contains("near"), "{short}");
         assert!(short.contains("  and 1 more: --flock shows all\n"), "{short}");
-        assert_eq!(Seen::default().table(MEMBERS_SHOWN), "no cages\n");
+        assert_eq!(Seen::default().table(MEMBERS_SHOWN), "");
     }
 
     #[test]

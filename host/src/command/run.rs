@@ -1,12 +1,12 @@
 //! `wasmcage run`: the primary process of some cages, from the checks to its exit code.
 
-use std::num::NonZeroUsize;
+use std::path::Path;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use wasmcage::telemetry::{self, LogFormat, TerminalOptions};
 
-use super::{CommandError, RootArg, build, check_cages, completion};
+use super::{CommandError, RootArg, build, check_cages, completion, is_cage_name};
 use crate::supervisor::pid_lock::PidLock;
 use crate::supervisor::{self, RunOptions};
 
@@ -35,8 +35,8 @@ pub(super) struct StartArgs {
     #[arg(required = true, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     pub cages: Vec<String>,
     /// Threads that run modules [default: one per core]
-    #[arg(long, value_name = "N")]
-    lanes: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = lanes)]
+    lanes: Option<usize>,
     /// Format of the logs, whatever cage.toml says: text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -58,16 +58,28 @@ impl StartArgs {
     /// Everything that can be refused is refused before the first thing is done.
     pub(super) fn prepare(&self) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
         let root = self.root.root.clone();
-        check_cages(&root, &self.cages)?;
-        let options = RunOptions {
-            root,
-            cages: self.cages.clone(),
-            lanes: self.lanes.map(NonZeroUsize::get),
-            log_format: self.log_format,
-        };
+        check_cages(&root, &self.cages).map_err(|error| with_mkdir(error, &root, &self.cages))?;
+        let options = RunOptions { root, cages: self.cages.clone(), lanes: self.lanes, log_format: self.log_format };
         start_telemetry(&options);
         let locks = supervisor::lock(&options)?;
         Ok((options, locks))
+    }
+}
+
+/// One thread or more.
+fn lanes(text: &str) -> Result<usize, String> {
+    let lanes = text.parse().map_err(|_| format!("{text:?} is no number of threads"))?;
+    if lanes == 0 { Err("modules need one thread at least".into()) } else { Ok(lanes) }
+}
+
+/// A cage that is to be run may be made just by making its directory.
+fn with_mkdir(error: CommandError, root: &Path, cages: &[String]) -> CommandError {
+    let absent = cages.iter().find(|cage| is_cage_name(cage) && !root.join(cage).exists());
+    match (error, absent) {
+        (CommandError::Usage(text), Some(absent)) if root.is_dir() => {
+            CommandError::Usage(format!("{text}; `mkdir {}` makes an empty one", root.join(absent).display()))
+        }
+        (error, _) => error,
     }
 }
 

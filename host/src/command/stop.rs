@@ -25,6 +25,7 @@ Examples:
   wasmcage stop hello
   wasmcage stop hello --force     without waiting for requests in flight")]
 pub(super) struct StopArgs {
+    /// Names of the cages
     #[arg(required = true, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cages: Vec<String>,
     /// Cut off requests in flight

@@ -80,6 +80,7 @@ struct ListArgs {
 struct ShowArgs {
     #[command(flatten)]
     of: Of,
+    /// Id of the call
     id: String,
     /// For programs: {"call": {..}, "arguments": {"json" or "base64": ".."}}
     #[arg(long)]

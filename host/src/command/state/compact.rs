@@ -20,7 +20,7 @@ pub(super) struct CompactArgs {
     /// Name of the cage
     #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: String,
-    /// For programs: {\"before\": BYTES, \"after\": BYTES}
+    /// For programs: {"before": BYTES, "after": BYTES}
     #[arg(long)]
     json: bool,
     #[command(flatten)]

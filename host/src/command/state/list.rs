@@ -34,7 +34,7 @@ pub(super) struct ListArgs {
     /// How many keys at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     lines: u32,
-    /// For programs: [{\"module\", ..}], or {\"keys\": [..], \"more\": BOOL, \"queues\": [..]}
+    /// For programs: [{"module", ..}], or {"keys": [..], "more": BOOL, "queues": [..]}
     #[arg(long)]
     json: bool,
     #[command(flatten)]

@@ -196,8 +196,8 @@ impl ImportArgs {
             Import { access: &access, module: String::new(), items: Vec::new(), bytes: 0, read: 0, done: 0 };
         let all = import.lines(BufReader::new(input)).and_then(|()| import.flush());
         match &all {
-            Ok(()) => progress(format_args!("{} lines are in", import.done)),
-            Err(_) => progress(format_args!("the first {} lines are in, the others are not", import.done)),
+            Ok(()) => progress(format_args!("imported {}", lines(import.done))),
+            Err(_) => progress(format_args!("stopped after {}; the others are not imported", lines(import.done))),
         }
         all.map(|()| STOPPED)
     }
@@ -263,6 +263,10 @@ impl Import<'_> {
         (self.bytes, self.done) = (0, self.read);
         Ok(())
     }
+}
+
+fn lines(count: usize) -> String {
+    if count == 1 { "1 line".into() } else { format!("{count} lines") }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ struct KeyArgs {
     /// Name of the module
     #[arg(value_name = "MODULE")]
     module: String,
+    /// The key, as the module wrote it
     #[arg(value_name = "KEY", allow_hyphen_values = true)]
     key: String,
 }
@@ -40,7 +41,7 @@ pub(super) struct GetArgs {
     /// Print a string without quotes, and bytes even on a terminal; no end of line is added
     #[arg(long)]
     raw: bool,
-    /// For programs: {\"json\": TEXT} or {\"base64\": TEXT}
+    /// For programs: {"json": TEXT} or {"base64": TEXT}
     #[arg(long, conflicts_with = "raw")]
     json: bool,
     #[command(flatten)]
@@ -61,6 +62,7 @@ Examples:
 pub(super) struct SetArgs {
     #[command(flatten)]
     key: KeyArgs,
+    /// The value: JSON is kept as JSON, anything else as bytes
     #[arg(value_name = "VALUE", allow_hyphen_values = true)]
     value: String,
     /// Keep it as bytes, whatever it is
