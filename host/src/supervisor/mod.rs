@@ -2,6 +2,7 @@
 //! starts it again when it fails; a signal to the primary drains and stops both. The primary never reads a module and has
 //! nothing to crash of. The secondary learns by its standard input, a pipe, that its primary has gone, and ends too.
 
+mod adopted;
 mod commands;
 pub(crate) mod pid_lock;
 pub(crate) mod secondary;
@@ -81,6 +82,7 @@ pub(crate) fn lock(options: &RunOptions) -> Result<Vec<PidLock>, LockError> {
 pub(crate) fn supervise(options: &RunOptions, _locks: &[PidLock]) -> Result<u8, SuperviseError> {
     let _logs: Vec<_> = options.cages.iter().map(|cage| open_log(options, cage)).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SuperviseError::Setup)?;
+    runtime.spawn(adopted::reap());
     runtime.block_on(keep_running(options))
 }
 
