@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{self, CageConfig, ConfigError, InterfaceConfig};
+use crate::config::{self, CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
 use crate::dispatcher::{Dispatcher, Endpoint, Member};
 use crate::drain::Drain;
 use crate::host::{ServingLine, Shared, StartError};
@@ -21,6 +21,7 @@ use crate::module::slot::{ModuleSnapshot, Slot};
 use crate::module::watcher::{Watched, Watcher};
 use crate::protocol::{self, Interface, InterfaceContext};
 use crate::readings::ReadingsSnapshot;
+use crate::reload::Reload;
 use crate::request::Deadline;
 use crate::resource::{self, ResourceSnapshot, Resources};
 use crate::services::Services;
@@ -39,15 +40,13 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between two looks at the requests that are still in work at the end.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// A changed `cage.toml` is read when it has been left alone for so long.
-const CONFIG_SETTLE: Duration = Duration::from_millis(50);
 
 /// In the cage's directory.
 pub const STATE_DIRECTORY: &str = "state";
 
 pub struct Cage {
     inner: Arc<Inner>,
-    watcher: Option<Watcher>,
+    watched: Arc<Watched>,
     tasks: Vec<JoinHandle<()>>,
 }
 
@@ -86,6 +85,7 @@ impl Cage {
             return Err(StartError::NoDirectory { cage: name.to_owned(), directory });
         }
         let config_error = |source| StartError::Config { cage: name.to_owned(), source };
+        let read = Stamps::of(&config::files(root, name));
         let loaded = load_config(root, name, &shared.node).map_err(config_error)?;
         let level = Arc::new(LevelCell::new(loaded.log_level));
         let log = CageLog::open(name, &directory, loaded.log_settings());
@@ -101,9 +101,9 @@ impl Cage {
         let modules = Arc::<Modules>::default();
         let dispatcher =
             Dispatcher::new(config.clone(), modules.clone(), services.clone(), shared.cages.clone(), level.clone());
-        let config_changed = Arc::new(Notify::new());
+        let config_signal = Arc::<ConfigSignal>::default();
         let settings_changed = Arc::new(Notify::new());
-        let watcher = Watcher::new(Watched {
+        let watched = Arc::new(Watched {
             directory,
             shared: root.join(config::SHARED_DIRECTORY),
             config: config.clone(),
@@ -111,8 +111,10 @@ impl Cage {
             loader: shared.loader.clone(),
             dispatcher: dispatcher.downgrade(),
             level: level.clone(),
-            config_changed: config_changed.clone(),
+            tasks: services.tasks.clone(),
+            config_signal: config_signal.clone(),
             settings_changed: settings_changed.clone(),
+            cache_problem: Mutex::default(),
         });
         let inner = Arc::new(Inner {
             root: root.to_owned(),
@@ -130,8 +132,9 @@ impl Cage {
             settings_changed,
         });
         let (tasks, reloaded) = (&inner.services.tasks, inner.clone());
-        let reload = tokio::spawn(tasks.kept("reload", move || reload(reloaded.clone(), config_changed.clone())));
-        Ok(Self { inner, watcher: Some(watcher), tasks: vec![reload] })
+        let follow = move || reloaded.clone().follow(read.clone(), config_signal.clone());
+        let reload = tokio::spawn(tasks.kept("reload", follow));
+        Ok(Self { inner, watched, tasks: vec![reload] })
     }
 
     /// Loads the modules, then starts the interfaces.
@@ -142,11 +145,12 @@ impl Cage {
         let stranded =
             self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
         self.tasks.push(tokio::spawn(async move { stranded.await.unwrap_or_default() }));
-        if let Some(mut watcher) = self.watcher.take() {
-            watcher.load_all(LOAD_PATIENCE).await;
-            let watcher = self.inner.services.tasks.watched("watcher", watcher.run());
-            self.tasks.push(tokio::spawn(async move { watcher.await.unwrap_or_default() }));
-        }
+        let mut watcher = Watcher::new(self.watched.clone());
+        watcher.load_all(LOAD_PATIENCE).await;
+        // One that panics is followed by another, which looks at everything anew.
+        let (mut first, watched) = (Some(watcher), self.watched.clone());
+        let watch = move || first.take().unwrap_or_else(|| Watcher::new(watched.clone())).run();
+        self.tasks.push(tokio::spawn(self.inner.services.tasks.kept("watcher", watch)));
         self.inner.reconcile();
         let settled = async {
             while !self.inner.interfaces.lock().values().all(Running::settled) {
@@ -288,28 +292,40 @@ fn build(interface: &InterfaceConfig) -> Result<Box<dyn Interface>, ConfigError>
     protocol.interface(interface.section.clone())
 }
 
-/// Follows `cage.toml` until the task is aborted.
-async fn reload(inner: Arc<Inner>, changed: Arc<Notify>) {
-    loop {
-        changed.notified().await;
-        tokio::time::sleep(CONFIG_SETTLE).await;
-        let (root, name, node) = (inner.root.clone(), inner.name.clone(), inner.shared.node.clone());
-        let loaded = tokio::task::spawn_blocking(move || load_config(&root, &name, &node)).await;
-        match loaded.expect("reading the configuration does not panic") {
-            Ok(config) => inner.apply(config),
+impl Inner {
+    /// Follows `cage.toml` until its future is dropped; `read` is how the files looked when the cage's configuration was read.
+    async fn follow(self: Arc<Self>, read: Stamps, signal: Arc<ConfigSignal>) {
+        let (root, name, node) = (self.root.clone(), self.name.clone(), self.shared.node.clone());
+        let files = config::files(&root, &name);
+        let reload = Reload::new(files, read, signal, move || load_config(&root, &name, &node));
+        reload.run(|loaded| self.take(loaded)).await;
+    }
+
+    fn take(self: &Arc<Self>, loaded: Result<CageConfig, ConfigError>) {
+        match loaded {
+            Ok(config) => self.apply(config),
             Err(error) => {
                 let text = telemetry::error_chain(&error);
-                let mut known = inner.config_error.lock();
+                let mut known = self.config_error.lock();
                 if known.as_ref() != Some(&text) {
-                    tracing::error!(cage = %inner.name, error = %text, "cage.toml refused, the old settings stay");
+                    tracing::error!(cage = %self.name, error = %text, "cage.toml refused, the old settings stay");
                     *known = Some(text);
                 }
             }
         }
     }
-}
 
-impl Inner {
+    /// What a module was granted when its version was loaded and is granted no more is refused from now on, without waiting
+    /// for a version that has the new settings: there may never be one.
+    fn revoke(&self) {
+        let config = self.config.load();
+        for version in self.modules.all().iter().filter_map(|slot| slot.current()) {
+            if version.home.narrow(&config.module(&version.home.module).allow) {
+                version.drop_idle(Duration::ZERO);
+            }
+        }
+    }
+
     fn apply(self: &Arc<Self>, config: CageConfig) {
         *self.config_error.lock() = None;
         if config == **self.config.load() {
@@ -318,6 +334,7 @@ impl Inner {
         self.level.set(config.log_level);
         self.log.set(config.log_settings());
         self.config.store(Arc::new(config));
+        self.revoke();
         self.dispatcher.reconfigure();
         self.services.store.set(self.config.load().store);
         self.services.resources.apply(&self.config.load());

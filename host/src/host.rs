@@ -1,5 +1,6 @@
 //! The process: what all its cages share (lanes, engines, compiled files), and the cages themselves.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,6 +11,7 @@ use crate::cage::{Cage, CageSnapshot};
 use crate::config::ConfigError;
 use crate::dispatcher::Cages;
 use crate::lanes::Lanes;
+use crate::module::cache::{self, CACHE_BYTES_MAX, Cache};
 use crate::module::compiler::Compiler;
 use crate::module::engine::Engines;
 use crate::module::loader::Loader;
@@ -27,8 +29,11 @@ pub struct HostOptions {
     pub node: Option<String>,
     /// Threads that run guests; one per core if none.
     pub lanes: Option<usize>,
-    /// Compiled files; `.cache` in the root if none.
+    /// Compiled files; `WASMCAGE_CACHE_DIR`, or `.cache` in the root if none, or the user's own place where that is not this
+    /// user's.
     pub cache: Option<PathBuf>,
+    /// What they may have together; `WASMCAGE_CACHE_MAX_MB`, or 2 GiB if none.
+    pub cache_bytes_max: Option<u64>,
     /// Where running cages of this user find each other; see `runtime_directory` if none.
     pub runtime_directory: Option<PathBuf>,
     /// The binary with the `compile` subcommand; this process's own if none.
@@ -38,7 +43,16 @@ pub struct HostOptions {
 impl HostOptions {
     pub fn new(root: impl Into<PathBuf>, cages: impl IntoIterator<Item = impl Into<String>>) -> Self {
         let cages = cages.into_iter().map(Into::into).collect();
-        Self { root: root.into(), cages, node: None, lanes: None, cache: None, runtime_directory: None, compiler: None }
+        Self {
+            root: root.into(),
+            cages,
+            node: None,
+            lanes: None,
+            cache: None,
+            cache_bytes_max: None,
+            runtime_directory: None,
+            compiler: None,
+        }
     }
 }
 
@@ -88,7 +102,8 @@ impl Shared {
         let lanes = options.lanes.unwrap_or_else(Lanes::default_count).max(1);
         let lanes = Arc::new(Lanes::start(lanes).map_err(StartError::Lanes)?);
         let engines = Arc::new(Engines::start().map_err(engine_error)?);
-        let cache = options.cache.clone().unwrap_or_else(|| options.root.join(".cache"));
+        let cache_bytes_max = options.cache_bytes_max.or_else(cache_bytes_max).unwrap_or(CACHE_BYTES_MAX);
+        let cache = Cache::new(cache_directories(options), cache_bytes_max);
         let program = match &options.compiler {
             Some(program) => program.clone(),
             None => std::env::current_exe().map_err(StartError::Program)?,
@@ -108,10 +123,30 @@ pub fn host_name() -> String {
     name.split('.').next().unwrap_or("localhost").to_owned()
 }
 
+/// Where compiled files may be kept, in the order of preference.
+fn cache_directories(options: &HostOptions) -> Vec<PathBuf> {
+    if let Some(directory) = &options.cache {
+        return vec![directory.clone()];
+    }
+    let preferred = variable("WASMCAGE_CACHE_DIR").map_or_else(|| options.root.join(".cache"), PathBuf::from);
+    std::iter::once(preferred).chain(cache::user_directory()).collect()
+}
+
+/// As `WASMCAGE_CACHE_MAX_MB` says, if that is a number.
+fn cache_bytes_max() -> Option<u64> {
+    let megabytes: u64 = variable("WASMCAGE_CACHE_MAX_MB")?.to_str()?.parse().ok()?;
+    Some(megabytes.saturating_mul(1 << 20))
+}
+
+/// A variable of the environment that is set and not empty.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// Where running cages of this user find each other: `WASMCAGE_RUNTIME_DIR`, `wasmcage` in `XDG_RUNTIME_DIR`, or
 /// `/tmp/wasmcage-<user id>`.
 pub fn runtime_directory() -> PathBuf {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let variable = |name| variable(name).map(PathBuf::from);
     variable("WASMCAGE_RUNTIME_DIR")
         .or_else(|| Some(variable("XDG_RUNTIME_DIR")?.join("wasmcage")))
         .unwrap_or_else(|| format!("/tmp/wasmcage-{}", rustix::process::geteuid().as_raw()).into())

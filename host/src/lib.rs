@@ -17,6 +17,8 @@ pub mod module;
 pub mod private;
 pub mod protocol;
 pub mod readings;
+pub mod regular_file;
+mod reload;
 pub mod request;
 pub mod resource;
 pub mod services;

@@ -42,7 +42,8 @@ fn report(error: CommandError) {
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         if !last.ends_with(&cause) {
-            text += &format!("  caused by: {cause}\n");
+            // Each mistake of a configuration is a line of its own.
+            text += &format!("  caused by: {}\n", cause.replace('\n', "\n    "));
         }
         last = cause;
     }

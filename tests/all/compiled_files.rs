@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt as _, chown};
+use std::path::{Path, PathBuf};
 
 use wasmcage_tests::{TestCage, component, unique_name};
 
@@ -15,20 +16,21 @@ fn component_of_this_test() -> Vec<u8> {
     component(&text.replace("NAME", &format!("{}-{}", unique_name("unique"), std::process::id())))
 }
 
-/// The compiled file of a component, and the file with its hash.
-fn files(bytes: &[u8]) -> (PathBuf, PathBuf) {
+/// The compiled file of a component, or the file with its hash.
+fn entry(cache: &Path, bytes: &[u8], extension: &str) -> PathBuf {
     use sha2::Digest as _;
     let hash: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-    let directory = wasmcage_tests::cache();
-    let find = |extension: &str| {
-        let entries = fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path());
-        let mut found = entries.filter(|path| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            name.starts_with(&hash[..40]) && name.ends_with(extension)
-        });
-        found.next().unwrap_or_else(|| panic!("no {extension} file for {hash} in {}", directory.display()))
-    };
-    (find(".cwasm"), find(".sha256"))
+    let entries = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
+    let mut found = entries.filter(|path| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        name.starts_with(&hash[..40]) && name.ends_with(extension)
+    });
+    found.next().unwrap_or_else(|| panic!("no {extension} file for {hash} in {}", cache.display()))
+}
+
+fn files(bytes: &[u8]) -> (PathBuf, PathBuf) {
+    let cache = wasmcage_tests::cache();
+    (entry(&cache, bytes, "cwasm"), entry(&cache, bytes, "sha256"))
 }
 
 async fn load(bytes: &[u8]) {
@@ -49,7 +51,6 @@ async fn a_compiled_file_is_used_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_one_is_made_anew_under_another_inode() {
-    use std::os::unix::fs::MetadataExt as _;
     let bytes = component_of_this_test();
     load(&bytes).await;
     let (compiled, _) = files(&bytes);
@@ -82,6 +83,66 @@ async fn one_that_somebody_else_vouched_for_is_not_code() {
     load(&bytes).await;
     let (compiled, _) = files(&bytes);
     assert_ne!(fs::read(compiled).unwrap(), foreign);
+}
+
+/// A component of its own whose function `answer` gives a number.
+fn answering(number: u32) -> Vec<u8> {
+    let text = format!(
+        r#"(component
+            (core module $m (func (export "answer") (result i32) i32.const {number}) (@custom "{}" "") )
+            (core instance $i (instantiate $m))
+            (func (export "answer") (result s32) (canon lift (core func $i "answer"))))"#,
+        unique_name("unique")
+    );
+    component(&text)
+}
+
+async fn check_answer(cache: &Path, bytes: &[u8], expected: u32) -> String {
+    let cage = TestCage::new().cache(cache).file("module", bytes).start().await;
+    cage.swapped("module", None).await;
+    assert_eq!(cage.call("module.answer", serde_json::json!([])).await.unwrap(), expected);
+    cage.log()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_code_that_another_user_has_planted_is_never_run() {
+    const NOBODY: Option<u32> = Some(65_534);
+    if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
+        eprintln!("not run: only the superuser can make files of another user");
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (answering(42), answering(13));
+    // Well-formed code for the name of another component, with the right sum.
+    let plant = |cache: &Path| {
+        for extension in ["cwasm", "sha256"] {
+            let find = |bytes: &[u8]| entry(cache, bytes, extension);
+            let (from, to) = (find(&theirs), find(&ours));
+            fs::remove_file(&to).unwrap();
+            fs::copy(from, &to).unwrap();
+            chown(&to, NOBODY, NOBODY).unwrap();
+        }
+    };
+    for whole_directory in [false, true] {
+        let cache = scratch.path().join(format!("cache-{whole_directory}"));
+        check_answer(&cache, &theirs, 13).await;
+        check_answer(&cache, &ours, 42).await;
+        plant(&cache);
+        if whole_directory {
+            chown(&cache, NOBODY, NOBODY).unwrap();
+        }
+        let log = check_answer(&cache, &ours, 42).await;
+        assert_eq!(log.contains("components are compiled at each start"), whole_directory, "{log}");
+    }
+    // What was planted would have been run, had it been this user's own.
+    let cache = scratch.path().join("own");
+    check_answer(&cache, &theirs, 13).await;
+    check_answer(&cache, &ours, 42).await;
+    plant(&cache);
+    for extension in ["cwasm", "sha256"] {
+        chown(entry(&cache, &ours, extension), Some(0), Some(0)).unwrap();
+    }
+    check_answer(&cache, &ours, 13).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@
 mod client;
 mod databases;
 mod exchange;
+mod gate;
 mod guests;
 mod peer;
 mod rabbitmq;
@@ -26,6 +27,7 @@ use wasmcage::request::Payload;
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use databases::{DatabaseServer, PASSWORD};
 pub use exchange::{Exchange, Version};
+pub use gate::Gate;
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 pub use peer::{Peer, postage};
 pub use rabbitmq::RabbitMq;
@@ -42,6 +44,10 @@ pub struct TestCage {
     toml: Vec<String>,
     /// Where running cages find each other; a place of its own if none.
     meeting: Option<PathBuf>,
+    /// Compiled files; those of all tests if none.
+    cache: Option<PathBuf>,
+    /// The program that compiles; the host's own if none.
+    compiler: Option<PathBuf>,
 }
 
 impl Default for TestCage {
@@ -59,7 +65,7 @@ impl TestCage {
     /// A cage that others call by its name.
     pub fn named(name: &str) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        Self { root, names: vec![], lanes: 2, toml: vec![], meeting: None }.cage(name)
+        Self { root, names: vec![], lanes: 2, toml: vec![], meeting: None, cache: None, compiler: None }.cage(name)
     }
 
     /// Sees the other processes' cages that meet there.
@@ -67,6 +73,21 @@ impl TestCage {
     pub fn meeting_at(mut self, directory: &Path) -> Self {
         // The host makes it, for this user only.
         self.meeting = Some(directory.join("meeting"));
+        self
+    }
+
+    /// Keeps compiled files there.
+    #[must_use]
+    pub fn cache(mut self, directory: &Path) -> Self {
+        self.cache = Some(directory.to_owned());
+        self
+    }
+
+    /// Compiles everything anew, by this program.
+    #[must_use]
+    pub fn compiler(mut self, gate: &Gate) -> Self {
+        self.cache = Some(gate.cache());
+        self.compiler = Some(gate.program());
         self
     }
 
@@ -133,8 +154,8 @@ impl TestCage {
         let mut options = HostOptions::new(self.root.path(), self.names.clone());
         options.lanes = Some(self.lanes);
         options.runtime_directory = Some(self.meeting.unwrap_or_else(|| self.root.path().join(".meeting")));
-        options.compiler = Some(guests::program());
-        options.cache = Some(guests::cache());
+        options.compiler = Some(self.compiler.unwrap_or_else(guests::program));
+        options.cache = Some(self.cache.unwrap_or_else(guests::cache));
         let host = Host::start(options).await?;
         Ok(Running { host: Some(host), names: self.names, root: self.root })
     }

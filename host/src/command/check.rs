@@ -11,7 +11,9 @@ use serde_json::json;
 use wasmcage::config::{CageConfig, ModuleConfig, SHARED_DIRECTORY};
 use wasmcage::host::{HostOptions, Shared};
 use wasmcage::module::compiler::CompileError;
+use wasmcage::module::component_file::ComponentFile;
 use wasmcage::module::loader::Inspection;
+use wasmcage::module::watcher;
 use wasmcage::telemetry::error_chain;
 
 use super::{CommandError, RootArg, cages_in, check_cage, completion, config, print};
@@ -44,7 +46,17 @@ pub(super) struct CheckArgs {
 struct Checked {
     file: PathBuf,
     module: String,
-    inspection: Result<Inspection, CompileError>,
+    inspection: Result<Inspection, Unfit>,
+}
+
+/// Why a file is looked at no further.
+#[derive(Debug, thiserror::Error)]
+enum Unfit {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// A cage takes it for no module.
+    #[error("{0}")]
+    Ignored(&'static str),
 }
 
 impl CheckArgs {
@@ -102,14 +114,14 @@ fn settings(config: &CageConfig, file: &Path) -> ModuleConfig {
     config.module(&module_name(file))
 }
 
-/// The files that the cage would serve: its own, and the shared ones that they do not hide.
+/// The files that the cage would serve or that somebody might take for such: its own, and the shared ones that they do not
+/// hide.
 fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
     let mut files = BTreeMap::new();
     for directory in [root.join(SHARED_DIRECTORY), root.join(cage)] {
         for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
             let (name, path) = (entry.file_name(), entry.path());
-            let hidden = name.to_string_lossy().starts_with('.');
-            if !hidden && path.extension().is_some_and(|extension| extension == "wasm") {
+            if watcher::module_name(&path).is_some() || watcher::ignored(&path).is_some() {
                 files.insert(name, path);
             }
         }
@@ -130,9 +142,12 @@ fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Check
         Shared::new(&options).map_err(|error| CommandError::failed("cannot set up a host to check with", error))?;
     let mut checked = Vec::new();
     for (file, settings) in files {
-        let wasm =
-            fs::read(&file).map_err(|error| CommandError::failed(format!("cannot read {}", file.display()), error))?;
-        let inspection = runtime.block_on(shared.loader.inspect(wasm, &settings));
+        let inspection = match watcher::ignored(&file) {
+            Some(reason) => Err(Unfit::Ignored(reason)),
+            None => ComponentFile::open(&file)
+                .and_then(|source| runtime.block_on(shared.loader.inspect(source, &settings)))
+                .map_err(Unfit::from),
+        };
         checked.push(Checked { module: module_name(&file), file, inspection });
     }
     if options.cache.is_some() {
@@ -158,7 +173,11 @@ impl Checked {
     }
 
     fn text(&self) -> String {
-        let verdict = if self.accepted() { "would be taken" } else { "would be refused" };
+        let verdict = match &self.inspection {
+            Err(Unfit::Ignored(_)) => "would be ignored",
+            _ if self.accepted() => "would be taken",
+            _ => "would be refused",
+        };
         let mut text = format!("\n{}  {verdict}\n", self.file.display());
         match &self.inspection {
             Ok(inspection) => {
@@ -174,6 +193,9 @@ impl Checked {
                 }
                 for export in &inspection.exports {
                     text += &format!("  export           {export}\n");
+                }
+                for note in &inspection.notes {
+                    text += &format!("  note             {note}\n");
                 }
                 for problem in &inspection.problems {
                     text += &format!("  problem          {problem}\n");
@@ -192,12 +214,12 @@ mod tests {
     #[test]
     fn shared_modules_are_checked_unless_hidden() {
         let root = tempfile::tempdir().unwrap();
-        for file in [".shared/a.wasm", ".shared/b.wasm", "c/b.wasm", "c/.new.wasm", "c/notes.txt"] {
+        for file in [".shared/a.wasm", ".shared/b.wasm", "c/b.wasm", "c/.new.wasm", "c/notes.txt", "c/x.y.wasm"] {
             let path = root.path().join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "").unwrap();
         }
-        let expected = [".shared/a.wasm", "c/b.wasm"].map(|file| root.path().join(file));
+        let expected = [".shared/a.wasm", "c/b.wasm", "c/x.y.wasm"].map(|file| root.path().join(file));
         assert_eq!(modules(root.path(), "c"), expected);
     }
 }

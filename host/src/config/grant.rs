@@ -67,6 +67,32 @@ impl Grants {
     }
 }
 
+impl Grants {
+    /// These grants as far as `other` has them, too.
+    #[must_use]
+    pub fn without_those_not_in(&self, other: &Self) -> Self {
+        let both = |own: &[String], other: &[String]| own.iter().filter(|name| other.contains(name)).cloned().collect();
+        let http = self.http.as_ref().map(|own| {
+            let other = other.http.as_deref().unwrap_or_default();
+            let within = |pattern: &&HostPattern, all: &[HostPattern]| all.iter().any(|one| one.covers(pattern));
+            let kept = own.iter().filter(|pattern| within(pattern, other));
+            let narrower = other.iter().filter(|pattern| within(pattern, own) && !own.contains(pattern));
+            kept.chain(narrower).cloned().collect()
+        });
+        let files = self.files.iter().filter_map(|own| {
+            let same = |other: &&FileGrant| (&other.host, &other.guest) == (&own.host, &own.guest);
+            let other = other.files.iter().find(same)?;
+            Some(FileGrant { writable: own.writable && other.writable, ..own.clone() })
+        });
+        Self {
+            cages: both(&self.cages, &other.cages),
+            resources: both(&self.resources, &other.resources),
+            http,
+            files: files.collect(),
+        }
+    }
+}
+
 fn names(section: &Section, key: &str) -> Vec<String> {
     let names = section.strings(key, &[]);
     for name in names.iter().filter(|name| !is_name(name)) {
@@ -78,7 +104,7 @@ fn names(section: &Section, key: &str) -> Vec<String> {
 impl FileGrant {
     fn read(section: Section) -> Option<Self> {
         for key in ["host", "guest"].into_iter().filter(|key| !section.has(key)) {
-            section.problem(key, "required and not set; expected a path");
+            section.missing(key, "expected a path");
         }
         let host = section.path("host");
         let guest = section.optional_string("guest");
@@ -93,6 +119,17 @@ impl FileGrant {
 }
 
 impl HostPattern {
+    /// Whether everything that `other` allows is allowed by this one.
+    fn covers(&self, other: &Self) -> bool {
+        let host = match (&self.host, &other.host) {
+            (HostMatch::Any, _) => true,
+            (HostMatch::Beneath(domain), HostMatch::Name(name)) => is_beneath(name, domain),
+            (HostMatch::Beneath(domain), HostMatch::Beneath(other)) => other == domain || is_beneath(other, domain),
+            (own, other) => own == other,
+        };
+        host && (self.port.is_none() || self.port == other.port)
+    }
+
     /// Whether a request may go to this host and port. `host` is as in a URL: a name, an address, or `[..]` around one.
     pub fn allows(&self, host: &str, port: u16) -> bool {
         if self.port.is_some_and(|allowed| allowed != port) {
@@ -102,9 +139,7 @@ impl HostPattern {
             (HostMatch::Any, _) => true,
             (HostMatch::Address(allowed), Some(address)) => *allowed == address,
             (HostMatch::Name(allowed), None) => plain(host) == *allowed,
-            (HostMatch::Beneath(domain), None) => {
-                plain(host).strip_suffix(domain.as_str()).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
-            }
+            (HostMatch::Beneath(domain), None) => is_beneath(&plain(host), domain),
             (HostMatch::Address(_), None) | (HostMatch::Name(_) | HostMatch::Beneath(_), Some(_)) => false,
         }
     }
@@ -150,6 +185,10 @@ impl fmt::Display for HostPattern {
     }
 }
 
+fn is_beneath(name: &str, domain: &str) -> bool {
+    name.strip_suffix(domain).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+}
+
 fn address(host: &str) -> Option<IpAddr> {
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     // An IPv4 address in the clothes of an IPv6 one is the same host.
@@ -166,4 +205,36 @@ fn domain_name(text: &str) -> Result<String, InvalidHostPattern> {
     let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(fits);
     let name = plain(text);
     if name.len() <= 253 && name.split('.').all(label) { Ok(name) } else { Err(InvalidHostPattern) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hosts(patterns: &[&str]) -> Option<Vec<HostPattern>> {
+        Some(patterns.iter().map(|pattern| pattern.parse().unwrap()).collect())
+    }
+
+    #[track_caller]
+    fn check(own: &[&str], other: &[&str], expected: &[&str]) {
+        let grants = |patterns| Grants { http: hosts(patterns), ..Grants::default() };
+        assert_eq!(grants(own).without_those_not_in(&grants(other)).http, hosts(expected));
+    }
+
+    #[test]
+    fn what_is_revoked_is_gone_and_what_is_granted_anew_does_not_come_by_itself() {
+        check(&["*"], &[], &[]);
+        check(&["*"], &["a.example"], &["a.example"]);
+        check(&["a.example:443", "b.example"], &["*.example", "b.example:80"], &["a.example:443"]);
+        check(&["*.x.example"], &["*.example"], &["*.x.example"]);
+        check(&["*.example"], &["*.x.example", "10.0.0.1"], &["*.x.example"]);
+        let files = |writable| {
+            let grant = FileGrant { host: "/srv".into(), guest: "/data".into(), writable };
+            Grants { files: vec![grant], cages: vec!["a".into(), "b".into()], ..Grants::default() }
+        };
+        assert_eq!(files(true).without_those_not_in(&files(false)), files(false));
+        assert_eq!(files(false).without_those_not_in(&files(true)), files(false));
+        let narrowed = files(true).without_those_not_in(&Grants { cages: vec!["b".into()], ..Grants::default() });
+        assert_eq!((narrowed.cages, narrowed.files), (vec!["b".to_owned()], Vec::new()));
+    }
 }

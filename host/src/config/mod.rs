@@ -7,9 +7,11 @@ mod binding;
 mod calls;
 mod error;
 mod expand;
+mod files;
 mod grant;
 mod json;
 mod listen;
+mod mistake;
 mod module;
 mod nearest;
 mod section;
@@ -17,8 +19,6 @@ mod source;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ pub use binding::{Binding, BindingTarget};
 pub use calls::CallsConfig;
 pub use error::{ConfigError, Problem};
 pub use expand::Environment;
+pub use files::{ConfigSignal, Stamps, files};
 pub use grant::{FileGrant, Grants, HostPattern};
 pub use listen::ListenAddress;
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
@@ -130,8 +131,8 @@ pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigErr
     let directory = root.join(cage);
     let mut sources = Vec::new();
     let mut error = ConfigError::default();
-    for file in [root.join(SHARED_DIRECTORY).join(FILE_NAME), directory.join(FILE_NAME)] {
-        match read(&file) {
+    for file in files(root, cage) {
+        match files::read(&file) {
             Ok(Some(text)) => sources.push((file, text)),
             Ok(None) => {}
             Err(text) => error.push(Problem { text, ..Problem::of_file(&file) }),
@@ -158,7 +159,8 @@ pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigErr
 /// # Errors
 /// Every mistake of all of them.
 pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result<CageConfig, ConfigError> {
-    let section = Section::root(source::merged(sources)?, environment);
+    let source::Merged { root, syntax } = source::merged(sources);
+    let section = Section::root(root, environment, syntax.is_empty());
     let config = CageConfig {
         cage: environment.cage.to_owned(),
         node: environment.node.to_owned(),
@@ -181,7 +183,11 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
         resources: named(&section, "resources", |name, section| ResourceConfig::read(name, section, environment)),
         modules: named(&section, "modules", |_, section| ModuleConfig::read(section)),
     };
-    section.finish().map(|()| config)
+    match section.finish() {
+        Ok(()) if syntax.is_empty() => Ok(config),
+        Ok(()) => Err(syntax.with(ConfigError::default())),
+        Err(others) => Err(syntax.with(others)),
+    }
 }
 
 impl CageConfig {
@@ -301,7 +307,7 @@ fn protocol(name: &str, section: &Section, environment: &Environment) -> String 
         None if section.has("protocol") => return String::new(),
         None if known.contains(&name) => return name.to_owned(),
         None => {
-            section.problem("protocol", format!("required and not set; allowed: {}", known.join(", ")));
+            section.missing("protocol", &format!("allowed: {}", known.join(", ")));
             return String::new();
         }
     };
@@ -318,21 +324,6 @@ fn module_name(section: &Section, interface: &str) -> String {
         section.problem("module", format!("{name:?} cannot name a module: {NAME_RULE}"));
     }
     name
-}
-
-/// The text of a file, none when there is no such file.
-fn read(file: &Path) -> Result<Option<String>, String> {
-    let opened = match File::open(file) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("cannot be read: {error}")),
-    };
-    let mut bytes = Vec::new();
-    let limit = FILE_BYTES_MAX as u64 + 1;
-    opened.take(limit).read_to_end(&mut bytes).map_err(|error| format!("cannot be read: {error}"))?;
-    String::from_utf8(bytes)
-        .map(Some)
-        .map_err(|error| format!("not UTF-8 after byte {}", error.utf8_error().valid_up_to()))
 }
 
 #[cfg(test)]

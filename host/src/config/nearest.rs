@@ -6,7 +6,9 @@ pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Opt
     if name.chars().nth(NAME_CHARACTERS_MAX).is_some() {
         return None;
     }
-    let bound = name.chars().count() / 3 + 1;
+    // Two wrong letters of four are another word.
+    let length = name.chars().count();
+    let bound = if length <= 4 { 1 } else { length / 3 + 1 };
     let distances = candidates.map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate));
     distances.filter(|(distance, _)| *distance <= bound).min_by_key(|(distance, _)| *distance).map(|(_, near)| near)
 }

@@ -17,6 +17,21 @@ use super::expand::{Environment, Found, Secret, expand};
 use super::nearest::nearest;
 use super::source::{Item, Node, Place, Table, join};
 
+/// What keys are called elsewhere, and here.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("address", "listen"),
+    ("bind", "listen"),
+    ("host", "listen"),
+    ("interval", "every"),
+    ("level", "log_level"),
+    ("memory", "memory_mb"),
+    ("port", "listen"),
+    ("timeout", "timeout_ms"),
+    ("type", "protocol"),
+    ("uri", "url"),
+    ("username", "user"),
+];
+
 pub struct Section {
     /// The table's full name, as in `interfaces.my_http`; empty for a whole file.
     path: String,
@@ -33,6 +48,8 @@ pub struct Section {
 struct Setting {
     directory: PathBuf,
     secrets: Vec<Secret>,
+    /// False when a syntax error kept something from being read: what is missing may be written.
+    is_whole: bool,
 }
 
 /// A clone is read anew: it shares no mistakes with the original, but knows the keys that were asked for.
@@ -255,6 +272,22 @@ impl Section {
         self.record(place, join(&self.path, key), self.without_secrets(text.into()));
     }
 
+    /// Whether `key` is a URL with another scheme than those, which is recorded as a mistake. What is no URL is left to the
+    /// caller.
+    pub fn has_wrong_scheme(&self, key: &str, allowed: &[&str]) -> bool {
+        const SCHEME_CHARACTERS_MAX: usize = 20;
+        let text = self.table.get(key).and_then(|node| node.item.text()).unwrap_or_default();
+        let Some((scheme, _)) = text.split_once("://") else { return false };
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte);
+        let is_scheme = (1..=SCHEME_CHARACTERS_MAX).contains(&scheme.len()) && scheme.bytes().all(fits);
+        if !is_scheme || allowed.iter().any(|known| known.eq_ignore_ascii_case(scheme)) {
+            return false;
+        }
+        let allowed: Vec<_> = allowed.iter().map(|known| format!("{known}://")).collect();
+        self.problem(key, format!("the URL's scheme {scheme}:// is none of {}", allowed.join(", ")));
+        true
+    }
+
     /// Records a mistake of the table as a whole.
     pub fn refuse(&self, text: impl Into<String>) {
         self.record(&self.place, self.path.clone(), self.without_secrets(text.into()));
@@ -274,7 +307,9 @@ impl Section {
         let asked = self.asked.lock();
         // The bound on what is told bounds the work of finding what was meant, too.
         for (key, node) in self.table.iter().filter(|(key, _)| !asked.contains(*key)).take(PROBLEMS_MAX + 1) {
-            let meant = match nearest(key, asked.iter().map(String::as_str)) {
+            let other_name = OTHER_NAMES.iter().find(|(other, known)| other == key && asked.contains(*known));
+            let near = other_name.map(|(_, known)| *known);
+            let meant = match near.or_else(|| nearest(key, asked.iter().map(String::as_str))) {
                 Some(near) => format!("; did you mean `{near}`?"),
                 None => String::new(),
             };
@@ -290,7 +325,7 @@ impl Section {
 
 impl Section {
     /// The outermost section, with variables put into all its texts.
-    pub(super) fn root(mut node: Node, environment: &Environment) -> Self {
+    pub(super) fn root(mut node: Node, environment: &Environment, is_whole: bool) -> Self {
         let mut found = Found::default();
         let mut table = match &mut node.item {
             Item::Table(table) => std::mem::take(table),
@@ -304,7 +339,11 @@ impl Section {
             name: String::new(),
             place: node.place,
             table,
-            setting: Arc::new(Setting { directory: environment.directory.to_owned(), secrets: found.secrets }),
+            setting: Arc::new(Setting {
+                directory: environment.directory.to_owned(),
+                secrets: found.secrets,
+                is_whole,
+            }),
             asked: Mutex::default(),
             problems: Arc::new(Mutex::new(found.problems)),
         }
@@ -360,7 +399,14 @@ impl Section {
 
     fn require(&self, key: &str, what: &str) {
         if !self.has(key) {
-            self.problem(key, format!("required and not set; expected {what}"));
+            self.missing(key, &format!("expected {what}"));
+        }
+    }
+
+    /// Records that a key which must be set is not.
+    pub(super) fn missing(&self, key: &str, expected: &str) {
+        if self.setting.is_whole {
+            self.problem(key, format!("required and not set; {expected}"));
         }
     }
 

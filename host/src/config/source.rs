@@ -11,6 +11,7 @@ use toml_parser::lexer::TokenKind;
 
 use super::FILE_BYTES_MAX;
 use super::error::{ConfigError, Problem, push};
+use super::mistake::Mistake;
 
 /// Tables and arrays within each other; deeper ones are refused, so that reading and dropping them stays cheap.
 const DEPTH_MAX: usize = 32;
@@ -99,8 +100,34 @@ impl Item {
     }
 }
 
+/// All files as one tree, as far as they could be read.
+pub(super) struct Merged {
+    pub(super) root: Node,
+    pub(super) syntax: SyntaxErrors,
+}
+
+/// Mistakes that keep parts of files from being read.
+pub(super) struct SyntaxErrors(ConfigError);
+
+impl SyntaxErrors {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.problems().is_empty()
+    }
+
+    /// These, with what else is wrong: of files that have such mistakes only what stands before the first one, since the rest
+    /// may be its consequence.
+    pub(super) fn with(self, others: ConfigError) -> ConfigError {
+        let before = |problem: &&Problem| {
+            let mut syntax = self.0.problems().iter().filter(|syntax| syntax.file == problem.file);
+            syntax.all(|syntax| problem.line < syntax.line)
+        };
+        let others = others.problems().iter().filter(before).cloned().collect();
+        self.0.merge(others)
+    }
+}
+
 /// Parses every text and lays the later over the earlier: tables key by key, anything else as a whole.
-pub(super) fn merged(sources: &[(PathBuf, String)]) -> Result<Node, ConfigError> {
+pub(super) fn merged(sources: &[(PathBuf, String)]) -> Merged {
     let last = sources.last().map_or(Path::new(super::FILE_NAME), |(file, _)| file);
     let mut root = Node { item: Item::Table(Table::new()), place: Place { file: last.into(), line: 1 } };
     let mut error = ConfigError::default();
@@ -115,7 +142,7 @@ pub(super) fn merged(sources: &[(PathBuf, String)]) -> Result<Node, ConfigError>
         }
         error = error.merge(reader.problems.into_iter().collect());
     }
-    error.into_result(root)
+    Merged { root, syntax: SyntaxErrors(error) }
 }
 
 fn overlay(below: &mut Node, above: Node) {
@@ -162,13 +189,10 @@ impl<'a> Reader<'a> {
         }
         let (document, errors) = DeTable::parse_recoverable(self.text);
         for error in errors.into_iter().take(SYNTAX_PROBLEMS_MAX) {
-            let line = error.span().map_or(0, |span| self.line(span.start));
-            // What else a mistake covers may be a value, and a secret one.
-            let named = error.span().filter(|_| error.message() == "duplicate key");
-            let key = named.and_then(|span| self.text.get(span)).filter(|key| super::is_name(key));
-            self.problem(line, key.unwrap_or_default(), error.message().to_owned());
+            let (line, key, text) = Mistake::new(self.text, error.message(), error.span()).told();
+            self.problem(line, &key, text);
         }
-        if self.problems.is_empty() { Some(self.table("", document.into_inner(), 0)) } else { None }
+        Some(self.table("", document.into_inner(), 0))
     }
 
     fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> Table {

@@ -5,6 +5,18 @@ use arbtest::arbtest;
 
 use super::*;
 
+#[test]
+fn a_wrong_scheme_is_called_that_and_nothing_else_of_the_url_is_shown() {
+    let section = section("url = 'ftp://user:secret@host'\nother = 'https://host'\nno_url = 's3cret'");
+    assert!(section.has_wrong_scheme("url", &["http", "https"]));
+    assert!(!["other", "no_url", "absent"].iter().any(|key| section.has_wrong_scheme(key, &["http", "https"])));
+    let told = section.finish().unwrap_err().to_string();
+    assert!(
+        told.contains("the URL's scheme ftp:// is none of http://, https://") && !told.contains("secret"),
+        "{told}"
+    );
+}
+
 /// Reads `cages/.shared/cage.toml` and `cages/runner/cage.toml`.
 fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
     let variables = |name: &str| match name {
@@ -175,10 +187,24 @@ fn a_reload_sees_what_changed() {
 
 #[test]
 fn mistakes_name_line_key_and_what_is_allowed() {
-    // Syntax: nothing else is said of that file.
-    check("a = \nqueue = 'x'", &["1: string values must be quoted, expected literal string"]);
+    // Syntax: what stands before the mistake is checked, the rest may be its consequence.
+    check("a = \nqueue = 'x'", &["1: a: no value after `=`"]);
     check("queue = 1\nqueue = 2", &["2: queue: duplicate key"]);
-    check("[interfaces.a]\n[interfaces.a]", &["2: a: duplicate key"]);
+    check("[interfaces.a]\n[interfaces.a]", &["2: interfaces.a: duplicate key"]);
+    check(
+        "queue = 'x'\n[interfaces.a]\nlisten = 1\nlisten = 2\nenabled = 3",
+        &[
+            "1: queue: expected an integer from 0 to 10000000, got the string \"x\"",
+            "4: interfaces.a.listen: duplicate key",
+        ],
+    );
+    check("log_level = INFO", &["1: log_level: a text is written in quotes, as in \"text\""]);
+    check(
+        "[interfaces.a]\nmodule = web # no",
+        &["2: interfaces.a.module: a text is written in quotes, as in \"text\""],
+    );
+    check("[interfaces.a]\nenabled = True", &["2: interfaces.a.enabled: true and false are written in small letters"]);
+    check("queue = 1__0", &["1: queue: invalid integer number, expected digit"]);
     // Wrong type, out of range, unknown key, unknown choice: all at once, in the order of lines.
     check(
         "request_timeout_ms = '5'\nconcurrency = 0\nquue = 1\nlog_level = 'inf'\ncall_depth = 1.5\nlog_format = []",

@@ -82,7 +82,7 @@ impl Dispatcher {
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
             return self.call(context, &target.module, target.function, arguments).await;
         };
-        if !options.bound {
+        if !(options.bound && self.is_bound(home, &cage)) {
             self.check_grant(home, &cage)?;
         }
         self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
@@ -154,8 +154,15 @@ impl Dispatcher {
         Ok(Arc::new(request.for_call(&home.cage, &home.module, timeout)))
     }
 
+    /// Whether `cage.toml` still binds an import of the module to that cage.
+    fn is_bound(&self, home: &Home, cage: &str) -> bool {
+        let config = self.0.config.load();
+        let module = config.modules.get(&*home.module);
+        module.is_some_and(|module| module.imports.iter().any(|binding| binding.target.cage.as_deref() == Some(cage)))
+    }
+
     pub(super) fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
-        if home.settings.allow.cages.iter().any(|allowed| allowed == cage) {
+        if home.granted().cages.iter().any(|allowed| allowed == cage) {
             return Ok(());
         }
         Err(DispatchError::NotPermitted(format!(

@@ -264,6 +264,13 @@ impl Dispatcher {
     }
 
     fn no_such_module(&self, name: &str) -> DispatchError {
+        let slot = self.0.modules.get(name);
+        if let Some(reason) = slot.as_ref().and_then(|slot| slot.refusal()) {
+            return DispatchError::NoSuchModule(format!("module {name} of cage {} was refused: {reason}", self.0.cage));
+        }
+        if slot.is_some_and(|slot| slot.is_loading()) {
+            return DispatchError::NoSuchModule(format!("module {name} of cage {} is being loaded", self.0.cage));
+        }
         let hint = hint(name, self.0.modules.names().iter().map(|name| &**name));
         DispatchError::NoSuchModule(format!("file {name}.wasm was not found in cage {}{hint}", self.0.cage))
     }

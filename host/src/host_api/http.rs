@@ -46,7 +46,7 @@ impl OutgoingGrant {
         let default_port = if uri.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 };
         let Some(host) = uri.host() else { return false };
         let port = uri.port_u16().unwrap_or(default_port);
-        self.home.settings.allow.http.iter().flatten().any(|pattern| pattern.allows(host, port))
+        self.home.granted().http.iter().flatten().any(|pattern| pattern.allows(host, port))
     }
 
     fn client(&self) -> Client {

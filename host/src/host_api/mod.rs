@@ -16,15 +16,17 @@ mod state;
 mod stdio;
 mod transaction;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::config::ModuleConfig;
+use crate::config::{Grants, ModuleConfig};
 use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
@@ -100,7 +102,11 @@ pub const OUTGOING_HTTP: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/c
 pub struct Home {
     pub cage: Arc<str>,
     pub module: Arc<str>,
+    /// As the version was loaded with them. Grants are asked for by `allows_...`, which know what was revoked since.
     pub settings: ModuleConfig,
+    granted: ArcSwap<Grants>,
+    /// How often grants were narrowed, so that an instance with more of them is found.
+    narrowed: AtomicU32,
     pub dispatcher: WeakDispatcher,
     log: Arc<GuestLog>,
     variables: WasiConfigVariables,
@@ -119,13 +125,42 @@ impl Home {
         let variables = settings.config.keys().filter_map(|key| Some((key.clone(), config::text(&settings, key)?)));
         let variables = variables.collect();
         let log = Arc::new(GuestLog::new(cage.clone(), module.clone(), cage_level));
-        Self { cage, module, settings, dispatcher, log, variables, web_client: OnceLock::new() }
+        Self {
+            cage,
+            module,
+            granted: ArcSwap::from_pointee(settings.allow.clone()),
+            narrowed: AtomicU32::new(0),
+            settings,
+            dispatcher,
+            log,
+            variables,
+            web_client: OnceLock::new(),
+        }
+    }
+
+    /// From now on grants what the version was loaded with and `allow` grants, too. Returns whether that has changed, in
+    /// which case warm instances may have directories open that they must not use any more.
+    pub fn narrow(&self, allow: &Grants) -> bool {
+        let narrowed = self.settings.allow.without_those_not_in(allow);
+        if narrowed == **self.granted.load() {
+            return false;
+        }
+        self.granted.store(Arc::new(narrowed));
+        self.narrowed.fetch_add(1, Ordering::Release);
+        true
+    }
+
+    /// What the module may reach now.
+    pub fn granted(&self) -> arc_swap::Guard<Arc<Grants>> {
+        self.granted.load()
     }
 }
 
 /// The data of a guest's Store.
 pub struct GuestState {
     pub home: Arc<Home>,
+    /// `Home::narrowed` when the directories were opened.
+    narrowed: u32,
     pub limits: Limits,
     /// None while the module is being loaded.
     request: Option<Arc<RequestContext>>,
@@ -147,12 +182,13 @@ impl GuestState {
     /// A granted directory that cannot be opened.
     pub fn new(home: Arc<Home>, deadline: Deadline) -> wasmtime::Result<Self> {
         let settings = &home.settings;
+        let narrowed = home.narrowed.load(Ordering::Acquire);
         let mut wasi = WasiCtx::builder();
         let current = stdio::CurrentRequest::default();
         wasi.stdout(stdio::Capture::new(home.log.clone(), Level::Info, current.clone()));
         wasi.stderr(stdio::Capture::new(home.log.clone(), Level::Warn, current.clone()));
         wasi.envs(&settings.env);
-        for grant in &settings.allow.files {
+        for grant in &home.granted().files {
             let permission = if grant.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
             wasi.preopened_dir(&grant.host, &grant.guest, permission)
                 .map_err(|error| error.context(format!("granted directory {}", grant.host.display())))?;
@@ -171,8 +207,14 @@ impl GuestState {
             held: lock::HeldLocks::default(),
             open_replies: PerRequest::default(),
             transactions: PerRequest::default(),
+            narrowed,
             home,
         })
+    }
+
+    /// Whether the instance was made with grants that were revoked since.
+    pub fn has_revoked_grants(&self) -> bool {
+        self.narrowed != self.home.narrowed.load(Ordering::Acquire)
     }
 
     /// Before each call into the guest.

@@ -79,7 +79,7 @@ impl GuestState {
         })?;
         let dispatcher = self.home.dispatcher.upgrade();
         let dispatcher = dispatcher.ok_or_else(|| refused(ResourceError::OVERLOADED, "the cage is stopping"))?;
-        let resource = dispatcher.services().resources.granted(name, &self.home.module, &self.home.settings.allow)?;
+        let resource = dispatcher.services().resources.granted(name, &self.home.module, &self.home.granted())?;
         Ok((resource, caller))
     }
 

@@ -1,7 +1,7 @@
 //! Files of keys: bounded reading, writing that is seen whole or not at all, and PEM.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
 
 use super::error::KeysError;
+use crate::regular_file;
 
 /// A cage's own certificate, PEM; certificates of CAs between it and one of `ca.pem` may follow.
 pub const CERTIFICATE_FILE: &str = "cert.pem";
@@ -31,18 +32,10 @@ pub(super) const PUBLIC: u32 = 0o644;
 
 /// None when there is no such file.
 pub(super) fn read(file: &Path) -> Result<Option<Vec<u8>>, KeysError> {
-    let opened = match File::open(file) {
-        Ok(opened) => opened,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(KeysError::read(file)(error)),
-    };
-    let mut bytes = Vec::new();
-    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(KeysError::read(file))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        let limit = io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {FILE_BYTES_MAX} bytes"));
-        return Err(KeysError::read(file)(limit));
+    if regular_file::is_absent(file) {
+        return Ok(None);
     }
-    Ok(Some(bytes))
+    regular_file::read(file, FILE_BYTES_MAX).map(Some).map_err(KeysError::read(file))
 }
 
 /// Makes the directory, and those above it, for this user alone. One that is there stays as it is.

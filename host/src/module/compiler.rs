@@ -1,62 +1,47 @@
-//! Wasm bytes to a component, by way of the compiled files on disk. Compiling happens in a child process: it is niced, has
-//! a bound on time and memory, and leaves nothing behind in the serving process, whose engines never compile.
-//!
-//! A compiled file is named by the hash of the Wasm bytes and the engine's compatibility, and a second file beside it
-//! holds its own hash: an entry that does not fit is removed and made anew under a new inode, never written over, because
-//! it may be mapped.
+//! A component's file to a component, by way of the compiled files on disk (`cache`). Compiling happens in a child process
+//! (`compile_worker`): it is niced, has a bound on time and memory, and leaves nothing behind in the serving process, whose
+//! engines never compile.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use rustix::fs::FlockOperation;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::cache::{Cache, EntryName, Output, descriptor_path};
+use super::compile_worker::{INVALID_EXIT, MACHINE_EXIT, Report};
+use super::component_file::{COMPONENT_BYTES_MAX, ComponentFile, ContentHash};
 use super::engine::{EngineKind, Engines};
+use super::places::Places;
+use super::retry::Retry;
 
 /// The longest a compilation may take.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Address space of a compiling child.
-const COMPILE_MEMORY_BYTES_MAX: u64 = 16 << 30;
-/// At most so much of a failed child's explanation is kept.
-const EXPLANATION_BYTES_MAX: usize = 8 * 1024;
-/// A component's file may not be larger.
-pub const COMPONENT_BYTES_MAX: u64 = 512 << 20;
-
-/// SHA-256 of a component's file: the identity of a version.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ContentHash([u8; 32]);
-
-impl ContentHash {
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-}
-
-impl std::fmt::Display for ContentHash {
-    /// As `sha256sum` prints it; `{:.12}` for a short form.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        f.pad(&digits)
-    }
-}
-
-impl std::fmt::Debug for ContentHash {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{self}")
-    }
-}
+/// A compilation that takes longer than this makes room for the next one.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
+/// At most so much of a child's explanation is kept.
+const EXPLANATION_BYTES_MAX: u64 = 8 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
+    #[error("cannot be read")]
+    Read {
+        file: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("it has {bytes} bytes, at most {COMPONENT_BYTES_MAX} are loaded")]
+    TooLarge { bytes: u64 },
+    #[error("the file was written to while it was read")]
+    Changed,
     #[error("the file is empty")]
     Empty,
     #[error("not WebAssembly: it begins with {found:?}, not with \"\\0asm\"")]
@@ -77,62 +62,81 @@ pub enum CompileError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot write compiled file {file}")]
-    Write {
-        file: PathBuf,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the machine has no room to compile in: {0}")]
+    NoRoom(String),
+    #[error("the machine code just made cannot be loaded: {0}")]
+    Unusable(String),
+}
+
+impl CompileError {
+    /// Whether the same file may be compiled later.
+    pub fn retry(&self) -> Retry {
+        match self {
+            // A name that leads to no regular file is looked at again when that changes.
+            Self::Read { source, .. }
+                if matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) =>
+            {
+                Retry::Never
+            }
+            Self::Read { .. } | Self::Changed | Self::Spawn { .. } | Self::NoRoom(_) | Self::Unusable(_) => Retry::Soon,
+            // Either the file is at fault, or a machine that has too much to do or too little memory.
+            Self::TimedOut | Self::Crashed { .. } => Retry::Seldom,
+            Self::TooLarge { .. } | Self::Empty | Self::NotWasm { .. } | Self::CoreModule | Self::Invalid(_) => {
+                Retry::Never
+            }
+        }
+    }
 }
 
 /// A component ready to be linked, and the engine it runs on. Unmapped when its last version is dropped.
 pub struct Compiled {
     pub component: Component,
     pub kind: EngineKind,
+    /// Keeps the file locked, so that no process takes it for one that nobody uses.
+    _code: File,
 }
 
 /// Compiles for all cages of the process.
 pub struct Compiler {
     engines: Arc<Engines>,
-    directory: PathBuf,
+    cache: Cache,
     program: PathBuf,
-    /// Compilations under way: one per core.
-    places: Semaphore,
+    /// Compilations under way: one per core, and twice as many that take long.
+    places: Places,
     /// Components in use by any cage, so that the same file is mapped once.
     loaded: Mutex<HashMap<ContentHash, Weak<Compiled>>>,
 }
 
 impl Compiler {
-    /// `directory` holds the compiled files; `program` is this host's binary, which has the compiling subcommand.
-    pub fn new(engines: Arc<Engines>, directory: PathBuf, program: PathBuf) -> Self {
-        let places = Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from));
-        Self { engines, directory, program, places, loaded: Mutex::default() }
+    /// `program` is this host's binary, which has the compiling subcommand.
+    pub fn new(engines: Arc<Engines>, cache: Cache, program: PathBuf) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let places = Places::new(cores, cores * 2, SLOW_AFTER);
+        Self { engines, cache, program, places, loaded: Mutex::default() }
     }
 
-    /// The component of these bytes, from memory, from disk, or compiled now.
+    /// Why compiled files are not kept where they should be; none while all is well.
+    pub fn cache_problem(&self) -> Option<String> {
+        self.cache.problem()
+    }
+
+    /// The component of this file, from memory, from disk, or compiled now.
     ///
     /// # Errors
-    /// What is wrong with the bytes, or what kept them from being compiled.
-    pub async fn component(
-        self: &Arc<Self>,
-        hash: ContentHash,
-        wasm: Arc<Vec<u8>>,
-    ) -> Result<Arc<Compiled>, CompileError> {
-        check_header(&wasm)?;
+    /// What is wrong with the file, or what kept it from being compiled.
+    pub async fn component(self: &Arc<Self>, source: Arc<ComponentFile>) -> Result<Arc<Compiled>, CompileError> {
+        let hash = source.hash;
         if let Some(compiled) = self.blocking(move |this| this.cached(hash)).await {
             return Ok(compiled);
         }
-        let _place = self.places.acquire().await.expect("the semaphore is never closed");
-        // Another module with the same content may have been compiled while this one waited for its place.
-        if let Some(compiled) = self.blocking(move |this| this.cached(hash)).await {
-            return Ok(compiled);
-        }
-        let kind = self.compile(hash, wasm).await?;
-        let file = self.file(hash, kind);
-        self.blocking(move |this| this.open(hash, kind)).await.ok_or(CompileError::Write {
-            file,
-            source: io::Error::new(io::ErrorKind::InvalidData, "the file just written does not load"),
-        })
+        let work = async {
+            // Another module with the same content may have been compiled while this one waited for its place.
+            match self.blocking(move |this| this.cached(hash)).await {
+                Some(compiled) => Ok(compiled),
+                None => self.compile(source).await,
+            }
+        };
+        self.places.within(work).await
     }
 
     async fn blocking<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
@@ -140,179 +144,116 @@ impl Compiler {
         tokio::task::spawn_blocking(move || work(&this)).await.expect("cache work does not panic")
     }
 
-    fn file(&self, hash: ContentHash, kind: EngineKind) -> PathBuf {
+    fn entry(&self, hash: ContentHash, kind: EngineKind) -> EntryName {
         let compatibility = self.engines.compatibility(kind);
-        self.directory.join(format!("{hash:.40}-{compatibility:016x}-{}.cwasm", kind.name()))
+        EntryName::new(&format!("{hash:.40}-{compatibility:016x}-{}", kind.name()))
     }
 
     fn cached(&self, hash: ContentHash) -> Option<Arc<Compiled>> {
         if let Some(compiled) = self.loaded.lock().get(&hash).and_then(Weak::upgrade) {
             return Some(compiled);
         }
-        EngineKind::ALL.into_iter().find_map(|kind| self.open(hash, kind))
+        EngineKind::ALL.into_iter().find_map(|kind| {
+            let name = self.entry(hash, kind);
+            let code = self.cache.find(&name)?;
+            match self.load(hash, kind, code) {
+                Ok(compiled) => Some(compiled),
+                Err(error) => {
+                    self.cache.remove(&name, &error);
+                    None
+                }
+            }
+        })
     }
 
-    /// The entry, if it is there and is what this host wrote.
-    fn open(&self, hash: ContentHash, kind: EngineKind) -> Option<Arc<Compiled>> {
-        let file = self.file(hash, kind);
-        let expected = fs::read_to_string(sum_file(&file)).ok()?;
-        let bytes = fs::read(&file).ok()?;
-        let component = if ContentHash::of(&bytes).to_string() == expected {
-            drop(bytes);
-            deserialize(self.engines.get(kind), &file)
-        } else {
-            Err(wasmtime::format_err!("its content differs from what was written"))
+    fn load(&self, hash: ContentHash, kind: EngineKind, code: File) -> Result<Arc<Compiled>, CompileError> {
+        let component = deserialize(self.engines.get(kind), &code);
+        let component = component.map_err(|error| CompileError::Unusable(format!("{error:#}")))?;
+        let compiled = Arc::new(Compiled { component, kind, _code: code });
+        let mut loaded = self.loaded.lock();
+        loaded.retain(|_, compiled| compiled.strong_count() > 0);
+        loaded.insert(hash, Arc::downgrade(&compiled));
+        Ok(compiled)
+    }
+
+    async fn compile(self: &Arc<Self>, source: Arc<ComponentFile>) -> Result<Arc<Compiled>, CompileError> {
+        let no_room = |error: io::Error| CompileError::NoRoom(error.to_string());
+        let output = self.blocking(|this| this.cache.output()).await.map_err(no_room)?;
+        let (output, report) = match self.run(&source, &output).await {
+            // A disk that is full is no reason not to serve.
+            Err(CompileError::NoRoom(_)) if !output.is_in_memory() => {
+                let output = Output::in_memory().map_err(no_room)?;
+                let report = self.run(&source, &output).await?;
+                (output, report)
+            }
+            result => (output, result?),
         };
-        match component {
-            Ok(component) => {
-                let compiled = Arc::new(Compiled { component, kind });
-                let mut loaded = self.loaded.lock();
-                loaded.retain(|_, compiled| compiled.strong_count() > 0);
-                loaded.insert(hash, Arc::downgrade(&compiled));
-                Some(compiled)
-            }
-            Err(error) => {
-                tracing::warn!(file = %file.display(), error = %format!("{error:#}"), "compiled file ignored and removed");
-                // Gone or not, it is not used; a remaining one is replaced by a rename.
-                let _ = fs::remove_file(sum_file(&file));
-                let _ = fs::remove_file(&file);
-                None
-            }
+        if report.input != source.hash.to_string() {
+            return Err(CompileError::Changed);
         }
+        self.blocking(move |this| this.publish(source.hash, &report, output)).await
     }
 
-    async fn compile(&self, hash: ContentHash, wasm: Arc<Vec<u8>>) -> Result<EngineKind, CompileError> {
-        let scratch = Scratch::new(&self.directory, hash)
-            .map_err(|source| CompileError::Write { file: self.directory.clone(), source })?;
-        fs::write(&scratch.input, wasm.as_slice())
-            .map_err(|source| CompileError::Write { file: scratch.input.clone(), source })?;
-        drop(wasm);
-        let child = tokio::process::Command::new(&self.program)
+    /// Maps the new machine code, and keeps it for the next start as well as possible.
+    fn publish(&self, hash: ContentHash, report: &Report, output: Output) -> Result<Arc<Compiled>, CompileError> {
+        let _ = rustix::fs::flock(&output.file, FlockOperation::NonBlockingLockShared);
+        let name = self.entry(hash, report.kind);
+        let published = self.cache.publish(&output, &name, &report.output).and_then(|()| self.cache.evict());
+        if let Err(error) = published {
+            tracing::warn!(%error, "compiled file is not kept, the next start compiles it again");
+        }
+        self.load(hash, report.kind, output.file)
+    }
+
+    /// Has the child compile the file into `output`.
+    async fn run(&self, source: &ComponentFile, output: &Output) -> Result<Report, CompileError> {
+        let read = |error| CompileError::Read { file: source.path.clone(), source: error };
+        let spawn = |error| CompileError::Spawn { program: self.program.clone(), source: error };
+        let mut input = source.file.try_clone().map_err(read)?;
+        input.rewind().map_err(read)?;
+        let mut child = tokio::process::Command::new(&self.program)
             .arg("compile")
-            .args([&scratch.input, &scratch.output])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(output.file.try_clone().map_err(spawn)?))
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| CompileError::Spawn { program: self.program.clone(), source })?;
-        let output = tokio::time::timeout(COMPILE_TIMEOUT, child.wait_with_output())
-            .await
-            .map_err(|_| CompileError::TimedOut)?
-            .map_err(|source| CompileError::Spawn { program: self.program.clone(), source })?;
-        let explanation = || {
-            let text = String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(EXPLANATION_BYTES_MAX)]);
-            text.trim().to_owned()
-        };
-        match (output.status.code(), output.stdout.as_slice()) {
-            (Some(0), name) => {
-                let kind = EngineKind::ALL.into_iter().find(|kind| kind.name().as_bytes() == name);
-                let kind =
-                    kind.ok_or_else(|| CompileError::Crashed { status: output.status, explanation: explanation() })?;
-                let file = self.file(hash, kind);
-                scratch.publish(&file).map_err(|source| CompileError::Write { file, source })?;
-                Ok(kind)
-            }
-            (Some(INVALID_EXIT), _) => Err(CompileError::Invalid(explanation())),
-            _ => Err(CompileError::Crashed { status: output.status, explanation: explanation() }),
+            .map_err(spawn)?;
+        let stderr = child.stderr.take().expect("standard error is a pipe");
+        let ended = async { (explanation(stderr).await, child.wait().await) };
+        let (text, status) = tokio::time::timeout(COMPILE_TIMEOUT, ended).await.map_err(|_| CompileError::TimedOut)?;
+        let status = status.map_err(spawn)?;
+        match (status.code(), text.parse()) {
+            (Some(0), Ok(report)) => Ok(report),
+            (Some(INVALID_EXIT), _) => Err(CompileError::Invalid(text)),
+            (Some(MACHINE_EXIT), _) => Err(CompileError::NoRoom(text)),
+            _ => Err(CompileError::Crashed { status, explanation: text }),
         }
     }
 }
 
-/// What wasmtime maps, without copying, is trusted as machine code.
-#[expect(unsafe_code, reason = "compiled code is trusted: the file was written by this host and its hash was checked")]
-fn deserialize(engine: &Engine, file: &Path) -> wasmtime::Result<Component> {
-    // SAFETY: the directory belongs to this user alone, the file's hash was compared with the one recorded when it was
-    // written, and entries are replaced by renames, never modified.
-    unsafe { Component::deserialize_file(engine, file) }
+/// The beginning of what the child says, which is read to its end, so that the child never waits.
+async fn explanation(stderr: impl AsyncRead + Unpin) -> String {
+    let mut bytes = Vec::new();
+    let mut stderr = stderr.take(EXPLANATION_BYTES_MAX);
+    // What came before it broke is all there is.
+    let _ = stderr.read_to_end(&mut bytes).await;
+    let _ = tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
-fn sum_file(file: &Path) -> PathBuf {
-    file.with_extension("sha256")
-}
-
-/// Tells the common mistakes apart before anything is started for them.
-fn check_header(wasm: &[u8]) -> Result<(), CompileError> {
-    match wasm {
-        [b'\0', b'a', b's', b'm', _, _, 1, 0, ..] => Ok(()),
-        [b'\0', b'a', b's', b'm', _, _, 0, 0, ..] => Err(CompileError::CoreModule),
-        [b'\0', b'a', b's', b'm', ..] => Err(CompileError::Invalid("the header is cut short".into())),
-        [] => Err(CompileError::Empty),
-        other => {
-            let found = String::from_utf8_lossy(&other[..other.len().min(8)]).into_owned();
-            Err(CompileError::NotWasm { found })
-        }
-    }
-}
-
-/// Two files of one compilation, removed at its end whatever happens.
-struct Scratch {
-    input: PathBuf,
-    output: PathBuf,
-}
-
-impl Scratch {
-    fn new(directory: &Path, hash: ContentHash) -> io::Result<Self> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let mode = fs::metadata(directory)?.permissions().mode();
-        if mode & 0o022 != 0 {
-            fs::set_permissions(directory, fs::Permissions::from_mode(mode & 0o755))?;
-        }
-        let name = format!(".{hash:.16}-{}-{:08x}", std::process::id(), fastrand::u32(..));
-        Ok(Self { input: directory.join(format!("{name}.wasm")), output: directory.join(format!("{name}.cwasm")) })
-    }
-
-    /// The hash goes last: an entry without one is no entry.
-    fn publish(&self, file: &Path) -> io::Result<()> {
-        let hash = ContentHash::of(&fs::read(&self.output)?);
-        fs::rename(&self.output, file)?;
-        let temporary = self.input.with_extension("sha256");
-        fs::write(&temporary, hash.to_string())?;
-        fs::rename(&temporary, sum_file(file))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        for file in [&self.input, &self.output, &self.input.with_extension("sha256")] {
-            // The ones that were published are not there any more.
-            let _ = fs::remove_file(file);
-        }
-    }
-}
-
-/// Exit code of the child for bytes that are at fault, as opposed to a compiler that is.
-const INVALID_EXIT: i32 = 3;
-
-/// The child's whole life: `wasmcage compile INPUT OUTPUT`. Prints the engine's name, or the reason why not.
-pub fn compile_worker(input: &Path, output: &Path) -> ExitCode {
-    // Neither is vital: without them a compilation is only less polite.
-    let _ = rustix::process::nice(10);
-    let memory = rustix::process::Rlimit { current: Some(COMPILE_MEMORY_BYTES_MAX), maximum: None };
-    let _ = rustix::process::setrlimit(rustix::process::Resource::As, memory);
-    let compiled =
-        fs::read(input).map_err(|error| format!("cannot read {}: {error}", input.display())).and_then(|wasm| {
-            let (kind, code) = precompile(&wasm)?;
-            fs::write(output, code).map_err(|error| format!("cannot write {}: {error}", output.display()))?;
-            Ok(kind)
-        });
-    let mut stdout = io::stdout();
-    match compiled {
-        Ok(kind) if stdout.write_all(kind.name().as_bytes()).and_then(|()| stdout.flush()).is_ok() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(reason) => {
-            // The parent that would read it may be gone.
-            let _ = writeln!(io::stderr(), "{reason}");
-            ExitCode::from(INVALID_EXIT as u8)
-        }
-    }
-}
-
-/// Tries the plain engine first: it refuses what needs the other by validating, before it compiles anything.
-fn precompile(wasm: &[u8]) -> Result<(EngineKind, Vec<u8>), String> {
-    let attempt = |kind: EngineKind| kind.compiling().and_then(|engine| engine.precompile_component(wasm));
-    attempt(EngineKind::Plain)
-        .map(|code| (EngineKind::Plain, code))
-        .or_else(|_| attempt(EngineKind::Concurrent).map(|code| (EngineKind::Concurrent, code)))
-        .map_err(|error| format!("{error:#}"))
+/// Maps machine code without copying it. Where the file system permits no code to be mapped, or there is no `/proc`, it is
+/// copied.
+#[expect(unsafe_code, reason = "compiled code is trusted: this user's host wrote it, and its hash was checked")]
+fn deserialize(engine: &Engine, code: &File) -> wasmtime::Result<Component> {
+    // SAFETY: the open file was made by this host's compiler or found by `Cache::find`, which checked its owner, its mode
+    // and its hash; entries are replaced by others, never written over.
+    unsafe { Component::deserialize_file(engine, descriptor_path(code)) }.or_else(|error| {
+        let mut bytes = Vec::new();
+        let mut code = code.try_clone()?;
+        code.rewind()?;
+        code.read_to_end(&mut bytes)?;
+        // SAFETY: the same bytes.
+        unsafe { Component::deserialize(engine, &bytes) }.map_err(|_| error)
+    })
 }

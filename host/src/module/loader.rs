@@ -11,9 +11,12 @@ use wasmtime::component::Linker;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
 
 use super::binding::{self, BoundFunction, BoundInterface};
-use super::compiler::{CompileError, Compiled, Compiler, ContentHash};
+use super::compiler::{CompileError, Compiled, Compiler};
+use super::component_file::ComponentFile;
 use super::engine::{EngineKind, Engines};
 use super::exports::{self, Exports};
+use super::places::Places;
+use super::retry::Retry;
 use super::slot::Slot;
 use super::value::Signature;
 use super::version::{CheckoutError, Lease, Linked, Version};
@@ -29,6 +32,12 @@ const FUNCTIONS_MAX: usize = 10_000;
 const NEWS_MAX: usize = 256;
 /// What a `single` instance may hand over to the next version.
 const HANDOVER_BYTES_MAX: usize = 16 << 20;
+/// Files read and hashed at once, and those more whose disk or server does not answer.
+const READS: (usize, usize) = (4, 64);
+/// First instances started at once, and those more that take their time.
+const STARTS: (usize, usize) = (4, 16);
+/// A read or a start that takes longer makes room for the next one.
+const SLOW_AFTER: Duration = Duration::from_millis(250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -57,6 +66,26 @@ pub enum LoadError {
     Incompatible { module: String, missing: Vec<String> },
 }
 
+impl LoadError {
+    /// Whether the same file may be taken later, although nothing about it, its settings and its bindings has changed.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Compile(error) => error.retry(),
+            // Guests may depend on what is outside; one that never starts is not started often.
+            Self::Start(error) | Self::Functions(error) | Self::Restore(error) => match error {
+                DispatchError::Host(_) | DispatchError::Overloaded(_) => Retry::Soon,
+                _ => Retry::Seldom,
+            },
+            // The predecessor may have been busy for all that time.
+            Self::Save(DispatchError::BadRequest(_)) => Retry::Seldom,
+            Self::Save(_) => Retry::Soon,
+            Self::Imports(_) | Self::Link(_) | Self::Export(_) | Self::NothingExported | Self::Incompatible { .. } => {
+                Retry::Never
+            }
+        }
+    }
+}
+
 /// One import that keeps a component from being loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportProblem {
@@ -79,6 +108,8 @@ pub struct Inspection {
     /// Interfaces that `cage.toml` binds and the component does not import.
     pub unused_bindings: Vec<String>,
     pub exports: Vec<String>,
+    /// What is not wrong and still worth knowing, such as functions that no other module can call.
+    pub notes: Vec<String>,
     /// Empty: it would be taken, as far as can be seen without starting it.
     pub problems: Vec<String>,
 }
@@ -98,6 +129,8 @@ pub struct Loader {
     compiler: Arc<Compiler>,
     linkers: [Linker<GuestState>; 2],
     lanes: Arc<Lanes>,
+    reads: Places,
+    starts: Places,
     /// Cage and module of each version that begins to serve.
     news: broadcast::Sender<(Arc<str>, Arc<str>)>,
 }
@@ -108,7 +141,22 @@ impl Loader {
     pub fn new(engines: &Engines, compiler: Arc<Compiler>, lanes: Arc<Lanes>) -> wasmtime::Result<Self> {
         let [plain, concurrent] = EngineKind::ALL.map(|kind| host_api::linker(engines.get(kind), kind));
         let (news, _) = broadcast::channel(NEWS_MAX);
-        Ok(Self { compiler, linkers: [plain?, concurrent?], lanes, news })
+        let [reads, starts] = [READS, STARTS].map(|(quick, slow)| Places::new(quick, slow, SLOW_AFTER));
+        Ok(Self { compiler, linkers: [plain?, concurrent?], lanes, reads, starts, news })
+    }
+
+    /// Why compiled files are not kept where they should be; none while all is well.
+    pub fn cache_problem(&self) -> Option<String> {
+        self.compiler.cache_problem()
+    }
+
+    /// Looks at a file, on a thread for what blocks. Of a file system that does not answer, other files do not have to wait.
+    ///
+    /// # Panics
+    /// When `look` does.
+    pub async fn read<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> T {
+        let read = async { tokio::task::spawn_blocking(look).await };
+        self.reads.within(read).await.unwrap_or_else(|error| panic!("reading a file: {error}"))
     }
 
     /// Tells all cages that another version of a module serves: others may be bound to it.
@@ -137,11 +185,11 @@ impl Loader {
         &self,
         slot: &Slot,
         home: Arc<Home>,
-        hash: ContentHash,
-        wasm: Arc<Vec<u8>>,
+        source: Arc<ComponentFile>,
         start_timeout: Duration,
     ) -> Result<(Arc<Version>, Option<Lease>), LoadError> {
-        let compiled = self.compiler.component(hash, wasm).await?;
+        let hash = source.hash;
+        let compiled = self.compiler.component(source).await?;
         let (bound, mut problems) = bound_imports(&compiled, &home.settings);
         problems.extend(target_problems(&home, &bound));
         if !problems.is_empty() {
@@ -158,7 +206,7 @@ impl Loader {
         }
         let linked = Linked { pre, exports, bound };
         let mut version = Version::new(hash, slot.next_number(), home, linked, compiled, self.lanes.count());
-        let names = self.first_call(&version, start_timeout).await?;
+        let names = self.starts.within(self.first_call(&version, start_timeout)).await?;
         version.set_service_functions(names);
         let version = Arc::new(version);
         let misfits = unfit_bindings(&version);
@@ -255,9 +303,9 @@ impl Loader {
     ///
     /// # Errors
     /// When it cannot even be compiled.
-    pub async fn inspect(&self, wasm: Vec<u8>, settings: &ModuleConfig) -> Result<Inspection, CompileError> {
-        let hash = ContentHash::of(&wasm);
-        let compiled = self.compiler.component(hash, Arc::new(wasm)).await?;
+    pub async fn inspect(&self, source: ComponentFile, settings: &ModuleConfig) -> Result<Inspection, CompileError> {
+        let hash = source.hash;
+        let compiled = self.compiler.component(Arc::new(source)).await?;
         let (bound, problems) = bound_imports(&compiled, settings);
         let engine = compiled.component.engine();
         let imports = exports::imports(&compiled.component, engine)
@@ -269,12 +317,12 @@ impl Loader {
                 ImportReport { granted: reason.is_none(), name, bound, reason }
             })
             .collect();
-        let mut texts = Vec::new();
+        let (mut texts, mut notes) = (Vec::new(), Vec::new());
         if problems.is_empty() {
             match self.pre(&compiled, &bound) {
                 Ok(pre) => match Exports::of(&pre) {
                     Ok(exports) if exports.is_empty() => texts.push(LoadError::NothingExported.to_string()),
-                    Ok(exports) => texts.extend(unsupported(&exports)),
+                    Ok(exports) => notes.extend(unsupported(&exports)),
                     Err(text) => texts.push(text),
                 },
                 Err(error) => texts.push(error.to_string()),
@@ -291,6 +339,7 @@ impl Loader {
                 .map(|binding| binding.interface.clone())
                 .collect(),
             exports: export_lines(&compiled),
+            notes,
             problems: texts,
         })
     }

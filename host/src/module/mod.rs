@@ -2,13 +2,18 @@
 //! requests. The dispatcher is the only caller at serving time.
 
 pub mod binding;
+pub mod cache;
 pub mod carrier;
+mod compile_worker;
 pub mod compiler;
+pub mod component_file;
 pub mod engine;
 pub mod exports;
 pub mod instance;
 pub mod limits;
 pub mod loader;
+mod places;
+pub mod retry;
 pub mod slot;
 pub mod value;
 pub mod version;
@@ -23,7 +28,7 @@ use parking_lot::Mutex;
 
 use self::slot::{ModuleSnapshot, Slot};
 
-pub use self::compiler::compile_worker;
+pub use self::compile_worker::compile_worker;
 
 /// The slots of one cage, by module name. Slots are made for files and for interfaces, never for names that a guest made
 /// up; one whose file has gone stays, empty.

@@ -1,7 +1,7 @@
 //! The place of a module in its cage: holds the current version, and what was last said about loading one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -21,6 +21,8 @@ pub struct Slot {
     /// Versions made so far.
     versions: AtomicU64,
     refusal: Mutex<Option<String>>,
+    /// Whether a file is being made a version now.
+    loading: AtomicBool,
 }
 
 impl Slot {
@@ -31,6 +33,7 @@ impl Slot {
             current: ArcSwapOption::empty(),
             versions: AtomicU64::new(0),
             refusal: Mutex::default(),
+            loading: AtomicBool::new(false),
         }
     }
 
@@ -54,9 +57,26 @@ impl Slot {
         }
     }
 
-    /// A version was not taken: why, until one is.
-    pub fn refuse(&self, reason: String) {
-        *self.refusal.lock() = Some(reason);
+    /// A version was not taken: why, until one is. Returns whether that is another reason than before.
+    pub fn refuse(&self, reason: String) -> bool {
+        let mut refusal = self.refusal.lock();
+        let is_new = refusal.as_ref() != Some(&reason);
+        *refusal = Some(reason);
+        is_new
+    }
+
+    /// Why the file that is there now was not taken.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusal.lock().clone()
+    }
+
+    /// Whether a file is being made a version now.
+    pub fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Relaxed)
+    }
+
+    pub fn set_loading(&self, loading: bool) {
+        self.loading.store(loading, Ordering::Relaxed);
     }
 
     /// Whether the file that is there now was not taken.

@@ -13,7 +13,8 @@ use tokio::time::{Instant, timeout_at};
 use wasmtime::component::InstancePre;
 
 use super::binding::BoundInterface;
-use super::compiler::{Compiled, ContentHash};
+use super::compiler::Compiled;
+use super::component_file::ContentHash;
 use super::engine::EngineKind;
 use super::exports::Exports;
 use super::instance::Instance;
@@ -154,13 +155,25 @@ impl Version {
             },
         }
         let mut lease = Lease { version: self.clone(), instance: None, keep: false, place: None };
-        if let Some(instance) = self.pool.take() {
+        if let Some(instance) = self.take_warm() {
             lease.instance = Some(instance);
         } else {
             lease.instance = Some(self.start(deadline).await.map_err(CheckoutError::Failed)?);
             self.pool.alive.fetch_add(1, Ordering::Relaxed);
         }
         Ok(lease)
+    }
+
+    /// One that has no grants which were revoked since it was made.
+    fn take_warm(&self) -> Option<Instance> {
+        loop {
+            let instance = self.pool.take()?;
+            if !instance.store.data().has_revoked_grants() {
+                return Some(instance);
+            }
+            drop(instance);
+            self.pool.alive.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// A new instance, outside the pool.
@@ -266,6 +279,7 @@ impl Drop for Lease {
             let again = self.keep
                 && settings.mode != InstanceMode::Fresh
                 && instance.uses < settings.max_uses
+                && !instance.store.data().has_revoked_grants()
                 && !pool.retired.load(Ordering::Acquire);
             if again {
                 instance.idle_since = Instant::now();

@@ -8,6 +8,8 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::regular_file;
+
 /// The public authorities, which take a while to read.
 static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
@@ -58,7 +60,8 @@ impl Tls {
         let config = match identity {
             None => builder(roots).with_no_client_auth(),
             Some((certificate, key_file)) => {
-                let key = PrivateKeyDer::from_pem_file(key_file)
+                let key = regular_file::read_pem(key_file)
+                    .and_then(|pem| PrivateKeyDer::from_pem_slice(&pem))
                     .map_err(|source| TlsFileError::Pem { file: key_file.to_owned(), source })?;
                 builder(roots)
                     .with_client_auth_cert(certificates(certificate)?, key)
@@ -78,7 +81,8 @@ fn builder(roots: RootCertStore) -> rustls::ConfigBuilder<ClientConfig, rustls::
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
     let unusable = |source| TlsFileError::Pem { file: file.to_owned(), source };
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(unusable)?.collect();
+    let pem = regular_file::read_pem(file).map_err(unusable)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match found {
         Ok(found) if found.is_empty() => Err(unusable(pem::Error::NoItemsFound)),
         found => found.map_err(unusable),

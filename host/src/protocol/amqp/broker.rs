@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::Section;
+use crate::regular_file;
 
 const PORT: u16 = 5672;
 const TLS_PORT: u16 = 5671;
@@ -97,6 +98,9 @@ impl Broker {
 
 fn url(section: &Section) -> Option<AMQPUri> {
     let text = section.optional_string("url")?;
+    if section.has_wrong_scheme("url", &["amqp", "amqps"]) {
+        return None;
+    }
     match text.parse() {
         Ok(url) => Some(url),
         Err(_) => {
@@ -131,7 +135,8 @@ fn tls(section: &Section, by_url: bool) -> Option<Tls> {
 
 fn client_config(ca: Option<&Path>, certificate: Option<&Path>, key: Option<&Path>) -> Result<ClientConfig, String> {
     let certificates = |file: &Path| -> Result<Vec<CertificateDer<'static>>, String> {
-        let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let read = regular_file::read_pem(file)
+            .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>());
         let read = read.map_err(|error| format!("cannot use {}: {error}", file.display()))?;
         if read.is_empty() { Err(format!("{} has no certificate", file.display())) } else { Ok(read) }
     };
@@ -153,7 +158,7 @@ fn client_config(ca: Option<&Path>, certificate: Option<&Path>, key: Option<&Pat
         (None, None) => Ok(builder.with_no_client_auth()),
         (Some(certificate), Some(key)) => {
             let chain = certificates(certificate)?;
-            let read = PrivateKeyDer::from_pem_file(key);
+            let read = regular_file::read_pem(key).and_then(|pem| PrivateKeyDer::from_pem_slice(&pem));
             let key = read.map_err(|error| format!("cannot use {}: {error}", key.display()))?;
             builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())
         }

@@ -19,8 +19,11 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::events::Events;
+use crate::regular_file;
 
 pub(super) const ALPN_HTTP2: &[u8] = b"h2";
+/// A longer file of certificates or keys is refused.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 /// Whether clients show a certificate, and of whom.
@@ -197,7 +200,10 @@ impl Contents {
 }
 
 async fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    tokio::fs::read(file).await.map_err(|source| TlsError::Read { file: file.to_owned(), source })
+    let path = file.to_owned();
+    let read = tokio::task::spawn_blocking(move || regular_file::read(&path, FILE_BYTES_MAX)).await;
+    let read = read.unwrap_or_else(|error| Err(io::Error::other(error)));
+    read.map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {

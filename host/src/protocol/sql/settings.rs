@@ -12,6 +12,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use super::rows::Limits;
 use super::statement::Dialect;
 use crate::config::{ConfigError, Section};
+use crate::regular_file;
+
+/// A longer file of certificates is refused.
+const CA_BYTES_MAX: u64 = 1 << 20;
 
 pub(super) struct Settings {
     pub(super) target: Target,
@@ -94,13 +98,16 @@ fn server(section: &Section, statements: usize) -> Option<Target> {
     let tls = section.choice("tls", choices, None);
     let ca_file = section.path("ca_file");
     let url = section.optional_string("url")?;
+    if section.has_wrong_scheme("url", &["postgres", "postgresql", "mysql", "mariadb", "sqlite"]) {
+        return None;
+    }
     if let Some(parameter) = tls_parameter(&url) {
         section.problem("url", format!("`{parameter}` in the URL: write `tls` and `ca_file` beside it"));
         return None;
     }
     // The parser's own errors show nothing of the URL.
     let problem = |error: sqlx::Error| section.problem("url", format!("expected {WHAT}: {error}"));
-    let ca = match ca_file.map(|path| std::fs::read(&path).map_err(|error| (path, error))) {
+    let ca = match ca_file.map(|path| regular_file::read(&path, CA_BYTES_MAX).map_err(|error| (path, error))) {
         None => None,
         Some(Ok(pem)) => Some(pem),
         Some(Err((path, error))) => {

@@ -42,6 +42,9 @@ impl ClientConfig {
         let base =
             section.required_parsed::<Uri>("url", "a URL such as \"https://api.example.org/v1\"").and_then(|uri| {
                 let base = Base::of(&uri);
+                if section.has_wrong_scheme("url", &["http", "https"]) {
+                    return None;
+                }
                 if let Err(text) = &base {
                     section.problem("url", *text);
                 }

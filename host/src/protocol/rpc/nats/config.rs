@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{ConfigError, Section};
 use crate::protocol::InterfaceError;
+use crate::regular_file;
 
 const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
 /// Commands that wait for the connection. Beyond them callers wait, up to their deadlines. With `MESSAGE_BYTES_MAX` this
@@ -104,7 +105,8 @@ impl NatsConfig {
             Login::Token(token) => options.token(token.clone()),
             Login::Credentials(file) => {
                 let failed = |source| unusable(interface, file, source);
-                let text = std::fs::read_to_string(file).map_err(|source| failed(Box::new(source)))?;
+                let bytes = regular_file::read_pem(file).map_err(|source| failed(Box::new(source)))?;
+                let text = String::from_utf8(bytes).map_err(|source| failed(Box::new(source)))?;
                 options.credentials(&text).map_err(|source| failed(Box::new(source)))?
             }
         };
@@ -114,7 +116,8 @@ impl NatsConfig {
         }
         if let Some((certificate, key)) = &self.certificate {
             check_certificates(interface, certificate)?;
-            PrivateKeyDer::from_pem_file(key).map_err(|source| unusable(interface, key, Box::new(source)))?;
+            let read = regular_file::read_pem(key).and_then(|pem| PrivateKeyDer::from_pem_slice(&pem));
+            read.map_err(|source| unusable(interface, key, Box::new(source)))?;
             options = options.add_client_certificate(certificate.clone(), key.clone());
         }
         Ok(options)
@@ -187,7 +190,8 @@ fn inbox(section: &Section) -> Option<String> {
 fn check_certificates(interface: &str, file: &Path) -> Result<(), InterfaceError> {
     let failed = |source| unusable(interface, file, source);
     let mut count = 0_usize;
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|source| failed(Box::new(source)))? {
+    let pem = regular_file::read_pem(file).map_err(|source| failed(Box::new(source)))?;
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
         certificate.map_err(|source| failed(Box::new(source)))?;
         count += 1;
     }

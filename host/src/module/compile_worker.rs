@@ -1,0 +1,128 @@
+//! The compiler's own process: `wasmcage compile` reads a component from its standard input, writes machine code to its
+//! standard output, and tells on its standard error what it has done, or why it has not. It has no files of its own, so a kill
+//! at any moment leaves nothing behind.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::component_file::{COMPONENT_BYTES_MAX, ContentHash};
+use super::engine::EngineKind;
+
+/// Address space of the process.
+const MEMORY_BYTES_MAX: u64 = 16 << 30;
+/// Exit code for bytes that are at fault.
+pub(super) const INVALID_EXIT: i32 = 3;
+/// Exit code for input that cannot be read, or output that cannot be written.
+pub(super) const MACHINE_EXIT: i32 = 4;
+
+/// What was compiled, as the one line that tells it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Report {
+    pub(super) kind: EngineKind,
+    /// Hash of the component, in hexadecimal digits.
+    pub(super) input: String,
+    /// Hash of the machine code, in hexadecimal digits.
+    pub(super) output: String,
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.kind.name(), self.input, self.output)
+    }
+}
+
+impl FromStr for Report {
+    type Err = ();
+
+    fn from_str(line: &str) -> Result<Self, ()> {
+        let mut words = line.split(' ');
+        let (Some(kind), Some(input), Some(output), None) = (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(());
+        };
+        let kind = EngineKind::ALL.into_iter().find(|known| known.name() == kind).ok_or(())?;
+        Ok(Self { kind, input: input.to_owned(), output: output.to_owned() })
+    }
+}
+
+/// Why nothing was compiled.
+enum Failure {
+    Invalid(String),
+    Machine(String),
+}
+
+/// The life of the process.
+pub fn compile_worker() -> ExitCode {
+    // Neither is vital: without them a compilation is only less polite.
+    let _ = rustix::process::nice(10);
+    let memory = rustix::process::Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: None };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::As, memory);
+    // A process that cannot have another thread compiles all the same.
+    let _ = std::thread::Builder::new().name("parent".into()).spawn(end_with_parent);
+    let (line, code) = match compile() {
+        Ok(report) => (report.to_string(), ExitCode::SUCCESS),
+        Err(Failure::Invalid(reason)) => (reason, ExitCode::from(INVALID_EXIT as u8)),
+        Err(Failure::Machine(reason)) => (reason, ExitCode::from(MACHINE_EXIT as u8)),
+    };
+    // The parent that would read it may be gone.
+    let _ = writeln!(io::stderr(), "{line}");
+    code
+}
+
+/// Nobody needs the result any more when the parent has gone, which closes the other end of standard error.
+fn end_with_parent() {
+    let stderr = io::stderr();
+    let mut ends = [PollFd::new(&stderr, PollFlags::empty())];
+    loop {
+        match poll(&mut ends, None) {
+            Ok(_) => std::process::exit(1),
+            Err(rustix::io::Errno::INTR) => {}
+            // Without this the process only lives on to its end.
+            Err(_) => return,
+        }
+    }
+}
+
+fn compile() -> Result<Report, Failure> {
+    let machine = |what: &'static str| move |error: io::Error| Failure::Machine(format!("{what}: {error}"));
+    let input = own(io::stdin().as_fd()).map_err(machine("cannot read the component"))?;
+    let mut wasm = Vec::new();
+    input.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut wasm).map_err(machine("cannot read the component"))?;
+    let (kind, code) = precompile(&wasm).map_err(Failure::Invalid)?;
+    let mut output = own(io::stdout().as_fd()).map_err(machine("cannot write machine code"))?;
+    output.write_all(&code).map_err(machine("cannot write machine code"))?;
+    Ok(Report { kind, input: ContentHash::of(&wasm).to_string(), output: ContentHash::of(&code).to_string() })
+}
+
+/// A standard stream as a file, without the buffer that is meant for text.
+fn own(stream: impl AsFd) -> io::Result<File> {
+    Ok(File::from(stream.as_fd().try_clone_to_owned()?))
+}
+
+/// Tries the plain engine first: it refuses what needs the other by validating, before it compiles anything.
+fn precompile(wasm: &[u8]) -> Result<(EngineKind, Vec<u8>), String> {
+    let attempt = |kind: EngineKind| kind.compiling().and_then(|engine| engine.precompile_component(wasm));
+    attempt(EngineKind::Plain)
+        .map(|code| (EngineKind::Plain, code))
+        .or_else(|_| attempt(EngineKind::Concurrent).map(|code| (EngineKind::Concurrent, code)))
+        .map_err(|error| format!("{error:#}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written_and_nothing_else_is_one() {
+        let report = Report { kind: EngineKind::Concurrent, input: "ab".into(), output: "cd".into() };
+        assert_eq!(report.to_string().parse(), Ok(report));
+        for line in ["", "plain", "plain a", "fast a b", "plain a b c"] {
+            assert_eq!(line.parse::<Report>(), Err(()), "{line}");
+        }
+    }
+}

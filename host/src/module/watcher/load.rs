@@ -1,0 +1,158 @@
+//! One module's file becomes the version that serves, or is refused with the reason.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Watched;
+use super::look::{Sighting, locate};
+use crate::config::ModuleConfig;
+use crate::host_api::Home;
+use crate::module::compiler::CompileError;
+use crate::module::component_file::{ComponentFile, ContentHash};
+use crate::module::loader::LoadError;
+use crate::module::retry::Retry;
+use crate::module::slot::Slot;
+use crate::module::version::{Lease, Version};
+use crate::{task, telemetry};
+
+/// The outcome for the watcher.
+pub(super) struct Examined {
+    /// The file, if there is one.
+    pub(super) sighting: Option<Sighting>,
+    pub(super) then: Then,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    Nothing,
+    /// There is no file any more.
+    Remove,
+    Again(Retry),
+}
+
+impl Watched {
+    /// Looks at a module's file, and loads it unless it has the `known` content.
+    pub(super) async fn examine(self: Arc<Self>, name: &str, known: Option<ContentHash>) -> Examined {
+        match task::caught_async(self.examine_unguarded(name, known)).await {
+            Ok(examined) => examined,
+            Err(panic) => {
+                self.tasks.report(&format!("load of module {name}"), &panic);
+                let slot = self.modules.get_or_create(name);
+                slot.set_loading(false);
+                self.refuse(&slot, format!("loading it {panic}"), Retry::Soon);
+                Examined { sighting: None, then: Then::Again(Retry::Soon) }
+            }
+        }
+    }
+
+    async fn examine_unguarded(self: &Arc<Self>, name: &str, known: Option<ContentHash>) -> Examined {
+        let (this, file) = (self.clone(), name.to_owned());
+        let read = move || {
+            let path = locate(this.directories(), &file)?;
+            Ok(path.map(|path| {
+                let opened = ComponentFile::open(&path);
+                let sighting = match &opened {
+                    Ok(file) => Sighting::of(file),
+                    Err(_) => Sighting::new(path),
+                };
+                (sighting, opened)
+            }))
+        };
+        let found: std::io::Result<_> = self.loader.read(read).await;
+        let (sighting, opened) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => return Examined { sighting: None, then: Then::Remove },
+            Err(error) => {
+                if let Some(slot) = self.modules.get(name) {
+                    self.refuse(&slot, format!("{name}.wasm: cannot be looked at: {error}"), Retry::Soon);
+                }
+                return Examined { sighting: None, then: Then::Again(Retry::Soon) };
+            }
+        };
+        if known.is_some() && sighting.hash == known {
+            return Examined { sighting: Some(sighting), then: Then::Nothing };
+        }
+        let slot = self.modules.get_or_create(name);
+        slot.set_loading(true);
+        let loaded = match opened {
+            Ok(source) => self.load(&slot, source).await,
+            Err(error) => Err(LoadError::Compile(error)),
+        };
+        slot.set_loading(false);
+        let Err(error) = loaded else { return Examined { sighting: Some(sighting), then: Then::Nothing } };
+        let retry = error.retry();
+        // Somebody writes to it: nothing is wrong yet.
+        if !matches!(error, LoadError::Compile(CompileError::Changed)) {
+            let text = format!("{}: {}", sighting.path.display(), telemetry::error_chain(&error));
+            self.refuse(&slot, text, retry);
+        }
+        Examined { sighting: Some(sighting), then: Then::Again(retry) }
+    }
+
+    /// Loads with the settings that hold when it is done: those that changed meanwhile are taken in another round.
+    async fn load(&self, slot: &Slot, source: ComponentFile) -> Result<(), LoadError> {
+        let begun = Instant::now();
+        let source = Arc::new(source);
+        loop {
+            let settings = self.settings(slot);
+            let serves = |version: &Arc<Version>| version.hash == source.hash && version.home.settings == settings;
+            if slot.current().as_ref().is_some_and(serves) {
+                slot.confirm();
+                return Ok(());
+            }
+            let timeout = settings.timeout.unwrap_or(self.config.load().request_timeout);
+            let (cage, dispatcher) = (self.cage().as_str().into(), self.dispatcher.clone());
+            let home = Home::new(cage, slot.name.clone(), settings.clone(), dispatcher, self.level.clone());
+            let loaded = self.loader.load(slot, Arc::new(home), source.clone(), timeout).await;
+            self.tell_cache_problem();
+            if settings == self.settings(slot) {
+                let (version, predecessor) = loaded?;
+                self.swap(slot, version, predecessor, begun);
+                return Ok(());
+            }
+            if let Ok((_, Some(predecessor))) = loaded {
+                // It has been asked to save its memory, which changes nothing in it: it serves on.
+                predecessor.keep();
+            }
+        }
+    }
+
+    fn settings(&self, slot: &Slot) -> ModuleConfig {
+        self.config.load().module(&slot.name)
+    }
+
+    fn swap(&self, slot: &Slot, version: Arc<Version>, predecessor: Option<Lease>, begun: Instant) {
+        let home = version.home.clone();
+        let (number, sha256) = (version.number, format!("{:.12}", version.hash));
+        slot.swap(Some(version));
+        drop(predecessor);
+        // The settings may have changed at this very moment.
+        home.narrow(&self.settings(slot).allow);
+        self.loader.tell(&home);
+        let (cage, module) = (self.cage(), &*slot.name);
+        let elapsed_ms = begun.elapsed().as_millis() as u64;
+        tracing::info!(%cage, %module, version = number, %sha256, elapsed_ms, "module loaded");
+    }
+
+    /// The same reason is logged once, however often it is tried again.
+    fn refuse(&self, slot: &Slot, mut error: String, retry: Retry) {
+        if retry != Retry::Never {
+            error.push_str("; tried again by itself");
+        }
+        if slot.refuse(error.clone()) {
+            let (cage, module) = (self.cage(), &*slot.name);
+            let serving = slot.current().map_or_else(|| "none".to_owned(), |version| version.number.to_string());
+            tracing::error!(%cage, %module, %error, version_serving = %serving, "module refused");
+        }
+    }
+
+    fn tell_cache_problem(&self) {
+        let problem = self.loader.cache_problem();
+        let mut told = self.cache_problem.lock();
+        if let Some(problem) = problem.as_ref().filter(|problem| Some(*problem) != told.as_ref()) {
+            tracing::warn!(cage = %self.cage(), problem, "compiled files are not kept where they should be");
+        }
+        *told = problem;
+    }
+}

@@ -1,0 +1,244 @@
+//! Follows a cage's `cage.toml`: decides when a change of it is read. A file that is being saved must not be taken for a
+//! finished one: it is empty after the first step of a save in place, half written after the second, and missing for a moment
+//! where it is removed and written anew. So a change is read when its writer has closed the file, or when nobody has written
+//! for a while; and a file that had content counts as empty or gone only when it stays so.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::{CageConfig, ConfigError, ConfigSignal, Stamps};
+
+/// After its writer has closed the file.
+const SETTLE_COMPLETE: Duration = Duration::from_millis(50);
+/// After a write by somebody who still has it open, or of whom nothing is known.
+const SETTLE_WRITING: Duration = Duration::from_secs(2);
+/// How long a file that had content must be empty, or gone, until that is believed.
+const SETTLE_LOST: Duration = Duration::from_secs(3);
+/// Between two looks at the files, for changes that nobody tells of.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Pauses before a refused configuration is read again: what it names may have come meanwhile.
+const RETRY_FIRST: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Follows the files for as long as its future is polled. `load` reads the configuration and blocks; `take` is given every
+/// result.
+pub(crate) struct Reload<L> {
+    files: [PathBuf; 2],
+    signal: Arc<ConfigSignal>,
+    load: L,
+    /// Of the files that were read last.
+    read: Stamps,
+    /// Whether a later write would show in `read`.
+    is_sure: bool,
+    due: Option<Instant>,
+    /// Since when the files look like this, while a file that had content is empty or gone.
+    lost: Option<(Stamps, Instant)>,
+    retry: Option<Duration>,
+}
+
+impl<L> Reload<L>
+where
+    L: Fn() -> Result<CageConfig, ConfigError> + Clone + Send + 'static,
+{
+    /// `read` is what the files looked like before they were read for the configuration that is in force.
+    pub(crate) fn new(files: [PathBuf; 2], read: Stamps, signal: Arc<ConfigSignal>, load: L) -> Self {
+        Self { files, signal, load, read, is_sure: false, due: None, lost: None, retry: None }
+    }
+
+    pub(crate) async fn run(mut self, mut take: impl FnMut(Result<CageConfig, ConfigError>)) {
+        let mut poll = Instant::now() + POLL_INTERVAL;
+        loop {
+            let wake = self.due.map_or(poll, |due| due.min(poll));
+            tokio::select! {
+                is_complete = self.signal.next() => self.changed(is_complete),
+                () = sleep_until(wake) => {}
+            }
+            let now = Instant::now();
+            if self.due.is_some_and(|due| due <= now) {
+                self.due = None;
+                if let Some(result) = self.attempt().await {
+                    self.schedule_retry(result.is_err());
+                    take(result);
+                }
+            }
+            if poll <= now {
+                poll = now + POLL_INTERVAL;
+                self.look().await;
+            }
+        }
+    }
+
+    /// The latest news counts: a writer that has closed the file has nothing more to write.
+    fn changed(&mut self, is_complete: bool) {
+        self.due = Some(Instant::now() + if is_complete { SETTLE_COMPLETE } else { SETTLE_WRITING });
+    }
+
+    /// Finds changes that nobody tells of.
+    async fn look(&mut self) {
+        // A refused file that is read again in a minute may be mended earlier.
+        if self.due.is_some() && self.retry.is_none() {
+            return;
+        }
+        let now = self.stamps().await;
+        let settle = match () {
+            () if now == self.read && self.is_sure => return,
+            () if now == self.read || now.is_replaced(&self.read) => SETTLE_COMPLETE,
+            () => SETTLE_WRITING,
+        };
+        let due = Instant::now() + settle;
+        self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
+    }
+
+    /// Reads the files, unless they are not ready for it: then they are due again.
+    async fn attempt(&mut self) -> Option<Result<CageConfig, ConfigError>> {
+        let before = self.stamps().await;
+        if before.has_lost(&self.read) {
+            let now = Instant::now();
+            let since = match &self.lost {
+                Some((stamps, since)) if *stamps == before => *since,
+                Some(_) | None => now,
+            };
+            self.lost = Some((before.clone(), since));
+            if now < since + SETTLE_LOST {
+                self.due = Some(since + SETTLE_LOST);
+                return None;
+            }
+        }
+        self.lost = None;
+        let load = self.load.clone();
+        let loaded = tokio::task::spawn_blocking(load).await.expect("reading the configuration does not panic");
+        let after = self.stamps().await;
+        if after != before {
+            self.due = Some(Instant::now() + SETTLE_WRITING);
+            return None;
+        }
+        self.is_sure = !before.is_recent();
+        self.read = before;
+        Some(loaded)
+    }
+
+    fn schedule_retry(&mut self, failed: bool) {
+        self.retry = failed.then(|| self.retry.map_or(RETRY_FIRST, |last| (last * 2).min(RETRY_MAX)));
+        self.due = self.retry.map(|pause| Instant::now() + pause);
+    }
+
+    async fn stamps(&self) -> Stamps {
+        let files = self.files.clone();
+        tokio::task::spawn_blocking(move || Stamps::of(&files)).await.expect("looking at files does not panic")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::config;
+
+    /// A cage's files and everything that was read of them: the log level of each configuration, or `refused`.
+    struct Followed {
+        root: tempfile::TempDir,
+        signal: Arc<ConfigSignal>,
+        read: Arc<Mutex<Vec<String>>>,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Drop for Followed {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    fn followed(text: &str) -> Followed {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("c")).unwrap();
+        fs::write(root.path().join("c/cage.toml"), text).unwrap();
+        let files = config::files(root.path(), "c");
+        let path: Arc<Path> = root.path().into();
+        let signal = Arc::new(ConfigSignal::default());
+        let read = Arc::<Mutex<Vec<String>>>::default();
+        let reload =
+            Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || config::load(&path, "c", "node"));
+        let results = read.clone();
+        let take = move |result: Result<CageConfig, ConfigError>| {
+            let text = result.map_or_else(|_| "refused".to_owned(), |config| format!("{:?}", config.log_level));
+            let mut results = results.lock();
+            if results.last() != Some(&text) {
+                results.push(text);
+            }
+        };
+        Followed { root, signal, read, task: tokio::spawn(reload.run(take)) }
+    }
+
+    impl Followed {
+        fn file(&self) -> PathBuf {
+            self.root.path().join("c/cage.toml")
+        }
+
+        async fn reads(&self, expected: &[&str]) {
+            let until = std::time::Instant::now() + Duration::from_secs(60);
+            while *self.read.lock() != expected {
+                assert!(std::time::Instant::now() < until, "{:?}, expected {expected:?}", self.read.lock());
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_empty_half_written_or_missing_while_it_is_saved_is_not_read() {
+        let followed = followed("log_level = \"info\"\n");
+        fs::write(followed.file(), "").unwrap();
+        followed.signal.send(true);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fs::write(followed.file(), "log_level = \"de").unwrap();
+        followed.signal.send(false);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fs::remove_file(followed.file()).unwrap();
+        followed.signal.send(true);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fs::write(followed.file(), "log_level = \"debug\"\n").unwrap();
+        followed.signal.send(true);
+        followed.reads(&["Debug"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_stays_empty_is_believed_and_so_is_one_that_stays_away() {
+        let followed = followed("log_level = \"debug\"\n");
+        fs::write(followed.file(), "").unwrap();
+        followed.reads(&["Info"]).await;
+        fs::write(followed.file(), "log_level = \"debug\"\n").unwrap();
+        followed.reads(&["Info", "Debug"]).await;
+        fs::remove_file(followed.file()).unwrap();
+        followed.reads(&["Info", "Debug", "Info"]).await;
+    }
+
+    #[tokio::test]
+    async fn changes_of_which_nobody_tells_are_found() {
+        let followed = followed("log_level = \"info\"\n");
+        fs::write(followed.file(), "log_level = \"warn\"\n").unwrap();
+        followed.reads(&["Warn"]).await;
+        let new = followed.root.path().join("new");
+        fs::write(&new, "log_level = \"trace\"\n").unwrap();
+        fs::rename(new, followed.file()).unwrap();
+        followed.reads(&["Warn", "Trace"]).await;
+    }
+
+    #[tokio::test]
+    async fn a_refused_file_is_read_again_although_it_is_the_same() {
+        let followed = followed("");
+        let link = followed.root.path().join("link");
+        std::os::unix::fs::symlink("target", &link).unwrap();
+        fs::rename(&link, followed.file()).unwrap();
+        followed.signal.send(true);
+        // A link that leads nowhere is a mistake.
+        followed.reads(&["refused"]).await;
+        fs::write(followed.root.path().join("c/target"), "log_level = \"warn\"\n").unwrap();
+        followed.reads(&["refused", "Warn"]).await;
+    }
+}
