@@ -1,42 +1,54 @@
-//! Who may be in work: up to `concurrency` requests, and up to `queue` waiting, the earliest deadline first. A full queue
-//! answers at once; a request that expires while it waits is never run. Used by the dispatcher, and by pools of connections
-//! for their places.
+//! Who may be in work: up to `concurrency` requests of a cage, and of each module as many as it may have instances; up to
+//! `queue` waiting, the earliest deadline first. Whoever waits holds nothing, neither a place in the cage nor an instance,
+//! so that a slow module's requests take no room from those of other modules. A full queue answers at once; a request that
+//! expires while it waits is never run. Used by the dispatcher, and by pools of connections for their places.
 
-use std::cmp::Ordering as Order;
-use std::collections::BinaryHeap;
+mod lines;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
+use self::lines::{Lines, Turn};
 use crate::request::Deadline;
 
 pub(crate) struct Admission {
     concurrency: AtomicUsize,
     queue: AtomicUsize,
     in_work: AtomicUsize,
-    /// Waiters that have not given up. Written under the lock of `heap`, read without it.
+    /// Everybody who waits. Written under the lock of `lines`, read without it.
     waiting: AtomicUsize,
-    heap: Mutex<Heap>,
+    lines: Mutex<Lines>,
 }
 
-#[derive(Default)]
-struct Heap {
-    waiters: BinaryHeap<Waiter>,
-    arrivals: u64,
+/// The bound on the requests and calls of one version of a module that are in work.
+pub(crate) struct Bulkhead {
+    admission: Arc<Admission>,
+    max: usize,
+    in_work: AtomicUsize,
+    /// Nobody enters any more. Written under the lock of the admission's lines.
+    closed: AtomicBool,
 }
 
-struct Waiter {
-    deadline: Deadline,
-    /// Among equal deadlines the first come goes first.
-    arrival: u64,
-    place: oneshot::Sender<Place>,
+/// Where a request or call comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// It needs a place in the cage, too.
+    Outside,
+    /// It is made for a request that has a place in the cage; to wait for a second one could deadlock.
+    Within,
 }
 
 /// A place in work; given on to the next waiter when it is dropped.
-pub struct Place(Arc<Admission>);
+pub struct Place(Of);
+
+enum Of {
+    Admission(Arc<Admission>),
+    Bulkhead(Arc<Bulkhead>, Entry),
+}
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -44,6 +56,10 @@ pub enum Refusal {
     Full(usize),
     /// The deadline passed before there was a place.
     Expired,
+    /// The same, and it was the module that had no place.
+    ModuleBusy,
+    /// The bulkhead was closed.
+    Closed,
 }
 
 impl Admission {
@@ -53,8 +69,13 @@ impl Admission {
             queue: AtomicUsize::new(queue),
             in_work: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            heap: Mutex::default(),
+            lines: Mutex::default(),
         })
+    }
+
+    /// Without limits of its own.
+    pub(crate) fn unbounded() -> Arc<Self> {
+        Self::new(usize::MAX, usize::MAX)
     }
 
     /// New limits; who is in work or waiting already stays.
@@ -68,206 +89,189 @@ impl Admission {
         self.in_work.load(SeqCst)
     }
 
+    /// Without those who wait for an instance within a request.
     pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(SeqCst)
+        self.lines.lock().outside()
     }
 
     /// # Errors
     /// At once when the queue is full, or at the deadline.
     pub(crate) async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
-        if let Some(place) = self.try_enter() {
-            return Ok(place);
-        }
-        let (place_tx, place_rx) = oneshot::channel();
-        {
-            let mut heap = self.heap.lock();
-            let waiting = self.waiting.load(SeqCst);
-            if waiting >= self.queue.load(SeqCst) {
-                return Err(Refusal::Full(waiting));
-            }
-            self.waiting.store(waiting + 1, SeqCst);
-            heap.forget_departed(waiting);
-            let arrival = heap.arrivals;
-            heap.arrivals += 1;
-            heap.waiters.push(Waiter { deadline, arrival, place: place_tx });
-        }
-        let _waiting = Waiting(self);
-        // A place may have become free between the first look and the entry into the queue.
-        self.admit_waiting();
-        match timeout_at(deadline.instant(), place_rx).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Refusal::Expired),
+        match self.try_enter() {
+            Some(place) => Ok(place),
+            None => self.wait(None, Entry::Outside, deadline).await,
         }
     }
 
     /// A place, if one is free now.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Place> {
-        let concurrency = self.concurrency.load(SeqCst);
-        let taken = self.in_work.fetch_update(SeqCst, SeqCst, |in_work| (in_work < concurrency).then_some(in_work + 1));
-        taken.is_ok().then(|| Place(self.clone()))
+        self.take().then(|| Place(Of::Admission(self.clone())))
+    }
+
+    fn take(&self) -> bool {
+        take(&self.in_work, self.concurrency.load(SeqCst))
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_work.load(SeqCst) < self.concurrency.load(SeqCst)
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        bulkhead: Option<&Arc<Bulkhead>>,
+        entry: Entry,
+        deadline: Deadline,
+    ) -> Result<Place, Refusal> {
+        let (place_tx, place_rx) = oneshot::channel();
+        let turn = {
+            let mut lines = self.lines.lock();
+            if bulkhead.is_some_and(|bulkhead| bulkhead.closed.load(SeqCst)) {
+                return Err(Refusal::Closed);
+            }
+            if entry == Entry::Outside {
+                let displaced = lines.make_room(bulkhead, self.queue.load(SeqCst))?;
+                self.waiting.fetch_sub(usize::from(displaced), SeqCst);
+            }
+            self.waiting.fetch_add(1, SeqCst);
+            lines.add(bulkhead, entry, deadline, place_tx)
+        };
+        let _waiting = Waiting { admission: self, bulkhead, entry, turn };
+        // A place may have become free between the first look and the entry into the line.
+        self.admit_waiting();
+        match timeout_at(deadline.instant(), place_rx).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) if bulkhead.is_some_and(|bulkhead| !bulkhead.has_room()) => Err(Refusal::ModuleBusy),
+            Ok(Err(_)) | Err(_) => Err(Refusal::Expired),
+        }
+    }
+
+    /// After a place was given back.
+    fn gave_back(self: &Arc<Self>) {
+        if self.waiting.load(SeqCst) > 0 {
+            self.admit_waiting();
+        }
     }
 
     /// Gives free places to waiters, the earliest deadline first.
     fn admit_waiting(self: &Arc<Self>) {
         while self.waiting.load(SeqCst) > 0 {
-            let mut heap = self.heap.lock();
-            heap.drop_departed();
-            if heap.waiters.is_empty() {
-                return;
-            }
-            let Some(place) = self.try_enter() else { return };
-            let waiter = heap.waiters.pop();
-            drop(heap);
+            let mut lines = self.lines.lock();
+            let expired = lines.remove_expired();
+            self.waiting.fetch_sub(expired, SeqCst);
+            let Some((bulkhead, entry, turn)) = lines.next(self.has_room()) else { return };
+            // Somebody who has just come may have been faster: then there is less room, and another look.
+            let Some(place) = self.place_for_waiter(bulkhead.as_ref(), entry) else { continue };
+            let waiter = lines.remove(bulkhead.as_ref(), entry, turn);
+            self.waiting.fetch_sub(usize::from(waiter.is_some()), SeqCst);
+            drop(lines);
             // One that has just left gives the place back by dropping it, which comes here again for the next.
             if let Some(waiter) = waiter {
-                let _ = waiter.place.send(place);
+                let _ = waiter.send(Ok(place));
             }
+        }
+    }
+
+    /// Under the lock of the lines: whoever fails meanwhile because of a place that is taken here for a moment enters a line
+    /// after this, and looks again.
+    fn place_for_waiter(self: &Arc<Self>, bulkhead: Option<&Arc<Bulkhead>>, entry: Entry) -> Option<Place> {
+        let Some(bulkhead) = bulkhead else { return self.try_enter() };
+        let place = bulkhead.take_both(entry);
+        place.then(|| Place(Of::Bulkhead(bulkhead.clone(), entry)))
+    }
+}
+
+impl Bulkhead {
+    pub(crate) fn new(admission: Arc<Admission>, max: usize) -> Arc<Self> {
+        Arc::new(Self { admission, max, in_work: AtomicUsize::new(0), closed: AtomicBool::new(false) })
+    }
+
+    /// # Errors
+    /// At once when the cage's queue is full or this is closed, or at the deadline.
+    pub(crate) async fn enter(self: &Arc<Self>, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
+        if let Some(place) = self.try_enter(entry) {
+            // Whoever closes it does so before the last place is given back: a place that was had since is no use.
+            return if self.closed.load(SeqCst) { Err(Refusal::Closed) } else { Ok(place) };
+        }
+        self.admission.wait(Some(self), entry, deadline).await
+    }
+
+    /// A place, if one is free now, both here and in the cage.
+    fn try_enter(self: &Arc<Self>, entry: Entry) -> Option<Place> {
+        if self.take_both(entry) {
+            return Some(Place(Of::Bulkhead(self.clone(), entry)));
+        }
+        // A place may have been taken for a moment, and somebody may have looked just then and found none.
+        self.admission.gave_back();
+        None
+    }
+
+    /// Takes a place here, and one in the cage for those from outside; or neither.
+    fn take_both(&self, entry: Entry) -> bool {
+        if !take(&self.in_work, self.max) {
+            return false;
+        }
+        if entry == Entry::Within || self.admission.take() {
+            return true;
+        }
+        self.in_work.fetch_sub(1, SeqCst);
+        false
+    }
+
+    fn has_room(&self) -> bool {
+        self.in_work.load(SeqCst) < self.max
+    }
+
+    /// Nobody enters from now on; who waits is told so.
+    pub(crate) fn close(self: &Arc<Self>) {
+        let mut lines = self.admission.lines.lock();
+        self.closed.store(true, SeqCst);
+        let waiters = lines.clear(self);
+        self.admission.waiting.fetch_sub(waiters.len(), SeqCst);
+        drop(lines);
+        for waiter in waiters {
+            // One that has just left needs no answer.
+            let _ = waiter.send(Err(Refusal::Closed));
         }
     }
 }
 
-impl Heap {
-    /// Removes who gave up from the front.
-    fn drop_departed(&mut self) {
-        while self.waiters.peek().is_some_and(|waiter| waiter.place.is_closed() || waiter.deadline.passed()) {
-            self.waiters.pop();
-        }
-    }
-
-    /// Keeps the heap's size within twice the number that really waits.
-    fn forget_departed(&mut self, waiting: usize) {
-        if self.waiters.len() > 2 * waiting + 64 {
-            self.waiters.retain(|waiter| !waiter.place.is_closed());
-        }
-    }
+/// One more, unless there are `max`.
+fn take(in_work: &AtomicUsize, max: usize) -> bool {
+    in_work.fetch_update(SeqCst, SeqCst, |in_work| (in_work < max).then_some(in_work + 1)).is_ok()
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.in_work.fetch_sub(1, SeqCst);
-        self.0.admit_waiting();
+        let admission = match &self.0 {
+            Of::Admission(admission) => admission,
+            Of::Bulkhead(bulkhead, _) => {
+                bulkhead.in_work.fetch_sub(1, SeqCst);
+                &bulkhead.admission
+            }
+        };
+        if !matches!(self.0, Of::Bulkhead(_, Entry::Within)) {
+            admission.in_work.fetch_sub(1, SeqCst);
+        }
+        admission.gave_back();
     }
 }
 
-/// Counts a waiter out, however it ends.
-struct Waiting<'a>(&'a Arc<Admission>);
+/// Takes a waiter out of its line, however it ends.
+struct Waiting<'a> {
+    admission: &'a Admission,
+    bulkhead: Option<&'a Arc<Bulkhead>>,
+    entry: Entry,
+    turn: Turn,
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let _heap = self.0.heap.lock();
-        self.0.waiting.fetch_sub(1, SeqCst);
-    }
-}
-
-impl PartialEq for Waiter {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Order::Equal
-    }
-}
-
-impl Eq for Waiter {}
-
-impl PartialOrd for Waiter {
-    fn partial_cmp(&self, other: &Self) -> Option<Order> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Waiter {
-    /// The greatest is served first, so an earlier deadline is greater.
-    fn cmp(&self, other: &Self) -> Order {
-        (other.deadline, other.arrival).cmp(&(self.deadline, self.arrival))
+        let mut lines = self.admission.lines.lock();
+        if lines.remove(self.bulkhead, self.entry, self.turn).is_some() {
+            self.admission.waiting.fetch_sub(1, SeqCst);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn within(millis: u64) -> Deadline {
-        Deadline::after(Duration::from_millis(millis))
-    }
-
-    #[tokio::test]
-    async fn the_earliest_deadline_is_served_first() {
-        let admission = Admission::new(1, 10);
-        let place = admission.enter(within(10_000)).await.ok();
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let mut tasks = Vec::new();
-        for (name, millis) in [("late", 30_000), ("early", 10_000), ("middle", 20_000)] {
-            let (admission, order) = (admission.clone(), order.clone());
-            tasks.push(tokio::spawn(async move {
-                let _place = admission.enter(within(millis)).await.ok().unwrap();
-                order.lock().push(name);
-            }));
-        }
-        while admission.waiting() < 3 {
-            tokio::task::yield_now().await;
-        }
-        drop(place);
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert_eq!(*order.lock(), ["early", "middle", "late"]);
-        assert_eq!((admission.in_work(), admission.waiting()), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_answers_at_once_and_an_expired_waiter_leaves() {
-        let admission = Admission::new(1, 1);
-        let place = admission.enter(within(10_000)).await.ok();
-        let waiter = tokio::spawn({
-            let admission = admission.clone();
-            async move { admission.enter(within(50)).await.err() }
-        });
-        while admission.waiting() < 1 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(admission.enter(within(10_000)).await.err(), Some(Refusal::Full(1)));
-        assert_eq!(waiter.await.unwrap(), Some(Refusal::Expired));
-        assert_eq!(admission.waiting(), 0);
-        drop(place);
-        assert!(admission.enter(within(10)).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn an_abandoned_waiter_does_not_keep_the_place() {
-        let admission = Admission::new(1, 10);
-        let place = admission.enter(within(10_000)).await.ok();
-        let abandoned = tokio::spawn({
-            let admission = admission.clone();
-            async move { admission.enter(within(10_000)).await.err() }
-        });
-        while admission.waiting() < 1 {
-            tokio::task::yield_now().await;
-        }
-        abandoned.abort();
-        assert!(abandoned.await.is_err());
-        drop(place);
-        assert!(admission.enter(within(10_000)).await.is_ok());
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn no_place_is_lost_under_contention() {
-        let admission = Admission::new(3, 1_000);
-        let tasks: Vec<_> = (0..200)
-            .map(|_| {
-                let admission = admission.clone();
-                tokio::spawn(async move {
-                    for _ in 0..50 {
-                        let place = admission.enter(within(60_000)).await.ok().unwrap();
-                        assert!(admission.in_work() <= 3);
-                        tokio::task::yield_now().await;
-                        drop(place);
-                    }
-                })
-            })
-            .collect();
-        for task in tasks {
-            task.await.unwrap();
-        }
-        assert_eq!((admission.in_work(), admission.waiting()), (0, 0));
-    }
-}
+mod tests;

@@ -93,10 +93,12 @@ impl Cage {
             store: Arc::new(Store::new(&directory.join(STATE_DIRECTORY), loaded.store)),
             resources: Arc::new(Resources::new(name, level.clone())),
             locks: Arc::default(),
+            room: shared.room.cage(),
             background: TaskTracker::new(),
             tasks: Tasks::new(name),
         };
         services.resources.apply(&loaded);
+        services.room.set_memory_max(loaded.guest_memory_bytes);
         let config = Arc::new(ArcSwap::from_pointee(loaded));
         let modules = Arc::<Modules>::default();
         let dispatcher =
@@ -230,7 +232,7 @@ impl Cage {
         let deadline = Deadline::after(timeout);
         let mut finished = inner.drain.complete(timeout).await;
         // A request whose client has left is on no connection any more, and is finished all the same.
-        while finished && inner.dispatcher.load().0 > 0 {
+        while finished && inner.dispatcher.load() != (0, 0) {
             tokio::time::sleep(WORK_CHECK_INTERVAL).await;
             finished = !deadline.passed();
         }

@@ -15,6 +15,7 @@ use crate::module::cache::{self, CACHE_BYTES_MAX, Cache};
 use crate::module::compiler::Compiler;
 use crate::module::engine::Engines;
 use crate::module::loader::Loader;
+use crate::module::room::Room;
 use crate::telemetry;
 
 /// Between two looks at instances that nobody uses.
@@ -89,6 +90,8 @@ pub struct Shared {
     pub lanes: Arc<Lanes>,
     pub loader: Arc<Loader>,
     pub cages: Arc<Cages>,
+    /// What guests of all cages share.
+    pub room: Arc<Room>,
     pub node: String,
     pub runtime_directory: Arc<Path>,
     _engines: Arc<Engines>,
@@ -112,7 +115,8 @@ impl Shared {
         let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
         let node = options.node.clone().unwrap_or_else(host_name);
         let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
-        Ok(Self { lanes, loader, cages: Arc::default(), node, runtime_directory, _engines: engines })
+        let room = Room::of_machine();
+        Ok(Self { lanes, loader, cages: Arc::default(), room, node, runtime_directory, _engines: engines })
     }
 }
 

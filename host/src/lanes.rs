@@ -4,13 +4,45 @@
 
 use std::cell::Cell;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::CancellationToken;
 
+/// Who has kept a lane for longer than this leaves it for as long: far more than the ticks at which a guest yields.
+const HELD_MAX: Duration = Duration::from_millis(8);
+/// Nobody stays away for longer.
+const AWAY_MAX: Duration = Duration::from_millis(500);
+
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
+    /// When the guest that runs was given the lane.
+    static GIVEN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Polls a guest, and notes when it was given the lane.
+pub fn poll_guest<F: Future>(guest: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
+    // The outer one is of a guest that called this one within the process.
+    let outer = GIVEN.replace(Some(Instant::now()));
+    let poll = guest.poll(context);
+    GIVEN.set(outer);
+    poll
+}
+
+/// Lets others have the lane. A guest cannot be interrupted in the middle of a call to the host, such as one with a text of
+/// many megabytes: one that had the lane for so long leaves it for as long, and not for a moment only, in which each of the
+/// others comes one step further.
+pub fn leave() -> impl Future<Output = ()> + Send {
+    let held = GIVEN.get().map_or(Duration::ZERO, |given| given.elapsed());
+    async move {
+        match held > HELD_MAX {
+            true => tokio::time::sleep(held.min(AWAY_MAX)).await,
+            false => tokio::task::yield_now().await,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -80,5 +112,41 @@ impl Drop for Lanes {
             // A lane that panicked has told so already.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    use super::*;
+
+    async fn run_guest<T>(guest: impl Future<Output = T>) -> T {
+        let mut guest = pin!(guest);
+        poll_fn(|context| poll_guest(guest.as_mut(), context)).await
+    }
+
+    #[tokio::test]
+    async fn who_kept_the_lane_leaves_it_for_as_long_and_who_did_not_for_a_moment() {
+        let held = 5 * HELD_MAX;
+        let away = run_guest(async {
+            leave().await;
+            std::thread::sleep(held);
+            let left = Instant::now();
+            leave().await;
+            left.elapsed()
+        })
+        .await;
+        assert!(away >= held, "{away:?}");
+        // What came before the last turn does not count.
+        let turns = run_guest(async {
+            std::thread::sleep(held);
+            tokio::task::yield_now().await;
+            GIVEN.get().unwrap().elapsed()
+        })
+        .await;
+        assert!(turns < held, "{turns:?}");
+        assert_eq!(GIVEN.get(), None);
     }
 }

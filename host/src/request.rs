@@ -182,6 +182,9 @@ pub struct RequestContext {
     pub facts: Arc<Facts>,
     /// Who called whom to get here: `cage/module`, the outermost first. Bounded by the dispatcher.
     pub callers: Vec<Arc<str>>,
+    /// So many of the callers, the last ones, called in this process: each has a place in its cage until its call has ended.
+    /// What came from elsewhere says who called before, and proves nothing.
+    callers_here: usize,
     /// Of a retried call.
     pub attempt: Option<Arc<Attempt>>,
     /// The most talkative level logged for this request; 0 while nobody has set one.
@@ -208,6 +211,7 @@ impl RequestContext {
             protocol: protocol.into(),
             facts,
             callers: Vec::new(),
+            callers_here: 0,
             attempt: None,
             level: AtomicU8::new(0),
             description: Mutex::new(None),
@@ -226,6 +230,7 @@ impl RequestContext {
             protocol: self.protocol.clone(),
             facts: Arc::new(self.facts.for_call(cage, module)),
             callers,
+            callers_here: self.callers_here + 1,
             attempt: None,
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
@@ -240,7 +245,24 @@ impl RequestContext {
 
     /// The context of a call that came from elsewhere on behalf of the request with this id.
     pub fn continued(self, id: RequestId, callers: Vec<Arc<str>>) -> Self {
-        Self { id, callers, ..self }
+        Self { id, callers, callers_here: 0, ..self }
+    }
+
+    /// The context of a call by somebody who is on no request's way, and has no place in a cage.
+    #[must_use]
+    pub fn without_places(self) -> Self {
+        Self { callers_here: 0, ..self }
+    }
+
+    /// Whether the request has a place in a cage of this process, because a module of that cage is among those who called
+    /// here and wait for the answer.
+    pub fn holds_place_in(&self, cage: &str) -> bool {
+        self.callers.iter().rev().take(self.callers_here).any(|caller| is_of(caller, cage))
+    }
+
+    /// Whether it says that it has passed through the cage.
+    pub fn claims(&self, cage: &str) -> bool {
+        self.callers.iter().any(|caller| is_of(caller, cage))
     }
 
     /// The context of an attempt at a call that was asked for with this one: nobody waits for it, and none of the callers of
@@ -251,6 +273,7 @@ impl RequestContext {
         Self {
             facts: Arc::new(facts),
             callers: vec![format!("{cage}/").into()],
+            callers_here: 0,
             attempt: Some(Arc::new(attempt)),
             ..self.with_deadline(deadline)
         }
@@ -283,6 +306,7 @@ impl RequestContext {
             protocol: self.protocol.clone(),
             facts: self.facts.clone(),
             callers: self.callers.clone(),
+            callers_here: self.callers_here,
             attempt: self.attempt.clone(),
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
@@ -306,6 +330,11 @@ impl RequestContext {
         let text = text.chars().take(Self::DESCRIPTION_CHARACTERS_MAX).collect();
         *self.description.lock() = Some(text);
     }
+}
+
+/// Whether a caller, `cage/module`, is a module of the cage.
+fn is_of(caller: &str, cage: &str) -> bool {
+    caller.strip_prefix(cage).is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// One request, whole, as a `handler` module gets it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::task::TaskTracker;
 
 use crate::locks::Locks;
+use crate::module::room::CageRoom;
 use crate::resource::Resources;
 use crate::store::Store;
 use crate::task::Tasks;
@@ -16,6 +17,8 @@ pub struct Services {
     pub store: Arc<Store>,
     pub resources: Arc<Resources>,
     pub locks: Arc<Locks>,
+    /// The cage's part of what guests take of the process.
+    pub room: Arc<CageRoom>,
     /// What goes on when its request is over: commits that nobody waits for, rollbacks.
     pub background: TaskTracker,
     /// Watches the tasks of the cage and of its interfaces for panics.

@@ -15,6 +15,7 @@ mod config_saves;
 mod context;
 mod doctor;
 mod drain;
+mod fairness;
 mod files;
 mod hot_swap;
 mod hot_swap_faults;

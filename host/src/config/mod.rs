@@ -68,6 +68,8 @@ pub struct CageConfig {
     pub log_format: LogFormat,
     /// None: old log files are never deleted.
     pub log_retention_days: Option<u32>,
+    /// Bytes of log that are written on one day.
+    pub log_day_bytes: u64,
     /// Of a request that brings no deadline of its own.
     pub request_timeout: Duration,
     /// Requests in work at once; the rest wait.
@@ -76,6 +78,8 @@ pub struct CageConfig {
     pub queue: usize,
     /// Calls within calls on behalf of one request.
     pub call_depth: usize,
+    /// Memory of all guests together; none: what the process has.
+    pub guest_memory_bytes: Option<usize>,
     /// Of durable data.
     pub store: StoreSettings,
     pub interfaces: BTreeMap<String, InterfaceConfig>,
@@ -174,10 +178,12 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
             LogFormat::Text,
         ),
         log_retention_days: section.optional_integer("log_retention_days", 1..=36_500).map(|days| days as u32),
+        log_day_bytes: section.integer("log_day_mb", 1_024, 1..=1 << 30) << 20,
         request_timeout: section.milliseconds("request_timeout_ms", Duration::from_secs(10), 1..=TIMEOUT_MS_MAX),
         concurrency: section.integer("concurrency", 1_000, 1..=1_000_000) as usize,
         queue: section.integer("queue", 10_000, 0..=10_000_000) as usize,
         call_depth: section.integer("call_depth", 16, 1..=1_000) as usize,
+        guest_memory_bytes: megabytes(&section, "guest_memory_mb"),
         store: store(section.table("state")),
         interfaces: interfaces(&section, environment),
         resources: named(&section, "resources", |name, section| ResourceConfig::read(name, section, environment)),
@@ -190,6 +196,11 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
     }
 }
 
+/// A bound on memory in MiB, as bytes.
+fn megabytes(section: &Section, key: &str) -> Option<usize> {
+    section.optional_integer(key, 1..=1 << 30).map(|megabytes| (megabytes as usize) << 20)
+}
+
 impl CageConfig {
     /// The configuration of a module, which need not be mentioned to exist.
     pub fn module(&self, name: &str) -> ModuleConfig {
@@ -197,7 +208,12 @@ impl CageConfig {
     }
 
     pub fn log_settings(&self) -> LogSettings {
-        LogSettings { level: self.log_level, format: self.log_format, retention_days: self.log_retention_days }
+        LogSettings {
+            level: self.log_level,
+            format: self.log_format,
+            retention_days: self.log_retention_days,
+            day_bytes: self.log_day_bytes,
+        }
     }
 }
 

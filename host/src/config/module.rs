@@ -19,6 +19,8 @@ pub struct ModuleConfig {
     pub instances: InstancesConfig,
     /// Linear memory of one instance.
     pub memory_bytes: usize,
+    /// Linear memory of all instances of one version; none: what the cage has.
+    pub total_memory_bytes: Option<usize>,
     /// Table elements of one instance.
     pub table_elements: usize,
     /// Of one request, and never longer than the request's own deadline.
@@ -47,6 +49,8 @@ pub struct InstancesConfig {
     pub max_uses: u64,
     /// An instance without work for so long is dropped.
     pub idle_timeout: Duration,
+    /// An instance whose memory has grown by more than this since it started is dropped when its request ends.
+    pub keep_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +68,7 @@ impl Default for ModuleConfig {
         Self {
             instances: InstancesConfig::default(),
             memory_bytes: 128 << 20,
+            total_memory_bytes: None,
             table_elements: 100_000,
             timeout: None,
             allow: Grants::default(),
@@ -79,7 +84,13 @@ impl Default for ModuleConfig {
 
 impl Default for InstancesConfig {
     fn default() -> Self {
-        Self { mode: InstanceMode::Reuse, max: 64, max_uses: 100_000, idle_timeout: Duration::from_secs(60) }
+        Self {
+            mode: InstanceMode::Reuse,
+            max: 64,
+            max_uses: 100_000,
+            idle_timeout: Duration::from_secs(60),
+            keep_bytes: 32 << 20,
+        }
     }
 }
 
@@ -102,6 +113,7 @@ impl ModuleConfig {
         let config = Self {
             instances: section.table("instances").map_or(default.instances, InstancesConfig::read),
             memory_bytes: (section.integer("memory_mb", 128, 1..=4096) as usize) << 20,
+            total_memory_bytes: super::megabytes(&section, "total_memory_mb"),
             table_elements: section.integer(
                 "table_elements",
                 default.table_elements as u64,
@@ -131,6 +143,7 @@ impl InstancesConfig {
             max: section.integer("max", default.max as u64, 1..=100_000) as usize,
             max_uses: section.integer("max_uses", default.max_uses, 1..=1_000_000_000_000),
             idle_timeout: section.milliseconds("idle_timeout_ms", default.idle_timeout, 1..=TIMEOUT_MS_MAX),
+            keep_bytes: (section.integer("keep_mb", (default.keep_bytes >> 20) as u64, 0..=4096) as usize) << 20,
         };
         // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
         let _ = section.finish();

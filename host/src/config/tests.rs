@@ -211,8 +211,9 @@ fn mistakes_name_line_key_and_what_is_allowed() {
         &[
             "1: request_timeout_ms: expected an integer from 1 to 86400000, got the string \"5\"",
             "2: concurrency: expected an integer from 1 to 1000000, got the integer 0",
-            "3: quue: unknown key; did you mean `queue`? (allowed: call_depth, concurrency, flock, interfaces, log_format, \
-             log_level, log_retention_days, modules, queue, request_timeout_ms, resources, rpc, state)",
+            "3: quue: unknown key; did you mean `queue`? (allowed: call_depth, concurrency, flock, guest_memory_mb, \
+             interfaces, log_day_mb, log_format, log_level, log_retention_days, modules, queue, request_timeout_ms, \
+             resources, rpc, state)",
             "4: log_level: the string \"inf\" is not a choice; did you mean \"info\"? \
              (allowed: \"error\", \"warn\", \"info\", \"debug\", \"trace\")",
             "5: call_depth: expected an integer from 1 to 1000, got the float 1.5",
@@ -237,7 +238,7 @@ fn mistakes_name_line_key_and_what_is_allowed() {
         &[
             "2: modules.work.memory_mb: expected an integer from 1 to 4096, got the integer 5000",
             "3: modules.work.instances.mod: unknown key; did you mean `mode`? \
-             (allowed: idle_timeout_ms, max, max_uses, mode)",
+             (allowed: idle_timeout_ms, keep_mb, max, max_uses, mode)",
             "4: modules.work.env: \"B=\" cannot be an environment variable",
             "4: modules.work.env.A: expected a string, got the integer 1",
             "5: modules.work.allow.http[0]: expected a host such as \"api.example.org:443\", \"*.example.org\", \

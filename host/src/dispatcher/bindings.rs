@@ -19,7 +19,7 @@ impl Dispatcher {
 
     /// What modules of this process are bound to of a module of this cage, each with the name of who is.
     pub fn bound_to(&self, module: &str) -> Vec<(String, Arc<BoundFunction>)> {
-        let cages: Vec<_> = self.0.cages.0.read().values().filter_map(WeakDispatcher::upgrade).collect();
+        let cages: Vec<_> = self.0.cages.by_name.read().values().filter_map(WeakDispatcher::upgrade).collect();
         let flock = &self.0.config.load().flock;
         let neighbours = cages.iter().filter(|cage| cage.0.config.load().flock == *flock);
         let mut bound = Vec::new();

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{
     Call, DispatchError, Dispatcher, Endpoint, Member, Remote, contained, finish, hint, no_such_function, operator,
 };
+use crate::admission::Entry;
 use crate::config::InstanceMode;
 use crate::host_api::Home;
 use crate::module::slot::Slot;
@@ -80,7 +81,7 @@ impl Dispatcher {
             return Err(self.no_such_module(""));
         }
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
-            return self.call(context, &target.module, target.function, arguments).await;
+            return self.call(context, &target.module, target.function, arguments, Entry::Within).await;
         };
         if !(options.bound && self.is_bound(home, &cage)) {
             self.check_grant(home, &cage)?;
@@ -125,6 +126,7 @@ impl Dispatcher {
         if here.is_none() && copies.is_empty() {
             return Err(self.no_such_cage(&call.cage));
         }
+        let _journey = self.0.cages.abroad.leave(&call.context);
         let elsewhere = join_all(copies.into_iter().take(COPIES_CALLED_MAX).map(|copy| {
             let (call, remote) = (call.clone(), remote.clone());
             async move {
@@ -193,7 +195,10 @@ impl Dispatcher {
             return callee.called_here(call).await;
         }
         match self.remote() {
-            Some(remote) => remote.call(Call { arguments: call.arguments.encoded(), ..call }, None).await,
+            Some(remote) => {
+                let _journey = self.0.cages.abroad.leave(&call.context);
+                remote.call(Call { arguments: call.arguments.encoded(), ..call }, None).await
+            }
             None => Err(self.no_such_cage(&call.cage)),
         }
     }
@@ -205,7 +210,7 @@ impl Dispatcher {
     }
 
     fn no_such_cage(&self, name: &str) -> DispatchError {
-        let cages = self.0.cages.0.read();
+        let cages = self.0.cages.by_name.read();
         let hint = hint(name, cages.keys().map(|name| &**name));
         DispatchError::NoSuchCage(format!(
             "cage {name} does not run in this process, and calls to others are turned off{hint}"
@@ -221,12 +226,9 @@ impl Dispatcher {
         let Call { context, module, function, arguments, .. } = call;
         self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
-        let prefix = format!("{}/", self.0.cage);
-        let _place = match context.callers.iter().any(|caller| caller.starts_with(&prefix)) {
-            true => None,
-            false => Some(self.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?),
-        };
-        self.call(context, &module, function, arguments).await
+        let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
+        let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
+        self.call(context, &module, function, arguments, entry).await
     }
 
     /// Whether another cage, or the command line, may call this function here.
@@ -271,11 +273,7 @@ impl Dispatcher {
         let mut served = Served::begin(self, endpoint, &call);
         let Call { context, module, function, arguments, .. } = call;
         let request = context.clone();
-        let result = contained(async {
-            let _place = self.0.admission.enter(context.deadline).await.map_err(DispatchError::from)?;
-            self.call(context, &module, function, arguments).await
-        })
-        .await;
+        let result = contained(self.call(context, &module, function, arguments, Entry::Outside)).await;
         served.outcome = Outcome::of(&result);
         if let Err(error) = &result {
             self.log_failure(endpoint, &request, error);
@@ -283,8 +281,7 @@ impl Dispatcher {
         result
     }
 
-    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
-    /// a place in the cage.
+    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export.
     ///
     /// # Errors
     /// See the kinds.
@@ -294,6 +291,7 @@ impl Dispatcher {
         module: &str,
         function: String,
         arguments: Payload,
+        entry: Entry,
     ) -> Result<Payload, DispatchError> {
         let slot = self.0.modules.get(module);
         let Some((slot, version)) = slot.and_then(|slot| Some((slot.clone(), slot.current()?))) else {
@@ -301,23 +299,26 @@ impl Dispatcher {
         };
         let context = self.tighten(context, &version);
         slot.readings.begin();
-        let begun = Instant::now();
-        let result = self.call_version(&slot, version, context.clone(), function, arguments).await;
-        slot.readings.end(Outcome::of(&result), Duration::ZERO, begun.elapsed());
+        let (came, mut begun) = (Instant::now(), None);
+        let call = CallHere { slot: &slot, context: context.clone(), function, arguments, entry };
+        let result = self.call_version(version, call, &mut begun).await;
+        let ended = Instant::now();
+        let begun = begun.unwrap_or(ended);
+        slot.readings.end(Outcome::of(&result), begun - came, ended - begun);
         if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
             self.log_call_failure(&slot, &context, error);
         }
         result
     }
 
+    /// Says when it began to work, having waited.
     async fn call_version(
         &self,
-        slot: &Slot,
         version: Arc<Version>,
-        context: Arc<RequestContext>,
-        function: String,
-        arguments: Payload,
+        call: CallHere<'_>,
+        begun: &mut Option<Instant>,
     ) -> Result<Payload, DispatchError> {
+        let CallHere { slot, context, function, arguments, entry } = call;
         let listed = version.use_service_function(&function).is_some();
         if !listed && version.exports.function(&function).is_none() {
             return Err(no_such_function(slot, &version, &function));
@@ -329,7 +330,9 @@ impl Dispatcher {
             let text = format!("{chain} > {name} is a cycle, and {name} runs one call at a time");
             return Err(DispatchError::Failed(text));
         }
-        let mut lease = slot.checkout(version, context.deadline).await?;
+        let (version, place) = slot.enter(version, entry, context.deadline).await?;
+        *begun = Some(Instant::now());
+        let mut lease = version.lease(place, context.deadline).await?;
         let version = lease.version().clone();
         let result = match (&version.exports.service, version.exports.function(&function)) {
             (Some(service), _) if listed => lease.call_service(&service.call, context, function, arguments).await,
@@ -341,6 +344,15 @@ impl Dispatcher {
         };
         finish(lease, result)
     }
+}
+
+/// A call of a function of one of this cage's modules.
+struct CallHere<'a> {
+    slot: &'a Slot,
+    context: Arc<RequestContext>,
+    function: String,
+    arguments: Payload,
+    entry: Entry,
 }
 
 /// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.

@@ -85,6 +85,8 @@ impl From<Refusal> for DispatchError {
         match refusal {
             Refusal::Full(waiting) => Self::Overloaded(format!("{waiting} requests are waiting already")),
             Refusal::Expired => Self::DeadlineExceeded("it waited for its turn".into()),
+            Refusal::ModuleBusy => Self::DeadlineExceeded("all instances of the module were in use".into()),
+            Refusal::Closed => Self::Overloaded("the module is being replaced".into()),
         }
     }
 }

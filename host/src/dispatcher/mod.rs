@@ -1,6 +1,7 @@
 //! Between the interfaces and the modules: admission, route, deadline, the one error table, one completion event. Called
 //! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
 
+mod abroad;
 mod bindings;
 mod calls;
 mod endpoint;
@@ -20,6 +21,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
+use self::abroad::Abroad;
 pub use self::calls::CallOptions;
 pub use self::endpoint::{Endpoint, Route, RouteKind};
 pub use self::error::DispatchError;
@@ -27,7 +29,7 @@ pub use self::operator::{COMMAND_LINE, OperatorCall};
 pub use self::remote::{Call, Member, Remote};
 pub use self::retried::{RETRIED_ARGUMENTS_BYTES_MAX, retried_arguments};
 use self::run_to_end::RunToEnd;
-use crate::admission::Admission;
+use crate::admission::{Admission, Entry};
 use crate::config::{self, CageConfig};
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
@@ -44,21 +46,24 @@ const FAILURES_LOGGED_PER_SECOND: u64 = 100;
 /// A streamed body on its way in or out of a module that speaks `wasi:http`.
 pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// The cages of this process, by name.
+/// The cages of this process, and what is on its way from them to others.
 #[derive(Default)]
-pub struct Cages(RwLock<std::collections::HashMap<Arc<str>, WeakDispatcher>>);
+pub struct Cages {
+    by_name: RwLock<std::collections::HashMap<Arc<str>, WeakDispatcher>>,
+    abroad: Abroad,
+}
 
 impl Cages {
     pub fn add(&self, dispatcher: &Dispatcher) {
-        self.0.write().insert(dispatcher.0.cage.clone(), dispatcher.downgrade());
+        self.by_name.write().insert(dispatcher.0.cage.clone(), dispatcher.downgrade());
     }
 
     pub fn remove(&self, cage: &str) {
-        self.0.write().remove(cage);
+        self.by_name.write().remove(cage);
     }
 
     fn get(&self, cage: &str) -> Option<Dispatcher> {
-        self.0.read().get(cage).and_then(WeakDispatcher::upgrade)
+        self.by_name.read().get(cage).and_then(WeakDispatcher::upgrade)
     }
 }
 
@@ -118,6 +123,10 @@ impl Dispatcher {
         &self.0.services
     }
 
+    pub(crate) fn admission(&self) -> Arc<Admission> {
+        self.0.admission.clone()
+    }
+
     pub fn downgrade(&self) -> WeakDispatcher {
         WeakDispatcher(Arc::downgrade(&self.0))
     }
@@ -126,6 +135,17 @@ impl Dispatcher {
     pub fn reconfigure(&self) {
         let config = self.0.config.load();
         self.0.admission.set_limits(config.concurrency, config.queue);
+        self.0.services.room.set_memory_max(config.guest_memory_bytes);
+    }
+
+    /// Frees instances without work, of this cage or else of all cages of the process, and says how many.
+    pub(crate) fn make_room(&self) -> usize {
+        let own = self.0.modules.make_room();
+        if own > 0 {
+            return own;
+        }
+        let cages: Vec<_> = self.0.cages.by_name.read().values().filter_map(WeakDispatcher::upgrade).collect();
+        cages.iter().map(|cage| cage.0.modules.make_room()).sum()
     }
 
     /// Requests in work and waiting.
@@ -194,7 +214,7 @@ impl Dispatcher {
         }
     }
 
-    /// A place in the cage, then an instance. The place is given up when the lease's call is over.
+    /// A place in the cage and one with the module, then an instance. They are given up when the lease's call is over.
     async fn admit(
         &self,
         slot: &Slot,
@@ -202,11 +222,9 @@ impl Dispatcher {
         context: &RequestContext,
         begun: &mut Option<Instant>,
     ) -> Result<Lease, DispatchError> {
-        let place = self.0.admission.enter(context.deadline).await?;
+        let (version, place) = slot.enter(version, Entry::Outside, context.deadline).await?;
         *begun = Some(Instant::now());
-        let mut lease = slot.checkout(version, context.deadline).await?;
-        lease.hold(place);
-        Ok(lease)
+        version.lease(place, context.deadline).await
     }
 
     /// Around every request from outside: readings, a panic's containment, the failure's log line, the completion event.

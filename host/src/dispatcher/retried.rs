@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::calls::Served;
 use super::envelope::{self, Message};
 use super::{Call, DispatchError, Dispatcher, Endpoint, OperatorCall, contained};
+use crate::admission::Entry;
 use crate::config::is_name;
 use crate::host_api::Home;
 use crate::protocol::{self, Protocol};
@@ -160,8 +161,7 @@ impl Dispatcher {
         let Call { context, module, function, arguments, .. } = call;
         // What may be called can have changed since.
         self.check_caller(origin, &module, &function)?;
-        let _place = self.0.admission.enter(context.deadline).await?;
-        self.call(context, &module, function, arguments).await
+        self.call(context, &module, function, arguments, Entry::Outside).await
     }
 
     /// The call by which the other cage is asked to take this one.

@@ -11,6 +11,9 @@ use super::bindings::call::{
 use crate::dispatcher::{CallOptions, DispatchError, Dispatcher};
 use crate::request::{CallTarget, Payload, RequestContext, RetriedCall, RetriedOptions};
 
+/// Of a cage, a module or a function.
+const NAME_BYTES_MAX: usize = 1024;
+
 impl Host for GuestState {
     async fn call(
         &mut self,
@@ -20,8 +23,8 @@ impl Host for GuestState {
         arguments: WitPayload,
         options: Options,
     ) -> Result<WitPayload, CallError> {
+        let target = target(cage, module, function)?;
         let (dispatcher, request) = self.calling()?;
-        let target = CallTarget { cage, module, function };
         let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options.into()).await;
         result.and_then(WitPayload::try_from).map_err(CallError::from)
     }
@@ -34,8 +37,8 @@ impl Host for GuestState {
         arguments: WitPayload,
         options: Options,
     ) -> Result<Vec<CopyResult>, CallError> {
+        let target = target(cage, module, function)?;
         let (dispatcher, request) = self.calling()?;
-        let target = CallTarget { cage, module, function };
         let results = dispatcher.call_all_from(&self.home, &request, target, arguments.into(), options.into()).await?;
         let results = results.into_iter().map(|(copy, result)| {
             let result = result.and_then(WitPayload::try_from).map_err(CallError::from);
@@ -49,6 +52,17 @@ impl Host for GuestState {
         let call = dispatcher.new_retried_call(&self.home, &request, call.into())?;
         Ok(dispatcher.accept_retried(call, self.deadline).await?)
     }
+}
+
+/// What is to be called, unless its names are far longer than any: they are compared with those that are known, and told to
+/// the caller and to the log.
+fn target(cage: Option<String>, module: String, function: String) -> Result<CallTarget, CallError> {
+    let longest = cage.iter().chain([&module, &function]).map(String::len).max().unwrap_or(0);
+    if longest > NAME_BYTES_MAX {
+        let text = format!("a name of {longest} bytes, nothing is called by more than {NAME_BYTES_MAX}");
+        return Err(CallError::BadArguments(text));
+    }
+    Ok(CallTarget { cage, module, function })
 }
 
 impl From<WitRetriedCall> for RetriedCall {

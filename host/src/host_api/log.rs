@@ -139,6 +139,7 @@ pub(super) fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Res
                     WasiLevel::Warn => Level::Warn,
                     WasiLevel::Error | WasiLevel::Critical => Level::Error,
                 };
+                let context = &context[..context.floor_char_boundary(LINE_BYTES_MAX)];
                 let text = if context.is_empty() { message } else { format!("{context}: {message}") };
                 store.data().log_line(level, &text);
                 Ok(())

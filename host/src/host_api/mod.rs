@@ -6,6 +6,8 @@ pub mod bound;
 mod call;
 mod config;
 mod context;
+mod directories;
+mod filesystem;
 mod http;
 mod keyvalue;
 mod lock;
@@ -20,6 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use wasmtime::Engine;
 use wasmtime::component::{HasSelf, Linker, ResourceTable};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
@@ -30,9 +33,10 @@ use crate::config::{Grants, ModuleConfig};
 use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
+use crate::module::room::{ModuleRoom, Room};
 use crate::request::{Deadline, RequestContext};
 use crate::resource::OpenReply;
-use crate::telemetry::{Level, LevelCell};
+use crate::telemetry::LevelCell;
 use crate::transaction::Transaction;
 use crate::web_client::Client;
 
@@ -108,6 +112,10 @@ pub struct Home {
     /// How often grants were narrowed, so that an instance with more of them is found.
     narrowed: AtomicU32,
     pub dispatcher: WeakDispatcher,
+    /// What its instances take of the memory and the pools that all share.
+    pub room: Arc<ModuleRoom>,
+    /// Places to open a file.
+    opening: Semaphore,
     log: Arc<GuestLog>,
     variables: WasiConfigVariables,
     /// Connections of the version's own requests, made when it makes the first.
@@ -125,6 +133,8 @@ impl Home {
         let variables = settings.config.keys().filter_map(|key| Some((key.clone(), config::text(&settings, key)?)));
         let variables = variables.collect();
         let log = Arc::new(GuestLog::new(cage.clone(), module.clone(), cage_level));
+        let cage_room = dispatcher.upgrade().map(|dispatcher| dispatcher.services().room.clone());
+        let room = cage_room.unwrap_or_else(|| Room::new(usize::MAX).cage()).module(settings.total_memory_bytes);
         Self {
             cage,
             module,
@@ -132,6 +142,8 @@ impl Home {
             narrowed: AtomicU32::new(0),
             settings,
             dispatcher,
+            room,
+            opening: Semaphore::new(filesystem::OPENING_MAX),
             log,
             variables,
             web_client: OnceLock::new(),
@@ -164,8 +176,8 @@ pub struct GuestState {
     pub limits: Limits,
     /// None while the module is being loaded.
     request: Option<Arc<RequestContext>>,
-    /// The same, for the lines of its standard output.
-    current: stdio::CurrentRequest,
+    outputs: stdio::Outputs,
+    directories: directories::Granted,
     /// When the guest's code must stop running.
     deadline: Deadline,
     wasi: WasiCtx,
@@ -184,10 +196,12 @@ impl GuestState {
         let settings = &home.settings;
         let narrowed = home.narrowed.load(Ordering::Acquire);
         let mut wasi = WasiCtx::builder();
-        let current = stdio::CurrentRequest::default();
-        wasi.stdout(stdio::Capture::new(home.log.clone(), Level::Info, current.clone()));
-        wasi.stderr(stdio::Capture::new(home.log.clone(), Level::Warn, current.clone()));
+        let outputs = stdio::Outputs::new(&home.log);
+        wasi.stdout(outputs.stdout());
+        wasi.stderr(outputs.stderr());
         wasi.envs(&settings.env);
+        // Looked at before they are opened: one that is replaced just now counts as another.
+        let directories = directories::Granted::of(&home.granted().files);
         for grant in &home.granted().files {
             let permission = if grant.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
             wasi.preopened_dir(&grant.host, &grant.guest, permission)
@@ -196,9 +210,10 @@ impl GuestState {
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES_MAX);
         Ok(Self {
-            limits: Limits::new(settings.memory_bytes, settings.table_elements),
+            limits: Limits::new(settings.memory_bytes, settings.table_elements, home.room.clone()),
             request: None,
-            current,
+            outputs,
+            directories,
             deadline,
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
@@ -219,19 +234,24 @@ impl GuestState {
 
     /// Before each call into the guest.
     pub fn begin(&mut self, request: Option<Arc<RequestContext>>, deadline: Deadline) {
-        self.current.lock().clone_from(&request);
+        self.outputs.begin(request.as_ref());
         self.request = request;
         self.deadline = deadline;
         self.grant.begin(deadline);
     }
 
-    /// After each call, so that nothing of one request is seen by the next, or held by it.
+    /// After each call, and after the start, so that nothing of one request is seen by the next, or held by it.
     pub fn end(&mut self) {
         self.held.release();
         self.open_replies.clear();
         self.transactions.clear();
-        self.current.lock().take();
+        self.outputs.end();
         self.request = None;
+    }
+
+    /// Whether the granted directories are still those that were opened.
+    pub fn has_its_directories(&self) -> bool {
+        self.directories.are_in_place()
     }
 
     pub fn deadline(&self) -> Deadline {
@@ -267,5 +287,6 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
+    filesystem::add_to_linker(&mut linker, kind)?;
     Ok(linker)
 }

@@ -1,4 +1,5 @@
-//! Standard output and error of guests: cut into lines, each a line of the cage's log. Never waits, never fails.
+//! Standard output and error of guests: cut into lines, each a line of the cage's log. A line that is unfinished when a
+//! request ends, or when the guest does, is written then: it belongs to that request. Never waits, never fails.
 
 use std::io;
 use std::pin::Pin;
@@ -21,7 +22,49 @@ const LINE_BYTES_MAX: usize = 8 * 1024;
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
 /// The request that the instance works on, for the lines' ends.
-pub(super) type CurrentRequest = Arc<Mutex<Option<Arc<RequestContext>>>>;
+type CurrentRequest = Arc<Mutex<Option<Arc<RequestContext>>>>;
+
+/// Both outputs of a guest.
+pub(super) struct Outputs {
+    stdout: Capture,
+    stderr: Capture,
+    request: CurrentRequest,
+}
+
+impl Outputs {
+    pub(super) fn new(log: &Arc<GuestLog>) -> Self {
+        let request = CurrentRequest::default();
+        let [stdout, stderr] =
+            [Level::Info, Level::Warn].map(|level| Capture::new(log.clone(), level, request.clone()));
+        Self { stdout, stderr, request }
+    }
+
+    pub(super) fn stdout(&self) -> Capture {
+        self.stdout.clone()
+    }
+
+    pub(super) fn stderr(&self) -> Capture {
+        self.stderr.clone()
+    }
+
+    /// From now on lines belong to this request.
+    pub(super) fn begin(&self, request: Option<&Arc<RequestContext>>) {
+        *self.request.lock() = request.cloned();
+    }
+
+    /// The request has ended, and with it what the guest was about to say.
+    pub(super) fn end(&self) {
+        self.stdout.finish_line();
+        self.stderr.finish_line();
+        self.request.lock().take();
+    }
+}
+
+impl Drop for Outputs {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
 
 /// One of a guest's two outputs. Clones share the unfinished line.
 #[derive(Clone)]
@@ -33,8 +76,15 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    pub(super) fn new(log: Arc<GuestLog>, level: Level, request: CurrentRequest) -> Self {
+    fn new(log: Arc<GuestLog>, level: Level, request: CurrentRequest) -> Self {
         Self { log, level, request, line: Arc::default() }
+    }
+
+    fn finish_line(&self) {
+        let mut line = self.line.lock();
+        if !line.is_empty() {
+            self.write(&mut line);
+        }
     }
 
     fn take(&self, mut bytes: &[u8]) {
@@ -110,5 +160,54 @@ impl AsyncWrite for Capture {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::telemetry::{self, CageLog, LevelCell, LogSettings, TerminalOptions};
+
+    fn request(text: &str) -> Arc<RequestContext> {
+        let request = RequestContext::new("web".into(), "http", Duration::from_secs(5), Arc::default());
+        request.describe(text);
+        Arc::new(request)
+    }
+
+    #[test]
+    fn an_unfinished_line_is_written_when_its_request_ends_and_belongs_to_it() {
+        telemetry::install(TerminalOptions::off());
+        let directory = tempfile::tempdir().unwrap();
+        let cage = "stdio-last-words";
+        let log = CageLog::open(cage, directory.path(), LogSettings::default());
+        let level = Arc::new(LevelCell::new(Level::Info));
+        let guest = Arc::new(GuestLog::new(cage.into(), "work".into(), level));
+        let outputs = Outputs::new(&guest);
+        outputs.stdout().take(b"while it starts");
+        outputs.end();
+        outputs.begin(Some(&request("first")));
+        outputs.stderr().take(b"fatal: ");
+        outputs.stderr().take(b"the reason");
+        outputs.end();
+        outputs.begin(Some(&request("second")));
+        outputs.stdout().take(b"a line\nand a half");
+        // The guest has gone in the middle of it.
+        drop(outputs);
+        log.flush();
+        let logs = std::fs::read_dir(directory.path().join(telemetry::LOGS_DIRECTORY)).unwrap();
+        let text: String = logs.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
+        let lines: Vec<_> = text.lines().collect();
+        let expected = [
+            ("INF [work] while it starts", ""),
+            ("WRN [work] fatal: the reason # ", "(first)"),
+            ("INF [work] a line # ", "(second)"),
+            ("INF [work] and a half # ", "(second)"),
+        ];
+        assert_eq!(lines.len(), expected.len(), "{text}");
+        for (line, (part, request)) in lines.iter().zip(expected) {
+            assert!(line.contains(part) && line.contains(request), "{text}");
+        }
     }
 }

@@ -6,8 +6,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
 
+use super::limits::PARTS_MAX;
 use crate::config::TABLE_ELEMENTS_MAX;
 
 /// How often a running guest is interrupted to see whether its deadline has passed and to let its lane serve others.
@@ -18,13 +19,17 @@ pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 const MEMORY_KEEP_RESIDENT_BYTES: usize = 512 * 1024;
 /// Memory slots that stay warm after their instance has gone.
 const WARM_SLOTS_MAX: u32 = 64;
-const CORE_INSTANCES_MAX: u32 = 20_000;
-const COMPONENT_INSTANCES_MAX: u32 = 10_000;
+/// Instances are counted, and no room is kept for them: what ends first are the stacks.
+const CORE_INSTANCES_MAX: u32 = STACKS_MAX * PARTS_MAX as u32;
+const COMPONENT_INSTANCES_MAX: u32 = STACKS_MAX;
 /// Each reserves a bit over 4 GiB of address space, none of it backed by memory before use.
 const MEMORIES_MAX: u32 = 4_000;
 const TABLES_MAX: u32 = 20_000;
 /// Guests that may be suspended in the middle of a call at one time.
 const STACKS_MAX: u32 = 4_000;
+/// What the pool of one engine is divided into. An instance takes so many units that the pool's memories, tables and stacks
+/// are enough for all instances that have theirs.
+pub const POOL_UNITS: usize = 20_000;
 /// A native stack holds the guest's frames and, above them, those of the host function it called.
 const STACK_BYTES: usize = 1024 * 1024;
 const GUEST_STACK_BYTES: usize = 512 * 1024;
@@ -69,6 +74,13 @@ impl EngineKind {
     pub fn compiling(self) -> wasmtime::Result<Engine> {
         Engine::new(&self.config())
     }
+}
+
+/// Units of the pool that an instance takes.
+pub fn pool_units(required: &ResourcesRequired) -> usize {
+    let each = |number: u32, max: u32| (number as usize * POOL_UNITS).div_ceil(max as usize);
+    let memories = each(required.num_memories, MEMORIES_MAX);
+    memories.max(each(required.num_tables, TABLES_MAX)).max(each(1, STACKS_MAX))
 }
 
 /// The engines. They tick as long as anything lives that belongs to one: a guest may still be running when this has been
@@ -138,7 +150,7 @@ fn pool() -> PoolingAllocationConfig {
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_memory_size(4 << 30)
         // Python components consist of hundreds of core modules.
-        .max_core_instances_per_component(2_000)
+        .max_core_instances_per_component(PARTS_MAX as u32)
         .max_memories_per_component(50)
         .max_tables_per_component(200)
         .max_core_instance_size(8 << 20)

@@ -1,19 +1,23 @@
 //! A version in a Store: one guest, serving one request at a time. Whatever goes wrong inside ends this instance only.
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, Timeout, timeout_at};
 use wasmtime::component::{self, ComponentExportIndex, TypedFunc, Val};
 use wasmtime::{Store, Trap, UpdateDeadline};
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
+use super::room::PoolPart;
 use super::value::{self, Item, Side, Signature, Values};
 use crate::dispatcher::DispatchError;
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
+use crate::lanes;
 use crate::request::{Deadline, Payload, Reply, Request, RequestContext};
 use crate::telemetry::error_chain;
 
@@ -45,6 +49,10 @@ pub struct Instance {
     /// Calls so far.
     pub uses: u64,
     pub idle_since: Instant,
+    /// Bytes of memory when it had started.
+    image_bytes: usize,
+    /// Given back after the store is gone.
+    _part: PoolPart,
 }
 
 impl Instance {
@@ -53,6 +61,7 @@ impl Instance {
     pub async fn start(
         pre: &component::InstancePre<GuestState>,
         home: &Arc<Home>,
+        part: PoolPart,
         deadline: Deadline,
     ) -> Result<Self, DispatchError> {
         let state =
@@ -66,11 +75,38 @@ impl Instance {
                 return Ok(UpdateDeadline::Interrupt);
             }
             // Lets the lane serve others, and look at its sockets and timers, before the guest goes on.
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(lanes::leave())))
         });
-        let started = timeout_at(deadline.instant() + DEADLINE_GRACE, pre.instantiate_async(&mut store)).await;
-        let guest = outcome(&mut store, deadline, started)?;
-        Ok(Self { store, guest, proxy: None, handle: None, call: None, uses: 0, idle_since: Instant::now() })
+        let started = until(deadline, pin!(pre.instantiate_async(&mut store))).await;
+        let guest = match (outcome(&mut store, deadline, started), store.data().limits.shortage()) {
+            (Err(DispatchError::Trap(_)), Some(shortage)) => {
+                return Err(DispatchError::Overloaded(shortage.to_string()));
+            }
+            (started, _) => started?,
+        };
+        store.data_mut().end();
+        let image_bytes = store.data().limits.memory_bytes();
+        Ok(Self {
+            store,
+            guest,
+            proxy: None,
+            handle: None,
+            call: None,
+            uses: 0,
+            idle_since: Instant::now(),
+            image_bytes,
+            _part: part,
+        })
+    }
+
+    /// Bytes that its memory has grown by since it started.
+    pub fn grown_bytes(&self) -> usize {
+        self.store.data().limits.memory_bytes().saturating_sub(self.image_bytes)
+    }
+
+    /// Whether the directories that it was granted are still where they were.
+    pub fn has_its_directories(&self) -> bool {
+        self.store.data().has_its_directories()
     }
 
     pub async fn handle(&mut self, index: &ComponentExportIndex, request: Request) -> Result<Reply, DispatchError> {
@@ -247,11 +283,17 @@ impl Instance {
         self.uses += 1;
         self.store.data_mut().begin(context, deadline);
         self.store.set_epoch_deadline(1);
-        let result = timeout_at(deadline.instant() + DEADLINE_GRACE, call(&mut self.store)).await;
+        let result = until(deadline, pin!(call(&mut self.store))).await;
         let outcome = outcome(&mut self.store, deadline, result);
         self.store.data_mut().end();
         outcome
     }
+}
+
+/// Runs a guest, at most up to a little after its deadline.
+fn until<T>(deadline: Deadline, mut guest: Pin<&mut impl Future<Output = T>>) -> Timeout<impl Future<Output = T>> {
+    let guest = poll_fn(move |context| lanes::poll_guest(guest.as_mut(), context));
+    timeout_at(deadline.instant() + DEADLINE_GRACE, guest)
 }
 
 /// Finds a function and compares its type; cheap enough for every fresh instance.

@@ -14,12 +14,13 @@ use super::binding::{self, BoundFunction, BoundInterface};
 use super::compiler::{CompileError, Compiled, Compiler};
 use super::component_file::ComponentFile;
 use super::engine::{EngineKind, Engines};
-use super::exports::{self, Exports};
+use super::exports::{self, Exports, Handover};
 use super::places::Places;
 use super::retry::Retry;
 use super::slot::Slot;
 use super::value::Signature;
-use super::version::{CheckoutError, Lease, Linked, Version};
+use super::version::{Lease, Linked, Version};
+use crate::admission::{Entry, Refusal};
 use crate::config::{InstanceMode, ModuleConfig};
 use crate::dispatcher::DispatchError;
 use crate::host_api::{self, GuestState, Home};
@@ -268,10 +269,11 @@ impl Loader {
             return Ok(None);
         };
         let deadline = Deadline::after(timeout);
-        let mut lease = match old.checkout(deadline).await {
-            Ok(lease) => lease,
-            Err(CheckoutError::Superseded) => return Ok(None),
-            Err(CheckoutError::Failed(error)) => return Err(LoadError::Save(error)),
+        // Nothing of it is work of the cage's.
+        let mut lease = match old.enter(Entry::Within, deadline).await {
+            Ok(place) => old.clone().lease(place, deadline).await.map_err(LoadError::Save)?,
+            Err(Refusal::Closed) => return Ok(None),
+            Err(refusal) => return Err(LoadError::Save(refusal.into())),
         };
         let (Some(from), Some(to)) = (&old.exports.handover, &new.exports.handover) else { return Ok(Some(lease)) };
         let saved = lease.save(&from.save, deadline).await.map_err(LoadError::Save)?;
@@ -280,18 +282,7 @@ impl Loader {
             let text = format!("it saved {} bytes, at most {HANDOVER_BYTES_MAX} are carried over", saved.len());
             return Err(LoadError::Save(DispatchError::BadRequest(text)));
         }
-        let restored = match new.checkout(deadline).await {
-            Ok(mut successor) => {
-                let restored = successor.restore(&to.restore, saved, deadline).await;
-                if restored.is_ok() {
-                    successor.keep();
-                }
-                restored
-            }
-            Err(CheckoutError::Superseded) => Ok(()),
-            Err(CheckoutError::Failed(error)) => Err(error),
-        };
-        if let Err(error) = restored {
+        if let Err(error) = restore(new, to, saved, deadline).await {
             // The old instance has been asked to save, which changes nothing in it: it serves on.
             lease.keep();
             return Err(LoadError::Restore(error));
@@ -343,6 +334,20 @@ impl Loader {
             problems: texts,
         })
     }
+}
+
+/// Gives the new version's first instance what the old one saved.
+async fn restore(
+    version: &Arc<Version>,
+    handover: &Handover,
+    saved: Vec<u8>,
+    deadline: Deadline,
+) -> Result<(), DispatchError> {
+    let place = version.enter(Entry::Within, deadline).await?;
+    let mut successor = version.clone().lease(place, deadline).await?;
+    successor.restore(&handover.restore, saved, deadline).await?;
+    successor.keep();
+    Ok(())
 }
 
 /// Imports that other modules answer; and those that nobody provides, or that the module was not granted.

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod loader;
 mod places;
 pub mod retry;
+pub mod room;
 pub mod slot;
 pub mod value;
 pub mod version;
@@ -22,11 +23,13 @@ pub mod web;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use self::slot::{ModuleSnapshot, Slot};
+use crate::config::InstanceMode;
 
 pub use self::compile_worker::compile_worker;
 
@@ -76,6 +79,13 @@ impl Modules {
         for version in self.all().iter().filter_map(|slot| slot.current()) {
             version.drop_idle(version.home.settings.instances.idle_timeout);
         }
+    }
+
+    /// Frees all idle instances but those that are their module's only one, whose memory is not to be lost; says how many.
+    pub fn make_room(&self) -> usize {
+        let versions = self.all().into_iter().filter_map(|slot| slot.current());
+        let versions = versions.filter(|version| version.home.settings.instances.mode != InstanceMode::Single);
+        versions.map(|version| version.drop_idle(Duration::ZERO)).sum()
     }
 
     /// At the cage's end: no version is current any more.

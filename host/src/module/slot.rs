@@ -7,7 +7,8 @@ use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::version::{CheckoutError, Lease, Version};
+use super::version::Version;
+use crate::admission::{Entry, Place, Refusal};
 use crate::config::InstanceMode;
 use crate::dispatcher::DispatchError;
 use crate::readings::{Outcome, Readings, ReadingsSnapshot};
@@ -89,19 +90,24 @@ impl Slot {
         *self.refusal.lock() = None;
     }
 
-    /// An instance of `version`, or of its successor when its only instance has just handed over.
+    /// A place with `version`, or with its successor when its only instance has just handed over.
     ///
     /// # Errors
-    /// As `Version::checkout`, or `NoSuchModule` when the module has gone meanwhile.
-    pub async fn checkout(&self, version: Arc<Version>, deadline: Deadline) -> Result<Lease, DispatchError> {
+    /// As `Version::enter`, or `NoSuchModule` when the module has gone meanwhile.
+    pub async fn enter(
+        &self,
+        version: Arc<Version>,
+        entry: Entry,
+        deadline: Deadline,
+    ) -> Result<(Arc<Version>, Place), DispatchError> {
         let mut version = version;
         loop {
-            match version.checkout(deadline).await {
-                Ok(lease) => return Ok(lease),
-                Err(CheckoutError::Failed(error)) => return Err(error),
-                Err(CheckoutError::Superseded) => {
+            match version.enter(entry, deadline).await {
+                Ok(place) => return Ok((version, place)),
+                Err(Refusal::Closed) => {
                     version = self.current().ok_or_else(|| DispatchError::NoSuchModule(self.name.to_string()))?;
                 }
+                Err(refusal) => return Err(refusal.into()),
             }
         }
     }

@@ -8,17 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, TryAcquireError};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use wasmtime::component::InstancePre;
 
 use super::binding::BoundInterface;
 use super::compiler::Compiled;
 use super::component_file::ContentHash;
-use super::engine::EngineKind;
+use super::engine::{EngineKind, POOL_UNITS, pool_units};
 use super::exports::Exports;
 use super::instance::Instance;
-use crate::admission::Place;
+use crate::admission::{Admission, Bulkhead, Entry, Place, Refusal};
 use crate::config::InstanceMode;
 use crate::dispatcher::DispatchError;
 use crate::host_api::{GuestState, Home};
@@ -45,6 +44,8 @@ pub struct Version {
     pre: InstancePre<GuestState>,
     compiled: Arc<Compiled>,
     pool: Pool,
+    /// What an instance takes of its engine's pool.
+    units: usize,
 }
 
 /// A component with everything that it imports.
@@ -56,18 +57,11 @@ pub struct Linked {
 
 /// Warm instances, a stack for each lane so that lanes do not contend, and a place for each instance that may exist.
 struct Pool {
-    places: Semaphore,
+    bulkhead: Arc<Bulkhead>,
     idle: Box<[Mutex<Vec<Instance>>]>,
     alive: AtomicUsize,
     /// Set when a newer version has taken over: instances are dropped after use.
     retired: AtomicBool,
-}
-
-/// Why there is no instance.
-pub enum CheckoutError {
-    /// This version's only instance has handed over to a newer version: ask the slot again.
-    Superseded,
-    Failed(DispatchError),
 }
 
 impl Version {
@@ -84,8 +78,11 @@ impl Version {
             InstanceMode::Single => (1, 1),
             InstanceMode::Reuse | InstanceMode::Fresh => (instances.max, lanes),
         };
+        // Without its cage, as at the cage's end, nobody asks for instances any more.
+        let admission =
+            home.dispatcher.upgrade().map_or_else(Admission::unbounded, |dispatcher| dispatcher.admission());
         let pool = Pool {
-            places: Semaphore::new(places),
+            bulkhead: Bulkhead::new(admission, places),
             idle: (0..shards).map(|_| Mutex::default()).collect(),
             alive: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
@@ -93,7 +90,9 @@ impl Version {
         let service_functions = Vec::new();
         let loaded = SystemTime::now();
         let Linked { pre, exports, bound } = linked;
-        Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool }
+        // All core modules are inside the component: nobody provides any from outside.
+        let units = compiled.component.resources_required().map_or(POOL_UNITS, |required| pool_units(&required));
+        Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool, units }
     }
 
     /// Before the version is shared: what its `service` export answers to.
@@ -137,51 +136,51 @@ impl Version {
         self.pool.alive.load(Ordering::Relaxed)
     }
 
-    /// An instance for one call, which waits for a place until the deadline.
+    /// A place for one call, which waits for it until the deadline: an instance can be had with it, and for calls from
+    /// outside one may be in work in the cage.
     ///
     /// # Errors
-    /// `DeadlineExceeded` while waiting, or what starting a new instance gave.
-    pub async fn checkout(self: &Arc<Self>, deadline: Deadline) -> Result<Lease, CheckoutError> {
-        match self.pool.places.try_acquire() {
-            Ok(place) => place.forget(),
-            Err(TryAcquireError::Closed) => return Err(CheckoutError::Superseded),
-            Err(TryAcquireError::NoPermits) => match timeout_at(deadline.instant(), self.pool.places.acquire()).await {
-                Ok(Ok(place)) => place.forget(),
-                Ok(Err(_)) => return Err(CheckoutError::Superseded),
-                Err(_) => {
-                    let text = "all instances of the module were in use".into();
-                    return Err(CheckoutError::Failed(DispatchError::DeadlineExceeded(text)));
-                }
-            },
-        }
-        let mut lease = Lease { version: self.clone(), instance: None, keep: false, place: None };
-        if let Some(instance) = self.take_warm() {
+    /// `Closed` when this version's only instance has handed over to a newer version, or why there was no place.
+    pub async fn enter(&self, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
+        self.pool.bulkhead.enter(entry, deadline).await
+    }
+
+    /// An instance for one call, by whoever has a place with this version.
+    ///
+    /// # Errors
+    /// What starting a new instance gave.
+    pub async fn lease(self: Arc<Self>, place: Place, deadline: Deadline) -> Result<Lease, DispatchError> {
+        let mut lease = Lease { version: self, instance: None, keep: false, _place: place };
+        let version = &lease.version;
+        if let Some(instance) = version.warm() {
             lease.instance = Some(instance);
         } else {
-            lease.instance = Some(self.start(deadline).await.map_err(CheckoutError::Failed)?);
-            self.pool.alive.fetch_add(1, Ordering::Relaxed);
+            let instance = version.start(deadline).await?;
+            version.pool.alive.fetch_add(1, Ordering::Relaxed);
+            lease.instance = Some(instance);
         }
         Ok(lease)
     }
 
-    /// One that has no grants which were revoked since it was made.
-    fn take_warm(&self) -> Option<Instance> {
-        loop {
-            let instance = self.pool.take()?;
-            if !instance.store.data().has_revoked_grants() {
-                return Some(instance);
-            }
-            drop(instance);
-            self.pool.alive.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    /// A new instance, outside the pool.
+    /// A new instance, outside the pool. When there is no room for it, idle instances make room.
     ///
     /// # Errors
     /// As `Instance::start`.
     pub async fn start(&self, deadline: Deadline) -> Result<Instance, DispatchError> {
-        Instance::start(&self.pre, &self.home, deadline).await
+        match self.try_start(deadline).await {
+            Err(DispatchError::Overloaded(_)) if self.make_room() => self.try_start(deadline).await,
+            started => started,
+        }
+    }
+
+    async fn try_start(&self, deadline: Deadline) -> Result<Instance, DispatchError> {
+        let part = self.home.room.take_units(self.engine(), self.units);
+        let part = part.map_err(|shortage| DispatchError::Overloaded(shortage.to_string()))?;
+        Instance::start(&self.pre, &self.home, part, deadline).await
+    }
+
+    fn make_room(&self) -> bool {
+        self.home.dispatcher.upgrade().is_some_and(|dispatcher| dispatcher.make_room() > 0)
     }
 
     /// Makes an instance of `start` the first warm one.
@@ -194,7 +193,7 @@ impl Version {
 
     /// For the only instance of a `single` module: nobody gets it any more, who waits for it is told to ask again.
     pub fn close(&self) {
-        self.pool.places.close();
+        self.pool.bulkhead.close();
     }
 
     /// A newer version serves: idle instances go now, the others after their call.
@@ -203,16 +202,44 @@ impl Version {
         self.drop_idle(Duration::ZERO);
     }
 
-    /// Frees instances that nobody has used for `idle`.
-    pub fn drop_idle(&self, idle: Duration) {
+    /// Frees instances that nobody has used for `idle`, and says how many.
+    pub fn drop_idle(&self, idle: Duration) -> usize {
         let now = Instant::now();
+        let mut freed = 0;
         for shard in &self.pool.idle {
             let mut instances = shard.lock();
             let kept = instances.extract_if(.., |instance| now.duration_since(instance.idle_since) >= idle);
             let dropped: Vec<_> = kept.collect();
             drop(instances);
             self.pool.alive.fetch_sub(dropped.len(), Ordering::Relaxed);
+            freed += dropped.len();
         }
+        freed
+    }
+
+    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made. The only instance of a `single` module serves whatever became of its
+    /// directories, since its memory would be lost with it.
+    fn warm(&self) -> Option<Instance> {
+        loop {
+            let instance = self.pool.take()?;
+            let single = self.home.settings.instances.mode == InstanceMode::Single;
+            if !instance.store.data().has_revoked_grants() && (single || instance.has_its_directories()) {
+                return Some(instance);
+            }
+            drop(instance);
+            self.pool.alive.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an instance may serve again after a call that ended as it should.
+    fn may_serve_again(&self, instance: &Instance) -> bool {
+        let settings = &self.home.settings.instances;
+        let grown = instance.grown_bytes() > settings.keep_bytes && settings.mode != InstanceMode::Single;
+        settings.mode != InstanceMode::Fresh
+            && instance.uses < settings.max_uses
+            && !grown
+            && !instance.store.data().has_revoked_grants()
+            && !self.pool.retired.load(Ordering::Acquire)
     }
 }
 
@@ -237,18 +264,13 @@ pub struct Lease {
     version: Arc<Version>,
     instance: Option<Instance>,
     keep: bool,
-    /// Given up together with the instance.
-    place: Option<Place>,
+    /// Given up after the instance.
+    _place: Place,
 }
 
 impl Lease {
     pub fn version(&self) -> &Arc<Version> {
         &self.version
-    }
-
-    /// Keeps the request's place in the cage for as long as the instance is in use.
-    pub fn hold(&mut self, place: Place) {
-        self.place = Some(place);
     }
 
     /// The call ended as it should: the instance may serve again.
@@ -274,14 +296,8 @@ impl DerefMut for Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let pool = &self.version.pool;
-        let settings = &self.version.home.settings.instances;
         if let Some(mut instance) = self.instance.take() {
-            let again = self.keep
-                && settings.mode != InstanceMode::Fresh
-                && instance.uses < settings.max_uses
-                && !instance.store.data().has_revoked_grants()
-                && !pool.retired.load(Ordering::Acquire);
-            if again {
+            if self.keep && self.version.may_serve_again(&instance) {
                 instance.idle_since = Instant::now();
                 pool.idle[pool.shard()].lock().push(instance);
             } else {
@@ -289,7 +305,5 @@ impl Drop for Lease {
                 pool.alive.fetch_sub(1, Ordering::Relaxed);
             }
         }
-        // A closed semaphore has no more takers, and adding to it is harmless.
-        pool.places.add_permits(1);
     }
 }

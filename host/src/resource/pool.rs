@@ -99,7 +99,7 @@ impl Pool {
     fn not_acquired(&self, refusal: &Refusal) -> ResourceError {
         let size = self.settings.size;
         match refusal {
-            Refusal::Expired => {
+            Refusal::Expired | Refusal::ModuleBusy | Refusal::Closed => {
                 let text = format!("all {size} connections were in use until the deadline");
                 ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text)
             }

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use super::clock::{self, Day};
+use super::day_budget::{DayBudget, Verdict, is_told};
 use super::line::Pieces;
 use super::terminal::complain;
 use super::writer::{Batch, Output, Writer};
@@ -59,11 +60,13 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// Files older than so many days are removed; none: kept for ever.
     pub retention_days: Option<u32>,
+    /// More than so many bytes are not written on one day.
+    pub day_bytes: u64,
 }
 
 impl Default for LogSettings {
     fn default() -> Self {
-        Self { level: Level::Info, format: LogFormat::Text, retention_days: None }
+        Self { level: Level::Info, format: LogFormat::Text, retention_days: None, day_bytes: 1 << 30 }
     }
 }
 
@@ -87,12 +90,34 @@ impl Sink {
     pub(super) fn format(&self) -> LogFormat {
         self.settings.format()
     }
+
+    /// Has a line written, unless the day's log is full: then it is counted, and the count is told now and then.
+    pub(super) fn push(&self, day: Day, line: &str, urgent: bool, guest: bool) {
+        match self.settings.budget.take(day, line.len(), guest) {
+            Verdict::Write => {}
+            Verdict::WriteAfter(dropped) => {
+                self.tell(day, "log lines were dropped, the log of that day was full", dropped)
+            }
+            Verdict::Drop(dropped) => {
+                if is_told(dropped) {
+                    self.tell(day, "log lines were dropped, the day's log is full: see log_day_mb", dropped);
+                }
+                return;
+            }
+        }
+        self.writer.push(day, line, urgent);
+    }
+
+    fn tell(&self, day: Day, message: &str, lines: u64) {
+        self.writer.push(day, &notice(&self.cage, message, self.format(), lines), true);
+    }
 }
 
 /// Settings that the writing thread reads.
 struct Shared {
     format: AtomicU8,
     retention_days: Mutex<Option<u32>>,
+    budget: DayBudget,
 }
 
 impl Shared {
@@ -114,6 +139,7 @@ impl CageLog {
         let shared = Arc::new(Shared {
             format: AtomicU8::new(settings.format as u8),
             retention_days: Mutex::new(settings.retention_days),
+            budget: DayBudget::new(settings.day_bytes),
         });
         let output = Files::new(cage, cage_directory.join(LOGS_DIRECTORY), shared.clone());
         let sink = Arc::new(Sink {
@@ -131,6 +157,7 @@ impl CageLog {
         self.sink.level.set(settings.level);
         self.sink.settings.format.store(settings.format as u8, Ordering::Relaxed);
         *self.sink.settings.retention_days.lock() = settings.retention_days;
+        self.sink.settings.budget.set_max(settings.day_bytes);
         router::levels_changed();
         self.sink.writer.poke();
     }
@@ -232,6 +259,8 @@ impl Files {
         });
         match opened {
             Ok(file) => {
+                let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+                self.settings.budget.file_has(day, bytes);
                 self.current = Some((day, file));
                 self.torn = false;
                 self.remove_expired(day);
@@ -390,11 +419,36 @@ mod tests {
     }
 
     #[test]
+    fn a_module_that_talks_too_much_fills_no_disk_and_hides_nothing_of_the_host() {
+        let scratch = Scratch::new();
+        let log = scratch.open("log-day", LogSettings { day_bytes: 4_000, ..settings(Level::Info) });
+        let text = "x".repeat(100);
+        for _ in 0..1_000 {
+            tracing::info!(target: "guest", cage = "log-day", module = "work", "{text}");
+        }
+        tracing::error!(cage = "log-day", "told all the same");
+        for _ in 0..1_000 {
+            tracing::info!(cage = "log-day", "{text}");
+        }
+        log.flush();
+        let written = scratch.text();
+        assert!(written.len() < 5_000, "{} bytes", written.len());
+        assert!(written.contains("told all the same"), "{written}");
+        let told = |lines| format!("log lines were dropped, the day's log is full: see log_day_mb lines={lines}\n");
+        assert!([1, 10, 100, 1_000].iter().all(|lines| written.contains(&told(lines))), "{written}");
+        log.set(LogSettings { day_bytes: 1 << 20, ..settings(Level::Info) });
+        tracing::info!(cage = "log-day", "there is room again");
+        log.flush();
+        assert!(scratch.text().contains("there is room again"));
+    }
+
+    #[test]
     fn a_full_disk_and_a_removed_file_are_survived() {
         let scratch = Scratch::new();
         fs::create_dir(scratch.logs()).unwrap();
         let day = clock::now(|stamp| stamp.day);
-        let shared = Arc::new(Shared { format: AtomicU8::new(0), retention_days: Mutex::new(None) });
+        let (format, retention_days) = (AtomicU8::new(0), Mutex::new(None));
+        let shared = Arc::new(Shared { format, retention_days, budget: DayBudget::new(u64::MAX) });
         let mut files = Files::new("log-full", scratch.logs(), shared);
         let write = |files: &mut Files, text: &str| {
             files.write(&Batch { day, bytes: text.into(), urgent: true });

@@ -211,7 +211,14 @@ impl Visit for Collector<'_> {
     }
 }
 
-/// Appends `value` with every control character but TAB as a space, cut at the bound.
+/// Whether a character could make a line look like another, or like several: control characters but TAB, those that turn
+/// the direction of what follows, and those that some programs take for the end of a line.
+fn misleads(c: char) -> bool {
+    let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    turns || matches!(c, '\u{2028}' | '\u{2029}') || (c.is_control() && c != '\t')
+}
+
+/// Appends `value` with every character that misleads as a space, cut at the bound.
 fn clean(out: &mut String, value: fmt::Arguments<'_>) {
     let mut cleaned = Clean { out, left: VALUE_BYTES_MAX, cut: false };
     if cleaned.write_fmt(value).is_err() && !cleaned.cut {
@@ -236,8 +243,7 @@ impl fmt::Write for Clean<'_> {
         if kept.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
             self.out.push_str(kept);
         } else {
-            let visible = |c: char| if c.is_control() && c != '\t' { ' ' } else { c };
-            self.out.extend(kept.chars().map(visible));
+            self.out.extend(kept.chars().map(|c| if misleads(c) { ' ' } else { c }));
         }
         if end < text.len() {
             self.cut = true;
@@ -356,6 +362,10 @@ mod tests {
         check_text(
             || tracing::info!(cage = "c", name = "a b\"c", empty = "", path = ?"x\ny", "one\r\ntwo\x1b[2J\tthree\u{85}four"),
             "11:11:12.07 INF [c] one  two [2J\tthree four name=\"a b\\\"c\" empty=\"\" path=\"x\\ny\"",
+        );
+        check_text(
+            || tracing::info!(cage = "c", file = "exe.\u{202e}gpj", "a\u{2066}b\u{2069}\u{2028}c\u{200f}"),
+            "11:11:12.07 INF [c] a b  c  file=\"exe. gpj\"",
         );
         let long = "ä".repeat(VALUE_BYTES_MAX);
         let cut = "ä".repeat(VALUE_BYTES_MAX / 2);

@@ -9,6 +9,7 @@
 
 mod cage_log;
 mod clock;
+mod day_budget;
 mod gate;
 mod line;
 mod router;

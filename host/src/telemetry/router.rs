@@ -132,7 +132,7 @@ impl Scratch {
                 _ => self.compose(event, format),
             };
             composed = Some((format, day));
-            sink.writer.push(day, &self.line, level == Level::Error);
+            sink.push(day, &self.line, level == Level::Error, metadata.target() == "guest");
         }
         if shown || (homeless && level <= HOMELESS_LEVEL) {
             self.show(event, level, homeless);
