@@ -35,6 +35,7 @@ mod retry_faults;
 mod rpc;
 mod rpc_chaos;
 mod schedule;
+mod soak;
 mod sql;
 mod state;
 mod state_command;
