@@ -99,7 +99,8 @@ async fn a_cage_that_fills_the_pool_of_instances_leaves_room_for_its_neighbour()
         };
         let (spun, answered) = tokio::join!(spinning, beside);
         assert_eq!(answered, 100, "the neighbour's requests");
-        let overloaded = |error: &DispatchError| matches!(error, DispatchError::Overloaded(text) if text.contains("pool"));
+        let overloaded =
+            |error: &DispatchError| matches!(error, DispatchError::Overloaded(text) if text.contains("pool"));
         let refused = spun.iter().filter(|result| result.as_ref().is_err_and(overloaded)).count();
         let ended = spun.iter().filter(|result| matches!(result, Err(DispatchError::DeadlineExceeded(_)))).count();
         assert!(refused > 0 && ended > 50 && refused + ended == 2 * SPINNING, "{refused} refused, {ended} ended");
@@ -226,14 +227,16 @@ async fn a_pipe_in_a_granted_directory_holds_up_nobody() {
     let cage = test.start().await;
     let web = cage.client("web");
     for _ in 0..rounds() {
-        let opened = (0..100).flat_map(|_| ["pipe", "socket"]).map(|name| get(&web, &format!("/file?path=/data/{name}")));
+        let opened =
+            (0..100).flat_map(|_| ["pipe", "socket"]).map(|name| get(&web, &format!("/file?path=/data/{name}")));
         // An error of the guest, and not its deadline.
         assert_eq!(all(opened.collect()).await, [500; 200]);
         assert_eq!(web.get("/file?path=/data/a.txt").await.text(), "text");
     }
     let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
     let hung = threads.filter(|thread| {
-        fs::read_to_string(thread.path().join("wchan")).is_ok_and(|wchan| wchan.contains("fifo") || wchan.contains("pipe_wait"))
+        fs::read_to_string(thread.path().join("wchan"))
+            .is_ok_and(|wchan| wchan.contains("fifo") || wchan.contains("pipe_wait"))
     });
     assert_eq!(hung.count(), 0);
     assert!(cage.stop().await);

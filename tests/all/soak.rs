@@ -106,7 +106,8 @@ async fn memory_does_not_grow_with_the_time_that_a_cage_serves() {
     let until = Instant::now() + length;
 
     let served = vec![200, 204];
-    let plain = |targets: &[&str]| targets.iter().map(|target| ((*target).to_owned(), served.clone())).collect::<Vec<_>>();
+    let plain =
+        |targets: &[&str]| targets.iter().map(|target| ((*target).to_owned(), served.clone())).collect::<Vec<_>>();
     let set = "/call?module=state_user&function=set&args=[%22key-{number}%22,{number}]";
     let increment = "/call?module=state_user&function=increment&args=[%22count%22,1]";
     let calls = plain(&["/call?module=counter&function=increment", set, increment, "/body", "/context?describe=soak"]);

@@ -7,11 +7,12 @@ use wasmtime::component::{ComponentType, Lift, Linker};
 
 use super::GuestState;
 use super::bindings::{log, types};
+use super::text::{Name, Text};
 use crate::request::RequestContext;
 use crate::telemetry::{Gate, Level, LevelCell};
 
 /// A longer line is cut.
-const LINE_BYTES_MAX: usize = 8 * 1024;
+pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
 /// Lines of one module in one second; what is over is dropped, and counted in the log.
 const LINES_PER_SECOND_MAX: u64 = 1_000;
 
@@ -34,6 +35,11 @@ impl GuestLog {
     }
 
     pub(super) fn line(&self, level: Level, text: &str, request: Option<&RequestContext>) {
+        self.cut_line(level, text, 0, request);
+    }
+
+    /// A line of which so much is missing already.
+    fn cut_line(&self, level: Level, text: &str, cut: usize, request: Option<&RequestContext>) {
         if level > self.level(request) {
             return;
         }
@@ -42,8 +48,9 @@ impl GuestLog {
             self.write(Level::Warn, &format!("{suppressed} log lines of this module were dropped"), None);
         }
         let end = text.floor_char_boundary(LINE_BYTES_MAX);
-        if end < text.len() {
-            self.write(level, &format!("{} ... ({} bytes cut)", &text[..end], text.len() - end), request);
+        let cut = cut + text.len() - end;
+        if cut > 0 {
+            self.write(level, &format!("{} ... ({cut} bytes cut)", &text[..end]), request);
         } else {
             self.write(level, text, request);
         }
@@ -68,14 +75,15 @@ impl GuestLog {
 }
 
 impl GuestState {
-    fn log_line(&self, level: Level, text: &str) {
-        self.home.log.line(level, text, self.request.as_deref());
+    pub(super) fn log_text(&self, level: Level, text: Text<LINE_BYTES_MAX>) {
+        let (text, cut) = text.into_parts();
+        self.home.log.cut_line(level, &text, cut, self.request.as_deref());
     }
 }
 
 impl log::Host for GuestState {
     fn log(&mut self, level: log::Level, message: String) {
-        self.log_line(from_wit(level), &message);
+        self.home.log.line(from_wit(level), &message, self.request.as_deref());
     }
 
     fn enabled(&mut self, level: log::Level) -> bool {
@@ -126,12 +134,14 @@ enum WasiLevel {
     Critical,
 }
 
+type WasiLine = (WasiLevel, Name, Text<LINE_BYTES_MAX>);
+
 /// The proposal is in use without a version and with one.
 pub(super) fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     for name in ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"] {
         linker.instance(name)?.func_wrap(
             "log",
-            |store: StoreContextMut<'_, GuestState>, (level, context, message): (WasiLevel, String, String)| {
+            |store: StoreContextMut<'_, GuestState>, (level, context, message): WasiLine| {
                 let level = match level {
                     WasiLevel::Trace => Level::Trace,
                     WasiLevel::Debug => Level::Debug,
@@ -139,9 +149,13 @@ pub(super) fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Res
                     WasiLevel::Warn => Level::Warn,
                     WasiLevel::Error | WasiLevel::Critical => Level::Error,
                 };
-                let context = &context[..context.floor_char_boundary(LINE_BYTES_MAX)];
-                let text = if context.is_empty() { message } else { format!("{context}: {message}") };
-                store.data().log_line(level, &text);
+                let (mut text, cut) = message.into_parts();
+                let context = context.into_name();
+                if !context.is_empty() {
+                    text.insert_str(0, &format!("{context}: "));
+                }
+                let state = store.data();
+                state.home.log.cut_line(level, &text, cut, state.request.as_deref());
                 Ok(())
             },
         )?;

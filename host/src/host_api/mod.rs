@@ -14,8 +14,10 @@ mod lock;
 mod log;
 mod per_request;
 mod resources;
+mod short_texts;
 mod state;
 mod stdio;
+mod text;
 mod transaction;
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -288,5 +290,6 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
     filesystem::add_to_linker(&mut linker, kind)?;
+    short_texts::add_to_linker(&mut linker)?;
     Ok(linker)
 }

@@ -20,6 +20,7 @@ use super::exports::Web;
 use super::version::Lease;
 use crate::dispatcher::{DispatchError, StreamBody};
 use crate::request::RequestContext;
+use crate::task;
 
 type Answer = Result<http::Response<WasiBody>, String>;
 
@@ -52,7 +53,9 @@ pub async fn serve(
         answer = &mut answer_rx => match answer {
             Ok(answer) => {
                 tokio::spawn(async move {
-                    if let Err(error) = guest.await {
+                    let caught = task::caught_async(guest).await;
+                    let ended = caught.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())));
+                    if let Err(error) = ended {
                         late(&error);
                     }
                 });
