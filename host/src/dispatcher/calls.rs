@@ -81,7 +81,7 @@ impl Dispatcher {
             return Err(self.no_such_module(""));
         }
         let Some(cage) = target.cage.filter(|cage| **cage != *home.cage) else {
-            return self.call(context, &target.module, target.function, arguments, Entry::Within).await;
+            return self.call(context, &target.module, target.function, arguments).await;
         };
         if !(options.bound && self.is_bound(home, &cage)) {
             self.check_grant(home, &cage)?;
@@ -228,7 +228,7 @@ impl Dispatcher {
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
         let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
-        self.call(context, &module, function, arguments, entry).await
+        self.enter_and_call(entry, context, &module, function, arguments).await
     }
 
     /// Whether another cage, or the command line, may call this function here.
@@ -273,7 +273,7 @@ impl Dispatcher {
         let mut served = Served::begin(self, endpoint, &call);
         let Call { context, module, function, arguments, .. } = call;
         let request = context.clone();
-        let result = contained(self.call(context, &module, function, arguments, Entry::Outside)).await;
+        let result = contained(self.enter_and_call(Entry::Outside, context, &module, function, arguments)).await;
         served.outcome = Outcome::of(&result);
         if let Err(error) = &result {
             self.log_failure(endpoint, &request, error);
@@ -281,7 +281,8 @@ impl Dispatcher {
         result
     }
 
-    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export.
+    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
+    /// a place in the cage.
     ///
     /// # Errors
     /// See the kinds.
@@ -291,7 +292,18 @@ impl Dispatcher {
         module: &str,
         function: String,
         arguments: Payload,
+    ) -> Result<Payload, DispatchError> {
+        self.enter_and_call(Entry::Within, context, module, function, arguments).await
+    }
+
+    /// The same by a caller who may need a place, too.
+    pub(super) async fn enter_and_call(
+        &self,
         entry: Entry,
+        context: Arc<RequestContext>,
+        module: &str,
+        function: String,
+        arguments: Payload,
     ) -> Result<Payload, DispatchError> {
         let slot = self.0.modules.get(module);
         let Some((slot, version)) = slot.and_then(|slot| Some((slot.clone(), slot.current()?))) else {

@@ -161,7 +161,7 @@ impl Dispatcher {
         let Call { context, module, function, arguments, .. } = call;
         // What may be called can have changed since.
         self.check_caller(origin, &module, &function)?;
-        self.call(context, &module, function, arguments, Entry::Outside).await
+        self.enter_and_call(Entry::Outside, context, &module, function, arguments).await
     }
 
     /// The call by which the other cage is asked to take this one.
