@@ -9,7 +9,6 @@ use serde_json::json;
 use wasmcage::dispatcher::DispatchError;
 use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, unique_name};
 
-/// Of memory-limited modules that the tests here use at once.
 const MIB: usize = 1 << 20;
 
 /// How often each program does what it does.
@@ -178,10 +177,10 @@ async fn an_instance_that_has_grown_is_dropped_when_its_request_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_of_all_guests_together_is_bounded_and_the_idle_make_room() {
-    // A small guest has a bit over 1 MiB.
+    // A small guest has an eighth of a MiB.
     let cage = TestCage::new()
-        .config("guest_memory_mb = 12\n[modules.interface_bad]\nmemory_mb = 128\ninstances = { keep_mb = 100 }\n")
-        .config("[modules.interface_own]\ntotal_memory_mb = 6\n")
+        .config("guest_memory_mb = 2\n[modules.interface_bad]\nmemory_mb = 128\ninstances = { keep_mb = 100 }\n")
+        .config("[modules.interface_own]\ntotal_memory_mb = 1\n")
         .module("hostile", "interface_bad")
         .module("hostile", "interface_own")
         .module("hello", "interface_good")
@@ -192,12 +191,12 @@ async fn memory_of_all_guests_together_is_bounded_and_the_idle_make_room() {
         .await;
     let (bad, good) = (cage.client("bad"), cage.client("good"));
     assert_eq!(bad.get("/leak?mb=30").await.status, 500);
-    cage.logged("guests of this cage have 12 MiB of memory together, its bound (guest_memory_mb in cage.toml)").await;
-    assert_eq!(cage.client("own").get("/leak?mb=7").await.status, 500);
-    cage.logged("guests of this module have 6 MiB of memory together, its bound (total_memory_mb in cage.toml)").await;
+    cage.logged("guests of this cage have 2 MiB of memory together, its bound (guest_memory_mb in cage.toml)").await;
+    assert_eq!(cage.client("own").get("/leak?mb=1").await.status, 500);
+    cage.logged("guests of this module have 1 MiB of memory together, its bound (total_memory_mb in cage.toml)").await;
     // Instances that sleep at the same time take all there is; when they are idle, another module gets some of it.
     for _ in 0..rounds() {
-        let statuses = all((0..24).map(|_| get(&bad, "/sleep?ms=500")).collect()).await;
+        let statuses = all((0..40).map(|_| get(&bad, "/sleep?ms=500")).collect()).await;
         let slept = statuses.iter().filter(|status| **status == 200).count();
         let refused = statuses.iter().filter(|status| **status == 503).count();
         assert!(slept >= 6 && refused > 0 && slept + refused == statuses.len(), "{statuses:?}");
@@ -207,7 +206,7 @@ async fn memory_of_all_guests_together_is_bounded_and_the_idle_make_room() {
     }
     cage.quiet().await;
     let memory = cage.host().cage(cage.name()).unwrap().dispatcher().services().room.memory();
-    assert!(memory <= 12 * MIB, "{memory}");
+    assert!(memory <= 2 * MIB, "{memory}");
     assert!(cage.stop().await);
 }
 
