@@ -1,3 +1,5 @@
+//! What is promised of admission: order, bulkheads, and that no place is lost.
+
 use std::time::Duration;
 
 use super::*;

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     fn request() -> RequestContext {
-        RequestContext::new("web".into(), "http", Duration::from_secs(5), Arc::default())
+        RequestContext::new("web".into(), "test", Duration::from_secs(5), Arc::default())
     }
 
     /// The call as it comes from a cage elsewhere, with callers of its peer's choice.
