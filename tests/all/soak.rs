@@ -89,15 +89,18 @@ fn mean(values: &[u64]) -> f64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_does_not_grow_with_the_time_that_a_cage_serves() {
-    let root = Root::new(&[("soak", &["counter", "state_user", "service_echo"])]);
+    let root = Root::new(&[("soak", &["counter", "state_user", "service_echo", "retried_user"])]);
     let cage = root.cage("soak");
     for (name, module) in [("hello", "interface_good"), ("hostile", "interface_bad"), ("echo", "interface_calls")] {
         fs::copy(guest(name), cage.join(format!("{module}.wasm"))).unwrap();
     }
+    fs::create_dir(cage.join("data")).unwrap();
     let mut toml = "request_timeout_ms = 20_000\nlog_level = \"error\"\nlog_day_mb = 16\n".to_owned();
     for interface in ["good", "bad", "calls"] {
         toml += &format!("[interfaces.{interface}]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n");
     }
+    toml += "[modules.retried_user]\n";
+    toml += "allow = { files = [{ host = \"data\", guest = \"/data\", mode = \"rw\" }] }\n";
     toml += "[modules.interface_bad]\ntimeout_ms = 300\nmemory_mb = 32\n";
     root.configure("soak", &toml);
     let run = root.run("soak").await;
@@ -110,7 +113,10 @@ async fn memory_does_not_grow_with_the_time_that_a_cage_serves() {
         |targets: &[&str]| targets.iter().map(|target| ((*target).to_owned(), served.clone())).collect::<Vec<_>>();
     let set = "/call?module=state_user&function=set&args=[%22key-{number}%22,{number}]";
     let increment = "/call?module=state_user&function=increment&args=[%22count%22,1]";
-    let calls = plain(&["/call?module=counter&function=increment", set, increment, "/body", "/context?describe=soak"]);
+    let ask =
+        "/call?module=retried_user&function=ask&args=[%22{number}%22,%22ok%22,null,null,null,null,null,null,null]";
+    let calls =
+        plain(&["/call?module=counter&function=increment", ask, set, increment, "/body", "/context?describe=soak"]);
     let bad = ["/panic", "/leak?mb=2", "/memory", "/loop", "/exit?code=1", "/recurse", "/log?mb=1", "/sleep?ms=2"];
     let bad = bad.iter().map(|target| ((*target).to_owned(), vec![200, 204, 500, 502, 503, 504])).collect::<Vec<_>>();
     let (good, hostile, echo) = tokio::join!(client(&root, "good"), client(&root, "bad"), client(&root, "calls"));
