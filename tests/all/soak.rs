@@ -113,10 +113,10 @@ async fn memory_does_not_grow_with_the_time_that_a_cage_serves() {
         |targets: &[&str]| targets.iter().map(|target| ((*target).to_owned(), served.clone())).collect::<Vec<_>>();
     let set = "/call?module=state_user&function=set&args=[%22key-{number}%22,{number}]";
     let increment = "/call?module=state_user&function=increment&args=[%22count%22,1]";
-    let ask =
+    let retried =
         "/call?module=retried_user&function=ask&args=[%22{number}%22,%22ok%22,null,null,null,null,null,null,null]";
     let calls =
-        plain(&["/call?module=counter&function=increment", ask, set, increment, "/body", "/context?describe=soak"]);
+        plain(&["/call?module=counter&function=increment", retried, set, increment, "/body", "/context?describe=soak"]);
     let bad = ["/panic", "/leak?mb=2", "/memory", "/loop", "/exit?code=1", "/recurse", "/log?mb=1", "/sleep?ms=2"];
     let bad = bad.iter().map(|target| ((*target).to_owned(), vec![200, 204, 500, 502, 503, 504])).collect::<Vec<_>>();
     let (good, hostile, echo) = tokio::join!(client(&root, "good"), client(&root, "bad"), client(&root, "calls"));
