@@ -225,7 +225,7 @@ mod tests {
     fn what_is_revoked_is_gone_and_what_is_granted_anew_does_not_come_by_itself() {
         check(&["*"], &[], &[]);
         check(&["*"], &["a.example"], &["a.example"]);
-        check(&["a.example:443", "b.example"], &["*.example", "b.example:80"], &["a.example:443"]);
+        check(&["a.example:443", "b.example"], &["a.example", "b.example:80"], &["a.example:443", "b.example:80"]);
         check(&["*.x.example"], &["*.example"], &["*.x.example"]);
         check(&["*.example"], &["*.x.example", "10.0.0.1"], &["*.x.example"]);
         let files = |writable| {

@@ -204,7 +204,6 @@ fn mistakes_name_line_key_and_what_is_allowed() {
         &["2: interfaces.a.module: a text is written in quotes, as in \"text\""],
     );
     check("[interfaces.a]\nenabled = True", &["2: interfaces.a.enabled: true and false are written in small letters"]);
-    check("queue = 1__0", &["1: queue: invalid integer number, expected digit"]);
     // Wrong type, out of range, unknown key, unknown choice: all at once, in the order of lines.
     check(
         "request_timeout_ms = '5'\nconcurrency = 0\nquue = 1\nlog_level = 'inf'\ncall_depth = 1.5\nlog_format = []",
