@@ -210,7 +210,8 @@ mod tests {
     #[test]
     fn mistakes_are_told() {
         check_refused("", "nothing to consume");
-        check_refused("application = 'a'\nurl = 'http://x'", "expected amqp://");
+        check_refused("application = 'a'\nurl = 'http://x'", "scheme http:// is none of amqp://");
+        check_refused("application = 'a'\nurl = 'x'", "expected amqp://");
         check_refused("application = 'a'\nurl = 'amqp://x'\nhost = 'y'", "said by url, too");
         check_refused("application = 'a'\nformat = 'raw'", "speaks format");
         check_refused("groups = ['a']", "groups are an application's");

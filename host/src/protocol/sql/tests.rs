@@ -221,7 +221,7 @@ fn settings_are_read_and_mistakes_told() {
     for (lines, text) in [
         ("", "either `path`"),
         ("path = \"a\"\nurl = \"postgres://h/d\"", "either `path`"),
-        ("url = \"oracle://h/d\"", "expected a URL such as"),
+        ("url = \"oracle://h/d\"", "scheme oracle:// is none of postgres://"),
         ("url = \"postgres://me:secret@h:99999/d\"", "expected a URL such as"),
         ("url = \"sqlite:a.db\"", "given by `path`"),
         ("url = \"postgres://me:secret@h/d?sslmode=disable\"", "`sslmode` in the URL"),

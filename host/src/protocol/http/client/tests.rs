@@ -440,7 +440,7 @@ fn mistakes_are_told_together() {
         texts.iter().for_each(|text| assert!(told.contains(text), "{told}"));
     };
     refused("", &["url: required"]);
-    refused("url = 'ftp://a'", &["http:// or https://"]);
+    refused("url = 'ftp://a'", &["scheme ftp:// is none of http://, https://"]);
     refused("url = 'https://me:secret@a/'", &["authorization"]);
     refused("url = 'https://a/?b'", &["query"]);
     refused("url = '/a'\ntime_out_ms = 1", &["expected a URL", "did you mean `timeout_ms`"]);
