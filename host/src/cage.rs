@@ -400,6 +400,7 @@ impl Inner {
             services: self.services.clone(),
             node: self.shared.node.as_str().into(),
             runtime_directory: self.shared.runtime_directory.clone(),
+            bodies: self.shared.bodies.clone(),
         };
         let error = Arc::default();
         // The cage's own drain waits for every interface, a replaced one included.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use crate::body_budget::BodyBudget;
 use crate::cage::{Cage, CageSnapshot};
 use crate::config::ConfigError;
 use crate::dispatcher::Cages;
@@ -94,6 +95,8 @@ pub struct Shared {
     pub room: Arc<Room>,
     pub node: String,
     pub runtime_directory: Arc<Path>,
+    /// For bodies that are kept whole.
+    pub bodies: Arc<BodyBudget>,
     _engines: Arc<Engines>,
 }
 
@@ -115,8 +118,9 @@ impl Shared {
         let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
         let node = options.node.clone().unwrap_or_else(host_name);
         let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
-        let room = Room::of_machine();
-        Ok(Self { lanes, loader, cages: Arc::default(), room, node, runtime_directory, _engines: engines })
+        let (room, bodies) = (Room::of_machine(), Arc::new(BodyBudget::of_machine()));
+        let cages = Arc::default();
+        Ok(Self { lanes, loader, cages, room, node, runtime_directory, bodies, _engines: engines })
     }
 }
 
@@ -196,10 +200,12 @@ impl Host {
             cages.push(Cage::prepare(&options.root, name, shared.clone())?);
         }
         let modules: Vec<_> = cages.iter().map(Cage::modules).collect();
+        let bodies = shared.bodies.clone();
         let housekeeping = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
                 modules.iter().for_each(|modules| modules.drop_idle());
+                bodies.remind_allocator();
             }
         });
         Ok(Self { shared, cages, started: SystemTime::now(), housekeeping })

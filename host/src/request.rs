@@ -4,13 +4,14 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::body_budget::BodyRoom;
 use crate::module::value::Values;
 use crate::telemetry::Level;
 
@@ -103,9 +104,57 @@ impl Deadline {
     }
 }
 
+/// The deadline of an exchange that streams: so long after the last byte that moved in either direction, and never later than
+/// a fixed time.
+#[derive(Debug)]
+pub struct StreamDeadline {
+    began: Instant,
+    /// Without a byte of the request's body or of the answer.
+    idle: Duration,
+    latest: Deadline,
+    /// When a byte moved last: milliseconds since `began`.
+    moved_ms: AtomicU64,
+}
+
+impl StreamDeadline {
+    fn new(began: Instant, idle: Duration, longest: Duration) -> Self {
+        let latest = Deadline(began + longest.clamp(idle, Deadline::TIMEOUT_MAX.max(idle)));
+        Self { began, idle, latest, moved_ms: AtomicU64::new(0) }
+    }
+
+    /// A part of a body has moved.
+    pub fn progressed(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
+    }
+
+    /// As things stand.
+    pub fn now(&self) -> Deadline {
+        let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+        Deadline(self.began + moved + self.idle).min(self.latest)
+    }
+
+    /// However much moves.
+    pub fn latest(&self) -> Deadline {
+        self.latest
+    }
+
+    pub fn idle(&self) -> Duration {
+        self.idle
+    }
+}
+
 /// What is known of who asks. Modules read them through the WIT interface `context`; the host enforces nothing by them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Facts(Vec<(&'static str, String)>);
+
+/// Without the password.
+impl fmt::Debug for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |(name, value)| (name, if name == Self::PASSWORD { "(not shown)" } else { value });
+        f.debug_map().entries(self.iter().map(shown)).finish()
+    }
+}
 
 impl Facts {
     pub const PEER_ADDRESS: &'static str = "peer-address";
@@ -173,7 +222,9 @@ impl Facts {
 #[derive(Debug)]
 pub struct RequestContext {
     pub id: RequestId,
+    /// Of a request that streams: until the first byte has moved. `deadline_now` goes on from there.
     pub deadline: Deadline,
+    stream: Option<Arc<StreamDeadline>>,
     /// When the interface took the request.
     pub started: Instant,
     /// Name and protocol of that interface.
@@ -206,6 +257,7 @@ impl RequestContext {
         Self {
             id: RequestId::new(),
             deadline: Deadline(started + timeout.min(Deadline::TIMEOUT_MAX)),
+            stream: None,
             started,
             interface,
             protocol: protocol.into(),
@@ -224,7 +276,8 @@ impl RequestContext {
         callers.push(format!("{cage}/{module}").into());
         Self {
             id: self.id,
-            deadline: timeout.map_or(self.deadline, |timeout| self.deadline.within(timeout)),
+            deadline: timeout.map_or(self.deadline_now(), |timeout| self.deadline_now().within(timeout)),
+            stream: None,
             started: Instant::now(),
             interface: self.interface.clone(),
             protocol: self.protocol.clone(),
@@ -235,6 +288,23 @@ impl RequestContext {
             level: AtomicU8::new(self.level.load(Ordering::Relaxed)),
             description: Mutex::new(self.description()),
         }
+    }
+
+    /// The same request, whose bodies stream: its deadline is put off by each part that moves, up to `longest` after it began.
+    pub fn streamed(&self, longest: Duration) -> Self {
+        let idle = self.deadline.instant().saturating_duration_since(self.started);
+        let stream = Some(Arc::new(StreamDeadline::new(self.started, idle, longest)));
+        Self { stream, ..self.with_deadline(self.deadline) }
+    }
+
+    /// How its deadline moves, if its bodies stream.
+    pub fn stream(&self) -> Option<&Arc<StreamDeadline>> {
+        self.stream.as_ref()
+    }
+
+    /// The deadline as things stand.
+    pub fn deadline_now(&self) -> Deadline {
+        self.stream.as_ref().map_or(self.deadline, |stream| stream.now())
     }
 
     /// The cage that makes the call which this is the context of; empty if it is none.
@@ -287,7 +357,7 @@ impl RequestContext {
             if let Some(description) = self.description() {
                 write!(f, " ({description})")?;
             }
-            let (now, deadline) = (Instant::now(), self.deadline.instant());
+            let (now, deadline) = (Instant::now(), self.deadline_now().instant());
             let (sign, seconds) = match deadline.checked_duration_since(now) {
                 Some(left) => ('+', left.as_secs_f64()),
                 None => ('-', now.duration_since(deadline).as_secs_f64()),
@@ -301,6 +371,7 @@ impl RequestContext {
         Self {
             id: self.id,
             deadline,
+            stream: None,
             started: self.started,
             interface: self.interface.clone(),
             protocol: self.protocol.clone(),
@@ -338,7 +409,6 @@ fn is_of(caller: &str, cage: &str) -> bool {
 }
 
 /// One request, whole, as a `handler` module gets it.
-#[derive(Debug)]
 pub struct Request {
     pub context: Arc<RequestContext>,
     pub action: String,
@@ -346,6 +416,20 @@ pub struct Request {
     /// Lower-case names, repeats kept.
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
+    /// Room that the body takes in the process's budget, until the module has answered.
+    pub body_room: Option<BodyRoom>,
+}
+
+/// Names of headers only: values may be secrets, and bodies may be long.
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("context", &self.context)
+            .field("action", &self.action)
+            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A module's answer, not yet checked against any protocol's rules.
@@ -415,4 +499,45 @@ pub struct CallTarget {
     pub cage: Option<String>,
     pub module: String,
     pub function: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let mut facts = Facts::default();
+        facts.set(Facts::USERNAME, "joe");
+        facts.set(Facts::PASSWORD, "s3cret");
+        let context = RequestContext::new("web".into(), "web", Duration::from_secs(1), Arc::new(facts));
+        let shown = format!("{context:?}");
+        assert!(shown.contains("joe") && !shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn what_moves_puts_the_deadline_off_up_to_the_latest() {
+        let context = RequestContext::new("web".into(), "web", Duration::from_secs(10), Arc::default());
+        let context = context.streamed(Duration::from_secs(25));
+        let stream = context.stream().unwrap();
+        let check = |moved_s: u64, expected_s: u64| {
+            stream.moved_ms.store(moved_s * 1000, Ordering::Relaxed);
+            assert_eq!(
+                context.deadline_now().instant() - context.started,
+                Duration::from_secs(expected_s),
+                "{moved_s}"
+            );
+        };
+        check(0, 10);
+        check(8, 18);
+        // A call that it makes has what is left then, and no more later.
+        let call = context.for_call("cage", "module", None);
+        check(17, 25);
+        assert_eq!(call.deadline_now().instant() - context.started, Duration::from_secs(18));
+        // However late something moves, and however absurd the times are.
+        stream.moved_ms.store(u64::MAX >> 20, Ordering::Relaxed);
+        assert_eq!(context.deadline_now(), stream.latest());
+        let endless = StreamDeadline::new(context.started, Duration::from_secs(1), Duration::MAX);
+        assert_eq!(endless.latest().instant() - context.started, Deadline::TIMEOUT_MAX);
+    }
 }

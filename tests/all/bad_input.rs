@@ -1,5 +1,6 @@
 //! A file that is no good is refused with its name, the cause and what to do; what a guest answers and HTTP cannot carry
-//! becomes an error page of the host's. Either way the old version, the built-in page and the neighbours serve on.
+//! becomes an error page of the host's. Either way the old version and the neighbours serve on, and where no version is,
+//! requests are turned away rather than lost.
 
 use http::{Method, StatusCode};
 use wasmcage_tests::{Answer, Running, TestCage, component, eventually, fixture, guest};
@@ -28,7 +29,10 @@ async fn check_refused(bytes: &[u8], words: &[&str]) {
         .await;
     check_reason(&cage, "interface_new", words).await;
     assert_eq!(cage.version("interface_new"), None);
-    assert!(cage.client("new").get("/x").await.text().contains("wasmcage HTTP server is up and running"));
+    for method in [Method::GET, Method::POST] {
+        let answer = cage.client("new").send(method, "/x", &[], bytes::Bytes::new()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
+    }
 
     cage.deploy("interface_old", bytes);
     check_reason(&cage, "interface_old", words).await;

@@ -160,10 +160,11 @@ async fn removing_a_private_file_brings_the_shared_one_back() {
     assert_eq!(client.get("/").await.text(), "Hello, v00007!");
     std::fs::remove_file(cage.directory().join("interface_web.wasm")).unwrap();
     answers(&client, "Hello, v00006!").await;
-    // And with neither there is the built-in page.
+    // With neither, what comes is turned away: it was meant for the module.
     std::fs::remove_file(shared.join("interface_web.wasm")).unwrap();
     eventually("the module's end", || cage.version("interface_web").is_none().then_some(())).await;
-    assert!(client.get("/x").await.text().contains("wasmcage HTTP server is up and running"));
+    let answer = client.get("/x").await;
+    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -351,7 +351,12 @@ async fn an_interface_without_a_module_shows_that_it_is_there() {
     let client = cage.client("web");
     let answer = client.get("/some/page?x=1").await;
     assert_eq!(answer.status, 200);
-    assert_eq!(answer.text(), "wasmcage HTTP server is up and running\nURL: /some/page?x=1\n");
+    let text = answer.text();
+    assert!(text.starts_with("wasmcage HTTP server is up and running\nURL: /some/page?x=1\n"), "{text}");
+    assert!(text.contains("wasmcage new rust interface_web --cage"), "{text}");
+    // It may be work, which nobody has done.
+    let answer = client.post("/some/page", "an order").await;
+    assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (503, "1"));
     let request = b"GET /?a&b='c' HTTP/1.1\r\nhost: x\r\naccept: text/html\r\nconnection: close\r\n\r\n";
     let answer = raw(client.address(), request).await;
     assert!(answer.contains("<p>URL: /?a&amp;b=&#39;c&#39;</p>"), "{answer}");

@@ -175,3 +175,45 @@ async fn a_guest_that_waits_for_a_silent_server_ends_at_its_deadline() {
         cage.quiet().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_does_not_exist_is_not_taken_for_another() {
+    let cage = fetching("fetch_p2", "\"*\"").await;
+    for port in ["65536", "65616", "4294967376", "0"] {
+        let answer = cage.client("web").get(&format!("/http/127.0.0.1:{port}/a")).await;
+        let text = answer.text();
+        assert!(answer.status == 502 && text.contains("HttpRequestUriInvalid"), "{port}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wasi_http_goes_through_the_proxy_that_the_module_has() {
+    for guest in FETCHING {
+        let (proxy, _) = telling().await;
+        let (direct, _) = telling().await;
+        let config = format!(
+            "[modules.interface_web]\nallow = {{ http = [\"nowhere.example\", \"{direct}\"] }}\n\
+             [modules.interface_web.http]\nproxy = \"http://user:secret@{proxy}\"\nno_proxy = [\"127.0.0.1\"]"
+        );
+        let cage = TestCage::new().module(guest, "interface_web").http("web").config(&config).start().await;
+        let client = cage.client("web");
+        // The name has no address; the proxy reads the whole URL.
+        let answer = client.get("/http/nowhere.example/a").await;
+        assert_eq!(answer.text(), "GET http://nowhere.example/a nowhere.example  0", "{guest}");
+        let answer = client.get(&format!("/http/{direct}/a")).await;
+        assert_eq!(answer.text(), format!("GET /a {direct}  0"), "{guest}");
+        // The grant holds as ever.
+        let answer = client.get("/http/elsewhere.example/a").await;
+        assert!(answer.text().contains("HttpRequestDenied"), "{guest}: {}", answer.text());
+        assert!(!cage.log().contains("secret"));
+        // A proxy that makes no tunnel is none for https.
+        let proxy = saying("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", false).await;
+        let config = format!(
+            "[modules.interface_web]\nallow = {{ http = [\"*\"] }}\n\
+             [modules.interface_web.http]\nproxy = \"http://{proxy}\""
+        );
+        let cage = TestCage::new().module(guest, "interface_web").http("web").config(&config).start().await;
+        let answer = cage.client("web").get("/https/nowhere.example/a").await;
+        assert!(answer.text().contains("DestinationUnavailable"), "{guest}: {}", answer.text());
+    }
+}

@@ -15,6 +15,7 @@ mod config_saves;
 mod context;
 mod doctor;
 mod drain;
+mod drain_load;
 mod fairness;
 mod files;
 mod hot_swap;

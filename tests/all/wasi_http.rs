@@ -145,11 +145,11 @@ async fn a_client_that_leaves_ends_the_guest() {
             drop(exchange);
             alive(&cage).await;
         }
-        // Before there is any answer. (Over HTTP/1, a body that the guest does not read would hide that its client left,
-        // until the deadline.)
+        // Before there is any answer. (Over HTTP/1 a client that merely ends its sending wants its answer; this one is gone.)
         let mut client = TcpStream::connect(cage.address("web")).await.unwrap();
         client.write_all(b"GET /hang HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         eventually("a request in work", || in_work(1)).await;
+        client.set_zero_linger().unwrap();
         drop(client);
         alive(&cage).await;
         let exchange = Exchange::begin(&cage.address("web"), Version::Http2, "/hang", &[]).await;
@@ -183,6 +183,28 @@ async fn a_guest_that_ends_before_its_answer_has_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_its_guest_does_not_finish_is_a_failure() {
+    let cage = started("wasi_http_p2", LONG).await;
+    let client = cage.client("web");
+    // Nothing has been sent: there is room for an answer that says so.
+    let answer = client.get("/unfinished").await;
+    assert_eq!((answer.status.as_u16(), answer.text().starts_with("failed: ")), (500, true), "{}", answer.text());
+    cage.logged("the body of the module's answer broke off").await;
+    let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/unfinished-late", &[]).await;
+    assert_eq!(exchange.status().await, 200);
+    exchange.expect("the beginning\n").await;
+    exchange.rest().await.unwrap_err();
+    let failed = || cage.module("interface_web")?.readings.outcomes.get("failed").copied();
+    eventually("both failures counted", || (failed() == Some(2)).then_some(())).await;
+    // With the request, as other failures.
+    let both =
+        |log: &String| log.lines().filter(|line| line.contains("broke off") && line.contains("# RQ-")).count() == 2;
+    eventually("both failures in the log", || Some(cage.log()).filter(both)).await;
+    assert_eq!(cage.module("interface_web").unwrap().readings.outcomes.get("ok"), None);
+    alive(&cage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_trap_in_the_middle_leaves_the_answer_unfinished() {
     for guest in GUESTS {
         let cage = started(guest, LONG).await;
@@ -201,9 +223,23 @@ async fn a_trap_in_the_middle_leaves_the_answer_unfinished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_deadline_ends_what_streams_too() {
+async fn what_streams_may_take_longer_than_a_request_and_not_for_ever() {
     for guest in GUESTS {
+        // A line each 20 ms is no silence of 400 ms, and the whole takes more than that.
         let cage = started(guest, "timeout_ms = 400").await;
+        for version in VERSIONS {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=50&ms=20", &[]).await;
+            exchange.end().await;
+            let (body, _) = exchange.rest().await.unwrap_or_else(|error| panic!("{guest} {version:?}: {error}"));
+            assert_eq!(body.lines().count(), 50, "{guest} {version:?}");
+            // Silence ends it.
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=2&ms=600000", &[]).await;
+            exchange.end().await;
+            assert_eq!(exchange.status().await, 200, "{guest} {version:?}");
+            exchange.rest().await.unwrap_err();
+            alive(&cage).await;
+        }
+        let cage = started(guest, "timeout_ms = 400\nstream_timeout_ms = 800").await;
         for version in VERSIONS {
             let target = "/slow-body?n=1000000&ms=5";
             let mut exchange = Exchange::begin(&cage.address("web"), version, target, &[]).await;
@@ -215,6 +251,28 @@ async fn the_deadline_ends_what_streams_too() {
         let answer = cage.client("web").get("/hang").await;
         assert_eq!(answer.status, 504, "{guest}");
         cage.logged("request failed").await;
+        alive(&cage).await;
+    }
+}
+
+/// Many times what a handler may be sent, at a pace that takes longer than a request may. `WASMCAGE_STREAM_MB` makes it more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_transfer_of_many_megabytes_comes_through() {
+    const PIECE: usize = 1 << 18;
+    let megabytes = std::env::var("WASMCAGE_STREAM_MB").map_or(12, |text| text.parse::<usize>().unwrap());
+    for guest in GUESTS {
+        let cage = started(guest, "timeout_ms = 700").await;
+        for version in VERSIONS {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            let piece: Bytes = vec![b'x'; PIECE].into();
+            for _ in 0..megabytes * (1 << 20) / PIECE {
+                exchange.send(piece.clone()).await;
+                exchange.skip(PIECE).await;
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            exchange.end().await;
+            assert_eq!(exchange.rest().await.unwrap().0, "", "{guest} {version:?}");
+        }
         alive(&cage).await;
     }
 }

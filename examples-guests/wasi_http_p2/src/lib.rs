@@ -11,6 +11,7 @@
 //! | `/hang` | none |
 //! | `/trap`, `/trap-late` | a panic before the answer, or in the middle of its body |
 //! | `/no-answer` | returns without one |
+//! | `/unfinished`, `/unfinished-late` | a body that is dropped before its end, empty or after its beginning |
 //! | `/error` | an error code in place of the answer |
 //! | anything else | 404 |
 
@@ -55,6 +56,20 @@ impl Guest for Component {
                 panic!("as asked");
             }
             "/no-answer" => Ok(()),
+            "/unfinished" => {
+                drop(respond(answer, 200));
+                Ok(())
+            }
+            "/unfinished-late" => {
+                let body = respond(answer, 200);
+                let output = body.write().expect("the body is written once");
+                let written = write(&output, b"the beginning\n");
+                // The beginning is on its way by then.
+                subscribe_duration(50 * NS_PER_MS).block();
+                drop(output);
+                drop(body);
+                written
+            }
             "/error" => {
                 ResponseOutparam::set(answer, Err(ErrorCode::InternalError(Some("as asked".into()))));
                 Ok(())

@@ -16,6 +16,7 @@ mod module;
 mod nearest;
 mod section;
 mod source;
+mod web;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -32,6 +33,7 @@ pub use listen::ListenAddress;
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
 pub use nearest::nearest;
 pub use section::Section;
+pub use web::{Authorities, OutgoingHttp, Proxy, url_port};
 
 use crate::protocol::PROTOCOLS;
 use crate::store::StoreSettings;

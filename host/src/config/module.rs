@@ -9,6 +9,7 @@ use super::TIMEOUT_MS_MAX;
 use super::binding::Binding;
 use super::grant::Grants;
 use super::section::Section;
+use super::web::OutgoingHttp;
 use crate::store::Quota;
 
 /// More elements than this no instance gets: each place for one is reserved for as many.
@@ -26,6 +27,8 @@ pub struct ModuleConfig {
     /// Of one request, and never longer than the request's own deadline.
     pub timeout: Option<Duration>,
     pub allow: Grants,
+    /// The way of the requests that `allow.http` permits.
+    pub http: OutgoingHttp,
     /// Imports that other modules answer.
     pub imports: Vec<Binding>,
     /// The guest's environment variables.
@@ -72,6 +75,7 @@ impl Default for ModuleConfig {
             table_elements: 100_000,
             timeout: None,
             allow: Grants::default(),
+            http: OutgoingHttp::default(),
             imports: Vec::new(),
             env: Vec::new(),
             state: Quota::default(),
@@ -100,6 +104,7 @@ impl fmt::Debug for ModuleConfig {
         f.debug_struct("ModuleConfig")
             .field("instances", &self.instances)
             .field("allow", &self.allow)
+            .field("http", &self.http)
             .field("imports", &self.imports)
             .field("env", &self.env.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("config", &self.config.keys().collect::<Vec<_>>())
@@ -121,6 +126,7 @@ impl ModuleConfig {
             ) as usize,
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
             allow: section.table("allow").map_or(default.allow, Grants::read),
+            http: section.table("http").map_or(default.http, OutgoingHttp::read),
             imports: section.table("imports").map_or(default.imports, Binding::read_all),
             env: environment(&section),
             state: section.table("state").map_or(default.state, state),

@@ -109,6 +109,12 @@ impl Endpoint {
         Ok(Some(Route { version, kind }))
     }
 
+    /// Whether the module has had a file since the cage started, so that what comes is meant for it: it may be compiling,
+    /// refused, or removed when `route` finds no version.
+    pub fn has_had_module(&self) -> bool {
+        self.slot.has_had_file()
+    }
+
     /// Where the interface can be reached from outside, such as `http://127.0.0.1:8080/`; shown at start and by `ps`.
     pub fn announce(&self, address: String) {
         let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);

@@ -181,8 +181,9 @@ impl Dispatcher {
         .await
     }
 
-    /// Has a `wasi:http` module answer. Resolves when the response's head is there; bodies stream both ways, up to the
-    /// deadline. A client that leaves before the head ends the guest.
+    /// Has a `wasi:http` module answer. Resolves when the response's head is there; bodies stream both ways. The time that the
+    /// request has begins anew with each part of a body that moves, up to `longest` after it began. A client that leaves before
+    /// the head ends the guest.
     ///
     /// # Errors
     /// See the kinds.
@@ -192,14 +193,20 @@ impl Dispatcher {
         route: Route,
         context: Arc<RequestContext>,
         request: http::Request<StreamBody>,
+        longest: Duration,
     ) -> Result<http::Response<StreamBody>, DispatchError> {
-        let context = self.tighten(context, &route.version);
+        let context = Arc::new(self.tighten(context, &route.version).streamed(longest));
         self.observed(endpoint, &context, async |this: &Self, begun: &mut Option<Instant>| {
             let lease = this.admit(&endpoint.slot, route.version, &context, begun).await?;
             let (this, endpoint, context) = (this.clone(), endpoint.clone(), context.clone());
             let late = {
                 let context = context.clone();
-                move |error: &DispatchError| this.log_failure(&endpoint, &context, error)
+                move |error: &DispatchError| {
+                    let outcome = Outcome::of_error(error);
+                    endpoint.readings.revise(outcome);
+                    endpoint.slot.readings.revise(outcome);
+                    this.log_failure(&endpoint, &context, error);
+                }
             };
             web::serve(lease, context, request, late).await
         })

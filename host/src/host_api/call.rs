@@ -50,7 +50,7 @@ impl Host for GuestState {
     async fn retried(&mut self, call: WitRetriedCall) -> Result<String, CallError> {
         let (dispatcher, request) = self.calling()?;
         let call = dispatcher.new_retried_call(&self.home, &request, call.into())?;
-        Ok(dispatcher.accept_retried(call, self.deadline).await?)
+        Ok(dispatcher.accept_retried(call, self.deadline()).await?)
     }
 }
 

@@ -12,7 +12,7 @@ impl Host for GuestState {
     }
 
     fn deadline_left_ms(&mut self) -> u64 {
-        u64::try_from(self.deadline.left().as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.deadline().left().as_millis()).unwrap_or(u64::MAX)
     }
 
     fn cage(&mut self) -> String {

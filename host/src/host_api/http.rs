@@ -7,14 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::uri::Scheme;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::Home;
-use crate::request::Deadline;
-use crate::web_client::{Client, ClientSettings, Http2, RequestBody, ResponseBody, Times, Tls, WebError, WebErrorKind};
+use crate::config::url_port;
+use crate::request::{Deadline, StreamDeadline};
+use crate::web_client::{
+    Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind,
+};
 
 /// A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,28 +33,44 @@ pub(super) struct OutgoingGrant {
     home: Arc<Home>,
     /// Of the request in work.
     deadline: Deadline,
+    /// Of the same, if its bodies stream.
+    stream: Option<Arc<StreamDeadline>>,
 }
 
 impl OutgoingGrant {
     pub(super) fn new(home: Arc<Home>, deadline: Deadline) -> Self {
-        Self { home, deadline }
+        Self { home, deadline, stream: None }
     }
 
     /// Before each call into the guest.
-    pub(super) fn begin(&mut self, deadline: Deadline) {
-        self.deadline = deadline;
+    pub(super) fn begin(&mut self, stream: Option<Arc<StreamDeadline>>, deadline: Deadline) {
+        (self.stream, self.deadline) = (stream, deadline);
     }
 
     fn allows(&self, uri: &http::Uri) -> bool {
-        let default_port = if uri.scheme() == Some(&Scheme::HTTP) { 80 } else { 443 };
-        let Some(host) = uri.host() else { return false };
-        let port = uri.port_u16().unwrap_or(default_port);
+        let (Some(host), Some(port)) = (uri.host(), url_port(uri)) else { return false };
         self.home.granted().http.iter().flatten().any(|pattern| pattern.allows(host, port))
     }
 
+    /// While the guest's own exchange streams, its requests may stream as well: each part comes within the time that it has.
+    fn times(&self, options: &RequestOptions) -> Times {
+        let idle = self.stream.as_ref().map(|stream| stream.idle());
+        Times {
+            connect: options.connect_timeout,
+            first_byte: options.first_byte_timeout.or(idle),
+            between_bytes: options.between_bytes_timeout.or(idle),
+            deadline: self.stream.as_ref().map_or(self.deadline, |stream| stream.latest()),
+        }
+    }
+
     fn client(&self) -> Client {
+        let http = &self.home.settings.http;
         let settings = || ClientSettings {
-            tls: Tls::public(),
+            tls: http
+                .authorities
+                .as_ref()
+                .map_or_else(Tls::public, |authorities| Tls::beside_public(&authorities.certificates)),
+            proxy: http.proxy.clone(),
             http2: Http2::Auto,
             connect_timeout: CONNECT_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
@@ -60,6 +79,16 @@ impl OutgoingGrant {
         };
         self.home.web_client.get_or_init(|| Client::new(&settings())).clone()
     }
+}
+
+/// The guest's own body; `kept` gets the code of the error that it ends with, of which HTTP libraries keep a text only.
+fn keep_error(body: WasiBody, kept: Arc<Mutex<Option<Error>>>) -> StreamedBody {
+    body.map_err(move |error| {
+        let text = error.to_string();
+        *kept.lock() = Some(error);
+        text.into()
+    })
+    .boxed_unsync()
 }
 
 impl WasiHttpHooks for OutgoingGrant {
@@ -74,32 +103,33 @@ impl WasiHttpHooks for OutgoingGrant {
         options: Option<RequestOptions>,
         _processed: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent, Error>> + Send> {
+        if url_port(request.uri()).is_none() {
+            return Box::new(std::future::ready(Err(Error::HttpRequestUriInvalid)));
+        }
         if !self.allows(request.uri()) {
             let (cage, module) = (&*self.home.cage, &*self.home.module);
             let host = request.uri().authority().map_or("", |authority| authority.as_str());
             tracing::warn!(cage, module, host, "outgoing request denied, its host is not in allow.http");
             return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
         }
-        let options = options.unwrap_or_default();
-        let times = Times {
-            connect: options.connect_timeout,
-            first_byte: options.first_byte_timeout,
-            between_bytes: options.between_bytes_timeout,
-            deadline: self.deadline,
-        };
+        let times = self.times(&options.unwrap_or_default());
         let client = self.client();
-        Box::new(async move {
-            let (head, body) = request.into_parts();
-            let body = match body.is_end_stream() {
-                true => RequestBody::Whole(bytes::Bytes::new()),
-                false => RequestBody::Streamed(body.map_err(Into::into).boxed_unsync()),
-            };
-            let response = client.send(head, body, times).await.map_err(error)?;
-            // The connection belongs to the client, who sees to its end.
-            let after: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(std::future::ready(Ok(())));
-            Ok((response.map(|body: ResponseBody| body.map_err(error).boxed_unsync()), after))
-        })
+        Box::new(send(client, request, times))
     }
+}
+
+async fn send(client: Client, request: http::Request<WasiBody>, times: Times) -> Result<Sent, Error> {
+    let (head, body) = request.into_parts();
+    let own_error = Arc::default();
+    let body = match body.is_end_stream() {
+        true => RequestBody::Whole(bytes::Bytes::new()),
+        false => RequestBody::Streamed(keep_error(body, Arc::clone(&own_error))),
+    };
+    let sent = client.send(head, body, times).await;
+    let response = sent.map_err(|failed| own_error.lock().take().unwrap_or_else(|| error(failed)))?;
+    // The connection belongs to the client, who sees to its end.
+    let after: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(std::future::ready(Ok(())));
+    Ok((response.map(|body: ResponseBody| body.map_err(error).boxed_unsync()), after))
 }
 
 /// What WASI calls it.
@@ -121,6 +151,47 @@ fn error(error: WebError) -> Error {
         WebErrorKind::Disconnected if error.sent => Error::HttpResponseIncomplete,
         WebErrorKind::Disconnected => Error::ConnectionTerminated,
         WebErrorKind::Protocol => Error::HttpProtocolError,
+        WebErrorKind::Uri => Error::HttpRequestUriInvalid,
+        WebErrorKind::Proxy => Error::DestinationUnavailable,
         WebErrorKind::RequestBody => Error::InternalError(Some(error.text)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+    use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_error_that_a_guests_own_body_ends_with_keeps_its_code() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Up to the client's end.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let frames = [Ok(Frame::data(Bytes::from_static(b"the beginning"))), Err(Error::HttpRequestBodySize(Some(18)))];
+        let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+        let request = http::Request::post(format!("http://{address}/")).body(body).unwrap();
+        let client = Client::new(&ClientSettings {
+            tls: Tls::public(),
+            proxy: None,
+            http2: Http2::Auto,
+            connect_timeout: CONNECT_TIMEOUT,
+            idle_timeout: IDLE_TIMEOUT,
+            response_header_bytes_max: RESPONSE_HEADER_BYTES_MAX,
+            connections_max: 1,
+        });
+        let deadline = Deadline::after(CONNECT_TIMEOUT);
+        let sent =
+            send(client, request, Times { connect: None, first_byte: None, between_bytes: None, deadline }).await;
+        assert!(matches!(sent.err(), Some(Error::HttpRequestBodySize(Some(18)))));
+        server.await.unwrap();
     }
 }

@@ -52,8 +52,8 @@ impl Host for GuestState {
             Err(error) => return Ok(Err(error)),
         };
         let deadline = match timeout_ms {
-            Some(timeout) => request.deadline.within(Duration::from_millis(timeout.into())),
-            None => request.deadline,
+            Some(timeout) => request.deadline_now().within(Duration::from_millis(timeout.into())),
+            None => request.deadline_now(),
         };
         let held = match locks.acquire(&name, mode.into(), request.id, deadline).await {
             Ok(held) => held,
@@ -77,7 +77,7 @@ impl Host for GuestState {
             Ok(found) => found,
             Err(error) => return Ok(Err(error)),
         };
-        let deadline = request.deadline.within(Duration::from_millis(timeout_ms.into()));
+        let deadline = request.deadline_now().within(Duration::from_millis(timeout_ms.into()));
         match locks.pop(&queue, deadline).await {
             Ok(Some(entry)) => Ok(Ok(Some(entry.try_into()?))),
             Ok(None) => Ok(Ok(None)),

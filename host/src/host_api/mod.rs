@@ -237,9 +237,9 @@ impl GuestState {
     /// Before each call into the guest.
     pub fn begin(&mut self, request: Option<Arc<RequestContext>>, deadline: Deadline) {
         self.outputs.begin(request.as_ref());
+        self.grant.begin(request.as_ref().and_then(|request| request.stream().cloned()), deadline);
         self.request = request;
         self.deadline = deadline;
-        self.grant.begin(deadline);
     }
 
     /// After each call, and after the start, so that nothing of one request is seen by the next, or held by it.
@@ -256,8 +256,10 @@ impl GuestState {
         self.directories.are_in_place()
     }
 
+    /// As things stand: that of a request that streams is put off while bytes move.
     pub fn deadline(&self) -> Deadline {
-        self.deadline
+        let stream = self.request.as_ref().and_then(|request| request.stream());
+        stream.map_or(self.deadline, |stream| stream.now())
     }
 }
 

@@ -131,8 +131,8 @@ impl GuestState {
         let dispatcher = dispatcher.ok_or_else(|| StoreError::Unavailable("the cage is stopping".into()))?;
         let store = dispatcher.services().store.clone();
         // What comes of it says the operation that follows.
-        let _ = tokio::time::timeout_at(self.deadline.instant(), store.ready()).await;
-        Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline })
+        let _ = tokio::time::timeout_at(self.deadline().instant(), store.ready()).await;
+        Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline() })
     }
 
     /// What the store is to do for a guest's steps. Retried calls are checked here, and given their ids.

@@ -18,7 +18,7 @@ use crate::dispatcher::DispatchError;
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
 use crate::lanes;
-use crate::request::{Deadline, Payload, Reply, Request, RequestContext};
+use crate::request::{Deadline, Payload, Reply, Request, RequestContext, StreamDeadline};
 use crate::telemetry::error_chain;
 
 /// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
@@ -114,7 +114,7 @@ impl Instance {
             Some(handle) => *handle,
             None => *self.handle.insert(typed(&mut self.store, &self.guest, index, HANDLE)?),
         };
-        let Request { context, action, target, headers, body } = request;
+        let Request { context, action, target, headers, body, body_room: _body_room } = request;
         let request = types::Request {
             id: context.id.to_string(),
             interface_name: context.interface.to_string(),
@@ -281,9 +281,13 @@ impl Instance {
         call: impl AsyncFnOnce(&mut Store<GuestState>) -> wasmtime::Result<T>,
     ) -> Result<T, DispatchError> {
         self.uses += 1;
+        let stream = context.as_ref().and_then(|context| context.stream().cloned());
         self.store.data_mut().begin(context, deadline);
         self.store.set_epoch_deadline(1);
-        let result = until(deadline, pin!(call(&mut self.store))).await;
+        let result = match stream {
+            None => until(deadline, pin!(call(&mut self.store))).await,
+            Some(stream) => in_time(&stream, pin!(call(&mut self.store))).await,
+        };
         let outcome = outcome(&mut self.store, deadline, result);
         self.store.data_mut().end();
         outcome
@@ -294,6 +298,20 @@ impl Instance {
 fn until<T>(deadline: Deadline, mut guest: Pin<&mut impl Future<Output = T>>) -> Timeout<impl Future<Output = T>> {
     let guest = poll_fn(move |context| lanes::poll_guest(guest.as_mut(), context));
     timeout_at(deadline.instant() + DEADLINE_GRACE, guest)
+}
+
+/// The same with a deadline that is put off while bytes move.
+async fn in_time<T>(
+    stream: &StreamDeadline,
+    mut guest: Pin<&mut impl Future<Output = T>>,
+) -> Result<T, tokio::time::error::Elapsed> {
+    loop {
+        let deadline = stream.now();
+        match until(deadline, guest.as_mut()).await {
+            Err(_) if deadline < stream.now() => {}
+            result => return result,
+        }
+    }
 }
 
 /// Finds a function and compares its type; cheap enough for every fresh instance.
@@ -317,6 +335,7 @@ fn outcome<T>(
     deadline: Deadline,
     result: Result<wasmtime::Result<T>, tokio::time::error::Elapsed>,
 ) -> Result<T, DispatchError> {
+    let late = deadline.passed() && store.data().deadline().passed();
     let limits: &mut Limits = &mut store.data_mut().limits;
     match result {
         Err(_) => Err(DispatchError::DeadlineExceeded("the module was waiting for the host".into())),
@@ -325,7 +344,7 @@ fn outcome<T>(
             limits.take_refusal();
             Ok(value)
         }
-        Ok(Err(error)) if error.downcast_ref() == Some(&Trap::Interrupt) && deadline.passed() => {
+        Ok(Err(error)) if error.downcast_ref() == Some(&Trap::Interrupt) && late => {
             Err(DispatchError::DeadlineExceeded("the module was running".into()))
         }
         Ok(Err(error)) if error.is::<wasmtime::PoolConcurrencyLimitError>() => {

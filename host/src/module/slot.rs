@@ -24,6 +24,8 @@ pub struct Slot {
     refusal: Mutex<Option<String>>,
     /// Whether a file is being made a version now.
     loading: AtomicBool,
+    /// Whether a file for the module has been found since the cage started.
+    file_found: AtomicBool,
 }
 
 impl Slot {
@@ -35,11 +37,23 @@ impl Slot {
             versions: AtomicU64::new(0),
             refusal: Mutex::default(),
             loading: AtomicBool::new(false),
+            file_found: AtomicBool::new(false),
         }
     }
 
     pub fn current(&self) -> Option<Arc<Version>> {
         self.current.load_full()
+    }
+
+    /// A file for the module is there: from now on a request that no version can serve is work that is turned away, be the
+    /// file still compiled, refused, or removed again.
+    pub fn note_file(&self) {
+        self.file_found.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the module has had a file since the cage started.
+    pub fn has_had_file(&self) -> bool {
+        self.file_found.load(Ordering::Relaxed)
     }
 
     pub fn next_number(&self) -> u64 {

@@ -3,7 +3,7 @@
 //! requests is the protocol's affair.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
@@ -19,14 +19,14 @@ use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _, p3};
 use super::exports::Web;
 use super::version::Lease;
 use crate::dispatcher::{DispatchError, StreamBody};
-use crate::request::RequestContext;
+use crate::request::{RequestContext, StreamDeadline};
 use crate::task;
 
 type Answer = Result<http::Response<WasiBody>, String>;
 
 /// Resolves when the head of the response is there. The instance goes back to its pool when the guest has finished; a
-/// guest that streams on does so in a task of its own, up to the request's deadline, and `late` is told if it fails there:
-/// its client has the head by then, and sees that the body breaks off.
+/// guest that streams on does so in a task of its own, up to the request's deadline. `late` is told if it fails there, or leaves
+/// its body unfinished: its client has the head by then, and sees that the body breaks off.
 ///
 /// # Errors
 /// As an instance's, or `Failed` when the guest answered with an error or not at all.
@@ -34,14 +34,15 @@ pub async fn serve(
     lease: Lease,
     context: Arc<RequestContext>,
     request: http::Request<StreamBody>,
-    late: impl FnOnce(&DispatchError) + Send + 'static,
+    late: impl Fn(&DispatchError) + Clone + Send + Unpin + 'static,
 ) -> Result<http::Response<StreamBody>, DispatchError> {
     let (answer_tx, mut answer_rx) = oneshot::channel();
     let (sent_tx, sent_rx) = oneshot::channel();
-    let broken = Arc::new(AtomicBool::new(false));
-    let request =
-        request.map(|body| body.map_err(|error| Error::InternalError(Some(error.to_string()))).boxed_unsync());
-    let mut guest = Box::pin(run(lease, context, request, answer_tx, BreakOnDrop(Some(broken.clone())), sent_rx));
+    let breaks = Arc::new(Breaks::default());
+    let moved = context.stream().cloned();
+    let request = request.map(|body| RequestBody { body, breaks: breaks.clone(), moved: moved.clone() }.boxed_unsync());
+    let mut guest = Box::pin(run(lease, context, request, answer_tx, BreakOnDrop(Some(breaks.clone())), sent_rx));
+    let (late_guest, breaks_of_guest) = (late.clone(), breaks.clone());
     let answer = tokio::select! {
         // The guest first: most have finished by the time their answer is looked at, and need no task of their own.
         biased;
@@ -55,8 +56,10 @@ pub async fn serve(
                 tokio::spawn(async move {
                     let caught = task::caught_async(guest).await;
                     let ended = caught.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())));
-                    if let Err(error) = ended {
-                        late(&error);
+                    if let Err(error) = ended
+                        && !breaks_of_guest.told.swap(true, Ordering::AcqRel)
+                    {
+                        late_guest(&error);
                     }
                 });
                 Some(answer)
@@ -69,37 +72,63 @@ pub async fn serve(
     };
     let answer = answer.ok_or_else(|| DispatchError::Failed("the module gave no response".into()))?;
     let response = answer.map_err(|text| DispatchError::Failed(format!("the module answered {text}")))?;
-    Ok(response.map(|body| Response { body, broken, sent: Some(sent_tx) }.boxed_unsync()))
+    let mut response = response.map(|body| Response {
+        body,
+        first: None,
+        ended: false,
+        breaks,
+        moved,
+        // A body that breaks off at once may still be answered with an error.
+        late: None,
+        sent: Some(sent_tx),
+    });
+    if let Some(Err(error)) = response.body_mut().look_ahead().await {
+        let text = format!("the body of the module's answer broke off: {error}");
+        response.body().breaks.told.store(true, Ordering::Release);
+        return Err(match response.body().breaks.client.load(Ordering::Acquire) {
+            true => DispatchError::BadRequest(text),
+            false => DispatchError::Failed(text),
+        });
+    }
+    response.body_mut().late = Some(late);
+    Ok(response.map(|body| body.boxed_unsync()))
 }
 
-/// A response's body that does not pass for complete when its guest broke off: streams that are dropped with their store
-/// look like ended ones.
-struct Response {
-    body: WasiBody,
-    broken: Arc<AtomicBool>,
-    /// Dropped when nothing more is wanted of the guest.
-    sent: Option<oneshot::Sender<()>>,
+/// How an exchange came to break off.
+#[derive(Default)]
+struct Breaks {
+    /// The guest did not come to its end.
+    guest: AtomicBool,
+    /// The client's body did not.
+    client: AtomicBool,
+    /// The operator knows.
+    told: AtomicBool,
 }
 
-impl Body for Response {
+/// A request's body on its way to the guest.
+struct RequestBody {
+    body: StreamBody,
+    breaks: Arc<Breaks>,
+    moved: Option<Arc<StreamDeadline>>,
+}
+
+impl Body for RequestBody {
     type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Error = Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        Poll::Ready(match frame {
-            Some(Ok(frame)) => Some(Ok(frame)),
-            Some(Err(error)) => Some(Err(error.into())),
-            None if self.broken.load(Ordering::Acquire) => Some(Err("the module ended before its answer did".into())),
-            None => {
-                self.sent = None;
-                None
-            }
-        })
+        self.moved.iter().for_each(|moved| moved.progressed());
+        Poll::Ready(frame.map(|frame| {
+            frame.map_err(|error| {
+                self.breaks.client.store(true, Ordering::Release);
+                Error::InternalError(Some(error.to_string()))
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream() && !self.broken.load(Ordering::Acquire)
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -107,8 +136,95 @@ impl Body for Response {
     }
 }
 
+/// A response's body that does not pass for complete when its guest broke off: streams that are dropped with their store
+/// look like ended ones.
+struct Response<L> {
+    body: WasiBody,
+    /// What was taken of the body before anybody asked for it.
+    first: Option<Frame<Bytes>>,
+    ended: bool,
+    breaks: Arc<Breaks>,
+    moved: Option<Arc<StreamDeadline>>,
+    /// Told when the body breaks off by the guest's own doing, once.
+    late: Option<L>,
+    /// Dropped when nothing more is wanted of the guest.
+    sent: Option<oneshot::Sender<()>>,
+}
+
+impl<L: Fn(&DispatchError) + Send + Unpin> Response<L> {
+    /// The body's beginning, if it is there; it is kept.
+    async fn look_ahead(&mut self) -> Option<Result<(), Box<dyn std::error::Error + Send + Sync>>> {
+        let mut frame = pin!(poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Some(frame)),
+            Poll::Pending => Poll::Ready(None),
+        }));
+        match (&mut frame).await?? {
+            Ok(frame) => {
+                self.first = Some(frame);
+                Some(Ok(()))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    /// Unless the client is the cause, or the guest's own failure, which is told by itself.
+    fn tell(&mut self, error: &Error) {
+        let Some(late) = self.late.take() else { return };
+        let elsewhere = self.breaks.guest.load(Ordering::Acquire) || self.breaks.client.load(Ordering::Acquire);
+        if !elsewhere && !self.breaks.told.swap(true, Ordering::AcqRel) {
+            late(&DispatchError::Failed(format!("the body of the module's answer broke off: {error}")));
+        }
+    }
+}
+
+impl<L: Fn(&DispatchError) + Send + Unpin> Body for Response<L> {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.moved.iter().for_each(|moved| moved.progressed());
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Err(error)) => {
+                self.tell(&error);
+                Some(Err(error.into()))
+            }
+            None if self.breaks.guest.load(Ordering::Acquire) => {
+                Some(Err("the module ended before its answer did".into()))
+            }
+            None => {
+                self.ended = true;
+                self.sent = None;
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let unbroken = || !self.breaks.guest.load(Ordering::Acquire);
+        self.first.is_none() && (self.ended || (self.body.is_end_stream() && unbroken()))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.body.size_hint();
+        let first = self.first.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(first));
+        }
+        hint.set_lower(hint.lower().saturating_add(first));
+        hint
+    }
+}
+
 /// Says that a guest did not come to its end. Must be dropped before the guest's store is, which ends its streams.
-struct BreakOnDrop(Option<Arc<AtomicBool>>);
+struct BreakOnDrop(Option<Arc<Breaks>>);
 
 impl BreakOnDrop {
     fn disarm(mut self) {
@@ -118,8 +234,8 @@ impl BreakOnDrop {
 
 impl Drop for BreakOnDrop {
     fn drop(&mut self) {
-        if let Some(broken) = &self.0 {
-            broken.store(true, Ordering::Release);
+        if let Some(breaks) = &self.0 {
+            breaks.guest.store(true, Ordering::Release);
         }
     }
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
+use crate::body_budget::BodyBudget;
 use crate::config::{ConfigError, ExportChoice, Section};
 use crate::dispatcher::{Dispatcher, Endpoint};
 use crate::drain::Drain;
@@ -99,6 +100,8 @@ pub struct InterfaceContext {
     pub node: Arc<str>,
     /// Where running cages of this user meet: see `host::runtime_directory`.
     pub runtime_directory: Arc<Path>,
+    /// The process's budget for bodies that are kept whole.
+    pub bodies: Arc<BodyBudget>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -67,21 +67,24 @@ impl Outcome {
     }
 
     pub fn of<T>(result: &Result<T, DispatchError>) -> Self {
-        match result {
-            Ok(_) => Self::Ok,
-            Err(DispatchError::BadRequest(_)) => Self::BadRequest,
-            Err(DispatchError::NoSuchCage(_) | DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_)) => {
+        result.as_ref().map_or_else(Self::of_error, |_| Self::Ok)
+    }
+
+    pub fn of_error(error: &DispatchError) -> Self {
+        match error {
+            DispatchError::BadRequest(_) => Self::BadRequest,
+            DispatchError::NoSuchCage(_) | DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_) => {
                 Self::NotFound
             }
-            Err(DispatchError::NotPermitted(_)) => Self::NotPermitted,
-            Err(DispatchError::Refused(_)) => Self::Refused,
-            Err(DispatchError::Failed(_)) => Self::Failed,
-            Err(DispatchError::Trap(_)) => Self::Trapped,
-            Err(DispatchError::DeadlineExceeded(_)) => Self::DeadlineExceeded,
-            Err(DispatchError::Lost(_)) => Self::Lost,
-            Err(DispatchError::Overloaded(_)) => Self::Overloaded,
-            Err(DispatchError::Draining) => Self::Draining,
-            Err(DispatchError::Host(_)) => Self::HostError,
+            DispatchError::NotPermitted(_) => Self::NotPermitted,
+            DispatchError::Refused(_) => Self::Refused,
+            DispatchError::Failed(_) => Self::Failed,
+            DispatchError::Trap(_) => Self::Trapped,
+            DispatchError::DeadlineExceeded(_) => Self::DeadlineExceeded,
+            DispatchError::Lost(_) => Self::Lost,
+            DispatchError::Overloaded(_) => Self::Overloaded,
+            DispatchError::Draining => Self::Draining,
+            DispatchError::Host(_) => Self::HostError,
         }
     }
 }
@@ -134,8 +137,18 @@ impl Readings {
         shard.processing.record(processing);
     }
 
+    /// A request that was counted as `Ok` when its answer began has ended otherwise.
+    pub fn revise(&self, outcome: Outcome) {
+        let shard = self.shard();
+        shard.outcomes[outcome as usize].fetch_add(1, Relaxed);
+        // It may have been counted by another lane's shard: only the sum of all is a count.
+        shard.outcomes[Outcome::Ok as usize].fetch_sub(1, Relaxed);
+    }
+
     pub fn count(&self, outcome: Outcome) -> u64 {
-        self.made().map(|shard| shard.outcomes[outcome as usize].load(Relaxed)).sum()
+        let counts = self.made().map(|shard| shard.outcomes[outcome as usize].load(Relaxed));
+        // The shards are read one after the other, so that the sum may be below zero for a moment.
+        counts.fold(0, u64::wrapping_add).cast_signed().max(0).cast_unsigned()
     }
 
     pub fn snapshot(&self) -> ReadingsSnapshot {
@@ -211,6 +224,21 @@ mod tests {
         assert!((500..=516).contains(&snapshot.processing.p50_us), "{snapshot:?}");
         assert!((990..=1_023).contains(&snapshot.processing.p99_us), "{snapshot:?}");
         assert_eq!(snapshot.outcomes.get("ok"), Some(&1_000));
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_is_not_a_good_one() {
+        let readings = Readings::default();
+        for _ in 0..2 {
+            readings.begin();
+            readings.end(Outcome::Ok, Duration::ZERO, Duration::ZERO);
+        }
+        readings.revise(Outcome::Failed);
+        assert_eq!((readings.count(Outcome::Ok), readings.count(Outcome::Failed)), (1, 1));
+        // Another lane's shard may be the only one that was read so far.
+        readings.revise(Outcome::Trapped);
+        readings.revise(Outcome::Trapped);
+        assert_eq!(readings.count(Outcome::Ok), 0);
     }
 
     #[test]

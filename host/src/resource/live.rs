@@ -101,7 +101,7 @@ impl LiveResource {
     /// When an operation must have ended.
     pub(crate) fn deadline(&self, caller: &Caller, timeout: Option<Duration>) -> Deadline {
         let shortest = self.config.timeout.into_iter().chain(timeout).min();
-        shortest.map_or(caller.request.deadline, |shortest| caller.request.deadline.within(shortest))
+        shortest.map_or(caller.request.deadline_now(), |shortest| caller.request.deadline_now().within(shortest))
     }
 
     /// What can be said before there is a connection.

@@ -1,5 +1,6 @@
 //! What every resource is asked, and what it answers, whatever its protocol.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use super::ResourceError;
 use crate::protocol::Connection;
 use crate::request::RequestContext;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Operation {
     /// What is asked: `query`, an HTTP method, `read`, ...
     pub action: String,
@@ -18,6 +19,17 @@ pub struct Operation {
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
+}
+
+/// Names of headers only: values may be secrets, and bodies may be long.
+impl fmt::Debug for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operation")
+            .field("action", &self.action)
+            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("body_bytes", &self.body.len())
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -157,7 +157,7 @@ impl Transaction {
 
     fn run(&self, participants: Vec<Participant>) -> Running {
         let Surroundings { caller, store, background } = &self.surroundings;
-        let deadline = caller.request.deadline;
+        let deadline = caller.request.deadline_now();
         let deadline = self.options.timeout.map_or(deadline, |timeout| deadline.within(timeout));
         let count = participants.len();
         let names = participants.iter().map(|participant| participant.name().to_owned()).collect();

@@ -24,7 +24,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::error::{WebError, WebErrorKind, find};
-use super::{ClientSettings, Http2};
+use super::{ClientSettings, Http2, proxy};
+use crate::config::{Proxy, url_port};
 
 /// An address that does not answer for so long gets company by the next.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
@@ -36,11 +37,12 @@ pub(super) struct Connector {
     tls: TlsConnector,
     server_name: Option<ServerName<'static>>,
     timeout: Duration,
+    proxy: Option<Arc<Proxy>>,
     places: Arc<Semaphore>,
 }
 
 impl Connector {
-    pub(super) fn new(settings: &ClientSettings) -> Self {
+    pub(super) fn new(settings: &ClientSettings, proxy: Option<Arc<Proxy>>) -> Self {
         let mut config = (*settings.tls.config).clone();
         let (http1, http2) = (b"http/1.1".to_vec(), b"h2".to_vec());
         config.alpn_protocols = match settings.http2 {
@@ -52,6 +54,7 @@ impl Connector {
             tls: TlsConnector::from(Arc::new(config)),
             server_name: settings.tls.server_name.clone(),
             timeout: settings.connect_timeout,
+            proxy,
             places: Arc::new(Semaphore::new(settings.connections_max)),
         }
     }
@@ -66,25 +69,36 @@ impl Connector {
         let limit = Instant::now() + self.timeout;
         let secure = uri.scheme() == Some(&Scheme::HTTPS);
         let host = uri.host().unwrap_or_default();
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let port = uri.port_u16().unwrap_or(if secure { 443 } else { 80 });
+        let port =
+            url_port(&uri).ok_or_else(|| WebError::new(WebErrorKind::Uri, format!("{uri} has no valid port")))?;
+        let proxy = self.proxy.as_deref().filter(|proxy| proxy::leads_to(proxy, &uri));
+        let (next, next_port) = proxy.map_or((bare(host), port), |proxy| (bare(&proxy.host), proxy.port));
 
-        let addresses = match timeout_at(limit, addresses(host, port)).await {
-            Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{host}: {error}")))?,
+        let addresses = match timeout_at(limit, addresses(next, next_port)).await {
+            Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{next}: {error}")))?,
             Err(_) => {
                 return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..late("asking for the name's address") });
             }
         };
         let tcp = match timeout_at(limit, first_to_answer(addresses)).await {
-            Ok(tcp) => tcp.map_err(|error| of_tcp(&error, host, port))?,
+            Ok(tcp) => tcp.map_err(|error| of_tcp(&error, next, next_port))?,
             Err(_) => return Err(late("connecting")),
         };
         // Small requests must not wait for the answer to the one before.
         let _ = tcp.set_nodelay(true);
         let uses = Uses::default();
         if !secure {
-            return Ok(Stream { io: TokioIo::new(Box::new(tcp)), http2: false, uses, _place: place });
+            let io = TokioIo::new(Box::new(tcp) as Box<dyn Io>);
+            return Ok(Stream { io, http2: false, proxied: proxy.is_some(), uses, _place: place });
         }
+        let tcp = match proxy {
+            None => tcp,
+            Some(proxy) => match timeout_at(limit, proxy::tunnel(proxy, tcp, host, port)).await {
+                Ok(tunnel) => tunnel?,
+                Err(_) => return Err(late("the proxy's answer")),
+            },
+        };
+        let host = bare(host);
         let name = match self.server_name.clone() {
             Some(name) => name,
             None => ServerName::try_from(host.to_owned())
@@ -95,7 +109,7 @@ impl Connector {
             Err(_) => return Err(late("the TLS handshake")),
         };
         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Stream { io: TokioIo::new(Box::new(tls)), http2, uses, _place: place })
+        Ok(Stream { io: TokioIo::new(Box::new(tls)), http2, proxied: false, uses, _place: place })
     }
 }
 
@@ -111,6 +125,11 @@ impl tower_service::Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         Box::pin(self.clone().connect(uri))
     }
+}
+
+/// An address without the brackets that it has in a URL.
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 /// In the order of the system's preference, the two families by turns.
@@ -188,6 +207,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub(super) struct Stream {
     io: TokioIo<Box<dyn Io>>,
     http2: bool,
+    /// The other end reads requests for any server.
+    proxied: bool,
     uses: Uses,
     /// Given back when the connection is closed.
     _place: OwnedSemaphorePermit,
@@ -195,7 +216,7 @@ pub(super) struct Stream {
 
 impl Connection for Stream {
     fn connected(&self) -> Connected {
-        let connected = Connected::new().extra(self.uses.clone());
+        let connected = Connected::new().proxy(self.proxied).extra(self.uses.clone());
         if self.http2 { connected.negotiated_h2() } else { connected }
     }
 }

@@ -10,6 +10,10 @@ pub enum WebErrorKind {
     /// The name has no address.
     Dns,
     DnsTimedOut,
+    /// The URL names a port that is none.
+    Uri,
+    /// The proxy does not let the request through.
+    Proxy,
     /// Nobody listens there.
     Refused,
     /// No way to the address.

@@ -1,18 +1,22 @@
 //! Requests to servers outside: connections that are kept and used again, limits of time and size, errors that say what
 //! went wrong where. Used by resources of the protocol that speaks HTTP and by guests' own requests; knows neither.
 //!
-//! `connect.rs` makes connections, `tls.rs` secures them, `body.rs` bounds what comes back, `error.rs` names failures.
+//! `connect.rs` makes connections, `proxy.rs` those through a proxy, `tls.rs` secures them, `body.rs` bounds what comes back, `error.rs` names failures.
 
 mod body;
 mod connect;
 mod error;
+mod proxy;
 mod tls;
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::PROXY_AUTHORIZATION;
 use http::request::Parts;
+use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -25,6 +29,7 @@ pub use self::body::ResponseBody;
 use self::connect::{Connector, Uses};
 pub use self::error::{WebError, WebErrorKind};
 pub use self::tls::{Tls, TlsFileError};
+use crate::config::Proxy;
 use crate::request::Deadline;
 
 /// A body on its way out.
@@ -44,6 +49,8 @@ pub enum Http2 {
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     pub tls: Tls,
+    /// Between this client and all servers that it does not spare.
+    pub proxy: Option<Proxy>,
     pub http2: Http2,
     /// From the name to the secured connection.
     pub connect_timeout: Duration,
@@ -76,6 +83,7 @@ pub enum RequestBody {
 #[derive(Clone)]
 pub struct Client {
     pool: legacy::Client<Connector, StreamedBody>,
+    proxy: Option<Arc<Proxy>>,
 }
 
 impl Client {
@@ -89,7 +97,8 @@ impl Client {
             // hyper has a lower bound on its buffer, which holds a head.
             .http1_max_buf_size(settings.response_header_bytes_max.max(8 * 1024))
             .http2_max_header_list_size(u32::try_from(settings.response_header_bytes_max).unwrap_or(u32::MAX));
-        Self { pool: builder.build(Connector::new(settings)) }
+        let proxy = settings.proxy.clone().map(Arc::new);
+        Self { pool: builder.build(Connector::new(settings, proxy.clone())), proxy }
     }
 
     /// Resolves when the response's head is there. `head` has an absolute URI. A request without side effects that met a
@@ -119,6 +128,7 @@ impl Client {
         times: Times,
     ) -> Result<Response<ResponseBody>, FailedAttempt> {
         let mut request = Request::from_parts(head, body);
+        self.introduce(&mut request);
         let mut connection = capture_connection(&mut request);
         let result = exchange(self.pool.request(request), &mut connection, times).await;
         let used = uses(&connection);
@@ -126,6 +136,17 @@ impl Client {
             error.sent = used.is_some();
             FailedAttempt { stale: used.is_some_and(|before| before > 0) && error.kind.is_stale(), error }
         })
+    }
+}
+
+impl Client {
+    /// A proxy that reads the request wants to know who asks; through a tunnel it was told when that was made.
+    fn introduce<B>(&self, request: &mut Request<B>) {
+        let Some(proxy) = self.proxy.as_ref().filter(|_| request.uri().scheme() == Some(&Scheme::HTTP)) else { return };
+        let Some(authorization) = proxy::authorization(proxy).filter(|_| proxy::leads_to(proxy, request.uri())) else {
+            return;
+        };
+        request.headers_mut().insert(PROXY_AUTHORIZATION, authorization);
     }
 }
 

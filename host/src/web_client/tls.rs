@@ -37,6 +37,14 @@ impl Tls {
         Self { config: PUBLIC.clone(), server_name: None }
     }
 
+    /// Servers whose certificates a public authority has signed, or one of these.
+    pub fn beside_public(authorities: &[CertificateDer<'static>]) -> Self {
+        let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+        // Whether they can be used was looked at when they were read.
+        roots.add_parsable_certificates(authorities.iter().cloned());
+        Self { config: Arc::new(builder(roots).with_no_client_auth()), server_name: None }
+    }
+
     /// `ca` is trusted instead of the public authorities; `identity` are the files of certificate and key that are shown to
     /// servers who ask.
     ///

@@ -145,12 +145,21 @@ impl Watcher {
         self.due.entry(name.to_owned()).and_modify(|due| *due = at.min(*due)).or_insert(at);
     }
 
+    /// Tells the slot before the file is read: its requests are turned away as soon as it is there.
+    fn note_file(&self, name: &str) {
+        let modules = &self.watched.modules;
+        if !modules.get(name).is_some_and(|slot| slot.has_had_file()) {
+            modules.get_or_create(name).note_file();
+        }
+    }
+
     fn on_event(&mut self, event: &notify::Event) {
         let Some(change) = Change::of(event.kind) else { return };
         for path in &event.paths {
             if path.file_name().is_some_and(|name| name == config::FILE_NAME) {
                 self.watched.config_signal.send(change != Change::Writing);
             } else if let Some(name) = module_name(path) {
+                self.note_file(&name);
                 // The latest event knows best whether the file is complete.
                 self.doubted.remove(&name);
                 self.due.insert(name, Instant::now() + change.settle());
@@ -187,6 +196,7 @@ impl Watcher {
         self.ignored = look.ignored;
         let now = Instant::now();
         for (name, sighting) in &look.modules {
+            self.note_file(name);
             match self.seen.get(name) {
                 Some(seen) if seen.is_like(sighting) && seen.is_sure => {}
                 Some(seen) if seen.is_like(sighting) => {

@@ -320,7 +320,7 @@ impl Receiver {
             self.count(readings::Outcome::NotFound);
             return Err(DispatchError::NoSuchModule(endpoint.module.to_string()));
         };
-        let request = Request { context, action: action.to_owned(), target, headers, body };
+        let request = Request { context, action: action.to_owned(), target, headers, body, body_room: None };
         dispatcher.handle(endpoint, route, request).await
     }
 

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::pulse::{Active, Pulse};
+use crate::body_budget::{BodyRoom, NoRoom};
 use crate::dispatcher::StreamBody;
 
-/// Memory taken ahead of a body's bytes; past it the buffer grows as they come.
-const RESERVED_BYTES_MAX: u64 = 256 * 1024;
+/// Memory taken ahead of a body's bytes; past it the buffer doubles as they come, up to what was announced.
+const RESERVED_BYTES_MAX: usize = 256 * 1024;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +26,8 @@ pub(super) enum BodyError {
     TooLarge { bytes_max: u64 },
     #[error("body not received")]
     Broken(#[source] hyper::Error),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 /// A request's body. Ends with `TooLarge` as soon as more came than is allowed.
@@ -38,40 +41,51 @@ pub(super) struct Inbound {
 }
 
 impl Inbound {
-    pub(super) fn new(incoming: Incoming, bytes_max: u64, pulse: &Arc<Pulse>) -> Self {
+    pub(super) fn new(incoming: Incoming, pulse: &Arc<Pulse>) -> Self {
         let ended = incoming.is_end_stream();
-        Self { incoming, bytes_max, bytes_left: bytes_max, ended, too_large: None, pulse: pulse.clone() }
+        Self { incoming, bytes_max: 0, bytes_left: 0, ended, too_large: None, pulse: pulse.clone() }
     }
 
-    /// Before a byte is read: whether the client announced more than is allowed.
-    pub(super) fn announced_too_large(&self) -> Option<BodyError> {
-        (self.incoming.size_hint().lower() > self.bytes_max)
-            .then_some(BodyError::TooLarge { bytes_max: self.bytes_max })
+    /// Lets so many bytes in; none before.
+    ///
+    /// # Errors
+    /// Before a byte is read: the client announced more.
+    pub(super) fn allow(&mut self, bytes_max: u64) -> Result<(), BodyError> {
+        (self.bytes_max, self.bytes_left) = (bytes_max, bytes_max);
+        match self.incoming.size_hint().lower() > bytes_max {
+            true => Err(BodyError::TooLarge { bytes_max }),
+            false => Ok(()),
+        }
     }
 
-    /// The whole body. Trailers are dropped: a `handler` module has no place for them, and among the headers they would be
-    /// believed.
-    pub(super) async fn collect(mut self) -> Result<Bytes, BodyError> {
+    /// The whole body, for which `room` is made as it comes. Trailers are dropped: a `handler` module has no place for them,
+    /// and among the headers they would be believed.
+    pub(super) async fn collect(mut self, room: &mut BodyRoom) -> Result<Bytes, BodyError> {
         if self.ended {
             return Ok(Bytes::new());
         }
         let mut first = Bytes::new();
-        let mut rest = BytesMut::new();
+        let mut whole = Vec::new();
         while let Some(frame) = self.frame().await {
             let Ok(data) = frame?.into_data() else { continue };
             if first.is_empty() {
+                room.grow(data.len())?;
                 first = data;
-            } else {
-                if rest.is_empty() {
-                    // An announcement costs the client nothing, so it reserves only so much.
-                    let announced = self.incoming.size_hint().lower().min(RESERVED_BYTES_MAX) as usize;
-                    rest.reserve(first.len() + data.len() + announced);
-                    rest.extend_from_slice(&first);
-                }
-                rest.extend_from_slice(&data);
+                continue;
             }
+            let missing = match self.incoming.size_hint().lower() {
+                _ if self.ended => Some(0),
+                0 => None,
+                announced => Some(usize::try_from(announced).unwrap_or(usize::MAX)),
+            };
+            let before = if whole.is_empty() { first.len() } else { whole.len() };
+            reserve(&mut whole, before + data.len(), missing, room)?;
+            if whole.is_empty() {
+                whole.extend_from_slice(&first);
+            }
+            whole.extend_from_slice(&data);
         }
-        Ok(if rest.is_empty() { first } else { rest.freeze() })
+        Ok(if whole.is_empty() { first } else { Bytes::from(whole) })
     }
 
     /// As a streaming module takes it; the flag tells later whether it was cut for its size.
@@ -80,6 +94,19 @@ impl Inbound {
         self.too_large = Some(flag.clone());
         (StreamBody::new(self.map_err(|error| Box::new(error) as BoxError)), flag)
     }
+}
+
+/// Makes `buffer` good for `needed` bytes and some of those that follow, of which `missing` are announced, if that is known.
+fn reserve(buffer: &mut Vec<u8>, needed: usize, missing: Option<usize>, room: &mut BodyRoom) -> Result<(), NoRoom> {
+    if needed <= buffer.capacity() {
+        return Ok(());
+    }
+    // An announcement costs the client nothing, so it reserves only so much; and no more than it says, if it says anything.
+    let ahead = missing.map_or(needed, |missing| missing.min(needed.max(RESERVED_BYTES_MAX)));
+    let capacity = needed.saturating_add(ahead);
+    room.grow(capacity)?;
+    buffer.reserve_exact(capacity - buffer.len());
+    Ok(())
 }
 
 impl Body for Inbound {
@@ -92,6 +119,7 @@ impl Body for Inbound {
             return Poll::Ready(None);
         };
         let frame = frame.map_err(BodyError::Broken)?;
+        self.pulse.progressed();
         if let Some(data) = frame.data_ref() {
             let Some(left) = self.bytes_left.checked_sub(data.len() as u64) else {
                 if let Some(flag) = &self.too_large {

@@ -12,9 +12,15 @@ use super::compress::Compress;
 use super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::tls::{ClientAuth, TlsFiles};
 use crate::config::{ConfigError, ListenAddress, Section};
+use crate::dispatcher::RouteKind;
 
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
+
+/// The default of `max_body_bytes` for a body that is collected, for one that streams, and its upper bound.
+const WHOLE_BODY_BYTES_MAX: u64 = 8 << 20;
+const STREAMED_BODY_BYTES_MAX: u64 = 1 << 30;
+const BODY_BYTES_MAX: u64 = 64 << 30;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
@@ -29,8 +35,11 @@ pub(super) struct HttpConfig {
     pub(super) header_bytes_max: usize,
     /// `max_headers`: lines in a head of HTTP/1. 431.
     pub(super) headers_max: usize,
-    /// `max_body_bytes`: of a request. 413.
-    pub(super) body_bytes_max: u64,
+    /// `max_body_bytes`: of a request. 413. Without it, what a `handler` module gets whole may be smaller than what a
+    /// `wasi:http` module gets as it comes.
+    pub(super) body_bytes: Option<u64>,
+    /// `stream_timeout_ms`: how long a `wasi:http` exchange may take at most, however much still moves.
+    pub(super) stream_timeout: Duration,
     /// `max_response_header_bytes`: of a module's answer. 502.
     pub(super) response_header_bytes_max: usize,
     /// `max_streams`: requests at once on one HTTP/2 connection.
@@ -45,6 +54,9 @@ pub(super) struct HttpConfig {
     pub(super) body_timeout: Duration,
     /// `write_timeout_ms`: the client takes no byte of its answer.
     pub(super) write_timeout: Duration,
+    /// `stop_grace_ms`: how long a stop leaves clients without a request the time to send one. At most half of the time that a
+    /// request may take.
+    pub(super) stop_grace: Duration,
     /// `allowed_methods`; and the same as `Allow` lists it. 405.
     pub(super) allowed_methods: Vec<Method>,
     pub(super) allow: HeaderValue,
@@ -73,7 +85,8 @@ impl HttpConfig {
             connections_max: section.integer("max_connections", 10_000, 1..=1_000_000) as usize,
             header_bytes_max: section.integer("max_header_bytes", 32 << 10, 1 << 10..=256 << 10) as usize,
             headers_max: section.integer("max_headers", 100, 1..=1_000) as usize,
-            body_bytes_max: section.integer("max_body_bytes", 8 << 20, 0..=4 << 30),
+            body_bytes: section.optional_integer("max_body_bytes", 0..=BODY_BYTES_MAX),
+            stream_timeout: milliseconds("stream_timeout_ms", 3600 * 1000, DAY_MS),
             response_header_bytes_max: section.integer("max_response_header_bytes", 64 << 10, 1 << 10..=1 << 20)
                 as usize,
             streams_max: section.integer("max_streams", 200, 1..=10_000) as u32,
@@ -82,6 +95,7 @@ impl HttpConfig {
             header_timeout: milliseconds("header_timeout_ms", 10_000, DAY_MS),
             body_timeout: milliseconds("body_timeout_ms", 30_000, DAY_MS),
             write_timeout: milliseconds("write_timeout_ms", 30_000, DAY_MS),
+            stop_grace: section.milliseconds("stop_grace_ms", Duration::from_secs(1), 0..=60_000),
             allow: HeaderValue::try_from(allow).expect("methods are tokens, which a header can hold"),
             allowed_methods,
             trusted_proxies: trusted_proxies(&section),
@@ -91,15 +105,18 @@ impl HttpConfig {
         section.finish()?;
         Ok(config)
     }
+
+    /// What a request's body may have, by how its module takes it.
+    pub(super) fn body_bytes_max(&self, kind: RouteKind) -> u64 {
+        self.body_bytes.unwrap_or(match kind {
+            RouteKind::Whole => WHOLE_BODY_BYTES_MAX,
+            RouteKind::Streamed => STREAMED_BODY_BYTES_MAX,
+        })
+    }
 }
 
 fn methods(section: &Section) -> Vec<Method> {
-    let mut methods = section.parsed_list("allowed_methods", METHODS.to_vec(), "a method, such as \"GET\"");
-    if methods.contains(&Method::CONNECT) {
-        section.problem("allowed_methods", "CONNECT is for proxies, which this server is not");
-        methods.clear();
-    }
-    methods
+    section.parsed_list("allowed_methods", METHODS.to_vec(), "a method, such as \"GET\"")
 }
 
 /// An address is a network of one.
@@ -235,7 +252,6 @@ mod tests {
         check_refused("listen = \":80\"", &["listen"]);
         check_refused("listen = \"a:b\"", &["listen"]);
         check_refused("max_connections = 0\nidle_timeout_ms = 0", &["max_connections", "idle_timeout_ms"]);
-        check_refused("allowed_methods = [\"CONNECT\"]", &["allowed_methods"]);
         check_refused("allowed_methods = [\"G T\"]", &["allowed_methods"]);
         check_refused("trusted_proxies = [\"10.0.0.0/99\"]", &["trusted_proxies"]);
         check_refused("forwarded_header = \"via\"", &["forwarded_header", "x-forwarded-for"]);

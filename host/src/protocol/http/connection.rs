@@ -24,6 +24,7 @@ use super::tls::{self, Tls};
 use super::wire::{self, Wire};
 use crate::drain::Drain;
 use crate::lanes::Lanes;
+use crate::task;
 
 /// How long, and for how many bytes, a client may go on sending after its answer before the socket is closed on it.
 const LINGER: Duration = Duration::from_secs(2);
@@ -69,7 +70,7 @@ impl<B: Backend> Connection<B> {
             // First: what has come already is served, though the drain has begun.
             biased;
             opening = timeout(idle, wire::speaks_http2(&mut stream)) => opening,
-            () = self.drain.stopping() => return Ok(()),
+            () = self.given_up() => return Ok(()),
         };
         match opening {
             Ok(Ok((_, ahead))) if ahead.is_empty() => Ok(()),
@@ -78,6 +79,17 @@ impl<B: Backend> Connection<B> {
             Ok(Err(error)) => Err(error),
             Err(_) => Ok(()),
         }
+    }
+
+    /// Resolves when the server has been stopping for so long that a client which has sent nothing will hardly do so.
+    async fn given_up(&self) {
+        self.drain.stopping().await;
+        tokio::time::sleep(self.stop_grace()).await;
+    }
+
+    /// A stop waits for requests only as long as one may take, of which this must leave something.
+    fn stop_grace(&self) -> Duration {
+        self.site.config.stop_grace.min(self.site.host.timeout() / 2)
     }
 
     async fn serve_tls(&self, tls: &Tls, socket: TcpStream) -> io::Result<()> {
@@ -116,7 +128,7 @@ impl<B: Backend> Connection<B> {
         let pulse = visit.pulse.clone();
         let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
         let mut builder = http1::Builder::new();
-        builder.keep_alive(config.keep_alive).max_header_size(config.header_bytes_max);
+        builder.keep_alive(config.keep_alive).half_close(true).max_header_size(config.header_bytes_max);
         if config.headers_max != HYPER_HEADERS_MAX {
             builder.max_headers(config.headers_max);
         }
@@ -180,6 +192,9 @@ impl<B: Backend> Connection<B> {
 
     /// Drives a conversation, under the watchdog and the drain's orders. Those are polled only when they have woken this
     /// task themselves: a poll of the conversation costs them nothing.
+    ///
+    /// When the drain begins, requests may be on their way. HTTP/2 says goodbye so that none is lost. HTTP/1 cannot: there the
+    /// next answer says that it is the last, and a connection without a request is closed only after a while.
     async fn attend<C>(&self, conversation: &mut C, finish: impl Fn(Pin<&mut C>), pulse: &Pulse) -> End
     where
         C: Future<Output = hyper::Result<()>> + Unpin,
@@ -191,20 +206,31 @@ impl<B: Backend> Connection<B> {
             head: config.header_timeout,
             write: config.write_timeout,
             request: self.site.host.timeout() + config.body_timeout + config.write_timeout,
+            leaving: self.stop_grace(),
         };
         let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
         let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits().shortest()));
-        let mut farewell = false;
+        if self.drain.begun() {
+            // Before its first request is read, whose answer must say so.
+            pulse.leave();
+        }
+        let (mut goodbye, mut farewell) = (false, false);
         std::future::poll_fn(move |cx| {
             loop {
                 // Before any order: a request that has come is served.
                 if let Poll::Ready(result) = Pin::new(&mut *conversation).poll(cx) {
                     return Poll::Ready(End::Over(result));
                 }
+                if !goodbye && pulse.can_say_goodbye() {
+                    goodbye = true;
+                    finish(Pin::new(&mut *conversation));
+                    continue;
+                }
                 match orders.poll_next_unpin(cx) {
                     Poll::Ready(Some(true)) => return Poll::Ready(End::Forced),
                     Poll::Ready(Some(false)) => {
-                        finish(Pin::new(&mut *conversation));
+                        pulse.leave();
+                        watch.as_mut().reset(Instant::now());
                         continue;
                     }
                     Poll::Ready(None) | Poll::Pending => {}
@@ -285,6 +311,10 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        self.0.next().spawn(stream);
+        self.0.next().spawn(async move {
+            if let Err(panic) = task::caught_async(stream).await {
+                tracing::error!(error = %panic, "a stream of HTTP/2 panicked");
+            }
+        });
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
+use crate::body_budget::NoRoom;
 use crate::request::{RequestContext, RequestId};
 use crate::task::Panic;
 use crate::telemetry::{Gate, error_chain};
@@ -25,12 +26,23 @@ pub(super) struct Events {
     accept: Gate,
     reply: Gate,
     route: Gate,
+    missing: Gate,
+    room: Gate,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
         let seldom = || Gate::new(1, SELDOM);
-        Self { cage, interface, refused: seldom(), accept: seldom(), reply: seldom(), route: seldom() }
+        Self {
+            cage,
+            interface,
+            refused: seldom(),
+            accept: seldom(),
+            reply: seldom(),
+            route: seldom(),
+            missing: seldom(),
+            room: seldom(),
+        }
     }
 
     pub(super) fn stopped(&self, connections: usize) {
@@ -55,6 +67,11 @@ impl Events {
 
     pub(super) fn connection_ended(&self, peer: SocketAddr, error: &dyn Display) {
         debug!(cage = %self.cage, interface = %self.interface, address = %peer, %error, "connection ended");
+    }
+
+    /// A request's panic has been caught before; this is one of the connection itself.
+    pub(super) fn connection_panicked(&self, peer: SocketAddr, panic: &Panic) {
+        error!(cage = %self.cage, interface = %self.interface, address = %peer, error = %panic, "connection panicked");
     }
 
     pub(super) fn handshake_failed(&self, peer: SocketAddr, error: &dyn Display) {
@@ -89,6 +106,17 @@ impl Events {
         }
     }
 
+    /// A request was turned away because the module is compiling, was refused, or has gone.
+    pub(super) fn no_module(&self, request: RequestId, module: &str) {
+        if let Some(suppressed) = self.missing.pass() {
+            let suppressed = counted(suppressed);
+            warn!(
+                cage = %self.cage, interface = %self.interface, module, suppressed, request = %tail(request),
+                "request turned away, no version of the module serves"
+            );
+        }
+    }
+
     /// The module answered with something that HTTP cannot carry.
     pub(super) fn reply_unfit(&self, context: &RequestContext, module: &str, error: &dyn Display) {
         if let Some(suppressed) = self.reply.pass() {
@@ -96,6 +124,25 @@ impl Events {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "reply not sendable"
+            );
+        }
+    }
+
+    /// The budget for bodies has no fair share left for a request's.
+    pub(super) fn no_room_for_body(&self, error: NoRoom) {
+        if let Some(suppressed) = self.room.pass() {
+            let suppressed = counted(suppressed);
+            warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "request's body refused");
+        }
+    }
+
+    /// Nor for an answer, though the module has done its work.
+    pub(super) fn no_room_for_reply(&self, context: &RequestContext, module: &str, error: NoRoom) {
+        if let Some(suppressed) = self.room.pass() {
+            let suppressed = counted(suppressed);
+            warn!(
+                cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
+                "answer's body refused"
             );
         }
     }

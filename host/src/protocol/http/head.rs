@@ -1,7 +1,7 @@
 //! A request's head: what hyper lets through and HTTP does not, and the head as a module's `Request` has it. Called by
 //! `interface.rs` before anything of the body is read.
 
-use http::header::{COOKIE, EXPECT, HOST};
+use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
@@ -14,12 +14,17 @@ pub(super) enum HeadFault {
     /// An expectation other than `100-continue`.
     Expectation,
     Method,
+    /// A body in chunks of chunks, which no server can know the end of for sure.
+    Chunks,
+    /// A body in a transfer coding that is not taken off here, such as gzip.
+    Coding,
 }
 
 impl HeadFault {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::Host => StatusCode::BAD_REQUEST,
+            Self::Host | Self::Chunks => StatusCode::BAD_REQUEST,
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
         }
@@ -27,7 +32,8 @@ impl HeadFault {
 
     pub(super) fn code(self) -> &'static str {
         match self {
-            Self::Host => "bad-request",
+            Self::Host | Self::Chunks => "bad-request",
+            Self::Coding => "not-implemented",
             Self::Expectation => "expectation-failed",
             Self::Method => "method-not-allowed",
         }
@@ -38,6 +44,8 @@ impl HeadFault {
             Self::Host => "the request does not name one valid host",
             Self::Expectation => "the only expectation known here is 100-continue",
             Self::Method => "this method is not allowed here",
+            Self::Chunks => "the request's body is chunked more than once",
+            Self::Coding => "the only transfer coding known here is chunked",
         }
     }
 }
@@ -51,10 +59,28 @@ pub(super) fn check(parts: &Parts, allowed: &[Method]) -> Result<(), HeadFault> 
     if !host_is_valid(parts) {
         return Err(HeadFault::Host);
     }
+    check_coding(parts)?;
     match parts.headers.get(EXPECT) {
         Some(value) if !value.as_bytes().eq_ignore_ascii_case(b"100-continue") => Err(HeadFault::Expectation),
         _ => Ok(()),
     }
+}
+
+/// RFC 9112 section 6.1: chunked once, as the last coding, which hyper has made sure of. A coding beneath it would reach the
+/// module as it is.
+fn check_coding(parts: &Parts) -> Result<(), HeadFault> {
+    let lines = parts.headers.get_all(TRANSFER_ENCODING).iter();
+    let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let mut chunked = false;
+    for coding in codings.map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty()) {
+        if !coding.eq_ignore_ascii_case(b"chunked") {
+            return Err(HeadFault::Coding);
+        }
+        if std::mem::replace(&mut chunked, true) {
+            return Err(HeadFault::Chunks);
+        }
+    }
+    Ok(())
 }
 
 /// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host; HTTP/1.0 may have none, HTTP/2 mostly has it in the target.
@@ -78,13 +104,19 @@ fn is_http2(parts: &Parts) -> bool {
 /// An empty host is one: a target without an authority has it.
 fn is_host(host: &HeaderValue) -> bool {
     let host = host.as_bytes();
-    host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok())
+    host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok_and(|host| has_valid_port(&host)))
 }
 
-/// Path and query as sent, whichever form the target has.
+/// `Authority` takes any digits for a port.
+fn has_valid_port(authority: &Authority) -> bool {
+    authority.port_u16().is_some() || authority.as_str().len() <= authority.host().len() + 1
+}
+
+/// Path and query as sent, whichever form the target has; host and port where CONNECT says nothing else.
 pub(super) fn target(uri: &Uri) -> String {
-    match uri.path_and_query() {
-        Some(target) if !target.as_str().is_empty() => target.as_str().to_owned(),
+    match (uri.path_and_query(), uri.authority()) {
+        (Some(target), _) if !target.as_str().is_empty() => target.as_str().to_owned(),
+        (None, Some(authority)) if uri.scheme().is_none() => authority.to_string(),
         _ => "/".to_owned(),
     }
 }
@@ -173,6 +205,8 @@ mod tests {
         check_head(one, "GET", "/", &[("host", b"user@a")], Some(HeadFault::Host));
         check_head(one, "GET", "/", &[("host", b"a/b")], Some(HeadFault::Host));
         check_head(one, "GET", "/", &[("host", b"\xff")], Some(HeadFault::Host));
+        check_head(one, "GET", "/", &[("host", b"a:")], None);
+        check_head(one, "GET", "/", &[("host", b"a:65536")], Some(HeadFault::Host));
         check_head(Version::HTTP_10, "GET", "/", &[], None);
         check_head(Version::HTTP_2, "GET", "https://a.example/", &[], None);
         check_head(Version::HTTP_2, "GET", "https://a.example/", &[("host", b"a.example")], None);
@@ -186,6 +220,21 @@ mod tests {
         check_head(Version::HTTP_11, "CONNECT", "a.example:80", &[host], Some(HeadFault::Method));
         check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"100-Continue")], None);
         check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"a-pony")], Some(HeadFault::Expectation));
+    }
+
+    #[test]
+    fn a_body_is_chunked_once() {
+        let check = |lines: &[&'static [u8]], expected| {
+            let host: (&'static str, &[u8]) = ("host", b"a");
+            let lines: Vec<_> = lines.iter().map(|line| ("transfer-encoding", *line)).chain([host]).collect();
+            check_head(Version::HTTP_11, "POST", "/", &lines, expected);
+        };
+        check(&[b"chunked"], None);
+        check(&[b" Chunked ,"], None);
+        check(&[b"chunked, chunked"], Some(HeadFault::Chunks));
+        check(&[b"chunked", b"CHUNKED"], Some(HeadFault::Chunks));
+        check(&[b"gzip, chunked"], Some(HeadFault::Coding));
+        check(&[b"chunked;x=1, chunked"], Some(HeadFault::Coding));
     }
 
     fn check_headers(version: Version, uri: &str, lines: &[(&'static str, &[u8])], expected: &[(&str, &str)]) {
@@ -234,5 +283,6 @@ mod tests {
         check("http://a.example/x?y", "/x?y");
         check("http://a.example", "/");
         check("*", "*");
+        check("a.example:443", "a.example:443");
     }
 }

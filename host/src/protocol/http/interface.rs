@@ -8,8 +8,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use http::header::CONNECTION;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 
 use super::body::{BodyError, Content, Inbound, Outbound};
@@ -21,8 +22,10 @@ use super::page::{self, Reader, Refusal};
 use super::pulse::{Active, Pulse};
 use super::server::Server;
 use super::{head, reply};
+use crate::body_budget::{BodyShare, NoRoom};
 use crate::dispatcher::{DispatchError, Dispatcher, Endpoint, Route, RouteKind, StreamBody};
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
+use crate::readings::Outcome;
 use crate::request::{Facts, Reply, RequestContext, RequestId};
 use crate::task::{self, Panic};
 
@@ -50,10 +53,11 @@ pub(super) struct HttpInterface {
 #[async_trait]
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let InterfaceContext { dispatcher, endpoint, drain, lanes, .. } = cx;
+        let InterfaceContext { dispatcher, endpoint, drain, lanes, bodies, .. } = cx;
         let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
         let host = Host { dispatcher, endpoint: endpoint.clone() };
-        let server = Server::bind(Site { config: self.config, host, events }, lanes).await?;
+        let bodies = Arc::new(BodyShare::new(bodies));
+        let server = Server::bind(Site { config: self.config, host, events, bodies }, lanes).await?;
         endpoint.announce(server.url());
         server.run(drain).await;
         Ok(())
@@ -65,6 +69,7 @@ pub(super) struct Site<B> {
     pub(super) config: HttpConfig,
     pub(super) host: B,
     pub(super) events: Events,
+    pub(super) bodies: Arc<BodyShare>,
 }
 
 /// What this protocol needs of the host. The tests of this folder put a fake behind it.
@@ -75,6 +80,11 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn module(&self) -> &str;
     /// Of a request that brings no deadline of its own.
     fn timeout(&self) -> Duration;
+    fn cage(&self) -> &str;
+    /// Whether the module has had a file since the cage started.
+    fn has_had_module(&self) -> bool;
+    /// Counts a request that no version of the module was there for.
+    fn count_missing(&self) {}
     /// The port is free for a successor.
     fn stopped_listening(&self) {}
     fn route(&self) -> Result<Option<(RouteKind, Self::Route)>, DispatchError>;
@@ -88,6 +98,7 @@ pub(super) trait Backend: Send + Sync + 'static {
         route: Self::Route,
         context: Arc<RequestContext>,
         request: Request<StreamBody>,
+        longest: Duration,
     ) -> impl Future<Output = Result<Response<StreamBody>, DispatchError>> + Send;
 }
 
@@ -107,8 +118,21 @@ impl Backend for Host {
         &self.endpoint.module
     }
 
+    fn cage(&self) -> &str {
+        &self.endpoint.cage
+    }
+
     fn timeout(&self) -> Duration {
         self.endpoint.timeout()
+    }
+
+    fn has_had_module(&self) -> bool {
+        self.endpoint.has_had_module()
+    }
+
+    fn count_missing(&self) {
+        self.endpoint.readings.begin();
+        self.endpoint.readings.end(Outcome::NotFound, Duration::ZERO, Duration::ZERO);
     }
 
     fn stopped_listening(&self) {
@@ -128,8 +152,9 @@ impl Backend for Host {
         route: Route,
         context: Arc<RequestContext>,
         request: Request<StreamBody>,
+        longest: Duration,
     ) -> Result<Response<StreamBody>, DispatchError> {
-        self.dispatcher.stream(&self.endpoint, route, context, request).await
+        self.dispatcher.stream(&self.endpoint, route, context, request, longest).await
     }
 }
 
@@ -152,29 +177,36 @@ pub(super) async fn answer<B: Backend>(
     let (parts, incoming) = request.into_parts();
     let reader = Reader::of(&parts);
     let offer = config.compress.as_ref().map(|compress| (compress, Offer::of(&parts.headers)));
-    let body = Inbound::new(incoming, config.body_bytes_max, &visit.pulse);
+    let body = Inbound::new(incoming, &visit.pulse);
     let served = task::caught_async(serve(&visit, parts, body)).await;
-    let response = match served.unwrap_or_else(|panic| Err(visit.panicked(&panic))) {
+    let mut response = match served.unwrap_or_else(|panic| Err(visit.panicked(&panic))) {
         Ok(response) => match offer {
             Some((compress, offer)) => compress.apply(offer, &reader.method, response).await,
             None => response,
         },
         Err(refusal) => refusal.page(&reader),
     };
+    if visit.pulse.is_leaving() && reader.version < Version::HTTP_2 {
+        // The next request would meet a closed connection.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|content| Outbound { content, active }))
 }
 
-async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
+async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, mut body: Inbound) -> Result<Response<Content>, Refusal> {
     let config = &visit.site.config;
     head::check(&parts, &config.allowed_methods).map_err(|fault| visit.head_refused(fault))?;
-    if let Some(error) = body.announced_too_large() {
-        return Err(visit.body_refused(&error));
-    }
     // The version that is current now serves this request, however long its body takes.
     match visit.site.host.route().map_err(|error| visit.not_routed(&error))? {
-        None => Ok(page::up_and_running(&head::target(&parts.uri), &Reader::of(&parts))),
-        Some((RouteKind::Whole, route)) => whole(visit, route, parts, body).await,
-        Some((RouteKind::Streamed, route)) => streamed(visit, route, parts, body).await,
+        None => visit.without_module(&parts),
+        Some((kind, route)) => {
+            let allowed = body.allow(config.body_bytes_max(kind));
+            allowed.map_err(|error| visit.body_refused(&error))?;
+            match kind {
+                RouteKind::Whole => whole(visit, route, parts, body).await,
+                RouteKind::Streamed => streamed(visit, route, parts, body).await,
+            }
+        }
     }
 }
 
@@ -186,7 +218,8 @@ async fn whole<B: Backend>(
     body: Inbound,
 ) -> Result<Response<Content>, Refusal> {
     let config = &visit.site.config;
-    let body = match tokio::time::timeout(config.body_timeout, body.collect()).await {
+    let mut room = visit.site.bodies.room(visit.peer.address);
+    let body = match tokio::time::timeout(config.body_timeout, body.collect(&mut room)).await {
         Ok(body) => body.map_err(|error| visit.body_refused(&error))?,
         Err(_) => return Err(visit.body_late()),
     };
@@ -197,12 +230,16 @@ async fn whole<B: Backend>(
         target: head::target(&parts.uri),
         headers: head::headers(&parts),
         body,
+        body_room: Some(room),
     };
-    let reply = visit.site.host.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
+    let mut reply = visit.site.host.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
+    let mut room = visit.site.bodies.room(visit.peer.address);
+    room.grow(reply.body.len()).map_err(|error| visit.reply_without_room(&context, error))?;
+    reply.body = room.hold(reply.body);
     reply::whole(reply, &parts.method, config.response_header_bytes_max).map_err(|error| visit.unfit(&context, &error))
 }
 
-/// A `wasi:http` module: bodies stream both ways, its deadline runs from here.
+/// A `wasi:http` module: bodies stream both ways; its deadline runs from here, and anew with each part that moves.
 async fn streamed<B: Backend>(
     visit: &Visit<B>,
     route: B::Route,
@@ -214,10 +251,12 @@ async fn streamed<B: Backend>(
     let method = parts.method.clone();
     let (body, too_large) = body.stream();
     let request = Request::from_parts(parts, body);
-    let response = visit.site.host.stream(route, context.clone(), request).await.map_err(|error| {
+    let longest = visit.site.config.stream_timeout;
+    let response = visit.site.host.stream(route, context.clone(), request, longest).await.map_err(|error| {
         if too_large.load(Ordering::Relaxed) {
             // The module could not but fail: the client's body is the cause.
-            return visit.body_refused(&BodyError::TooLarge { bytes_max: visit.site.config.body_bytes_max });
+            let bytes_max = visit.site.config.body_bytes_max(RouteKind::Streamed);
+            return visit.body_refused(&BodyError::TooLarge { bytes_max });
         }
         refused(context.id, &error)
     })?;
@@ -247,6 +286,7 @@ impl<B: Backend> Visit<B> {
         if fault == head::HeadFault::Method {
             refusal.allow = Some(self.site.config.allow.clone());
         }
+        refusal.close = matches!(fault, head::HeadFault::Chunks | head::HeadFault::Coding);
         refusal
     }
 
@@ -255,14 +295,35 @@ impl<B: Backend> Visit<B> {
             BodyError::TooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "the request's body is larger than allowed here")
             }
+            BodyError::NoRoom(error) => {
+                self.site.events.no_room_for_body(*error);
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many and too large requests at the moment")
+            }
             BodyError::Broken(_) => (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read"),
         };
-        self.turned_away(status, code, text, &error.to_string())
+        let mut refusal = self.turned_away(status, code, text, &error.to_string());
+        refusal.close = true;
+        refusal
     }
 
     fn body_late(&self) -> Refusal {
         let text = "the request's body did not come in time";
         self.turned_away(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
+    }
+
+    /// No version of the module can serve now. A browser is told so in a friendly way while nobody has given the cage such a
+    /// module; everything else may be work, which must not look as if it was done.
+    fn without_module(&self, parts: &Parts) -> Result<Response<Content>, Refusal> {
+        let host = &self.site.host;
+        if !host.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
+            let target = head::target(&parts.uri);
+            return Ok(page::up_and_running(&target, host.cage(), host.module(), &Reader::of(parts)));
+        }
+        host.count_missing();
+        let request = RequestId::new();
+        self.site.events.no_module(request, host.module());
+        let text = "the module that answers here is not ready";
+        Err(Refusal::new(request, StatusCode::SERVICE_UNAVAILABLE, "module-not-ready", text))
     }
 
     /// The module cannot serve this interface at all.
@@ -276,6 +337,13 @@ impl<B: Backend> Visit<B> {
     fn unfit(&self, context: &RequestContext, error: &reply::ReplyError) -> Refusal {
         self.site.events.reply_unfit(context, self.site.host.module(), error);
         Refusal::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
+    }
+
+    /// The module's answer is too much to keep until its client has taken it. What the module did is done.
+    fn reply_without_room(&self, context: &RequestContext, error: NoRoom) -> Refusal {
+        self.site.events.no_room_for_reply(context, self.site.host.module(), error);
+        let text = "too many and too large answers at the moment";
+        Refusal::new(context.id, StatusCode::SERVICE_UNAVAILABLE, "overloaded", text)
     }
 
     fn panicked(&self, panic: &Panic) -> Refusal {

@@ -22,7 +22,7 @@ const ACCEPT_PARTS_MAX: usize = 64;
 pub(super) struct Reader {
     accept: Option<HeaderValue>,
     pub(super) method: Method,
-    version: Version,
+    pub(super) version: Version,
 }
 
 impl Reader {
@@ -50,11 +50,13 @@ pub(super) struct Refusal {
     pub(super) text: &'static str,
     /// The methods, for 405.
     pub(super) allow: Option<HeaderValue>,
+    /// What follows on the connection is not to be trusted, or not wanted.
+    pub(super) close: bool,
 }
 
 impl Refusal {
     pub(super) fn new(request: RequestId, status: StatusCode, code: &'static str, text: &'static str) -> Self {
-        Self { request, status, code, text, allow: None }
+        Self { request, status, code, text, allow: None, close: false }
     }
 
     pub(super) fn page(self, reader: &Reader) -> Response<Content> {
@@ -77,26 +79,29 @@ impl Refusal {
         }
         // The rest of what the client sends is not worth waiting for. HTTP/2 ends the stream instead.
         let unread = matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-        if unread && reader.version < Version::HTTP_2 {
+        if (unread || self.close) && reader.version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 }
 
-/// No module yet: the interface shows that it is there.
-pub(super) fn up_and_running(target: &str, reader: &Reader) -> Response<Content> {
+/// No module yet: the interface shows that it is there, and what to do next.
+pub(super) fn up_and_running(target: &str, cage: &str, module: &str, reader: &Reader) -> Response<Content> {
     const TITLE: &str = "wasmcage HTTP server is up and running";
+    // Names of cages and modules are of letters, digits, `_` and `-`.
+    let next = format!("It has no module yet: put {module}.wasm into cages/{cage}, or make one: ");
+    let make = format!("wasmcage new rust {module} --cage {cage} && wasmcage build {cage}");
     let (kind, body) = match preferred(reader.accept(), &["text/plain", "text/html"]) {
         1 => (
             HTML,
             format!(
                 "<!DOCTYPE html>\n<html><head><meta charset=\"utf-8\"><title>wasmcage</title></head>\n\
-                 <body><p>{TITLE}</p><p>URL: {}</p></body></html>\n",
+                 <body><p>{TITLE}</p><p>URL: {}</p><p>{next}<code>{make}</code></p></body></html>\n",
                 escaped(target)
             ),
         ),
-        _ => (TEXT, format!("{TITLE}\nURL: {target}\n")),
+        _ => (TEXT, format!("{TITLE}\nURL: {target}\n{next}{make}\n")),
     };
     page(StatusCode::OK, kind, body, reader)
 }
@@ -211,7 +216,12 @@ mod tests {
 
     #[tokio::test]
     async fn the_url_is_not_markup() {
-        let page = up_and_running("/<script>alert('\"&')</script>", &reader("text/html", Method::GET));
+        let page = up_and_running(
+            "/<script>alert('\"&')</script>",
+            "hello",
+            "interface_web",
+            &reader("text/html", Method::GET),
+        );
         let body = text(page).await;
         assert!(body.contains("URL: /&lt;script&gt;alert(&#39;&quot;&amp;&#39;)&lt;/script&gt;"), "{body}");
     }

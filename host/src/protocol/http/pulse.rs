@@ -20,6 +20,8 @@ pub(super) struct Limits {
     /// A request, without any progress. Longer than its deadline and its body's timeout together, which come first unless
     /// an HTTP/2 client keeps its stream's window shut.
     pub(super) request: Duration,
+    /// No request, once the server takes no new connections: what the client sent before it could know is still served.
+    pub(super) leaving: Duration,
 }
 
 impl Limits {
@@ -55,6 +57,10 @@ pub(super) struct Pulse {
     unread: AtomicBool,
     /// The client sends no more.
     ended: AtomicBool,
+    /// There has been a request.
+    served: AtomicBool,
+    /// Since when the server has been stopping.
+    leaving: AtomicU64,
 }
 
 impl Pulse {
@@ -68,6 +74,8 @@ impl Pulse {
             blocked: AtomicU64::new(0),
             unread: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            served: AtomicBool::new(false),
+            leaving: AtomicU64::new(0),
         }
     }
 
@@ -83,6 +91,26 @@ impl Pulse {
         if !self.multiplexed && self.active.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
             self.head.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// The server is stopping: the next answer is the connection's last, and an idle connection is soon closed.
+    pub(super) fn leave(&self) {
+        self.leaving.store(self.now(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether HTTP/2 can say goodbye, which it does in a way that loses no request on its way. A client that has not asked
+    /// anything yet is given the time for its first request.
+    pub(super) fn can_say_goodbye(&self) -> bool {
+        self.multiplexed && self.is_leaving() && self.served.load(Ordering::Relaxed)
+    }
+
+    /// Whether nobody but `Wire` would notice that the client has gone.
+    pub(super) fn is_watched(&self) -> bool {
+        !self.multiplexed && self.active.load(Ordering::Relaxed) != 0
     }
 
     pub(super) fn client_ended(&self) {
@@ -123,12 +151,13 @@ impl Pulse {
     }
 
     pub(super) fn verdict(&self, limits: &Limits, now: Instant) -> Verdict {
-        let [blocked, head, progress] =
-            [&self.blocked, &self.head, &self.progress].map(|time| time.load(Ordering::Relaxed));
+        let [blocked, head, progress, leaving] =
+            [&self.blocked, &self.head, &self.progress, &self.leaving].map(|time| time.load(Ordering::Relaxed));
         let (since, limit, verdict) = match self.active.load(Ordering::Relaxed) {
             // Also after its last request: an answer may be handed over whole and leave slowly.
             _ if blocked != 0 => (blocked, limits.write, Verdict::Stuck),
             0 if head != 0 => (head, limits.head, Verdict::SlowHead),
+            0 if leaving != 0 => (progress.max(leaving), limits.leaving.min(limits.idle), Verdict::Idle),
             0 => (progress, limits.idle, Verdict::Idle),
             _ => (progress, limits.request, Verdict::Stuck),
         };
@@ -138,7 +167,8 @@ impl Pulse {
         }
         // A state that begins right after this look lasts at least the shortest limit: none is overlooked. Times are cut to
         // milliseconds; a look too early would only be repeated.
-        Verdict::Wait(end.min(now + limits.shortest()) + Duration::from_millis(1))
+        let shortest = if leaving == 0 { limits.shortest() } else { limits.shortest().min(limits.leaving) };
+        Verdict::Wait(end.min(now + shortest) + Duration::from_millis(1))
     }
 }
 
@@ -148,6 +178,7 @@ pub(super) struct Active(Arc<Pulse>);
 impl Active {
     pub(super) fn begin(pulse: &Arc<Pulse>) -> Self {
         pulse.head.store(0, Ordering::Relaxed);
+        pulse.served.store(true, Ordering::Relaxed);
         pulse.active.fetch_add(1, Ordering::Relaxed);
         pulse.progressed();
         Self(pulse.clone())
@@ -174,6 +205,7 @@ mod tests {
         head: Duration::from_secs(10),
         write: Duration::from_secs(30),
         request: Duration::from_secs(100),
+        leaving: Duration::from_secs(1),
     };
 
     /// The verdict so many seconds after the connection began; none when all is well.
@@ -194,6 +226,29 @@ mod tests {
         drop(Active::begin(&pulse));
         check(&pulse, 59, None);
         check(&pulse, 61, Some(Verdict::Idle));
+    }
+
+    #[test]
+    fn an_idle_connection_is_soon_left_when_the_server_stops() {
+        let pulse = Arc::new(Pulse::new(false));
+        drop(Active::begin(&pulse));
+        pulse.leave();
+        let active = Active::begin(&pulse);
+        check(&pulse, 99, None);
+        drop(active);
+        let now = pulse.born + Duration::from_millis(900);
+        assert!(matches!(pulse.verdict(&LIMITS, now), Verdict::Wait(next) if next <= now + Duration::from_millis(110)));
+        check(&pulse, 2, Some(Verdict::Idle));
+        assert!(!pulse.can_say_goodbye());
+    }
+
+    #[test]
+    fn a_client_that_has_not_asked_yet_is_given_the_time() {
+        let pulse = Arc::new(Pulse::new(true));
+        pulse.leave();
+        assert!(!pulse.can_say_goodbye());
+        drop(Active::begin(&pulse));
+        assert!(pulse.can_say_goodbye());
     }
 
     #[test]

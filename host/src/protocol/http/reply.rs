@@ -12,6 +12,7 @@ use http_body_util::BodyExt;
 use super::body::Content;
 use crate::dispatcher::StreamBody;
 use crate::request::Reply;
+use crate::task;
 
 /// How much of a name is shown in an error.
 const SHOWN_CHARACTERS_MAX: usize = 60;
@@ -20,6 +21,8 @@ const SHOWN_CHARACTERS_MAX: usize = 60;
 pub(super) enum ReplyError {
     #[error("status {0} is not in 200 to 599")]
     Status(u16),
+    #[error("status {0} to CONNECT would begin a tunnel, which is not made here")]
+    Tunnel(u16),
     #[error("header name {0:?} is not valid")]
     Name(String, #[source] InvalidHeaderName),
     #[error("value of header {0:?} is not valid")]
@@ -36,7 +39,7 @@ pub(super) enum ReplyError {
 /// # Errors
 /// The first thing HTTP cannot carry.
 pub(super) fn whole(reply: Reply, method: &Method, header_bytes_max: usize) -> Result<Response<Content>, ReplyError> {
-    let status = status(reply.status)?;
+    let status = status(reply.status, method)?;
     let mut headers = checked_headers(reply.headers, header_bytes_max)?;
     let announced = headers.remove(CONTENT_LENGTH);
     let content = if bodiless(status) {
@@ -67,7 +70,7 @@ pub(super) fn streamed(
     header_bytes_max: usize,
 ) -> Result<Response<Content>, ReplyError> {
     let (mut parts, body) = response.into_parts();
-    status(parts.status.as_u16())?;
+    status(parts.status.as_u16(), method)?;
     if let Some(name) = CONNECTION_HEADERS.iter().find(|name| parts.headers.contains_key(*name)) {
         return Err(ReplyError::Connection(name.clone()));
     }
@@ -92,7 +95,12 @@ pub(super) fn streamed(
 /// Lets the module write its body to the end, as it does for GET, though nobody gets it; its deadline bounds that.
 fn discard(mut body: StreamBody) {
     if !body.is_end_stream() {
-        tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+        tokio::spawn(async move {
+            let taken = task::caught_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
+            if let Err(panic) = taken {
+                tracing::error!(error = %panic, "the body of an answer to HEAD panicked");
+            }
+        });
     }
 }
 
@@ -105,8 +113,9 @@ static CONNECTION_HEADERS: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-fn status(status: u16) -> Result<StatusCode, ReplyError> {
+fn status(status: u16, method: &Method) -> Result<StatusCode, ReplyError> {
     match StatusCode::from_u16(status) {
+        Ok(code) if code.is_success() && *method == Method::CONNECT => Err(ReplyError::Tunnel(status)),
         Ok(code) if (200..=599).contains(&status) => Ok(code),
         _ => Err(ReplyError::Status(status)),
     }
@@ -194,6 +203,16 @@ mod tests {
         check_refused(200, &[("a", &large)], "headers of 205 bytes, more than max_response_header_bytes = 200");
         let many = [("", ""); 60];
         check_refused(200, &many, "headers of 240 bytes, more than max_response_header_bytes = 200");
+    }
+
+    #[test]
+    fn no_tunnel_is_made() {
+        let answer = |status| whole(reply(status, &[], ""), &Method::CONNECT, HEADER_BYTES_MAX);
+        assert_eq!(
+            answer(200).err().unwrap().to_string(),
+            "status 200 to CONNECT would begin a tunnel, which is not made here"
+        );
+        assert_eq!(answer(403).unwrap().status(), 403);
     }
 
     fn check_answer(method: Method, reply: Reply, length: Option<&str>, body_bytes: Option<u64>) {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection;
@@ -16,6 +18,7 @@ use super::tls::Tls;
 use crate::drain::Drain;
 use crate::lanes::Lanes;
 use crate::protocol::InterfaceError;
+use crate::task;
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -23,8 +26,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that the kernel may hold until they are accepted. A burst over it costs its clients a second each.
 const BACKLOG: u32 = 4096;
 
-/// At most so many connections that waited in the kernel are taken when the intake stops; closing the socket resets them.
-const LAST_ACCEPTED_MAX: usize = 1024;
+/// How long clients that the kernel is about to connect are still taken when the intake stops: closing the socket resets what
+/// it has connected already.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
 pub(super) struct Server<B> {
     listener: TcpListener,
@@ -78,7 +82,8 @@ impl<B: Backend> Server<B> {
             () = drain.stopping() => {}
         }
         let Self { listener, intake } = self;
-        intake.accept_the_last(listener, &drain, &own.0);
+        intake.accept_the_last(&listener, &drain, &own.0).await;
+        drop(listener);
         intake.site.host.stopped_listening();
         intake.site.events.stopped(intake.seats.total());
         // Whoever drains the cage sets the time and forces; then the connections drop by themselves.
@@ -102,13 +107,25 @@ impl<B: Backend> Intake<B> {
         }
     }
 
-    /// Clients that the kernel has connected already are served rather than reset; then the port is free.
-    fn accept_the_last(&self, listener: TcpListener, drain: &Drain, own: &Drain) {
-        let Ok(listener) = listener.into_std() else { return };
-        for _ in 0..LAST_ACCEPTED_MAX {
-            match listener.accept() {
-                Ok((socket, peer)) => self.seat(socket, peer, drain, own),
-                Err(error) if is_of_one_connection(&error) => {}
+    /// Clients that the kernel has connected already, or is about to, are served rather than reset. New ones are not let in
+    /// meanwhile: their systems try again in a second, and find either the successor or a closed port. Where the kernel cannot
+    /// be told so, a client that connects in the very last moment is reset.
+    async fn accept_the_last(&self, listener: &TcpListener, drain: &Drain, own: &Drain) {
+        let until = match let_nobody_in(listener) {
+            Ok(()) => Instant::now() + LAST_HANDSHAKES,
+            Err(_) => Instant::now(),
+        };
+        for _ in 0..BACKLOG {
+            // A timeout of zero takes what is there.
+            match timeout_at(until, listener.accept()).await {
+                Ok(accepted) => match accepted.and_then(|(socket, peer)| Ok((socket.into_std()?, peer))) {
+                    Ok((socket, peer)) => self.seat(socket, peer, drain, own),
+                    Err(error) if is_of_one_connection(&error) => {}
+                    Err(error) => {
+                        self.site.events.accept_failed(&error);
+                        return;
+                    }
+                },
                 Err(_) => return,
             }
         }
@@ -132,7 +149,10 @@ impl<B: Backend> Intake<B> {
         };
         self.lanes.handle(lane).spawn(async move {
             let _seat = seat;
-            connection.serve(socket).await;
+            let (site, peer) = (connection.site.clone(), connection.peer);
+            if let Err(panic) = task::caught_async(connection.serve(socket)).await {
+                site.events.connection_panicked(peer, &panic);
+            }
         });
     }
 }
@@ -166,6 +186,26 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
+}
+
+/// Has the kernel drop what would begin a new connection: TCP segments with SYN and without ACK. Handshakes that have begun go
+/// on.
+fn let_nobody_in(listener: &TcpListener) -> io::Result<()> {
+    // Classic BPF over the TCP header: the operations as in linux/bpf_common.h, the flags as in RFC 9293 section 3.1.
+    const LOAD_BYTE: u16 = 0x30;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    SockRef::from(listener).attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
 }
 
 /// Errors that concern a connection that is gone already, not the socket that listens.

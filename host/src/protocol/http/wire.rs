@@ -1,5 +1,8 @@
 //! The bytes of one connection, plain or TLS, between the socket and hyper: gives back what was read ahead to tell HTTP/1
 //! from HTTP/2, and reports to the connection's `Pulse`. Changes no byte.
+//!
+//! A client of HTTP/1 that only ends its sending still wants its answer, so hyper is told to tolerate that. It then no longer
+//! looks whether the client is there at all while a request is in work; `Wire` does so whenever hyper flushes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -17,15 +20,20 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Room for what is read ahead: the preface and, mostly, a whole request.
 const AHEAD_BYTES: usize = 2048;
 
+/// Bytes taken at most while a request is in work, such as the next request of a client that does not wait.
+const WATCHED_BYTES: usize = 512;
+
 pub(super) struct Wire<S> {
     stream: S,
     ahead: BytesMut,
+    /// The client ended its sending while a request was in work.
+    ended: bool,
     pulse: Arc<Pulse>,
 }
 
 impl<S> Wire<S> {
     pub(super) fn new(stream: S, ahead: BytesMut, pulse: Arc<Pulse>) -> Self {
-        Self { stream, ahead, pulse }
+        Self { stream, ahead, ended: false, pulse }
     }
 }
 
@@ -60,6 +68,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             wire.pulse.bytes_came();
             return Poll::Ready(Ok(()));
         }
+        if wire.ended {
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         let result = Pin::new(&mut wire.stream).poll_read(cx, buffer);
         if let Poll::Ready(Ok(())) = result {
@@ -73,6 +84,34 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> Wire<S> {
+    /// Whether the client of a request in work is still there; what it sends meanwhile is kept for hyper.
+    ///
+    /// # Errors
+    /// The connection's, such as a reset.
+    fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.ended || !self.ahead.is_empty() || !self.pulse.is_watched() {
+            return Ok(());
+        }
+        let mut bytes = [0; WATCHED_BYTES];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+            Poll::Pending => {}
+            Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.ahead.extend_from_slice(buffer.filled()),
+            Poll::Ready(Ok(())) => self.end(),
+            // TLS without a farewell; whether something is missing is told by the lengths in HTTP.
+            Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => self.end(),
+            Poll::Ready(Err(error)) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.pulse.client_ended();
+    }
+}
+
 impl<S: AsyncWrite + Unpin> Wire<S> {
     fn noted<T>(&self, result: Poll<T>) -> Poll<T> {
         match result {
@@ -83,7 +122,7 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
         let result = Pin::new(&mut wire.stream).poll_write(cx, buffer);
@@ -106,6 +145,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.get_mut();
+        wire.watch(cx)?;
         let result = Pin::new(&mut wire.stream).poll_flush(cx);
         wire.noted(result)
     }

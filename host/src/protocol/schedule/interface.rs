@@ -11,12 +11,15 @@ use tokio::task::JoinSet;
 use super::NAME;
 use super::planner::{CatchUp, Planner, Rules, Tick};
 use super::record::Record;
+use crate::dispatcher::{DispatchError, Endpoint, Route};
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::{Facts, Request, RequestContext};
+use crate::request::{Deadline, Facts, Request, RequestContext};
 use crate::telemetry::error_chain;
 
 /// Between two looks at the clock, which may be set while nobody looks.
 const LOOK: Duration = Duration::from_secs(5);
+/// Between two looks for a module that is not ready.
+const MODULE_LOOK: Duration = Duration::from_millis(100);
 
 pub(super) struct ScheduleInterface {
     pub(super) rules: Rules,
@@ -112,31 +115,35 @@ impl Running {
 
     fn make(&mut self, tick: Tick) {
         let (endpoint, dispatcher) = (self.cx.endpoint.clone(), self.cx.dispatcher.clone());
-        let (cage, interface, module) = (&*endpoint.cage, &*endpoint.interface, &*endpoint.module);
+        let (cage, interface) = (&*endpoint.cage, &*endpoint.interface);
         let time = self.rules.times.shown(tick.time).to_string();
         let mut headers = vec![("scheduled-time".to_owned(), time.clone())];
         if tick.missed > 0 {
             tracing::info!(cage, interface, %time, missed = tick.missed, "scheduled times before this one were left out");
             headers.push(("missed".to_owned(), tick.missed.to_string()));
         }
-        let route = match endpoint.route() {
-            Ok(Some(route)) => route,
-            Ok(None) => {
-                tracing::warn!(cage, interface, module, %time, "no module is there for a scheduled request");
-                self.ticks.spawn(async {});
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(cage, interface, module, %time, %error, "a scheduled request cannot be made");
-                self.ticks.spawn(async {});
-                return;
-            }
-        };
-        let facts = Arc::new(Facts::default());
-        let context = Arc::new(RequestContext::new(endpoint.interface.clone(), NAME, endpoint.timeout(), facts));
-        let (action, target) = ("tick".to_owned(), endpoint.interface.to_string());
-        let request = Request { context, action, target, headers, body: Bytes::new() };
+        let drain = self.cx.drain.clone();
         let work = async move {
+            let route = tokio::select! {
+                route = module_of(&endpoint) => route,
+                () = drain.stopping() => endpoint.route(),
+            };
+            let (cage, interface, module) = (&*endpoint.cage, &*endpoint.interface, &*endpoint.module);
+            let route = match route {
+                Ok(Some(route)) => route,
+                Ok(None) => {
+                    tracing::warn!(cage, interface, module, %time, "no module is there for a scheduled request");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(cage, interface, module, %time, %error, "a scheduled request cannot be made");
+                    return;
+                }
+            };
+            let facts = Arc::new(Facts::default());
+            let context = Arc::new(RequestContext::new(endpoint.interface.clone(), NAME, endpoint.timeout(), facts));
+            let (action, target) = ("tick".to_owned(), endpoint.interface.to_string());
+            let request = Request { context, action, target, headers, body: Bytes::new(), body_room: None };
             // The dispatcher has counted and told how it ended; nobody waits for the answer.
             let _ = dispatcher.handle(&endpoint, route, request).await;
         };
@@ -156,6 +163,18 @@ impl Running {
         if !std::mem::replace(&mut self.unrecorded, true) {
             let (cage, interface, error) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface, error_chain(error));
             tracing::warn!(cage, interface, %error, "the schedule goes on, but may catch up wrongly after a restart");
+        }
+    }
+}
+
+/// The version that serves the request. A module whose file is there may still be compiled: it is waited for as long as the
+/// request may take.
+async fn module_of(endpoint: &Endpoint) -> Result<Option<Route>, DispatchError> {
+    let deadline = Deadline::after(endpoint.timeout());
+    loop {
+        match endpoint.route()? {
+            None if endpoint.has_had_module() && !deadline.passed() => tokio::time::sleep(MODULE_LOOK).await,
+            found => return Ok(found),
         }
     }
 }

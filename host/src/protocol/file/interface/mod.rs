@@ -233,6 +233,7 @@ impl Watch {
             target: name.to_owned(),
             headers,
             body,
+            body_room: None,
         };
         let told = |error: &DispatchError| format!("{error}\nrequest: {}", context.id);
         match self.cx.dispatcher.handle(endpoint, route, request).await {

@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
 use super::operation::{is_framing, leaves};
-use crate::config::{ConfigError, Section};
+use crate::config::{ConfigError, Proxy, Section, url_port};
 use crate::web_client::{ClientSettings, Http2, Tls, TlsFileError};
 
 /// Connections that the largest pool can have in use.
@@ -57,6 +57,7 @@ impl ClientConfig {
         let redirects = section.integer("redirects", 0, 0..=20) as usize;
         let client = ClientSettings {
             tls: tls(&section),
+            proxy: Proxy::read(&section),
             http2: section.choice("http2", &http2_choices, Http2::Auto),
             connect_timeout: section.milliseconds("connect_timeout_ms", Duration::from_secs(3), 1..=DAY_MS),
             idle_timeout: section.milliseconds("idle_timeout_ms", Duration::from_secs(30), 1..=DAY_MS),
@@ -80,6 +81,9 @@ impl Base {
         }
         if authority.as_str().contains('@') {
             return Err("a URL with a user is not understood: use headers = { authorization = \"Basic ..\" }");
+        }
+        if url_port(uri).is_none() {
+            return Err("a URL's port is a number from 1 to 65535");
         }
         if uri.query().is_some() {
             return Err("a URL with a query cannot be the beginning of others");

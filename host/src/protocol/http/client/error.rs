@@ -8,7 +8,10 @@ pub(super) fn of_exchange(error: &WebError, sent: bool) -> ResourceError {
     let code = match error.kind {
         WebErrorKind::Dns => "dns",
         WebErrorKind::Certificate | WebErrorKind::Alert(_) | WebErrorKind::Tls => "tls",
-        WebErrorKind::Refused | WebErrorKind::Unreachable | WebErrorKind::Connect => ResourceError::CONNECT,
+        WebErrorKind::Refused | WebErrorKind::Unreachable | WebErrorKind::Connect | WebErrorKind::Proxy => {
+            ResourceError::CONNECT
+        }
+        WebErrorKind::Uri => ResourceError::BAD_OPERATION,
         WebErrorKind::DnsTimedOut
         | WebErrorKind::ConnectTimedOut
         | WebErrorKind::HeadTimedOut

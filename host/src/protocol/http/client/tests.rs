@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tempfile::TempDir;
@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::config::tests::resource_section;
+use crate::web_client::{ClientSettings, Http2, Tls, WebErrorKind};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))
@@ -374,6 +375,70 @@ impl Authority {
     fn client(&self, address: &str, keys: &str) -> Server {
         let port = address.rsplit(':').next().unwrap();
         client(self.directory.path(), &format!("url = 'https://localhost:{port}/api'\n{keys}")).unwrap()
+    }
+}
+
+/// A proxy that makes every tunnel it is asked for, and the number of them.
+async fn tunnels() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = made.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut wish = Vec::new();
+            while !wish.ends_with(b"\r\n\r\n") {
+                wish.push(tcp.read_u8().await.unwrap());
+            }
+            let wish = String::from_utf8(wish).unwrap();
+            let target = wish.strip_prefix("CONNECT ").and_then(|wish| wish.split(' ').next()).unwrap().to_owned();
+            let mut server = TcpStream::connect(target).await.unwrap();
+            tcp.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                // However it ends, the tunnel is over.
+                let _ = tokio::io::copy_bidirectional(&mut tcp, &mut server).await;
+            });
+        }
+    });
+    (address, made)
+}
+
+#[tokio::test]
+async fn a_private_authority_counts_beside_the_public_ones_and_through_a_tunnel() {
+    let authority = Authority::new();
+    let (address, _) = server(Some(authority.acceptor(30, &[b"h2", b"http/1.1"]))).await;
+    let port = address.rsplit(':').next().unwrap();
+    let (proxy, made) = tunnels().await;
+    let asked = async |authorities: &[CertificateDer<'static>], proxy: Option<&str>| {
+        let client = Client::new(&ClientSettings {
+            tls: Tls::beside_public(authorities),
+            proxy: proxy.map(|proxy| format!("http://{proxy}").parse().unwrap()),
+            http2: Http2::Auto,
+            connect_timeout: Duration::from_secs(20),
+            idle_timeout: Duration::from_secs(20),
+            response_header_bytes_max: 64 << 10,
+            connections_max: 10,
+        });
+        let (head, ()) = http::Request::get(format!("https://localhost:{port}/api")).body(()).unwrap().into_parts();
+        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline: soon() };
+        client.send(head, RequestBody::Whole(Bytes::new()), times).await.map(|response| response.status().as_u16())
+    };
+    let der = authority.issuer.der().clone();
+    assert_eq!(asked(std::slice::from_ref(&der), None).await, Ok(200));
+    assert_eq!(asked(&[], None).await.unwrap_err().kind, WebErrorKind::Certificate);
+    assert_eq!(made.load(Ordering::SeqCst), 0);
+    assert_eq!(asked(&[der], Some(&proxy)).await, Ok(200));
+    assert_eq!(made.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_port_that_does_not_exist_is_a_mistake() {
+    let directory = TempDir::new().unwrap();
+    for port in ["0", "65536"] {
+        let error = client(directory.path(), &format!("url = 'http://localhost:{port}/'")).err().unwrap();
+        assert!(error.contains("1 to 65535"), "{error}");
     }
 }
 

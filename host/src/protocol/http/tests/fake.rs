@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use super::super::events::Events;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::super::interface::{Backend, Site};
 use super::super::server::Server;
+use crate::body_budget::{BodyBudget, BodyShare};
 use crate::dispatcher::{DispatchError, RouteKind, StreamBody};
 use crate::drain::Drain;
 use crate::lanes::Lanes;
@@ -28,10 +29,14 @@ use crate::request::{Facts, Reply, Request, RequestContext};
 /// Longer than anything here takes; a test that meets it has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// For bodies that are kept whole.
+pub(super) const BODY_BYTES: u64 = 256 << 20;
+
 /// What stands behind the server. Its target tells it what to do.
 #[derive(Clone)]
 pub(super) struct Fake {
     pub(super) kind: Option<RouteKind>,
+    pub(super) had_module: Arc<AtomicBool>,
     pub(super) gate: Arc<Gate>,
 }
 
@@ -43,7 +48,8 @@ pub(super) struct Gate {
 
 impl Fake {
     pub(super) fn new(kind: Option<RouteKind>) -> Self {
-        Self { kind, gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }) }
+        let had_module = Arc::new(AtomicBool::new(kind.is_some()));
+        Self { kind, had_module, gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }) }
     }
 
     async fn reply(&self, action: &str, target: &str, body: Bytes, facts: &Facts) -> Result<Reply, DispatchError> {
@@ -88,6 +94,14 @@ impl Backend for Fake {
         "interface_my_http"
     }
 
+    fn cage(&self) -> &str {
+        "runner"
+    }
+
+    fn has_had_module(&self) -> bool {
+        self.had_module.load(Ordering::SeqCst)
+    }
+
     fn timeout(&self) -> Duration {
         PATIENCE
     }
@@ -106,6 +120,7 @@ impl Backend for Fake {
         (): (),
         context: Arc<RequestContext>,
         request: http::Request<StreamBody>,
+        _longest: Duration,
     ) -> Result<Response<StreamBody>, DispatchError> {
         let (parts, mut body) = request.into_parts();
         match parts.uri.path() {
@@ -175,7 +190,8 @@ pub(super) fn config() -> HttpConfig {
         connections_max: 100,
         header_bytes_max: 2048,
         headers_max: 20,
-        body_bytes_max: 1000,
+        body_bytes: Some(1000),
+        stream_timeout: PATIENCE,
         response_header_bytes_max: 4096,
         streams_max: 10,
         keep_alive: true,
@@ -183,6 +199,7 @@ pub(super) fn config() -> HttpConfig {
         header_timeout: PATIENCE,
         body_timeout: PATIENCE,
         write_timeout: PATIENCE,
+        stop_grace: Duration::from_millis(200),
         allowed_methods: [Method::GET, Method::HEAD, Method::POST].to_vec(),
         allow: HeaderValue::from_static("GET, HEAD, POST"),
         trusted_proxies: TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded },
@@ -196,6 +213,7 @@ pub(super) struct Running {
     pub(super) address: SocketAddr,
     pub(super) drain: Drain,
     pub(super) fake: Fake,
+    pub(super) budget: Arc<BodyBudget>,
     pub(super) task: JoinHandle<()>,
     _lanes: Arc<Lanes>,
 }
@@ -208,15 +226,26 @@ impl Drop for Running {
 
 impl Running {
     pub(super) async fn try_start(config: HttpConfig, kind: Option<RouteKind>) -> Result<Self, InterfaceError> {
+        Self::start_with(config, kind, BODY_BYTES).await
+    }
+
+    /// With a budget of so many bytes for bodies.
+    pub(super) async fn start_with(
+        config: HttpConfig,
+        kind: Option<RouteKind>,
+        body_bytes: u64,
+    ) -> Result<Self, InterfaceError> {
         let lanes = Arc::new(Lanes::start(2).unwrap());
         let fake = Fake::new(kind);
+        let budget = Arc::new(BodyBudget::new(body_bytes));
+        let bodies = Arc::new(BodyShare::new(budget.clone()));
         let events = Events::new("runner".into(), "my_http".into());
-        let server = Server::bind(Site { config, host: fake.clone(), events }, lanes.clone()).await?;
+        let server = Server::bind(Site { config, host: fake.clone(), events, bodies }, lanes.clone()).await?;
         let url = server.url();
         let address = url.split('/').nth(2).unwrap().parse().unwrap();
         let drain = Drain::new();
         let task = tokio::spawn(server.run(drain.clone()));
-        Ok(Self { address, drain, fake, task, _lanes: lanes })
+        Ok(Self { address, drain, fake, budget, task, _lanes: lanes })
     }
 
     pub(super) async fn start(config: HttpConfig, kind: RouteKind) -> Self {
@@ -278,6 +307,11 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         let _ = self.stream.flush().await;
     }
 
+    /// Ends the sending; answers can still be read.
+    pub(super) async fn end(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// Everything up to the end of the connection.
     pub(super) async fn rest(&mut self) -> String {
         let mut rest = std::mem::take(&mut self.read);
@@ -292,6 +326,16 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
         let count = read.expect("the server answers").expect("the connection is whole");
         assert!(count > 0, "the server closed after {:?}", String::from_utf8_lossy(&self.read));
+    }
+
+    /// Reads and forgets so many bytes; how many there were.
+    pub(super) async fn skip(&mut self, bytes: usize) -> usize {
+        let mut came = std::mem::take(&mut self.read).len();
+        while came < bytes {
+            self.more().await;
+            came += std::mem::take(&mut self.read).len();
+        }
+        came
     }
 
     /// Up to the end of a head.

@@ -36,6 +36,9 @@ async fn smuggled_requests_are_not_served() {
         "transfer-encoding: identity",
         "transfer-encoding: chunked, identity",
         "transfer-encoding: xchunked",
+        // Chunks of chunks.
+        "transfer-encoding: chunked, chunked",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked",
         "transfer-encoding: \x0bchunked",
         // Names and lines that other parsers read otherwise.
         "content-length : 5",
@@ -68,6 +71,14 @@ async fn a_length_beside_chunks_does_not_count() {
         assert_eq!(statuses(&answers), ["200"], "{answers}");
         assert!(!answers.contains("/hidden") && answers.ends_with("POST / "), "{answers}");
     }
+}
+
+#[tokio::test]
+async fn a_coding_that_is_not_taken_off_is_refused() {
+    let server = Running::start(config(), RouteKind::Whole).await;
+    let head = "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n";
+    check(&server, format!("{head}0\r\n\r\nGET /hidden HTTP/1.1\r\nhost: x\r\n\r\n"), &["501"]).await;
+    server.check_alive().await;
 }
 
 #[tokio::test]

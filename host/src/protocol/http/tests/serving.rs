@@ -65,10 +65,29 @@ async fn without_a_module_the_server_shows_itself() {
     client.send("GET /x?y HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let answer = client.answer().await;
     assert!(answer.head.starts_with("HTTP/1.1 200 OK\r\n"));
-    assert_eq!(answer.body, "wasmcage HTTP server is up and running\nURL: /x?y\n");
+    assert!(answer.body.starts_with("wasmcage HTTP server is up and running\nURL: /x?y\n"), "{}", answer.body);
+    assert!(answer.body.contains("put interface_my_http.wasm into cages/runner"), "{}", answer.body);
     client.send("GET /<b> HTTP/1.1\r\nhost: x\r\naccept: text/html\r\n\r\n").await;
     let answer = client.answer().await;
     assert!(!answer.body.contains("<b>"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn what_may_be_work_is_never_taken_for_done_without_a_module() {
+    let server = Running::try_start(config(), None).await.unwrap();
+    let status = async |method: &str| {
+        let answer = server.exchange(format!("{method} / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
+        assert_eq!(header(&answer, "retry-after").is_some(), answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        answer[9..12].to_owned()
+    };
+    for (method, expected) in [("GET", "200"), ("HEAD", "200"), ("POST", "503")] {
+        assert_eq!(status(method).await, expected, "{method}");
+    }
+    // From the moment that there is a file: it compiles, was refused, or has gone.
+    server.fake.had_module.store(true, std::sync::atomic::Ordering::SeqCst);
+    for method in ["GET", "HEAD", "POST"] {
+        assert_eq!(status(method).await, "503", "{method}");
+    }
 }
 
 /// Status and code that a client gets for what the dispatcher says.
@@ -97,6 +116,19 @@ async fn errors_are_answered_by_the_table() {
     check_error("/split", 502, "invalid-reply").await;
     check_error("/status", 502, "invalid-reply").await;
     check_error("/panic", 500, "host-error").await;
+}
+
+#[tokio::test]
+async fn connect_reaches_a_module_where_it_is_allowed_and_makes_no_tunnel() {
+    let allowed_methods = vec![http::Method::CONNECT, http::Method::GET];
+    let server =
+        Running::start(super::super::config::HttpConfig { allowed_methods, ..config() }, RouteKind::Whole).await;
+    let mut client = server.connect().await;
+    client.send("CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n").await;
+    let answer = client.answer().await;
+    assert!(answer.head.starts_with("HTTP/1.1 502 ") && answer.body.starts_with("invalid-reply"), "{}", answer.head);
+    client.send("GET /on HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert_eq!(client.answer().await.body, "GET /on ");
 }
 
 #[tokio::test]
