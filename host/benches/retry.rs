@@ -36,7 +36,7 @@ const RULES: Rules = Rules {
 fn main() {
     let pending = std::env::var("WASMCAGE_BENCH_PENDING").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000_000);
     let directory = tempfile::tempdir().unwrap();
-    let store = Arc::new(Store::new(&directory.path().join("state"), StoreSettings { minimum_free_bytes: 0 }));
+    let store = Arc::new(Store::new("bench", &directory.path().join("state"), StoreSettings { minimum_free_bytes: 0 }));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         println!("| retried calls, 200 bytes each | |\n|---|---|");

@@ -39,7 +39,7 @@ const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("keys
 fn main() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let store = Store::new(&directory.path().join("state"), StoreSettings { minimum_free_bytes: 0 });
+    let store = Store::new("bench", &directory.path().join("state"), StoreSettings { minimum_free_bytes: 0 });
     let bench = Bench { store: Arc::new(store), runtime };
     let mut rows: [Vec<Measured>; 6] = Default::default();
     for _ in 0..ROUNDS {

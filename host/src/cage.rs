@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -40,9 +40,6 @@ const RETRY_LONGEST: Duration = Duration::from_secs(30);
 const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between two looks at the requests that are still in work at the end.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-
-/// In the cage's directory.
-pub const STATE_DIRECTORY: &str = "state";
 
 pub struct Cage {
     inner: Arc<Inner>,
@@ -88,9 +85,9 @@ impl Cage {
         let read = Stamps::of(&config::files(root, name));
         let loaded = load_config(root, name, &shared.node).map_err(config_error)?;
         let level = Arc::new(LevelCell::new(loaded.log_level));
-        let log = CageLog::open(name, &directory, loaded.log_settings());
+        let log = CageLog::open(name, &shared.directories.logs(name), loaded.log_settings());
         let services = Services {
-            store: Arc::new(Store::new(&directory.join(STATE_DIRECTORY), loaded.store)),
+            store: Arc::new(Store::new(name, &shared.directories.state(name), loaded.store)),
             resources: Arc::new(Resources::new(name, level.clone())),
             locks: Arc::default(),
             room: shared.room.cage(),
@@ -170,6 +167,10 @@ impl Cage {
 
     pub fn flush_log(&self) {
         self.inner.log.flush();
+    }
+
+    pub(crate) fn store(&self) -> Weak<Store> {
+        Arc::downgrade(&self.inner.services.store)
     }
 
     pub fn dispatcher(&self) -> &Dispatcher {

@@ -1,7 +1,9 @@
-//! How other commands ask a running cage: a Unix socket `logs/<cage>.sock`, for the cage's own user only. One JSON object
-//! per line in each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`. A client
-//! that closes its side before a command is done gives it up.
-//! The secondary serves it; `ps`, `call`, `retry` and `state` are its clients. What comes in is bounded and never trusted.
+//! How other commands ask a running cage: Unix sockets in `.run/` of a cage's directory, for the cage's own user only. One JSON object per line in
+//! each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`. A client that closes its
+//! side before a command is done gives it up. What comes in is bounded and never trusted.
+//!
+//! The secondary serves `control.sock`, whose clients are `ps`, `call`, `retry` and `state`; the primary `primary.sock`,
+//! whose client is `stop`. Either makes its socket again when somebody has removed it.
 
 pub(crate) mod call;
 pub(crate) mod retry;
@@ -17,11 +19,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
-use wasmcage::telemetry::LOGS_DIRECTORY;
-use wasmcage::unix_socket;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
+use wasmcage::unix_socket::{self, NamedListener};
 
 /// Arguments or result of a call, before they are put into a line.
 pub(crate) const CONTENT_BYTES_MAX: usize = 32 << 20;
@@ -35,9 +36,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, for what it lacked to come back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a new process of a cage waits for the previous one to end.
-const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(60);
-const PREDECESSOR_POLL: Duration = Duration::from_millis(50);
+/// Between two looks whether the socket is still at its path.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One request line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -88,42 +88,66 @@ pub(crate) enum ControlError {
     Refused { cage: String, code: String, text: String },
 }
 
-pub(crate) fn socket_path(cage_directory: &Path, cage: &str) -> PathBuf {
-    cage_directory.join(LOGS_DIRECTORY).join(format!("{cage}.sock"))
+/// Of the process that serves.
+pub(crate) fn socket_path(run: &Path) -> PathBuf {
+    run.join("control.sock")
 }
 
-/// Takes the cage's socket. The caller's primary holds the cage's lock, so a socket that is there belongs to a process
-/// whose primary has gone: one that is ending is waited for, one that has ended is removed.
-///
-/// # Errors
-/// The operating system's.
-pub(crate) async fn listen(cage_directory: &Path, cage: &str) -> io::Result<UnixListener> {
-    let socket = socket_path(cage_directory, cage);
-    let patience = Instant::now() + PREDECESSOR_PATIENCE;
-    while unix_socket::connect(&socket).await.is_ok() && Instant::now() < patience {
-        sleep(PREDECESSOR_POLL).await;
-    }
-    unix_socket::bind(&socket)
+/// Of the process that watches over it.
+pub(crate) fn primary_socket_path(run: &Path) -> PathBuf {
+    run.join("primary.sock")
 }
 
-/// Serves until the task is dropped.
-pub(crate) async fn serve(listener: UnixListener, answer: Arc<dyn Answer>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let answer = answer.clone();
-                tokio::spawn(async move {
-                    // A client that leaves, stays silent or sends nonsense has only itself to tell.
-                    let _ = converse(stream, &*answer).await;
-                    drop(place);
-                });
+/// The socket of one cage, and who answers there.
+pub(crate) struct Server {
+    pub cage: String,
+    pub listener: NamedListener,
+    pub answer: Arc<dyn Answer>,
+}
+
+impl Server {
+    /// Serves until the task is dropped.
+    pub(crate) async fn serve(mut self) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut looks = interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                (accepted, place) = self.accept(&places) => self.take(accepted, place).await,
+                () = tick(&mut looks) => self.restore(),
             }
-            // Out of descriptors or memory, most likely: no reason to stop listening.
-            Err(_) => sleep(ACCEPT_PAUSE).await,
         }
     }
+
+    async fn accept(&self, places: &Arc<Semaphore>) -> (io::Result<UnixStream>, OwnedSemaphorePermit) {
+        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        (self.listener.accept().await, place)
+    }
+
+    async fn take(&self, accepted: io::Result<UnixStream>, place: OwnedSemaphorePermit) {
+        let Ok(stream) = accepted else {
+            // Out of descriptors or memory, most likely: no reason to stop listening.
+            return sleep(ACCEPT_PAUSE).await;
+        };
+        let answer = self.answer.clone();
+        tokio::spawn(async move {
+            // A client that leaves, stays silent or sends nonsense has only itself to tell.
+            let _ = converse(stream, &*answer).await;
+            drop(place);
+        });
+    }
+
+    fn restore(&mut self) {
+        // A directory that is not there is no news for each second: it is tried again.
+        if let Ok(true) = self.listener.restore() {
+            let socket = self.listener.path().display();
+            tracing::warn!(cage = %self.cage, %socket, "the control socket had been removed and was made again");
+        }
+    }
+}
+
+async fn tick(looks: &mut Interval) {
+    looks.tick().await;
 }
 
 async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
@@ -176,8 +200,8 @@ async fn left(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) {
 ///
 /// # Errors
 /// When it cannot be reached, or does not do it.
-pub(crate) fn ask(cage_directory: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
-    ask_patiently(cage_directory, cage, command, arguments, CLIENT_TIMEOUT)
+pub(crate) fn ask(run: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
+    ask_patiently(run, cage, command, arguments, CLIENT_TIMEOUT)
 }
 
 /// Asks a running cage, and waits so long for its answer.
@@ -185,13 +209,26 @@ pub(crate) fn ask(cage_directory: &Path, cage: &str, command: &str, arguments: V
 /// # Errors
 /// When it cannot be reached, or does not do it.
 pub(crate) fn ask_patiently(
-    cage_directory: &Path,
+    run: &Path,
     cage: &str,
     command: &str,
     arguments: Value,
     patience: Duration,
 ) -> Result<Value, ControlError> {
-    let socket = socket_path(cage_directory, cage);
+    let request = Request { command: command.to_owned(), arguments };
+    ask_at(socket_path(run), cage, &request, patience)
+}
+
+/// Asks the process that watches over a running cage.
+///
+/// # Errors
+/// When it cannot be reached, or does not do it.
+pub(crate) fn ask_primary(run: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
+    let request = Request { command: command.to_owned(), arguments };
+    ask_at(primary_socket_path(run), cage, &request, CLIENT_TIMEOUT)
+}
+
+fn ask_at(socket: PathBuf, cage: &str, request: &Request, patience: Duration) -> Result<Value, ControlError> {
     let connect = || -> io::Result<BlockingStream> {
         let stream = unix_socket::connect_blocking(&socket)?;
         stream.set_read_timeout(Some(patience))?;
@@ -203,7 +240,7 @@ pub(crate) fn ask_patiently(
         Ok(stream) => stream,
         Err(source) => return Err(ControlError::Connect { cage, socket, source }),
     };
-    match exchange(&stream, &Request { command: command.to_owned(), arguments }) {
+    match exchange(&stream, request) {
         Ok(Reply::Ok(value)) => Ok(value),
         Ok(Reply::Error(Refusal { code, text })) => Err(ControlError::Refused { cage, code, text }),
         Err(source) => Err(ControlError::Answer { cage, source }),
@@ -277,15 +314,16 @@ mod tests {
     fn check(directory_name: &str, client: impl FnOnce(&Path) + Send + 'static) {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join(directory_name);
-        fs::create_dir_all(directory.join(LOGS_DIRECTORY)).unwrap();
+        fs::create_dir_all(&directory).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             // What a process that was killed leaves behind.
-            drop(unix_socket::bind(&socket_path(&directory, "c")).unwrap());
-            let listener = listen(&directory, "c").await.unwrap();
-            let mode = fs::metadata(socket_path(&directory, "c")).unwrap().permissions().mode();
+            drop(unix_socket::bind(&socket_path(&directory)).unwrap());
+            let listener = NamedListener::bind(&socket_path(&directory)).unwrap();
+            let mode = fs::metadata(socket_path(&directory)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
-            let server = tokio::spawn(serve(listener, Arc::new(Echo)));
+            let server = Server { cage: "c".to_owned(), listener, answer: Arc::new(Echo) };
+            let server = tokio::spawn(server.serve());
             let at = directory.clone();
             tokio::task::spawn_blocking(move || client(&at)).await.unwrap();
             server.abort();
@@ -299,7 +337,8 @@ mod tests {
             assert_eq!(ask(directory, "c", "echo", arguments.clone()).unwrap(), arguments);
             let error = ask(directory, "c", "dance", Value::Null).unwrap_err();
             assert_eq!(error.to_string(), "cage c refused the command: no command `dance` (unknown-command)");
-            assert!(matches!(ask(directory, "other", "echo", Value::Null), Err(ControlError::Connect { .. })));
+            let elsewhere = directory.join("other");
+            assert!(matches!(ask(&elsewhere, "c", "echo", Value::Null), Err(ControlError::Connect { .. })));
         });
     }
 
@@ -316,12 +355,25 @@ mod tests {
     #[test]
     fn one_who_has_said_all_is_answered() {
         check("half-closed", |directory| {
-            let mut stream = BlockingStream::connect(socket_path(directory, "c")).unwrap();
+            let mut stream = BlockingStream::connect(socket_path(directory)).unwrap();
             stream.write_all(b"{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             let mut answer = String::new();
             stream.read_to_string(&mut answer).unwrap();
             assert_eq!(answer, "{\"ok\":7}\n");
+        });
+    }
+
+    #[test]
+    fn a_socket_that_was_tidied_away_is_made_again() {
+        check("tidied", |directory| {
+            fs::rename(directory, directory.with_extension("away")).unwrap();
+            fs::create_dir(directory).unwrap();
+            let until = std::time::Instant::now() + Duration::from_secs(20);
+            while ask(directory, "c", "echo", json!(1)).is_err() {
+                assert!(std::time::Instant::now() < until);
+                std::thread::sleep(Duration::from_millis(20));
+            }
         });
     }
 
@@ -343,7 +395,7 @@ mod tests {
     #[test]
     fn nonsense_is_answered_and_an_endless_line_is_cut() {
         check("nonsense", |directory| {
-            let mut stream = BlockingStream::connect(socket_path(directory, "c")).unwrap();
+            let mut stream = BlockingStream::connect(socket_path(directory)).unwrap();
             stream.write_all(b"nonsense\n{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             assert!(lines.next().unwrap().unwrap().contains("bad-request"));

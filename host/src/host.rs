@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::process::ExitCode;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
@@ -10,17 +11,22 @@ use serde::Serialize;
 use crate::body_budget::BodyBudget;
 use crate::cage::{Cage, CageSnapshot};
 use crate::config::ConfigError;
+use crate::directories::Directories;
 use crate::dispatcher::Cages;
 use crate::lanes::Lanes;
 use crate::module::cache::{self, CACHE_BYTES_MAX, Cache};
+use crate::module::compile_worker;
 use crate::module::compiler::Compiler;
 use crate::module::engine::Engines;
 use crate::module::loader::Loader;
 use crate::module::room::Room;
-use crate::telemetry;
+use crate::store::Store;
+use crate::{task, telemetry};
 
 /// Between two looks at instances that nobody uses.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// Between two looks whether the stores' files are still where they were opened.
+const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct HostOptions {
@@ -36,9 +42,14 @@ pub struct HostOptions {
     pub cache: Option<PathBuf>,
     /// What they may have together; `WASMCAGE_CACHE_MAX_MB`, or 2 GiB if none.
     pub cache_bytes_max: Option<u64>,
+    /// Holds a directory per cage for its store; `state` in the cage's own if none.
+    pub state: Option<PathBuf>,
+    /// Holds a directory per cage for its logs; `logs` in the cage's own if none.
+    pub logs: Option<PathBuf>,
     /// Where running cages of this user find each other; see `runtime_directory` if none.
     pub runtime_directory: Option<PathBuf>,
-    /// The binary with the `compile` subcommand; this process's own if none.
+    /// A `wasmcage`, which has the `compile` subcommand, or a program that calls `compile_when_asked` first of all. Must be
+    /// named: an embedder's own program would do anything when it is run.
     pub compiler: Option<PathBuf>,
 }
 
@@ -52,9 +63,16 @@ impl HostOptions {
             lanes: None,
             cache: None,
             cache_bytes_max: None,
+            state: None,
+            logs: None,
             runtime_directory: None,
             compiler: None,
         }
+    }
+
+    fn directories(&self) -> Directories {
+        let Self { root, state, logs, .. } = self.clone();
+        Directories { root, state, logs }
     }
 }
 
@@ -70,8 +88,16 @@ pub enum StartError {
     NoDirectory { cage: String, directory: PathBuf },
     #[error("cannot start the lanes that run guests")]
     Lanes(#[source] std::io::Error),
-    #[error("cannot find this program's own file")]
-    Program(#[source] std::io::Error),
+    #[error("no program is named that compiles modules: `HostOptions::compiler` must be the path of a wasmcage")]
+    NoCompiler,
+    #[error("cannot make {directory}")]
+    Directory {
+        directory: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot start the thread that watches the stores")]
+    Thread(#[source] std::io::Error),
     #[error("cannot set up wasmtime: {0}")]
     Engine(String),
 }
@@ -81,7 +107,7 @@ impl StartError {
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Config { .. } | Self::NoDirectory { .. } => true,
-            Self::Lanes(_) | Self::Program(_) | Self::Engine(_) => false,
+            Self::Lanes(_) | Self::NoCompiler | Self::Directory { .. } | Self::Thread(_) | Self::Engine(_) => false,
         }
     }
 }
@@ -97,6 +123,7 @@ pub struct Shared {
     pub runtime_directory: Arc<Path>,
     /// For bodies that are kept whole.
     pub bodies: Arc<BodyBudget>,
+    pub directories: Directories,
     _engines: Arc<Engines>,
 }
 
@@ -110,18 +137,27 @@ impl Shared {
         let engines = Arc::new(Engines::start().map_err(engine_error)?);
         let cache_bytes_max = options.cache_bytes_max.or_else(cache_bytes_max).unwrap_or(CACHE_BYTES_MAX);
         let cache = Cache::new(cache_directories(options), cache_bytes_max);
-        let program = match &options.compiler {
-            Some(program) => program.clone(),
-            None => std::env::current_exe().map_err(StartError::Program)?,
-        };
+        let program = options.compiler.clone().ok_or(StartError::NoCompiler)?;
+        let directories = options.directories();
+        directories.make_parents().map_err(|(directory, source)| StartError::Directory { directory, source })?;
         let compiler = Arc::new(Compiler::new(engines.clone(), cache, program));
         let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
         let node = options.node.clone().unwrap_or_else(host_name);
         let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
         let (room, bodies) = (Room::of_machine(), Arc::new(BodyBudget::of_machine()));
         let cages = Arc::default();
-        Ok(Self { lanes, loader, cages, room, node, runtime_directory, bodies, _engines: engines })
+        Ok(Self { lanes, loader, cages, room, node, runtime_directory, bodies, directories, _engines: engines })
     }
+}
+
+/// Set for a program that is run to compile a module.
+pub(crate) const COMPILE_VARIABLE: &str = "WASMCAGE_COMPILE";
+
+/// Compiles a module when that is what this process was started for, and returns its exit code. For programs that embed the
+/// host and name themselves, `/proc/self/exe`, as its compiler: they call this first of all.
+pub fn compile_when_asked() -> Option<ExitCode> {
+    std::env::var_os(COMPILE_VARIABLE)?;
+    (std::env::args_os().nth(1)? == "compile").then(compile_worker)
 }
 
 /// The machine's name up to its first dot.
@@ -201,6 +237,8 @@ impl Host {
         }
         let modules: Vec<_> = cages.iter().map(Cage::modules).collect();
         let bodies = shared.bodies.clone();
+        let stores: Vec<_> = cages.iter().map(Cage::store).collect();
+        watch_stores(stores).map_err(StartError::Thread)?;
         let housekeeping = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(IDLE_CHECK_INTERVAL).await;
@@ -267,6 +305,25 @@ impl Drop for Host {
     }
 }
 
+/// Has each store see, each second, whether its file still has its name, as long as there is a store. On a thread of its own,
+/// since a disk may not answer.
+fn watch_stores(mut stores: Vec<Weak<Store>>) -> std::io::Result<()> {
+    let look_after = |store: &Weak<Store>| {
+        let Some(store) = store.upgrade() else { return false };
+        if let Err(panic) = task::caught(|| store.look_after()) {
+            tracing::error!(error = %panic, "a store could not be looked after");
+        }
+        true
+    };
+    let watch = move || {
+        while !stores.is_empty() {
+            std::thread::sleep(STORE_CHECK_INTERVAL);
+            stores.retain(look_after);
+        }
+    };
+    std::thread::Builder::new().name("store-watch".into()).spawn(watch).map(|_| ())
+}
+
 /// What `wasmcage ps --json` prints.
 #[derive(Debug, Serialize)]
 pub struct HostSnapshot {
@@ -277,4 +334,20 @@ pub struct HostSnapshot {
     pub started: String,
     pub lanes: usize,
     pub cages: Vec<CageSnapshot>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_embedders_program_is_never_run_to_compile_unasked() {
+        let root = tempfile::tempdir().unwrap();
+        let error = Shared::new(&HostOptions::new(root.path(), ["a"])).err().unwrap();
+        assert!(
+            matches!(error, StartError::NoCompiler) && error.to_string().contains("HostOptions::compiler"),
+            "{error}"
+        );
+        assert!(compile_when_asked().is_none(), "nobody asked");
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
 /// Who has kept a lane for longer than this leaves it for as long: far more than the ticks at which a guest yields.
@@ -53,6 +53,18 @@ pub struct Lanes {
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
+/// The runtime of a lane, or of one whose thread could not be had, which is dropped where blocking is not allowed.
+struct LaneRuntime(Option<Runtime>);
+
+impl Drop for LaneRuntime {
+    fn drop(&mut self) {
+        // A guest that never yields must not hold up the process's end.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 impl Lanes {
     /// How many lanes a machine gets: one per core it lets this process use.
     pub fn default_count() -> usize {
@@ -66,14 +78,12 @@ impl Lanes {
         let mut handles = Vec::with_capacity(count);
         let mut threads = Vec::with_capacity(count);
         for index in 0..count {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            handles.push(runtime.handle().clone());
+            let runtime = LaneRuntime(Some(Builder::new_current_thread().enable_all().build()?));
+            handles.extend(runtime.0.as_ref().map(|runtime| runtime.handle().clone()));
             let stop = stop.clone();
             threads.push(std::thread::Builder::new().name(format!("lane-{index}")).spawn(move || {
                 CURRENT.set(index);
-                runtime.block_on(stop.cancelled());
-                // A guest that never yields must not hold up the process's end.
-                runtime.shutdown_background();
+                runtime.0.as_ref().expect("it is there until it is dropped").block_on(stop.cancelled());
             })?);
         }
         Ok(Self { handles: handles.into(), next: AtomicUsize::new(0), stop, threads })

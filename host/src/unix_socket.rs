@@ -12,6 +12,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::file_identity::FileIdentity;
+use crate::private;
+
 /// Paths longer than this are reached through their directory.
 const PATH_BYTES_MAX: usize = 100;
 
@@ -36,19 +39,75 @@ impl Address {
     }
 }
 
-/// Listens at the path, for the own user only. Whatever was there is replaced.
+/// Listens at a path, for the own user only. The file goes with it, unless somebody else's is there by then.
+#[derive(Debug)]
+pub struct NamedListener {
+    listener: UnixListener,
+    path: PathBuf,
+    identity: FileIdentity,
+}
+
+impl NamedListener {
+    /// Whatever was at the path is replaced.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn bind(path: &Path) -> io::Result<Self> {
+        let (listener, identity) = bind_anew(path)?;
+        Ok(Self { listener, path: path.to_owned(), identity })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// # Errors
+    /// The operating system's.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+
+    /// Listens at the path again when the file is not there any more: removed, or its directory moved or replaced. Somebody
+    /// else who listens there is left alone. Connections that wait to be accepted at the old file are lost. Returns whether
+    /// it was made anew.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn restore(&mut self) -> io::Result<bool> {
+        let found = FileIdentity::at(&self.path)?;
+        if found == Some(self.identity) || (found.is_some() && is_listening(&self.path)?) {
+            return Ok(false);
+        }
+        (self.listener, self.identity) = bind_anew(&self.path)?;
+        Ok(true)
+    }
+}
+
+impl Drop for NamedListener {
+    fn drop(&mut self) {
+        self.identity.remove_from(&self.path);
+    }
+}
+
+/// Listens at the path, for the own user only. Whatever was there is replaced, and the file stays when the listener goes.
 ///
 /// # Errors
 /// The operating system's.
 pub fn bind(socket: &Path) -> io::Result<UnixListener> {
+    bind_anew(socket).map(|(listener, _)| listener)
+}
+
+fn bind_anew(socket: &Path) -> io::Result<(UnixListener, FileIdentity)> {
     let mut name = std::ffi::OsString::from(".");
     name.push(socket.file_name().ok_or(io::ErrorKind::InvalidInput)?);
     let unfinished = socket.with_file_name(name);
     remove(&unfinished)?;
     let listener = UnixListener::bind(&Address::new(&unfinished)?.path)?;
     fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600))?;
+    private::give_to_owner_of_parent(&unfinished)?;
+    let identity = FileIdentity::at(&unfinished)?.ok_or(io::ErrorKind::NotFound)?;
     fs::rename(&unfinished, socket)?;
-    Ok(listener)
+    Ok((listener, identity))
 }
 
 /// # Errors
@@ -105,16 +164,26 @@ mod tests {
             // What a process that was killed leaves behind.
             drop(std::os::unix::net::UnixListener::bind(&Address::new(&path).unwrap().path).unwrap());
             assert!(!is_listening(&path).unwrap());
-            let listener = bind(&path).unwrap();
+            let mut listener = NamedListener::bind(&path).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
             let (ours, theirs) = tokio::join!(connect(&path), listener.accept());
             ours.unwrap();
             theirs.unwrap();
             assert!(is_listening(&path).unwrap());
+            assert!(!listener.restore().unwrap(), "it is there");
+            fs::rename(&directory, directory.with_extension("moved")).unwrap();
+            assert!(listener.restore().is_err(), "there is no directory for it");
+            fs::create_dir(&directory).unwrap();
+            assert!(listener.restore().unwrap());
+            assert!(is_listening(&path).unwrap());
+            let other = NamedListener::bind(&path).unwrap();
+            assert!(!listener.restore().unwrap(), "somebody else listens there");
             drop(listener);
-            assert!(!is_listening(&path).unwrap());
-            assert_eq!(connect(&path).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            assert!(is_listening(&path).unwrap(), "only the own file is removed");
+            drop(other);
+            assert!(!path.exists());
+            assert_eq!(connect(&path).await.unwrap_err().kind(), io::ErrorKind::NotFound);
         }
     }
 }

@@ -17,7 +17,7 @@ use wasmcage::module::watcher;
 use wasmcage::telemetry::error_chain;
 
 use super::{CommandError, RootArg, cages_in, check_cage, completion, config, print};
-use crate::supervisor::{FAILED, STOPPED};
+use crate::supervisor::{FAILED, OWN_PROGRAM, STOPPED};
 
 /// Show what a cage or a module needs and offers, and why it would be refused
 ///
@@ -133,6 +133,7 @@ fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Check
     let scratch = std::env::temp_dir().join(format!("wasmcage-check-{}-{:08x}", std::process::id(), fastrand::u32(..)));
     let mut options = HostOptions::new(root, Vec::<String>::new());
     options.lanes = Some(1);
+    options.compiler = Some(OWN_PROGRAM.into());
     if !root.is_dir() {
         options.cache = Some(scratch.clone());
     }

@@ -12,7 +12,7 @@ use clap_complete::CompleteEnv;
 use clap_complete::engine::CompletionCandidate;
 use serde_json::Value;
 
-use super::{Cli, CommandError, DEFAULT_ROOT, ROOT_VARIABLE, cages_in, holder, print};
+use super::{Cli, CommandError, DEFAULT_ROOT, ROOT_VARIABLE, cages_in, directories, holder, print};
 use crate::control;
 use crate::supervisor::STOPPED;
 use crate::supervisor::pid_lock::Holder;
@@ -129,7 +129,7 @@ impl Words {
         if holder(&root, cage).ok()? == Holder::None {
             return None;
         }
-        let process = control::ask_patiently(&root.join(cage), cage, "ps", Value::Null, PATIENCE).ok()?;
+        let process = control::ask_patiently(&directories(&root).run(cage), cage, "ps", Value::Null, PATIENCE).ok()?;
         Some(process["cages"][0].clone())
     }
 }

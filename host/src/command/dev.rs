@@ -36,6 +36,7 @@ pub(super) struct DevArgs {
 impl DevArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let (options, locks) = self.start.prepare()?;
+        let root = options.directories.root.clone();
         let (changed_tx, changed) = mpsc::channel();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if let Ok(event) = event {
@@ -46,21 +47,16 @@ impl DevArgs {
         });
         let watcher = watcher.map_err(|error| CommandError::failed("cannot watch sources for changes", error))?;
         // Notifications name a directory as it was named to the watcher, and sources are named by their real paths.
-        let real_root = options.root.canonicalize().unwrap_or_else(|_| options.root.clone());
-        let mut builder = Builder {
-            root: options.root.clone(),
-            real_root,
-            cages: options.cages.clone(),
-            watcher,
-            watched: Vec::new(),
-        };
+        let real_root = root.canonicalize().unwrap_or_else(|_| root.clone());
+        let mut builder =
+            Builder { root: root.clone(), real_root, cages: options.cages.clone(), watcher, watched: Vec::new() };
         // Before the first build, so that no change falls in between.
-        builder.watch(&Plan::of(&options.root, &options.cages)?)?;
-        build::before_start(&options.root, &options.cages)?;
+        builder.watch(&Plan::of(&root, &options.cages)?)?;
+        build::before_start(&root, &options.cages)?;
         let thread = std::thread::Builder::new().name("builder".into());
         let started = thread.spawn(move || builder.run(&changed));
         started.map_err(|error| CommandError::failed("cannot start the thread that builds", error))?;
-        Ok(supervisor::supervise(&options, &locks)?)
+        Ok(supervisor::supervise(&options, locks)?)
     }
 }
 
@@ -185,10 +181,8 @@ fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Op
 /// Whether a changed file, given within the watched directory, can change a module: not what builds, editors and the
 /// cage itself leave behind.
 fn concerns(path: &Path) -> bool {
-    let mut parts = path.iter().map(|part| part.to_string_lossy());
-    if parts.any(|part| {
-        matches!(&*part, "target" | "__pycache__" | "logs" | "state" | ".cache" | ".git" | ".venv" | "node_modules")
-    }) {
+    let passed_over = ["target", "__pycache__", "logs", "state", ".run", ".cache", ".git", ".venv", "node_modules"];
+    if path.iter().any(|part| passed_over.iter().any(|name| part == *name)) {
         return false;
     }
     let Some(name) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
@@ -212,8 +206,9 @@ mod tests {
             "src/lib.rs~",
             "__pycache__/app.pyc",
             "work.wasm",
-            "logs/runner.pid",
+            "logs/runner-20261120.log",
             "state/store.redb",
+            ".run/primary.pid",
             ".cache/0123.cwasm",
             ".git/index",
         ] {

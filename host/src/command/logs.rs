@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
-use wasmcage::telemetry::{LOGS_DIRECTORY, file_day, file_name};
+use wasmcage::telemetry::{file_day, file_name};
 
-use super::{CommandError, RootArg, check_cage, completion, print};
+use super::{CommandError, RootArg, check_cage, completion, directories, print};
 use crate::supervisor::STOPPED;
 
 /// Between two looks at a log that is followed.
@@ -39,7 +39,7 @@ pub(super) struct LogsArgs {
 impl LogsArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         check_cage(&self.root.root, &self.cage)?;
-        let mut log = Log::new(&self.root.root.join(&self.cage), &self.cage);
+        let mut log = Log::new(&directories(&self.root.root).logs(&self.cage), &self.cage);
         let read_error = |error| CommandError::failed(format!("cannot read the log of cage {}", self.cage), error);
         let last = log.last(self.lines).map_err(read_error)?;
         if log.position.is_none() && !self.follow {
@@ -72,8 +72,8 @@ struct Position {
 }
 
 impl Log {
-    fn new(cage_directory: &Path, cage: &str) -> Self {
-        Self { directory: cage_directory.join(LOGS_DIRECTORY), cage: cage.to_owned(), position: None }
+    fn new(directory: &Path, cage: &str) -> Self {
+        Self { directory: directory.to_owned(), cage: cage.to_owned(), position: None }
     }
 
     /// Days that have a file, sorted.
@@ -154,8 +154,7 @@ mod tests {
     #[test]
     fn lines_are_shown_across_midnight_and_only_when_complete() {
         let directory = tempfile::tempdir().unwrap();
-        let logs = directory.path().join(LOGS_DIRECTORY);
-        fs::create_dir(&logs).unwrap();
+        let logs = directory.path();
         let append = |day: u32, text: &str| {
             let file = fs::OpenOptions::new().append(true).create(true).open(logs.join(file_name("c", day)));
             file.unwrap().write_all(text.as_bytes()).unwrap();

@@ -29,6 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::{ArgValueCompleter, PathCompleter};
 use wasmcage::cage::load_config;
 use wasmcage::config::{CageConfig, ConfigError, nearest};
+use wasmcage::directories::Directories;
 use wasmcage::host::host_name;
 
 use crate::control::ControlError;
@@ -267,7 +268,12 @@ fn config(root: &Path, cage: &str) -> Result<CageConfig, CommandError> {
 
 fn holder(root: &Path, cage: &str) -> Result<Holder, CommandError> {
     let failed = |error| CommandError::failed(format!("cannot look whether cage {cage} is running"), error);
-    pid_lock::holder(&root.join(cage), cage).map_err(failed)
+    pid_lock::holder(&directories(root).run(cage)).map_err(failed)
+}
+
+/// Where the files of the cages in `root` are.
+fn directories(root: &Path) -> Directories {
+    Directories::from_environment(root)
 }
 
 #[cfg(test)]

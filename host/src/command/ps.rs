@@ -6,7 +6,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
 
-use super::{CommandError, RootArg, completion, holder, print, selected};
+use super::{CommandError, RootArg, completion, directories, holder, print, selected};
 use crate::control;
 use crate::supervisor::STOPPED;
 use crate::supervisor::pid_lock::Holder;
@@ -52,7 +52,7 @@ impl PsArgs {
         for cage in selected(root, &self.cages)? {
             match holder(root, &cage)? {
                 Holder::None => seen.stopped.push(cage),
-                Holder::Pid(pid) => match control::ask(&root.join(&cage), &cage, "ps", Value::Null) {
+                Holder::Pid(pid) => match control::ask(&directories(root).run(&cage), &cage, "ps", Value::Null) {
                     Ok(process) => seen.add(process, pid),
                     Err(error) => seen.silent.push((cage, wasmcage::telemetry::error_chain(&error))),
                 },

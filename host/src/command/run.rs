@@ -6,7 +6,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use wasmcage::telemetry::{self, LogFormat, TerminalOptions};
 
-use super::{CommandError, RootArg, build, check_cages, completion, is_cage_name};
+use super::{CommandError, RootArg, build, check_cages, completion, directories, is_cage_name};
 use crate::supervisor::pid_lock::PidLock;
 use crate::supervisor::{self, RunOptions};
 
@@ -19,7 +19,10 @@ use crate::supervisor::{self, RunOptions};
 Examples:
   wasmcage run hello
   wasmcage run runner worker --build     compile the modules that have a source, then start
-  wasmcage run hello --log-format json")]
+  wasmcage run hello --log-format json
+
+A root that cannot be written: WASMCAGE_STATE_DIR, WASMCAGE_LOGS_DIR and WASMCAGE_CACHE_DIR name directories for what a cage
+writes; set them for every command.")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     pub start: StartArgs,
@@ -48,9 +51,9 @@ impl RunArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let (options, locks) = self.start.prepare()?;
         if self.build {
-            build::before_start(&options.root, &options.cages)?;
+            build::before_start(&options.directories.root, &options.cages)?;
         }
-        Ok(supervisor::supervise(&options, &locks)?)
+        Ok(supervisor::supervise(&options, locks)?)
     }
 }
 
@@ -59,7 +62,8 @@ impl StartArgs {
     pub(super) fn prepare(&self) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
         let root = self.root.root.clone();
         check_cages(&root, &self.cages).map_err(|error| with_mkdir(error, &root, &self.cages))?;
-        let options = RunOptions { root, cages: self.cages.clone(), lanes: self.lanes, log_format: self.log_format };
+        let (cages, lanes, log_format) = (self.cages.clone(), self.lanes, self.log_format);
+        let options = RunOptions { directories: directories(&root), cages, lanes, log_format };
         start_telemetry(&options);
         let locks = supervisor::lock(&options)?;
         Ok((options, locks))

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use wasmcage::telemetry::LogFormat;
 
-use super::{CommandError, run};
+use super::{CommandError, directories, run};
 use crate::supervisor::{RunOptions, secondary};
 
 /// Serve cages until standard input ends; started by `run`
@@ -24,7 +24,7 @@ pub(super) struct SecondaryArgs {
 impl SecondaryArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let Self { cages, root, lanes, log_format } = self;
-        let options = RunOptions { root, cages, lanes, log_format };
+        let options = RunOptions { directories: directories(&root), cages, lanes, log_format };
         run::start_telemetry(&options);
         Ok(secondary::serve(&options)?)
     }

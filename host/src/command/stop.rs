@@ -1,20 +1,23 @@
-//! `wasmcage stop`: a signal to the primary, and the wait for its end.
+//! `wasmcage stop`: asks the primary on its socket, and waits for its end. No pid that a file names is ever signalled: in
+//! another container, or after a reboot, the number is somebody else's.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
-use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
-use super::{CommandError, RootArg, cages_in, check_cages, completion, holder, print};
+use super::{CommandError, RootArg, check_cages, completion, directories, holder, print};
+use crate::control::{ControlError, ask_primary, primary_socket_path, socket_path};
+use crate::supervisor::peer::Peer;
 use crate::supervisor::pid_lock::Holder;
+use crate::supervisor::stop::{PrimaryStatus, StopRequest};
 use crate::supervisor::{FAILED, STOPPED};
 
 const POLL: Duration = Duration::from_millis(20);
-/// How long a primary may take to write its pid.
-const PID_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a primary may take to make its socket.
+const SOCKET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Drain and stop running cages
 ///
@@ -28,7 +31,7 @@ pub(super) struct StopArgs {
     /// Names of the cages
     #[arg(required = true, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cages: Vec<String>,
-    /// Cut off requests in flight
+    /// Cut off requests in flight, and kill processes that do not answer
     #[arg(long)]
     force: bool,
     /// How long to wait for the end, in seconds
@@ -42,22 +45,22 @@ impl StopArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let root = &self.root.root;
         check_cages(root, &self.cages)?;
-        let mut stopping: BTreeMap<i32, Vec<&String>> = BTreeMap::new();
+        let mut running = Vec::new();
         for cage in &self.cages {
-            match pid_of(root, cage)? {
-                Some(pid) => stopping.entry(pid).or_default().push(cage),
-                None => print(format_args!("{cage} is not running"))?,
+            match holder(root, cage)? {
+                Holder::None => print(format_args!("{cage} is not running"))?,
+                Holder::Pid(_) => running.push(cage),
             }
         }
-        for pid in stopping.keys() {
-            self.refuse_bystanders(*pid)?;
+        for cage in &running {
+            self.refuse_bystanders(cage)?;
         }
-        for pid in stopping.keys() {
-            signal(*pid, self.force)?;
+        for cage in &running {
+            self.ask(cage)?;
         }
         let until = Instant::now() + Duration::from_secs(self.wait);
         let mut code = STOPPED;
-        for cage in stopping.into_values().flatten() {
+        for cage in running {
             if wait_for_end(root, cage, until)? {
                 print(format_args!("{cage} has stopped"))?;
             } else {
@@ -69,14 +72,10 @@ impl StopArgs {
     }
 
     /// Cages that were started together end together: none does so unasked.
-    fn refuse_bystanders(&self, pid: i32) -> Result<(), CommandError> {
-        let root = &self.root.root;
-        let mut together = Vec::new();
-        for cage in cages_in(root) {
-            if holder(root, &cage)? == Holder::Pid(Some(pid)) {
-                together.push(cage);
-            }
-        }
+    fn refuse_bystanders(&self, cage: &str) -> Result<(), CommandError> {
+        let Some(PrimaryStatus { cages: together, .. }) = self.command(cage, "status", Value::Null)? else {
+            return Ok(());
+        };
         if together.iter().all(|cage| self.cages.contains(cage)) {
             return Ok(());
         }
@@ -85,37 +84,50 @@ impl StopArgs {
             "these cages run in one process, and stop together only: wasmcage stop {together}"
         )))
     }
-}
 
-/// The primary's pid; none when there is no primary.
-fn pid_of(root: &Path, cage: &str) -> Result<Option<i32>, CommandError> {
-    let until = Instant::now() + PID_PATIENCE;
-    loop {
-        match holder(root, cage)? {
-            Holder::None => return Ok(None),
-            Holder::Pid(Some(pid)) => return Ok(Some(pid)),
-            Holder::Pid(None) if Instant::now() < until => std::thread::sleep(POLL),
-            Holder::Pid(None) => {
-                return Err(CommandError::Refused(format!("cage {cage} is running, but its pid file is empty")));
+    fn ask(&self, cage: &str) -> Result<(), CommandError> {
+        let request = serde_json::to_value(StopRequest { force: self.force }).expect("a request has text keys only");
+        self.command(cage, "stop", request).map(|_| ())
+    }
+
+    /// None: it has ended meanwhile, or was killed because it does not answer.
+    fn command(&self, cage: &str, command: &str, arguments: Value) -> Result<Option<PrimaryStatus>, CommandError> {
+        let root = &self.root.root;
+        let run = directories(root).run(cage);
+        let until = Instant::now() + SOCKET_TIMEOUT;
+        let failure = loop {
+            match ask_primary(&run, cage, command, arguments.clone()) {
+                Ok(answer) => return Ok(serde_json::from_value(answer).ok()),
+                Err(_) if holder(root, cage)? == Holder::None => return Ok(None),
+                Err(ControlError::Connect { .. }) if Instant::now() < until => std::thread::sleep(POLL),
+                Err(error) => break error,
             }
+        };
+        if self.force && kill(&run)? {
+            return Ok(None);
         }
+        let hint =
+            "--force kills its processes if the system names them; else send TERM to the process that holds the lock";
+        Err(CommandError::failed(
+            format!("cage {cage} is running, but its primary process does not answer: {hint}"),
+            failure,
+        ))
     }
 }
 
-fn signal(pid: i32, force: bool) -> Result<(), CommandError> {
-    let Some(target) = Pid::from_raw(pid) else { return Ok(()) };
-    let failed = |error| CommandError::failed(format!("cannot signal process {pid}"), std::io::Error::from(error));
-    // Two different ones: equal signals that come together are taken for one.
-    let signals: &[Signal] = if force { &[Signal::TERM, Signal::INT] } else { &[Signal::TERM] };
-    for signal in signals {
-        match kill_process(target, *signal) {
-            Ok(()) => {}
-            // It has ended meanwhile.
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
-            Err(error) => return Err(failed(error)),
+/// Kills whoever listens on the cage's sockets: first the one that would start the other again. False when there is none.
+fn kill(run: &Path) -> Result<bool, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| CommandError::failed("cannot make a runtime", error))?;
+    let mut killed = false;
+    for socket in [primary_socket_path(run), socket_path(run)] {
+        let failed = |error| CommandError::failed(format!("cannot kill the process at {}", socket.display()), error);
+        if let Some(peer) = runtime.block_on(Peer::at(&socket)).map_err(failed)? {
+            peer.kill().map_err(failed)?;
+            killed = true;
         }
     }
-    Ok(())
+    Ok(killed)
 }
 
 fn wait_for_end(root: &Path, cage: &str, until: Instant) -> Result<bool, CommandError> {

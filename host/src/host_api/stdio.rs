@@ -196,7 +196,7 @@ mod tests {
         // The guest has gone in the middle of it.
         drop(outputs);
         log.flush();
-        let logs = std::fs::read_dir(directory.path().join(telemetry::LOGS_DIRECTORY)).unwrap();
+        let logs = std::fs::read_dir(directory.path()).unwrap();
         let text: String = logs.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
         let lines: Vec<_> = text.lines().collect();
         let expected = [

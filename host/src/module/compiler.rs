@@ -22,6 +22,7 @@ use super::component_file::{COMPONENT_BYTES_MAX, ComponentFile, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::places::Places;
 use super::retry::Retry;
+use crate::host::COMPILE_VARIABLE;
 
 /// The longest a compilation may take.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -212,6 +213,7 @@ impl Compiler {
         let mut input = source.file.try_clone().map_err(read)?;
         input.rewind().map_err(read)?;
         let mut child = tokio::process::Command::new(&self.program)
+            .env(COMPILE_VARIABLE, "1")
             .arg("compile")
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(output.file.try_clone().map_err(spawn)?))

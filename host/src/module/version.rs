@@ -217,9 +217,8 @@ impl Version {
         freed
     }
 
-    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made, and none whose
-    /// directories have moved. The only instance of a `single` module serves whatever became of its directories, since its
-    /// memory would be lost with it.
+    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made. The only instance of a `single` module serves whatever became of its
+    /// directories, since its memory would be lost with it.
     fn warm(&self) -> Option<Instance> {
         loop {
             let instance = self.pool.take()?;

@@ -26,6 +26,11 @@ impl Complaint {
         }
     }
 
+    /// Another file was opened than the one that was open before.
+    pub(super) fn replaced(&self, file: &str) {
+        tracing::warn!(cage = %self.cage, file, "the store's file was replaced, what the new one holds counts from here on");
+    }
+
     /// It works, perhaps again.
     pub(super) fn settle(&self) {
         if self.told.lock().take().is_some() {

@@ -231,6 +231,10 @@ impl Medium for Disk {
         Ok(Some(database))
     }
 
+    fn check_place(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(u64::MAX)
     }

@@ -106,7 +106,9 @@ impl<'a> Group<'a> {
     fn perform(mut self, first: Box<dyn Job>, waiting: &mut mpsc::Receiver<Box<dyn Job>>, company: Company) -> Company {
         let begun = Instant::now();
         let mut file = self.opened.lock();
-        let ready = self.opened.check_room(&mut file).and_then(|()| self.opened.open(&mut file, false));
+        let ready = self.opened.check_room(&mut file);
+        let ready = ready.and_then(|()| self.opened.check_place(&mut file));
+        let ready = ready.and_then(|()| self.opened.open_patiently(&mut file, || first.wanted()));
         let mut next = Some(first);
         while let Some(job) = next {
             if let Ok(base) = &ready {

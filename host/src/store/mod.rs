@@ -63,10 +63,9 @@ enum Thread {
 }
 
 impl Store {
-    /// Of the cage whose directory `directory` is in.
-    pub fn new(directory: &Path, settings: StoreSettings) -> Self {
-        let cage = directory.parent().and_then(Path::file_name).unwrap_or_default();
-        Self::on(Box::new(Directory(directory.to_owned())), settings, cage.to_string_lossy().into_owned())
+    /// `directory` holds the file.
+    pub fn new(cage: &str, directory: &Path, settings: StoreSettings) -> Self {
+        Self::on(Box::new(Directory::new(directory)), settings, cage.to_owned())
     }
 
     fn on(medium: Box<dyn Medium>, settings: StoreSettings, cage: String) -> Self {
@@ -102,7 +101,7 @@ impl Store {
         let opening = tokio::task::spawn_blocking(move || {
             let _turn = turn;
             // What is wrong is told to the log, and again to who reads.
-            let _ = opened.open(&mut opened.lock(), false);
+            let _ = opened.open_patiently(&mut opened.lock(), || true);
         });
         let _ = opening.await;
     }
@@ -150,9 +149,16 @@ impl Store {
         compacted.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
     }
 
+    /// Sees whether the file that is open still has its name, and opens the one that has it instead. To be called once a second,
+    /// where a disk may hold up the thread: reads do not look for themselves, writes do.
+    pub fn look_after(&self) {
+        self.opened.look_after();
+    }
+
     /// Finishes the writes that wait, and closes the file. Nothing is read or written afterwards.
     pub fn close(&self) {
         let thread = std::mem::replace(&mut *self.thread.lock(), Thread::Ended);
+        self.opened.end();
         if let Thread::Running(jobs, thread) = thread {
             drop(jobs);
             // The last owner of the store may be a write; the thread closes the file itself.

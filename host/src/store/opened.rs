@@ -1,6 +1,5 @@
 //! The file while it is open: opened when it is first needed, dropped when it fails, and opened again.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -16,9 +15,14 @@ use super::medium::Medium;
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
 use super::{StoreError, StoreSettings};
+use crate::task;
 
 /// A file that could not be opened is tried again after so long.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);
+/// Another process may take so long to give the file away: it finishes its requests first.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Between two tries to have it meanwhile.
+const HANDOVER_PAUSE: Duration = Duration::from_millis(20);
 /// A reader waits so long for a file that is being opened or compacted.
 const OPEN_PATIENCE: Duration = Duration::from_secs(1);
 /// The room on the disk is looked at again after so long.
@@ -28,6 +32,8 @@ const ROOM_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Opened {
     medium: Box<dyn Medium>,
     minimum_free_bytes: AtomicU64,
+    /// What waits is finished, and waits for nobody else.
+    ending: AtomicBool,
     closed: AtomicBool,
     /// The last commit's; none while the file is not open.
     snapshot: ArcSwapOption<Snapshot>,
@@ -40,10 +46,14 @@ pub(super) struct Opened {
 #[derive(Default)]
 pub(super) struct File {
     database: Option<Database>,
-    /// When it could not be opened, and why.
+    /// Until when it is not tried again, and why.
     refused: Option<(Instant, StoreError)>,
+    /// Since when another process has it open.
+    held_elsewhere: Option<Instant>,
     /// When there was last seen to be room for so many bytes.
     roomy: Option<(Instant, u64)>,
+    /// The file lost its name while it was open, and none was opened since.
+    lost: bool,
 }
 
 impl Opened {
@@ -51,6 +61,7 @@ impl Opened {
         Self {
             medium,
             minimum_free_bytes: settings.minimum_free_bytes.into(),
+            ending: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             snapshot: ArcSwapOption::empty(),
             file: Mutex::default(),
@@ -93,7 +104,7 @@ impl Opened {
         if self.closed.load(Ordering::SeqCst) {
             return Err(self.stopping());
         }
-        if let Some((_, error)) = file.refused.as_ref().filter(|(at, _)| at.elapsed() < OPEN_PAUSE) {
+        if let Some((_, error)) = file.refused.as_ref().filter(|(until, _)| Instant::now() < *until) {
             return Err(error.clone());
         }
         let opened = contained(|| {
@@ -105,16 +116,48 @@ impl Opened {
             Ok(None) => Ok(None),
             Ok(Some((database, snapshot))) => {
                 file.database = Some(database);
-                file.refused = None;
+                (file.refused, file.held_elsewhere) = (None, None);
+                if std::mem::take(&mut file.lost) {
+                    self.complaint.replaced(&self.medium.name());
+                }
                 self.snapshot.store(Some(snapshot.clone()));
                 Ok(Some(snapshot))
             }
             Err(error) => {
-                let error = self.told("open", &error);
-                file.refused = Some((Instant::now(), error.clone()));
+                let (error, pause) = match self.is_being_handed_over(file) {
+                    true => (self.unavailable(&reason(&error)), HANDOVER_PAUSE),
+                    false => (self.told("open", &error), OPEN_PAUSE),
+                };
+                file.refused = Some((Instant::now() + pause, error.clone()));
                 Err(error)
             }
         }
+    }
+
+    /// As `open`, and waits for another process that has the file open: the last one of this cage finishes its requests and ends.
+    /// Gives up when that takes too long, nobody wants it any more, or the store is closed.
+    pub(super) fn open_patiently(
+        &self,
+        file: &mut MutexGuard<'_, File>,
+        wanted: impl Fn() -> bool,
+    ) -> Result<Option<Arc<Snapshot>>, StoreError> {
+        loop {
+            let opened = self.open(file, false);
+            let waits = opened.is_err() && self.is_being_handed_over(file);
+            if !waits || self.ending.load(Ordering::SeqCst) || !wanted() {
+                return opened;
+            }
+            MutexGuard::unlocked(file, || std::thread::sleep(HANDOVER_PAUSE));
+        }
+    }
+
+    /// Whether another process has the file open, and not for too long.
+    fn is_being_handed_over(&self, file: &mut File) -> bool {
+        if !self.medium.is_held_elsewhere() {
+            file.held_elsewhere = None;
+            return false;
+        }
+        file.held_elsewhere.get_or_insert_with(Instant::now).elapsed() < HANDOVER_TIMEOUT
     }
 
     /// Whether there is room enough for writing.
@@ -137,13 +180,45 @@ impl Opened {
         Ok(())
     }
 
-    /// Writes all of it, durably. After an error the file is closed, and opened again when it is next needed.
+    /// Checks that what is written goes where it will be read. Closes a file that has lost its name.
+    ///
+    /// # Errors
+    /// What has become of the file.
+    pub(super) fn check_place(&self, file: &mut File) -> Result<(), StoreError> {
+        if file.database.is_none() {
+            return Ok(());
+        }
+        self.medium.check_place().map_err(|error| {
+            file.lost = true;
+            self.forget(file);
+            self.told("place", &error)
+        })
+    }
+
+    /// Closes a file that has lost its name, and opens the one that has it now. Does nothing while the file is in use: whoever
+    /// uses it looks for himself.
+    pub(super) fn look_after(&self) {
+        let Some(mut file) = self.file.try_lock() else { return };
+        // What is wrong is told to the log.
+        let _ = self.check_place(&mut file);
+        if file.lost {
+            let _ = self.open(&mut file, false);
+        }
+    }
+
+    /// Writes all of it, durably, into the file that has the name still. After an error the file is closed, and opened again
+    /// when it is next needed.
     pub(super) fn commit(&self, file: &mut File, overlay: &Overlay) -> Result<(), StoreError> {
         let committed = contained(|| {
             self.open(file, true)?;
             let database = file.database.as_ref().expect("it was made if it was not there");
             write(database, overlay)?;
             Ok(Arc::new(Snapshot::take(database)?))
+        });
+        // Only now: until the commit was done, the file could be replaced.
+        let committed = committed.and_then(|snapshot| {
+            self.medium.check_place().inspect_err(|_| file.lost = true)?;
+            Ok(snapshot)
         });
         match committed {
             Ok(snapshot) => {
@@ -183,7 +258,14 @@ impl Opened {
         });
         drop(database);
         compacted.map_err(|error| self.told("compact", &error))?;
+        // At once: a file that is not open cannot be seen to lose its name.
+        self.open(&mut file, false)?;
         Ok((before, self.medium.file_bytes()))
+    }
+
+    /// From here on nobody waits for another process to give the file away.
+    pub(super) fn end(&self) {
+        self.ending.store(true, Ordering::SeqCst);
     }
 
     /// Closes the file. Nothing is opened from here on.
@@ -240,7 +322,6 @@ fn write(database: &Database, overlay: &Overlay) -> Result<(), StoreError> {
 
 /// A damaged file may make the library panic.
 pub(super) fn contained<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        Err(StoreError::Unavailable(format!("a panic, see the log; the file may be damaged: {MENDING}")))
-    })
+    task::caught(work)
+        .unwrap_or_else(|panic| Err(StoreError::Unavailable(format!("it {panic}; the file may be damaged: {MENDING}"))))
 }

@@ -2,6 +2,7 @@
 
 mod crash;
 mod model;
+mod place;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ fn soon() -> Deadline {
 }
 
 fn store(directory: &TempDir) -> Store {
-    Store::new(&directory.path().join("state"), ROOM)
+    Store::new("test", &directory.path().join("state"), ROOM)
 }
 
 fn json(text: &str) -> StateValue {

@@ -18,9 +18,8 @@ use super::line::Pieces;
 use super::terminal::complain;
 use super::writer::{Batch, Output, Writer};
 use super::{Level, LevelCell, error_chain, router};
-
-/// Directory of a cage's logs, within the cage's own.
-pub const LOGS_DIRECTORY: &str = "logs";
+use crate::file_identity::FileIdentity;
+use crate::private;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
@@ -135,13 +134,13 @@ pub struct CageLog {
 
 impl CageLog {
     /// Never fails: a log that cannot be written says so on standard error, once, and goes on trying.
-    pub fn open(cage: &str, cage_directory: &Path, settings: LogSettings) -> Self {
+    pub fn open(cage: &str, directory: &Path, settings: LogSettings) -> Self {
         let shared = Arc::new(Shared {
             format: AtomicU8::new(settings.format as u8),
             retention_days: Mutex::new(settings.retention_days),
             budget: DayBudget::new(settings.day_bytes),
         });
-        let output = Files::new(cage, cage_directory.join(LOGS_DIRECTORY), shared.clone());
+        let output = Files::new(cage, directory.to_owned(), shared.clone());
         let sink = Arc::new(Sink {
             cage: cage.to_owned(),
             level: LevelCell::new(settings.level),
@@ -246,15 +245,17 @@ impl Files {
 
     /// Leaves the day's file in `current`, or that of an earlier day when this one's cannot be had.
     fn open(&mut self, day: Day) -> io::Result<()> {
-        let removed = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
-        if self.current.as_ref().is_some_and(|(current, file)| *current == day && !removed(file)) {
+        let path = self.directory.join(file_name(&self.cage, day));
+        let found = FileIdentity::at(&path).ok().flatten();
+        let in_place = |file: &File| FileIdentity::of(file).is_ok_and(|identity| found == Some(identity));
+        if self.current.as_ref().is_some_and(|(current, file)| *current == day && in_place(file)) {
             return Ok(());
         }
-        let path = self.directory.join(file_name(&self.cage, day));
-        let append = || OpenOptions::new().append(true).create(true).open(&path);
+        let removed = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
+        let append = || private::open(&path, OpenOptions::new().append(true).create(true));
         let opened = append().or_else(|error| match error.kind() {
             // The log directory only: a cage that was removed must not come back by its log.
-            io::ErrorKind::NotFound => fs::create_dir(&self.directory).and_then(|()| append()),
+            io::ErrorKind::NotFound => private::create_directory(&self.directory).and_then(|()| append()),
             _ => Err(error),
         });
         match opened {
@@ -336,11 +337,11 @@ mod tests {
 
         fn open(&self, cage: &str, settings: LogSettings) -> CageLog {
             super::super::install(TerminalOptions::off());
-            CageLog::open(cage, self.0.path(), settings)
+            CageLog::open(cage, &self.logs(), settings)
         }
 
         fn logs(&self) -> PathBuf {
-            self.0.path().join(LOGS_DIRECTORY)
+            self.0.path().join("logs")
         }
 
         /// Today's file; the test may run over midnight, so any one file.

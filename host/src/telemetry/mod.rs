@@ -21,7 +21,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-pub use self::cage_log::{CageLog, LOGS_DIRECTORY, LogFormat, LogSettings, file_day, file_name, force_format};
+pub use self::cage_log::{CageLog, LogFormat, LogSettings, file_day, file_name, force_format};
 pub use self::gate::Gate;
 pub use self::router::{flush, install};
 pub use self::terminal::TerminalOptions;

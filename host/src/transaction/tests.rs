@@ -27,7 +27,7 @@ struct Place {
 impl Place {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 }));
+        let store = Arc::new(Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 }));
         Self { store, background: TaskTracker::new(), _directory: directory }
     }
 

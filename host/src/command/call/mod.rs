@@ -16,7 +16,7 @@ use self::arguments::Function;
 pub(super) use self::arguments::{bytes, value_of};
 pub(super) use self::output::print_one;
 use super::keys::flock_name;
-use super::{CommandError, RootArg, cages_in, check_cage, completion, holder, progress};
+use super::{CommandError, RootArg, cages_in, check_cage, completion, directories, holder, progress};
 use crate::control::call::{CallRequest, Content, CopyAnswer, Retried};
 use crate::control::{self, CLIENT_TIMEOUT, CONTENT_BYTES_MAX, ControlError};
 use crate::supervisor::STOPPED;
@@ -175,7 +175,7 @@ fn neighbour(root: &Path, cage: &str) -> Result<Option<String>, CommandError> {
             continue;
         }
         // One that is silent now is no worse than one that does not know the cage.
-        let knows = control::ask(&root.join(&name), &name, "ps", Value::Null).is_ok_and(|process| {
+        let knows = control::ask(&directories(root).run(&name), &name, "ps", Value::Null).is_ok_and(|process| {
             let members = process["cages"][0]["members"].as_array();
             members.is_some_and(|members| members.iter().any(|member| member["cage"] == *cage))
         });
@@ -191,9 +191,11 @@ fn ask(root: &Path, caller: &str, request: &CallRequest, timeout: Duration) -> R
     let arguments = serde_json::to_value(request).expect("a request has text keys only");
     // The cage answers at the deadline at the latest, unless it is not well.
     let patience = timeout + CLIENT_TIMEOUT;
-    control::ask_patiently(&root.join(caller), caller, "call", arguments, patience).map_err(|error| match error {
-        ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
-        ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
+    control::ask_patiently(&directories(root).run(caller), caller, "call", arguments, patience).map_err(|error| {
+        match error {
+            ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
+            ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
+        }
     })
 }
 

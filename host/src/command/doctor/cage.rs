@@ -12,7 +12,7 @@ use wasmcage::telemetry::{error_chain, utc};
 use wasmcage::unix_socket;
 
 use super::{Findings, OnLan, Verdict, peer};
-use crate::command::{CommandError, holder};
+use crate::command::{CommandError, directories, holder};
 use crate::control;
 use crate::supervisor::pid_lock::Holder;
 
@@ -42,7 +42,7 @@ pub(super) fn check(
 fn running(root: &Path, cage: &OnLan, findings: &mut Findings) -> Option<Running> {
     let name = &cage.config.cage;
     let check = "running";
-    let process = match control::ask(&root.join(name), name, "ps", Value::Null) {
+    let process = match control::ask(&directories(root).run(name), name, "ps", Value::Null) {
         Ok(process) => process,
         Err(error) => {
             findings.fail(

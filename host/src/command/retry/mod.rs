@@ -6,10 +6,9 @@ mod output;
 use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::Value;
-use wasmcage::cage::STATE_DIRECTORY;
 use wasmcage::store::Store;
 
-use super::{CommandError, RootArg, check_cage, completion, config, holder, print};
+use super::{CommandError, RootArg, check_cage, completion, config, directories, holder, print};
 use crate::control::retry::{self, Changed, LISTED_MAX, RetryRequest};
 use crate::control::{self, ControlError, Refusal};
 use crate::supervisor::pid_lock::Holder;
@@ -169,15 +168,17 @@ impl Of {
         if holder(root, cage)? == Holder::None {
             return self.ask_store(arguments);
         }
-        control::ask_patiently(&root.join(cage), cage, "retry", arguments, PATIENCE).map_err(|error| match error {
-            ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
-            ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
+        control::ask_patiently(&directories(root).run(cage), cage, "retry", arguments, PATIENCE).map_err(|error| {
+            match error {
+                ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
+                ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
+            }
         })
     }
 
     fn ask_store(&self, arguments: Value) -> Result<Value, CommandError> {
         let settings = config(&self.root.root, &self.cage)?.store;
-        let store = Store::new(&self.root.root.join(&self.cage).join(STATE_DIRECTORY), settings);
+        let store = Store::new(&self.cage, &directories(&self.root.root).state(&self.cage), settings);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot set up a runtime", error))?;
         let answer = runtime.block_on(retry::answer(&store, arguments));

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
-use wasmcage::cage::STATE_DIRECTORY;
 use wasmcage::config::CageConfig;
 use wasmcage::store::Store;
 
-use crate::command::{CommandError, check_cage, config, holder};
+use crate::command::{CommandError, check_cage, config, directories, holder};
 use crate::control::state::{StateRequest, perform};
 use crate::control::{CLIENT_TIMEOUT, ControlError, Refusal, ask_patiently};
 use crate::supervisor::pid_lock::Holder;
@@ -59,12 +58,12 @@ impl<'a> Access<'a> {
             None => {
                 let arguments = serde_json::to_value(&request).expect("a request has text keys only");
                 let patience = timeout + CLIENT_TIMEOUT;
-                ask_patiently(&self.root.join(self.cage), self.cage, "state", arguments, patience).map_err(|error| {
-                    match error {
+                ask_patiently(&directories(self.root).run(self.cage), self.cage, "state", arguments, patience).map_err(
+                    |error| match error {
                         ControlError::Refused { code, text, .. } => refused(Refusal { code, text }),
                         ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
-                    }
-                })?
+                    },
+                )?
             }
         };
         let unknown = |error| CommandError::failed("the cage answered in a way this version does not know", error);
@@ -77,7 +76,7 @@ impl Opened {
         let config = config(root, cage)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot make a runtime", error))?;
-        let store = Store::new(&root.join(cage).join(STATE_DIRECTORY), config.store);
+        let store = Store::new(cage, &directories(root).state(cage), config.store);
         Ok(Self { config, store, runtime })
     }
 }

@@ -29,7 +29,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+        let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
         Self { store, rules: RULES, now_ms: START_MS, in_work: BTreeSet::new(), _directory: directory }
     }
 
@@ -303,7 +303,7 @@ fn dropped_dead_letters_are_told_once_a_minute() {
 #[tokio::test]
 async fn operators_run_move_and_drop() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+    let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
     let patience = || Deadline::after(Duration::from_secs(60));
     store.accept_call(NewCall { attempts_max: Some(1), ..call("a") }, patience()).await.unwrap();
     let begin = async |queue: &str| match store.begin_calls(queue, RULES, 1, patience()).await.unwrap().pop() {
@@ -332,7 +332,7 @@ async fn operators_run_move_and_drop() {
 #[tokio::test]
 async fn a_call_is_accepted_with_the_transaction_it_belongs_to_or_not_at_all() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::new(directory.path(), StoreSettings { minimum_free_bytes: 0 });
+    let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
     let patience = || Deadline::after(Duration::from_secs(60));
     let retry = |id: &str| Step::Retry(Box::new(call(id)));
     let set = Step::Set("k".into(), StateValue::Json("1".into()));

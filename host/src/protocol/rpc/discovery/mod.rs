@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub use multicast::{MULTICAST_PORT, Multicast, MulticastError, MulticastSettings};
 pub use peers::{BadPeerAddress, PeerAddress};
 pub use probe::{MulticastInterface, ProbeError, multicast_interfaces, probe};
-pub use registry::{Registered, Registration, Registry, RegistryError, Watch};
+pub use registry::{Registered, Registry, RegistryError, Watch};
 
 use super::fabric::CopyId;
 

@@ -114,6 +114,19 @@ impl Registry {
         }
     }
 
+    /// Makes the directories again when somebody has removed them.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn restore(&self) -> Result<(), RegistryError> {
+        if self.directory.is_dir() {
+            return Ok(());
+        }
+        let parent = self.directory.parent().unwrap_or(&self.directory);
+        let flock = self.directory.file_name().unwrap_or_default().to_string_lossy();
+        Self::open(parent, &flock).map(|_| ())
+    }
+
     /// Where the copy's socket is to be.
     pub fn registration_path(&self, cage: &str, copy: CopyId) -> PathBuf {
         self.directory.join(Registered { cage: cage.to_owned(), copy }.file_name())
@@ -248,29 +261,6 @@ impl Seen {
     }
 }
 
-/// A copy's own socket: its file goes when this is dropped.
-#[derive(Debug)]
-pub struct Registration {
-    path: PathBuf,
-}
-
-impl Registration {
-    pub fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        // What is left behind, others find dead and remove.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -366,7 +356,7 @@ mod tests {
         let registry = Registry::open(&root.path().join("run"), "default").unwrap();
         let register = |cage: &str, copy: u64| {
             let path = registry.registration_path(cage, CopyId(copy));
-            (unix_socket::bind(&path).unwrap(), Registration::new(path))
+            unix_socket::NamedListener::bind(&path).unwrap()
         };
         let seen = |cage: &str, copy: u64| {
             let address = Address::Unix(registry.registration_path(cage, CopyId(copy)));

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::MissedTickBehavior;
 use tokio_rustls::TlsAcceptor;
 
 use super::dial::own_user;
@@ -14,23 +15,23 @@ use super::{Answerer, Inner, told};
 use crate::drain::Drain;
 use crate::keys;
 use crate::protocol::InterfaceError;
-use crate::protocol::rpc::discovery::{Address, Found, Registration, Sighting};
+use crate::protocol::rpc::discovery::{Address, Found, Sighting};
 use crate::protocol::rpc::fabric::{CopyId, Service};
 use crate::protocol::rpc::link::{self, Link};
 use crate::telemetry::error_chain;
-use crate::unix_socket;
+use crate::unix_socket::NamedListener;
 
 /// From the connection to the end of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a failure to accept, which is one of this machine: out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two looks whether the socket is still at its path.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a cage is reached by.
 pub(super) struct Listening {
-    unix: UnixListener,
+    unix: NamedListener,
     tcp: Option<TcpListener>,
-    /// Removed with it.
-    registration: Registration,
 }
 
 /// Where a connection came from.
@@ -75,13 +76,13 @@ impl Listening {
         };
         let path = inner.registry.registration_path(&inner.local.cage, inner.local.copy);
         let at = path.display().to_string();
-        let unix = unix_socket::bind(&path).map_err(|error| failed(at, error))?;
-        Ok(Self { unix, tcp, registration: Registration::new(path) })
+        let unix = NamedListener::bind(&path).map_err(|error| failed(at, error))?;
+        Ok(Self { unix, tcp })
     }
 
     pub(super) fn addresses(&self) -> Vec<String> {
         let tcp = self.tcp_address();
-        let unix = Address::Unix(self.registration.path().to_owned()).to_string();
+        let unix = Address::Unix(self.unix.path().to_owned()).to_string();
         tcp.map(|address| format!("tls://{address}")).into_iter().chain([unix]).collect()
     }
 
@@ -90,8 +91,10 @@ impl Listening {
     }
 
     /// Takes connections until the drain begins.
-    pub(super) async fn accept(self, inner: &Arc<Inner>, service: &Arc<dyn Service>, drain: &Drain) {
+    pub(super) async fn accept(mut self, inner: &Arc<Inner>, service: &Arc<dyn Service>, drain: &Drain) {
         let places = Arc::new(Semaphore::new(inner.config.connections_max));
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let place = tokio::select! {
                 place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
@@ -104,11 +107,15 @@ impl Listening {
                 }
             };
             let accepted = tokio::select! {
-                accepted = self.unix.accept() => accepted.and_then(|(stream, _)| {
+                accepted = self.unix.accept() => accepted.and_then(|stream| {
                     own_user(&stream)?;
                     inner.take_unix(stream.into_std()?, service, place);
                     Ok(())
                 }),
+                _ = looks.tick() => {
+                    self.restore(inner);
+                    continue;
+                }
                 accepted = tcp => accepted.and_then(|(stream, from)| {
                     inner.take_tcp(stream.into_std()?, from, service, place);
                     Ok(())
@@ -119,6 +126,24 @@ impl Listening {
                 inner.events.refused("this machine", &format!("a connection could not be taken: {error}"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+impl Listening {
+    /// Others find this copy by its socket, which may have been tidied away.
+    fn restore(&mut self, inner: &Inner) {
+        let restored = inner.registry.restore().map_err(|error| error_chain(&error));
+        let restored = restored.and_then(|()| self.unix.restore().map_err(|error| error.to_string()));
+        let (cage, interface) = (&inner.local.cage, &inner.interface);
+        match restored {
+            Ok(false) => {}
+            Ok(true) => {
+                let socket = self.unix.path().display();
+                tracing::warn!(%cage, %interface, %socket, "the socket had been removed and was made again");
+            }
+            // It is tried again, and told by those who look for cages there.
+            Err(error) => tracing::debug!(%cage, %interface, %error, "the socket could not be made again"),
         }
     }
 }
