@@ -112,7 +112,7 @@ async fn a_cage_runs_serves_and_stops_on_term() {
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let process = root.ready().await;
     assert_eq!(client(&process).get("/").await.text(), "Hello, world !");
-    let pid = fs::read_to_string(root.cage().join("logs/runner.pid")).unwrap();
+    let pid = fs::read_to_string(root.cage().join(".run/primary.pid")).unwrap();
     assert_eq!(pid.trim(), process["primary_pid"].to_string(), "the pid file holds the primary's");
     assert_ne!(process["pid"], process["primary_pid"]);
     signal("TERM", &process["primary_pid"]);

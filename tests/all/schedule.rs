@@ -105,7 +105,7 @@ async fn a_tick_in_work_is_finished_before_the_cage_ends() {
 
 /// What a cage leaves behind that was stopped when the schedule was settled up to `settled`, in seconds since 1970.
 async fn stopped_at(cage: &TestCage, schedule: &str, settled: u64) {
-    let store = Store::new(&cage.directory().join("state"), StoreSettings { minimum_free_bytes: 0 });
+    let store = Store::new("test", &cage.directory().join("state"), StoreSettings { minimum_free_bytes: 0 });
     let record = format!("{{\"schedule\":\"{schedule}\",\"settled\":{settled}}}").into_bytes();
     let write = store.write(Deadline::after(Duration::from_secs(60)), move |writer| {
         writer.put(Space::Interfaces, b"schedule/nightly".to_vec(), record);
