@@ -325,7 +325,7 @@ mod tests {
         check("wasmcage retry run a", Err("ID"));
         check("wasmcage retry drop a x --queue q", Err("cannot be used with"));
         check("wasmcage retry move a x --to q", Ok(|command| matches!(command, Command::Retry(_))));
-        check("wasmcage compile in out", Ok(|command| matches!(command, Command::Compile(_))));
+        check("wasmcage compile", Ok(|command| matches!(command, Command::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",
             Ok(|command| matches!(command, Command::Secondary(_))),
