@@ -12,7 +12,7 @@ use super::{NAME_RULE, is_name};
 /// Everything a module may touch besides its own cage's modules; by default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
-    /// Cages whose modules it may call.
+    /// Cages whose modules it may call; `*` is every cage of the flock.
     pub cages: Vec<String>,
     pub resources: Vec<String>,
     /// None: it may not import outgoing HTTP at all. Empty: it may import it and reach no host.
@@ -48,12 +48,20 @@ enum HostMatch {
     Address(IpAddr),
 }
 
+/// In place of a cage's name.
+const EVERY: &str = "*";
+
 impl Grants {
+    /// Whether it may call modules of another cage.
+    pub fn permits_cage(&self, cage: &str) -> bool {
+        self.cages.iter().any(|allowed| allowed == cage || allowed == EVERY)
+    }
+
     pub(super) fn read(section: Section) -> Self {
         const HOST: &str = "a host such as \"api.example.org:443\", \"*.example.org\", \"10.0.0.1:80\" or \"*\"";
         let grants = Self {
-            cages: names(&section, "cages"),
-            resources: names(&section, "resources"),
+            cages: names(&section, "cages", Some(EVERY)),
+            resources: names(&section, "resources", None),
             http: section.has("http").then(|| section.parsed_list("http", Vec::new(), HOST)),
             files: section.tables("files").into_iter().filter_map(FileGrant::read).collect(),
         };
@@ -71,7 +79,8 @@ impl Grants {
     /// These grants as far as `other` has them, too.
     #[must_use]
     pub fn without_those_not_in(&self, other: &Self) -> Self {
-        let both = |own: &[String], other: &[String]| own.iter().filter(|name| other.contains(name)).cloned().collect();
+        let cages = self.cages.iter().filter(|cage| other.permits_cage(cage));
+        let fewer = other.cages.iter().filter(|cage| self.permits_cage(cage) && !self.cages.contains(cage));
         let http = self.http.as_ref().map(|own| {
             let other = other.http.as_deref().unwrap_or_default();
             let within = |pattern: &&HostPattern, all: &[HostPattern]| all.iter().any(|one| one.covers(pattern));
@@ -85,18 +94,20 @@ impl Grants {
             Some(FileGrant { writable: own.writable && other.writable, ..own.clone() })
         });
         Self {
-            cages: both(&self.cages, &other.cages),
-            resources: both(&self.resources, &other.resources),
+            cages: cages.chain(fewer).cloned().collect(),
+            resources: self.resources.iter().filter(|name| other.resources.contains(name)).cloned().collect(),
             http,
             files: files.collect(),
         }
     }
 }
 
-fn names(section: &Section, key: &str) -> Vec<String> {
+/// `besides` is what may stand there that is no name.
+fn names(section: &Section, key: &str, besides: Option<&str>) -> Vec<String> {
     let names = section.strings(key, &[]);
-    for name in names.iter().filter(|name| !is_name(name)) {
-        section.problem(key, format!("{name:?}: {NAME_RULE}"));
+    let also = besides.map(|besides| format!("; {besides:?} is every one")).unwrap_or_default();
+    for name in names.iter().filter(|name| !is_name(name) && Some(name.as_str()) != besides) {
+        section.problem(key, format!("{name:?}: {NAME_RULE}{also}"));
     }
     names
 }

@@ -244,7 +244,7 @@ fn mistakes_name_line_key_and_what_is_allowed() {
              \"10.0.0.1:80\" or \"*\", got the string \"http://x\"",
             "5: modules.work.allow.http[1]: expected a host such as \"api.example.org:443\", \"*.example.org\", \
              \"10.0.0.1:80\" or \"*\", got the integer 7",
-            "6: modules.work.allow.cages: \"../x\": a name is 1 to 64 letters, digits, `_` or `-`",
+            "6: modules.work.allow.cages: \"../x\": a name is 1 to 64 letters, digits, `_` or `-`; \"*\" is every one",
             "7: modules.work.allow.files[0].guest: required and not set; expected a path",
             "7: modules.work.allow.files[0].mode: the string \"x\" is not a choice (allowed: \"ro\", \"rw\")",
             "8: modules.work.config.x: expected a finite number, got NaN",
