@@ -113,6 +113,25 @@ async fn peers_are_tried() {
     root.check(1, &[("peer a", "fail", "refuses"), ("peer b", "fail", "says nothing")]);
 }
 
+#[test]
+fn an_interface_that_serves_in_reverse_is_looked_at() {
+    let root = Root::new();
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let inward = |more: &str| {
+        root.configure(&format!(
+            "[interfaces.inward]\nprotocol = \"reverse-rpc\"\nserve = [\"front\"]\nmulticast = false\n{more}"
+        ));
+    };
+    inward("");
+    root.check(1, &[("inward: keys", "fail", "other machines"), ("inward: peer front", "fail", "no address")]);
+    root.done("keys init");
+    root.done("keys issue worker");
+    inward(&format!("peers = {{ front = [\"{closed}\"] }}"));
+    root.check(1, &[("inward: peer front", "fail", "refuses")]);
+    inward("serv = 1");
+    root.check(1, &[("cage.toml", "fail", "serv")]);
+}
+
 #[tokio::test]
 async fn a_running_cage_is_recognized() {
     let root = Root::new();

@@ -163,6 +163,7 @@ async fn copies_share_the_calls_and_stand_in_for_each_other() {
     eventually("the stopped copy to be forgotten", || (front.snapshot().cages[0].members.len() == 1).then_some(()))
         .await;
     assert!(second.stop().await);
+    eventually("the last one to be forgotten", || front.snapshot().cages[0].members.is_empty().then_some(())).await;
     check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "NoSuchCage", &[&scene.worker]);
 }
 
@@ -235,6 +236,7 @@ async fn a_cage_of_another_machine_is_called_by_its_address() {
     assert_eq!(members[0].health, "connected");
     // The worker's process comes back at another address; the configuration is told, and the calls go on.
     assert!(worker.stop().await);
+    eventually("it to be forgotten", || front.snapshot().cages[0].members.is_empty().then_some(())).await;
     check(scene.failure(&front, "add", &[("args", "[1, 2]")]).await, "NoSuchCage", &[]);
 }
 
@@ -327,6 +329,40 @@ async fn a_cage_is_served_by_one_that_it_cannot_reach() {
     eventually("none of them", || known(0)).await;
     let _third = inner().await;
     eventually("a new one", || known(1)).await;
+    assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interface_that_serves_in_reverse_says_whom_it_does_not_reach() {
+    let network = Network::new();
+    let scene = &network.scene;
+    let front = network.on_its_own(scene.front(), LISTEN).start().await;
+    let reverse = format!(
+        "[interfaces.inward]\nprotocol = \"reverse-rpc\"\nserve = [\"{0}\", \"nobody\"]\nmulticast = false\npeers = {{ {0} = \
+         [\"{1}\"], nobody = [\"127.0.0.1:1\"] }}",
+        scene.front,
+        tls_address(&front)
+    );
+    let inner = network.on_its_own(scene.worker(), "").config(&reverse).start().await;
+    let news = || {
+        let interfaces = inner.snapshot().cages.swap_remove(0).interfaces;
+        interfaces.into_iter().find(|interface| interface.interface == "inward").and_then(|inward| inward.news)
+    };
+    let only_nobody = |news: &String| news.contains("reverse://nobody: not served") && !news.contains(&scene.front);
+    let told = eventually("what it tells", || news().filter(only_nobody)).await;
+    assert!(told.contains("cannot connect to 127.0.0.1:1"), "{told}");
+    assert!(front.stop().await);
+    let both = |news: &String| news.contains(&format!("reverse://{}: not served", scene.front));
+    eventually("what it tells of the front", || news().filter(both)).await;
+}
+
+/// A grant of `*` is one for every cage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_may_be_allowed_to_call_every_cage() {
+    let scene = Scene::new();
+    let _worker = scene.worker().start().await;
+    let front = TestCage::named(&scene.front).meeting_at(scene.meeting.path()).module("echo", "interface_web");
+    let front = front.http("web").config("[modules.interface_web]\nallow = { cages = [\"*\"] }").start().await;
     assert_eq!(scene.result(&front, "add", json!([2, 3])).await, 5);
 }
 

@@ -368,7 +368,7 @@ pub enum CallError {
     /// This module may not make this call: see `allow` in its own `cage.toml`, and `[rpc.allow]` in the callee's. The
     /// function did not run.
     NotPermitted(String),
-    /// The callee has no room now, or is shutting down: the function did not run.
+    /// The callee has no room now, is shutting down, or none of its copies can be reached: the function did not run.
     Overloaded(String),
     /// The callee says never. The function ran, and did nothing that matters.
     Refused(String),

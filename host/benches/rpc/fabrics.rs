@@ -19,6 +19,7 @@ use wasmcage::protocol::rpc::lan::Lan;
 use wasmcage::protocol::rpc::nats::Nats;
 use wasmcage::protocol::rpc::{FabricConfig, RpcConfig};
 use wasmcage::request::{Payload, RequestContext};
+use wasmcage::task::Tasks;
 
 use crate::load::{Echo, Load, run};
 
@@ -102,8 +103,12 @@ pub(crate) async fn open(root: &Path, cage: &str, meeting: &Path, lanes: Arc<Lan
     let flock = config.flock.into();
     let local = Local { flock, cage: cage.into(), copy: CopyId::random(), node: "bench".into() };
     match rpc.fabric {
-        FabricConfig::Lan(lan) => Arc::new(Lan::open(local, "rpc", lan, rpc.limits, meeting, lanes).await.unwrap()),
-        FabricConfig::Nats(nats) => Arc::new(Nats::start(&nats, "rpc".into(), local, rpc.limits).await.unwrap()),
+        FabricConfig::Lan(lan) => {
+            Arc::new(Lan::open(local, "rpc", lan, rpc.limits, meeting, lanes, Tasks::new("bench")).await.unwrap())
+        }
+        FabricConfig::Nats(nats) => {
+            Arc::new(Nats::start(&nats, "rpc".into(), local, rpc.limits, Tasks::new("bench")).await.unwrap())
+        }
     }
 }
 

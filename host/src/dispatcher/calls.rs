@@ -164,7 +164,7 @@ impl Dispatcher {
     }
 
     pub(super) fn check_grant(&self, home: &Home, cage: &str) -> Result<(), DispatchError> {
-        if home.granted().cages.iter().any(|allowed| allowed == cage) {
+        if home.granted().permits_cage(cage) {
             return Ok(());
         }
         Err(DispatchError::NotPermitted(format!(

@@ -226,11 +226,12 @@ enum ErrorCode {
     Overloaded,
     Draining,
     Host,
+    Unreachable,
 }
 
 impl ErrorCode {
     const FIRST: u8 = Self::BadRequest as u8;
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::NoSuchCage,
         Self::NoSuchModule,
@@ -244,6 +245,7 @@ impl ErrorCode {
         Self::Overloaded,
         Self::Draining,
         Self::Host,
+        Self::Unreachable,
     ];
 }
 
@@ -262,6 +264,7 @@ fn split(error: DispatchError) -> (ErrorCode, String) {
         DispatchError::Overloaded(text) => (ErrorCode::Overloaded, text),
         DispatchError::Draining => (ErrorCode::Draining, String::new()),
         DispatchError::Host(text) => (ErrorCode::Host, text),
+        DispatchError::Unreachable(text) => (ErrorCode::Unreachable, text),
     }
 }
 
@@ -280,6 +283,7 @@ fn join(code: ErrorCode, text: String) -> DispatchError {
         ErrorCode::Overloaded => DispatchError::Overloaded(text),
         ErrorCode::Draining => DispatchError::Draining,
         ErrorCode::Host => DispatchError::Host(text),
+        ErrorCode::Unreachable => DispatchError::Unreachable(text),
     }
 }
 

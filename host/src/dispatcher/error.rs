@@ -11,6 +11,9 @@ pub enum DispatchError {
     BadRequest(String),
     #[error("no such cage: {0}")]
     NoSuchCage(String),
+    /// Copies of the cage are known, and none can be reached now: the function did not run.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
     #[error("no such module: {0}")]
     NoSuchModule(String),
     #[error("no such function: {0}")]
@@ -48,6 +51,7 @@ impl DispatchError {
         match self {
             Self::BadRequest(_) => "bad-request",
             Self::NoSuchCage(_) => "no-such-cage",
+            Self::Unreachable(_) => "unreachable",
             Self::NoSuchModule(_) => "no-such-module",
             Self::NoSuchFunction(_) => "no-such-function",
             Self::NotPermitted(_) => "not-permitted",
@@ -73,6 +77,7 @@ impl DispatchError {
             Self::Refused(_) => "the request was refused",
             Self::Failed(_) | Self::Trap(_) | Self::Lost(_) => "the request failed",
             Self::DeadlineExceeded(_) => "the request was not answered in time",
+            Self::Unreachable(_) => "what is needed to answer this request cannot be reached at the moment",
             Self::Overloaded(_) => "too many requests at the moment",
             Self::Draining => "the server is shutting down",
             Self::Host(_) => "the server failed",

@@ -272,6 +272,7 @@ impl Dispatcher {
             | DispatchError::DeadlineExceeded(_)
             | DispatchError::Overloaded(_)
             | DispatchError::NoSuchCage(_)
+            | DispatchError::Unreachable(_)
             | DispatchError::NoSuchModule(_)
             | DispatchError::NoSuchFunction(_)
             | DispatchError::NotPermitted(_) => event!(WARN),
@@ -314,6 +315,7 @@ fn finish<T>(lease: Lease, result: Result<T, DispatchError>) -> Result<T, Dispat
             | DispatchError::Trap(_)
             | DispatchError::DeadlineExceeded(_)
             | DispatchError::Lost(_)
+            | DispatchError::Unreachable(_)
             | DispatchError::Overloaded(_)
             | DispatchError::Draining
             | DispatchError::Host(_),

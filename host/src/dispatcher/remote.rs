@@ -28,8 +28,8 @@ pub trait Remote: Send + Sync {
     /// Has one copy of the cage run the function: the named one, or one of its choice.
     ///
     /// # Errors
-    /// What the callee answered; `NoSuchCage` when no copy could be reached, so that the function surely did not run;
-    /// `Lost` when that is not sure; `DeadlineExceeded`; `Overloaded` when too many calls wait for that cage.
+    /// What the callee answered; `NoSuchCage` when no copy is known, `Unreachable` when none could be reached, so that the
+    /// function surely did not run; `Lost` when that is not sure; `DeadlineExceeded`; `Overloaded` when too many calls wait for that cage.
     async fn call(&self, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError>;
 
     /// Names of the copies of a cage that are known now, for `call`.

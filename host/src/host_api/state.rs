@@ -237,6 +237,7 @@ impl From<DispatchError> for StateError {
             }
             DispatchError::BadRequest(_)
             | DispatchError::NoSuchCage(_)
+            | DispatchError::Unreachable(_)
             | DispatchError::NoSuchModule(_)
             | DispatchError::NoSuchFunction(_)
             | DispatchError::NotPermitted(_)

@@ -24,6 +24,7 @@ pub enum Outcome {
     Trapped,
     DeadlineExceeded,
     Lost,
+    Unreachable,
     Overloaded,
     Draining,
     HostError,
@@ -32,7 +33,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::BadRequest,
         Self::NotFound,
@@ -42,6 +43,7 @@ impl Outcome {
         Self::Trapped,
         Self::DeadlineExceeded,
         Self::Lost,
+        Self::Unreachable,
         Self::Overloaded,
         Self::Draining,
         Self::HostError,
@@ -59,6 +61,7 @@ impl Outcome {
             Self::Trapped => "trapped",
             Self::DeadlineExceeded => "deadline-exceeded",
             Self::Lost => "lost",
+            Self::Unreachable => "unreachable",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::HostError => "host-error",
@@ -82,6 +85,7 @@ impl Outcome {
             DispatchError::Trap(_) => Self::Trapped,
             DispatchError::DeadlineExceeded(_) => Self::DeadlineExceeded,
             DispatchError::Lost(_) => Self::Lost,
+            DispatchError::Unreachable(_) => Self::Unreachable,
             DispatchError::Overloaded(_) => Self::Overloaded,
             DispatchError::Draining => Self::Draining,
             DispatchError::Host(_) => Self::HostError,

@@ -11,6 +11,7 @@ use wasmcage::protocol::rpc::LanConfig;
 use wasmcage::protocol::rpc::fabric::{CopyId, Limits, Local};
 use wasmcage::protocol::rpc::lan::Lan;
 use wasmcage::request::Payload;
+use wasmcage::task::Tasks;
 
 use super::CommandError;
 use crate::control::Refusal;
@@ -47,7 +48,8 @@ async fn join(flock: &str, lanes: Arc<Lanes>) -> Result<Lan, CommandError> {
     };
     let meeting = runtime_directory();
     let config = LanConfig::of_client(&meeting);
-    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &meeting, lanes).await;
+    let tasks = Tasks::new(COMMAND_LINE);
+    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &meeting, lanes, tasks).await;
     lan.map_err(|error| CommandError::failed(format!("cannot join flock {flock}"), error))
 }
 

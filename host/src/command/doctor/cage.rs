@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde_json::Value;
 use wasmcage::host::runtime_directory;
 use wasmcage::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
+use wasmcage::protocol::rpc::LanConfig;
 use wasmcage::protocol::rpc::discovery::Registry;
 use wasmcage::telemetry::{error_chain, utc};
 use wasmcage::unix_socket;
@@ -34,7 +35,7 @@ pub(super) fn check(
     };
     let keys = keys(cage, findings);
     listen(cage, running.as_ref(), findings);
-    peers(cage, keys.as_ref(), runtime, findings);
+    peers("peer", "interfaces.rpc", &cage.lan, keys.as_ref(), runtime, findings);
     Ok(())
 }
 
@@ -42,20 +43,13 @@ pub(super) fn check(
 fn running(root: &Path, cage: &OnLan, findings: &mut Findings) -> Option<Running> {
     let name = &cage.config.cage;
     let check = "running";
-    let process = match control::ask(&directories(root).run(name), name, "ps", Value::Null) {
-        Ok(process) => process,
+    let rpc = match interface(root, name, "rpc") {
+        Ok(found) => found?,
         Err(error) => {
-            findings.fail(
-                check,
-                format!("it runs, but is silent: {}", error_chain(&error)),
-                format!("`wasmcage logs {name}`"),
-            );
+            findings.fail(check, format!("it runs, but is silent: {error}"), format!("`wasmcage logs {name}`"));
             return None;
         }
     };
-    let cages = process["cages"].as_array().into_iter().flatten();
-    let own = cages.filter(|cage| cage["cage"] == **name).flat_map(|cage| cage["interfaces"].as_array()).flatten();
-    let rpc = own.into_iter().find(|interface| interface["interface"] == "rpc")?;
     let addresses = rpc["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
     let running = Running { addresses: addresses.collect(), error: rpc["error"].as_str().map(str::to_owned) };
     match &running.error {
@@ -63,6 +57,18 @@ fn running(root: &Path, cage: &OnLan, findings: &mut Findings) -> Option<Running
         None => registered(cage, findings),
     }
     Some(running)
+}
+
+/// What a running cage says of one of its interfaces.
+///
+/// # Errors
+/// Why it says nothing.
+pub(super) fn interface(root: &Path, cage: &str, name: &str) -> Result<Option<Value>, String> {
+    let process =
+        control::ask(&directories(root).run(cage), cage, "ps", Value::Null).map_err(|error| error_chain(&error))?;
+    let cages = process["cages"].as_array().into_iter().flatten();
+    let own = cages.filter(|known| known["cage"] == *cage).flat_map(|cage| cage["interfaces"].as_array()).flatten();
+    Ok(own.into_iter().find(|interface| interface["interface"] == *name).cloned())
 }
 
 /// Whether others on this machine find it.
@@ -212,14 +218,23 @@ fn hint_of(error: &std::io::Error, address: SocketAddr) -> String {
     }
 }
 
-fn peers(cage: &OnLan, keys: Option<&Keys>, runtime: &tokio::runtime::Runtime, findings: &mut Findings) {
-    for (name, addresses) in &cage.lan.peers {
-        let reached = runtime
-            .block_on(futures_util::future::join_all(addresses.iter().map(|address| peer::reach(address, name, keys))));
+/// Tries every address of `section`.
+pub(super) fn peers(
+    what: &str,
+    section: &str,
+    lan: &LanConfig,
+    keys: Option<&Keys>,
+    runtime: &tokio::runtime::Runtime,
+    findings: &mut Findings,
+) {
+    for (name, addresses) in &lan.peers {
+        let reached = runtime.block_on(futures_util::future::join_all(
+            addresses.iter().map(|address| peer::reach(address, name, keys, section)),
+        ));
         // One copy that is down is what several are for.
         let verdict = if reached.iter().any(Result::is_ok) { Verdict::Warn } else { Verdict::Fail };
         for (address, reached) in addresses.iter().zip(reached) {
-            let check = format!("peer {name}");
+            let check = format!("{what} {name}");
             match reached {
                 Ok(()) if keys.is_some() => findings.ok(&check, format!("{address} is cage {name}")),
                 Ok(()) => {

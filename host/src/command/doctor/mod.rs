@@ -4,6 +4,7 @@
 mod cage;
 mod machine;
 mod peer;
+mod reverse;
 
 use std::collections::BTreeSet;
 
@@ -106,18 +107,23 @@ impl DoctorArgs {
         let mut on_lan = Vec::new();
         for cage in selected(root, &self.cages)? {
             let mut findings = Findings::of(Some(&cage));
-            if let Some(found) = read(config(root, &cage), &mut findings) {
-                on_lan.push(found);
+            let mut reverse = Vec::new();
+            if let Some(config) = usable(config(root, &cage), &mut findings) {
+                reverse = reverse::read(&config, &mut findings);
+                on_lan.extend(read(config, &mut findings));
             }
-            of_cages.push((cage, findings));
+            of_cages.push((cage, reverse, findings));
         }
         let mut all = Findings::of(None);
         machine::check(&on_lan, &mut all);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot start a runtime to connect with", error))?;
-        for (cage, mut findings) in of_cages {
+        for (cage, reverse, mut findings) in of_cages {
             if let Some(on_lan) = on_lan.iter().find(|on_lan| on_lan.config.cage == cage) {
                 cage::check(root, on_lan, &runtime, &mut findings)?;
+            }
+            for interface in &reverse {
+                reverse::check(root, interface, &runtime, &mut findings)?;
             }
             all.list.append(&mut findings.list);
         }
@@ -127,15 +133,18 @@ impl DoctorArgs {
     }
 }
 
-/// The cage's configuration, if there is something to check about it.
-fn read(config: Result<CageConfig, CommandError>, findings: &mut Findings) -> Option<OnLan> {
-    let config = match config {
-        Ok(config) => config,
+fn usable(config: Result<CageConfig, CommandError>, findings: &mut Findings) -> Option<CageConfig> {
+    match config {
+        Ok(config) => Some(config),
         Err(error) => {
             findings.fail("cage.toml", error_chain(&error), "correct it; a running cage goes on with what it had");
-            return None;
+            None
         }
-    };
+    }
+}
+
+/// The cage's configuration, if there is something to check about its interface `rpc`.
+fn read(config: CageConfig, findings: &mut Findings) -> Option<OnLan> {
     let Some(interface) = config.interfaces.get("rpc").filter(|interface| interface.enabled) else {
         findings.warn(
             "interfaces.rpc",

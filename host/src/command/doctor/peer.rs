@@ -24,8 +24,13 @@ fn trouble<T>(text: String, hint: impl Into<String>) -> Result<T, Trouble> {
     Err(Trouble { text, hint: hint.into() })
 }
 
-/// Connects; with keys, finds out who is there.
-pub(super) async fn reach(address: &PeerAddress, cage: &str, keys: Option<&Keys>) -> Result<(), Trouble> {
+/// Connects; with keys, finds out who is there. The address is in `section` of `cage.toml`.
+pub(super) async fn reach(
+    address: &PeerAddress,
+    cage: &str,
+    keys: Option<&Keys>,
+    section: &str,
+) -> Result<(), Trouble> {
     let stream = connect(address).await?;
     let Some(keys) = keys else { return Ok(()) };
     let peer = format!("cage {cage} at {address}");
@@ -46,7 +51,8 @@ pub(super) async fn reach(address: &PeerAddress, cage: &str, keys: Option<&Keys>
     match keys.verify_peer(stream.get_ref().1.peer_certificates(), Some(cage)) {
         Ok(_) => Ok(()),
         Err(error) => {
-            trouble(format!("{address}: {}", error_chain(&error)), "correct `peers` of [interfaces.rpc], or its keys")
+            let hint = format!("correct `peers` of [{section}], or its keys");
+            trouble(format!("{address}: {}", error_chain(&error)), hint)
         }
     }
 }

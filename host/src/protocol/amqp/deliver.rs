@@ -58,6 +58,7 @@ fn verdict(error: &DispatchError, tries: u64, tries_max: u64) -> Verdict {
         // The configuration names module and function, not the sender: both may come.
         DispatchError::NoSuchModule(_)
         | DispatchError::NoSuchFunction(_)
+        | DispatchError::Unreachable(_)
         | DispatchError::Overloaded(_)
         | DispatchError::Draining
         | DispatchError::Host(_) => Verdict::Return,
@@ -78,6 +79,7 @@ fn told(error: &DispatchError, context: &RequestContext) -> Option<Outcome> {
         | DispatchError::Host(_) => Some(Outcome::Exception { name: error.code().into(), text }),
         DispatchError::NoSuchModule(_)
         | DispatchError::NoSuchFunction(_)
+        | DispatchError::Unreachable(_)
         | DispatchError::Overloaded(_)
         | DispatchError::Draining => None,
     }

@@ -42,7 +42,9 @@ fn status(error: &DispatchError) -> StatusCode {
             StatusCode::INTERNAL_SERVER_ERROR
         }
         DispatchError::DeadlineExceeded(_) => StatusCode::GATEWAY_TIMEOUT,
-        DispatchError::Overloaded(_) | DispatchError::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        DispatchError::Unreachable(_) | DispatchError::Overloaded(_) | DispatchError::Draining => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     }
 }
 

@@ -135,6 +135,7 @@ fn is_final(error: &DispatchError) -> bool {
     match error {
         DispatchError::BadRequest(_) | DispatchError::NotPermitted(_) | DispatchError::Refused(_) => true,
         DispatchError::NoSuchCage(_)
+        | DispatchError::Unreachable(_)
         | DispatchError::NoSuchModule(_)
         | DispatchError::NoSuchFunction(_)
         | DispatchError::Failed(_)

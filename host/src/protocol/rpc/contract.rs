@@ -250,7 +250,8 @@ fn error_of(code: &str) -> DispatchError {
         DispatchError::Lost(text.clone()),
         DispatchError::Overloaded(text.clone()),
         DispatchError::Draining,
-        DispatchError::Host(text),
+        DispatchError::Host(text.clone()),
+        DispatchError::Unreachable(text),
     ];
     all.into_iter().find(|error| error.code() == code).expect("a code of an error")
 }
@@ -366,6 +367,7 @@ pub(super) async fn errors_arrive(bench: Arc<dyn Bench>) {
         "overloaded",
         "draining",
         "host-error",
+        "unreachable",
     ];
     for code in codes {
         let text = check_error(front.call(call_with("error", code), None).await, &[code]);
@@ -416,13 +418,14 @@ pub(super) async fn all_copies_are_used(bench: Arc<dyn Bench>) {
     let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
     let front = caller(&*bench).await;
     sees(&front, "worker", &[&one, &two]).await;
-    for _ in 0..500 {
-        front.call(call("echo"), None).await.unwrap();
-        if one.probe.counts().begun > 0 && two.probe.counts().begun > 0 {
-            return;
+    let calling = async {
+        while one.probe.counts().begun == 0 || two.probe.counts().begun == 0 {
+            front.call(call("echo"), None).await.unwrap();
         }
+    };
+    if timeout(PROMISE_TIMEOUT / 2, calling).await.is_err() {
+        panic!("one of two copies was never called; members: {:?}", front.members());
     }
-    panic!("one of two copies was never called in 500 calls; members: {:?}", front.members());
 }
 
 pub(super) async fn a_named_copy_is_reached(bench: Arc<dyn Bench>) {
@@ -501,7 +504,7 @@ pub(super) async fn a_draining_copy_finishes_what_it_has(bench: Arc<dyn Bench>) 
     for _ in 0..50 {
         assert_eq!(copy_that_answers(&front).await, two.name());
     }
-    check_error(front.call(call("copy"), Some(&one.name())).await, &["no-such-cage", "draining"]);
+    check_error(front.call(call("copy"), Some(&one.name())).await, &["no-such-cage", "unreachable", "draining"]);
     assert!(!one.advertised.is_finished(), "a call is still in work");
     one.probe.release(1);
     assert_eq!(waiting.await.unwrap().unwrap(), Payload::Json(one.name()));
@@ -510,7 +513,7 @@ pub(super) async fn a_draining_copy_finishes_what_it_has(bench: Arc<dyn Bench>) 
     sees(&front, "worker", &[&two]).await;
     two.drain.begin();
     two.advertised.await.unwrap().unwrap();
-    check_error(front.call(call("copy"), None).await, &["no-such-cage", "draining"]);
+    check_error(front.call(call("copy"), None).await, &["no-such-cage", "unreachable", "draining"]);
 }
 
 pub(super) async fn calls_of_a_dead_copy_are_lost_or_tried_elsewhere(bench: Arc<dyn Bench>) {

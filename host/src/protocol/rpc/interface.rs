@@ -41,11 +41,13 @@ impl Interface for RpcInterface {
         match self.config.fabric {
             FabricConfig::Lan(config) => {
                 let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
-                serve(Lan::open(local, interface, config, limits, &cx.runtime_directory, lanes).await?, cx).await
+                let tasks = cx.services.tasks.clone();
+                serve(Lan::open(local, interface, config, limits, &cx.runtime_directory, lanes, tasks).await?, cx).await
             }
             #[cfg(feature = "nats")]
             FabricConfig::Nats(config) => {
-                serve(super::nats::Nats::start(&config, cx.endpoint.interface.clone(), local, limits).await?, cx).await
+                let (interface, tasks) = (cx.endpoint.interface.clone(), cx.services.tasks.clone());
+                serve(super::nats::Nats::start(&config, interface, local, limits, tasks).await?, cx).await
             }
         }
     }

@@ -27,6 +27,9 @@ impl Protocol for ReverseRpc {
     }
 }
 
+/// Between two looks at who is served.
+const TELL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(500);
+
 struct ReverseInterface {
     config: ReverseConfig,
 }
@@ -36,11 +39,26 @@ impl Interface for ReverseInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let ReverseConfig { serve, lan, limits } = self.config;
         let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
-        let lan = Lan::open(local(&cx), interface, lan, limits, &cx.runtime_directory, lanes).await?;
+        let tasks = cx.services.tasks.clone();
+        let lan = Lan::open(local(&cx), interface, lan, limits, &cx.runtime_directory, lanes, tasks).await?;
         serve.iter().for_each(|cage| cx.endpoint.announce(format!("reverse://{cage}")));
         let service = Arc::new(CageService { dispatcher: cx.dispatcher.clone(), endpoint: cx.endpoint.clone() });
-        lan.serve_in_reverse(&serve, service, &cx.drain).await;
+        tokio::select! {
+            () = lan.serve_in_reverse(&serve, service, &cx.drain) => {}
+            () = keep_telling(&lan, &serve, &cx) => {}
+        }
         cx.endpoint.forget_addresses();
+        cx.endpoint.tell(None);
         Ok(())
+    }
+}
+
+/// Tells the operator which cages are not served, and why. Never ends.
+async fn keep_telling(lan: &Lan, serve: &[String], cx: &InterfaceContext) {
+    loop {
+        let not_served = lan.not_served(serve);
+        let told: Vec<_> = not_served.iter().map(|(cage, why)| format!("reverse://{cage}: {why}")).collect();
+        cx.endpoint.tell((!told.is_empty()).then(|| told.join("; ")));
+        tokio::time::sleep(TELL_INTERVAL).await;
     }
 }

@@ -43,6 +43,7 @@ fn failed(error: DispatchError) -> ResourceError {
     let recoverable = match &error {
         DispatchError::BadRequest(_)
         | DispatchError::NoSuchCage(_)
+        | DispatchError::Unreachable(_)
         | DispatchError::NoSuchModule(_)
         | DispatchError::NoSuchFunction(_)
         | DispatchError::NotPermitted(_)

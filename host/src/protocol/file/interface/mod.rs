@@ -239,9 +239,12 @@ impl Watch {
         match self.cx.dispatcher.handle(endpoint, route, request).await {
             Ok(_) => Outcome::Done,
             Err(error @ (DispatchError::Refused(_) | DispatchError::BadRequest(_))) => Outcome::Never(told(&error)),
-            Err(error @ (DispatchError::Overloaded(_) | DispatchError::Draining | DispatchError::Host(_))) => {
-                Outcome::NotNow(error.to_string())
-            }
+            Err(
+                error @ (DispatchError::Overloaded(_)
+                | DispatchError::Unreachable(_)
+                | DispatchError::Draining
+                | DispatchError::Host(_)),
+            ) => Outcome::NotNow(error.to_string()),
             Err(
                 error @ (DispatchError::Failed(_)
                 | DispatchError::Trap(_)

@@ -52,6 +52,10 @@ pub enum Found {
     Multicast,
     /// Its address is in the configuration.
     Peer,
+    /// It answered at an address at which another copy was looked for.
+    Met,
+    /// It connected to this one, and said at which port of that machine it listens.
+    Caller,
     /// Another copy knew it.
     Told,
     /// It connected to this one, to be called over that connection.
@@ -64,6 +68,8 @@ impl fmt::Display for Found {
             Self::SameMachine => "same machine",
             Self::Multicast => "multicast",
             Self::Peer => "peers",
+            Self::Met => "met",
+            Self::Caller => "caller",
             Self::Told => "told by a peer",
             Self::Reverse => "reverse",
         })

@@ -16,6 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{Address, Found, Listener, News, Sighting};
 use crate::config::{is_flock_name, is_name};
 use crate::protocol::rpc::fabric::{CopyId, Local};
+use crate::task::caught;
 
 /// The port of multicast DNS.
 pub const MULTICAST_PORT: u16 = 5353;
@@ -129,7 +130,7 @@ fn service(local: &Local, listening: SocketAddr, loopback_only: bool) -> mdns_sd
     node.truncate(node.floor_char_boundary(NODE_BYTES_MAX));
     let properties = [("v", VERSION), ("flock", &*local.flock), ("cage", &*local.cage), ("node", &*node)];
     let addresses: Vec<IpAddr> = match listening.ip() {
-        _ if loopback_only => vec![Ipv4Addr::LOCALHOST.into()],
+        address if loopback_only && (!address.is_loopback() || address.is_ipv6()) => vec![Ipv4Addr::LOCALHOST.into()],
         address if address.is_unspecified() => Vec::new(),
         address => vec![address],
     };
@@ -275,7 +276,12 @@ fn drain(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
     loop {
         while let Ok(event) = events.recv() {
             match daemon.upgrade() {
-                Some(daemon) => daemon.event(event),
+                // A panic must not end the search for all cages of the process.
+                Some(daemon) => {
+                    if let Err(panic) = caught(|| daemon.event(event)) {
+                        tracing::error!(error = %panic, "news of multicast could not be taken in");
+                    }
+                }
                 None => return,
             }
         }

@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Address, Found, Listener, News, Sighting};
 use crate::config::is_name;
 use crate::protocol::rpc::fabric::CopyId;
+use crate::task::Tasks;
 use crate::telemetry::error_chain;
 use crate::unix_socket;
 
@@ -165,7 +166,7 @@ impl Registry {
 
     /// Removes dead sockets, then tells of every copy that is there, comes and goes, except `own`, until what it returns
     /// is dropped. Must be called on a tokio runtime.
-    pub fn watch(&self, own: CopyId, listener: Listener) -> Watch {
+    pub fn watch(&self, own: CopyId, listener: Listener, tasks: &Tasks) -> Watch {
         if let Err(error) = self.remove_all_stale() {
             tracing::debug!(file = %self.directory.display(), error = %error, "dead sockets could not be looked for");
         }
@@ -180,18 +181,21 @@ impl Registry {
         };
         let seen = Arc::new(Mutex::new(seen));
         seen.lock().look();
-        let task = tokio::spawn({
+        let looking = {
             let seen = seen.clone();
-            async move {
-                let mut ticks = tokio::time::interval(LOOK_INTERVAL);
-                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                loop {
-                    ticks.tick().await;
-                    seen.lock().look();
-                }
-            }
-        });
+            move || keep_looking(seen.clone())
+        };
+        let task = tokio::spawn(tasks.kept("rpc: cages of this machine", looking));
         Watch { seen, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+async fn keep_looking(seen: Arc<Mutex<Seen>>) {
+    let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        seen.lock().look();
     }
 }
 
@@ -366,7 +370,7 @@ mod tests {
         let own = register("own", 1);
         let before = register("before", 2);
         let (tx, mut rx) = mpsc::channel(10);
-        let watch = registry.watch(CopyId(1), Arc::new(move |news| tx.try_send(news).unwrap()));
+        let watch = registry.watch(CopyId(1), Arc::new(move |news| tx.try_send(news).unwrap()), &Tasks::new("test"));
         assert_eq!(rx.try_recv().unwrap(), seen("before", 2));
         let late = register("late", 3);
         watch.scan_now();

@@ -1,32 +1,56 @@
-//! Connections to copies: one for each copy and lane, made when the first call needs it. A connection lives on the lane
-//! whose calls it carries, so that a call and its answer wake no other thread.
+//! Connections to copies: one for each copy and lane, made when the first call needs it, or in the background to find out
+//! whether the copy is well. A connection lives on the lane whose calls it carries, so that a call and its answer wake no
+//! other thread.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::copies::Copy;
+use super::copy::Copy;
+use super::gauge::Gauge;
 use super::{Answerer, Inner};
 use crate::keys::{self, Keys};
 use crate::lanes::Lanes;
 use crate::protocol::rpc::discovery::{Address, Found};
-use crate::protocol::rpc::fabric::Service;
+use crate::protocol::rpc::fabric::{CopyId, Service};
 use crate::protocol::rpc::link::frame::Hello;
 use crate::protocol::rpc::link::{self, Link};
 use crate::telemetry::error_chain;
 use crate::unix_socket;
 
+/// A copy that takes longer to connect to gets no more calls meanwhile, as long as there are others.
+const SLOW_MS: u64 = 250;
+
 /// A lane's connection to a copy.
 #[derive(Default)]
 pub(super) struct Place {
     link: ArcSwapOption<Link>,
-    /// Held while a connection is made: one attempt at a time.
-    dialing: Arc<tokio::sync::Mutex<()>>,
+    /// The attempt on its way: one at a time, whose outcome all share that wait for it. Nobody is at its other end once it
+    /// has ended.
+    dialling: Mutex<Option<watch::Receiver<Option<Dialled>>>>,
+    /// When that began, in milliseconds of the copy's gauge; 0: there is none.
+    dialling_since: AtomicU64,
+}
+
+/// What an attempt to connect brought.
+type Dialled = Result<Arc<Link>, DialError>;
+
+/// A connection that was greeted.
+pub(super) struct Connection {
+    pub(super) link: Link,
+    pub(super) hello: Hello,
+    /// None on this machine.
+    pub(super) peer: Option<SocketAddr>,
 }
 
 /// Why there is no connection.
@@ -34,7 +58,7 @@ pub(super) struct Place {
 #[error("{text}")]
 pub(super) struct DialError {
     text: String,
-    /// Nobody is there any more.
+    /// The copy is surely not there any more.
     pub(super) vacant: bool,
     /// It is this copy itself.
     pub(super) own: bool,
@@ -45,9 +69,20 @@ impl DialError {
         Self { text: text.into(), vacant: false, own: false }
     }
 
+    fn vacant(text: impl Into<String>) -> Self {
+        Self { vacant: true, ..Self::new(text) }
+    }
+
     fn io(address: &Address, error: &io::Error) -> Self {
         let vacant = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
-        Self { text: format!("cannot connect to {address}: {error}"), vacant, own: false }
+        Self { vacant, ..Self::new(format!("cannot connect to {address}: {error}")) }
+    }
+}
+
+impl Connection {
+    /// The address it was made to, without names.
+    pub(super) fn peer_address(&self) -> Option<Address> {
+        self.peer.map(|peer| Address::Tcp(peer.to_string()))
     }
 }
 
@@ -62,6 +97,12 @@ impl Place {
 
     pub(super) fn is_suspect(&self) -> bool {
         self.link.load().as_ref().is_some_and(|link| link.is_usable() && link.is_suspect())
+    }
+
+    /// A connection is being made, and takes long.
+    pub(super) fn is_slow_to_connect(&self, gauge: &Gauge) -> bool {
+        let since = self.dialling_since.load(Ordering::Relaxed);
+        since > 0 && gauge.now_ms().saturating_sub(since) > SLOW_MS
     }
 
     /// The old one, if any, ends when its calls have.
@@ -80,9 +121,34 @@ impl Drop for Place {
     }
 }
 
+/// An attempt at a lane's connection, as long as it lives.
+struct Dialling(Arc<Copy>, usize);
+
+impl Dialling {
+    fn begin(copy: &Arc<Copy>, lane: usize) -> Self {
+        copy.places[lane].dialling_since.store(copy.gauge.now_ms().max(1), Ordering::Relaxed);
+        Self(copy.clone(), lane)
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.0.places[self.1].dialling_since.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A proof on its way, as long as it lives.
+struct Proving(Arc<Copy>);
+
+impl Drop for Proving {
+    fn drop(&mut self) {
+        self.0.gauge.end_proof();
+    }
+}
+
 impl Inner {
     /// The connection of this lane to a copy, made if there is none.
-    pub(super) async fn link(self: &Arc<Self>, copy: &Arc<Copy>) -> Result<Arc<Link>, DialError> {
+    pub(super) async fn link(self: &Arc<Self>, copy: &Arc<Copy>) -> Dialled {
         let lane = Lanes::current() % copy.places.len();
         if let Some(link) = copy.places[lane].usable() {
             return Ok(link);
@@ -90,42 +156,81 @@ impl Inner {
         if let Some(link) = copy.reverse() {
             return Ok(Arc::new(link));
         }
-        let dialing = copy.places[lane].dialing.clone().lock_owned().await;
-        if let Some(link) = copy.places[lane].usable() {
-            return Ok(link);
+        // One of another lane is better than none.
+        let of_another = || copy.places.iter().find_map(Place::usable).filter(|link| !link.is_suspect());
+        self.connection(copy, lane).await.or_else(|error| of_another().ok_or(error))
+    }
+
+    /// Finds out in the background whether a copy is well.
+    pub(super) fn prove(self: &Arc<Self>, copy: Arc<Copy>) {
+        let Ok(place) = self.proofs.clone().try_acquire_owned() else { return };
+        if !copy.gauge.begin_proof() {
+            return;
         }
-        let (inner, copy) = (self.clone(), copy.clone());
-        // A task of its own: a caller that gives up does not undo what others wait for.
-        let dialled = self.lanes.handle(lane).spawn(async move {
-            let dialled = inner.dial(&copy).await;
-            match &dialled {
-                Ok(link) => copy.places[lane].set(link.clone()),
-                Err(error) => copy.failed(error.to_string()),
+        let (inner, proving, lane) = (self.clone(), Proving(copy.clone()), Lanes::current() % copy.places.len());
+        let proof = async move {
+            let connected = copy.is_heard() || inner.connection(&copy, lane).await.is_ok();
+            if connected && copy.is_heard() {
+                copy.gauge.prove();
+            } else {
+                copy.gauge.fail();
+                inner.copies.drop_if_lost(&copy);
             }
-            drop(dialing);
-            dialled
-        });
-        dialled.await.map_err(|_| DialError::new("this cage is shutting down"))?.map(Arc::new)
+            drop((proving, place));
+        };
+        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: proof of a copy", proof));
+    }
+
+    /// Makes the connection of a lane, or waits for the attempt that is on its way.
+    async fn connection(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> Dialled {
+        let mut outcome = {
+            let mut dialling = copy.places[lane].dialling.lock();
+            if let Some(link) = copy.places[lane].usable() {
+                return Ok(link);
+            }
+            // One whose task ended without an outcome is over.
+            match dialling.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
+                Some(outcome) => outcome.clone(),
+                None => dialling.insert(self.begin_dial(copy, lane)).clone(),
+            }
+        };
+        let dialled = outcome.wait_for(Option::is_some).await.ok().and_then(|dialled| dialled.clone());
+        dialled.unwrap_or_else(|| Err(DialError::new("this cage is shutting down")))
+    }
+
+    /// In a task of its own: a caller that gives up does not undo what others wait for.
+    fn begin_dial(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> watch::Receiver<Option<Dialled>> {
+        let (sender, outcome) = watch::channel(None);
+        let (inner, copy, dialling) = (self.clone(), copy.clone(), Dialling::begin(copy, lane));
+        let dial = async move {
+            let dialled = inner.dial(&copy, lane).await;
+            if let Err(error) = &dialled {
+                copy.failed(error.to_string());
+            }
+            drop(dialling);
+            sender.send_replace(Some(dialled));
+        };
+        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: a connection that is made", dial));
+        outcome
     }
 
     /// Tries the ways to a copy, the nearest first. Ways that lead nowhere are forgotten.
-    async fn dial(self: &Arc<Self>, copy: &Arc<Copy>) -> Result<Link, DialError> {
-        let mut last = DialError::new("no address is known");
+    async fn dial(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> Dialled {
+        let mut last = DialError::vacant("no address is known");
         for (address, found) in copy.addresses() {
             match self.connect(&address, &copy.cage, None).await {
-                Ok((_, hello)) if hello.copy != copy.id.0 => {
-                    self.copies.gone(&copy.cage, copy.id, found, Some(&address));
-                    last = DialError::new(format!("{address} belongs to another copy by now"));
-                }
-                Ok((link, hello)) => {
-                    copy.greeted(&hello.node, &hello.version);
-                    self.tell(&link);
-                    self.watch_end(&link, copy);
-                    return Ok(link);
+                Ok(connection) => {
+                    let id = CopyId(connection.hello.copy);
+                    let link = self.adopt(connection, copy, &address, lane);
+                    if id == copy.id {
+                        return Ok(link);
+                    }
+                    self.copies.bury(copy, &address, Instant::now());
+                    last = DialError::vacant(format!("{address} belongs to another copy by now"));
                 }
                 Err(error) => {
                     if error.vacant || error.own {
-                        self.vacant(copy, &address, found);
+                        self.vacant(copy, &address, found, error.own);
                     }
                     last = error;
                 }
@@ -134,26 +239,64 @@ impl Inner {
         Err(last)
     }
 
+    /// Gives a connection to the copy that greeted on it: the one that was looked for, or one that is there instead, and is
+    /// known from now on.
+    fn adopt(
+        self: &Arc<Self>,
+        connection: Connection,
+        wanted: &Arc<Copy>,
+        address: &Address,
+        lane: usize,
+    ) -> Arc<Link> {
+        let (id, peer_address) = (CopyId(connection.hello.copy), connection.peer_address());
+        let Connection { link, hello, peer } = connection;
+        let mut met = (id == wanted.id).then(|| wanted.clone());
+        if !address.is_here() {
+            for address in [Some(address), peer_address.as_ref()].into_iter().flatten() {
+                met = self.copies.met(&wanted.cage, id, self.lanes.count(), address, Found::Met).or(met);
+            }
+        }
+        let Some(copy) = met else {
+            // There are too many.
+            link.close();
+            return Arc::new(link);
+        };
+        copy.greeted(&hello.node, &hello.version);
+        if let Some(known) = copy.places[lane].usable() {
+            link.close();
+            return known;
+        }
+        copy.places[lane].set(link.clone());
+        self.tell(&link, copy.id, peer.map(|peer| peer.ip()));
+        self.watch_end(&link, &copy);
+        self.changed.notify_waiters();
+        Arc::new(link)
+    }
+
     /// Looks after the copy when the connection has ended. Keeps neither of them, so that both can go.
     fn watch_end(self: &Arc<Self>, link: &Link, copy: &Arc<Copy>) {
         let (ended, inner, copy) = (link.ended(), Arc::downgrade(self), Arc::downgrade(copy));
-        tokio::spawn(async move {
+        let looking = async move {
             ended.await;
             if let (Some(inner), Some(copy)) = (inner.upgrade(), copy.upgrade()) {
                 inner.left(&copy);
             }
-        });
+        };
+        tokio::spawn(self.tasks.watched("rpc: end of a connection", looking));
     }
 
-    /// Nobody answers at an address. What is configured is tried again by its own task.
-    fn vacant(&self, copy: &Arc<Copy>, address: &Address, found: Found) {
+    /// The copy does not answer at an address. What is configured, and what a copy that connected has named, is looked after
+    /// by others.
+    fn vacant(&self, copy: &Arc<Copy>, address: &Address, found: Found, own: bool) {
         match (address, found) {
             (Address::Unix(path), _) => {
                 self.registry.remove_stale(path);
                 self.copies.gone(&copy.cage, copy.id, found, Some(address));
             }
-            (Address::Tcp(_), Found::Told) => self.copies.gone(&copy.cage, copy.id, found, Some(address)),
-            (Address::Tcp(_), _) => {}
+            (Address::Tcp(_), Found::Multicast) if !own => {
+                self.multicast.get().into_iter().for_each(|multicast| multicast.verify(copy.id));
+            }
+            (Address::Tcp(_), _) => self.copies.bury(copy, address, Instant::now()),
         }
     }
 
@@ -163,13 +306,14 @@ impl Inner {
         address: &Address,
         cage: &str,
         service: Option<Arc<dyn Service>>,
-    ) -> Result<(Link, Hello), DialError> {
+    ) -> Result<Connection, DialError> {
         let connecting = async {
             match address {
                 Address::Unix(path) => {
                     let stream = unix_socket::connect(path).await.map_err(|error| DialError::io(address, &error))?;
                     own_user(&stream).map_err(|error| DialError::io(address, &error))?;
-                    self.greet(stream, address, cage, service).await
+                    let (link, hello) = self.greet(stream, address, cage, service).await?;
+                    Ok(Connection { link, hello, peer: None })
                 }
                 Address::Tcp(host) => {
                     let keys = self.keys.current().ok_or_else(|| {
@@ -179,14 +323,16 @@ impl Inner {
                         ))
                     })?;
                     let stream = TcpStream::connect(host).await.map_err(|error| DialError::io(address, &error))?;
+                    let peer = stream.peer_addr().ok();
                     let stream = secure(&keys, stream, cage, address).await?;
-                    self.greet(stream, address, cage, service).await
+                    let (link, hello) = self.greet(stream, address, cage, service).await?;
+                    Ok(Connection { link, hello, peer })
                 }
             }
         };
-        let patience = self.config.connect_timeout;
-        let late = || DialError::new(format!("no connection to {address} within {} ms", patience.as_millis()));
-        tokio::time::timeout(patience, connecting).await.unwrap_or_else(|_| Err(late()))
+        let timeout = self.config.connect_timeout;
+        let late = || DialError::new(format!("no connection to {address} within {} ms", timeout.as_millis()));
+        tokio::time::timeout(timeout, connecting).await.unwrap_or_else(|_| Err(late()))
     }
 
     async fn greet<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -202,12 +348,12 @@ impl Inner {
         if let Some(mismatch) = self.mismatch(&hello, Some(cage)) {
             link::say_bye(&mut stream, &mismatch).await;
             let own = hello.copy == self.local.copy.0;
-            return Err(DialError { own, ..DialError::new(format!("{address}: {mismatch}")) });
+            return Err(DialError { own, ..DialError::vacant(format!("{address}: {mismatch}")) });
         }
         let serves = service.is_some();
         let answerer = Answerer::new(self, cage.into(), service);
         let (link, life) = Link::new(stream, rest, self.session_limits(), serves, answerer, Some(self.lanes.clone()));
-        tokio::spawn(life);
+        tokio::spawn(self.tasks.watched("rpc: a connection", life));
         Ok((link, hello))
     }
 }
@@ -233,7 +379,8 @@ async fn secure(
     let stream = connector.connect(keys.server_name(), stream).await;
     let stream = stream.map_err(|error| DialError::new(keys::handshake_reason(&error, &peer)))?;
     let certificates: Option<&[CertificateDer<'_>]> = stream.get_ref().1.peer_certificates();
+    // Somebody else is there.
     keys.verify_peer(certificates, Some(cage))
-        .map_err(|error| DialError::new(format!("{address}: {}", error_chain(&error))))?;
+        .map_err(|error| DialError::vacant(format!("{address}: {}", error_chain(&error))))?;
     Ok(stream)
 }

@@ -1,20 +1,26 @@
-//! What the lan fabric logs: one line for each peer and reason, however often it happens.
+//! What the lan fabric logs: one line for each peer and reason in a minute, however often it happens. A peer is named
+//! without the port that it connects from, which is another one each time.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::telemetry::Gate;
+
 /// The same peer with the same trouble is named again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Peers and reasons that are told apart.
+/// Peers and reasons that are told apart. Beyond them, one line in `OTHERS_AFTER` tells of all others together.
 const KNOWN_MAX: usize = 1_000;
+const OTHERS_AFTER: Duration = Duration::from_secs(10);
 
 pub(super) struct Events {
     cage: Arc<str>,
     interface: String,
     known: Mutex<HashMap<(String, String), Known>>,
+    others: Gate,
 }
 
 struct Known {
@@ -25,7 +31,7 @@ struct Known {
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: String) -> Self {
-        Self { cage, interface, known: Mutex::default() }
+        Self { cage, interface, known: Mutex::default(), others: Gate::new(1, OTHERS_AFTER) }
     }
 
     /// Somebody who wanted to connect was sent away, or cut off.
@@ -42,6 +48,12 @@ impl Events {
         tracing::warn!(cage, interface, callee, address, error, suppressed, "peer unreachable, trying again");
     }
 
+    /// The cage's socket, or the directory that it was in, had been removed.
+    pub(super) fn listening_again(&self, socket: &Path) {
+        let (cage, interface) = (&*self.cage, &self.interface);
+        tracing::warn!(cage, interface, socket = %socket.display(), "the socket had been removed and was made again");
+    }
+
     pub(super) fn connected(&self, callee: &str, address: &str, copy: &str) {
         let (cage, interface) = (&*self.cage, &self.interface);
         tracing::info!(cage, interface, callee, address, copy, "peer connected");
@@ -56,8 +68,8 @@ impl Events {
         if known.len() >= KNOWN_MAX {
             known.retain(|_, known| known.told.elapsed() < AGAIN_AFTER);
         }
-        if known.len() >= KNOWN_MAX {
-            return None;
+        if known.len() >= KNOWN_MAX && !known.contains_key(&(peer.clone(), kind.clone())) {
+            return self.others.pass();
         }
         match known.get_mut(&(peer.clone(), kind.clone())) {
             Some(known) if known.told.elapsed() < AGAIN_AFTER => {
@@ -89,7 +101,7 @@ mod tests {
         assert_eq!(events.pass("10.0.0.2", "expired"), Some(0));
         let trouble = |number: usize| ("x".repeat(number % 70), "y".repeat(number / 70));
         let told = (0..5_000).map(trouble).filter(|(peer, error)| events.pass(peer, error).is_some());
-        assert_eq!(told.count(), KNOWN_MAX - 3);
+        assert_eq!(told.count(), KNOWN_MAX - 3 + 1, "the last tells of those beyond the bound");
         assert!(events.known.lock().len() <= KNOWN_MAX);
     }
 }

@@ -1,57 +1,65 @@
 //! The fabric that needs nothing but the network: Unix sockets between cages of one machine, TCP with mutual TLS between
-//! machines. Discovery finds copies (`discovery/`), connections are made when calls need them (`dial.rs`), taken in
-//! (`listen.rs`), and each call goes to the copy that looks best (`copies.rs`).
+//! machines. Discovery finds copies (`discovery/`, `members.rs`), peers tell each other of them (`tell.rs`), and they are kept
+//! in a table (`copies.rs`). Connections are made when calls need them (`dial.rs`) and taken in (`listen.rs`), and each call
+//! goes to the copy that looks best (`calls.rs`, `choice.rs`).
 
+mod calls;
+mod choice;
 mod copies;
+mod copy;
 mod dial;
 mod events;
+mod gauge;
+mod handshakes;
 mod listen;
+mod members;
+mod reverse;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod told;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use self::copies::{Copies, Copy, Known};
+use self::calls::late;
+use self::copies::Copies;
 use self::events::Events;
 use self::listen::Listening;
+use self::reverse::Reached;
+use self::tell::Audience;
 use super::config::LanConfig;
-use super::discovery::{
-    Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Registry, Sighting,
-    Watch,
-};
+use super::discovery::{Listener, Multicast, PeerAddress, Registry, Watch};
 use super::envelope::{self, Message};
-use super::fabric::{CopyId, Fabric, Limits, Local, Service};
-use super::link::frame::{Hello, Refusal};
-use super::link::{Answering, Link, LinkError, SessionLimits};
-use crate::config::nearest;
+use super::fabric::{Fabric, Limits, Local, Service};
+use super::link::frame::Hello;
+use super::link::{Answering, Link, SessionLimits};
 use crate::dispatcher::{COMMAND_LINE, Call, DispatchError, Member, Remote};
 use crate::drain::Drain;
 use crate::keys::{Identity, WatchedKeys};
 use crate::lanes::Lanes;
 use crate::protocol::InterfaceError;
-use crate::request::{Deadline, Payload};
-use crate::telemetry::error_chain;
-use crate::unix_socket;
+use crate::request::Payload;
+use crate::task::{Tasks, caught_async};
+use crate::telemetry::Gate;
 
-/// A copy that multicast or a configured address leads to is known this long after the start at the latest.
-const DISCOVERY_PATIENCE: Duration = Duration::from_millis(1_500);
-/// Between two attempts at a configured peer: from, and up to twice that.
-const PEER_RETRY: Duration = Duration::from_millis(400);
 /// How long a cage that stops waits for connections that are greeting.
-const GREETING_PATIENCE: Duration = Duration::from_secs(1);
+const GREETING_TIME: Duration = Duration::from_secs(1);
 /// Between two looks at the keys.
 const KEYS_INTERVAL: Duration = Duration::from_secs(1);
+/// Copies that are proven in the background at the same time.
+const PROOFS_MAX: usize = 16;
+/// Of one connection: lists of members that are taken in within a time. The others are passed over.
+const TOLD_MAX: u64 = 20;
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 /// One cage's way to others on this machine and its network. Dropping it ends its connections.
 pub struct Lan {
@@ -65,14 +73,20 @@ struct Inner {
     config: LanConfig,
     limits: Limits,
     lanes: Arc<Lanes>,
+    /// Watches everything that is spawned.
+    tasks: Tasks,
     keys: WatchedKeys,
     registry: Registry,
     /// Of this machine's cages.
     watch: OnceLock<Watch>,
     multicast: OnceLock<Multicast>,
     copies: Copies,
-    /// Rings when a copy has become known.
+    proofs: Arc<Semaphore>,
+    /// Rings when a copy has become known, was connected to, or has gone.
     changed: Notify,
+    audience: Audience,
+    /// Cages that are served in reverse.
+    reached: Reached,
     started: Instant,
     events: Events,
     /// Connections that others made, while the cage is advertised.
@@ -80,7 +94,8 @@ struct Inner {
     /// The connections themselves, from the first byte on.
     taken: TaskTracker,
     addresses: Mutex<Vec<String>>,
-    port: Mutex<Option<u16>>,
+    /// Of TCP, while it is advertised.
+    listening: Mutex<Option<SocketAddr>>,
 }
 
 #[derive(Default)]
@@ -97,16 +112,7 @@ struct Answerer {
     peer: Arc<str>,
     service: Option<Arc<dyn Service>>,
     body_bytes_max: usize,
-}
-
-/// One attempt that brought no answer.
-enum Failure {
-    /// It surely did not run there.
-    NotRun(String),
-    /// It may have run.
-    Lost(String),
-    /// The attempt's time is over.
-    Late,
+    told: Gate,
 }
 
 impl Lan {
@@ -121,6 +127,7 @@ impl Lan {
         limits: Limits,
         runtime_directory: &std::path::Path,
         lanes: Arc<Lanes>,
+        watch: Tasks,
     ) -> Result<Self, InterfaceError> {
         let setup = |text: &str, source: Box<dyn std::error::Error + Send + Sync>| InterfaceError::Setup {
             interface: interface.to_owned(),
@@ -139,17 +146,21 @@ impl Lan {
             config,
             limits,
             lanes,
+            tasks: watch,
             keys,
             registry,
             watch: OnceLock::new(),
             multicast: OnceLock::new(),
             copies: Copies::default(),
+            proofs: Arc::new(Semaphore::new(PROOFS_MAX)),
             changed: Notify::new(),
+            audience: Audience::default(),
+            reached: Reached::default(),
             started: Instant::now(),
             inbound: Mutex::default(),
             taken: TaskTracker::new(),
             addresses: Mutex::default(),
-            port: Mutex::default(),
+            listening: Mutex::default(),
         });
         let lan = Self { inner, tasks: Mutex::default() };
         lan.look_around();
@@ -160,44 +171,28 @@ impl Lan {
         let inner = &self.inner;
         let weak = Arc::downgrade(inner);
         let listener: Listener = Arc::new(move |news| upgraded(&weak, |inner| inner.news(news)));
-        let watch = inner.registry.watch(inner.local.copy, listener.clone());
+        let watch = inner.registry.watch(inner.local.copy, listener.clone(), &inner.tasks);
         inner.watch.set(watch).unwrap_or_else(|_| unreachable!("it is begun once"));
         inner.listen_to_multicast(listener);
-        let keys_watch = inner.clone();
-        self.tasks.lock().spawn(async move { keys_watch.keys.watch(KEYS_INTERVAL).await });
+        self.keep("rpc: keys", |inner| async move { inner.keys.watch(KEYS_INTERVAL).await });
+        self.keep("rpc: members are told", Inner::keep_telling);
         for (cage, addresses) in &inner.config.peers {
             addresses.iter().for_each(|address| self.add_peer(cage, address));
         }
     }
 
-    fn add_peer(&self, cage: &str, address: &PeerAddress) {
-        self.tasks.lock().spawn(self.inner.clone().keep_peer(cage.into(), address.clone()));
+    /// Has a part run as long as the fabric does.
+    fn keep<W>(&self, part: &str, run: impl Fn(Arc<Inner>) -> W + Send + 'static)
+    where
+        W: Future<Output = ()> + Send + 'static,
+    {
+        let inner = self.inner.clone();
+        self.tasks.lock().spawn(self.inner.tasks.kept(part, move || run(inner.clone())));
     }
 
-    /// Keeps connections to every copy of `cages` over which these can call `service`; ends when the drain is complete.
-    pub async fn serve_in_reverse(&self, cages: &[String], service: Arc<dyn Service>, drain: &Drain) {
-        let mut serving = JoinSet::new();
-        let mut known: Vec<CopyId> = Vec::new();
-        loop {
-            let changed = self.inner.changed.notified();
-            for cage in cages {
-                for copy in
-                    self.inner.copies.get(cage).map(|known| known.copies).iter().flat_map(|copies| copies.iter())
-                {
-                    if !known.contains(&copy.id) {
-                        known.push(copy.id);
-                        let inner = self.inner.clone();
-                        serving.spawn(inner.serve_copy_in_reverse(copy.clone(), service.clone(), drain.clone()));
-                    }
-                }
-            }
-            tokio::select! {
-                () = changed => {}
-                Some(ended) = serving.join_next() => known.retain(|copy| ended.as_ref().ok() != Some(copy)),
-                () = drain.stopping() => break,
-            }
-        }
-        while serving.join_next().await.is_some() {}
+    fn add_peer(&self, cage: &str, address: &PeerAddress) {
+        let (cage, address): (Arc<str>, _) = (cage.into(), address.clone());
+        self.keep("rpc: a configured peer", move |inner| inner.keep_peer(cage.clone(), address.clone()));
     }
 }
 
@@ -213,11 +208,13 @@ impl Fabric for Lan {
         let inner = &self.inner;
         let listening = Listening::start(inner).await?;
         *inner.addresses.lock() = listening.addresses();
-        *inner.port.lock() = listening.tcp_address().map(|address| address.port());
-        listening.tcp_address().into_iter().for_each(|address| inner.announce(address));
+        *inner.listening.lock() = listening.tcp_address();
+        inner.announce();
+        inner.changed.notify_waiters();
         listening.accept(inner, &service, &drain).await;
         // The socket's file is gone by now: nobody finds this copy any more.
         inner.addresses.lock().clear();
+        *inner.listening.lock() = None;
         if let Some(multicast) = inner.multicast.get() {
             multicast.withdraw().await;
         }
@@ -232,7 +229,7 @@ impl Fabric for Lan {
         // One that was greeting meanwhile has to be told that nothing it sends is taken.
         inner.taken.close();
         // A peer that does not greet is not waited for: it has handed nothing over.
-        let _ = tokio::time::timeout(GREETING_PATIENCE, inner.taken.wait()).await;
+        let _ = tokio::time::timeout(GREETING_TIME, inner.taken.wait()).await;
         Ok(())
     }
 
@@ -256,13 +253,13 @@ impl Remote for Lan {
         let _place = known.enter(&call.cage, self.inner.limits.calls_per_cage_max)?;
         match copy {
             None => self.inner.call(call, known).await,
-            Some(copy) => self.inner.call_copy(call, &known, copy).await,
+            Some(copy) => self.inner.call_copy(call, copy).await,
         }
     }
 
     fn copies(&self, cage: &str) -> Vec<String> {
         let known = self.inner.copies.get(cage);
-        known.iter().flat_map(|known| known.copies.iter()).map(|copy| copy.id.to_string()).collect()
+        known.iter().flat_map(|known| known.copies().to_vec()).map(|copy| copy.id.to_string()).collect()
     }
 
     fn members(&self) -> Vec<Member> {
@@ -278,316 +275,6 @@ impl Drop for Lan {
     }
 }
 
-impl Known {
-    /// A place among the calls to this cage, so that one that hangs cannot take all of the caller's.
-    fn enter(&self, cage: &str, most: usize) -> Result<Entered, DispatchError> {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) < most {
-            return Ok(Entered(self.in_flight.clone()));
-        }
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
-        Err(DispatchError::Overloaded(format!("{most} calls to cage {cage} have no answer yet")))
-    }
-}
-
-struct Entered(Arc<AtomicUsize>);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Calls.
-impl Inner {
-    /// The copies of a cage; a cage not known yet is looked for.
-    async fn find(&self, cage: &str, deadline: Deadline) -> Result<Known, DispatchError> {
-        if let Some(known) = self.copies.get(cage) {
-            return Ok(known);
-        }
-        self.scan();
-        let looking = self.multicast.get().is_some() || self.config.peers.contains_key(cage);
-        let until = deadline.instant().min(self.started + DISCOVERY_PATIENCE);
-        loop {
-            let changed = self.changed.notified();
-            if let Some(known) = self.copies.get(cage) {
-                return Ok(known);
-            }
-            if !looking || tokio::time::timeout_at(until, changed).await.is_err() {
-                return Err(self.no_such_cage(cage));
-            }
-        }
-    }
-
-    fn no_such_cage(&self, cage: &str) -> DispatchError {
-        let known = self.copies.cages();
-        let hint = nearest(cage, known.iter().map(|cage| &**cage));
-        let hint = hint.map(|hint| format!("; did you mean `{hint}`?")).unwrap_or_default();
-        DispatchError::NoSuchCage(format!(
-            "no running copy of cage {cage} is known in flock {}{hint}",
-            self.local.flock
-        ))
-    }
-
-    /// Has one copy after the other try, as long as the call surely has not run, or may run twice.
-    async fn call(self: &Arc<Self>, call: Call, known: Known) -> Result<Payload, DispatchError> {
-        let deadline = call.context.deadline;
-        let mut tried: Vec<CopyId> = Vec::new();
-        let mut known = Some(known);
-        let mut last = None;
-        while tried.len() < self.config.attempts_max
-            && let Some(copy) = known.as_ref().and_then(|known| known.choose(&tried, self.config.near_first))
-        {
-            tried.push(copy.id);
-            let others = known.as_ref().is_some_and(|known| known.copies.len() > tried.len());
-            let until = match call.idempotent && others {
-                true => deadline.within(self.config.attempt_timeout),
-                false => deadline,
-            };
-            let error = match self.attempt(&copy, &call, until).await {
-                // The callee took it and did nothing with it; another copy may have room.
-                Ok(Err(error @ (DispatchError::Overloaded(_) | DispatchError::Draining))) => error,
-                Ok(result) => return result,
-                Err(Failure::NotRun(text)) => {
-                    DispatchError::NoSuchCage(format!("no copy of cage {} can be reached: {text}", call.cage))
-                }
-                Err(Failure::Lost(text)) => {
-                    let error =
-                        DispatchError::Lost(format!("{}.{} of cage {}: {text}", call.module, call.function, call.cage));
-                    if !call.idempotent {
-                        return Err(error);
-                    }
-                    error
-                }
-                Err(Failure::Late) if deadline.passed() => return Err(late(&call)),
-                Err(Failure::Late) => DispatchError::Lost(format!("cage {} gave no answer in time", call.cage)),
-            };
-            if deadline.passed() {
-                return Err(late(&call));
-            }
-            // Once it may have run somewhere, no later attempt can say that it surely did not.
-            last = last.filter(|last| matches!(last, DispatchError::Lost(_))).or(Some(error));
-            // A copy may have come since.
-            known = self.copies.get(&call.cage);
-        }
-        Err(last.unwrap_or_else(|| self.no_such_cage(&call.cage)))
-    }
-
-    async fn call_copy(self: &Arc<Self>, call: Call, known: &Known, name: &str) -> Result<Payload, DispatchError> {
-        let copy = known.copies.iter().find(|copy| copy.id.to_string() == name);
-        let Some(copy) = copy else {
-            return Err(DispatchError::NoSuchCage(format!("no copy {name} of cage {} is known", call.cage)));
-        };
-        match self.attempt(copy, &call, call.context.deadline).await {
-            Ok(result) => result,
-            Err(Failure::NotRun(text)) => {
-                Err(DispatchError::NoSuchCage(format!("copy {name} cannot be reached: {text}")))
-            }
-            Err(Failure::Lost(text)) => Err(DispatchError::Lost(text)),
-            Err(Failure::Late) => Err(late(&call)),
-        }
-    }
-
-    async fn attempt(
-        self: &Arc<Self>,
-        copy: &Arc<Copy>,
-        call: &Call,
-        until: Deadline,
-    ) -> Result<Result<Payload, DispatchError>, Failure> {
-        let _in_flight = copy.gauge.begin();
-        let link = match tokio::time::timeout_at(until.instant(), self.link(copy)).await {
-            Ok(Ok(link)) => link,
-            Ok(Err(error)) => {
-                copy.gauge.failed();
-                self.copies.drop_if_lost(copy);
-                return Err(Failure::NotRun(error.to_string()));
-            }
-            Err(_) => {
-                copy.gauge.failed();
-                return Err(Failure::NotRun("no connection in time".into()));
-            }
-        };
-        let message = match envelope::encode_call(call) {
-            Ok(message) => message,
-            Err(error) => return Ok(Err(error)),
-        };
-        let begun = Instant::now();
-        match link.call(message, until).await {
-            Ok(answer) => {
-                copy.gauge.answered(begun.elapsed());
-                envelope::decode_answer(answer).map_err(|error| Failure::Lost(error.to_string()))
-            }
-            Err(LinkError::Refused(Refusal::TooLarge, text)) => Ok(Err(DispatchError::BadRequest(text))),
-            Err(LinkError::Refused(Refusal::TooMany, text)) => Ok(Err(DispatchError::Overloaded(text))),
-            Err(LinkError::Refused(Refusal::Draining, _)) => Ok(Err(DispatchError::Draining)),
-            Err(LinkError::Refused(Refusal::NotServed | Refusal::Cancelled, text)) => Err(Failure::NotRun(text)),
-            Err(LinkError::NotHandedOver(text)) => Err(Failure::NotRun(text)),
-            Err(LinkError::Lost(closed)) => {
-                copy.gauge.failed();
-                copy.failed(closed.to_string());
-                Err(Failure::Lost(closed.to_string()))
-            }
-            Err(LinkError::TimedOut) => {
-                // The function may be slow, and the copy well all the same.
-                match link.is_suspect() {
-                    true => copy.gauge.failed(),
-                    false => copy.gauge.slow(begun.elapsed()),
-                }
-                Err(Failure::Late)
-            }
-        }
-    }
-}
-
-fn late(call: &Call) -> DispatchError {
-    DispatchError::DeadlineExceeded(format!("{}.{} of cage {} gave no answer", call.module, call.function, call.cage))
-}
-
-/// Members.
-impl Inner {
-    /// Multicast is for those who could be called by, or could call, another machine: those with keys.
-    fn listen_to_multicast(&self, listener: Listener) {
-        if !self.config.multicast || self.keys.current().is_none() {
-            return;
-        }
-        let settings =
-            MulticastSettings { port: self.config.multicast_port, loopback_only: self.config.multicast_loopback };
-        match Multicast::start(settings, self.local.clone(), listener) {
-            Ok(multicast) => drop(self.multicast.set(multicast)),
-            Err(error) => self.events.refused("multicast", &error_chain(&error)),
-        }
-    }
-
-    /// Tells the network where this copy listens.
-    fn announce(&self, listening: SocketAddr) {
-        let Some(multicast) = self.multicast.get() else { return };
-        match multicast.announce(listening) {
-            // Asked for by `listen`; nobody else could reach it.
-            Ok(()) | Err(MulticastError::LoopbackAddress { .. }) => {}
-            Err(error) => self.events.refused("multicast", &error_chain(&error)),
-        }
-    }
-
-    /// A connection to a copy has ended: was that its end?
-    fn left(&self, copy: &Arc<Copy>) {
-        for (address, found) in copy.addresses() {
-            match (&address, found) {
-                (Address::Unix(path), _) if !matches!(unix_socket::is_listening(path), Ok(true)) => {
-                    self.registry.remove_stale(path);
-                    self.copies.gone(&copy.cage, copy.id, found, Some(&address));
-                }
-                (_, Found::Told) => self.copies.gone(&copy.cage, copy.id, found, Some(&address)),
-                (_, Found::Multicast) => {
-                    copy.gauge.failed();
-                    self.multicast.get().into_iter().for_each(|multicast| multicast.verify(copy.id));
-                }
-                (_, Found::SameMachine | Found::Peer | Found::Reverse) => {}
-            }
-        }
-        self.copies.drop_if_lost(copy);
-    }
-
-    fn news(self: &Arc<Self>, news: News) {
-        match news {
-            News::Seen(sighting) => self.sighted(&sighting),
-            News::Gone { cage, copy, found } => self.copies.gone(&cage, copy, found, None),
-        }
-    }
-
-    /// A hint: who is there is found out when it is called.
-    fn sighted(&self, sighting: &Sighting) {
-        if sighting.copy != self.local.copy && self.copies.seen(sighting, self.lanes.count()).is_some() {
-            self.changed.notify_waiters();
-        }
-    }
-
-    /// Looks into the directory of this machine's cages now.
-    fn scan(&self) {
-        self.watch.get().into_iter().for_each(Watch::scan_now);
-    }
-
-    /// Keeps a connection to a configured address: it tells which copy is there, and when it is gone.
-    async fn keep_peer(self: Arc<Self>, cage: Arc<str>, peer: PeerAddress) {
-        let address = Address::Tcp(peer.to_string());
-        loop {
-            let (inner, at, name) = (self.clone(), address.clone(), cage.clone());
-            let connecting = self.lanes.next().spawn(async move { inner.connect(&at, &name, None).await });
-            match connecting.await {
-                Ok(Ok((link, hello))) => self.kept(&link, &hello, &cage, &address).await,
-                Ok(Err(error)) if error.own => return,
-                Ok(Err(error)) => self.events.unreachable(&cage, &peer.to_string(), &error.to_string()),
-                // The lanes have ended.
-                Err(_) => return,
-            }
-            tokio::time::sleep(PEER_RETRY + PEER_RETRY.mul_f64(fastrand::f64())).await;
-        }
-    }
-
-    async fn kept(&self, link: &Link, hello: &Hello, cage: &Arc<str>, address: &Address) {
-        let id = CopyId(hello.copy);
-        let way = (address.clone(), Found::Peer);
-        let added = self.copies.update(cage, id, self.lanes.count(), |copy| {
-            copy.greeted(&hello.node, &hello.version);
-            copy.add(&hello.node, Some(way));
-        });
-        let Some((copy, _)) = added else { return };
-        self.changed.notify_waiters();
-        self.events.connected(cage, &address.to_string(), &id.to_string());
-        self.tell(link);
-        let closed = link.closed().await;
-        copy.failed(closed.to_string());
-        self.copies.gone(cage, id, Found::Peer, Some(address));
-    }
-
-    /// Keeps a connection to a copy over which it can call `service`. Returns the copy when that leads nowhere any more.
-    async fn serve_copy_in_reverse(
-        self: Arc<Self>,
-        copy: Arc<Copy>,
-        service: Arc<dyn Service>,
-        drain: Drain,
-    ) -> CopyId {
-        for (address, _) in copy.addresses() {
-            let (inner, cage, service) = (self.clone(), copy.cage.clone(), service.clone());
-            let at = address.clone();
-            let connecting = self.lanes.next().spawn(async move { inner.connect(&at, &cage, Some(service)).await });
-            match connecting.await {
-                Ok(Ok((link, hello))) => {
-                    copy.greeted(&hello.node, &hello.version);
-                    self.events.connected(&copy.cage, &address.to_string(), &copy.id.to_string());
-                    tokio::select! {
-                        _ = link.closed() => {}
-                        () = drain.stopping() => {
-                            link.close();
-                            link.closed().await;
-                        }
-                    }
-                    return copy.id;
-                }
-                Ok(Err(error)) => self.events.unreachable(&copy.cage, &address.to_string(), &error.to_string()),
-                Err(_) => return copy.id,
-            }
-        }
-        tokio::time::sleep(PEER_RETRY).await;
-        self.copies.drop_if_lost(&copy);
-        self.changed.notify_waiters();
-        copy.id
-    }
-
-    /// Tells a peer of the members that it could reach over the network.
-    fn tell(&self, link: &Link) {
-        let mut members = Vec::new();
-        for copy in self.copies.all() {
-            let firsthand = |way: &&(Address, Found)| !way.0.is_here();
-            if let Some((address, found)) = copy.addresses().iter().find(firsthand) {
-                let (cage, node) = (copy.cage.to_string(), String::new());
-                members.push(Sighting { cage, copy: copy.id, node, address: address.clone(), found: *found });
-            }
-        }
-        if !members.is_empty() {
-            link.tell(&told::encode(&members));
-        }
-    }
-}
-
 /// Connections.
 impl Inner {
     fn hello(&self, reverse: bool) -> Hello {
@@ -597,7 +284,7 @@ impl Inner {
             cage: self.local.cage.to_string(),
             node: self.local.node.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            listen_port: *self.port.lock(),
+            listen_port: self.listening.lock().map(|listening| listening.port()),
             reverse,
         }
     }
@@ -641,7 +328,8 @@ impl Inner {
 impl Answerer {
     fn new(inner: &Arc<Inner>, peer: Arc<str>, service: Option<Arc<dyn Service>>) -> Arc<Self> {
         let (cage, body_bytes_max) = (inner.local.cage.clone(), inner.limits.body_bytes_max);
-        Arc::new(Self { inner: Arc::downgrade(inner), cage, peer, service, body_bytes_max })
+        let told = Gate::new(TOLD_MAX, TOLD_WITHIN);
+        Arc::new(Self { inner: Arc::downgrade(inner), cage, peer, service, body_bytes_max, told })
     }
 
     async fn serve(&self, message: Message) -> Result<Payload, DispatchError> {
@@ -657,10 +345,17 @@ impl Answerer {
 
 impl Answering for Answerer {
     async fn answer(&self, call: Message) -> Message {
-        envelope::encode_answer(self.serve(call).await, self.body_bytes_max)
+        // Whatever happens: a caller that waits for an answer that nobody makes would wait to its deadline.
+        let served = caught_async(self.serve(call)).await.unwrap_or_else(|panic| {
+            upgraded(&self.inner, |inner| inner.tasks.report("rpc: a call from elsewhere", &panic));
+            Err(DispatchError::Host("panicked".into()))
+        });
+        envelope::encode_answer(served, self.body_bytes_max)
     }
 
     fn told(&self, members: &[u8]) {
-        upgraded(&self.inner, |inner| inner.was_told(members));
+        if self.told.pass().is_some() {
+            upgraded(&self.inner, |inner| inner.was_told(&self.peer, members));
+        }
     }
 }

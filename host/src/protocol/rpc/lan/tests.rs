@@ -13,7 +13,9 @@ use tokio::net::{TcpStream, UnixStream};
 use super::*;
 use crate::keys::{Authority, KEYS_DIRECTORY};
 use crate::protocol::rpc::contract::{Bench, Running, call, contract};
+use crate::protocol::rpc::fabric::CopyId;
 use crate::protocol::rpc::link::frame;
+use crate::protocol::rpc::link::frame::Refusal;
 use crate::protocol::rpc::link::{greet, say_bye};
 
 /// Cages of one machine, or each on a machine of its own as far as they can tell.
@@ -75,7 +77,9 @@ impl LanBench {
         }
         let lanes = Arc::new(Lanes::start(2).unwrap());
         let meeting = self.meeting(local);
-        Arc::new(Lan::open(local.clone(), "rpc", config, limits, &meeting, lanes).await.unwrap())
+        Arc::new(
+            Lan::open(local.clone(), "rpc", config, limits, &meeting, lanes, Tasks::new(&local.cage)).await.unwrap(),
+        )
     }
 }
 

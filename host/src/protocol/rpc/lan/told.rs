@@ -1,5 +1,5 @@
-//! What peers know, told on: members that can be reached over the network, so that one address is enough to find a whole
-//! flock. Hints only: who is there says its certificate.
+//! How peers are told of members that can be reached over the network, so that one address is enough to find a flock:
+//! when and of whom says `tell.rs`. Hints only: who is there says its certificate.
 //!
 //! Payload of a `told` frame: u16 number of members, each u64 copy, then as `u16 length, bytes` its cage, node, address.
 
@@ -10,15 +10,15 @@ use crate::protocol::rpc::discovery::{Address, Found, PeerAddress, Sighting};
 use crate::protocol::rpc::fabric::CopyId;
 
 /// Members in one frame.
-const MEMBERS_MAX: usize = 500;
+pub(super) const MEMBERS_MAX: usize = 500;
 const BYTES_MAX: usize = 64 << 10;
 const NODE_BYTES_MAX: usize = 255;
 
 /// As many of them as fit.
-pub(super) fn encode(members: &[Sighting]) -> Vec<u8> {
+pub(super) fn encode<'a>(members: impl IntoIterator<Item = &'a Sighting>) -> Vec<u8> {
     let mut out = vec![0, 0];
     let mut count: u16 = 0;
-    for member in members.iter().take(MEMBERS_MAX) {
+    for member in members.into_iter().take(MEMBERS_MAX) {
         let Address::Tcp(address) = &member.address else { continue };
         if out.len() + 8 + 6 + member.cage.len() + member.node.len() + address.len() > BYTES_MAX {
             break;

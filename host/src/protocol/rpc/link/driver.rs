@@ -25,6 +25,8 @@ const PING_AFTER: Duration = Duration::from_millis(700);
 const DEAD_AFTER: Duration = Duration::from_millis(2_500);
 /// A peer that takes nothing of what is written for so long is as good as dead.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// How long a side that closes waits for the other one to have read everything.
+const LINGER: Duration = Duration::from_secs(1);
 /// Room for one read.
 const READ_BYTES: usize = 64 << 10;
 /// Calls of one connection that run on its own lane; more are spread over all lanes. An answer from another lane wakes this
@@ -101,7 +103,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
             Pin::new(&mut self.stream).poll_shutdown(cx)
         })
         .now_or_never();
+        if matches!(closed, Closed::Here) {
+            self.linger().await;
+        }
         self.shared.close(closed);
+    }
+
+    /// Reads on until the peer has closed, too: a socket that is closed while something unread is in it takes back what it
+    /// has not sent yet, such as the last answers.
+    async fn linger(&mut self) {
+        let mut said = false;
+        let ended = std::future::poll_fn(|cx| {
+            said = said || Pin::new(&mut self.stream).poll_shutdown(cx).is_ready();
+            loop {
+                self.read.clear();
+                self.read.reserve(READ_BYTES);
+                match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(_)) => {}
+                }
+            }
+        });
+        // A peer that hangs is not waited for.
+        let _ = tokio::time::timeout(LINGER, ended).await;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {

@@ -206,7 +206,10 @@ impl Served {
                     return post(Content::Away);
                 }
                 match self.take(key, &reply, opening) {
-                    Ok(Some(taken)) => drop(tasks.spawn(self.clone().work(taken))),
+                    Ok(Some(taken)) => {
+                        let work = self.shared.tasks.watched("nats: a call from elsewhere", self.clone().work(taken));
+                        drop(tasks.spawn(async move { work.await.unwrap_or_default() }));
+                    }
                     Ok(None) => {}
                     Err(error) => {
                         let Message { head, body } = envelope::encode_answer(Err(error), 0);

@@ -34,6 +34,8 @@ pub(super) struct Pending {
     pub(super) cage: Arc<str>,
     /// Who has it; none while the server chose and nobody has spoken.
     pub(super) copy: Option<CopyId>,
+    /// On which it was published.
+    pub(super) subject: String,
     pub(super) since: Instant,
     news: Arc<News>,
 }
@@ -51,6 +53,8 @@ pub(super) enum Told {
     Lost(&'static str),
     /// The copy is gone, and surely did not run it.
     NotRun(CopyId),
+    /// The server does not let this cage publish it, or read its answer.
+    NotPermitted(&'static str),
 }
 
 impl Pending {
@@ -129,16 +133,17 @@ pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -
 
 async fn attempts(shared: &Arc<Shared>, call: &Call, copy: Option<CopyId>) -> Result<Payload, DispatchError> {
     let mut tried = Vec::new();
-    let mut failure = DispatchError::NoSuchCage(format!("no copy of cage {} can be reached", call.cage));
+    let mut failure = DispatchError::Unreachable(format!("no copy of cage {} can be reached", call.cage));
+    let mut again = false;
     for _ in 0..ATTEMPTS_MAX {
         let route = match copy {
             Some(copy) if tried.is_empty() => Some(Route::Copy(copy)),
             Some(_) => None,
-            None => shared.members.lock().route(&call.cage, &tried),
+            None => shared.members.lock().route(Instant::now(), &call.cage, &tried, again),
         };
         let Some(route) = route else { break };
         let outcome = match connected(shared).await {
-            Ok(()) => attempt(shared, call, route).await?,
+            Ok(()) => attempt_in_time(shared, call, route, copy.is_none() && has_others(shared, call, &tried)).await?,
             Err(error) => Attempt::Elsewhere(None, error),
         };
         match outcome {
@@ -158,10 +163,36 @@ async fn attempts(shared: &Arc<Shared>, call: &Call, copy: Option<CopyId>) -> Re
                     break;
                 }
                 tried.extend(copy);
+                again = true;
             }
         }
     }
     Err(failure)
+}
+
+fn has_others(shared: &Shared, call: &Call, tried: &[CopyId]) -> bool {
+    call.idempotent && shared.members.lock().has_others(&call.cage, tried)
+}
+
+/// One that is to be tried elsewhere has less time than the call.
+async fn attempt_in_time(
+    shared: &Arc<Shared>,
+    call: &Call,
+    route: Route,
+    elsewhere: bool,
+) -> Result<Attempt, DispatchError> {
+    if !elsewhere {
+        return attempt(shared, call, route).await;
+    }
+    let late = || {
+        let copy = match route {
+            Route::Copy(copy) => Some(copy),
+            Route::Group => None,
+        };
+        let text = format!("cage {} gave no answer within {} ms", call.cage, shared.attempt_timeout.as_millis());
+        Ok(Attempt::Lost(copy, DispatchError::Lost(text)))
+    };
+    timeout(shared.attempt_timeout, attempt(shared, call, route)).await.unwrap_or_else(|_| late())
 }
 
 async fn connected(shared: &Shared) -> Result<(), DispatchError> {
@@ -173,7 +204,7 @@ async fn connected(shared: &Shared) -> Result<(), DispatchError> {
     match timeout(CONNECTION_WITHIN, waiting).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_)) | Err(_) => {
-            Err(DispatchError::NoSuchCage(format!("no NATS server is connected ({})", shared.servers)))
+            Err(DispatchError::Unreachable(format!("no NATS server is connected ({})", shared.servers)))
         }
     }
 }
@@ -201,6 +232,7 @@ async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Atte
             Arrival::NoResponders => Some(open.nobody()),
             Arrival::Told(Told::Lost(why)) => Some(open.lost(why)),
             Arrival::Told(Told::NotRun(copy)) => Some(open.away(copy)),
+            Arrival::Told(Told::NotPermitted(what)) => Some(open.not_permitted(what)),
             Arrival::Packet(copy, content) if open.is_with(copy) => open.came(copy, content).await?,
             // Of a copy that says to have it, too.
             Arrival::Packet(..) => None,
@@ -238,7 +270,8 @@ impl<'a> Open<'a> {
         };
         let begun = Instant::now();
         *lane.news.told.lock() = None;
-        let pending = Pending { cage: cage.clone(), copy: None, since: begun, news: lane.news.clone() };
+        let news = lane.news.clone();
+        let pending = Pending { cage: cage.clone(), copy: None, subject: subject.clone(), since: begun, news };
         shared.pending.lock().insert(number, pending);
         let lane = Some(lane);
         let mut open = Self { shared, cage, number, lane, begun, copy: None, body, answer: None, ended: false };
@@ -361,14 +394,17 @@ impl<'a> Open<'a> {
 
     fn nobody(&mut self) -> Attempt {
         self.ended = true;
-        let text = match self.copy {
+        let error = match self.copy {
             Some(copy) => {
                 self.shared.members.lock().died(copy);
-                format!("copy {copy} of cage {} is not on NATS", self.cage)
+                DispatchError::Unreachable(format!("copy {copy} of cage {} is not on NATS", self.cage))
             }
-            None => format!("no cage {} is on NATS in flock {}", self.cage, self.shared.local.flock),
+            None => DispatchError::NoSuchCage(format!(
+                "no cage {} is on NATS in flock {}",
+                self.cage, self.shared.local.flock
+            )),
         };
-        Attempt::Elsewhere(self.copy, DispatchError::NoSuchCage(text))
+        Attempt::Elsewhere(self.copy, error)
     }
 
     fn away(&mut self, copy: CopyId) -> Attempt {
@@ -376,8 +412,13 @@ impl<'a> Open<'a> {
         self.shared.members.lock().leaves(copy);
         Attempt::Elsewhere(
             Some(copy),
-            DispatchError::NoSuchCage(format!("copy {copy} of cage {} is stopping", self.cage)),
+            DispatchError::Unreachable(format!("copy {copy} of cage {} is stopping", self.cage)),
         )
+    }
+
+    fn not_permitted(&self, what: &str) -> Attempt {
+        let text = format!("the NATS server does not let cage {} {what}", self.shared.local.cage);
+        Attempt::Answered(Err(DispatchError::NotPermitted(text)))
     }
 
     fn lost(&self, why: &str) -> Attempt {

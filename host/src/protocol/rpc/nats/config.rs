@@ -22,6 +22,7 @@ const MESSAGES_MAX: usize = 8_192;
 /// After three of them without a sign the server is given up.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between attempts to connect; begins with none and doubles.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 
@@ -37,6 +38,8 @@ pub struct NatsConfig {
     tls_required: bool,
     /// Under which answers come; the server's permissions may give each cage its own.
     inbox: Option<String>,
+    /// Of an idempotent call to one copy while there are others.
+    pub(super) attempt_timeout: Duration,
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -69,6 +72,7 @@ impl NatsConfig {
             certificate: None,
             tls_required: section.flag("tls_required", false),
             inbox: inbox(&section),
+            attempt_timeout: section.milliseconds("attempt_timeout_ms", ATTEMPT_TIMEOUT, 1..=3_600_000),
         };
         let (ca, certificate) = tls(&section);
         section.finish()?;

@@ -15,9 +15,11 @@ use super::packet::Life;
 use crate::dispatcher::Member;
 
 /// How often a copy is heard.
-pub(super) const BEAT_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const BEAT_INTERVAL: Duration = Duration::from_millis(500);
+/// A copy that was not heard for so long gets no calls until it is heard again, as long as there are others.
+const SUSPECT_AFTER: Duration = Duration::from_millis(1_200);
 /// A copy that was not heard for so long is dead: calls that it has are lost.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(3);
+pub(super) const SILENCE_MAX: Duration = Duration::from_millis(2_500);
 /// How long a dead copy is remembered. The server may take minutes to close the connection of a process that hangs, and
 /// chooses it as long.
 const REMEMBERED: Duration = Duration::from_secs(600);
@@ -140,22 +142,31 @@ impl Members {
         dead
     }
 
-    /// None when every copy that is known was tried, or will not take it.
-    pub(super) fn route(&self, cage: &str, tried: &[CopyId]) -> Option<Route> {
+    /// None when every copy that is known was tried, or will not take it. `again`: it was given to the group before, and
+    /// nobody has said to have it.
+    pub(super) fn route(&self, now: Instant, cage: &str, tried: &[CopyId], again: bool) -> Option<Route> {
         let known = self.cages.get(cage).map(Vec::as_slice).unwrap_or_default();
-        if tried.is_empty() && known.iter().all(|known| known.health == Health::Serving) {
+        let is_well = |known: &Known| known.health == Health::Serving && !known.is_suspect(now);
+        if tried.is_empty() && !again && known.iter().all(is_well) {
             return Some(Route::Group);
         }
-        let fit: Vec<_> = known.iter().filter(|known| known.serves() && !tried.contains(&known.copy)).collect();
+        let mut fit: Vec<_> = known.iter().filter(|known| known.serves() && !tried.contains(&known.copy)).collect();
+        if fit.iter().any(|known| !known.is_suspect(now)) {
+            fit.retain(|known| !known.is_suspect(now));
+        }
         if fit.is_empty() {
             // One that leaves says so. Where all are dead there may be some that were never heard.
             let leaving = known.iter().find(|known| known.health == Health::Leaving);
             let route = leaving.map_or(Route::Group, |known| Route::Copy(known.copy));
             return tried.is_empty().then_some(route);
         }
+        // Of the one that has it, nothing was heard since.
+        if again && tried.is_empty() {
+            return fit.iter().max_by_key(|known| known.heard).map(|known| Route::Copy(known.copy));
+        }
         // The better of two: copies that all see the same load do not all choose the same one.
         let (one, other) = (fit[fastrand::usize(..fit.len())], fit[fastrand::usize(..fit.len())]);
-        Some(Route::Copy(if other.cost() < one.cost() { other.copy } else { one.copy }))
+        Some(Route::Copy(if other.is_better_than(one) { other.copy } else { one.copy }))
     }
 
     pub(super) fn begun(&mut self, copy: CopyId) {
@@ -177,6 +188,12 @@ impl Members {
         }
     }
 
+    /// Copies that serve, other than these.
+    pub(super) fn has_others(&self, cage: &str, tried: &[CopyId]) -> bool {
+        let known = self.cages.get(cage).into_iter().flatten();
+        known.filter(|known| known.serves() && !tried.contains(&known.copy)).nth(1).is_some()
+    }
+
     /// Those that can be called.
     pub(super) fn copies(&self, cage: &str) -> Vec<String> {
         let known = self.cages.get(cage).into_iter().flatten();
@@ -184,7 +201,7 @@ impl Members {
     }
 
     /// All but the dead; `address` says where a copy is reached.
-    pub(super) fn list(&self, address: impl Fn(&str, CopyId) -> String) -> Vec<Member> {
+    pub(super) fn list(&self, now: Instant, address: impl Fn(&str, CopyId) -> String) -> Vec<Member> {
         let known = self.cages.iter().flat_map(|(cage, copies)| copies.iter().map(move |known| (cage, known)));
         let member = |(cage, known): (&Arc<str>, &Known)| Member {
             cage: cage.to_string(),
@@ -193,7 +210,7 @@ impl Members {
             version: known.version.clone(),
             addresses: vec![address(cage, known.copy)],
             found: "nats".into(),
-            health: if known.serves() { "connected" } else { "draining" }.into(),
+            health: known.shown(now).into(),
             in_flight: known.in_flight,
             latency_us: known.latency_us.map(|mean| mean as u64),
         };
@@ -221,8 +238,26 @@ impl Known {
         self.health == Health::Serving
     }
 
-    fn cost(&self) -> f64 {
-        f64::from(self.in_flight + 1) * self.latency_us.unwrap_or(1.0)
+    fn is_suspect(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.heard) > SUSPECT_AFTER
+    }
+
+    fn shown(&self, now: Instant) -> &'static str {
+        match self.health {
+            Health::Serving if self.is_suspect(now) => "silent",
+            Health::Serving => "connected",
+            Health::Leaving | Health::Dead => "draining",
+        }
+    }
+
+    /// A copy that has not answered yet is taken to be as fast as the other.
+    fn is_better_than(&self, other: &Self) -> bool {
+        let known = self.latency_us.or(other.latency_us).unwrap_or(1.0);
+        self.cost(known) < other.cost(known)
+    }
+
+    fn cost(&self, unmeasured_us: f64) -> f64 {
+        f64::from(self.in_flight + 1) * self.latency_us.unwrap_or(unmeasured_us)
     }
 }
 
@@ -245,26 +280,48 @@ mod tests {
     #[test]
     fn the_server_chooses_until_a_copy_falls_silent_or_leaves() {
         let (mut members, now) = members(2);
-        assert_eq!(members.route("worker", &[]), Some(Route::Group));
-        assert_eq!(members.route("unheard", &[]), Some(Route::Group));
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Group));
+        assert_eq!(members.route(now, "unheard", &[], false), Some(Route::Group));
+        let later = now + SUSPECT_AFTER + BEAT_INTERVAL;
+        beat(&mut members, later, 2, Life::Serving);
+        assert_eq!(members.sweep(later), []);
+        assert_eq!(members.route(later, "worker", &[], false), Some(Route::Copy(CopyId(2))), "the other is silent");
         let later = now + SILENCE_MAX + BEAT_INTERVAL;
+        let now = later;
         beat(&mut members, later, 2, Life::Serving);
         assert_eq!(members.sweep(later), [CopyId(1)]);
         assert_eq!(members.sweep(later), []);
         assert_eq!(members.copies("worker"), [CopyId(2).to_string()]);
-        assert_eq!(members.route("worker", &[]), Some(Route::Copy(CopyId(2))));
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Copy(CopyId(2))));
         assert_eq!(beat(&mut members, later, 1, Life::Serving), Heard::New);
-        assert_eq!(members.route("worker", &[]), Some(Route::Group));
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Group));
         beat(&mut members, later, 2, Life::Leaving);
-        assert_eq!(members.route("worker", &[]), Some(Route::Copy(CopyId(1))));
-        assert_eq!(members.route("worker", &[CopyId(1)]), None);
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Copy(CopyId(1))));
+        assert_eq!(members.route(now, "worker", &[CopyId(1)], false), None);
         beat(&mut members, later, 1, Life::Gone);
-        assert_eq!(members.route("worker", &[]), Some(Route::Copy(CopyId(2))));
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Copy(CopyId(2))));
         beat(&mut members, later, 2, Life::Gone);
-        assert_eq!(members.route("worker", &[]), Some(Route::Group));
+        assert_eq!(members.route(now, "worker", &[], false), Some(Route::Group));
         beat(&mut members, later, 1, Life::Serving);
         members.sweep(later + REMEMBERED + BEAT_INTERVAL);
         assert!(members.cages.is_empty() && members.cage_of.is_empty());
+    }
+
+    /// It was once credited with a microsecond, so that everybody called it at once.
+    #[test]
+    fn a_copy_that_has_not_answered_yet_is_taken_to_be_as_fast_as_the_other() {
+        let (mut members, now) = members(2);
+        members.answered(CopyId(1), Duration::from_millis(10));
+        members.begun(CopyId(2));
+        // One that leaves, so that calls go by name.
+        beat(&mut members, now, 3, Life::Leaving);
+        let chosen = |members: &Members| {
+            (0..1_000).filter(|_| members.route(now, "worker", &[], false) == Some(Route::Copy(CopyId(1)))).count()
+        };
+        assert!(chosen(&members) > 600, "the one with fewer calls");
+        members.ended(CopyId(2));
+        members.begun(CopyId(1));
+        assert!(chosen(&members) < 400);
     }
 
     #[test]
@@ -296,12 +353,13 @@ mod tests {
         }
         members.answered(CopyId(1), Duration::from_millis(2));
         members.answered(CopyId(2), Duration::from_millis(1));
-        let chosen = (0..100).filter(|_| members.route("worker", &[]) == Some(Route::Copy(CopyId(2)))).count();
+        let chosen =
+            (0..100).filter(|_| members.route(now, "worker", &[], false) == Some(Route::Copy(CopyId(2)))).count();
         assert!(chosen > 50, "{chosen} of 100");
         for _ in 0..11 {
             members.ended(CopyId(1));
         }
-        let list = members.list(|cage, copy| format!("{cage}/{copy}"));
+        let list = members.list(now, |cage, copy| format!("{cage}/{copy}"));
         assert!(list.len() == 3 && list.iter().all(|member| member.in_flight == 0));
     }
 }

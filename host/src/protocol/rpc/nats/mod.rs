@@ -26,9 +26,10 @@
 //!   `wasmcage.FLOCK.copy.NAME.>`, `wasmcage.FLOCK.cancel.NAME.>`, `wasmcage.FLOCK.beat.*`, `wasmcage.FLOCK.ask` and
 //!   inboxes of its own (key `inbox`): whoever can read or write another's inbox reads or makes its answers.
 //! - **A dead copy** is noticed within half a second when the server has closed its connection, and by its missing
-//!   heartbeats after 3 s otherwise. A call that nobody said to have taken within 3 s is lost, too.
+//!   heartbeats after 2.5 s otherwise; it is avoided after 1.2 s. A call that nobody said to have taken within 2.5 s is
+//!   lost, too. One that may run twice is tried elsewhere after `attempt_timeout_ms`.
 //! - **A caller that dies** ends its calls at their deadlines only.
-//! - **While the server is away** calls wait for it for up to a second, then fail as `NoSuchCage`. Calls in flight when the
+//! - **While the server is away** calls wait for it for up to a second, then fail as `Unreachable`. Calls in flight when the
 //!   connection breaks are lost: an answer may have been published meanwhile. It is connected again for ever.
 //! - **A draining copy** stays for a quarter of a second, to send late callers elsewhere.
 
@@ -59,7 +60,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use self::caller::{Lane, Pending, Told};
 pub use self::config::NatsConfig;
 use self::events::Events;
-use self::members::{Heard, Members, SILENCE_MAX};
+use self::members::{Heard as Beat, Members, SILENCE_MAX};
 use self::packet::{Content, MESSAGE_BYTES_MAX, Packet, Subjects, last_token};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::places::Places;
@@ -67,11 +68,14 @@ use crate::dispatcher::{Call, DispatchError, Member, Remote};
 use crate::drain::Drain;
 use crate::protocol::InterfaceError;
 use crate::request::Payload;
+use crate::task::Tasks;
 
 /// How often calls in flight are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// Messages to be published that nobody waits for. Beyond them callees whose callers left run on to their deadlines.
 const OUTBOX_MAX: usize = 4_096;
+/// Refusals of the server that nobody has read yet.
+const REFUSALS_MAX: usize = 1_024;
 /// A call that has waited for so long is worth asking whether its copy is there.
 const PROBED_AFTER: Duration = Duration::from_millis(250);
 
@@ -103,6 +107,9 @@ struct Shared {
     /// Of this copy, while it is advertised.
     addresses: Mutex<Vec<String>>,
     events: Arc<Events>,
+    attempt_timeout: Duration,
+    /// Watches everything that is spawned.
+    tasks: Tasks,
     end: CancellationToken,
 }
 
@@ -111,6 +118,38 @@ struct Outgoing {
     subject: String,
     reply: Option<String>,
     payload: Bytes,
+}
+
+/// What `Shared::listen` reads.
+struct Heard {
+    probes: Subscriber,
+    beats: Subscriber,
+    refused: mpsc::Receiver<Refusal>,
+    /// Of the connection, as far as its calls were told.
+    losses: u64,
+}
+
+/// A subject that the server does not let this cage use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Refusal {
+    Publish(String),
+    Subscribe(String),
+}
+
+impl Refusal {
+    /// From the server's words, such as `Permissions Violation for Publish to "a.b"`.
+    fn read(error: &str) -> Option<Self> {
+        let (what, rest) = error.split_once('"')?;
+        let (subject, _) = rest.split_once('"')?;
+        let what = what.to_ascii_lowercase();
+        if what.contains("violation for publish to") {
+            Some(Self::Publish(subject.to_owned()))
+        } else if what.contains("violation for subscription to") {
+            Some(Self::Subscribe(subject.to_owned()))
+        } else {
+            None
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -129,11 +168,13 @@ impl Nats {
         interface: Arc<str>,
         local: Local,
         limits: Limits,
+        tasks: Tasks,
     ) -> Result<Self, InterfaceError> {
         let events = Arc::new(Events::new(local.cage.clone(), interface.clone(), config.servers()));
         let (link_tx, link) = watch::channel(Link::default());
         let options = config.options(&interface, format!("wasmcage {}/{} {}", local.flock, local.cage, local.copy))?;
-        let options = options.event_callback(told(events.clone(), link_tx));
+        let (refusals, refused) = mpsc::channel(REFUSALS_MAX);
+        let options = options.event_callback(told(events.clone(), link_tx, refusals));
         let failed = |text: &str, source| InterfaceError::Setup {
             interface: interface.to_string(),
             text: text.to_owned(),
@@ -156,6 +197,8 @@ impl Nats {
             members: Mutex::default(),
             addresses: Mutex::default(),
             events,
+            attempt_timeout: config.attempt_timeout,
+            tasks,
             end: CancellationToken::new(),
             local,
             limits,
@@ -167,8 +210,18 @@ impl Nats {
         let (Ok(probes), Ok(beats)) = (probes, beats) else {
             return Err(failed("cannot subscribe to NATS", "its client ended".into()));
         };
-        tokio::spawn(shared.clone().listen(probes, beats));
-        tokio::spawn(shared.clone().publish_all(outgoing));
+        let heard = Arc::new(tokio::sync::Mutex::new(Heard { probes, beats, refused, losses: 0 }));
+        let listen = {
+            let shared = shared.clone();
+            move || shared.clone().listen(heard.clone())
+        };
+        tokio::spawn(shared.tasks.kept("nats: heartbeats", listen));
+        let outgoing = Arc::new(tokio::sync::Mutex::new(outgoing));
+        let publish = {
+            let shared = shared.clone();
+            move || shared.clone().publish_all(outgoing.clone())
+        };
+        tokio::spawn(shared.tasks.kept("nats: outbox", publish));
         Ok(Self { _end: shared.end.clone().drop_guard(), shared })
     }
 }
@@ -177,6 +230,7 @@ impl Nats {
 fn told(
     events: Arc<Events>,
     link: watch::Sender<Link>,
+    refusals: mpsc::Sender<Refusal>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     move |event| {
         match event {
@@ -189,7 +243,11 @@ fn told(
                 events.disconnected();
             }
             Event::SlowConsumer(_) => events.messages_dropped(),
-            Event::ServerError(error) => events.refused_by_server(&error),
+            Event::ServerError(error) => {
+                events.refused_by_server(&error);
+                // What is left out costs its callers the time until they give up.
+                let _ = Refusal::read(&error.to_string()).map(|refusal| refusals.try_send(refusal));
+            }
             Event::ClientError(error) => events.unreachable(&error),
             Event::LameDuckMode | Event::Draining | Event::Closed => {}
         }
@@ -209,7 +267,7 @@ impl Remote for Nats {
 
     fn members(&self) -> Vec<Member> {
         let shared = &self.shared;
-        shared.members.lock().list(|cage, copy| shared.subjects.copy(cage, copy, "*"))
+        shared.members.lock().list(Instant::now(), |cage, copy| shared.subjects.copy(cage, copy, "*"))
     }
 }
 
@@ -244,18 +302,19 @@ impl Shared {
     }
 
     /// Reads heartbeats, and looks after the calls in flight.
-    async fn listen(self: Arc<Self>, mut probes: Subscriber, mut beats: Subscriber) {
+    async fn listen(self: Arc<Self>, heard: Arc<tokio::sync::Mutex<Heard>>) {
+        let mut heard = heard.lock().await;
+        let Heard { probes, beats, refused, losses } = &mut *heard;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut link = self.link.clone();
-        let mut losses = 0;
         loop {
             tokio::select! {
                 biased;
                 () = self.end.cancelled() => return,
                 Ok(()) = link.changed() => {
                     let now = *link.borrow_and_update();
-                    if std::mem::replace(&mut losses, now.losses) != now.losses {
+                    if std::mem::replace(losses, now.losses) != now.losses {
                         self.lose_all("the connection to NATS broke");
                     }
                     if now.connected {
@@ -263,6 +322,7 @@ impl Shared {
                         self.post(self.subjects.ask(), None, 0, Content::Probe);
                     }
                 }
+                Some(refusal) = refused.recv() => self.refuse(&refusal),
                 Some(message) = probes.next() => self.probe_answered(&message),
                 Some(message) = beats.next() => self.beat_came(message),
                 _ = sweep.tick() => self.sweep(),
@@ -294,8 +354,8 @@ impl Shared {
         }
         let heard = self.members.lock().beat(Instant::now(), cage, packet.copy, state, node, version);
         match heard {
-            Heard::Gone => self.give_back_calls_of(packet.copy),
-            Heard::New | Heard::Known | Heard::Ignored => {}
+            Beat::Gone => self.give_back_calls_of(packet.copy),
+            Beat::New | Beat::Known | Beat::Ignored => {}
         }
     }
 
@@ -327,6 +387,21 @@ impl Shared {
         calls.for_each(|call| call.tell(Told::Lost("the copy is gone")));
     }
 
+    /// The server took no call on that subject, or gives nobody what comes on it.
+    fn refuse(&self, refusal: &Refusal) {
+        let pending = self.pending.lock();
+        match refusal {
+            Refusal::Publish(subject) => pending
+                .values()
+                .filter(|call| call.subject == *subject)
+                .for_each(|call| call.tell(Told::NotPermitted("publish this call: see its permissions"))),
+            Refusal::Subscribe(subject) if subject.starts_with(&self.inbox) => pending
+                .values()
+                .for_each(|call| call.tell(Told::NotPermitted("subscribe to its inbox: see its permissions"))),
+            Refusal::Subscribe(_) => {}
+        }
+    }
+
     /// It has answered all that it took.
     fn give_back_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
@@ -338,8 +413,9 @@ impl Shared {
     }
 
     /// The outbox: a future that is dropped cannot wait for the client itself.
-    async fn publish_all(self: Arc<Self>, mut outgoing: mpsc::Receiver<Outgoing>) {
+    async fn publish_all(self: Arc<Self>, outgoing: Arc<tokio::sync::Mutex<mpsc::Receiver<Outgoing>>>) {
         let publishing = async {
+            let mut outgoing = outgoing.lock().await;
             while let Some(Outgoing { subject, reply, payload }) = outgoing.recv().await {
                 let result = match reply {
                     Some(reply) => self.client.publish_with_reply(subject, reply, payload).await,

@@ -1,0 +1,105 @@
+//! What an interface of protocol `reverse-rpc` needs: keys, a way to each cage that it serves, and, when it runs, a
+//! connection to each.
+
+use std::path::Path;
+
+use wasmcage::config::CageConfig;
+use wasmcage::keys::{Identity, Keys};
+use wasmcage::protocol::rpc::ReverseConfig;
+use wasmcage::telemetry::error_chain;
+
+use super::{Findings, cage};
+use crate::command::{CommandError, holder};
+use crate::supervisor::pid_lock::Holder;
+
+/// An interface of protocol `reverse-rpc`.
+pub(super) struct Reverse {
+    cage: String,
+    flock: String,
+    interface: String,
+    config: ReverseConfig,
+}
+
+impl Reverse {
+    fn section(&self) -> String {
+        format!("interfaces.{}", self.interface)
+    }
+}
+
+/// Those of a cage that are enabled and can be read.
+pub(super) fn read(config: &CageConfig, findings: &mut Findings) -> Vec<Reverse> {
+    let of_protocol = config.interfaces.values().filter(|of| of.protocol == "reverse-rpc" && of.enabled);
+    let read = of_protocol.filter_map(|interface| match ReverseConfig::read(interface.section.clone()) {
+        Ok(read) => Some(Reverse {
+            cage: config.cage.clone(),
+            flock: config.flock.clone(),
+            interface: interface.name.clone(),
+            config: read,
+        }),
+        Err(error) => {
+            findings.fail(&format!("interfaces.{}", interface.name), error_chain(&error), "correct it in cage.toml");
+            None
+        }
+    });
+    read.collect()
+}
+
+pub(super) fn check(
+    root: &Path,
+    reverse: &Reverse,
+    runtime: &tokio::runtime::Runtime,
+    findings: &mut Findings,
+) -> Result<(), CommandError> {
+    let keys = keys(reverse, findings);
+    ways(reverse, findings);
+    let (what, section) = (format!("{}: peer", reverse.interface), reverse.section());
+    cage::peers(&what, &section, &reverse.config.lan, keys.as_ref(), runtime, findings);
+    if let Holder::Pid(_) = holder(root, &reverse.cage)? {
+        running(root, reverse, findings);
+    }
+    Ok(())
+}
+
+fn keys(reverse: &Reverse, findings: &mut Findings) -> Option<Keys> {
+    let check = format!("{}: keys", reverse.interface);
+    let directory = &reverse.config.lan.keys;
+    match Keys::load(directory, &Identity::new(&*reverse.flock, &*reverse.cage)) {
+        Ok(Some(keys)) => Some(keys),
+        Ok(None) => {
+            let hint = format!("`wasmcage keys init`, once for a flock, then `wasmcage keys issue {}`", reverse.cage);
+            findings.fail(&check, format!("none in {}: other machines do not talk to it", directory.display()), hint);
+            None
+        }
+        Err(error) => {
+            let hint = format!("`wasmcage keys issue {} --renew`, with the CA of the other cages", reverse.cage);
+            findings.fail(&check, error_chain(&error), hint);
+            None
+        }
+    }
+}
+
+/// Whether anything can lead to the cages that are to be served.
+fn ways(reverse: &Reverse, findings: &mut Findings) {
+    let lan = &reverse.config.lan;
+    for cage in reverse.config.serve.iter().filter(|cage| !lan.peers.contains_key(*cage) && !lan.multicast) {
+        findings.fail(
+            &format!("{}: peer {cage}", reverse.interface),
+            "it has no address, and is not looked for by multicast",
+            format!("write its address into `peers` of [{}]", reverse.section()),
+        );
+    }
+}
+
+/// What the running interface says of itself.
+fn running(root: &Path, reverse: &Reverse, findings: &mut Findings) {
+    let check = format!("{}: running", reverse.interface);
+    let hint = format!("`wasmcage logs {}`", reverse.cage);
+    match cage::interface(root, &reverse.cage, &reverse.interface) {
+        // Told with interface `rpc`, or this one was added since.
+        Err(_) | Ok(None) => {}
+        Ok(Some(interface)) => match (interface["error"].as_str(), interface["news"].as_str()) {
+            (Some(error), _) | (None, Some(error)) => findings.fail(&check, error, hint),
+            (None, None) => findings.ok(&check, format!("it serves {}", reverse.config.serve.join(", "))),
+        },
+    }
+}
