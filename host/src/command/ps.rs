@@ -135,7 +135,15 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     let mut notes = String::new();
     for interface in cage["interfaces"].as_array().into_iter().flatten() {
         let (name, module) = (word(&interface["interface"]), word(&interface["module"]));
-        let place = interface["news"].as_str().map_or_else(|| words(&interface["addresses"]), str::to_owned);
+        let addresses = words(&interface["addresses"]);
+        let place = match interface["news"].as_str() {
+            None => addresses,
+            Some(news) if addresses == "-" => news.to_owned(),
+            Some(news) => {
+                notes += &format!("  interface {name}: {news}\n");
+                addresses
+            }
+        };
         rows.push(with_readings([name.clone(), place, module], &interface["readings"]));
         if let Some(error) = interface["error"].as_str() {
             notes += &format!("  interface {name} does not serve: {error}\n");
@@ -156,6 +164,11 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     }
     text += &aligned(&rows);
     text += &resources_table(&cage["resources"]);
+    for resource in cage["resources"].as_array().into_iter().flatten() {
+        if let Some(trouble) = resource["trouble"].as_str() {
+            notes += &format!("  resource {} does not work: {trouble}\n", word(&resource["resource"]));
+        }
+    }
     text += &members_table(&cage["members"], members_max);
     text += &notes;
     if let Some(last) = cage["panics"]["last"].as_str() {
@@ -262,6 +275,8 @@ mod tests {
                     "cage": cage, "in_work": 1, "waiting": 0, "config_error": null, "flock": "default",
                     "interfaces": [{ "interface": "web", "protocol": "http", "module": "interface_web",
                         "addresses": ["http://127.0.0.1:8080/"], "error": null, "readings": readings },
+                        { "interface": "mail", "protocol": "amqp", "module": "", "news": "the broker takes no messages",
+                        "addresses": ["amqp://b (q)"], "error": null, "readings": { "requests": 0 } },
                         { "interface": "rpc", "protocol": "rpc", "module": "", "addresses": [], "error": null,
                         "readings": { "requests": 0 } },
                         { "interface": "nightly", "protocol": "schedule", "module": "report", "addresses": [],
@@ -273,7 +288,8 @@ mod tests {
                         "found": "registry", "health": "idle", "in_flight": 0, "latency_us": null }],
                     "modules": [{ "module": "interface_web", "refused": "no such export", "traps": 0,
                         "version": { "number": 2, "sha256": "0123456789abcdef", "instances": 3 }, "readings": readings }],
-                    "resources": [{ "resource": "db", "protocol": "sql", "size": 16, "in_use": 2, "readings": readings }],
+                    "resources": [{ "resource": "db", "protocol": "sql", "size": 16, "in_use": 2, "readings": readings,
+                        "trouble": "the broker takes no messages" }],
                     "panics": { "count": 3, "last": "interface web panicked at x.rs:1:2: why" },
                 }],
             })
@@ -290,6 +306,7 @@ mod tests {
 one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z, 1 in work, 0 waiting
   INTERFACE  ADDRESS                         MODULE         REQUESTS  NOT OK  P50     P99
   web        http://127.0.0.1:8080/          interface_web  1200      100     120 µs  3.4 ms
+  mail       amqp://b (q)                    -              0         0       -       -
   rpc        -                               -              0         0       -       -
   nightly    next 2026-11-22T03:00:00+01:00  report         0         0       -       -
   MODULE         VERSION           INSTANCES  REQUESTS  NOT OK  P50     P99
@@ -299,7 +316,9 @@ one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z
   MEMBER  COPY              NODE  VERSION  ADDRESS                       FOUND      HEALTH     IN FLIGHT  LATENCY
   far     0123456789abcdef  -     0.1.0    10.0.0.7:7420 [fe80::1]:7420  multicast  connected  3          250 µs
   near    fedcba9876543210  n     -        -                             registry   idle       0          -
+  interface mail: the broker takes no messages
   module interface_web was refused: no such export
+  resource db does not work: the broker takes no messages
   3 panics of the host's own code, the last: interface web panicked at x.rs:1:2: why
 
 ";

@@ -133,9 +133,14 @@ pub trait Resource: Send + Sync {
         Ok(())
     }
 
-    /// Whether a rollback takes back what was executed.
-    fn undoes(&self) -> bool {
+    /// Whether a rollback takes back what this operation did.
+    fn undoes(&self, _operation: &Operation) -> bool {
         true
+    }
+
+    /// What keeps it from working now, for an operator; none if nothing is known. Answers at once.
+    fn trouble(&self) -> Option<String> {
+        None
     }
 
     /// # Errors
@@ -201,6 +206,11 @@ pub trait Connection: Send {
     ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
         let text = "its replies come whole: use `execute`";
         Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text))
+    }
+
+    /// That it must not be used again. Asked when it is given back and before each use; answers at once, without the other side.
+    fn is_used_up(&self) -> bool {
+        false
     }
 
     /// Whether it can be used now, asked when it was unused for a while.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -39,6 +39,7 @@ pub(crate) struct Script {
     connections: AtomicUsize,
     connections_most: AtomicUsize,
     made: AtomicUsize,
+    used_up: AtomicBool,
     gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
 }
 
@@ -70,6 +71,11 @@ impl Script {
 
     pub(crate) fn forget(&self) {
         self.told.lock().clear();
+    }
+
+    /// Whether connections say so from now on.
+    pub(crate) fn set_used_up(&self, used_up: bool) {
+        self.used_up.store(used_up, SeqCst);
     }
 
     /// Connections now.
@@ -122,6 +128,10 @@ impl Resource for Double {
         }
     }
 
+    fn undoes(&self, operation: &Operation) -> bool {
+        operation.action != "at-once"
+    }
+
     async fn connect(&self, _deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
         let script = self.0.clone();
         let now = script.connections.fetch_add(1, SeqCst) + 1;
@@ -166,6 +176,10 @@ impl Connection for DoubleConnection {
     ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
         let parts = operation.body.chunks(1).map(Bytes::copy_from_slice).collect();
         Ok((OperationReply { status: 200, ..OperationReply::default() }, Box::new(Parts { connection: self, parts })))
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.script.used_up.load(SeqCst)
     }
 
     async fn is_healthy(&mut self) -> bool {

@@ -88,9 +88,9 @@ impl LiveResource {
         &self.config
     }
 
-    /// Whether a rollback takes back what was executed.
-    pub(crate) fn undoes(&self) -> bool {
-        self.pool.resource().undoes()
+    /// Whether a rollback takes back what this operation did.
+    pub(crate) fn undoes(&self, operation: &Operation) -> bool {
+        self.pool.resource().undoes(operation)
     }
 
     /// Forgets cached replies that depend on these names, and keeps none until the mark is dropped.
@@ -211,6 +211,7 @@ impl LiveResource {
             free: counts.free,
             waiting: counts.waiting,
             cache: self.cache.as_ref().map(|cache| cache.snapshot()),
+            trouble: self.pool.resource().trouble(),
             readings: self.readings.snapshot(),
         }
     }
@@ -229,5 +230,7 @@ pub struct ResourceSnapshot {
     pub waiting: usize,
     /// None: nothing is cached.
     pub cache: Option<CacheSnapshot>,
+    /// What keeps it from working now, as far as it is known.
+    pub trouble: Option<String>,
     pub readings: ReadingsSnapshot,
 }

@@ -88,6 +88,9 @@ impl Pool {
             Lease { connection: Some(connection), made, deadline, pool, _place: place }
         };
         while let Some(mut found) = self.take() {
+            if found.connection.is_used_up() {
+                continue;
+            }
             if found.since.elapsed() < CHECKED_AFTER || is_healthy(&mut *found.connection, deadline).await {
                 return Ok(lease(found.connection, found.made));
             }
@@ -138,6 +141,9 @@ impl Pool {
 
     fn put(&self, connection: Box<dyn Connection>, made: Instant) {
         let now = Instant::now();
+        if connection.is_used_up() {
+            return;
+        }
         let mut free = self.free.lock();
         if free.closed || now.duration_since(made) >= self.settings.age_max {
             drop(free);

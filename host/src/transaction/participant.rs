@@ -65,7 +65,7 @@ impl Participant {
     /// Whether a rollback takes back what it does.
     pub(super) fn undoes(&self) -> bool {
         match self {
-            Self::Operation { resource, .. } => resource.undoes(),
+            Self::Operation { resource, operation, .. } => resource.undoes(operation),
             Self::Call(_) => false,
             Self::State(_) | Self::RetriedCall(_) | Self::Refused(_) => true,
         }

@@ -457,6 +457,22 @@ async fn a_call_is_not_undone_and_makes_failures_final() {
     check(DispatchError::Lost("gone".into()), "lost", false).await;
 }
 
+/// Of one resource some operations can be taken back, and some take effect at once.
+#[tokio::test]
+async fn an_operation_that_takes_effect_at_once_makes_failures_final() {
+    let place = Place::new();
+    for (action, recoverable) in [("do", true), ("at-once", false)] {
+        let ((_, first), (failing, second)) = (double("first"), double("second"));
+        failing.set(Phase::Execute, Does::Refuse);
+        let (operation, begin, writes) = (operation(action, "x"), Vec::new(), Vec::new());
+        let mut transaction = place.transaction();
+        transaction.add(Participant::Operation { resource: first, operation, begin, writes }, 1);
+        transaction.add(operating(&second), 1);
+        let error = transaction.execute(Policy::All).await.unwrap_err();
+        assert_eq!((&*error.participant, error.recoverable), ("second", recoverable), "{action}");
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_is_refused_and_nothing_is_done() {
     let place = Place::new();

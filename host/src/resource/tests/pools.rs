@@ -25,6 +25,23 @@ async fn an_operation_is_a_transaction_of_its_own_and_its_connection_is_used_aga
     assert_eq!((snapshot.in_use, snapshot.free, snapshot.readings.requests), (0, 1, 2));
 }
 
+/// However short the time since it was used: on its return, and before its next use.
+#[tokio::test]
+async fn a_connection_that_says_that_it_is_used_up_is_not_used_again() {
+    let script = Script::new();
+    let resource = resource("r", &script, pool(1), None);
+    script.set_used_up(true);
+    assert!(execute(&resource, LONG).await.is_ok());
+    assert_eq!((resource.snapshot().free, script.connections()), (0, 0), "it was not kept");
+    script.set_used_up(false);
+    assert!(execute(&resource, LONG).await.is_ok());
+    assert_eq!(resource.snapshot().free, 1);
+    // The other side goes while nobody uses it.
+    script.set_used_up(true);
+    assert!(execute(&resource, LONG).await.is_ok());
+    assert_eq!((script.made(), script.connections_most()), (3, 1));
+}
+
 #[tokio::test]
 async fn an_operation_that_cannot_be_needs_no_connection() {
     let script = Script::new();

@@ -79,7 +79,7 @@ impl Resource for Server {
         Exchange::new(&self.config, operation.clone()).map(drop)
     }
 
-    fn undoes(&self) -> bool {
+    fn undoes(&self, _operation: &Operation) -> bool {
         false
     }
 
