@@ -6,6 +6,7 @@ use wasmcage_guest::service;
 #[service]
 mod postage_echo {
     use serde_json::Value;
+    use wasmcage_guest::amqp::RpcReply;
     use wasmcage_guest::{Error, Result, context, info};
 
     /// Writes what it is told into the log.
@@ -18,15 +19,24 @@ mod postage_echo {
         info!("shout: {}", content["parameters"]);
     }
 
-    /// Gives back what it is told.
-    pub fn rpc_echo(content: Value) -> Result<Value> {
+    /// Gives back what it is told, or what it is told to answer.
+    pub fn rpc_echo(content: Value) -> Result<RpcReply> {
         context::describe("echo");
         let parameters = &content["parameters"];
         match parameters["fail"].as_str() {
             Some("refuse") => Err(Error::refused("a secret reason")),
             Some("fail") => Err(Error::failed("a secret cause")),
             Some("panic") => panic!("a secret panic"),
-            _ => Ok(parameters.clone()),
+            Some("error") => Ok(RpcReply::error("no such account")),
+            Some("exception") => Ok(RpcReply::exception("ValueError", "not a number")),
+            _ => {
+                let reply = RpcReply::value(parameters.clone());
+                let reply = parameters["say"].as_str().map_or(reply.clone(), |text| reply.message(text));
+                Ok(match parameters["then"].as_str() {
+                    Some(function) => reply.then(function, &content),
+                    None => reply,
+                })
+            }
         }
     }
 

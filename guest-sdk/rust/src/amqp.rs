@@ -25,14 +25,14 @@
 //! ```
 //!
 //! What is sent is confirmed by the broker, and back as an error ([`AmqpError::is_unroutable`]) when no queue was there for
-//! it. A handler's way to reply is its own result; see [`error_reply`] and [`exception_reply`] for those that are no value.
+//! it. A handler's way to reply is its own result; see [`RpcReply`] for replies that are no value, or say more than one.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::resource::{Operation, Reply, ResourceError, resource};
 use crate::{Error, Response, Result};
@@ -43,11 +43,13 @@ use crate::{Error, Response, Result};
 pub struct Producer {
     resource: String,
     headers: Vec<(String, String)>,
+    /// The message's own headers that have types.
+    own: Map<String, Value>,
 }
 
 /// By the name of `[resources.NAME]`.
 pub fn producer(resource: impl Into<String>) -> Producer {
-    Producer { resource: resource.into(), headers: Vec::new() }
+    Producer { resource: resource.into(), headers: Vec::new(), own: Map::new() }
 }
 
 /// Why a message was not sent, or a request not answered by a value.
@@ -136,6 +138,20 @@ impl Producer {
         self.setting(name, value)
     }
 
+    /// A header of the message's own, with its type: numbers, lists and tables too. What JSON has no form for is an object with
+    /// one key: `{"$timestamp": seconds}`, `{"$bytes": base64}`, `{"$decimal": "1.50"}`. A value without JSON is left out.
+    pub fn header(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
+        if let Ok(value) = serde_json::to_value(value) {
+            self.own.insert(name.into(), value);
+        }
+        self
+    }
+
+    /// What is said with the value of a [`Producer::result`].
+    pub fn result_message(self, text: impl Into<String>) -> Self {
+        self.setting("message", text)
+    }
+
     fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
@@ -181,14 +197,25 @@ impl Producer {
 
     /// Asks, and waits for the value.
     pub fn rpc<R: DeserializeOwned>(&self, name: &str, parameters: impl Serialize) -> Result<R, AmqpError> {
-        value_of(self.ask("rpc", name, json(parameters)?)?)
+        value_of(self.ask("rpc", name, json_bytes(parameters)?)?)
+    }
+
+    /// The same, with what the other side said beside the value.
+    pub fn rpc_answer<R: DeserializeOwned>(
+        &self,
+        name: &str,
+        parameters: impl Serialize,
+    ) -> Result<RpcAnswer<R>, AmqpError> {
+        let reply = self.ask("rpc", name, json_bytes(parameters)?)?;
+        let message = reply.headers.iter().find(|(name, _)| name == "message").map(|(_, text)| text.clone());
+        Ok(RpcAnswer { value: value_of(reply)?, message: message.unwrap_or_default() })
     }
 
     /// Asks, and returns the name of the queue where the reply will be; `fetch` takes it. The queue goes with the cage's
     /// connection to its broker.
     pub fn rpc_queue(&self, name: &str, parameters: impl Serialize) -> Result<String, AmqpError> {
         let asking = self.clone().setting("queue-only", "true");
-        let reply = asking.ask("rpc", name, json(parameters)?)?;
+        let reply = asking.ask("rpc", name, json_bytes(parameters)?)?;
         String::from_utf8(reply.body).map_err(|error| AmqpError::Reply(error.to_string()))
     }
 
@@ -207,7 +234,10 @@ impl Producer {
     }
 
     fn made(&self, action: &str, target: &str, body: Vec<u8>) -> Operation {
-        let headers = self.headers.clone();
+        let mut headers = self.headers.clone();
+        if !self.own.is_empty() {
+            headers.push(("headers".into(), Value::Object(self.own.clone()).to_string()));
+        }
         Operation { action: action.to_owned(), target: target.to_owned(), headers, body }
     }
 }
@@ -221,7 +251,7 @@ pub struct Operations<'a>(&'a Producer);
 /// Any value that has no JSON is [`AmqpError::Failed`].
 impl Operations<'_> {
     pub fn command(self, name: &str, parameters: impl Serialize) -> Result<Operation, AmqpError> {
-        Ok(self.0.made("command", name, json(parameters)?))
+        Ok(self.0.made("command", name, json_bytes(parameters)?))
     }
 
     pub fn status(self, status: &str) -> Operation {
@@ -229,19 +259,102 @@ impl Operations<'_> {
     }
 
     pub fn result(self, value: impl Serialize) -> Result<Operation, AmqpError> {
-        Ok(self.0.made("result", "", json(value)?))
+        Ok(self.0.made("result", "", json_bytes(value)?))
     }
 
     pub fn message(self, content: impl Serialize) -> Result<Operation, AmqpError> {
-        Ok(self.0.made("message", "", json(content)?))
+        Ok(self.0.made("message", "", json_bytes(content)?))
     }
 
     pub fn forward(self, message: impl Serialize) -> Result<Operation, AmqpError> {
-        Ok(self.0.made("forward", "", json(message)?))
+        Ok(self.0.made("forward", "", json_bytes(message)?))
     }
 
     pub fn publish(self, body: impl Into<Vec<u8>>) -> Operation {
         self.0.made("publish", "", body.into())
+    }
+}
+
+/// The value of a reply, and what was said with it; mostly nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RpcAnswer<R> {
+    pub value: R,
+    pub message: String,
+}
+
+/// What a function returns to answer an rpc by more than a value: in the module's own words, which reach the requester. An
+/// [`Error`](crate::Error) reaches it as a code only.
+///
+/// ```
+/// use wasmcage_guest::Result;
+/// use wasmcage_guest::amqp::RpcReply;
+/// use wasmcage_guest::serde_json::Value;
+///
+/// pub fn withdraw(content: Value) -> Result<RpcReply> {
+///     let Some(amount) = content["parameters"]["amount"].as_u64() else {
+///         return Ok(RpcReply::exception("ValueError", "amount is no number"));
+///     };
+///     if amount > 100 {
+///         return Ok(RpcReply::error("at most 100 at a time"));
+///     }
+///     Ok(RpcReply::value(amount).message("as asked").then("work.note", amount))
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct RpcReply(Map<String, Value>);
+
+impl RpcReply {
+    /// A value; one that has no JSON is an exception that says so.
+    pub fn value(value: impl Serialize) -> Self {
+        match serde_json::to_value(value) {
+            Ok(value) => Self::of("success", value, String::new()),
+            Err(error) => Self::exception("TypeError", error.to_string()),
+        }
+    }
+
+    /// Something foreseen.
+    pub fn error(text: impl Into<String>) -> Self {
+        Self::of("error", Value::Null, text.into())
+    }
+
+    /// Something unforeseen, by the name of an exception.
+    pub fn exception(name: impl Into<String>, text: impl Into<String>) -> Self {
+        Self::of("exception", Value::String(name.into()), text.into())
+    }
+
+    fn of(kind: &str, value: Value, text: String) -> Self {
+        let fields = [("type", kind.into()), ("value", value), ("message", Value::String(text))];
+        Self(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// What is said with the value.
+    #[must_use]
+    pub fn message(mut self, text: impl Into<String>) -> Self {
+        self.0.insert("message".into(), Value::String(text.into()));
+        self
+    }
+
+    /// A function of this cage, `"module.function"`, which goes on with this argument once the reply is sent: within the same
+    /// request's deadline, and before the request is acknowledged. If it fails, the request goes to the dead letters.
+    #[must_use]
+    pub fn then(mut self, function: impl Into<String>, argument: impl Serialize) -> Self {
+        let argument = serde_json::to_value(argument).unwrap_or_default();
+        self.0.insert("then".into(), json!({ "function": function.into(), "argument": argument }));
+        self
+    }
+}
+
+impl Serialize for RpcReply {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        std::collections::BTreeMap::from([("wasmcage:reply", &self.0)]).serialize(serializer)
+    }
+}
+
+/// For a `handler`.
+impl From<RpcReply> for Response {
+    fn from(reply: RpcReply) -> Self {
+        let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
+        Self { status: 200, headers, body: json!({ "wasmcage:reply": reply.0 }).to_string().into_bytes() }
     }
 }
 
@@ -255,7 +368,7 @@ pub fn exception_reply(name: impl Into<String>, text: impl Into<String>) -> Resp
     Response::text(text).status(500).header("exception", name)
 }
 
-fn json(value: impl Serialize) -> Result<Vec<u8>, AmqpError> {
+fn json_bytes(value: impl Serialize) -> Result<Vec<u8>, AmqpError> {
     serde_json::to_vec(&value).map_err(|error| AmqpError::Failed {
         code: "bad-operation".to_owned(),
         text: format!("the message cannot be put into JSON: {error}"),
@@ -304,6 +417,26 @@ mod tests {
         let exception = AmqpError::Exception { name: "ValueError".into(), text: "no".into() };
         assert_eq!(value_of::<i32>(reply(500, &[("exception", "ValueError")], "no")), Err(exception));
         assert!(matches!(value_of::<i32>(reply(200, &[], "\"x\"")), Err(AmqpError::Reply(_))));
+    }
+
+    #[test]
+    fn replies_say_more_than_a_value() {
+        let reply = RpcReply::value(5).message("five").then("work.tidy", [1]);
+        let expected = serde_json::json!({ "wasmcage:reply": {
+            "type": "success", "value": 5, "message": "five", "then": { "function": "work.tidy", "argument": [1] },
+        } });
+        assert_eq!(serde_json::to_value(&reply).unwrap(), expected);
+        let exception = serde_json::to_value(RpcReply::exception("KeyError", "no")).unwrap();
+        assert_eq!(exception["wasmcage:reply"]["value"], "KeyError");
+        assert_eq!(serde_json::to_value(RpcReply::error("no")).unwrap()["wasmcage:reply"]["value"], Value::Null);
+        let unfit = RpcReply::value(std::collections::BTreeMap::from([((1, 2), 3)]));
+        assert_eq!(serde_json::to_value(unfit).unwrap()["wasmcage:reply"]["value"], "TypeError");
+    }
+
+    #[test]
+    fn headers_have_their_types() {
+        let operation = producer("out").header("count", 5).header("list", ["a"]).operation().status("on");
+        assert_eq!(operation.headers, [("headers".to_owned(), r#"{"count":5,"list":["a"]}"#.to_owned())]);
     }
 
     #[test]
