@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
+use super::value::{FRAME_BYTES_MAX, short};
 use crate::config::Section;
 use crate::regular_file;
 
@@ -66,10 +67,14 @@ impl Broker {
         let tls = tls(section, url.as_ref().is_some_and(|url| url.scheme == AMQPScheme::AMQPS));
         let port = section.optional_integer("port", 1..=65_535).and_then(|port| u16::try_from(port).ok());
         let default = if tls.is_some() { TLS_PORT } else { PORT };
+        let vhost = key("vhost", authority(|url| url.vhost.clone()), &["POSTAGE_VHOST"], "/");
+        if let Err(text) = short(&vhost, "the name of a virtual host") {
+            section.problem("vhost", text);
+        }
         Self {
             host: key("host", authority(|url| url.authority.host.clone()), &[], "localhost"),
             port: port.or(url.as_ref().map(|url| url.authority.port)).unwrap_or(default),
-            vhost: key("vhost", authority(|url| url.vhost.clone()), &["POSTAGE_VHOST"], "/"),
+            vhost,
             user: key("user", user, &["POSTAGE_RMQ_USER", "POSTAGE_USER"], "guest"),
             password: key("password", password, &["POSTAGE_RMQ_PASSWORD", "POSTAGE_PASSWORD"], "guest"),
             tls,
@@ -86,6 +91,7 @@ impl Broker {
         uri.authority.userinfo.username.clone_from(&self.user);
         uri.authority.userinfo.password.clone_from(&self.password);
         uri.query.heartbeat = Some(self.heartbeat_s);
+        uri.query.frame_max = u32::try_from(FRAME_BYTES_MAX).ok();
         uri
     }
 

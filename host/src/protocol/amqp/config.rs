@@ -1,17 +1,23 @@
 //! The keys of an interface.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use lapin::types::ShortString;
 use parking_lot::Mutex;
 
 use super::broker::Broker;
 use super::handlers::Handlers;
 use super::message::Fingerprint;
-use super::topology::{Binding, Queue, Topology};
+use super::topology::{Binding, Exchange, Queue, Topology, is_the_brokers_own};
+use super::user::user;
+use super::value::short;
 use crate::config::{ConfigError, Section};
 
 /// Of Postage's class GenericApplication.
-pub(super) const APPLICATION_EXCHANGE: &str = "generic-application-exchange";
+const APPLICATION_EXCHANGE: &str = "generic-application-exchange";
+/// Groups of an application.
+pub(super) const GROUPS_MAX: usize = 1_000;
 
 #[derive(Clone)]
 pub(super) struct AmqpConfig {
@@ -24,8 +30,8 @@ pub(super) struct AmqpConfig {
     pub(super) format: Format,
     /// None: the interface's `handler` module answers everything.
     pub(super) handlers: Option<Handlers>,
-    /// Functions get the whole message, not only its content.
-    pub(super) whole: bool,
+    /// Where replies go, with the requester's `reply_to` as their key; the broker's own if it has no name.
+    pub(super) reply_exchange: ShortString,
     /// The commands `quit` and `restart` are obeyed.
     pub(super) defaults: bool,
     /// How often a message that fails is tried, as far as the broker tells.
@@ -43,9 +49,22 @@ pub(super) enum Format {
 /// A GenericApplication's names.
 #[derive(Clone, Debug)]
 pub(super) struct Application {
-    pub(super) name: String,
+    name: String,
     /// The queue that is this process's own.
-    pub(super) own_queue: String,
+    own_queue: ShortString,
+    /// Those that it joins by itself.
+    pub(super) groups: BTreeSet<String>,
+}
+
+impl Application {
+    /// By which its own queue gets what is said to all of a group.
+    ///
+    /// # Errors
+    /// The group's name is too long.
+    pub(super) fn in_group(&self, group: &str) -> Result<Binding, String> {
+        let key = short(&format!("{}#{group}", self.name), "the key of a group")?;
+        Ok(Binding::new(APPLICATION_EXCHANGE.into(), self.own_queue.clone(), key))
+    }
 }
 
 impl AmqpConfig {
@@ -67,11 +86,16 @@ impl AmqpConfig {
         if name.is_some() && format == Format::Raw {
             section.problem("application", "an application speaks format \"postage\"");
         }
-        let application = name.map(|name| application(&mut topology, name, &groups, &fingerprint));
+        let application = name.and_then(|name| {
+            let made = application(&mut topology, name, &groups, &fingerprint);
+            made.inspect_err(|(key, text)| section.problem(key, text)).ok()
+        });
+        let reply_exchange = reply_exchange(&section, &mut topology.exchanges);
         if topology.queues.is_empty() {
             section.refuse("nothing to consume: [[x.bindings]], [x.queues.NAME] or `application` says which queues");
         }
-        let handlers = Handlers::read(&section);
+        let whole = section.choice("pass", &[("content", false), ("message", true)], false);
+        let handlers = Handlers::read(&section, whole);
         if handlers.is_some() && format == Format::Raw {
             section
                 .problem("handlers", "keys are those of format \"postage\"; raw messages go to the `handler` module");
@@ -83,7 +107,7 @@ impl AmqpConfig {
             prefetch: section.integer("prefetch", 32, 1..=10_000) as u16,
             format,
             handlers,
-            whole: section.choice("pass", &[("content", false), ("message", true)], false),
+            reply_exchange,
             defaults: section.flag("defaults", true),
             attempts: section.integer("attempts", if format == Format::Raw { 2 } else { 1 }, 1..=1_000_000),
             application,
@@ -92,6 +116,18 @@ impl AmqpConfig {
         section.finish()?;
         Ok(config)
     }
+}
+
+/// `reply_exchange`, declared like others unless it is the broker's own.
+pub(super) fn reply_exchange(section: &Section, exchanges: &mut Vec<Exchange>) -> ShortString {
+    let name = short(&section.string("reply_exchange", ""), "the name of an exchange").unwrap_or_else(|text| {
+        section.problem("reply_exchange", text);
+        ShortString::default()
+    });
+    if !is_the_brokers_own(name.as_str()) && !exchanges.iter().any(|known| known.name == name) {
+        exchanges.push(Exchange::direct(name.clone()));
+    }
+    name
 }
 
 /// What others learn of this cage by its messages; `fingerprint = { name, type }` says how it is called.
@@ -108,7 +144,7 @@ pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &
         kind,
         pid: std::process::id().to_string(),
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        user: std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default(),
+        user: user(),
         vhost: vhost.to_owned(),
     }
 }
@@ -129,25 +165,43 @@ fn application_pid(cage_directory: &Path, name: &str) -> String {
 }
 
 /// The queues and keys by which a GenericApplication is found: by its name, at its host, as this process, in groups.
-fn application(topology: &mut Topology, name: String, groups: &[String], fingerprint: &Fingerprint) -> Application {
+///
+/// # Errors
+/// The key of the configuration that makes a name too long, and how long that is.
+fn application(
+    topology: &mut Topology,
+    name: String,
+    groups: &[String],
+    fingerprint: &Fingerprint,
+) -> Result<Application, (&'static str, String)> {
     let Fingerprint { pid, host, .. } = fingerprint;
-    let (at_host, own) = (format!("{name}@{host}"), format!("{pid}@{host}"));
-    for queue in [&name, &at_host, &own] {
+    let of_name = |text: String| short(&text, "a name of the application's").map_err(|why| ("application", why));
+    if name.is_empty() {
+        return Err(("application", "an application has a name".into()));
+    }
+    if groups.len() > GROUPS_MAX {
+        return Err(("groups", format!("at most {GROUPS_MAX} groups")));
+    }
+    let (own_name, at_host, own) =
+        (of_name(name.clone())?, of_name(format!("{name}@{host}"))?, of_name(format!("{pid}@{host}"))?);
+    for queue in [&own_name, &at_host, &own] {
         topology.queues.push(Queue::named(queue.clone(), true));
     }
-    let mut bind = |queue: &str, key: String| topology.bind(Binding::new(APPLICATION_EXCHANGE, queue, key));
-    bind(&name, format!("{name}/rr"));
-    bind(&own, name.clone());
-    bind(&own, format!("@{host}"));
-    bind(&at_host, format!("{at_host}/rr"));
+    let mut bind = |queue: &ShortString, key: ShortString| {
+        topology.bind(Binding::new(APPLICATION_EXCHANGE.into(), queue.clone(), key));
+    };
+    bind(&own_name, of_name(format!("{name}/rr"))?);
+    bind(&own, own_name.clone());
+    bind(&own, of_name(format!("@{host}"))?);
+    bind(&at_host, of_name(format!("{name}@{host}/rr"))?);
     bind(&own, at_host.clone());
     bind(&own, own.clone());
     for group in groups {
-        let group = format!("{name}#{group}");
-        bind(&own, group.clone());
-        bind(&group, format!("{group}/rr"));
+        let of_group = |text: String| short(&text, "a name of the group's").map_err(|why| ("groups", why));
+        let key = of_group(format!("{name}#{group}/rr"))?;
+        bind(&of_group(format!("{name}#{group}"))?, key);
     }
-    Application { name, own_queue: own }
+    Ok(Application { name, own_queue: own, groups: groups.iter().cloned().collect() })
 }
 
 #[cfg(test)]
@@ -191,10 +245,12 @@ mod tests {
             format!("a@{host} a@{host}/rr"),
             format!("{own} a@{host}"),
             format!("{own} {own}"),
-            format!("{own} a#g"),
             "a#g a#g/rr".to_owned(),
         ];
         assert_eq!(bindings, expected);
+        let application = config.application.unwrap();
+        let group = application.in_group(application.groups.first().unwrap()).unwrap();
+        assert_eq!(format!("{} {}", group.queue, group.key), format!("{own} a#g"));
         assert_eq!(config.topology.exchanges.len(), 1);
     }
 
@@ -221,5 +277,42 @@ mod tests {
         check_refused("queues.q = { type = 'quorum', durable = false }", "a quorum queue is durable");
         check_refused("queues.q = { durble = false }", "did you mean `durable`");
         check_refused("bindings = [{ queue = 'q' }]", "required");
+    }
+
+    /// Every place of an interface that takes a name: what has no place on the wire is told with its key, and 255 bytes have.
+    #[test]
+    fn names_that_are_no_names_of_amqp_are_told_with_their_keys() {
+        let places = [
+            ("queues.NAME = {}", "interfaces.test.queues"),
+            ("queues.q = {}\nexchanges.NAME = {}", "interfaces.test.exchanges"),
+            ("bindings = [{ exchange = NAME, queue = 'q' }]", "bindings[0].exchange"),
+            ("bindings = [{ exchange = 'e', queue = NAME }]", "bindings[0].queue"),
+            ("bindings = [{ exchange = 'e', queue = 'q', key = NAME }]", "bindings[0].key"),
+            ("bindings = [{ exchange = 'e', queue = 'q', arguments = { NAME = 1 } }]", "bindings[0].arguments"),
+            ("queues.q = { arguments = { NAME = 1 } }", "queues.q.arguments"),
+            ("queues.q = { arguments = { a = { NAME = 1 } } }", "queues.q.arguments"),
+            ("queues.q = {}\nexchanges.e = { arguments = { NAME = 1 } }", "exchanges.e.arguments"),
+            ("application = NAME", "application"),
+            ("application = 'a'\ngroups = [NAME]", "groups"),
+            ("queues.q = {}\nvhost = NAME", "vhost"),
+            ("queues.q = {}\nreply_exchange = NAME", "reply_exchange"),
+        ];
+        for (keys, key) in places {
+            for bytes in [256, 260, 100_000] {
+                let name = format!("'{}'", "x".repeat(bytes));
+                let told = read(&keys.replace("NAME", &name)).map(|_| ()).expect_err(key);
+                assert!(told.contains(key) && told.contains("longer than 255 bytes"), "{key}: {told}");
+                assert!(told.len() < 1_000, "{key}: {} bytes", told.len());
+            }
+        }
+        for keys in ["queues.NAME = {}", "bindings = [{ exchange = NAME, queue = 'q' }]", "application = NAME"] {
+            let told = read(&keys.replace("NAME", "''")).map(|_| ()).expect_err(keys);
+            assert!(told.contains("must not be empty") || told.contains("has a name"), "{told}");
+        }
+        let longest = format!("'{}'", "x".repeat(255));
+        for (keys, key) in places.into_iter().filter(|(_, key)| !matches!(*key, "application" | "groups")) {
+            let read = read(&keys.replace("NAME", &longest));
+            assert!(read.is_ok(), "{key}: {}", read.err().unwrap_or_default());
+        }
     }
 }

@@ -2,35 +2,42 @@
 //! the verdict in `verdict` and nowhere else.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable};
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use super::config::{AmqpConfig, Format};
+use super::answer::Answer;
+use super::config::{AmqpConfig, Format, GROUPS_MAX};
 use super::events::Events;
 use super::handlers::{Function, Handler};
 use super::interface::Command;
 use super::link::Live;
 use super::message::{Incoming, Outcome};
-use super::replies::Replies;
+use super::raw::{facts_of, properties_of, raw_reply};
+use super::replies::{NotSent, Replies};
 use super::settle::Verdict;
+use super::topology::Binding;
+use super::value::check_frame;
 use crate::dispatcher::DispatchError;
 use crate::protocol::InterfaceContext;
 use crate::readings;
-use crate::request::{Facts, Payload, Reply, Request, RequestContext};
+use crate::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
+use crate::task::Panic;
 
 /// Before a message goes back to its queue through no fault of its own: without a pause it would be here again at once.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
-/// A reply's header that names the exception of a reply with a status of 500 or more.
-const EXCEPTION_HEADER: &str = "exception";
 /// In a raw reply, the code of the error that kept the request from being answered.
 const ERROR_HEADER: &str = "error";
+/// That code, when a module's reply cannot be sent.
+const INVALID_REPLY: &str = "invalid-reply";
 
 /// The interface, as its deliveries see it.
 pub(super) struct Receiver {
@@ -39,6 +46,8 @@ pub(super) struct Receiver {
     pub(super) events: Events,
     replies: Replies,
     commands: mpsc::Sender<Command>,
+    /// Those that the application is in now.
+    groups: Mutex<BTreeSet<String>>,
 }
 
 /// The one table of outcomes. `tries` counts those before and this one, as far as the broker tells.
@@ -93,22 +102,28 @@ impl Receiver {
         replies: Replies,
         commands: mpsc::Sender<Command>,
     ) -> Self {
-        Self { config, cx, events, replies, commands }
+        let groups = config.application.as_ref().map(|application| application.groups.clone()).unwrap_or_default();
+        Self { config, cx, events, replies, commands, groups: Mutex::new(groups) }
     }
 
-    /// The delivery's tag, and what becomes of it.
-    pub(super) async fn receive(
-        self: Arc<Self>,
-        queue: Arc<str>,
-        delivery: Delivery,
-        channel: u16,
-        live: Arc<Live>,
-    ) -> (u64, Verdict) {
-        let tag = delivery.delivery_tag;
-        if let Some(refusal) = live.refused.take(channel, tag) {
-            self.events.message_refused(&queue, refusal, self.config.broker.body_bytes_max);
+    /// Bindings of the application's own queue to its groups.
+    pub(super) fn groups(&self) -> Vec<Binding> {
+        let Some(application) = &self.config.application else { return Vec::new() };
+        self.groups.lock().iter().filter_map(|group| application.in_group(group).ok()).collect()
+    }
+
+    /// A bug of the host's at a message of this queue.
+    pub(super) fn panicked(&self, queue: &str, panic: &Panic) {
+        let part = format!("interface {}, queue {queue}", self.cx.endpoint.interface);
+        self.cx.services.tasks.report(&part, panic);
+    }
+
+    /// What becomes of the delivery.
+    pub(super) async fn receive(&self, queue: &str, delivery: Delivery, live: &Live) -> Verdict {
+        if let Some(refusal) = live.refusal(&delivery.properties) {
+            self.events.message_refused(queue, refusal, self.config.broker.body_bytes_max);
             self.count(readings::Outcome::BadRequest);
-            return (tag, Verdict::Reject);
+            return Verdict::Reject;
         }
         let verdict = match self.config.format {
             Format::Raw => self.raw(delivery).await,
@@ -120,7 +135,7 @@ impl Receiver {
                 () = self.cx.drain.stopping() => {}
             }
         }
-        (tag, verdict)
+        verdict
     }
 
     async fn raw(&self, delivery: Delivery) -> Verdict {
@@ -134,25 +149,36 @@ impl Receiver {
         let result = self.handle(context.clone(), action, target, headers, delivery.data.into()).await;
         let verdict =
             result.as_ref().map_or_else(|error| verdict(error, tries, self.config.attempts), |_| Verdict::Ack);
-        let (reply, body) = match result {
-            Ok(reply) => raw_reply(reply),
+        let (verdict, (reply, body)) = match result {
+            // Nobody wants its headers.
+            Ok(_) if properties.reply_to().is_none() => return verdict,
+            Ok(reply) => {
+                match raw_reply(reply).and_then(|(reply, body)| Ok((self.checked(properties, reply)?, body))) {
+                    Ok(sendable) => (verdict, sendable),
+                    // It would be the same the next time.
+                    Err(why) => {
+                        self.events.invalid_reply(&why, &context.tail());
+                        (Verdict::Reject, raw_error(INVALID_REPLY, "the server failed", &context))
+                    }
+                }
+            }
             // Tried again, it will be answered then.
             Err(_) if matches!(verdict, Verdict::Requeue | Verdict::Return) => return verdict,
-            Err(error) => {
-                let mut table = FieldTable::default();
-                table.insert(ERROR_HEADER.into(), AMQPValue::LongString(error.code().into()));
-                let text = format!("{} ({})", error.public_text(), context.id);
-                (BasicProperties::default().with_content_type("text/plain".into()).with_headers(table), text.into())
-            }
+            Err(error) => (verdict, raw_error(error.code(), error.public_text(), &context)),
         };
         self.reply(properties, reply, &body, &context, verdict).await
+    }
+
+    fn checked(&self, request: &BasicProperties, reply: BasicProperties) -> Result<BasicProperties, String> {
+        let reply = addressed(request, reply);
+        check_frame(&reply, self.replies.frame_bytes_max()).map(|()| reply)
     }
 
     async fn postage(&self, delivery: Delivery) -> Verdict {
         let message = match Incoming::read(&delivery.data) {
             Ok(message) => message,
             Err(why) => {
-                self.events.malformed(&why, &delivery.data);
+                self.events.malformed(&why, delivery.data.len());
                 self.count(readings::Outcome::BadRequest);
                 return Verdict::Reject;
             }
@@ -202,23 +228,41 @@ impl Receiver {
     async fn postage_rpc(&self, delivery: &Delivery, message: &Incoming<'_>, handlers: &[Handler]) -> Verdict {
         let context = self.context(&delivery.properties);
         let result = match handlers.last() {
-            Some(handler) => {
-                self.call(&context, handler, delivery, message).await.map(|value| value.map(Outcome::Success))
-            }
+            Some(handler) => self.call(&context, handler, delivery, message).await.map(|value| value.map(Answer::read)),
             None => {
-                self.handle_message_in(context.clone(), delivery, message).await.map(|reply| Some(outcome_of(reply)))
+                self.handle_message_in(context.clone(), delivery, message).await.map(|reply| Some(Answer::of(reply)))
             }
         };
-        let (outcome, verdict) = match result {
-            Ok(Some(outcome)) => (outcome, Verdict::Ack),
+        let answer = match result {
+            Ok(Some(answer)) => answer.map_err(DispatchError::Failed),
             // A filter kept it from its handler.
             Ok(None) => return Verdict::Ack,
-            Err(error) => match told(&error, &context) {
-                Some(outcome) => (outcome, Verdict::Reject),
-                None => return Verdict::Return,
-            },
+            Err(error) => Err(error),
         };
-        self.reply_with(outcome, &delivery.properties, &context, verdict).await
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                return match told(&error, &context) {
+                    Some(outcome) => self.reply_with(outcome, &delivery.properties, &context, Verdict::Reject).await,
+                    None => Verdict::Return,
+                };
+            }
+        };
+        let verdict = self.reply_with(answer.outcome, &delivery.properties, &context, Verdict::Ack).await;
+        match answer.then {
+            Some((function, argument)) if verdict == Verdict::Ack => self.go_on(&context, &function, &argument).await,
+            _ => verdict,
+        }
+    }
+
+    /// What a module does after its reply. The requester has that, so a failure is for the log, and for the dead letters.
+    async fn go_on(&self, context: &Arc<RequestContext>, function: &Function, argument: &Value) -> Verdict {
+        match self.function(context, function, &argument.to_string()).await {
+            Ok(_) => Verdict::Ack,
+            // The module named it: another try would answer once more, and end in the same way.
+            Err(DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_)) => Verdict::Reject,
+            Err(error) => verdict(&error, 0, 0),
+        }
     }
 
     /// What every Postage program, or every GenericApplication, does by itself. None: not such a command.
@@ -229,16 +273,43 @@ impl Receiver {
             "rpc/command/ping" if self.config.application.is_some() => {
                 let fingerprint = serde_json::to_value(&self.config.fingerprint).unwrap_or_default();
                 let context = self.context(properties);
-                return Some(self.reply_with(Outcome::Success(fingerprint), properties, &context, Verdict::Ack).await);
+                return Some(self.reply_with(Outcome::success(fingerprint), properties, &context, Verdict::Ack).await);
             }
-            "message/command/join_group" if self.config.application.is_some() => Command::Join(group_of(message)?),
-            "message/command/leave_group" if self.config.application.is_some() => Command::Leave(group_of(message)?),
+            "message/command/join_group" | "message/command/leave_group" if self.config.application.is_some() => {
+                match self.change_groups(message, key.ends_with("join_group")) {
+                    Ok(command) => command,
+                    Err(why) => {
+                        self.events.malformed(&why, message.content.get().len());
+                        self.count(readings::Outcome::BadRequest);
+                        return Some(Verdict::Reject);
+                    }
+                }
+            }
             _ => return None,
         };
         self.events.told_to(key);
         // The interface is ending when nobody takes it.
         let _ = self.commands.send(command).await;
         Some(Verdict::Ack)
+    }
+
+    /// # Errors
+    /// Why there is no such group to join or to leave.
+    fn change_groups(&self, message: &Incoming<'_>, join: bool) -> Result<Command, String> {
+        let application = self.config.application.as_ref().ok_or("this is no application")?;
+        let content: Value = serde_json::from_str(message.content.get()).unwrap_or_default();
+        let group = content["parameters"]["group_name"].as_str().ok_or("group_name is missing, or no text")?;
+        let binding = application.in_group(group)?;
+        let mut groups = self.groups.lock();
+        if !join {
+            groups.remove(group);
+            return Ok(Command::Leave(binding));
+        }
+        if groups.len() >= GROUPS_MAX && !groups.contains(group) {
+            return Err(format!("the application is in {GROUPS_MAX} groups already"));
+        }
+        groups.insert(group.to_owned());
+        Ok(Command::Join(binding))
     }
 
     /// By the functions of a handler: its filters, then the function itself. None: a filter kept the message from it.
@@ -249,7 +320,7 @@ impl Receiver {
         delivery: &Delivery,
         message: &Incoming<'_>,
     ) -> Result<Option<Value>, DispatchError> {
-        let given = match self.config.whole {
+        let given = match handler.whole {
             true => String::from_utf8_lossy(&delivery.data),
             false => Cow::Borrowed(message.content.get()),
         };
@@ -257,11 +328,12 @@ impl Receiver {
         for filter in &handler.filters {
             match self.function(context, filter, &given).await {
                 Ok(changed) => given = changed,
-                Err(error) if verdict(&error, 0, 0) == Verdict::Return => return Err(error),
-                Err(error) => {
-                    self.events.filter_failed(&filter.to_string(), &error);
+                // What it says of the message; anything else is no word of a filter's, and a failure of its handler.
+                Err(error @ DispatchError::Refused(_)) => {
+                    self.events.filter_refused(&filter.to_string(), &error);
                     return Ok(None);
                 }
+                Err(error) => return Err(error),
             }
         }
         let result = self.function(context, &handler.function, &given).await?;
@@ -342,24 +414,21 @@ impl Receiver {
     async fn reply(
         &self,
         request: &BasicProperties,
-        mut reply: BasicProperties,
+        reply: BasicProperties,
         body: &[u8],
         context: &RequestContext,
         verdict: Verdict,
     ) -> Verdict {
         let Some(reply_to) = request.reply_to() else { return verdict };
-        if let Some(correlation) = request.correlation_id() {
-            reply = reply.with_correlation_id(correlation.clone());
-        }
-        // As durable as the request.
-        if let Some(mode) = request.delivery_mode() {
-            reply = reply.with_delivery_mode(*mode);
-        }
         // The request may have used up its own time.
-        let deadline = context.deadline.max(crate::request::Deadline::after(RETURN_PAUSE));
-        match self.replies.send(reply_to, reply, body, deadline).await {
+        let deadline = context.deadline.max(Deadline::after(RETURN_PAUSE));
+        match self.replies.send(reply_to, addressed(request, reply), body, deadline).await {
             Ok(()) => verdict,
-            Err(why) => {
+            Err(NotSent::Never(why)) => {
+                self.events.invalid_reply(&why, &context.tail());
+                Verdict::Reject
+            }
+            Err(NotSent::Later(why)) => {
                 self.events.reply_failed(&why);
                 Verdict::Return
             }
@@ -385,9 +454,23 @@ impl Receiver {
     }
 }
 
-fn group_of(message: &Incoming<'_>) -> Option<String> {
-    let content: Value = serde_json::from_str(message.content.get()).ok()?;
-    content["parameters"]["group_name"].as_str().map(str::to_owned)
+/// A reply to this request: what it is known by, and as durable.
+fn addressed(request: &BasicProperties, mut reply: BasicProperties) -> BasicProperties {
+    if let Some(correlation) = request.correlation_id() {
+        reply = reply.with_correlation_id(correlation.clone());
+    }
+    match request.delivery_mode() {
+        Some(mode) => reply.with_delivery_mode(*mode),
+        None => reply,
+    }
+}
+
+/// A raw reply that tells why there is no other.
+fn raw_error(code: &str, text: &str, context: &RequestContext) -> (BasicProperties, Bytes) {
+    let mut table = FieldTable::default();
+    table.insert(ERROR_HEADER.into(), AMQPValue::LongString(code.into()));
+    let properties = BasicProperties::default().with_content_type("text/plain".into()).with_headers(table);
+    (properties, format!("{text} ({})", context.id).into())
 }
 
 /// This try and those before it. Quorum queues count; other queues tell whether there was one.
@@ -400,98 +483,5 @@ fn tries(delivery: &Delivery) -> u64 {
         AMQPValue::ShortShortUInt(count) => Some((*count).into()),
         _ => None,
     });
-    1 + counted.unwrap_or_else(|| delivery.redelivered.into())
-}
-
-fn facts_of(delivery: &Delivery) -> Vec<(String, String)> {
-    let mut headers = vec![
-        ("exchange".to_owned(), delivery.exchange.to_string()),
-        ("routing-key".to_owned(), delivery.routing_key.to_string()),
-    ];
-    if delivery.redelivered {
-        headers.push(("redelivered".into(), "true".into()));
-    }
-    headers
-}
-
-/// A raw message's properties; its own headers as `header.NAME`.
-fn properties_of(properties: &BasicProperties) -> Vec<(String, String)> {
-    let texts = [
-        ("content-type", properties.content_type()),
-        ("content-encoding", properties.content_encoding()),
-        ("correlation-id", properties.correlation_id()),
-        ("reply-to", properties.reply_to()),
-        ("expiration", properties.expiration()),
-        ("message-id", properties.message_id()),
-        ("type", properties.kind()),
-        ("user-id", properties.user_id()),
-        ("app-id", properties.app_id()),
-    ];
-    let texts = texts.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.as_ref()?.to_string())));
-    let numbers = [
-        ("delivery-mode", properties.delivery_mode().map(u64::from)),
-        ("priority", properties.priority().map(u64::from)),
-        ("timestamp", *properties.timestamp()),
-    ];
-    let numbers = numbers.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_string())));
-    let own = properties.headers().iter().flat_map(|headers| headers.inner());
-    let own = own.map(|(name, value)| (format!("header.{}", name.as_str().to_lowercase()), text_of(value)));
-    texts.chain(numbers).chain(own).collect()
-}
-
-fn text_of(value: &AMQPValue) -> String {
-    match value {
-        AMQPValue::LongString(text) => text.to_string(),
-        AMQPValue::ShortString(text) => text.to_string(),
-        AMQPValue::Boolean(value) => value.to_string(),
-        AMQPValue::ShortShortInt(value) => value.to_string(),
-        AMQPValue::ShortShortUInt(value) => value.to_string(),
-        AMQPValue::ShortInt(value) => value.to_string(),
-        AMQPValue::ShortUInt(value) => value.to_string(),
-        AMQPValue::LongInt(value) => value.to_string(),
-        AMQPValue::LongUInt(value) => value.to_string(),
-        AMQPValue::LongLongInt(value) => value.to_string(),
-        AMQPValue::Timestamp(value) => value.to_string(),
-        AMQPValue::Float(value) => value.to_string(),
-        AMQPValue::Double(value) => value.to_string(),
-        AMQPValue::Void => String::new(),
-        AMQPValue::ByteArray(_) | AMQPValue::DecimalValue(_) | AMQPValue::FieldArray(_) | AMQPValue::FieldTable(_) => {
-            serde_json::to_string(value).unwrap_or_default()
-        }
-    }
-}
-
-/// A module's answer to an rpc: by its status a value, an error or an exception.
-fn outcome_of(reply: Reply) -> Outcome {
-    let text = || String::from_utf8_lossy(&reply.body).into_owned();
-    match reply.status {
-        400..=499 => Outcome::Error(text()),
-        500.. => {
-            let name = reply.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(EXCEPTION_HEADER));
-            Outcome::Exception { name: name.map_or_else(|| "Error".into(), |(_, name)| name.clone()), text: text() }
-        }
-        _ if reply.body.is_empty() => Outcome::Success(Value::Null),
-        _ => Outcome::Success(serde_json::from_slice(&reply.body).unwrap_or_else(|_| text().into())),
-    }
-}
-
-fn raw_reply(reply: Reply) -> (BasicProperties, Bytes) {
-    let (mut properties, mut table) = (BasicProperties::default(), FieldTable::default());
-    for (name, value) in reply.headers {
-        match name.eq_ignore_ascii_case("content-type") {
-            true => properties = properties.with_content_type(short(&value)),
-            false => {
-                table.insert(short(&name), AMQPValue::LongString(value.into()));
-            }
-        }
-    }
-    if reply.status != 200 {
-        table.insert("status".into(), AMQPValue::LongLongInt(reply.status.into()));
-    }
-    (properties.with_headers(table), reply.body)
-}
-
-/// Short strings have at most 255 bytes; the rest is cut.
-fn short(text: &str) -> ShortString {
-    text[..text.floor_char_boundary(255)].into()
+    counted.unwrap_or_else(|| delivery.redelivered.into()).saturating_add(1)
 }

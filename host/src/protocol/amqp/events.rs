@@ -8,12 +8,11 @@ use tracing::{debug, error, info, warn};
 
 use super::guard::Refusal;
 use super::link::Purpose;
+use crate::task::Panic;
 use crate::telemetry::Gate;
 
 /// One line of a kind in this time; what comes between is counted.
 const SELDOM: Duration = Duration::from_secs(10);
-/// So much of a body that cannot be read is shown.
-const SHOWN_BYTES: usize = 60;
 
 fn counted(suppressed: u64) -> Option<u64> {
     (suppressed > 0).then_some(suppressed)
@@ -34,6 +33,11 @@ impl LinkEvents {
 
     pub(super) fn connected(&self) {
         info!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, "broker connected");
+    }
+
+    /// A bug of the host's: the part begins anew.
+    pub(super) fn panicked(&self, panic: &Panic) {
+        error!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, error = %panic, "a part of the host panicked");
     }
 
     pub(super) fn lost(&self, why: &str) {
@@ -66,6 +70,9 @@ pub(super) struct Events {
     filter: Gate,
     reply: Gate,
     module: Gate,
+    fan_out: Gate,
+    invalid: Gate,
+    ended: Gate,
 }
 
 impl Events {
@@ -80,6 +87,22 @@ impl Events {
             filter: seldom(),
             reply: seldom(),
             module: seldom(),
+            fan_out: seldom(),
+            invalid: seldom(),
+            ended: seldom(),
+        }
+    }
+
+    /// What the broker does not take, once; it is tried again all the time.
+    pub(super) fn problem(&self, why: &str) {
+        error!(cage = %self.cage, interface = %self.interface, error = why, "the broker does not take a declaration");
+    }
+
+    /// One queue is consumed no more; the others are.
+    pub(super) fn consumer_ended(&self, why: &str) {
+        if let Some(suppressed) = self.ended.pass() {
+            let suppressed = counted(suppressed);
+            warn!(cage = %self.cage, interface = %self.interface, why, suppressed, "consuming of a queue begins anew");
         }
     }
 
@@ -95,7 +118,7 @@ impl Events {
     pub(super) fn message_refused(&self, queue: &str, refusal: Refusal, body_bytes_max: u64) {
         let gate = match refusal {
             Refusal::TooLong { .. } => &self.too_long,
-            Refusal::BadHeaders => &self.unreadable,
+            Refusal::Unreadable => &self.unreadable,
         };
         let Some(suppressed) = gate.pass() else { return };
         let suppressed = counted(suppressed);
@@ -103,20 +126,17 @@ impl Events {
             Refusal::TooLong { bytes } => warn!(
                 cage = %self.cage, interface = %self.interface, queue, bytes, body_bytes_max, suppressed, "message too long"
             ),
-            Refusal::BadHeaders => {
-                warn!(cage = %self.cage, interface = %self.interface, queue, suppressed, "message with unreadable headers");
+            Refusal::Unreadable => {
+                warn!(cage = %self.cage, interface = %self.interface, queue, suppressed, "message with unreadable properties");
             }
         }
     }
 
-    pub(super) fn malformed(&self, why: &str, body: &[u8]) {
+    /// What it says stays untold: a log is read by more people than a queue.
+    pub(super) fn malformed(&self, why: &str, bytes: usize) {
         let Some(suppressed) = self.malformed.pass() else { return };
-        let begins = body[..body.len().min(SHOWN_BYTES)].escape_ascii();
         let suppressed = counted(suppressed);
-        warn!(
-            cage = %self.cage, interface = %self.interface, why, %begins, bytes = body.len(), suppressed,
-            "message cannot be read"
-        );
+        warn!(cage = %self.cage, interface = %self.interface, why, bytes, suppressed, "message cannot be read");
     }
 
     pub(super) fn unknown(&self, key: &str) {
@@ -131,7 +151,15 @@ impl Events {
         }
     }
 
-    pub(super) fn filter_failed(&self, filter: &str, why: &dyn std::fmt::Display) {
+    /// A module's reply that has no place in a message: it would be the same the next time.
+    pub(super) fn invalid_reply(&self, why: &str, request: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.invalid.pass() {
+            let suppressed = counted(suppressed);
+            error!(cage = %self.cage, interface = %self.interface, error = why, suppressed, %request, "reply cannot be sent");
+        }
+    }
+
+    pub(super) fn filter_refused(&self, filter: &str, why: &dyn std::fmt::Display) {
         if let Some(suppressed) = self.filter.pass() {
             let suppressed = counted(suppressed);
             info!(cage = %self.cage, interface = %self.interface, filter, %why, suppressed, "handler skipped by a filter");
@@ -146,6 +174,12 @@ impl Events {
     }
 
     pub(super) fn fan_out_failed(&self, function: &str, why: &dyn std::fmt::Display) {
-        error!(cage = %self.cage, interface = %self.interface, function, error = %why, "one of several handlers failed");
+        if let Some(suppressed) = self.fan_out.pass() {
+            let suppressed = counted(suppressed);
+            error!(
+                cage = %self.cage, interface = %self.interface, function, error = %why, suppressed,
+                "one of several handlers failed"
+            );
+        }
     }
 }

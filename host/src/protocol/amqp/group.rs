@@ -2,8 +2,8 @@
 //! confirmed them. A broker confirms many messages of one channel by one frame; channels of their own cost it, and the
 //! client library, half of what they can do.
 //!
-//! Only for exchanges that the resource declares: a message to one that is not there would close the channel, and leave
-//! what others sent on it in doubt.
+//! Only what no broker closes a channel over, which would leave what others sent on it in doubt: messages of a moderate length,
+//! to exchanges that the resource declares.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +12,17 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::message::BasicReturnMessage;
+use lapin::types::ShortString;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::link::{Link, Live};
 use super::operation::Outgoing;
-use super::producer::{BLOCKED, Sent, unconfirmed};
+use super::producer::{ALONE_BYTES, BLOCKED, Sent, check_frames, unconfirmed};
 use super::topology::Exchange;
 use crate::request::Deadline;
 use crate::resource::{Phase, ResourceError};
+use crate::task::caught_async;
 
 /// Participants whose messages are sent together at most.
 const TOGETHER_MAX: usize = 256;
@@ -71,9 +73,14 @@ impl Group {
 
     /// Whether messages can go with those of others.
     pub(super) fn takes(&self, messages: &[Outgoing]) -> bool {
-        let is_known =
-            |exchange: &str| exchange.is_empty() || self.exchanges.iter().any(|known| known.name == exchange);
-        messages.iter().all(|message| message.targets.iter().all(|(exchange, _)| is_known(exchange)))
+        let takes = |exchange: &ShortString| {
+            exchange.as_str().is_empty()
+                || self.exchanges.iter().any(|known| known.name == *exchange && !known.is_internal())
+        };
+        let is_safe = |message: &Outgoing| {
+            message.body.len() <= ALONE_BYTES && message.targets.iter().all(|(exchange, _)| takes(exchange))
+        };
+        messages.iter().all(is_safe)
     }
 
     /// Publishes all, in their order, and waits until the broker has confirmed all.
@@ -86,6 +93,7 @@ impl Group {
         deadline: Deadline,
         phase: Phase,
     ) -> Result<(), ResourceError> {
+        check_frames(&messages, self.link.frame_bytes_max(), phase)?;
         let (answer, answered) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
         let job = Job { messages, phase, deadline, claimed: claimed.clone(), answer };
@@ -120,7 +128,15 @@ struct Worker {
 }
 
 impl Worker {
+    /// Goes on whatever happens; what it had in work is told that its outcome is not known.
     async fn run(self) {
+        while let Err(panic) = caught_async(self.work()).await {
+            tracing::error!(error = %panic, "a part of the host panicked");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn work(&self) {
         let mut open = None;
         loop {
             let mut jobs = Vec::new();

@@ -1,20 +1,16 @@
-//! What the client library is spared of a broker's bytes: contents that are too long or whose tables are nested too deep, and
-//! frames that cannot be. The library keeps a content of any length in memory, and reads tables by recursion. Pure state, no
-//! socket: `stream.rs` feeds it.
+//! What the client library is spared of a broker's bytes: contents that are too long, properties that cannot be read, names
+//! that are no text, and frames that cannot be. The library keeps a content of any length in memory, reads tables by recursion,
+//! and gives up the whole connection at a name that is no UTF-8. Pure state, no socket: `stream.rs` feeds it.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use lapin::BasicProperties;
 
-/// Longer frames are nobody's: this is what a client and RabbitMQ agree on.
-const FRAME_BYTES_MAX: usize = 131_072;
+use super::value::{DEPTH_MAX, FRAME_BYTES_MAX};
+
 const FRAME_HEAD_BYTES: usize = 7;
-/// Tables and lists within tables of a message's headers.
-const TABLE_DEPTH_MAX: usize = 16;
-/// Messages that were refused and not yet asked for; beyond them the connection ends.
-const REFUSED_MAX: usize = 100_000;
 
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
@@ -27,18 +23,38 @@ pub(super) enum Refusal {
     TooLong {
         bytes: u64,
     },
-    /// Tables nested too deep, or no tables at all.
-    BadHeaders,
+    /// Properties or names that cannot be read: tables nested too deep, or no tables at all; no UTF-8.
+    Unreadable,
 }
 
-/// The messages that were not let through, by channel and delivery tag: they arrive without properties and body.
-#[derive(Debug, Default)]
-pub(super) struct Refused(Mutex<HashMap<(u16, u64), Refusal>>);
+/// How a message that was not let through is told from others: it arrives without its body, and of its properties there is
+/// one, which AMQP leaves unused, with this mark in it. Random, so that no peer can write it.
+#[derive(Debug)]
+pub(super) struct Mark(String);
 
-impl Refused {
-    /// Asked once for each delivery.
-    pub(super) fn take(&self, channel: u16, tag: u64) -> Option<Refusal> {
-        self.0.lock().remove(&(channel, tag))
+impl Mark {
+    /// # Errors
+    /// The operating system has no random numbers.
+    pub(super) fn new() -> io::Result<Self> {
+        let mut random = [0; 16];
+        let filled = rustls::crypto::ring::default_provider().secure_random.fill(&mut random);
+        filled.map_err(|_| io::Error::other("no random numbers can be had"))?;
+        Ok(Self(format!("{:032x}", u128::from_be_bytes(random))))
+    }
+
+    fn text(&self, refusal: Refusal) -> String {
+        let bytes = match refusal {
+            Refusal::TooLong { bytes } => bytes.to_string(),
+            Refusal::Unreadable => String::new(),
+        };
+        format!("{}:{bytes}", self.0)
+    }
+
+    /// Why the message with these properties is not here; none if it is.
+    pub(super) fn refusal(&self, properties: &BasicProperties) -> Option<Refusal> {
+        let text = properties.cluster_id().as_ref()?.as_str();
+        let bytes = text.strip_prefix(&self.0)?.strip_prefix(':')?;
+        Some(bytes.parse().map_or(Refusal::Unreadable, |bytes| Refusal::TooLong { bytes }))
     }
 }
 
@@ -46,7 +62,7 @@ impl Refused {
 #[derive(Debug)]
 pub(super) struct Guard {
     body_bytes_max: u64,
-    refused: Arc<Refused>,
+    mark: Arc<Mark>,
     state: State,
     /// A frame's head, or a whole frame that has to be looked at.
     frame: Vec<u8>,
@@ -64,15 +80,17 @@ enum State {
 
 #[derive(Debug, Default)]
 struct Channel {
-    /// Of the message that is coming.
-    tag: u64,
+    /// The message that is coming was published here and comes back: its length is no stranger's choice.
+    is_returned: bool,
+    /// Exchange or routing key of the message that is coming were no text.
+    is_misnamed: bool,
     /// So much of a refused content is still to come.
     refused_bytes: u64,
 }
 
 impl Guard {
-    pub(super) fn new(body_bytes_max: u64, refused: Arc<Refused>) -> Self {
-        Self { body_bytes_max, refused, state: State::Head, frame: Vec::new(), channels: HashMap::new() }
+    pub(super) fn new(body_bytes_max: u64, mark: Arc<Mark>) -> Self {
+        Self { body_bytes_max, mark, state: State::Head, frame: Vec::new(), channels: HashMap::new() }
     }
 
     /// Takes what came, appends to `out` what may be read.
@@ -122,7 +140,7 @@ impl Guard {
         if !matches!(kind, METHOD | HEADER | BODY | HEARTBEAT) {
             return Err(invalid(format!("a frame of type {kind}: the other side does not speak AMQP 0-9-1")));
         }
-        if size + FRAME_HEAD_BYTES + 1 > FRAME_BYTES_MAX {
+        if size > FRAME_BYTES_MAX - FRAME_HEAD_BYTES - 1 {
             return Err(invalid(format!("a frame of {size} bytes")));
         }
         // The byte after the payload marks its end.
@@ -158,57 +176,88 @@ impl Guard {
         let Some(size) = payload.get(4..12).map(|size| u64::from_be_bytes(size.try_into().expect("8 bytes"))) else {
             return Err(invalid("a content header without a size".into()));
         };
-        let refusal = match headers_fit(payload) {
-            false => Some(Refusal::BadHeaders),
-            true if size > self.body_bytes_max => Some(Refusal::TooLong { bytes: size }),
-            true => None,
-        };
-        let Some(refusal) = refusal else {
+        let coming = self.channels.entry(channel).or_default();
+        let refusal = if coming.is_misnamed || !properties_fit(&payload[12..]) {
+            Refusal::Unreadable
+        } else if size > self.body_bytes_max && !coming.is_returned {
+            Refusal::TooLong { bytes: size }
+        } else {
             out.extend_from_slice(frame);
             return Ok(());
         };
-        let known = self.channels.entry(channel).or_default();
-        known.refused_bytes = size;
-        let mut refused = self.refused.0.lock();
-        refused.insert((channel, known.tag), refusal);
-        if refused.len() > REFUSED_MAX {
-            return Err(invalid(format!("more than {REFUSED_MAX} refused messages that nobody asks for")));
-        }
-        // The same message without properties and body.
-        out.extend_from_slice(&[HEADER, frame[1], frame[2], 0, 0, 0, 14]);
-        out.extend_from_slice(&payload[..4]);
-        out.extend_from_slice(&[0; 10]);
-        out.push(frame[frame.len() - 1]);
+        coming.refused_bytes = size;
+        replace_content(frame, &self.mark.text(refusal), out);
         Ok(())
     }
 
-    /// Remembers the tag of the message that begins; refuses a greeting that cannot be read.
+    /// Notes what kind of content begins; refuses a greeting that cannot be read.
     fn method(&mut self, channel: u16) -> io::Result<()> {
-        let payload = &self.frame[FRAME_HEAD_BYTES..self.frame.len() - 1];
-        let tag_at = match payload.get(..4) {
+        let end = self.frame.len() - 1;
+        let payload = &mut self.frame[FRAME_HEAD_BYTES..end];
+        let coming = match payload.get(..4) {
             // connection.start, with the server's properties after two bytes of version
             Some([0, 10, 0, 10]) => {
-                return match payload.get(6..).is_some_and(table_fits) {
+                return match payload.get(6..).is_some_and(|rest| table_size(rest).is_some()) {
                     true => Ok(()),
                     false => Err(invalid("a greeting whose properties cannot be read".into())),
                 };
             }
-            // basic.deliver, after the consumer's tag
-            Some([0, 60, 0, 60]) => 5 + usize::from(payload.get(4).copied().unwrap_or(0)),
+            // basic.deliver
+            Some([0, 60, 0, 60]) => Channel { is_misnamed: mend_names(payload), ..Channel::default() },
+            // basic.return
+            Some([0, 60, 0, 50]) => Channel { is_returned: true, ..Channel::default() },
             // basic.get-ok
-            Some([0, 60, 0, 71]) => 4,
-            // channel.close, channel.close-ok: its number may be used anew
-            Some([0, 20, 0, 40 | 41]) => {
+            Some([0, 60, 0, 71]) => Channel::default(),
+            // connection.close, channel.close: the broker cuts the text that says why, be it within a character
+            Some([0, 10, 0, 50] | [0, 20, 0, 40]) => {
+                mend_text(payload, 6);
+                self.channels.remove(&channel);
+                return Ok(());
+            }
+            // channel.close-ok: its number may be used anew
+            Some([0, 20, 0, 41]) => {
                 self.channels.remove(&channel);
                 return Ok(());
             }
             Some(_) | None => return Ok(()),
         };
-        if let Some(tag) = payload.get(tag_at..tag_at + 8) {
-            self.channels.entry(channel).or_default().tag = u64::from_be_bytes(tag.try_into().expect("8 bytes"));
-        }
+        self.channels.insert(channel, coming);
         Ok(())
     }
+}
+
+/// The header of an empty content of the same class, with one property: this text.
+fn replace_content(frame: &[u8], text: &str, out: &mut Vec<u8>) {
+    const CLUSTER_ID: u16 = 1 << 2;
+    let payload = &frame[FRAME_HEAD_BYTES..];
+    out.extend_from_slice(&frame[..3]);
+    // 4 bytes of class and weight, 8 of size, 2 of flags, 1 before the text.
+    out.extend_from_slice(&(15 + text.len() as u32).to_be_bytes());
+    out.extend_from_slice(&payload[..4]);
+    out.extend_from_slice(&[0; 8]);
+    out.extend_from_slice(&CLUSTER_ID.to_be_bytes());
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
+    out.push(frame[frame.len() - 1]);
+}
+
+/// Puts question marks in place of bytes that make exchange or routing key of a `basic.deliver` no text; whether there were any.
+fn mend_names(payload: &mut [u8]) -> bool {
+    // The consumer's tag, then 8 bytes of delivery tag and one that tells of a redelivery.
+    let exchange = 5 + usize::from(payload.get(4).copied().unwrap_or(0)) + 9;
+    let key = exchange + 1 + usize::from(payload.get(exchange).copied().unwrap_or(0));
+    let mended = [mend_text(payload, exchange), mend_text(payload, key)];
+    mended.contains(&true)
+}
+
+/// The same for one text, where it begins with its length.
+fn mend_text(payload: &mut [u8], at: usize) -> bool {
+    let end = at + 1 + usize::from(payload.get(at).copied().unwrap_or(0));
+    let Some(text) = payload.get_mut(at + 1..end).filter(|text| std::str::from_utf8(text).is_err()) else {
+        return false;
+    };
+    text.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+    true
 }
 
 fn take<'a>(input: &mut &'a [u8], most: usize) -> &'a [u8] {
@@ -221,46 +270,71 @@ fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// Whether the headers of a content header's payload can be read safely.
-fn headers_fit(payload: &[u8]) -> bool {
-    const CONTENT_TYPE: u8 = 0x80;
-    const CONTENT_ENCODING: u8 = 0x40;
-    const HEADERS: u8 = 0x20;
-    let Some(&flags) = payload.get(12) else { return false };
-    if flags & HEADERS == 0 {
-        return true;
-    }
-    let mut at = 14;
-    for flag in [CONTENT_TYPE, CONTENT_ENCODING] {
-        if flags & flag != 0 {
-            at += 1 + usize::from(payload.get(at).copied().unwrap_or(0));
-        }
-    }
-    payload.get(at..).is_some_and(table_fits)
+/// A property as it is on the wire.
+#[derive(Clone, Copy)]
+enum Property {
+    Text,
+    Table,
+    Bytes(usize),
 }
 
-/// Whether a table, which begins with its length, ends within the bytes and is not nested too deep. Without recursion.
-fn table_fits(bytes: &[u8]) -> bool {
+/// From the highest bit of the flags on; the two lowest are nobody's.
+const PROPERTIES: [Property; 14] = {
+    use Property::{Bytes, Table, Text};
+    // Content type and encoding, headers, delivery mode, priority, correlation id, reply-to, expiration, message id, timestamp,
+    // type, user id, app id, cluster id.
+    [Text, Text, Table, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
+};
+
+/// Whether the library can read these properties, which begin with their flags, and is done with them at their end.
+fn properties_fit(bytes: &[u8]) -> bool {
+    let Some(flags) = bytes.get(..2).map(|flags| u16::from_be_bytes([flags[0], flags[1]])) else { return false };
+    let mut at = 2;
+    let set = |index: &usize| flags & (0x8000 >> index) != 0;
+    for property in (0..PROPERTIES.len()).filter(set).map(|index| PROPERTIES[index]) {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let size = match property {
+            Property::Text => text_size(rest),
+            Property::Table => table_size(rest),
+            Property::Bytes(size) => Some(size),
+        };
+        match size {
+            Some(size) => at += size,
+            None => return false,
+        }
+    }
+    flags & 0b11 == 0 && at == bytes.len()
+}
+
+/// Of a text with the byte before it; none if it is cut off, or no UTF-8.
+fn text_size(bytes: &[u8]) -> Option<usize> {
+    let end = 1 + usize::from(*bytes.first()?);
+    std::str::from_utf8(bytes.get(1..end)?).ok().map(|_| end)
+}
+
+/// Of a table with the length that it begins with; none unless it ends within the bytes, is not nested too deep, and has
+/// names that are UTF-8. Without recursion.
+fn table_size(bytes: &[u8]) -> Option<usize> {
     let length = |at: usize| {
         let length = bytes.get(at..at + 4)?;
         Some(u32::from_be_bytes(length.try_into().expect("4 bytes")) as usize)
     };
-    let Some(size) = length(0) else { return false };
+    let whole = 4 + length(0)?;
     let mut at = 4;
     // The end of each open table or list, and whether it is a list.
-    let mut open = vec![(4 + size, false)];
+    let mut open = vec![(whole, false)];
     while let Some(&(end, is_list)) = open.last() {
         if at >= end {
             if at > end || end > bytes.len() {
-                return false;
+                return None;
             }
             open.pop();
             continue;
         }
         if !is_list {
-            at += 1 + usize::from(bytes.get(at).copied().unwrap_or(0));
+            at += text_size(bytes.get(at..)?)?;
         }
-        let Some(kind) = bytes.get(at) else { return false };
+        let kind = bytes.get(at)?;
         at += 1;
         match kind {
             b'V' => {}
@@ -269,19 +343,16 @@ fn table_fits(bytes: &[u8]) -> bool {
             b'i' | b'I' | b'f' => at += 4,
             b'D' => at += 5,
             b'l' | b'L' | b'd' | b'T' => at += 8,
-            b'S' | b'x' => match length(at) {
-                Some(size) => at += 4 + size,
-                None => return false,
-            },
+            b'S' | b'x' => at += 4 + length(at)?,
             b'A' | b'F' => {
-                let Some(size) = length(at).filter(|_| open.len() < TABLE_DEPTH_MAX) else { return false };
+                let size = length(at).filter(|_| open.len() < DEPTH_MAX)?;
                 at += 4;
                 open.push((at + size, *kind == b'A'));
             }
-            _ => return false,
+            _ => return None,
         }
     }
-    true
+    Some(whole)
 }
 
 #[cfg(test)]
@@ -296,18 +367,25 @@ mod tests {
         frame
     }
 
-    fn deliver(tag: u64) -> Vec<u8> {
+    fn deliver(key: &[u8]) -> Vec<u8> {
         let mut payload = vec![0, 60, 0, 60, 1, b'c'];
-        payload.extend(tag.to_be_bytes());
-        payload.extend([0, 0, 0]);
+        payload.extend(7_u64.to_be_bytes());
+        payload.extend([0, 0, key.len() as u8]);
+        payload.extend(key);
         frame(METHOD, &payload)
     }
 
+    /// With a content type, or with one and a table.
     fn header(size: u64, table: Option<&[u8]>) -> Vec<u8> {
+        let mut properties = vec![if table.is_some() { 0xa0 } else { 0x80 }, 0, 1, b't'];
+        properties.extend(table.unwrap_or_default());
+        header_with(size, &properties)
+    }
+
+    fn header_with(size: u64, properties: &[u8]) -> Vec<u8> {
         let mut payload = vec![0, 60, 0, 0];
         payload.extend(size.to_be_bytes());
-        payload.extend([if table.is_some() { 0xa0 } else { 0x80 }, 0, 1, b't']);
-        payload.extend(table.unwrap_or_default());
+        payload.extend(properties);
         frame(HEADER, &payload)
     }
 
@@ -323,51 +401,103 @@ mod tests {
         table
     }
 
+    fn mark() -> Arc<Mark> {
+        Arc::new(Mark("mark".into()))
+    }
+
+    fn fed(input: &[u8], piece: usize) -> Vec<u8> {
+        let (mut guard, mut out) = (Guard::new(10, mark()), Vec::new());
+        for part in input.chunks(piece) {
+            guard.feed(part, &mut out).unwrap();
+        }
+        out
+    }
+
     /// Fed in pieces of every size, the same comes out.
     #[track_caller]
-    fn check(input: &[u8], expected: &[u8], tag: u64, refusal: Option<Refusal>) {
+    fn check(input: &[u8], expected: &[u8]) {
         for piece in [1, 3, 7, 100, input.len()] {
-            let refused = Arc::new(Refused::default());
-            let mut guard = Guard::new(10, refused.clone());
-            let mut out = Vec::new();
-            for part in input.chunks(piece) {
-                guard.feed(part, &mut out).unwrap();
-            }
-            assert_eq!(out, expected);
-            assert_eq!(refused.take(1, tag), refusal);
-            assert_eq!(refused.take(1, tag), None);
+            assert_eq!(fed(input, piece), expected);
         }
+    }
+
+    /// The header that stands for a content which was refused.
+    fn marked(text: &str) -> Vec<u8> {
+        let mut properties = vec![0, 4, text.len() as u8];
+        properties.extend(text.as_bytes());
+        header_with(0, &properties)
     }
 
     #[test]
     fn what_fits_passes_unchanged() {
-        let input = [deliver(7), header(3, Some(&nested(16))), frame(BODY, b"abc"), frame(HEARTBEAT, b"")].concat();
-        check(&input, &input, 7, None);
+        let input = [deliver(b"k"), header(3, Some(&nested(16))), frame(BODY, b"abc"), frame(HEARTBEAT, b"")].concat();
+        check(&input, &input);
     }
 
     #[test]
     fn a_long_body_is_left_out_and_the_next_message_passes() {
         let bodies = [frame(BODY, &[1; 6]), frame(BODY, &[2; 5])].concat();
-        let next = [deliver(9), header(1, None), frame(BODY, b"x")].concat();
-        let input = [deliver(8), header(11, None), bodies, next.clone()].concat();
-        let empty = frame(HEADER, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        check(&input, &[deliver(8), empty, next].concat(), 8, Some(Refusal::TooLong { bytes: 11 }));
+        let next = [deliver(b"k"), header(1, None), frame(BODY, b"x")].concat();
+        let input = [deliver(b"k"), header(11, None), bodies, next.clone()].concat();
+        check(&input, &[deliver(b"k"), marked("mark:11"), next].concat());
     }
 
     #[test]
-    fn tables_nested_too_deep_are_left_out() {
-        let empty = frame(HEADER, &[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        for table in [nested(17), nested(10_000), vec![0, 0, 0, 9, 1, b'a', b'?'], vec![255; 4]] {
-            let input = [deliver(5), header(2, Some(&table)), frame(BODY, b"ab")].concat();
-            check(&input, &[deliver(5), empty.clone()].concat(), 5, Some(Refusal::BadHeaders));
+    fn a_message_that_comes_back_to_its_sender_may_be_long() {
+        let returned = frame(METHOD, &[0, 60, 0, 50, 1, 56, 0, 0, 0]);
+        let input = [returned, header(11, None), frame(BODY, &[1; 11])].concat();
+        check(&input, &input);
+    }
+
+    #[test]
+    fn properties_that_cannot_be_read_are_left_out() {
+        let odd_name = [&[0, 0, 0, 3, 1, 0xff, b'V'][..]].concat();
+        for table in [nested(17), nested(10_000), vec![0, 0, 0, 9, 1, b'a', b'?'], vec![255; 4], odd_name] {
+            let input = [deliver(b"k"), header(2, Some(&table)), frame(BODY, b"ab")].concat();
+            check(&input, &[deliver(b"k"), marked("mark:")].concat());
         }
+        // No UTF-8, cut off, more than the flags say, flags that nobody knows.
+        for properties in
+            [&[0x80, 0, 1, 0xff][..], &[0x80, 0, 9, b't'], &[0x80, 0, 1, b't', 0], &[0x80, 1, 1, b't'], &[0x80]]
+        {
+            let input = [deliver(b"k"), header_with(2, properties), frame(BODY, b"ab")].concat();
+            check(&input, &[deliver(b"k"), marked("mark:")].concat());
+        }
+    }
+
+    #[test]
+    fn names_that_are_no_text_are_mended_and_their_message_is_left_out() {
+        let input = [deliver(b"a\xffb"), header(2, None), frame(BODY, b"ab"), deliver("é".as_bytes()), header(0, None)];
+        let expected = [deliver(b"a?b"), marked("mark:"), deliver("é".as_bytes()), header(0, None)];
+        check(&input.concat(), &expected.concat());
+    }
+
+    #[test]
+    fn a_reason_that_was_cut_within_a_character_can_be_read() {
+        let close = |text: &[u8]| {
+            let head = [0, 20, 0, 40, 1, 148, text.len() as u8];
+            frame(METHOD, &[&head, text, &[0, 0, 0, 0]].concat())
+        };
+        check(&close(b"no exchange \xc3.."), &close(b"no exchange ?.."));
+    }
+
+    #[test]
+    fn a_mark_says_why_and_nobody_else_can_write_one() {
+        let mark = Mark::new().unwrap();
+        let of = |text: &str| BasicProperties::default().with_cluster_id(text.into());
+        for refusal in [Refusal::TooLong { bytes: u64::MAX }, Refusal::Unreadable] {
+            assert_eq!(mark.refusal(&of(&mark.text(refusal))), Some(refusal));
+            assert_eq!(Mark::new().unwrap().refusal(&of(&mark.text(refusal))), None);
+        }
+        assert_eq!(mark.refusal(&of(":5")), None);
+        assert_eq!(mark.refusal(&BasicProperties::default()), None);
     }
 
     #[test]
     fn what_is_no_amqp_ends_the_connection() {
         let greeting = [&[0, 10, 0, 10, 0, 9][..], &nested(1_000)].concat();
         for input in [b"HTTP/1.1 400".to_vec(), vec![BODY, 0, 1, 255, 0, 0, 0], frame(METHOD, &greeting)] {
-            let mut guard = Guard::new(10, Arc::default());
+            let mut guard = Guard::new(10, mark());
             let error = guard.feed(&input, &mut Vec::new()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
@@ -377,9 +507,10 @@ mod tests {
     fn any_bytes_are_survived() {
         arbtest::arbtest(|bytes| {
             let input: Vec<u8> = bytes.arbitrary()?;
-            let _ = Guard::new(10, Arc::default()).feed(&input, &mut Vec::new());
-            let _ = table_fits(&input);
-            let _ = headers_fit(&input);
+            let _ = Guard::new(10, mark()).feed(&input, &mut Vec::new());
+            let _ = table_size(&input);
+            let _ = properties_fit(&input);
+            let _ = mend_names(&mut input.clone());
             Ok(())
         });
     }

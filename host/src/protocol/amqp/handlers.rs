@@ -1,5 +1,6 @@
 //! Which functions a message goes to: the table `handlers`, from keys such as `rpc/command/echo` to functions of `service`
-//! modules, each behind filters: `"checks.urgent > work.echo"`.
+//! modules, each behind filters: `"checks.urgent > work.echo"`. What a function gets, the content or the whole message, may be
+//! said for each: `{ function = "audit.note", pass = "message" }`.
 
 use std::collections::HashMap;
 
@@ -8,7 +9,8 @@ use serde_json::Value;
 use crate::config::Section;
 
 const KEY: &str = "expected a key such as message/command/NAME, message/status/NAME or rpc/command/NAME";
-const FUNCTION: &str = "expected MODULE.FUNCTION, with filters before it: \"MODULE.FILTER > MODULE.FUNCTION\"";
+const FUNCTION: &str = "expected MODULE.FUNCTION, with filters before it: \"MODULE.FILTER > MODULE.FUNCTION\", or \
+                        { function = \"..\", pass = \"content\" or \"message\" }";
 /// For one key, and filters of one handler.
 const HANDLERS_MAX: usize = 100;
 
@@ -24,6 +26,8 @@ pub(super) struct Handler {
     /// In this order; each may change the message or refuse it.
     pub(super) filters: Vec<Function>,
     pub(super) function: Function,
+    /// It gets the whole message, not only its content.
+    pub(super) whole: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -35,16 +39,24 @@ impl std::fmt::Display for Function {
     }
 }
 
+impl Function {
+    /// `MODULE.FUNCTION`; none if it is not.
+    pub(super) fn read(text: &str) -> Option<Self> {
+        let (module, name) = text.trim().split_once('.')?;
+        (!module.is_empty() && !name.is_empty()).then(|| Self { module: module.to_owned(), name: name.to_owned() })
+    }
+}
+
 impl Handlers {
-    /// None: a `handler` module answers. Mistakes are recorded in `section`.
-    pub(super) fn read(section: &Section) -> Option<Self> {
+    /// None: a `handler` module answers. `whole` is what functions get that say nothing else. Mistakes are recorded in `section`.
+    pub(super) fn read(section: &Section, whole: bool) -> Option<Self> {
         let table = section.json_table("handlers");
         if !section.has("handlers") {
             return None;
         }
         let mut handlers = HashMap::new();
         for (key, value) in table {
-            match read_one(&key, value) {
+            match read_one(&key, value, whole) {
                 Ok(read) => {
                     handlers.insert(key, read);
                 }
@@ -60,42 +72,47 @@ impl Handlers {
     }
 }
 
-fn read_one(key: &str, value: Value) -> Result<Vec<Handler>, String> {
+fn read_one(key: &str, value: Value, whole: bool) -> Result<Vec<Handler>, String> {
     let is_rpc = key.strip_prefix("rpc/command/").is_some_and(|name| !name.is_empty());
     let is_message = key.strip_prefix("message/").is_some_and(|rest| rest.contains('/'));
     if !is_rpc && !is_message {
         return Err(KEY.into());
     }
-    let texts = match value {
-        Value::String(text) => vec![text],
-        Value::Array(values) => {
-            let texts = values.iter().map(|value| value.as_str().map(str::to_owned));
-            texts.collect::<Option<_>>().ok_or(FUNCTION)?
-        }
-        _ => return Err(FUNCTION.into()),
+    let values = match value {
+        Value::Array(values) => values,
+        value => vec![value],
     };
-    match texts.len() {
+    match values.len() {
         0 => return Err("at least one function is needed".into()),
         1 => {}
         2..=HANDLERS_MAX if !is_rpc => {}
         _ if is_rpc => return Err("one function answers an rpc".into()),
         _ => return Err(format!("at most {HANDLERS_MAX} functions")),
     }
-    texts.iter().map(|text| handler(text)).collect()
+    values.iter().map(|value| handler(value, whole)).collect()
 }
 
-fn handler(text: &str) -> Result<Handler, String> {
-    let functions: Option<Vec<Function>> = text
-        .split('>')
-        .map(|part| {
-            let (module, name) = part.trim().split_once('.')?;
-            let function = Function { module: module.to_owned(), name: name.to_owned() };
-            (!module.is_empty() && !name.is_empty()).then_some(function)
-        })
-        .collect();
+fn handler(value: &Value, whole: bool) -> Result<Handler, String> {
+    let (text, whole) = match value {
+        Value::String(text) => (text.as_str(), whole),
+        Value::Object(table) => {
+            if let Some(key) = table.keys().find(|key| !matches!(key.as_str(), "function" | "pass")) {
+                return Err(format!("unknown key `{key}` (allowed: function, pass)"));
+            }
+            let whole = match table.get("pass").map(Value::as_str) {
+                None => whole,
+                Some(Some("content")) => false,
+                Some(Some("message")) => true,
+                Some(_) => return Err("pass: expected \"content\" or \"message\"".into()),
+            };
+            (table.get("function").and_then(Value::as_str).ok_or(FUNCTION)?, whole)
+        }
+        _ => return Err(FUNCTION.into()),
+    };
+    let functions: Option<Vec<Function>> = text.split('>').map(Function::read).collect();
     let mut filters = functions.filter(|functions| functions.len() <= HANDLERS_MAX).ok_or(FUNCTION)?;
     let function = filters.pop().ok_or(FUNCTION)?;
-    Ok(Handler { filters, function })
+    Ok(Handler { filters, function, whole })
 }
 
 #[cfg(test)]
@@ -104,19 +121,35 @@ mod tests {
 
     use super::*;
 
+    fn function(module: &str, name: &str) -> Function {
+        Function { module: module.into(), name: name.into() }
+    }
+
     #[test]
     fn functions_and_filters_are_read() {
-        let function = |module: &str, name: &str| Function { module: module.into(), name: name.into() };
-        let read = read_one("message/command/x", json!(["a.f > b.g", "c.h"])).unwrap();
-        assert_eq!(read[0], Handler { filters: vec![function("a", "f")], function: function("b", "g") });
-        assert_eq!(read[1], Handler { filters: vec![], function: function("c", "h") });
-        assert!(read_one("rpc/command/x", json!("a.f")).is_ok());
+        let read = read_one("message/command/x", json!(["a.f > b.g", "c.h"]), false).unwrap();
+        assert_eq!(read[0], Handler { filters: vec![function("a", "f")], function: function("b", "g"), whole: false });
+        assert_eq!(read[1], Handler { filters: vec![], function: function("c", "h"), whole: false });
+        assert!(read_one("rpc/command/x", json!("a.f"), false).is_ok());
+    }
+
+    #[test]
+    fn what_a_function_gets_is_said_for_each() {
+        let mixed = json!(["a.f", { "function": "a.g > b.h", "pass": "message" }, { "function": "a.i" }]);
+        let whole = |default| {
+            let read = read_one("message/command/x", mixed.clone(), default).unwrap();
+            read.iter().map(|handler| handler.whole).collect::<Vec<_>>()
+        };
+        assert_eq!(whole(false), [false, true, false]);
+        assert_eq!(whole(true), [true, true, true]);
+        let read = read_one("rpc/command/x", json!({ "function": "a.f", "pass": "content" }), true).unwrap();
+        assert_eq!(read, [Handler { filters: vec![], function: function("a", "f"), whole: false }]);
     }
 
     #[test]
     fn mistakes_are_told() {
         let check = |key: &str, value: Value, text: &str| {
-            let told = read_one(key, value).unwrap_err();
+            let told = read_one(key, value, false).unwrap_err();
             assert!(told.contains(text), "{told}");
         };
         check("echo", json!("a.f"), "expected a key such as");
@@ -126,5 +159,8 @@ mod tests {
         check("message/command/x", json!("f"), "MODULE.FUNCTION");
         check("message/command/x", json!("a.f >"), "MODULE.FUNCTION");
         check("message/command/x", json!(1), "MODULE.FUNCTION");
+        check("message/command/x", json!({ "pass": "message" }), "MODULE.FUNCTION");
+        check("message/command/x", json!({ "function": "a.f", "pass": "all" }), "pass: expected");
+        check("message/command/x", json!({ "function": "a.f", "pas": "message" }), "unknown key `pas`");
     }
 }

@@ -1,36 +1,32 @@
-//! Interface `amqp`: declares, consumes every queue on a lane, begins anew when the broker or a channel is lost, and drains.
-//! What a delivery comes to is decided in `deliver.rs`.
+//! Interface `amqp`: declares, consumes every queue, begins anew when the broker or a channel is lost, and drains. While it
+//! consumes it looks every now and then whether everything is still declared, so that what others delete comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{BoxFuture, join_all};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt as _, StreamExt as _};
-use lapin::Channel;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::config::{APPLICATION_EXCHANGE, AmqpConfig};
+use super::config::AmqpConfig;
+use super::consume::Consuming;
 use super::deliver::Receiver;
 use super::events::Events;
 use super::link::{Link, Live, Purpose};
 use super::replies::Replies;
-use super::settle::{Verdict, settle};
 use super::topology::Binding;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
 
-/// Deliveries of a queue beyond so many in work go to the lanes in turn.
-const LOCAL_MAX: usize = 16;
-/// Before consuming begins anew.
+/// Between looks at what is declared.
+const LOOK: Duration = Duration::from_secs(10);
+/// Before what has ended begins anew; doubled, up to `LOOK`, as long as it goes on ending.
 const PAUSE: Duration = Duration::from_millis(200);
-/// For declaring, and for what is said to a broker at the end.
+/// For what is asked of a broker.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Commands that wait to be obeyed; who brings one more waits.
 const COMMANDS_MAX: usize = 16;
@@ -44,8 +40,9 @@ pub(super) struct AmqpInterface {
 pub(super) enum Command {
     Quit,
     Restart,
-    Join(String),
-    Leave(String),
+    /// The application's own queue gets what is said to all of a group.
+    Join(Binding),
+    Leave(Binding),
 }
 
 /// Why consuming stopped.
@@ -54,7 +51,12 @@ enum End {
     Quit,
     Restart,
     Lost(String),
+    /// Nothing can be consumed, and the broker says why.
+    Refused(String),
 }
+
+/// A queue whose consumer takes no more, by its number, and why.
+type Ended = (usize, String);
 
 impl AmqpInterface {
     pub(super) fn new(config: AmqpConfig) -> Self {
@@ -65,50 +67,51 @@ impl AmqpInterface {
 #[async_trait]
 impl Interface for AmqpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let AmqpConfig { broker, cage_directory, .. } = &self.config;
+        let AmqpConfig { broker, cage_directory, topology, reply_exchange, .. } = &self.config;
         let runtime = Handle::current();
         let link = Link::of(cage_directory, broker, Purpose::Consume, &runtime);
-        let replies = Replies::new(Link::of(cage_directory, broker, Purpose::Publish, &runtime));
+        let publishing = Link::of(cage_directory, broker, Purpose::Publish, &runtime);
+        let replies = Replies::new(publishing.clone(), reply_exchange.clone(), &topology.exchanges);
         let events = Events::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
         let (commands_tx, commands) = mpsc::channel(COMMANDS_MAX);
+        let consumers = topology.queues.iter().map(|_| None).collect();
         let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));
-        Rounds { cx, link, receiver, commands, leaving: Vec::new() }.run().await
+        let (problems, announced, leaving) = (Vec::new(), Vec::new(), Vec::new());
+        Rounds { cx, link, publishing, receiver, commands, consumers, problems, announced, leaving }.run().await
     }
 }
 
-/// The interface's life: rounds of declaring and consuming.
+/// The interface's life: rounds of declaring and consuming, one for each connection.
 struct Rounds {
     cx: InterfaceContext,
     link: Arc<Link>,
+    publishing: Arc<Link>,
     receiver: Arc<Receiver>,
     commands: mpsc::Receiver<Command>,
-    /// Consumers of earlier rounds, which finish what they have.
+    /// One for each queue that is consumed now.
+    consumers: Vec<Option<AbortOnDropHandle<()>>>,
+    /// What cannot be declared or consumed now.
+    problems: Vec<String>,
+    /// The queues that are consumed, as the endpoint knows them.
+    announced: Vec<String>,
+    /// Consumers that take no more, and finish what they have.
     leaving: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Rounds {
     async fn run(mut self) -> Result<(), InterfaceError> {
         let drain = self.cx.drain.clone();
+        let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
         loop {
-            let made = tokio::select! {
+            self.tell();
+            let live = tokio::select! {
                 () = drain.stopping() => return self.finish().await,
-                made = self.link.channel(Deadline::after(Duration::MAX)) => made,
+                live = self.link.live() => live,
+                Ok(()) = consuming.changed() => continue,
+                Ok(()) = publishing.changed() => continue,
             };
-            let (channel, live) = match made {
-                Ok(made) => made,
-                Err(why) => return Err(self.setup(why)),
-            };
-            let declared = self.receiver.config.topology.declare(&channel);
-            match tokio::time::timeout(BROKER_TIMEOUT, declared).await {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) if live.is_up() => return Err(self.setup(why)),
-                Ok(Err(_)) | Err(_) => {
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            }
-            let end = self.round(&channel, &live).await;
-            self.cx.endpoint.forget_addresses();
+            let end = self.round(&live).await;
+            self.release();
             match end {
                 End::Drain | End::Quit => return self.finish().await,
                 End::Restart => {}
@@ -116,148 +119,183 @@ impl Rounds {
                     self.receiver.events.resumed(&why);
                     tokio::time::sleep(PAUSE).await;
                 }
+                End::Refused(text) => {
+                    let interface = self.cx.endpoint.interface.to_string();
+                    self.finish().await?;
+                    return Err(InterfaceError::Setup { interface, text, source: None });
+                }
             }
         }
     }
 
-    /// Consumes until something ends it. The consumers then take no more, and are left to finish.
-    async fn round(&mut self, channel: &Channel, live: &Arc<Live>) -> End {
+    /// Consumes until something ends all of it. The consumers then take no more, and are left to finish.
+    async fn round(&mut self, live: &Arc<Live>) -> End {
+        let drain = self.cx.drain.clone();
         let stop = CancellationToken::new();
         let _stopped_at_the_end = stop.clone().drop_guard();
-        let queues = &self.receiver.config.topology.queues;
-        let mut consumers = Vec::with_capacity(queues.len());
-        let (ended_tx, mut ended) = mpsc::channel(queues.len());
-        for queue in queues {
-            let made = self.link.channel(Deadline::after(BROKER_TIMEOUT)).await;
-            let (channel, live) = match made {
-                Ok(made) => made,
-                Err(why) => return End::Lost(why),
-            };
-            let channel = (channel, live);
-            let consumer =
-                consume(self.receiver.clone(), channel, queue.name.as_str().into(), stop.clone(), ended_tx.clone());
-            consumers.push(AbortOnDropHandle::new(self.cx.lanes.next().spawn(consumer)));
-        }
-        let names: Vec<_> = queues.iter().map(|queue| queue.name.as_str()).collect();
-        self.cx.endpoint.announce(format!("{} ({})", self.receiver.config.broker, names.join(", ")));
-        drop(ended_tx);
-        let end = loop {
+        // Each consumer tells its end once.
+        let (ended_tx, mut ended) = mpsc::unbounded_channel::<Ended>();
+        let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
+        let (mut look_at, mut pause, mut is_hurried) = (Instant::now(), PAUSE, false);
+        loop {
             tokio::select! {
-                () = self.cx.drain.stopping() => break End::Drain,
-                why = ended.recv() => break End::Lost(why.unwrap_or_else(|| "a consumer ended".into())),
-                command = self.commands.recv() => match command {
-                    Some(Command::Quit) => break End::Quit,
-                    Some(Command::Restart) => break End::Restart,
-                    Some(Command::Join(group)) => self.bind(channel, live, &group, true).await,
-                    Some(Command::Leave(group)) => self.bind(channel, live, &group, false).await,
-                    None => break End::Drain,
-                },
+                () = drain.stopping() => return End::Drain,
+                why = self.link.lost(live) => return End::Lost(why),
+                Some((queue, why)) = ended.recv() => {
+                    if !live.is_up() {
+                        return End::Lost(why);
+                    }
+                    self.receiver.events.consumer_ended(&why);
+                    self.leaving.retain(|consumer| !consumer.is_finished());
+                    self.leaving.extend(self.consumers[queue].take());
+                    self.announce();
+                    (look_at, is_hurried) = (Instant::now() + pause, true);
+                    pause = (pause * 2).min(LOOK);
+                }
+                () = tokio::time::sleep_until(look_at) => {
+                    if !std::mem::take(&mut is_hurried) {
+                        pause = PAUSE;
+                    }
+                    let looked = tokio::select! {
+                        () = drain.stopping() => return End::Drain,
+                        looked = self.look(live, &stop, &ended_tx) => looked,
+                    };
+                    if let Err(end) = looked {
+                        return end;
+                    }
+                    look_at = Instant::now() + LOOK;
+                }
+                Some(command) = self.commands.recv() => {
+                    let obeyed = tokio::select! {
+                        () = drain.stopping() => return End::Drain,
+                        obeyed = self.obey(command, live) => obeyed,
+                    };
+                    if let Some(end) = obeyed {
+                        return end;
+                    }
+                }
+                Ok(()) = consuming.changed() => self.tell(),
+                Ok(()) = publishing.changed() => self.tell(),
             }
-        };
-        self.leaving.retain(|consumer| !consumer.is_finished());
-        self.leaving.extend(consumers.into_iter().filter(|consumer| !consumer.is_finished()));
-        end
+        }
     }
 
-    /// An application's own queue gets, or gets no more, what is said to all of a group.
-    async fn bind(&self, channel: &Channel, live: &Live, group: &str, join: bool) {
-        let Some(application) = &self.receiver.config.application else { return };
-        let binding =
-            Binding::new(APPLICATION_EXCHANGE, &application.own_queue, format!("{}#{group}", application.name));
-        let done = async {
-            if join {
-                return binding.declare(channel).await;
+    /// Declares everything, and consumes what is not consumed yet. What the broker does not take is told, and tried again.
+    async fn look(
+        &mut self,
+        live: &Live,
+        stop: &CancellationToken,
+        ended: &mpsc::UnboundedSender<Ended>,
+    ) -> Result<(), End> {
+        let (receiver, groups) = (self.receiver.clone(), self.receiver.groups());
+        let topology = &receiver.config.topology;
+        let declared = tokio::time::timeout(BROKER_TIMEOUT, topology.declare(&groups, &self.link)).await;
+        let mut problems = match declared {
+            Ok(Err(why)) => return Err(End::Lost(why)),
+            Err(_) => vec!["the broker does not answer".to_owned()],
+            Ok(Ok(declared)) => {
+                let mut problems = declared.problems;
+                let missing = |index: &usize| declared.queues[*index] && self.consumers[*index].is_none();
+                let missing: Vec<usize> = (0..topology.queues.len()).filter(missing).collect();
+                for index in missing {
+                    match Consuming::begin(&self.link, &topology.queues[index].name, receiver.config.prefetch).await {
+                        Ok(consuming) => self.consumers[index] = Some(self.spawn(consuming, index, stop, ended)),
+                        Err(why) if live.is_up() => problems.push(why),
+                        Err(why) => return Err(End::Lost(why)),
+                    }
+                }
+                problems
             }
-            let (queue, exchange, key) = (&*binding.queue, &*binding.exchange, &*binding.key);
-            let unbound = channel.queue_unbind(queue.into(), exchange.into(), key.into(), FieldTable::default()).await;
-            unbound.map_err(|error| error.to_string())
+        };
+        std::mem::swap(&mut self.problems, &mut problems);
+        let is_new = |problem: &&String| !problems.contains(problem);
+        self.problems.iter().filter(is_new).for_each(|problem| receiver.events.problem(problem));
+        self.announce();
+        self.tell();
+        match self.announced.is_empty() && !self.problems.is_empty() && live.is_up() {
+            true => Err(End::Refused(self.problems.join("; "))),
+            false => Ok(()),
+        }
+    }
+
+    /// The consumer, on the next lane.
+    fn spawn(
+        &self,
+        consuming: Consuming,
+        index: usize,
+        stop: &CancellationToken,
+        ended: &mpsc::UnboundedSender<Ended>,
+    ) -> AbortOnDropHandle<()> {
+        let ended = ended.clone();
+        // The round has ended for another reason if nobody listens.
+        let ended = move |why| drop(ended.send((index, why)));
+        let run = consuming.run(self.receiver.clone(), stop.clone(), ended);
+        AbortOnDropHandle::new(self.cx.lanes.next().spawn(run))
+    }
+
+    /// What a message told. None: nothing ends by it.
+    async fn obey(&self, command: Command, live: &Live) -> Option<End> {
+        let (binding, join) = match command {
+            Command::Quit => return Some(End::Quit),
+            Command::Restart => return Some(End::Restart),
+            Command::Join(binding) => (binding, true),
+            Command::Leave(binding) => (binding, false),
+        };
+        let done = async {
+            let (channel, _) = self.link.channel(Deadline::after(BROKER_TIMEOUT)).await?;
+            match join {
+                true => binding.declare(&channel).await,
+                false => binding.remove(&channel).await,
+            }
         };
         match tokio::time::timeout(BROKER_TIMEOUT, done).await {
-            Ok(Err(why)) if live.is_up() => self.receiver.events.resumed(&why),
+            Ok(Err(why)) if live.is_up() => self.receiver.events.problem(&why),
+            // Groups are bound with everything else at the next look.
             Ok(_) | Err(_) => {}
         }
+        None
+    }
+
+    /// Tells the endpoint which queues are consumed now, when that has changed.
+    fn announce(&mut self) {
+        let queues = self.receiver.config.topology.queues.iter().zip(&self.consumers);
+        let consumed: Vec<String> =
+            queues.filter(|(_, consumer)| consumer.is_some()).map(|(queue, _)| queue.name.to_string()).collect();
+        if consumed == self.announced {
+            return;
+        }
+        let endpoint = &self.cx.endpoint;
+        endpoint.forget_addresses();
+        if !consumed.is_empty() {
+            endpoint.announce(format!("{} ({})", self.receiver.config.broker, consumed.join(", ")));
+        }
+        self.announced = consumed;
+    }
+
+    /// Tells an operator what does not work now.
+    fn tell(&self) {
+        let mut troubles = self.problems.clone();
+        let broker = &self.receiver.config.broker;
+        let publishing = self.publishing.trouble().map(|why| format!("{broker}: {why}"));
+        troubles.extend(self.link.trouble().map(|why| format!("{broker}: {why}")));
+        // Mostly both connections have the same.
+        troubles.extend(publishing.filter(|trouble| !troubles.contains(trouble)));
+        self.cx.endpoint.tell((!troubles.is_empty()).then(|| troubles.join("; ")));
+    }
+
+    /// The consumers of the round finish what they have.
+    fn release(&mut self) {
+        self.leaving.retain(|consumer| !consumer.is_finished());
+        self.leaving.extend(self.consumers.iter_mut().filter_map(Option::take));
+        self.problems.clear();
+        self.announced.clear();
+        self.cx.endpoint.forget_addresses();
     }
 
     /// Waits for what is in work.
     async fn finish(self) -> Result<(), InterfaceError> {
+        self.cx.endpoint.tell(None);
         join_all(self.leaving).await;
         Ok(())
     }
-
-    fn setup(&self, text: String) -> InterfaceError {
-        InterfaceError::Setup { interface: self.cx.endpoint.interface.to_string(), text, source: None }
-    }
-}
-
-/// Consumes one queue on the lane that it runs on. Tells at once why it takes no more; returns when everything it took is
-/// settled.
-async fn consume(
-    receiver: Arc<Receiver>,
-    (channel, live): (Channel, Arc<Live>),
-    queue: Arc<str>,
-    stop: CancellationToken,
-    ended: mpsc::Sender<String>,
-) {
-    let prefetch = receiver.config.prefetch;
-    let begun = async {
-        channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-        let options = BasicConsumeOptions::default();
-        channel.basic_consume(queue.as_ref().into(), "".into(), options, FieldTable::default()).await
-    };
-    let mut deliveries = match begun.await {
-        Ok(deliveries) => deliveries,
-        Err(error) => {
-            // The round has ended for another reason if nobody listens.
-            let _ = ended.try_send(format!("cannot consume queue {queue}: {error}"));
-            return;
-        }
-    };
-    let (verdicts, waiting) = mpsc::unbounded_channel();
-    let settler = AbortOnDropHandle::new(tokio::spawn(settle(channel.clone(), waiting, prefetch)));
-    let mut in_work: FuturesUnordered<BoxFuture<'static, (u64, Verdict)>> = FuturesUnordered::new();
-    let why = loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break "stopped".to_owned(),
-            Some(verdict) = in_work.next() => {
-                // The receiver is gone when the channel is.
-                let _ = verdicts.send(verdict);
-            }
-            delivery = deliveries.next(), if in_work.len() < prefetch.into() => match delivery {
-                Some(Ok(delivery)) => {
-                    let work = receiver.clone().receive(queue.clone(), delivery, channel.id(), live.clone());
-                    if in_work.len() < LOCAL_MAX {
-                        in_work.push(work.boxed());
-                    } else {
-                        in_work.push(elsewhere(&receiver, work.boxed()));
-                    }
-                }
-                Some(Err(error)) => break format!("queue {queue}: {error}"),
-                None => break format!("queue {queue}: the broker cancelled the consumer: was the queue deleted?"),
-            },
-        }
-    };
-    let _ = ended.try_send(why);
-    let tag = deliveries.tag();
-    // What the broker has sent beyond this goes back with the end of the channel.
-    let _ = tokio::time::timeout(BROKER_TIMEOUT, channel.basic_cancel(tag, BasicCancelOptions::default())).await;
-    while let Some(verdict) = in_work.next().await {
-        let _ = verdicts.send(verdict);
-    }
-    drop(verdicts);
-    let _ = tokio::time::timeout(BROKER_TIMEOUT, settler).await;
-    let _ = tokio::time::timeout(BROKER_TIMEOUT, channel.close(200, "done".into())).await;
-}
-
-/// The work, on the next lane.
-fn elsewhere(receiver: &Receiver, work: BoxFuture<'static, (u64, Verdict)>) -> BoxFuture<'static, (u64, Verdict)> {
-    let task = AbortOnDropHandle::new(receiver.cx.lanes.next().spawn(work));
-    async move {
-        match task.await {
-            Ok(verdict) => verdict,
-            // The lane is gone, and the process ends: the delivery goes back to its queue.
-            Err(_) => std::future::pending().await,
-        }
-    }
-    .boxed()
 }

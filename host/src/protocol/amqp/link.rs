@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::ConfirmSelectOptions;
-use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, Event};
+use lapin::{AsyncTcpStream, BasicProperties, Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -17,10 +17,12 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::broker::Broker;
 use super::events::LinkEvents;
-use super::guard::Refused;
+use super::guard::{Mark, Refusal};
 use super::stream;
 use super::topology::{Exchange, declare_exchanges};
+use super::value::FRAME_BYTES_MAX;
 use crate::request::Deadline;
+use crate::task::caught_async;
 
 /// Pauses between attempts begin with the first and double up to the last, each with up to half of it by chance.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -29,6 +31,9 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between looks at a connection whose end nobody told.
 const LOOK: Duration = Duration::from_millis(250);
+/// Replies of a broker that will say the same to the next attempt: access refused, and not allowed, such as a virtual host
+/// that is not there.
+const FINAL_REPLIES: [u16; 2] = [403, 530];
 
 /// What a connection is for. A broker that has no room blocks those that publish; consuming goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,14 +45,24 @@ pub(super) enum Purpose {
 /// One connection while it lasts.
 pub(super) struct Live {
     connection: Connection,
-    pub(super) refused: Arc<Refused>,
+    mark: Arc<Mark>,
     /// Why the broker takes no messages now.
     blocked: watch::Sender<Option<String>>,
     ended: CancellationToken,
 }
 
+/// Why there is no connection.
+#[derive(Clone, Debug)]
+pub(super) struct Absence {
+    pub(super) why: String,
+    /// The broker has said no, as it will to the next attempt: nobody who has a deadline waits for that.
+    is_final: bool,
+    /// The first attempt is still under way.
+    is_new: bool,
+}
+
 /// The connection, or why there is none.
-pub(super) type State = Result<Arc<Live>, String>;
+pub(super) type State = Result<Arc<Live>, Absence>;
 
 /// Kept as long as somebody holds it.
 pub(super) struct Link {
@@ -68,7 +83,8 @@ impl Link {
             return link;
         }
         let cage = cage_directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (state_tx, state) = watch::channel(Err("not connected yet".to_owned()));
+        let not_yet = Absence { why: "not connected yet".into(), is_final: false, is_new: true };
+        let (state_tx, state) = watch::channel(Err(not_yet));
         let kept = runtime.spawn(keep(broker.clone(), purpose, cage, state_tx));
         let link = Arc::new(Self { state, _kept: AbortOnDropHandle::new(kept) });
         links.insert(key, Arc::downgrade(&link));
@@ -77,15 +93,25 @@ impl Link {
 
     /// The connection, as soon as there is one.
     pub(super) async fn live(&self) -> Arc<Live> {
+        loop {
+            if let Ok(live) = self.wait_for(|state| state.as_ref().is_ok_and(|live| live.is_up())).await {
+                return live;
+            }
+        }
+    }
+
+    /// The connection, as soon as there is one, or why there will be none.
+    async fn live_or_refused(&self) -> State {
+        self.wait_for(|state| state.as_ref().map_or_else(|absence| absence.is_final, |live| live.is_up())).await
+    }
+
+    async fn wait_for(&self, fits: impl FnMut(&State) -> bool) -> State {
         let mut state = self.state.clone();
-        let found = match state.wait_for(|state| state.as_ref().is_ok_and(|live| live.is_up())).await {
-            Ok(found) => found.as_ref().ok().cloned(),
-            Err(_) => None,
-        };
+        let found = state.wait_for(fits).await.map(|state| state.clone());
         match found {
-            Some(live) => live,
+            Ok(state) => state,
             // The keeper runs as long as `self`; only the end of its runtime ends it.
-            None => std::future::pending().await,
+            Err(_) => std::future::pending().await,
         }
     }
 
@@ -93,8 +119,33 @@ impl Link {
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn current(&self) -> State {
-        self.state.borrow().clone()
+    pub(super) fn current(&self) -> Result<Arc<Live>, String> {
+        self.state.borrow().clone().map_err(|absence| absence.why)
+    }
+
+    /// Resolves when this connection is lost, and says why.
+    pub(super) async fn lost(&self, live: &Arc<Live>) -> String {
+        let lost = self.wait_for(|state| !state.as_ref().is_ok_and(|known| Arc::ptr_eq(known, live)));
+        lost.await.map_or_else(|absence| absence.why, |_| "the connection was made anew".into())
+    }
+
+    /// What keeps it from working now, for an operator; none while the first attempt is under way.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            Ok(live) => live.blocked(),
+            Err(absence) if absence.is_new => None,
+            Err(absence) => Some(absence.why.clone()),
+        }
+    }
+
+    /// Tells each change of `trouble`, and perhaps more.
+    pub(super) fn changes(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Bytes of one frame, as the broker takes them now.
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        self.state.borrow().as_ref().map_or(FRAME_BYTES_MAX, |live| live.frame_bytes_max())
     }
 
     /// A channel whose messages are confirmed, with these exchanges declared.
@@ -117,14 +168,14 @@ impl Link {
         }
     }
 
-    /// A channel, waiting for the connection if need be.
+    /// A channel, waiting for the connection if need be, and if there is hope.
     ///
     /// # Errors
-    /// Why there is none at the deadline.
+    /// Why there is none at the deadline; at once, when the broker does not let this user in.
     pub(super) async fn channel(&self, deadline: Deadline) -> Result<(Channel, Arc<Live>), String> {
         let made = async {
             loop {
-                let live = self.live().await;
+                let live = self.live_or_refused().await.map_err(|absence| absence.why)?;
                 match live.connection.create_channel().await {
                     Ok(channel) => return Ok((channel, live)),
                     Err(error) if live.is_up() => return Err(error.to_string()),
@@ -136,7 +187,7 @@ impl Link {
         match tokio::time::timeout_at(deadline.instant(), made).await {
             Ok(made) => made,
             Err(_) => Err(match &*self.state.borrow() {
-                Err(why) => why.clone(),
+                Err(absence) => absence.why.clone(),
                 Ok(live) => live.blocked().unwrap_or_else(|| "the broker does not answer".to_owned()),
             }),
         }
@@ -151,6 +202,17 @@ impl Live {
     /// Whether a channel of this connection is of use.
     pub(super) fn carries(&self, channel: &Channel) -> bool {
         self.is_up() && channel.status().connected()
+    }
+
+    /// Why the message with these properties was not let through; none if it was.
+    pub(super) fn refusal(&self, properties: &BasicProperties) -> Option<Refusal> {
+        self.mark.refusal(properties)
+    }
+
+    /// Of one frame, as was agreed with the broker.
+    pub(super) fn frame_bytes_max(&self) -> usize {
+        let agreed = self.connection.configuration().frame_max();
+        usize::try_from(agreed).unwrap_or(FRAME_BYTES_MAX).min(FRAME_BYTES_MAX)
     }
 
     /// That the broker takes no messages now, and why.
@@ -172,24 +234,37 @@ impl Drop for Live {
     }
 }
 
+/// Goes on whatever happens: everybody who uses the connection waits for it.
 async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Sender<State>) {
     let events = LinkEvents::new(cage, broker.to_string(), purpose);
+    loop {
+        if let Err(panic) = caught_async(keep_connected(&broker, purpose, &events, &state)).await {
+            events.panicked(&panic);
+            let why = format!("the host {panic}");
+            state.send_modify(|state| *state = Err(Absence { why, is_final: false, is_new: false }));
+            tokio::time::sleep(PAUSE_LONGEST).await;
+        }
+    }
+}
+
+async fn keep_connected(broker: &Broker, purpose: Purpose, events: &LinkEvents, state: &watch::Sender<State>) {
     let mut pause = PAUSE_FIRST;
     loop {
-        match connect(&broker, purpose, &events).await {
+        match connect(broker, purpose, events).await {
             Ok(live) => {
                 pause = PAUSE_FIRST;
                 events.connected();
                 let live = Arc::new(live);
                 state.send_modify(|state| *state = Ok(live.clone()));
-                let why = watch_over(&live, &events).await;
-                live.blocked.send_replace(None);
+                let why = watch_over(&live, events, state).await;
                 events.lost(&why);
-                state.send_modify(|state| *state = Err(format!("the connection was lost: {why}")));
+                let why = format!("the connection was lost: {why}");
+                state.send_modify(|state| *state = Err(Absence { why, is_final: false, is_new: false }));
+                live.blocked.send_replace(None);
             }
-            Err(why) => {
-                events.unreachable(&why);
-                state.send_modify(|state| *state = Err(why));
+            Err(absence) => {
+                events.unreachable(&absence.why);
+                state.send_modify(|state| *state = Err(absence));
             }
         }
         tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
@@ -197,27 +272,35 @@ async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Send
     }
 }
 
-async fn connect(broker: &Broker, purpose: Purpose, events: &LinkEvents) -> Result<Live, String> {
-    let (refused, ended) = (Arc::new(Refused::default()), CancellationToken::new());
+async fn connect(broker: &Broker, purpose: Purpose, events: &LinkEvents) -> Result<Live, Absence> {
+    let absence = |why: String, is_final: bool| Absence { why, is_final, is_new: false };
+    let mark = Mark::new().map_err(|error| absence(error.to_string(), false))?;
+    let (mark, ended) = (Arc::new(mark), CancellationToken::new());
     let stream = {
-        let (broker, refused, ended) = (broker.clone(), refused.clone(), ended.clone());
-        async move |_, _| Ok(AsyncTcpStream::Plain(stream::connect(&broker, refused.clone(), ended.clone()).await?))
+        let (broker, mark, ended) = (broker.clone(), mark.clone(), ended.clone());
+        async move |_, _| Ok(AsyncTcpStream::Plain(stream::connect(&broker, mark.clone(), ended.clone()).await?))
     };
     let name = format!("{} {purpose:?}", events.cage);
     let properties = ConnectionProperties::default().with_connection_name(name.into());
     let connected = Connection::connector(broker.uri(), stream::runtime(), stream, properties);
     match tokio::time::timeout(GREETING_TIMEOUT, connected).await {
-        Ok(Ok(connection)) => Ok(Live { connection, refused, blocked: watch::Sender::new(None), ended }),
-        Ok(Err(error)) => Err(error.to_string()),
+        Ok(Ok(connection)) => Ok(Live { connection, mark, blocked: watch::Sender::new(None), ended }),
+        Ok(Err(error)) => {
+            let is_final = match error.kind() {
+                ErrorKind::ProtocolError(error) => FINAL_REPLIES.contains(&error.get_id()),
+                _ => false,
+            };
+            Err(absence(error.to_string(), is_final))
+        }
         Err(_) => {
             ended.cancel();
-            Err("the broker does not answer".to_owned())
+            Err(absence("the broker does not answer".to_owned(), false))
         }
     }
 }
 
 /// Resolves when the connection is lost, and says why.
-async fn watch_over(live: &Live, events: &LinkEvents) -> String {
+async fn watch_over(live: &Live, events: &LinkEvents, state: &watch::Sender<State>) -> String {
     let mut told = live.connection.events_listener();
     let mut looks = tokio::time::interval(LOOK);
     loop {
@@ -226,10 +309,13 @@ async fn watch_over(live: &Live, events: &LinkEvents) -> String {
                 Some(Event::ConnectionBlocked(why)) => {
                     events.blocked(&why);
                     live.blocked.send_replace(Some(why));
+                    // Whoever tells of troubles looks again.
+                    state.send_modify(|_| ());
                 }
                 Some(Event::ConnectionUnblocked) => {
                     live.blocked.send_replace(None);
                     events.unblocked();
+                    state.send_modify(|_| ());
                 }
                 Some(Event::Error(error)) if !live.connection.status().connected() => return error.to_string(),
                 // An error of one channel is its user's; other events are of no interest.

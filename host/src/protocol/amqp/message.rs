@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use super::value::shown;
+
 const VERSION: &str = "2";
 
 /// Who sent a message; all strings.
@@ -38,9 +40,9 @@ pub(super) struct Incoming<'a> {
 
 impl<'a> Incoming<'a> {
     /// # Errors
-    /// Why these bytes are no such message.
+    /// Why these bytes are no such message; none of them is repeated.
     pub(super) fn read(body: &'a [u8]) -> Result<Self, String> {
-        serde_json::from_slice(body).map_err(|error| error.to_string())
+        serde_json::from_slice(body).map_err(|error| why(&error))
     }
 
     /// What handlers are found by.
@@ -53,12 +55,30 @@ impl<'a> Incoming<'a> {
     }
 }
 
+/// What is wrong with a text that should be a message: where, and not what, since that may be anybody's secret.
+fn why(error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    match error.is_data() {
+        true => {
+            format!("its type, category, name, content or fingerprint is missing or of the wrong type, column {column}")
+        }
+        false => format!("no JSON after line {line}, column {column}"),
+    }
+}
+
 /// The content of a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Outcome {
-    Success(Value),
+    /// `text` goes with the value, and is mostly empty.
+    Success {
+        value: Value,
+        text: String,
+    },
     Error(String),
-    Exception { name: String, text: String },
+    Exception {
+        name: String,
+        text: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -72,18 +92,27 @@ struct ResultContent {
 }
 
 impl Outcome {
+    pub(super) fn success(value: Value) -> Self {
+        Self::Success { value, text: String::new() }
+    }
+
     /// Of a reply; one that cannot be read is an error that says so.
     pub(super) fn read(body: &[u8]) -> Self {
         let read = Incoming::read(body).and_then(|reply| {
-            serde_json::from_str::<ResultContent>(reply.content.get()).map_err(|error| error.to_string())
+            serde_json::from_str::<ResultContent>(reply.content.get())
+                .map_err(|_| "its content is no result".to_owned())
         });
-        let text = |value: Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let text = |value: Value| match value {
+            Value::String(text) => text,
+            Value::Null => String::new(),
+            other => other.to_string(),
+        };
         match read {
             Ok(content) => match content.kind.as_str() {
-                "success" => Self::Success(content.value),
+                "success" => Self::Success { value: content.value, text: text(content.message) },
                 "error" => Self::Error(text(content.message)),
                 "exception" => Self::Exception { name: text(content.value), text: text(content.message) },
-                other => Self::Error(format!("the reply is of unknown type {other:?}")),
+                other => Self::Error(format!("the reply is of unknown type {}", shown(other))),
             },
             Err(error) => Self::Error(format!("the reply cannot be read: {error}")),
         }
@@ -92,7 +121,7 @@ impl Outcome {
     /// As the content of a message.
     pub(super) fn content(self) -> Value {
         match self {
-            Self::Success(value) => json!({"type": "success", "value": value, "message": ""}),
+            Self::Success { value, text } => json!({"type": "success", "value": value, "message": text}),
             Self::Error(text) => json!({"type": "error", "value": null, "message": text}),
             Self::Exception { name, text } => json!({"type": "exception", "value": name, "message": text}),
         }
@@ -124,7 +153,8 @@ mod tests {
     #[test]
     fn outcomes_survive_the_way() {
         for outcome in [
-            Outcome::Success(json!({"a": [1, null]})),
+            Outcome::success(json!({"a": [1, null]})),
+            Outcome::Success { value: json!(5), text: "as asked".into() },
             Outcome::Error("no".into()),
             Outcome::Exception { name: "ValueError".into(), text: "no".into() },
         ] {
@@ -139,6 +169,19 @@ mod tests {
         }
         let odd = encode("message", "result", "none", json!({"type": "odd"}), &fingerprint());
         assert!(matches!(Outcome::read(&odd), Outcome::Error(text) if text.contains("odd")));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_message_is_told_without_its_contents() {
+        let secret = "hush".repeat(1_000);
+        for body in [
+            format!("\"{secret}\""),
+            format!("{{\"type\": \"{secret}\", {secret}"),
+            format!("{{\"type\":[\"{secret}\"]}}"),
+        ] {
+            let told = Incoming::read(body.as_bytes()).unwrap_err();
+            assert!(!told.contains("hush") && told.contains("column"), "{told}");
+        }
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! Protocol `amqp`: messages of a RabbitMQ broker come in as requests, and modules publish and call over it. At home among
 //! Postage programs, whose messages and conventions are the default format.
 
+mod answer;
 mod broker;
 mod config;
+mod consume;
 mod deliver;
 mod events;
 mod group;
@@ -13,12 +15,15 @@ mod link;
 mod message;
 mod operation;
 mod producer;
+mod raw;
 mod replies;
 mod resource;
 mod rpc;
 mod settle;
 mod stream;
 mod topology;
+mod user;
+mod value;
 
 use self::config::AmqpConfig;
 use self::interface::AmqpInterface;

@@ -9,17 +9,20 @@ use serde_json::{Map, Value, json};
 
 use super::config::Format;
 use super::message::{Fingerprint, Outcome, encode};
+use super::raw::{HEADERS, typed_headers};
+use super::value::{FRAME_BYTES_MAX, SHORT_BYTES_MAX, check_frame, short, shown};
 use crate::resource::Operation;
 
-/// Of short strings on the wire: names, keys, most properties.
-const SHORT_BYTES_MAX: usize = 255;
 /// Exchanges and keys that one message goes to.
 const TARGETS_MAX: usize = 100;
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
+/// Headers by which RabbitMQ sends copies of a message; it closes the channel over one that is no list of texts.
+const COPIES: [&str; 2] = ["CC", "BCC"];
+
 /// An exchange and a routing key.
-pub(super) type Target = (String, String);
+pub(super) type Target = (ShortString, ShortString);
 
 /// What is the same for all messages of a resource.
 #[derive(Clone, Debug)]
@@ -53,7 +56,7 @@ pub(super) enum Asked {
     },
     /// The next reply in a queue that `queue_only` returned.
     Fetch {
-        queue: String,
+        queue: ShortString,
         timeout: Duration,
     },
 }
@@ -65,7 +68,10 @@ impl Asked {
         let Operation { action, target, headers, body } = operation;
         let mut headers = Headers::read(headers, defaults)?;
         if action == "fetch" {
-            let queue = short(target, "a queue's name")?.to_string();
+            if target.is_empty() {
+                return Err("fetch needs the name of a queue, in `target`".into());
+            }
+            let queue = short(target, "a queue's name")?;
             return Ok(Self::Fetch { queue, timeout: headers.timeout });
         }
         let is_raw = action == "publish" || (action == "rpc" && defaults.format == Format::Raw);
@@ -73,9 +79,13 @@ impl Asked {
             true => body.to_vec(),
             false => {
                 headers.properties = headers.properties.with_content_type("application/json".into());
-                postage(action, target, body, &defaults.fingerprint)?
+                postage(action, target, body, headers.text.take(), &defaults.fingerprint)?
             }
         };
+        if headers.text.is_some() {
+            return Err("header message: it goes with the value of a result".into());
+        }
+        check_frame(&headers.properties, FRAME_BYTES_MAX)?;
         let Headers { mut targets, properties, mandatory, timeout, retries, queue_only, .. } = headers;
         if targets.is_empty() {
             return Err("no exchange: `eks` of the resource, or the header key or eks, says where to".into());
@@ -89,7 +99,16 @@ impl Asked {
     }
 }
 
-fn postage(action: &str, name: &str, body: &[u8], fingerprint: &Fingerprint) -> Result<Vec<u8>, String> {
+fn postage(
+    action: &str,
+    name: &str,
+    body: &[u8],
+    text: Option<String>,
+    fingerprint: &Fingerprint,
+) -> Result<Vec<u8>, String> {
+    if text.is_some() && action != "result" {
+        return Err("header message: it goes with the value of a result".into());
+    }
     let json = || match body.is_empty() {
         true => Ok(json!({})),
         false => serde_json::from_slice::<Value>(body).map_err(|error| format!("the body is no JSON: {error}")),
@@ -103,7 +122,7 @@ fn postage(action: &str, name: &str, body: &[u8], fingerprint: &Fingerprint) -> 
         "command" => encode("message", "command", named?, json!({"parameters": json()?}), fingerprint),
         "rpc" => encode("rpc", "command", named?, json!({"parameters": json()?}), fingerprint),
         "status" => encode("message", "status", named?, json!({}), fingerprint),
-        "result" => Outcome::Success(json()?).message(fingerprint),
+        "result" => Outcome::Success { value: json()?, text: text.unwrap_or_default() }.message(fingerprint),
         // As it came: with its own sender.
         "forward" => match serde_json::from_slice::<Map<String, Value>>(body) {
             Ok(_) => body.to_vec(),
@@ -111,7 +130,8 @@ fn postage(action: &str, name: &str, body: &[u8], fingerprint: &Fingerprint) -> 
         },
         other => {
             return Err(format!(
-                "there is no action {other:?}: message, command, status, result, forward, publish, rpc, fetch"
+                "there is no action {}: message, command, status, result, forward, publish, rpc, fetch",
+                shown(other)
             ));
         }
     })
@@ -124,12 +144,14 @@ struct Headers {
     timeout: Duration,
     retries: u32,
     queue_only: bool,
+    /// What goes with the value of a result.
+    text: Option<String>,
 }
 
 impl Headers {
     fn read(headers: &[(String, String)], defaults: &Defaults) -> Result<Self, String> {
         let mut persistent = defaults.persistent;
-        let (mut key, mut eks, mut own) = (None, None, FieldTable::default());
+        let (mut key, mut eks, mut own, mut typed) = (None, None, FieldTable::default(), Vec::new());
         let mut read = Self {
             targets: Vec::new(),
             properties: BasicProperties::default(),
@@ -137,12 +159,16 @@ impl Headers {
             timeout: defaults.rpc_timeout,
             retries: defaults.rpc_retries,
             queue_only: false,
+            text: None,
         };
         for (name, value) in headers {
-            let flag =
-                || value.parse::<bool>().map_err(|_| format!("header {name}: expected true or false, got {value:?}"));
+            let flag = || {
+                value
+                    .parse::<bool>()
+                    .map_err(|_| format!("header {name}: expected true or false, got {}", shown(value)))
+            };
             let number =
-                || value.parse::<u32>().map_err(|_| format!("header {name}: expected a number, got {value:?}"));
+                || value.parse::<u32>().map_err(|_| format!("header {name}: expected a number, got {}", shown(value)));
             let text = || short(value, name);
             let properties = std::mem::take(&mut read.properties);
             read.properties = match name.as_str() {
@@ -150,7 +176,16 @@ impl Headers {
                 "content-encoding" => properties.with_content_encoding(text()?),
                 "correlation-id" => properties.with_correlation_id(text()?),
                 "reply-to" => properties.with_reply_to(text()?),
-                "expiration" => properties.with_expiration(text()?),
+                "expiration" => {
+                    // Anything else closes the channel.
+                    number()?;
+                    properties.with_expiration(text()?)
+                }
+                "timestamp" => {
+                    let seconds =
+                        value.parse().map_err(|_| format!("header {name}: expected seconds, got {}", shown(value)))?;
+                    properties.with_timestamp(seconds)
+                }
                 "message-id" => properties.with_message_id(text()?),
                 "type" => properties.with_type(text()?),
                 "app-id" => properties.with_app_id(text()?),
@@ -158,7 +193,9 @@ impl Headers {
                 _ => properties,
             };
             match name.as_str() {
-                "key" => key = Some(text()?.to_string()),
+                "key" => key = Some(text()?),
+                "message" => read.text = Some(value.clone()),
+                HEADERS => typed.push(typed_headers(value)?),
                 "eks" => eks = Some(targets(value)?),
                 "persistent" => persistent = flag()?,
                 "mandatory" => read.mandatory = flag()?,
@@ -166,12 +203,14 @@ impl Headers {
                 "max-retry" => read.retries = number()?,
                 "queue-only" => read.queue_only = flag()?,
                 "content-type" | "content-encoding" | "correlation-id" | "reply-to" | "expiration" | "message-id"
-                | "type" | "app-id" | "priority" => {}
+                | "type" | "app-id" | "priority" | "timestamp" => {}
                 other => match other.strip_prefix("header.") {
                     Some(name) => {
-                        own.insert(short(name, other)?, AMQPValue::LongString(value.as_str().into()));
+                        own.insert(short(name, "the name of a header")?, AMQPValue::LongString(value.as_str().into()));
                     }
-                    None => return Err(format!("there is no header {other:?}; a message's own are header.NAME")),
+                    None => {
+                        return Err(format!("there is no header {}; a message's own are header.NAME", shown(other)));
+                    }
                 },
             }
         }
@@ -183,6 +222,10 @@ impl Headers {
             (None, None) => defaults.targets.clone(),
         };
         read.properties = read.properties.with_delivery_mode(if persistent { PERSISTENT } else { TRANSIENT });
+        for (name, value) in typed.iter().flat_map(FieldTable::inner) {
+            own.insert(name.clone(), value.clone());
+        }
+        check_copies(&own)?;
         if !own.inner().is_empty() {
             read.properties = read.properties.with_headers(own);
         }
@@ -192,23 +235,29 @@ impl Headers {
 
 /// `[["exchange", "key"], ..]`
 fn targets(text: &str) -> Result<Vec<Target>, String> {
-    let read: Vec<Target> = serde_json::from_str(text)
-        .map_err(|_| format!("header eks: expected [[\"exchange\", \"key\"], ..], got {text:?}"))?;
+    let read: Vec<(String, String)> = serde_json::from_str(text)
+        .map_err(|_| format!("header eks: expected [[\"exchange\", \"key\"], ..], got {}", shown(text)))?;
     if read.len() > TARGETS_MAX {
         return Err(format!("header eks: at most {TARGETS_MAX}"));
     }
-    for (exchange, key) in &read {
-        short(exchange, "exchange")?;
-        short(key, "key")?;
-    }
-    Ok(read)
+    read.iter().map(|(exchange, key)| Ok((short(exchange, "exchange")?, short(key, "key")?))).collect()
 }
 
-fn short(text: &str, what: &str) -> Result<ShortString, String> {
-    match text.len() <= SHORT_BYTES_MAX {
-        true => Ok(text.into()),
-        false => Err(format!("{what} is longer than {SHORT_BYTES_MAX} bytes")),
+fn check_copies(table: &FieldTable) -> Result<(), String> {
+    let is_text = |value: &AMQPValue| matches!(value, AMQPValue::LongString(text) if text.len() <= SHORT_BYTES_MAX);
+    for name in COPIES {
+        let fits = match table.inner().get(name) {
+            None => true,
+            Some(AMQPValue::FieldArray(keys)) => keys.as_slice().iter().all(is_text),
+            Some(_) => false,
+        };
+        if !fits {
+            return Err(format!(
+                "header {name}: expected a list of routing keys, each of at most {SHORT_BYTES_MAX} bytes"
+            ));
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -242,6 +291,10 @@ mod tests {
         Asked::read(&operation, &defaults(Format::Postage))
     }
 
+    fn targets_of(targets: &[Target]) -> Vec<(&str, &str)> {
+        targets.iter().map(|(exchange, key)| (exchange.as_str(), key.as_str())).collect()
+    }
+
     fn published(action: &str, target: &str, headers: &[(&str, &str)], body: &str) -> (Vec<Target>, Value) {
         let Ok(Asked::Publish(out)) = read(action, target, headers, body) else { panic!("it is published") };
         (out.targets, serde_json::from_slice(&out.body).unwrap())
@@ -268,11 +321,65 @@ mod tests {
     #[test]
     fn a_key_takes_the_first_exchange_and_eks_wins() {
         let (targets, _) = published("command", "x", &[("key", "k")], "");
-        assert_eq!(targets, [("first".into(), "k".into())]);
+        assert_eq!(targets_of(&targets), [("first", "k")]);
         let (targets, _) = published("command", "x", &[("key", "k"), ("eks", r#"[["e", "l"]]"#)], "");
-        assert_eq!(targets, [("e".into(), "l".into())]);
+        assert_eq!(targets_of(&targets), [("e", "l")]);
         let Ok(Asked::Rpc { request, .. }) = read("rpc", "x", &[], "") else { panic!("it is an rpc") };
-        assert_eq!(request.targets, [("first".into(), "a".into())]);
+        assert_eq!(targets_of(&request.targets), [("first", "a")]);
+    }
+
+    #[test]
+    fn headers_have_types_and_a_result_a_text() {
+        let headers =
+            [("headers", r#"{"N": 5, "list": ["a", null], "when": {"$timestamp": 7}}"#), ("header.Text", "5")];
+        let Ok(Asked::Publish(out)) = read("result", "", &[&headers[..], &[("message", "five")]].concat(), "5") else {
+            panic!("it is published")
+        };
+        let table = out.properties.headers().as_ref().unwrap().inner();
+        assert_eq!(table["N"], AMQPValue::LongLongInt(5));
+        assert_eq!(table["Text"], AMQPValue::LongString("5".into()));
+        assert_eq!(table["when"], AMQPValue::Timestamp(7));
+        let body: Value = serde_json::from_slice(&out.body).unwrap();
+        assert_eq!(body["content"], json!({"type": "success", "value": 5, "message": "five"}));
+    }
+
+    /// What a broker closes a channel or a connection over is refused before it is sent.
+    #[test]
+    fn messages_that_no_broker_takes_are_refused() {
+        let check = |headers: &[(&str, &str)], text: &str| {
+            let told = read("message", "", headers, "").unwrap_err();
+            assert!(told.contains(text) && told.len() < 300, "{told}");
+        };
+        let long = |bytes: usize| "x".repeat(bytes);
+        for bytes in [256, 260, 100_000] {
+            let name = long(bytes);
+            for header in [
+                "content-type",
+                "content-encoding",
+                "correlation-id",
+                "reply-to",
+                "message-id",
+                "type",
+                "app-id",
+                "key",
+            ] {
+                check(&[(header, &name)], "longer than 255");
+            }
+            check(&[(&format!("header.{name}"), "v")], "longer than 255");
+            check(&[("headers", &format!("{{\"{name}\": 1}}"))], "longer than 255");
+            check(&[("eks", &format!("[[\"{name}\", \"k\"]]"))], "longer than 255");
+            check(&[("eks", &format!("[[\"e\", \"{name}\"]]"))], "longer than 255");
+            assert!(read("fetch", &name, &[], "").unwrap_err().contains("longer than 255"));
+        }
+        check(&[("header.a", &long(140_000))], "in one frame");
+        check(&[("header.a", &long(70_000)), ("header.b", &long(70_000))], "in one frame");
+        check(&[("headers", &format!("{{\"a\": \"{}\"}}", long(140_000)))], "in one frame");
+        check(&[("expiration", "soon")], "a number");
+        check(&[("header.CC", "k")], "a list of routing keys");
+        check(&[("headers", r#"{"BCC": [1]}"#)], "a list of routing keys");
+        assert!(read("message", "", &[("headers", r#"{"CC": ["k"]}"#)], "").is_ok());
+        assert!(read("message", "", &[("header.a", &long(130_000))], "").is_ok());
+        assert!(read("fetch", &long(255), &[], "").is_ok());
     }
 
     #[test]
@@ -290,5 +397,7 @@ mod tests {
         check("message", &[("eks", "[]")], "", "no exchange");
         check("message", &[("key", &"x".repeat(256))], "", "longer than 255");
         check("message", &[("mandatory", "yes")], "", "true or false");
+        check("message", &[("message", "m")], "", "value of a result");
+        check("publish", &[("message", "m")], "", "value of a result");
     }
 }

@@ -8,9 +8,13 @@ use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 
 use super::link::Live;
 use super::operation::Outgoing;
+use super::value::check_frame;
 use crate::request::Deadline;
 use crate::resource::{Phase, ResourceError};
 
+/// A longer message goes on a channel of its own. A broker closes the channel over one that is too long for it, which would
+/// leave what others sent on it in doubt.
+pub(super) const ALONE_BYTES: usize = 1 << 20;
 /// A message that no queue was there for.
 pub(super) const UNROUTABLE: &str = "unroutable";
 /// The broker has no room: nothing was sent.
@@ -22,8 +26,8 @@ const NOT_TAKEN: &str = "not-taken";
 /// confirmed all.
 ///
 /// # Errors
-/// `blocked` when it took none until the deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE`
-/// when the broker closed the channel.
+/// `too-large` when the properties of one do not fit into a frame, `blocked` when the broker took none until the deadline,
+/// `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` when the broker closed the channel.
 pub(super) async fn publish(
     channel: &Channel,
     live: &Live,
@@ -31,6 +35,7 @@ pub(super) async fn publish(
     deadline: Deadline,
     phase: Phase,
 ) -> Result<(), ResourceError> {
+    check_frames(messages, live.frame_bytes_max(), phase)?;
     if tokio::time::timeout_at(deadline.instant(), live.unblocked()).await.is_err() {
         let why = live.blocked().unwrap_or_else(|| "the broker takes messages again, too late".into());
         return Err(ResourceError::harmless(phase, BLOCKED, why));
@@ -44,6 +49,13 @@ pub(super) async fn publish(
         Ok(result) => result,
         Err(_) => Err(unconfirmed(live, phase)),
     }
+}
+
+/// # Errors
+/// `too-large`, and nothing was sent.
+pub(super) fn check_frames(messages: &[Outgoing], frame_bytes_max: usize, phase: Phase) -> Result<(), ResourceError> {
+    let fits = messages.iter().try_for_each(|message| check_frame(&message.properties, frame_bytes_max));
+    fits.map_err(|text| ResourceError::harmless(phase, ResourceError::TOO_LARGE, text))
 }
 
 /// Of messages that may have arrived, or will.
@@ -69,7 +81,7 @@ impl Sent {
         for message in messages {
             for (exchange, key) in &message.targets {
                 let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
-                let (to, by, properties) = (exchange.as_str().into(), key.as_str().into(), message.properties.clone());
+                let (to, by, properties) = (exchange.clone(), key.clone(), message.properties.clone());
                 match channel.basic_publish(to, by, options, &message.body, properties).await {
                     Ok(confirm) => sent.confirms.push(confirm),
                     Err(error) => {
@@ -134,7 +146,7 @@ impl Sent {
             (None, 0) => return Ok(()),
             (_, 1..) => ResourceError::harmless(phase, NOT_TAKEN, "the broker did not take it"),
             (Some(message), _) => {
-                let (exchange, key) = (&message.delivery.exchange, &message.delivery.routing_key);
+                let (exchange, key) = (message.delivery.exchange.as_str(), message.delivery.routing_key.as_str());
                 let text =
                     format!("no queue is bound to exchange {exchange:?} with key {key:?}: {}", message.reply_text);
                 ResourceError::harmless(phase, UNROUTABLE, text)
@@ -152,7 +164,7 @@ fn taken_back(message: &Outgoing, returned: &mut Vec<BasicReturnMessage>) -> Vec
     for (exchange, key) in message.targets.iter().filter(|_| message.mandatory) {
         let is_it = |back: &BasicReturnMessage| {
             let back = &back.delivery;
-            back.exchange.as_str() == exchange && back.routing_key.as_str() == key && back.data == message.body
+            back.exchange == *exchange && back.routing_key == *key && back.data == message.body
         };
         if let Some(index) = returned.iter().position(is_it) {
             found.push(returned.swap_remove(index));

@@ -4,24 +4,27 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, ConfirmSelectOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 
 use super::broker::Broker;
-use super::config::{Format, fingerprint};
+use super::config::{Format, fingerprint, reply_exchange};
 use super::group::Group;
 use super::link::{Link, Live, Purpose};
 use super::message::Outcome;
 use super::operation::{Asked, Defaults, Outgoing};
 use super::producer::{failed, publish};
-use super::rpc::{ReplyQueue, check_length, declare};
-use super::topology::{Exchange, exchanges};
+use super::raw::properties_of;
+use super::rpc::{ReplyPlace, ReplyQueue, check_length, declare};
+use super::topology::{Exchange, exchanges, is_the_brokers_own, key};
+use super::value::short;
 use crate::config::{ConfigError, Section};
 use crate::protocol::{Connection, Resource};
 use crate::request::Deadline;
@@ -30,6 +33,8 @@ use crate::resource::{Operation, OperationReply, Phase, ResourceError};
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Bytes of messages that wait for a transaction's commit.
 const HELD_BYTES_MAX: usize = 64 << 20;
+/// What is left of an operation's time when it gives up waiting, so that its caller learns why: a tenth, up to this.
+const REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct AmqpResource {
     broker: Broker,
@@ -39,8 +44,23 @@ pub(super) struct AmqpResource {
     /// Where the connection is kept: the runtime that made this resource, if that runs on one.
     runtime: Option<Handle>,
     group: OnceLock<Arc<Group>>,
-    /// False once the broker was seen not to have it.
-    direct: Arc<AtomicBool>,
+    replies: Arc<Replies>,
+}
+
+/// Where replies come.
+struct Replies {
+    place: ReplyPlace,
+    /// Set once the broker was seen to have no direct reply-to.
+    no_direct: AtomicBool,
+}
+
+impl Replies {
+    fn place(&self) -> &ReplyPlace {
+        match self.no_direct.load(Ordering::Relaxed) {
+            true => &ReplyPlace::Queue,
+            false => &self.place,
+        }
+    }
 }
 
 impl AmqpResource {
@@ -51,11 +71,14 @@ impl AmqpResource {
         let mut exchanges = exchanges(&section);
         let mut targets = Vec::new();
         for table in section.tables("eks") {
-            let (exchange, key) = (table.required_string("exchange"), table.string("key", ""));
+            let (exchange, key) = (table.required_string("exchange"), key(&table));
+            let exchange = short(&exchange, "the name of an exchange").unwrap_or_else(|text| {
+                table.problem("exchange", text);
+                ShortString::default()
+            });
             let _ = table.finish();
-            let is_own = exchange.is_empty() || exchange.starts_with("amq.");
-            if !is_own && !exchanges.iter().any(|known| known.name == exchange) {
-                exchanges.push(Exchange::direct(&exchange));
+            if !is_the_brokers_own(exchange.as_str()) && !exchanges.iter().any(|known| known.name == exchange) {
+                exchanges.push(Exchange::direct(exchange.clone()));
             }
             targets.push((exchange, key));
         }
@@ -66,10 +89,15 @@ impl AmqpResource {
             fingerprint: fingerprint(&section, None, &broker.vhost),
             mandatory: section.flag("mandatory", true),
             persistent: section.flag("persistent", true),
-            rpc_timeout: section.milliseconds("rpc_timeout_ms", std::time::Duration::from_secs(30), 1..=DAY_MS),
+            rpc_timeout: section.milliseconds("rpc_timeout_ms", Duration::from_secs(30), 1..=DAY_MS),
             rpc_retries: section.integer("rpc_retries", 4, 0..=1_000) as u32,
         };
-        let direct = section.choice("reply_queue", &[("direct", true), ("exclusive", false)], true);
+        let places = [("direct", ReplyPlace::Direct), ("exclusive", ReplyPlace::Queue)];
+        let mut place = section.choice("reply_queue", &places, ReplyPlace::Direct);
+        let through = reply_exchange(&section, &mut exchanges);
+        if !through.as_str().is_empty() {
+            place = ReplyPlace::Exchange(through);
+        }
         let cage_directory = section.directory().to_owned();
         section.finish()?;
         Ok(Self {
@@ -79,9 +107,15 @@ impl AmqpResource {
             defaults: Arc::new(defaults),
             runtime: Handle::try_current().ok(),
             group: OnceLock::new(),
-            direct: Arc::new(AtomicBool::new(direct)),
+            replies: Arc::new(Replies { place, no_direct: AtomicBool::new(false) }),
         })
     }
+}
+
+/// When an operation gives up waiting, so that something is left for telling why.
+fn with_time_to_report(deadline: Deadline) -> Deadline {
+    let left = deadline.left();
+    deadline.within(left.saturating_sub((left / 10).min(REPORT_TIME_MAX)))
 }
 
 #[async_trait]
@@ -90,7 +124,18 @@ impl Resource for AmqpResource {
         Asked::read(operation, &self.defaults).map(drop).map_err(|text| bad(Phase::Check, text))
     }
 
+    /// A request is at its service before the commit, and a fetched reply is gone.
+    fn undoes(&self, operation: &Operation) -> bool {
+        !matches!(operation.action.as_str(), "rpc" | "fetch")
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let why = self.group.get()?.link().trouble()?;
+        Some(format!("{}: {why}", self.broker))
+    }
+
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
+        let deadline = with_time_to_report(deadline);
         let group = self.group.get_or_init(|| {
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
             let link = Link::of(&self.cage_directory, &self.broker, Purpose::Publish, &runtime);
@@ -106,9 +151,8 @@ impl Resource for AmqpResource {
             live,
             held: Vec::new(),
             held_bytes: 0,
-            reply_queue: None,
-            used_up: false,
-            direct: self.direct.clone(),
+            requests: 0,
+            replies: self.replies.clone(),
         }))
     }
 }
@@ -122,10 +166,9 @@ struct AmqpConnection {
     /// Published at the commit.
     held: Vec<Outgoing>,
     held_bytes: usize,
-    reply_queue: Option<ReplyQueue>,
-    /// Late replies may come on this channel.
-    used_up: bool,
-    direct: Arc<AtomicBool>,
+    /// So far, on this channel.
+    requests: u64,
+    replies: Arc<Replies>,
 }
 
 #[async_trait]
@@ -138,6 +181,7 @@ impl Connection for AmqpConnection {
     }
 
     async fn execute(&mut self, operation: Operation, deadline: Deadline) -> Result<OperationReply, ResourceError> {
+        let deadline = with_time_to_report(deadline);
         let asked = Asked::read(&operation, &self.defaults).map_err(|text| bad(Phase::Execute, text))?;
         match asked {
             Asked::Publish(message) => {
@@ -151,20 +195,18 @@ impl Connection for AmqpConnection {
             }
             Asked::Rpc { request, queue_only: true, .. } => self.ask_into_queue(request, deadline).await,
             Asked::Rpc { request, timeout, retries, queue_only: false } => {
-                let direct = self.direct.clone();
-                if self.reply_queue.is_none() {
-                    self.reply_queue = Some(self.open_reply_queue(&direct, deadline).await?);
-                }
-                let queue = self.reply_queue.as_mut().expect("it was just made");
-                let answer = queue.ask(&self.channel, &self.live, request, timeout, retries, deadline).await?;
-                self.used_up |= answer.repeated;
-                Ok(self.reply_of(answer.delivery))
+                let mut queue = self.open_reply_queue(deadline).await?;
+                let reply = queue.ask(&self.channel, &self.live, request, timeout, retries, deadline).await?;
+                // A channel that cannot do that is not used again, and its reply is as good.
+                let _ = queue.end(&self.channel).await;
+                Ok(self.reply_of(reply))
             }
-            Asked::Fetch { queue, timeout } => self.fetch(&queue, deadline.within(timeout)).await,
+            Asked::Fetch { queue, timeout } => self.fetch(queue, deadline.within(timeout)).await,
         }
     }
 
     async fn commit(&mut self, deadline: Deadline) -> Result<(), ResourceError> {
+        let deadline = with_time_to_report(deadline);
         let held = std::mem::take(&mut self.held);
         self.held_bytes = 0;
         match held.is_empty() {
@@ -180,41 +222,52 @@ impl Connection for AmqpConnection {
         Ok(())
     }
 
+    fn is_used_up(&self) -> bool {
+        !self.live.carries(&self.channel)
+    }
+
     async fn is_healthy(&mut self) -> bool {
-        !self.used_up && self.live.carries(&self.channel)
+        !self.is_used_up()
     }
 }
 
 impl AmqpConnection {
     /// A broker without direct reply-to closes the channel that asks for it: that happens once.
-    async fn open_reply_queue(&mut self, direct: &AtomicBool, deadline: Deadline) -> Result<ReplyQueue, ResourceError> {
-        if direct.load(Ordering::Relaxed) {
-            match ReplyQueue::open(&self.channel, true).await {
-                Ok(queue) => return Ok(queue),
-                Err(_) if self.live.is_up() => direct.store(false, Ordering::Relaxed),
-                Err(error) => return Err(failed(&error, Phase::Execute)),
+    async fn open_reply_queue(&mut self, deadline: Deadline) -> Result<ReplyQueue, ResourceError> {
+        self.requests += 1;
+        let replies = self.replies.clone();
+        match ReplyQueue::open(&self.channel, replies.place(), self.requests).await {
+            Ok(queue) => return Ok(queue),
+            Err(_) if *replies.place() == ReplyPlace::Direct && self.requests == 1 && self.live.is_up() => {
+                replies.no_direct.store(true, Ordering::Relaxed);
             }
-            let broken = |text: String| ResourceError::fatal(Phase::Execute, ResourceError::CONNECT, text);
-            (self.channel, self.live) = self.group.link().channel(deadline).await.map_err(broken)?;
-            let confirmed = self.channel.confirm_select(ConfirmSelectOptions::default()).await;
-            confirmed.map_err(|error| failed(&error, Phase::Execute))?;
+            Err(error) => return Err(failed(&error, Phase::Execute)),
         }
-        ReplyQueue::open(&self.channel, false).await.map_err(|error| failed(&error, Phase::Execute))
+        let broken = |text: String| ResourceError::fatal(Phase::Execute, ResourceError::CONNECT, text);
+        (self.channel, self.live) = self.group.link().channel(deadline).await.map_err(broken)?;
+        let confirmed = self.channel.confirm_select(ConfirmSelectOptions::default()).await;
+        confirmed.map_err(|error| failed(&error, Phase::Execute))?;
+        let opened = ReplyQueue::open(&self.channel, replies.place(), self.requests).await;
+        opened.map_err(|error| failed(&error, Phase::Execute))
     }
 
     /// The reply's queue is all that is waited for; `fetch` takes the reply.
     async fn ask_into_queue(&self, request: Outgoing, deadline: Deadline) -> Result<OperationReply, ResourceError> {
-        let queue = declare(&self.channel).await.map_err(|error| failed(&error, Phase::Execute))?;
+        let place = match self.replies.place() {
+            through @ ReplyPlace::Exchange(_) => through,
+            ReplyPlace::Direct | ReplyPlace::Queue => &ReplyPlace::Queue,
+        };
+        let queue = declare(&self.channel, place).await.map_err(|error| failed(&error, Phase::Execute))?;
         let request = Outgoing { properties: request.properties.with_reply_to(queue.clone()), ..request };
         publish(&self.channel, &self.live, &[request], deadline, Phase::Execute).await?;
         let body = queue.to_string().into();
         Ok(OperationReply { status: 200, headers: Vec::new(), body })
     }
 
-    async fn fetch(&self, queue: &str, deadline: Deadline) -> Result<OperationReply, ResourceError> {
+    async fn fetch(&self, queue: ShortString, deadline: Deadline) -> Result<OperationReply, ResourceError> {
         let wrong = |error: lapin::Error| failed(&error, Phase::Execute);
         let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
-        let consumed = self.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default());
+        let consumed = self.channel.basic_consume(queue, "".into(), options, FieldTable::default());
         let mut replies = consumed.await.map_err(wrong)?;
         let next = tokio::time::timeout_at(deadline.instant(), replies.next()).await;
         // The last consumer of such a queue takes it along.
@@ -222,7 +275,7 @@ impl AmqpConnection {
         match next {
             Ok(Some(Ok(delivery))) => {
                 cancelled.map_err(wrong)?;
-                check_length(&self.channel, &self.live, &delivery)?;
+                check_length(&self.live, &delivery)?;
                 Ok(self.reply_of(delivery))
             }
             Ok(Some(Err(error))) => Err(wrong(error)),
@@ -231,16 +284,20 @@ impl AmqpConnection {
         }
     }
 
-    /// 200 with the value as JSON, 422 with an error's text, 500 with an exception's; raw replies as they are.
+    /// 200 with the value as JSON, and in `message` what was said with it; 422 with an error's text, 500 with an exception's; raw replies with
+    /// all their properties.
     fn reply_of(&self, delivery: Delivery) -> OperationReply {
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         if self.defaults.format == Format::Raw {
-            let kind = delivery.properties.content_type().as_ref();
-            let headers = kind.map(|kind| text("content-type", kind.as_str())).into_iter().collect();
+            let headers = properties_of(&delivery.properties);
             return OperationReply { status: 200, headers, body: delivery.data.into() };
         }
         let (status, headers, body) = match Outcome::read(&delivery.data) {
-            Outcome::Success(value) => (200, vec![text("content-type", "application/json")], value.to_string()),
+            Outcome::Success { value, text: said } => {
+                let said = Some(text("message", &said)).filter(|(_, said)| !said.is_empty());
+                let headers = [text("content-type", "application/json")].into_iter().chain(said).collect();
+                (200, headers, value.to_string())
+            }
             Outcome::Error(error) => (422, Vec::new(), error),
             Outcome::Exception { name, text: error } => (500, vec![text("exception", &name)], error),
         };

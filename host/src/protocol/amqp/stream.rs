@@ -21,7 +21,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::broker::Broker;
-use super::guard::{Guard, Refused};
+use super::guard::{Guard, Mark};
 
 /// For TCP, and then for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,11 +45,7 @@ pub(super) struct Guarded {
 ///
 /// # Errors
 /// The operating system's; `TimedOut`; those of TLS.
-pub(super) async fn connect(
-    broker: &Broker,
-    refused: Arc<Refused>,
-    ended: CancellationToken,
-) -> io::Result<Compat<Guarded>> {
+pub(super) async fn connect(broker: &Broker, mark: Arc<Mark>, ended: CancellationToken) -> io::Result<Compat<Guarded>> {
     let address = (broker.host.as_str(), broker.port);
     let socket = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
     socket.set_nodelay(true)?;
@@ -63,7 +59,7 @@ pub(super) async fn connect(
     };
     Ok(Compat::new(Guarded {
         socket,
-        guard: Guard::new(broker.body_bytes_max, refused),
+        guard: Guard::new(broker.body_bytes_max, mark),
         ready: Vec::new(),
         taken: 0,
         buffer: vec![0; READ_BYTES].into(),

@@ -1,16 +1,24 @@
 //! Exchanges, queues and bindings: what the configuration says of them, and their declaration. Declared anew whenever a
-//! connection was made; the broker takes a declaration that changes nothing.
+//! connection was made, and every now and then while it lasts; the broker takes a declaration that changes nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
-use serde_json::Value;
 
+use super::link::{Link, Live};
+use super::value::{short, table_of};
 use crate::config::Section;
+use crate::request::Deadline;
+
+/// For a channel to declare on.
+const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
 pub(super) struct Exchange {
-    pub(super) name: String,
+    pub(super) name: ShortString,
     kind: ExchangeKind,
     options: ExchangeDeclareOptions,
     arguments: FieldTable,
@@ -18,16 +26,16 @@ pub(super) struct Exchange {
 
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
-    pub(super) name: String,
+    pub(super) name: ShortString,
     options: QueueDeclareOptions,
     arguments: FieldTable,
 }
 
 #[derive(Clone, Debug)]
 pub(super) struct Binding {
-    pub(super) exchange: String,
-    pub(super) queue: String,
-    pub(super) key: String,
+    pub(super) exchange: ShortString,
+    pub(super) queue: ShortString,
+    pub(super) key: ShortString,
     arguments: FieldTable,
 }
 
@@ -39,18 +47,27 @@ pub(super) struct Topology {
     pub(super) bindings: Vec<Binding>,
 }
 
+/// What came of a declaration.
+#[derive(Debug, Default)]
+pub(super) struct Declared {
+    /// For each queue, whether it is there as it was declared.
+    pub(super) queues: Vec<bool>,
+    /// What the broker says of the rest: which property differs.
+    pub(super) problems: Vec<String>,
+}
+
 impl Exchange {
     /// As Postage declares one: direct and durable.
-    pub(super) fn direct(name: &str) -> Self {
+    pub(super) fn direct(name: ShortString) -> Self {
         Self {
-            name: name.to_owned(),
+            name,
             kind: ExchangeKind::Direct,
             options: ExchangeDeclareOptions { durable: true, ..Default::default() },
             arguments: FieldTable::default(),
         }
     }
 
-    fn read(name: &str, section: Section) -> Self {
+    fn read(name: ShortString, section: Section) -> Self {
         use ExchangeKind::{Direct, Fanout, Headers, Topic};
         let kinds = [("direct", Direct), ("fanout", Fanout), ("topic", Topic), ("headers", Headers)];
         let kind = section.choice("type", &kinds, Direct);
@@ -64,18 +81,35 @@ impl Exchange {
         let arguments = arguments(&section);
         // The section around it reports its mistakes, too.
         let _ = section.finish();
-        Self { name: name.to_owned(), kind, options, arguments }
+        Self { name, kind, options, arguments }
+    }
+
+    /// Whether a message to it would close the channel.
+    pub(super) fn is_internal(&self) -> bool {
+        self.options.internal
+    }
+
+    async fn declare(&self, channel: &Channel) -> Result<(), String> {
+        let Self { name, kind, options, arguments } = self;
+        let declared = channel.exchange_declare(name.clone(), kind.clone(), *options, arguments.clone()).await;
+        declared.map_err(|error| format!("cannot declare exchange {name}: {error}"))
     }
 }
 
 /// `[x.exchanges.NAME]`, each.
 pub(super) fn exchanges(section: &Section) -> Vec<Exchange> {
-    section.sections("exchanges").into_iter().map(|(name, section)| Exchange::read(&name, section)).collect()
+    let tables = named(section, "exchanges", "the name of an exchange").into_iter();
+    tables.map(|(name, section)| Exchange::read(name, section)).collect()
+}
+
+/// Whether the broker has an exchange of that name without anybody's declaration.
+pub(super) fn is_the_brokers_own(exchange: &str) -> bool {
+    exchange.is_empty() || exchange.starts_with("amq.")
 }
 
 impl Queue {
     /// As Postage declares one that is given by its name, or with `auto_delete` only.
-    pub(super) fn named(name: String, auto_delete: bool) -> Self {
+    pub(super) fn named(name: ShortString, auto_delete: bool) -> Self {
         Self {
             name,
             options: QueueDeclareOptions { auto_delete, ..Default::default() },
@@ -83,7 +117,7 @@ impl Queue {
         }
     }
 
-    fn read(name: &str, section: Section) -> Self {
+    fn read(name: ShortString, section: Section) -> Self {
         let is_quorum = section.choice("type", &[("classic", false), ("quorum", true)], false);
         let options = QueueDeclareOptions {
             passive: section.flag("passive", false),
@@ -101,22 +135,33 @@ impl Queue {
         }
         // The section around it reports its mistakes, too.
         let _ = section.finish();
-        Self { name: name.to_owned(), options, arguments }
+        Self { name, options, arguments }
+    }
+
+    async fn declare(&self, channel: &Channel) -> Result<(), String> {
+        let Self { name, options, arguments } = self;
+        let declared = channel.queue_declare(name.clone(), *options, arguments.clone()).await;
+        declared.map(drop).map_err(|error| format!("cannot declare queue {name}: {error}"))
     }
 }
 
 impl Binding {
-    pub(super) fn new(exchange: &str, queue: &str, key: String) -> Self {
-        let arguments = FieldTable::default();
-        Self { exchange: exchange.to_owned(), queue: queue.to_owned(), key, arguments }
+    pub(super) fn new(exchange: ShortString, queue: ShortString, key: ShortString) -> Self {
+        Self { exchange, queue, key, arguments: FieldTable::default() }
     }
 
     pub(super) async fn declare(&self, channel: &Channel) -> Result<(), String> {
         let Self { exchange, queue, key, arguments } = self;
         let options = QueueBindOptions::default();
-        let (to, from, by) = (queue.as_str().into(), exchange.as_str().into(), key.as_str().into());
-        let bound = channel.queue_bind(to, from, by, options, arguments.clone()).await;
-        bound.map_err(|error| format!("cannot bind queue {queue} to exchange {exchange} with key {key:?}: {error}"))
+        let bound = channel.queue_bind(queue.clone(), exchange.clone(), key.clone(), options, arguments.clone()).await;
+        bound.map_err(|error| format!("cannot bind queue {queue} to exchange {exchange} with key {key}: {error}"))
+    }
+
+    /// Takes it back.
+    pub(super) async fn remove(&self, channel: &Channel) -> Result<(), String> {
+        let Self { exchange, queue, key, arguments } = self;
+        let unbound = channel.queue_unbind(queue.clone(), exchange.clone(), key.clone(), arguments.clone()).await;
+        unbound.map_err(|error| format!("cannot unbind queue {queue} from exchange {exchange}: {error}"))
     }
 }
 
@@ -125,23 +170,24 @@ impl Topology {
     /// recorded in `section`.
     pub(super) fn read(section: &Section) -> Self {
         let mut topology = Self { exchanges: exchanges(section), ..Self::default() };
-        let queues = section.sections("queues").into_iter();
-        topology.queues = queues.map(|(name, section)| Queue::read(&name, section)).collect();
+        let queues = named(section, "queues", "the name of a queue").into_iter();
+        topology.queues = queues.map(|(name, section)| Queue::read(name, section)).collect();
         for table in section.tables("bindings") {
-            let (exchange, queue) = (table.required_string("exchange"), table.required_string("queue"));
-            let (key, arguments) = (table.string("key", ""), arguments(&table));
+            let (exchange, queue) = (required_name(&table, "exchange"), required_name(&table, "queue"));
+            let (key, arguments) = (key(&table), arguments(&table));
             let _ = table.finish();
-            topology.bind(Binding { exchange, queue, key, arguments });
+            if let (Some(exchange), Some(queue)) = (exchange, queue) {
+                topology.bind(Binding { exchange, queue, key, arguments });
+            }
         }
         topology
     }
 
     /// Adds a binding, and its ends where they are new.
     pub(super) fn bind(&mut self, binding: Binding) {
-        // Exchanges with such names are the broker's own.
-        let is_own = binding.exchange.starts_with("amq.");
-        if !is_own && !self.exchanges.iter().any(|exchange| exchange.name == binding.exchange) {
-            self.exchanges.push(Exchange::direct(&binding.exchange));
+        let exchange = &binding.exchange;
+        if !is_the_brokers_own(exchange.as_str()) && !self.exchanges.iter().any(|known| known.name == *exchange) {
+            self.exchanges.push(Exchange::direct(exchange.clone()));
         }
         if !self.queues.iter().any(|queue| queue.name == binding.queue) {
             self.queues.push(Queue::named(binding.queue.clone(), false));
@@ -149,58 +195,122 @@ impl Topology {
         self.bindings.push(binding);
     }
 
+    /// Declares everything, and `more` bindings. What cannot be declared keeps nothing else from it.
+    ///
     /// # Errors
-    /// What cannot be declared, and what the broker says of it: which property differs.
-    pub(super) async fn declare(&self, channel: &Channel) -> Result<(), String> {
-        declare_exchanges(&self.exchanges, channel).await?;
-        for Queue { name, options, arguments } in &self.queues {
-            let declared = channel.queue_declare(name.as_str().into(), *options, arguments.clone()).await;
-            declared.map_err(|error| format!("cannot declare queue {name}: {error}"))?;
+    /// Why the connection is of no more use.
+    pub(super) async fn declare(&self, more: &[Binding], link: &Link) -> Result<Declared, String> {
+        let mut declaring = Declaring { link, open: None };
+        let (mut declared, mut unusable) = (Declared::default(), Vec::new());
+        for exchange in &self.exchanges {
+            if let Err(problem) = declaring.attempt(async |channel| exchange.declare(channel).await).await? {
+                declared.problems.push(problem);
+                unusable.push(&exchange.name);
+            }
         }
-        for binding in &self.bindings {
-            binding.declare(channel).await?;
+        for queue in &self.queues {
+            let result = declaring.attempt(async |channel| queue.declare(channel).await).await?;
+            declared.queues.push(result.is_ok());
+            declared.problems.extend(result.err());
         }
-        Ok(())
+        let usable = |binding: &&Binding| {
+            let is_known = self
+                .queues
+                .iter()
+                .zip(&declared.queues)
+                .any(|(queue, is_there)| *is_there && queue.name == binding.queue);
+            is_known && !unusable.contains(&&binding.exchange)
+        };
+        for binding in self.bindings.iter().chain(more).filter(usable) {
+            let result = declaring.attempt(async |channel| binding.declare(channel).await).await?;
+            declared.problems.extend(result.err());
+        }
+        Ok(declared)
+    }
+}
+
+/// Declares one thing after the other. The broker closes the channel at one that it does not take.
+struct Declaring<'a> {
+    link: &'a Link,
+    open: Option<(Channel, Arc<Live>)>,
+}
+
+impl Declaring<'_> {
+    /// The step's own failure within; without, that of the connection.
+    async fn attempt(
+        &mut self,
+        step: impl AsyncFnOnce(&Channel) -> Result<(), String>,
+    ) -> Result<Result<(), String>, String> {
+        let (channel, live) = match self.open.take() {
+            Some(open) => open,
+            None => self.link.channel(Deadline::after(CHANNEL_TIMEOUT)).await?,
+        };
+        match step(&channel).await {
+            Ok(()) => {
+                self.open = Some((channel, live));
+                Ok(Ok(()))
+            }
+            Err(problem) if live.is_up() => Ok(Err(problem)),
+            Err(why) => Err(why),
+        }
     }
 }
 
 /// # Errors
-/// See `Topology::declare`.
+/// What cannot be declared; the channel is then closed.
 pub(super) async fn declare_exchanges(exchanges: &[Exchange], channel: &Channel) -> Result<(), String> {
-    for Exchange { name, kind, options, arguments } in exchanges {
-        let declared = channel.exchange_declare(name.as_str().into(), kind.clone(), *options, arguments.clone()).await;
-        declared.map_err(|error| format!("cannot declare exchange {name}: {error}"))?;
+    for exchange in exchanges {
+        exchange.declare(channel).await?;
     }
     Ok(())
 }
 
-fn arguments(section: &Section) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in section.json_table("arguments") {
-        table.insert(name.into(), value_of(value));
+/// The tables of a table whose names are those of the wire. Others are mistakes, told at the outer table: such a name is no key
+/// to repeat whole.
+fn named(section: &Section, key: &str, what: &str) -> Vec<(ShortString, Section)> {
+    let mut found = Vec::new();
+    for (name, table) in section.sections(key) {
+        match name_of(&name, what) {
+            Ok(name) => found.push((name, table)),
+            Err(text) => section.problem(key, text),
+        }
     }
-    table
+    found
 }
 
-/// JSON as AMQP has it; the configuration and guests write JSON.
-pub(super) fn value_of(value: Value) -> AMQPValue {
-    match value {
-        Value::Null => AMQPValue::Void,
-        Value::Bool(flag) => AMQPValue::Boolean(flag),
-        Value::Number(number) => match number.as_i64() {
-            Some(integer) => AMQPValue::LongLongInt(integer),
-            None => AMQPValue::Double(number.as_f64().unwrap_or_default()),
-        },
-        Value::String(text) => AMQPValue::LongString(text.into()),
-        Value::Array(values) => {
-            AMQPValue::FieldArray(FieldArray::from(values.into_iter().map(value_of).collect::<Vec<_>>()))
-        }
-        Value::Object(values) => {
-            let mut table = FieldTable::default();
-            for (name, value) in values {
-                table.insert(name.into(), value_of(value));
-            }
-            AMQPValue::FieldTable(table)
+/// The name under a key that must be set; none, and a mistake, if it is none.
+pub(super) fn required_name(section: &Section, key: &str) -> Option<ShortString> {
+    if !section.has(key) {
+        section.required_string(key);
+        return None;
+    }
+    match name_of(&section.string(key, "x"), "a name") {
+        Ok(name) => Some(name),
+        Err(text) => {
+            section.problem(key, text);
+            None
         }
     }
+}
+
+fn name_of(name: &str, what: &str) -> Result<ShortString, String> {
+    match name.is_empty() {
+        true => Err(format!("{what} must not be empty")),
+        false => short(name, what),
+    }
+}
+
+/// A routing key, which may be empty.
+pub(super) fn key(section: &Section) -> ShortString {
+    short(&section.string("key", ""), "a routing key").unwrap_or_else(|text| {
+        section.problem("key", text);
+        ShortString::default()
+    })
+}
+
+fn arguments(section: &Section) -> FieldTable {
+    table_of(section.json_table("arguments")).unwrap_or_else(|text| {
+        section.problem("arguments", text);
+        FieldTable::default()
+    })
 }
