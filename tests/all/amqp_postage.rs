@@ -1,5 +1,5 @@
 //! The other side is a Postage program: one written from its documents for Python 3 (`fixtures/postage/peer.py`), and the
-//! original under Python 2.7 where `POSTAGE_PYTHON` names an interpreter that has it.
+//! original under Python 2.7 where `POSTAGE_PYTHON` names an interpreter that has it (`tests/run` sets it where it can).
 
 use std::io::Write as _;
 use std::path::Path;
@@ -104,5 +104,60 @@ async fn a_cage_sends_to_postage_programs_and_asks_them() {
         assert_eq!(lines.next_line().await.unwrap().unwrap(), r#"command echo {"text": "hello"}"#);
         let answer = cage.client("web").get("/rpc?text=hello").await;
         assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({"text": "hello"})));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postage_programs_hear_a_services_own_words() {
+    for other in Other::all().await {
+        let unique = format!("{}-{}", unique_name("postage-words"), std::process::id());
+        let cage = TestCage::new().module("postage_echo", "echo").config(&format!(
+            "[interfaces.in]\nprotocol = 'amqp'\nurl = '{}'\nqueues.{unique} = {{ durable = true }}\n\
+             bindings = [{{ exchange = '{unique}', queue = '{unique}', key = 'k' }}]\n\
+             handlers = {{ 'rpc/command/echo' = 'echo.rpc_echo' }}",
+            other.broker.url()
+        ));
+        let cage = cage.start().await;
+        cage.logged("address=\"amqp").await;
+        for (parameters, content) in [
+            (r#"{"fail": "error"}"#, json!({"type": "error", "value": null, "message": "no such account"})),
+            (
+                r#"{"fail": "exception"}"#,
+                json!({"type": "exception", "value": "ValueError", "message": "not a number"}),
+            ),
+            (r#"{"say": "hi"}"#, json!({"type": "success", "value": {"say": "hi"}, "message": "hi"})),
+        ] {
+            let reply = other.output(&["rpc", &unique, "k", "echo", parameters]).await;
+            assert_eq!(serde_json::from_str::<Value>(&reply).unwrap(), content);
+        }
+        assert!(cage.stop().await);
+    }
+}
+
+/// They repeat no correlation id.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_callers_of_postage_programs_get_their_own_answers() {
+    for other in Other::all().await {
+        let unique = format!("{}-{}", unique_name("postage-many"), std::process::id());
+        let (_child, _lines) = other.serving(&unique, &unique).await;
+        let cage = TestCage::new().module("amqp_sender", "interface_web").http("web").config(&format!(
+            "[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n\
+             pool.size = 4\neks = [{{ exchange = '{unique}', key = 'k' }}]",
+            other.broker.url()
+        ));
+        let cage = Arc::new(cage.start().await);
+        let callers = (0..16).map(|caller| {
+            let cage = cage.clone();
+            tokio::spawn(async move {
+                for round in 0..5 {
+                    let text = format!("{caller}-{round}");
+                    let answer = cage.client("web").get(&format!("/rpc?text={text}")).await;
+                    assert_eq!((answer.status.as_u16(), answer.json()), (200, json!({ "text": text })));
+                }
+            })
+        });
+        for caller in callers {
+            caller.await.unwrap();
+        }
     }
 }

@@ -5,49 +5,46 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::BasicProperties;
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use wasmcage::protocol::{Connection, Resource, find};
 use wasmcage::request::Deadline;
 use wasmcage::resource::{Operation, OperationReply, ResourceError};
 use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
 
-struct Scene {
-    broker: Arc<RabbitMq>,
-    peer: Peer,
-    exchange: String,
-    queue: String,
+pub struct Scene {
+    pub broker: Arc<RabbitMq>,
+    pub peer: Peer,
+    pub exchange: String,
+    pub queue: String,
     _root: tempfile::TempDir,
-    resource: Box<dyn Resource>,
+    pub resource: Box<dyn Resource>,
 }
 
 impl Scene {
     /// None where there is no RabbitMQ.
-    async fn new(keys: &str) -> Option<Self> {
+    pub async fn new(keys: &str) -> Option<Self> {
         let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
         Some(Self::at(broker, keys).await)
     }
 
-    async fn at(broker: Arc<RabbitMq>, keys: &str) -> Self {
+    pub async fn at(broker: Arc<RabbitMq>, keys: &str) -> Self {
         let peer = Peer::of(&broker).await;
         let unique = |prefix: &str| format!("{}-{}", unique_name(prefix), std::process::id());
         let (exchange, queue) = (unique("out"), unique("outqueue"));
         peer.bound(&exchange, &queue, "k").await;
         let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(root.path().join("sender")).unwrap();
         let eks = format!("eks = [{{ exchange = '{exchange}', key = 'k' }}]");
-        let toml = format!("[resources.out]\nprotocol = 'amqp'\nurl = '{}'\n{eks}\n{keys}", broker.url());
-        std::fs::write(root.path().join("sender/cage.toml"), toml).unwrap();
-        let config = wasmcage::cage::load_config(root.path(), "sender", "node").unwrap();
-        let section = config.resources["out"].section.clone();
-        // Read by what keeps pools.
-        section.table("pool");
-        section.table("cache");
-        let resource = find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"));
+        let resource = resource(root.path(), &format!("url = '{}'\n{eks}\n{keys}", broker.url()));
         Self { broker, peer, exchange, queue, _root: root, resource }
     }
 
-    async fn connect(&self) -> Box<dyn Connection> {
+    /// A resource at the same broker, with keys of its own.
+    pub fn another(&self, keys: &str) -> Box<dyn Resource> {
+        resource(self._root.path(), &format!("url = '{}'\n{keys}", self.broker.url()))
+    }
+
+    pub async fn connect(&self) -> Box<dyn Connection> {
         self.resource.connect(within()).await.unwrap()
     }
 
@@ -82,16 +79,32 @@ impl Scene {
     }
 }
 
-fn within() -> Deadline {
+/// The resource `out` of a cage `sender` beneath this directory.
+pub fn resource(root: &std::path::Path, keys: &str) -> Box<dyn Resource> {
+    std::fs::create_dir_all(root.join("sender")).unwrap();
+    let toml = format!("[resources.out]\nprotocol = 'amqp'\n{keys}");
+    std::fs::write(root.join("sender/cage.toml"), toml).unwrap();
+    let config = wasmcage::cage::load_config(root, "sender", "node").unwrap_or_else(|error| panic!("{error}"));
+    let section = config.resources["out"].section.clone();
+    // Read by what keeps pools.
+    section.table("pool");
+    section.table("cache");
+    find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub fn within() -> Deadline {
     Deadline::after(Duration::from_secs(30))
 }
 
-fn operation(action: &str, target: &str, headers: &[(&str, &str)], body: Value) -> Operation {
+pub fn operation(action: &str, target: &str, headers: &[(&str, &str)], body: Value) -> Operation {
     let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Operation { action: action.into(), target: target.into(), headers, body: body.to_string().into() }
 }
 
-async fn alone(connection: &mut Box<dyn Connection>, operation: Operation) -> Result<OperationReply, ResourceError> {
+pub async fn alone(
+    connection: &mut Box<dyn Connection>,
+    operation: Operation,
+) -> Result<OperationReply, ResourceError> {
     connection.execute_alone(operation, &[], within()).await
 }
 
@@ -130,6 +143,57 @@ async fn what_no_queue_is_there_for_comes_back_as_an_error() {
     let error = alone(&mut connection, operation("status", "on", &[("eks", &eks)], json!({}))).await.unwrap_err();
     assert_eq!((error.code.as_str(), error.terminal), ("amqp-404", true));
     assert!(!connection.is_healthy().await);
+}
+
+/// A message that comes back is known by its body, and a long one comes back whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_message_that_no_queue_is_there_for_comes_back_as_an_error() {
+    let Some(scene) = Scene::new("max_body_bytes = 1_000").await else { return };
+    let mut connection = scene.connect().await;
+    for bytes in [2_000, 3 << 20] {
+        let body = json!("x".repeat(bytes));
+        let error = alone(&mut connection, operation("publish", "", &[("key", "nobody")], body)).await.unwrap_err();
+        assert_eq!((error.code.as_str(), error.terminal), ("unroutable", false), "{error}");
+        assert!(!error.text.contains("ShortString"), "{error}");
+    }
+}
+
+/// A frame that is longer than the broker agreed to would end the connection that all share.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_do_not_fit_into_a_frame_harm_nobody_else() {
+    let broker = tokio::task::spawn_blocking(|| RabbitMq::start("frame_max = 8192"));
+    let Some(broker) = broker.await.unwrap() else { return };
+    let scene = Scene::at(Arc::new(broker), "").await;
+    let (mut first, mut second) = (scene.connect().await, scene.connect().await);
+    let send = |bytes: usize| operation("command", "n", &[("header.a", &"x".repeat(bytes))], json!({}));
+    let error = alone(&mut first, send(140_000)).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.terminal), ("bad-operation", false), "{error}");
+    let error = alone(&mut first, send(20_000)).await.unwrap_err();
+    assert_eq!((error.code.as_str(), error.recoverable, error.terminal), ("too-large", true, false), "{error}");
+    assert!(error.text.contains("8192 in one frame"), "{error}");
+    for connection in [&mut first, &mut second] {
+        alone(connection, send(7_000)).await.unwrap();
+        assert!(connection.is_healthy().await);
+        assert_eq!(scene.taken().await["name"], "n");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_are_sent_with_their_types_and_a_result_with_its_text() {
+    let Some(scene) = Scene::new("").await else { return };
+    let mut connection = scene.connect().await;
+    let headers =
+        json!({"N": 5, "list": ["a", true], "when": {"$timestamp": 7}, "bytes": {"$bytes": "AP8="}}).to_string();
+    let sent = operation("result", "", &[("headers", &headers), ("message", "five")], json!(5));
+    alone(&mut connection, sent).await.unwrap();
+    let delivery = scene.peer.take(&scene.queue).await.unwrap();
+    let body: Value = serde_json::from_slice(&delivery.data).unwrap();
+    assert_eq!(body["content"], json!({"type": "success", "value": 5, "message": "five"}));
+    let table = delivery.properties.headers().as_ref().unwrap().inner();
+    assert_eq!(table["N"], AMQPValue::LongLongInt(5));
+    assert_eq!(table["when"], AMQPValue::Timestamp(7));
+    assert!(matches!(&table["list"], AMQPValue::FieldArray(list) if list.as_slice().len() == 2));
+    assert!(matches!(&table["bytes"], AMQPValue::ByteArray(bytes) if bytes.as_slice() == [0, 255]));
 }
 
 /// Messages of many go out together, and the library does not say whose it is that comes back.

@@ -1,10 +1,14 @@
 //! One binary, a file for each promise.
 
 mod amqp;
+mod amqp_handlers;
 mod amqp_life;
+mod amqp_names;
 mod amqp_postage;
 mod amqp_process;
 mod amqp_resource;
+mod amqp_rpc;
+mod amqp_trouble;
 mod bad_input;
 mod bindings;
 mod call_command;

@@ -12,6 +12,7 @@ mod load;
 mod machines;
 mod peer;
 mod rabbitmq;
+mod raw_amqp;
 mod root;
 
 use std::fs;
@@ -35,6 +36,7 @@ pub use load::{Load, length};
 pub use machines::{Machine, Machines, Plan};
 pub use peer::{Peer, postage};
 pub use rabbitmq::RabbitMq;
+pub use raw_amqp::RawPeer;
 pub use root::Root;
 
 /// How long `eventually` looks before it gives up.

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::answer::Answer;
-use super::config::{AmqpConfig, Format, GROUPS_MAX};
+use super::config::{AmqpConfig, Format};
 use super::events::Events;
 use super::handlers::{Function, Handler};
 use super::interface::Command;
@@ -24,7 +24,6 @@ use super::message::{Incoming, Outcome};
 use super::raw::{facts_of, properties_of, raw_reply};
 use super::replies::{NotSent, Replies};
 use super::settle::Verdict;
-use super::topology::Binding;
 use super::value::check_frame;
 use crate::dispatcher::DispatchError;
 use crate::protocol::InterfaceContext;
@@ -45,9 +44,9 @@ pub(super) struct Receiver {
     pub(super) cx: InterfaceContext,
     pub(super) events: Events,
     replies: Replies,
-    commands: mpsc::Sender<Command>,
+    pub(super) commands: mpsc::Sender<Command>,
     /// Those that the application is in now.
-    groups: Mutex<BTreeSet<String>>,
+    pub(super) groups: Mutex<BTreeSet<String>>,
 }
 
 /// The one table of outcomes. `tries` counts those before and this one, as far as the broker tells.
@@ -104,12 +103,6 @@ impl Receiver {
     ) -> Self {
         let groups = config.application.as_ref().map(|application| application.groups.clone()).unwrap_or_default();
         Self { config, cx, events, replies, commands, groups: Mutex::new(groups) }
-    }
-
-    /// Bindings of the application's own queue to its groups.
-    pub(super) fn groups(&self) -> Vec<Binding> {
-        let Some(application) = &self.config.application else { return Vec::new() };
-        self.groups.lock().iter().filter_map(|group| application.in_group(group).ok()).collect()
     }
 
     /// A bug of the host's at a message of this queue.
@@ -265,53 +258,6 @@ impl Receiver {
         }
     }
 
-    /// What every Postage program, or every GenericApplication, does by itself. None: not such a command.
-    async fn own(&self, key: &str, message: &Incoming<'_>, properties: &BasicProperties) -> Option<Verdict> {
-        let command = match key {
-            "message/command/quit" if self.config.defaults => Command::Quit,
-            "message/command/restart" if self.config.defaults => Command::Restart,
-            "rpc/command/ping" if self.config.application.is_some() => {
-                let fingerprint = serde_json::to_value(&self.config.fingerprint).unwrap_or_default();
-                let context = self.context(properties);
-                return Some(self.reply_with(Outcome::success(fingerprint), properties, &context, Verdict::Ack).await);
-            }
-            "message/command/join_group" | "message/command/leave_group" if self.config.application.is_some() => {
-                match self.change_groups(message, key.ends_with("join_group")) {
-                    Ok(command) => command,
-                    Err(why) => {
-                        self.events.malformed(&why, message.content.get().len());
-                        self.count(readings::Outcome::BadRequest);
-                        return Some(Verdict::Reject);
-                    }
-                }
-            }
-            _ => return None,
-        };
-        self.events.told_to(key);
-        // The interface is ending when nobody takes it.
-        let _ = self.commands.send(command).await;
-        Some(Verdict::Ack)
-    }
-
-    /// # Errors
-    /// Why there is no such group to join or to leave.
-    fn change_groups(&self, message: &Incoming<'_>, join: bool) -> Result<Command, String> {
-        let application = self.config.application.as_ref().ok_or("this is no application")?;
-        let content: Value = serde_json::from_str(message.content.get()).unwrap_or_default();
-        let group = content["parameters"]["group_name"].as_str().ok_or("group_name is missing, or no text")?;
-        let binding = application.in_group(group)?;
-        let mut groups = self.groups.lock();
-        if !join {
-            groups.remove(group);
-            return Ok(Command::Leave(binding));
-        }
-        if groups.len() >= GROUPS_MAX && !groups.contains(group) {
-            return Err(format!("the application is in {GROUPS_MAX} groups already"));
-        }
-        groups.insert(group.to_owned());
-        Ok(Command::Join(binding))
-    }
-
     /// By the functions of a handler: its filters, then the function itself. None: a filter kept the message from it.
     async fn call(
         &self,
@@ -398,7 +344,7 @@ impl Receiver {
         dispatcher.handle(endpoint, route, request).await
     }
 
-    async fn reply_with(
+    pub(super) async fn reply_with(
         &self,
         outcome: Outcome,
         request: &BasicProperties,
@@ -435,7 +381,7 @@ impl Receiver {
         }
     }
 
-    fn context(&self, properties: &BasicProperties) -> Arc<RequestContext> {
+    pub(super) fn context(&self, properties: &BasicProperties) -> Arc<RequestContext> {
         let endpoint = &self.cx.endpoint;
         let mut facts = Facts::default();
         // The broker has checked it.
@@ -447,7 +393,7 @@ impl Receiver {
     }
 
     /// A message that no module saw.
-    fn count(&self, outcome: readings::Outcome) {
+    pub(super) fn count(&self, outcome: readings::Outcome) {
         let readings = &self.cx.endpoint.readings;
         readings.begin();
         readings.end(outcome, Duration::ZERO, Duration::ZERO);

@@ -14,6 +14,7 @@ mod interface;
 mod link;
 mod message;
 mod operation;
+mod own;
 mod producer;
 mod raw;
 mod replies;

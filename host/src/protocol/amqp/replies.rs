@@ -92,3 +92,34 @@ impl Replies {
         waited.unwrap_or_else(|_| Err(self.link.trouble().unwrap_or_else(|| "the broker does not answer".into())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::tests::section;
+    use crate::protocol::amqp::config::AmqpConfig;
+    use crate::protocol::amqp::link::Purpose;
+
+    #[tokio::test]
+    async fn a_reply_waits_for_the_channel_of_another_no_longer_than_it_may() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let section = section(&format!("host = '127.0.0.1'\nport = {nobody}\nqueues.q = {{}}"));
+        section.optional_string("protocol");
+        let config = AmqpConfig::read(section).unwrap_or_else(|error| panic!("{error}"));
+        let runtime = tokio::runtime::Handle::current();
+        let link = Link::of(Path::new("/a/cage/of/this/test"), &config.broker, Purpose::Publish, &runtime);
+        let replies = Replies::new(link, ShortString::default(), &[]);
+        let send = async |timeout| {
+            let deadline = Deadline::after(timeout);
+            replies.send(&"q".into(), BasicProperties::default(), b"", deadline).await
+        };
+        tokio::select! {
+            biased;
+            _ = send(Duration::from_secs(600)) => panic!("there is no broker"),
+            short = send(Duration::from_millis(50)) => assert!(matches!(short, Err(NotSent::Later(_)))),
+        }
+    }
+}

@@ -308,3 +308,49 @@ impl AmqpConnection {
 fn bad(phase: Phase, text: String) -> ResourceError {
     ResourceError::harmless(phase, ResourceError::BAD_OPERATION, text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::tests::resource_section;
+
+    fn read(keys: &str) -> Result<(), String> {
+        let section = resource_section("amqp", Path::new("/cage"), keys).map_err(|error| error.to_string())?;
+        AmqpResource::read(section).map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn names_that_are_no_names_of_amqp_are_told_with_their_keys() {
+        let places = [
+            ("eks = [{ exchange = NAME }]", "eks[0].exchange"),
+            ("eks = [{ exchange = 'e', key = NAME }]", "eks[0].key"),
+            ("exchanges.NAME = {}", "resources.test.exchanges"),
+            ("exchanges.e = { arguments = { NAME = 1 } }", "exchanges.e.arguments"),
+            ("reply_exchange = NAME", "reply_exchange"),
+            ("vhost = NAME", "vhost"),
+        ];
+        for (keys, key) in places {
+            for bytes in [256, 260, 100_000] {
+                let told = read(&keys.replace("NAME", &format!("'{}'", "x".repeat(bytes)))).expect_err(key);
+                assert!(told.contains(key) && told.contains("longer than 255 bytes"), "{key}: {told}");
+                assert!(told.len() < 1_000, "{key}: {} bytes", told.len());
+            }
+            assert_eq!(read(&keys.replace("NAME", &format!("'{}'", "x".repeat(255)))), Ok(()), "{key}");
+        }
+        // The default exchange has no name.
+        assert_eq!(read("eks = [{ exchange = '', key = 'queue' }]"), Ok(()));
+    }
+
+    #[test]
+    fn something_is_left_of_an_operations_time_for_telling_why() {
+        let left = |seconds: u64| {
+            let deadline = Deadline::after(Duration::from_secs(seconds));
+            deadline.instant() - with_time_to_report(deadline).instant()
+        };
+        assert!(left(300) <= REPORT_TIME_MAX && left(300) > REPORT_TIME_MAX / 2);
+        assert!(left(2) <= Duration::from_millis(200) && left(2) > Duration::from_millis(100));
+        assert!(with_time_to_report(Deadline::after(Duration::ZERO)).passed());
+    }
+}
