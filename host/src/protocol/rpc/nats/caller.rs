@@ -396,8 +396,11 @@ impl<'a> Open<'a> {
         self.ended = true;
         let error = match self.copy {
             Some(copy) => {
-                self.shared.members.lock().died(copy);
-                DispatchError::Unreachable(format!("copy {copy} of cage {} is not on NATS", self.cage))
+                let text = format!("copy {copy} of cage {} is not on NATS", self.cage);
+                match self.shared.members.lock().died(copy) {
+                    true => DispatchError::Unreachable(text),
+                    false => DispatchError::NoSuchCage(text),
+                }
             }
             None => DispatchError::NoSuchCage(format!(
                 "no cage {} is on NATS in flock {}",

@@ -104,11 +104,14 @@ impl Members {
         Heard::New
     }
 
-    /// The server says that nobody listens for that copy.
-    pub(super) fn died(&mut self, copy: CopyId) {
-        if let Some(known) = self.get(copy) {
+    /// The server says that nobody listens for that copy. True when it was known.
+    pub(super) fn died(&mut self, copy: CopyId) -> bool {
+        let known = self.get(copy);
+        let was_known = known.is_some();
+        if let Some(known) = known {
             known.health = Health::Dead;
         }
+        was_known
     }
 
     /// The copy itself says that it takes nothing new.

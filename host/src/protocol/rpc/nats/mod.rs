@@ -337,7 +337,7 @@ impl Shared {
             return;
         }
         if let Some(copy) = CopyId::parse(last_token(&message.subject)) {
-            self.members.lock().died(copy);
+            let _ = self.members.lock().died(copy);
             self.lose_calls_of(copy);
         }
     }

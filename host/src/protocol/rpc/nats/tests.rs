@@ -195,7 +195,12 @@ async fn a_copy_that_hangs_is_avoided() {
     until("both are known", || front.copies("worker").len() == 2).await;
     // Its subscriptions stay, and it says nothing.
     let (go_on, stopped) = std::sync::mpsc::channel::<()>();
-    runtime.spawn(async move { stopped.recv() });
+    let (hangs, hanging) = tokio::sync::oneshot::channel();
+    runtime.spawn(async move {
+        let _ = hangs.send(());
+        stopped.recv()
+    });
+    hanging.await.unwrap();
     let begun = Instant::now();
     let answers: Vec<_> = (0..20).map(|_| Call { idempotent: true, ..call("copy") }).collect();
     let answers = futures_util::future::join_all(answers.into_iter().map(|call| front.call(call, None))).await;
