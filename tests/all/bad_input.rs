@@ -98,7 +98,7 @@ async fn an_unknown_import() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_misspelt_import() {
-    let words = ["wasmcage:cage/contxt@0.1.0", "the nearest known interface is wasmcage:cage/context"];
+    let words = ["wasmcage:cage/contxt@0.1.0", "was wasmcage:cage/context meant?"];
     check_refused(&fixture("misspelt_import"), &words).await;
 }
 
@@ -108,9 +108,27 @@ async fn an_import_of_another_type() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_import_that_is_not_granted() {
-    check_refused(&fixture("outgoing_http"), &["wasi:http/outgoing-handler@0.2.0", "not granted", "allow", "http"])
-        .await;
+async fn an_import_in_a_version_that_is_not_served() {
+    let component = component(r#"(component (import "wasi:random/random@0.4.0" (instance (export "x" (func)))))"#);
+    check_refused(&component, &["wasi:random/random@0.4.0", "this version is not served", "0.2.12, 0.3.0"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_the_served_version_has_not() {
+    let component = component(r#"(component (import "wasi:random/random@0.2.99" (instance (export "x" (func)))))"#);
+    let words =
+        ["wasi:random/random@0.2.99", "`x`", "of wasi:random/random@0.2.99 there are the versions 0.2.12, 0.3.0"];
+    check_refused(&component, &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_imports_that_nobody_provides_make_a_short_reason() {
+    let import = |number| format!("(import \"acme:missing/thing{number}\" (instance (export \"x\" (func))))");
+    let imports: String = (0..19).map(import).collect();
+    let cage = TestCage::new().file("greedy", &component(&format!("(component {imports})"))).start().await;
+    let reason = cage.refused("greedy").await;
+    assert!(reason.contains("acme:missing/thing0: nobody provides it"), "{reason}");
+    assert!(reason.ends_with("and 14 more, which `wasmcage check` shows") && reason.len() < 1_000, "{reason}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,17 +167,16 @@ async fn a_loop_when_asked_for_functions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grant_heals_without_touching_the_file() {
-    let settings = |http: &str| format!("[modules.caller]\nallow = {{ {http} }}\n");
-    let cage = TestCage::new().config(&settings("")).file("caller", &fixture("outgoing_http")).start().await;
-    assert!(cage.refused("caller").await.contains("not granted"));
-    // An empty list grants the import, and no host.
-    cage.configure(&settings("http = []"));
+async fn a_binding_heals_without_touching_the_file() {
+    let cage = TestCage::new().file("caller", &fixture("unknown_import")).start().await;
+    assert!(cage.refused("caller").await.contains("nobody provides it"));
+    // Whether the module that it names fits is seen by each call, as long as that module is not there.
+    cage.configure("[modules.caller.imports]\n\"acme:missing/thing\" = \"work\"\n");
     cage.swapped("caller", None).await;
     assert_eq!(cage.refusal("caller"), None);
-    // What was granted and is not any more: the version that serves had the grant, a new one is not made.
-    cage.configure(&settings(""));
-    assert!(cage.refused("caller").await.contains("not granted"));
+    // The version that serves had the binding; a new one is not made without.
+    cage.configure("");
+    assert!(cage.refused("caller").await.contains("nobody provides it"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -332,7 +349,8 @@ async fn a_standard_component_that_does_not_answer() {
     check_page(&client.get("/hang").await, 504, "deadline-exceeded", "the request was not answered in time");
     assert_eq!(client.get("/").await.text(), HELLO);
     cage.quiet().await;
-    assert_eq!(cage.instances("interface_web"), 1);
+    // Each request had an instance of its own.
+    assert_eq!(cage.instances("interface_web"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,6 +132,18 @@ async fn wasi_http_reaches_no_other_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_module_without_any_grant_loads_and_each_of_its_requests_is_denied() {
+    let (address, connections) = telling().await;
+    for guest in FETCHING {
+        let cage = TestCage::new().module(guest, "interface_web").http("web").start().await;
+        let answer = cage.client("web").get(&format!("/http/{address}/")).await;
+        assert!(answer.status == 502 && answer.text().contains("HttpRequestDenied"), "{guest}: {}", answer.text());
+        cage.logged(&format!("outgoing request denied: {address} is not in allow.http of cage.toml")).await;
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn wasi_http_is_told_what_went_wrong() {
     let (plain, _) = telling().await;
     let refused = nobody().await;

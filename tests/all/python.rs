@@ -39,6 +39,17 @@ async fn call(client: &Client, function: &str, parameters: &[(&str, &str)]) -> V
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_request_nests_deeply_does_not_end_the_interpreter() {
+    let Some(cage) = started("what_a_request_nests_deeply_does_not_end_the_interpreter", "").await else { return };
+    const DEPTH: usize = 8_000;
+    let nested = format!("{}{}", "[".repeat(DEPTH), "]".repeat(DEPTH));
+    let arguments = format!("{{\"args\": [{nested}]}}");
+    let answer = cage.call_text(cage.name(), "python.greet", arguments).await.unwrap();
+    assert_eq!(answer, format!("\"Hello, {nested} !\""));
+    assert_eq!(cage.module("python").unwrap().traps, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_python_handler_answers() {
     let Some(cage) = started("a_python_handler_answers", "config = { greeting = \"Hi\" }").await else { return };
     let client = cage.client("web");

@@ -277,10 +277,15 @@ async fn a_slow_transfer_of_many_megabytes_comes_through() {
     }
 }
 
+fn in_mode(mode: &str) -> String {
+    format!("[modules.interface_web]\ninstances = {{ mode = \"{mode}\" }}")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn instances_are_used_again() {
     for guest in GUESTS {
-        let cage = TestCage::new().lanes(1).module(guest, "interface_web").http("web").start().await;
+        let cage =
+            TestCage::new().lanes(1).module(guest, "interface_web").http("web").config(&in_mode("reuse")).start().await;
         for _ in 0..20 {
             alive(&cage).await;
         }
@@ -300,11 +305,45 @@ async fn instances_are_used_again() {
         assert!((1..=64).contains(&instances), "{guest}: {instances}");
     }
     for guest in GUESTS {
-        let mode = "[modules.interface_web]\ninstances = { mode = \"fresh\" }";
-        let cage = started(guest, mode).await;
+        let cage = started(guest, &in_mode("fresh")).await;
         alive(&cage).await;
         alive(&cage).await;
         cage.quiet().await;
         assert_eq!(cage.instances("interface_web"), 0, "{guest}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_answers_once_in_its_life_answers_everybody() {
+    let cage = started("wasi_http_p2", "").await;
+    for _ in 0..5 {
+        assert_eq!(cage.client("web").get("/once").await.text(), "the first");
+    }
+    cage.quiet().await;
+    assert_eq!(cage.instances("interface_web"), 0);
+    // 0.3 is made to be asked again.
+    let cage = TestCage::new().lanes(1).module("wasi_http_p3", "interface_web").http("web").start().await;
+    alive(&cage).await;
+    alive(&cage).await;
+    assert_eq!(cage.instances("interface_web"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_gave_no_answer_is_not_asked_again() {
+    let cage = TestCage::new()
+        .lanes(1)
+        .module("wasi_http_p2", "interface_web")
+        .http("web")
+        .config(&in_mode("reuse"))
+        .start()
+        .await;
+    for _ in 0..3 {
+        let answer = cage.client("web").get("/once").await;
+        assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "the first"));
+        cage.quiet().await;
+        assert_eq!(cage.instances("interface_web"), 1);
+        assert_eq!(cage.client("web").get("/once").await.status, 500);
+        cage.quiet().await;
+        assert_eq!(cage.instances("interface_web"), 0);
     }
 }

@@ -251,12 +251,21 @@ impl Running {
     /// # Errors
     /// The dispatcher's.
     pub async fn call_cage(&self, cage: &str, function: &str, arguments: Value) -> Result<Value, DispatchError> {
+        let json = self.call_text(cage, function, serde_json::json!({ "args": arguments }).to_string()).await?;
+        Ok(serde_json::from_str(&json).expect("a result is JSON"))
+    }
+
+    /// The same with JSON as it is, such as no `Value` can hold.
+    ///
+    /// # Errors
+    /// The dispatcher's.
+    pub async fn call_text(&self, cage: &str, function: &str, arguments: String) -> Result<String, DispatchError> {
         let (module, function) = function.split_once('.').expect("module.function");
         let call = OperatorCall {
             cage: cage.to_owned(),
             module: module.to_owned(),
             function: function.to_owned(),
-            arguments: Payload::Json(serde_json::json!({ "args": arguments }).to_string()),
+            arguments: Payload::Json(arguments),
             timeout: PATIENCE,
             idempotent: false,
         };
@@ -264,7 +273,7 @@ impl Running {
         // Guests run on the lanes.
         let called = self.host().lanes().next().spawn(async move { dispatcher.call_for_operator(call).await });
         match called.await.expect("the call does not panic")? {
-            Payload::Json(json) => Ok(serde_json::from_str(&json).expect("a result is JSON")),
+            Payload::Json(json) => Ok(json),
             other => panic!("JSON was expected: {other:?}"),
         }
     }

@@ -12,8 +12,11 @@
 //! | `/trap`, `/trap-late` | a panic before the answer, or in the middle of its body |
 //! | `/no-answer` | returns without one |
 //! | `/unfinished`, `/unfinished-late` | a body that is dropped before its end, empty or after its beginning |
+//! | `/once` | one, for the first such request in the life of an instance; then returns without |
 //! | `/error` | an error code in place of the answer |
 //! | anything else | 404 |
+
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
@@ -21,6 +24,9 @@ use wasip2::http::types::{
     ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
 use wasip2::io::streams::{OutputStream, StreamError};
+
+/// Some toolchains keep no second request in mind.
+static ASKED: AtomicBool = AtomicBool::new(false);
 
 const CHUNK_BYTES: u64 = 64 * 1024;
 const NS_PER_MS: u64 = 1_000_000;
@@ -70,6 +76,8 @@ impl Guest for Component {
                 drop(body);
                 written
             }
+            "/once" if ASKED.swap(true, Ordering::Relaxed) => Ok(()),
+            "/once" => text(answer, 200, "the first"),
             "/error" => {
                 ResponseOutparam::set(answer, Err(ErrorCode::InternalError(Some("as asked".into()))));
                 Ok(())

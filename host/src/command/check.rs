@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
-use wasmcage::config::{CageConfig, ModuleConfig, SHARED_DIRECTORY};
+use wasmcage::config::{CageConfig, InstanceMode, ModuleConfig, SHARED_DIRECTORY};
 use wasmcage::host::{HostOptions, Shared};
 use wasmcage::module::compiler::CompileError;
 use wasmcage::module::component_file::ComponentFile;
-use wasmcage::module::loader::Inspection;
+use wasmcage::module::loader::{ImportReport, Inspection};
 use wasmcage::module::watcher;
 use wasmcage::telemetry::error_chain;
 
@@ -184,10 +184,10 @@ impl Checked {
             Ok(inspection) => {
                 let sha256 = inspection.sha256.get(..12).unwrap_or(&inspection.sha256);
                 text += &format!("  version {sha256}, {} engine\n", inspection.engine);
+                text += inspection.mode.map_or("", instances);
                 for import in &inspection.imports {
                     let mark = if import.granted { "ok     " } else { "refused" };
-                    let bound = import.bound.as_ref().map(|target| format!(", bound to {target}")).unwrap_or_default();
-                    text += &format!("  import  {mark}  {}{bound}\n", import.name);
+                    text += &format!("  import  {mark}  {}{}\n", import.name, remark(import));
                 }
                 for interface in &inspection.unused_bindings {
                     text += &format!("  binding not used  {interface}\n");
@@ -205,6 +205,24 @@ impl Checked {
             Err(error) => text += &format!("  {}\n", error_chain(error)),
         }
         text
+    }
+}
+
+fn instances(mode: InstanceMode) -> &'static str {
+    match mode {
+        InstanceMode::Reuse => "  instances  serve one request after another (mode reuse)\n",
+        InstanceMode::Fresh => "  instances  a new one for each request (mode fresh)\n",
+        InstanceMode::Single => "  instances  one in all (mode single)\n",
+    }
+}
+
+/// Who answers an import, why nobody does, or what it will not do.
+fn remark(import: &ImportReport) -> String {
+    match (&import.bound, &import.reason, import.caveat) {
+        (_, Some(reason), _) => format!(": {reason}"),
+        (Some(target), None, _) => format!(", bound to {target}"),
+        (None, None, Some(caveat)) => format!(": {caveat}"),
+        (None, None, None) => String::new(),
     }
 }
 

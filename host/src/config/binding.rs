@@ -8,6 +8,8 @@ use super::{NAME_RULE, is_name};
 
 /// Namespaces of interfaces that the host itself provides.
 const OWN_NAMESPACES: [&str; 2] = ["wasi", "wasmcage"];
+/// The one of them that is for another module to answer: a request that is handed on.
+const HTTP_HANDLER: &str = "wasi:http/handler";
 
 /// `"acme:work/api" = "worker/work"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,9 +86,10 @@ fn check_interface(text: &str) -> Result<(), String> {
             && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-+".contains(&byte))
     };
     match namespace {
-        Some((namespace, _)) if OWN_NAMESPACES.contains(&namespace) => {
-            Err(format!("the host provides {namespace}:* itself; only interfaces of your own can be bound to a module"))
-        }
+        Some((namespace, _)) if OWN_NAMESPACES.contains(&namespace) && name != HTTP_HANDLER => Err(format!(
+            "the host provides {namespace}:* itself; only interfaces of your own, and {HTTP_HANDLER}, can be bound to a \
+             module"
+        )),
         Some(_) if version.is_none_or(numbered) => Ok(()),
         Some(_) | None => {
             Err("not a WIT interface: write \"namespace:package/interface\", with \"@version\" or without".into())
@@ -123,6 +126,7 @@ mod tests {
         };
         check("\"acme:work/api\" = \"worker/work\"", "acme:work/api", Some("worker"), "work");
         check("\"acme:work/api@1.2.0-rc.1\" = \"work\"", "acme:work/api@1.2.0-rc.1", None, "work");
+        check("\"wasi:http/handler\" = \"work\"", "wasi:http/handler", None, "work");
     }
 
     #[test]

@@ -15,8 +15,8 @@ pub struct Grants {
     /// Cages whose modules it may call; `*` is every cage of the flock.
     pub cages: Vec<String>,
     pub resources: Vec<String>,
-    /// None: it may not import outgoing HTTP at all. Empty: it may import it and reach no host.
-    pub http: Option<Vec<HostPattern>>,
+    /// Hosts that its outgoing HTTP may reach. Any module may import outgoing HTTP; without a host it is denied each use.
+    pub http: Vec<HostPattern>,
     pub files: Vec<FileGrant>,
 }
 
@@ -62,13 +62,9 @@ impl Grants {
         let grants = Self {
             cages: names(&section, "cages", Some(EVERY)),
             resources: names(&section, "resources", None),
-            http: section.has("http").then(|| section.parsed_list("http", Vec::new(), HOST)),
+            http: section.parsed_list("http", Vec::new(), HOST),
             files: section.tables("files").into_iter().filter_map(FileGrant::read).collect(),
         };
-        if !section.has("http") {
-            // Asked for, so that it counts among the allowed keys.
-            section.parsed_list::<HostPattern>("http", Vec::new(), HOST);
-        }
         // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
         let _ = section.finish();
         grants
@@ -81,13 +77,10 @@ impl Grants {
     pub fn without_those_not_in(&self, other: &Self) -> Self {
         let cages = self.cages.iter().filter(|cage| other.permits_cage(cage));
         let fewer = other.cages.iter().filter(|cage| self.permits_cage(cage) && !self.cages.contains(cage));
-        let http = self.http.as_ref().map(|own| {
-            let other = other.http.as_deref().unwrap_or_default();
-            let within = |pattern: &&HostPattern, all: &[HostPattern]| all.iter().any(|one| one.covers(pattern));
-            let kept = own.iter().filter(|pattern| within(pattern, other));
-            let narrower = other.iter().filter(|pattern| within(pattern, own) && !own.contains(pattern));
-            kept.chain(narrower).cloned().collect()
-        });
+        let within = |pattern: &&HostPattern, all: &[HostPattern]| all.iter().any(|one| one.covers(pattern));
+        let kept = self.http.iter().filter(|pattern| within(pattern, &other.http));
+        let narrower = other.http.iter().filter(|pattern| within(pattern, &self.http) && !self.http.contains(pattern));
+        let http = kept.chain(narrower).cloned().collect();
         let files = self.files.iter().filter_map(|own| {
             let same = |other: &&FileGrant| (&other.host, &other.guest) == (&own.host, &own.guest);
             let other = other.files.iter().find(same)?;
@@ -222,8 +215,8 @@ fn domain_name(text: &str) -> Result<String, InvalidHostPattern> {
 mod tests {
     use super::*;
 
-    fn hosts(patterns: &[&str]) -> Option<Vec<HostPattern>> {
-        Some(patterns.iter().map(|pattern| pattern.parse().unwrap()).collect())
+    fn hosts(patterns: &[&str]) -> Vec<HostPattern> {
+        patterns.iter().map(|pattern| pattern.parse().unwrap()).collect()
     }
 
     #[track_caller]

@@ -5,6 +5,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::TIMEOUT_MS_MAX;
 use super::binding::Binding;
 use super::grant::Grants;
@@ -14,6 +16,8 @@ use crate::store::Quota;
 
 /// More elements than this no instance gets: each place for one is reserved for as many.
 pub const TABLE_ELEMENTS_MAX: usize = 200_000;
+/// Each handle costs the host some 150 bytes.
+const HANDLES_MAX: u64 = 10_000_000;
 
 #[derive(Clone, PartialEq)]
 pub struct ModuleConfig {
@@ -24,6 +28,8 @@ pub struct ModuleConfig {
     pub total_memory_bytes: Option<usize>,
     /// Table elements of one instance.
     pub table_elements: usize,
+    /// Streams, pollables, header fields and other things of the host's that one instance may hold.
+    pub handles: usize,
     /// Of one request, and never longer than the request's own deadline.
     pub timeout: Option<Duration>,
     pub allow: Grants,
@@ -45,7 +51,8 @@ pub struct ModuleConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancesConfig {
-    pub mode: InstanceMode,
+    /// None: what suits the module's exports, see `Exports::instance_mode`.
+    pub mode: Option<InstanceMode>,
     /// At once, of one version.
     pub max: usize,
     /// Requests an instance serves before it is replaced.
@@ -56,7 +63,8 @@ pub struct InstancesConfig {
     pub keep_bytes: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum InstanceMode {
     /// Instances stay warm and serve one request after another.
     Reuse,
@@ -73,6 +81,7 @@ impl Default for ModuleConfig {
             memory_bytes: 128 << 20,
             total_memory_bytes: None,
             table_elements: 100_000,
+            handles: 200_000,
             timeout: None,
             allow: Grants::default(),
             http: OutgoingHttp::default(),
@@ -88,13 +97,7 @@ impl Default for ModuleConfig {
 
 impl Default for InstancesConfig {
     fn default() -> Self {
-        Self {
-            mode: InstanceMode::Reuse,
-            max: 64,
-            max_uses: 100_000,
-            idle_timeout: Duration::from_secs(60),
-            keep_bytes: 32 << 20,
-        }
+        Self { mode: None, max: 64, max_uses: 100_000, idle_timeout: Duration::from_secs(60), keep_bytes: 32 << 20 }
     }
 }
 
@@ -124,6 +127,7 @@ impl ModuleConfig {
                 default.table_elements as u64,
                 1..=TABLE_ELEMENTS_MAX as u64,
             ) as usize,
+            handles: section.integer("handles", default.handles as u64, 1..=HANDLES_MAX) as usize,
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
             allow: section.table("allow").map_or(default.allow, Grants::read),
             http: section.table("http").map_or(default.http, OutgoingHttp::read),
@@ -145,7 +149,11 @@ impl InstancesConfig {
         use InstanceMode::{Fresh, Reuse, Single};
         let default = Self::default();
         let config = Self {
-            mode: section.choice("mode", &[("reuse", Reuse), ("fresh", Fresh), ("single", Single)], default.mode),
+            mode: section.choice(
+                "mode",
+                &[("reuse", Some(Reuse)), ("fresh", Some(Fresh)), ("single", Some(Single))],
+                default.mode,
+            ),
             max: section.integer("max", default.max as u64, 1..=100_000) as usize,
             max_uses: section.integer("max_uses", default.max_uses, 1..=1_000_000_000_000),
             idle_timeout: section.milliseconds("idle_timeout_ms", default.idle_timeout, 1..=TIMEOUT_MS_MAX),

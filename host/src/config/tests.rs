@@ -147,7 +147,7 @@ fn all_keys_are_read() {
     let schedule = &config.interfaces["schedule"];
     assert_eq!((schedule.protocol.as_str(), schedule.module.as_str(), schedule.enabled), ("schedule", "ticker", false));
     let work = config.module("work");
-    assert_eq!((work.instances.mode, work.instances.max, work.memory_bytes), (InstanceMode::Single, 2, 1 << 20));
+    assert_eq!((work.instances.mode, work.instances.max, work.memory_bytes), (Some(InstanceMode::Single), 2, 1 << 20));
     assert_eq!(work.source.as_deref(), Some(Path::new("/cages/runner/../../examples-guests/work")));
     assert_eq!(work.env, [("REGION".to_owned(), "eu".to_owned())]);
     assert_eq!(
@@ -157,7 +157,7 @@ fn all_keys_are_read() {
     assert_eq!((work.state.bytes, work.state.entries), (3 << 20, 7));
     let data = FileGrant { host: "/cages/runner/data".into(), guest: "/data".to_owned(), writable: true };
     assert_eq!((work.allow.files, work.allow.cages), (vec![data], vec!["worker".to_owned()]));
-    assert_eq!(work.allow.http, Some(vec!["api.example.org:443".parse().unwrap()]));
+    assert_eq!(work.allow.http, ["api.example.org:443".parse().unwrap()]);
 }
 
 #[test]

@@ -140,7 +140,7 @@ impl Dispatcher {
     }
 
     /// The context of a call that a guest makes, unless calls are nested too deep.
-    fn nested(
+    pub(super) fn nested(
         &self,
         home: &Home,
         request: &RequestContext,
@@ -335,13 +335,7 @@ impl Dispatcher {
         if !listed && version.exports.function(&function).is_none() {
             return Err(no_such_function(slot, &version, &function));
         }
-        let name = format!("{}/{}", self.0.cage, slot.name);
-        if version.home.settings.instances.mode == InstanceMode::Single && context.callers.iter().any(|c| **c == *name)
-        {
-            let chain = context.callers.join(" > ");
-            let text = format!("{chain} > {name} is a cycle, and {name} runs one call at a time");
-            return Err(DispatchError::Failed(text));
-        }
+        self.check_cycle(slot, &version, &context)?;
         let (version, place) = slot.enter(version, entry, context.deadline).await?;
         *begun = Some(Instant::now());
         let mut lease = version.lease(place, context.deadline).await?;
@@ -355,6 +349,22 @@ impl Dispatcher {
             _ => Err(no_such_function(slot, &version, &function)),
         };
         finish(lease, result)
+    }
+
+    /// A `single` module that is called on behalf of its own call would wait for itself.
+    pub(super) fn check_cycle(
+        &self,
+        slot: &Slot,
+        version: &Version,
+        context: &RequestContext,
+    ) -> Result<(), DispatchError> {
+        let name = format!("{}/{}", self.0.cage, slot.name);
+        if version.mode == InstanceMode::Single && context.callers.iter().any(|caller| **caller == *name) {
+            let chain = context.callers.join(" > ");
+            let text = format!("{chain} > {name} is a cycle, and {name} runs one call at a time");
+            return Err(DispatchError::Failed(text));
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ mod calls;
 mod endpoint;
 pub mod envelope;
 mod error;
+mod forward;
 mod operator;
 mod remote;
 mod retried;
@@ -325,6 +326,13 @@ fn finish<T>(lease: Lease, result: Result<T, DispatchError>) -> Result<T, Dispat
 }
 
 fn no_such_function(slot: &Slot, version: &Version, function: &str) -> DispatchError {
+    if let Some(candidates) = version.exports.candidates(function) {
+        return DispatchError::NoSuchFunction(format!(
+            "module {} has several functions `{function}`; call one by its full name: {}",
+            slot.name,
+            names(candidates)
+        ));
+    }
     let known = version.service_functions().chain(version.exports.functions.keys().map(String::as_str));
     DispatchError::NoSuchFunction(format!("module {} has no function `{function}`{}", slot.name, hint(function, known)))
 }
@@ -332,6 +340,14 @@ fn no_such_function(slot: &Slot, version: &Version, function: &str) -> DispatchE
 /// `; did you mean ..?` when there is a name much like it.
 fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     config::nearest(name, known).map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
+}
+
+/// The first of them, and how many more there are.
+fn names(names: &[String]) -> String {
+    const NAMES_MAX: usize = 10;
+    let shown = names.iter().take(NAMES_MAX).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let more = names.len().saturating_sub(NAMES_MAX);
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 /// A panic is that request's end, not the process's.

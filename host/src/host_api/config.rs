@@ -1,6 +1,8 @@
-//! `wasmcage:cage/config`: a module's own settings out of `cage.toml`.
+//! `wasmcage:cage/config`, and drafts of `wasi:config`: a module's own settings out of `cage.toml`.
 
 use serde_json::Value;
+use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Linker, Lower};
 
 use super::GuestState;
 use super::bindings::config::Host;
@@ -14,6 +16,39 @@ impl Host for GuestState {
     fn all(&mut self) -> String {
         Value::Object(self.home.settings.config.clone()).to_string()
     }
+}
+
+/// Drafts that toolchains still make components for; they differ from the release candidate by their names only.
+const DRAFTS: [&str; 3] =
+    ["wasi:config/store@0.2.0-draft", "wasi:config/store@0.2.0-draft-2024-09-27", "wasi:config/runtime@0.2.0-draft"];
+
+/// `error` of `wasi:config`, or `config-error`: neither comes up here.
+#[derive(ComponentType, Lower)]
+#[component(variant)]
+#[expect(dead_code, reason = "the settings are in memory, and reading them cannot fail")]
+enum ConfigError {
+    #[component(name = "upstream")]
+    Upstream(String),
+    #[component(name = "io")]
+    Io(String),
+}
+
+/// # Errors
+/// wasmtime's, when an interface is defined twice: a bug.
+pub(super) fn add_drafts(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    type Store<'a> = StoreContextMut<'a, GuestState>;
+    for name in DRAFTS {
+        let mut instance = linker.instance(name)?;
+        instance.func_wrap("get", |store: Store<'_>, (key,): (String,)| {
+            Ok((Ok::<_, ConfigError>(text(&store.data().home.settings, &key)),))
+        })?;
+        instance.func_wrap("get-all", |store: Store<'_>, (): ()| {
+            let settings = &store.data().home.settings;
+            let pairs = settings.config.keys().filter_map(|key| Some((key.clone(), text(settings, key)?)));
+            Ok((Ok::<_, ConfigError>(pairs.collect::<Vec<_>>()),))
+        })?;
+    }
+    Ok(())
 }
 
 /// A text as it is, anything else as JSON.

@@ -15,6 +15,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 use super::Home;
 use crate::config::url_port;
 use crate::request::{Deadline, StreamDeadline};
+use crate::telemetry::Level;
 use crate::web_client::{
     Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind,
 };
@@ -49,7 +50,7 @@ impl OutgoingGrant {
 
     fn allows(&self, uri: &http::Uri) -> bool {
         let (Some(host), Some(port)) = (uri.host(), url_port(uri)) else { return false };
-        self.home.granted().http.iter().flatten().any(|pattern| pattern.allows(host, port))
+        self.home.granted().http.iter().any(|pattern| pattern.allows(host, port))
     }
 
     /// While the guest's own exchange streams, its requests may stream as well: each part comes within the time that it has.
@@ -107,9 +108,10 @@ impl WasiHttpHooks for OutgoingGrant {
             return Box::new(std::future::ready(Err(Error::HttpRequestUriInvalid)));
         }
         if !self.allows(request.uri()) {
-            let (cage, module) = (&*self.home.cage, &*self.home.module);
             let host = request.uri().authority().map_or("", |authority| authority.as_str());
-            tracing::warn!(cage, module, host, "outgoing request denied, its host is not in allow.http");
+            let text = format!("outgoing request denied: {host} is not in allow.http of cage.toml");
+            // Bounded like the guest's own lines, since the guest decides how many there are.
+            self.home.log.line(Level::Warn, &text, None);
             return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
         }
         let times = self.times(&options.unwrap_or_default());

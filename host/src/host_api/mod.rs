@@ -4,11 +4,14 @@
 pub mod bindings;
 pub mod bound;
 mod call;
+mod command;
 mod config;
 mod context;
 mod directories;
 mod filesystem;
+pub mod forward;
 mod http;
+pub mod interfaces;
 mod keyvalue;
 mod lock;
 mod log;
@@ -46,63 +49,9 @@ use self::http::OutgoingGrant;
 use self::log::GuestLog;
 use self::per_request::PerRequest;
 
-/// What a `ResourceTable` may hold: far more than a guest's streams and fields need, far less than hurts the host.
-const RESOURCES_MAX: usize = 10_000;
-
-/// Interfaces that a module may import, without versions: what a misspelt import is compared with.
-pub const INTERFACES: &[&str] = &[
-    "wasmcage:cage/types",
-    "wasmcage:cage/log",
-    "wasmcage:cage/context",
-    "wasmcage:cage/call",
-    "wasmcage:cage/config",
-    "wasmcage:cage/state",
-    "wasmcage:cage/lock",
-    "wasmcage:cage/resources",
-    "wasmcage:cage/transaction",
-    "wasi:cli/environment",
-    "wasi:cli/exit",
-    "wasi:cli/stdin",
-    "wasi:cli/stdout",
-    "wasi:cli/stderr",
-    "wasi:cli/terminal-input",
-    "wasi:cli/terminal-output",
-    "wasi:cli/terminal-stdin",
-    "wasi:cli/terminal-stdout",
-    "wasi:cli/terminal-stderr",
-    "wasi:cli/types",
-    "wasi:clocks/monotonic-clock",
-    "wasi:clocks/system-clock",
-    "wasi:clocks/wall-clock",
-    "wasi:clocks/types",
-    "wasi:config/store",
-    "wasi:filesystem/preopens",
-    "wasi:filesystem/types",
-    "wasi:http/types",
-    OUTGOING_HTTP[0],
-    OUTGOING_HTTP[1],
-    "wasi:io/error",
-    "wasi:io/poll",
-    "wasi:io/streams",
-    "wasi:keyvalue/store",
-    "wasi:keyvalue/atomics",
-    "wasi:keyvalue/batch",
-    "wasi:logging/logging",
-    "wasi:random/random",
-    "wasi:random/insecure",
-    "wasi:random/insecure-seed",
-    "wasi:sockets/instance-network",
-    "wasi:sockets/ip-name-lookup",
-    "wasi:sockets/network",
-    "wasi:sockets/tcp",
-    "wasi:sockets/tcp-create-socket",
-    "wasi:sockets/types",
-    "wasi:sockets/udp",
-    "wasi:sockets/udp-create-socket",
-];
-
-/// Interfaces for outgoing HTTP requests: importing one needs a grant.
-pub const OUTGOING_HTTP: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/client"];
+/// An instance whose table of handles has grown past this is not used again: what its guest leaked, or needed once, would
+/// stay in the host's memory as long as the instance.
+const HANDLES_KEPT_MAX: usize = 10_000;
 
 /// Where a module lives and what it was granted: one for all instances of a version.
 pub struct Home {
@@ -180,6 +129,8 @@ pub struct GuestState {
     request: Option<Arc<RequestContext>>,
     outputs: stdio::Outputs,
     directories: directories::Granted,
+    /// What a command is called with: its own name, then its words. Empty otherwise.
+    pub words: Vec<String>,
     /// When the guest's code must stop running.
     deadline: Deadline,
     wasi: WasiCtx,
@@ -210,12 +161,13 @@ impl GuestState {
                 .map_err(|error| error.context(format!("granted directory {}", grant.host.display())))?;
         }
         let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES_MAX);
+        table.set_max_capacity(settings.handles);
         Ok(Self {
             limits: Limits::new(settings.memory_bytes, settings.table_elements, home.room.clone()),
             request: None,
             outputs,
             directories,
+            words: Vec::new(),
             deadline,
             wasi: wasi.build(),
             http: WasiHttpCtx::new(),
@@ -249,6 +201,14 @@ impl GuestState {
         self.transactions.clear();
         self.outputs.end();
         self.request = None;
+        self.words = Vec::new();
+    }
+
+    /// Whether its table of handles has grown so much that the instance should go when its request has ended.
+    pub fn is_worn(&mut self) -> bool {
+        // The most that the iterator can give is the length of the table, free places included.
+        let entries = self.table.iter_mut();
+        entries.size_hint().1.unwrap_or_else(|| entries.count()) > HANDLES_KEPT_MAX
     }
 
     /// Whether the granted directories are still those that were opened.
@@ -285,6 +245,7 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
     wasmtime_wasi_config::add_to_linker(&mut linker, |state: &mut GuestState| WasiConfig::from(&state.home.variables))?;
+    config::add_drafts(&mut linker)?;
     log::add_wasi_logging(&mut linker)?;
     keyvalue::add_to_linker(&mut linker)?;
     if kind == EngineKind::Concurrent {
@@ -293,5 +254,6 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
     }
     filesystem::add_to_linker(&mut linker, kind)?;
     short_texts::add_to_linker(&mut linker)?;
+    command::add_to_linker(&mut linker, kind)?;
     Ok(linker)
 }

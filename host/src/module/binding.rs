@@ -5,22 +5,24 @@
 use std::sync::Arc;
 
 use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, Linker, ResourceType};
 use wasmtime::{Engine, StoreContextMut};
 
 use super::carrier::{self, Carrier};
-use super::exports::Exports;
+use super::exports::{Exports, HTTP_HANDLER};
 use super::loader::ImportProblem;
 use super::value::{Item, Signature};
 use crate::config::{Binding, BindingTarget, nearest};
-use crate::host_api::{GuestState, bound};
+use crate::host_api::{GuestState, bound, forward};
 
 /// An import and the module that answers it.
 pub struct BoundInterface {
     /// As the component has it, with its version.
     pub import: String,
     pub target: BindingTarget,
+    /// None for `wasi:http/handler`, whose requests stream to the target's own export of `wasi:http`.
     pub functions: Vec<Arc<BoundFunction>>,
+    is_web: bool,
 }
 
 pub struct BoundFunction {
@@ -47,6 +49,12 @@ pub fn resolve(component: &Component, bindings: &[Binding]) -> (Vec<BoundInterfa
             _ if !names_one(binding, &names) => {
                 Err(format!("the binding \"{}\" names several imports; add the version", binding.interface))
             }
+            ComponentItem::ComponentInstance(_) if import.starts_with(HTTP_HANDLER) => Ok(BoundInterface {
+                import: import.clone(),
+                target: binding.target.clone(),
+                functions: Vec::new(),
+                is_web: true,
+            }),
             ComponentItem::ComponentInstance(instance) => interface(import, &binding.target, instance, engine),
             _ => Err("only an interface with functions can be bound to a module".into()),
         };
@@ -66,14 +74,28 @@ pub fn unused<'b>(component: &Component, bindings: &'b [Binding]) -> Vec<&'b Bin
     bindings.iter().filter(|binding| !used(binding)).collect()
 }
 
-/// Whether an import is there for its types only, so that nobody has to provide it.
-pub fn has_types_only(item: &ComponentItem, engine: &Engine) -> bool {
-    match item {
-        ComponentItem::ComponentInstance(instance) => {
-            instance.exports(engine).all(|(_, member)| matches!(member.ty, ComponentItem::Type(_)))
+/// Imports that are there for their types only, so that nobody has to provide them: what an interface of values has, and
+/// resources of other imports under a name of their own (`use wasi:http/types.{response}`).
+pub fn with_types_only(component: &Component) -> Vec<String> {
+    let engine = component.engine();
+    let mut resources = Vec::new();
+    let mut names = Vec::new();
+    for (name, import) in component.component_type().imports(engine) {
+        let ComponentItem::ComponentInstance(instance) = import.ty else { continue };
+        let own: Vec<ResourceType> = instance
+            .exports(engine)
+            .filter_map(|(_, member)| match member.ty {
+                ComponentItem::Resource(resource) if !resources.contains(&resource) => Some(resource),
+                _ => None,
+            })
+            .collect();
+        let is_type = |item: &ComponentItem| matches!(item, ComponentItem::Type(_) | ComponentItem::Resource(_));
+        if own.is_empty() && instance.exports(engine).all(|(_, member)| is_type(&member.ty)) {
+            names.push(name.to_owned());
         }
-        _ => false,
+        resources.extend(own);
     }
+    names
 }
 
 /// `; ..` with the binding that may have been meant for an import, or with how to write one.
@@ -121,7 +143,7 @@ fn interface(
             | ComponentItem::CoreFunc(_) => return Err(format!("`{name}` is no function, and cannot be bound")),
         }
     }
-    Ok(BoundInterface { import: import.to_owned(), target: target.clone(), functions })
+    Ok(BoundInterface { import: import.to_owned(), target: target.clone(), functions, is_web: false })
 }
 
 fn function(import: &str, name: &str, target: &BindingTarget, ty: &ComponentFunc) -> Result<BoundFunction, String> {
@@ -145,6 +167,10 @@ fn function(import: &str, name: &str, target: &BindingTarget, ty: &ComponentFunc
 pub fn link(linker: &Linker<GuestState>, bound: &[BoundInterface]) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = linker.clone();
     for interface in bound {
+        if interface.is_web {
+            forward::link(&mut linker, &interface.import, &interface.target)?;
+            continue;
+        }
         let mut instance = linker.instance(&interface.import)?;
         for function in &interface.functions {
             let name = function.name.rsplit_once('#').map_or(&*function.name, |(_, name)| name);
@@ -169,6 +195,9 @@ pub fn link(linker: &Linker<GuestState>, bound: &[BoundInterface]) -> wasmtime::
 
 /// Where the target's exports do not have what the import needs, each as a sentence.
 pub fn misfits(interface: &BoundInterface, exports: &Exports) -> Vec<String> {
+    if interface.is_web && exports.web.is_none() {
+        return vec!["it exports neither wasi:http/incoming-handler nor wasi:http/handler".into()];
+    }
     interface.functions.iter().filter_map(|function| misfit(function, exports)).collect()
 }
 

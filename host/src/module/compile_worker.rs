@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use wasmparser::{Parser, Payload};
 
 use super::component_file::{COMPONENT_BYTES_MAX, ContentHash};
 use super::engine::EngineKind;
@@ -104,18 +105,54 @@ fn own(stream: impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 
-/// Tries the plain engine first: it refuses what needs the other by validating, before it compiles anything.
+/// Tries the plain engine first, unless only the other has what is imported: it refuses what needs the other by
+/// validating, before it compiles anything.
 fn precompile(wasm: &[u8]) -> Result<(EngineKind, Vec<u8>), String> {
-    let attempt = |kind: EngineKind| kind.compiling().and_then(|engine| engine.precompile_component(wasm));
-    attempt(EngineKind::Plain)
-        .map(|code| (EngineKind::Plain, code))
-        .or_else(|_| attempt(EngineKind::Concurrent).map(|code| (EngineKind::Concurrent, code)))
-        .map_err(|error| format!("{error:#}"))
+    let attempt = |kind: EngineKind| {
+        let code = kind.compiling().and_then(|engine| engine.precompile_component(wasm));
+        code.map(|code| (kind, code))
+    };
+    let plain = if imports_wasi_3(wasm) { None } else { attempt(EngineKind::Plain).ok() };
+    plain.map_or_else(|| attempt(EngineKind::Concurrent), Ok).map_err(|error| format!("{error:#}"))
+}
+
+/// Whether the component imports an interface of WASI 0.3, which the plain engine has not, whatever it uses of it. Bytes
+/// that cannot be read are for wasmtime to complain about.
+fn imports_wasi_3(wasm: &[u8]) -> bool {
+    let mut depth = 0_usize;
+    for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
+        match payload {
+            // Of modules and components within: they are linked by the outer one.
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(imports) if depth == 0 => {
+                let is_wasi_3 = |name: &str| name.starts_with("wasi:") && name.contains("@0.3.");
+                if imports.into_iter().map_while(Result::ok).any(|import| is_wasi_3(import.name.name)) {
+                    return true;
+                }
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_imports_of_the_component_itself_choose_its_engine() {
+        let check = |wat: &str, expected: bool| {
+            assert_eq!(imports_wasi_3(&wat::parse_str(wat).unwrap()), expected, "{wat}");
+        };
+        check(r#"(component (import "wasi:random/random@0.3.0" (instance)))"#, true);
+        check(r#"(component (import "wasi:random/random@0.2.3" (instance)))"#, false);
+        check(r#"(component (import "acme:work/api@0.3.0" (instance)))"#, false);
+        check(r#"(component (core module) (component) (import "wasi:random/random@0.3.0" (instance)))"#, true);
+        check(r#"(component (component (import "wasi:random/random@0.3.0" (instance))))"#, false);
+        assert!(!imports_wasi_3(b"\0asm and nonsense"));
+    }
 
     #[test]
     fn a_report_is_read_as_it_was_written_and_nothing_else_is_one() {

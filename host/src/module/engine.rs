@@ -30,9 +30,11 @@ const STACKS_MAX: u32 = 4_000;
 /// What the pool of one engine is divided into. An instance takes so many units that the pool's memories, tables and stacks
 /// are enough for all instances that have theirs.
 pub const POOL_UNITS: usize = 20_000;
-/// A native stack holds the guest's frames and, above them, those of the host function it called.
-const STACK_BYTES: usize = 1024 * 1024;
-const GUEST_STACK_BYTES: usize = 512 * 1024;
+/// Frames of the guest. Interpreters recurse over what a request nests: CPython reads JSON of some 9,900 levels with it. It
+/// costs address space only, until a guest uses it.
+const GUEST_STACK_BYTES: usize = 4 << 20;
+/// Above them on the same native stack, those of the host function that the guest called.
+const HOST_STACK_BYTES: usize = 512 << 10;
 
 /// Which of the two engines a component needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,8 +61,9 @@ impl EngineKind {
         config
             .epoch_interruption(true)
             .concurrency_support(self == Self::Concurrent)
+            .wasm_component_model_map(true)
             .max_wasm_stack(GUEST_STACK_BYTES)
-            .async_stack_size(STACK_BYTES)
+            .async_stack_size(GUEST_STACK_BYTES + HOST_STACK_BYTES)
             .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20))
             // Python heaps are tens of MiB, mostly zero: still mapped copy-on-write, never copied at each start.
             .memory_guaranteed_dense_image_size(64 << 20);

@@ -12,13 +12,15 @@ use wasmtime_wasi_http::{p2, p3};
 
 use super::carrier::{self, Carrier};
 use super::value::{Signature, UnsupportedType};
+use crate::config::InstanceMode;
 use crate::host_api::GuestState;
 
 pub const HANDLER: &str = "wasmcage:cage/handler@0.1.0";
 pub const SERVICE: &str = "wasmcage:cage/service@0.1.0";
 pub const HANDOVER: &str = "wasmcage:cage/handover@0.1.0";
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2";
-const HTTP_HANDLER: &str = "wasi:http/handler@0.3";
+pub const HTTP_HANDLER: &str = "wasi:http/handler@0.3";
+const COMMAND: &str = "wasi:cli/run@";
 
 /// Exports of a component that the host knows how to use.
 #[derive(Default)]
@@ -28,8 +30,10 @@ pub struct Exports {
     pub web: Option<Web>,
     pub handover: Option<Handover>,
     /// Plain functions by name: `name` at the top level, `interface#name` within an exported interface, and `name` alone
-    /// for those too while it is unambiguous.
+    /// for those too unless it has several meanings.
     pub functions: BTreeMap<String, PlainFunction>,
+    /// Names of functions that several interfaces have, with the full names of these functions.
+    ambiguous: BTreeMap<String, Vec<String>>,
 }
 
 pub struct Service {
@@ -54,6 +58,8 @@ pub struct PlainFunction {
     pub signature: Result<Arc<Signature>, UnsupportedType>,
     /// The fast way of its bytes, if its type has one.
     pub carrier: Option<&'static dyn Carrier>,
+    /// `run` of a command: it takes words, may end by `exit`, and runs once in an instance.
+    pub is_command: bool,
     /// Set by the first call, so that a later version without this function is refused.
     used: AtomicBool,
 }
@@ -76,6 +82,12 @@ impl PlainFunction {
 
     pub fn used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// The same function for another name of it.
+    fn again(&self) -> Self {
+        let signature = self.signature.clone();
+        Self { signature, used: AtomicBool::new(false), ..*self }
     }
 }
 
@@ -124,6 +136,7 @@ impl Exports {
                 | ComponentItem::Resource(_) => {}
             }
         }
+        exports.add_short_names();
         Ok(exports)
     }
 
@@ -132,21 +145,41 @@ impl Exports {
         let Some(index) = component.get_export_index(parent.as_ref(), name) else { return };
         let signature = Signature::new(name, ty).map(Arc::new);
         let carrier = signature.as_ref().ok().and_then(|signature| carrier::find(signature));
-        let function = || PlainFunction { index, signature: signature.clone(), carrier, used: AtomicBool::new(false) };
-        match instance {
-            None => {
-                self.functions.insert(name.to_owned(), function());
+        let is_command = name == "run" && instance.is_some_and(|instance| instance.starts_with(COMMAND));
+        let full_name = instance.map_or_else(|| name.to_owned(), |instance| format!("{instance}#{name}"));
+        let function = PlainFunction { index, signature, carrier, is_command, used: AtomicBool::new(false) };
+        self.functions.insert(full_name, function);
+    }
+
+    /// Functions of interfaces get their own name, too, unless several have it. One at the top level goes before them.
+    fn add_short_names(&mut self) {
+        let mut by_name = BTreeMap::<String, Vec<String>>::new();
+        for full_name in self.functions.keys() {
+            let short = full_name.split_once('#').map(|(_, name)| name);
+            if let Some(name) = short.filter(|name| !self.functions.contains_key(*name)) {
+                by_name.entry(name.to_owned()).or_default().push(full_name.clone());
             }
-            Some(instance) => {
-                self.functions.insert(format!("{instance}#{name}"), function());
-                self.functions.entry(name.to_owned()).or_insert_with(function);
+        }
+        for (name, full_names) in by_name {
+            match full_names.as_slice() {
+                [only] => {
+                    let function = self.functions[only].again();
+                    self.functions.insert(name, function);
+                }
+                _ => {
+                    self.ambiguous.insert(name, full_names);
+                }
             }
         }
     }
 
     /// The plain function of that name; with `interface@version#name`, also one of a version that is compatible by the
-    /// rules of semantic versions.
+    /// rules of semantic versions. `_` may stand for the `-` of WIT.
     pub fn function(&self, name: &str) -> Option<&PlainFunction> {
+        self.named(name).or_else(|| self.named(&wit_name(name)?))
+    }
+
+    fn named(&self, name: &str) -> Option<&PlainFunction> {
         self.functions.get(name).or_else(|| {
             let (interface, function) = name.split_once('#')?;
             let wanted = compatible(interface)?;
@@ -156,6 +189,19 @@ impl Exports {
             };
             self.functions.iter().find(|(known, _)| same(known).is_some()).map(|(_, found)| found)
         })
+    }
+
+    /// Full names of the functions that this name could mean, when there are several.
+    pub fn candidates(&self, name: &str) -> Option<&[String]> {
+        let candidates = self.ambiguous.get(name).or_else(|| self.ambiguous.get(&wit_name(name)?));
+        candidates.map(Vec::as_slice)
+    }
+
+    /// How instances serve when `cage.toml` does not say. Guests of `wasi:http@0.2` are made for hosts that use an
+    /// instance once: some toolchains keep no second request in mind. A command runs once by its nature.
+    pub fn instance_mode(&self) -> InstanceMode {
+        let once = matches!(self.web, Some(Web::P2(_))) || self.functions.values().any(|function| function.is_command);
+        if once { InstanceMode::Fresh } else { InstanceMode::Reuse }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -169,17 +215,34 @@ fn member(component: &Component, instance: &str, function: &str) -> Result<Compo
     index.ok_or_else(|| format!("export {instance} lacks function `{function}`"))
 }
 
+/// A name as WIT writes it, if it was written with `_`.
+fn wit_name(name: &str) -> Option<String> {
+    name.contains('_').then(|| name.replace('_', "-"))
+}
+
 /// What versions of an interface that can stand for each other have in common; none for those that stand alone.
 fn compatible(interface: &str) -> Option<(&str, &str)> {
     let (name, version) = interface.split_once('@')?;
+    Some((name, compatible_version(version)?))
+}
+
+/// The same of a version alone: `1` of `1.2.3`, `0.2` of `0.2.3`.
+pub fn compatible_version(version: &str) -> Option<&str> {
     let end = |parts: usize| version.match_indices('.').nth(parts - 1).map(|(at, _)| at);
-    let stands_alone = version.contains(['-', '+']) || version.starts_with("0.0.");
+    let stands_alone = version.is_empty() || version.contains(['-', '+']) || version.starts_with("0.0.");
     let end = if version.starts_with("0.") { end(2) } else { end(1) };
-    (!stands_alone).then(|| (name, &version[..end.unwrap_or(version.len())]))
+    (!stands_alone).then(|| &version[..end.unwrap_or(version.len())])
 }
 
 fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
-    indices.map_err(|error| format!("export {name} has another type than the standard says: {error:#}"))
+    indices.map_err(|error| {
+        format!("export {name} has another type than wasi:http 0.2.12 or 0.3.0, which are served, say: {error:#}")
+    })
+}
+
+/// Whether an exported interface is one of `wasi:http`, which interfaces use rather than callers.
+pub fn is_web(name: &str) -> bool {
+    name.starts_with(HTTP_HANDLER) || name.starts_with(INCOMING_HANDLER)
 }
 
 /// The interfaces that a component imports, with versions.

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, Timeout, timeout_at};
-use wasmtime::component::{self, ComponentExportIndex, TypedFunc, Val};
+use wasmtime::component::{self, ComponentExportIndex, ResourceTableError, TypedFunc, Val};
 use wasmtime::{Store, Trap, UpdateDeadline};
+use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
+use super::command;
 use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
 use super::room::PoolPart;
@@ -48,6 +50,8 @@ pub struct Instance {
     call: Option<Call>,
     /// Calls so far.
     pub uses: u64,
+    /// A command has run in it, which happens once in an instance.
+    pub spent: bool,
     pub idle_since: Instant,
     /// Bytes of memory when it had started.
     image_bytes: usize,
@@ -93,6 +97,7 @@ impl Instance {
             handle: None,
             call: None,
             uses: 0,
+            spent: false,
             idle_since: Instant::now(),
             image_bytes,
             _part: part,
@@ -168,6 +173,9 @@ impl Instance {
                 return Err(DispatchError::BadRequest(format!("function {name} takes JSON arguments, bytes came")));
             }
         };
+        if function.is_command {
+            return self.run_command(name, function, context, &json).await;
+        }
         let arguments = signature.arguments(&json).map_err(|error| DispatchError::BadRequest(error.to_string()))?;
         let func = self.func(name, function)?;
         let results = self.call_dynamic(func, signature, context, arguments).await?;
@@ -175,6 +183,29 @@ impl Instance {
             Ok(value::Outcome::Value(json)) => Ok(Payload::Json(json)),
             Ok(value::Outcome::GuestError(json)) => Err(DispatchError::Failed(json)),
             Err(error) => Err(DispatchError::Failed(format!("the result of function {name}: {error}"))),
+        }
+    }
+
+    /// Runs a command with the words of the call. Its success is `null`; it may tell of it by returning or by `exit`.
+    async fn run_command(
+        &mut self,
+        name: &str,
+        function: &PlainFunction,
+        context: Arc<RequestContext>,
+        json: &str,
+    ) -> Result<Payload, DispatchError> {
+        let words = command::words(&self.store.data().home.module, json)
+            .map_err(|text| DispatchError::BadRequest(format!("{name}: {text}")))?;
+        let func = self.func(name, function)?;
+        self.spent = true;
+        let deadline = context.deadline;
+        let run = async |store: &mut Store<GuestState>| {
+            store.data_mut().words = words;
+            command::run(func, store).await
+        };
+        match self.enter(Some(context), deadline, run).await? {
+            0 => Ok(Payload::Json("null".into())),
+            status => Err(DispatchError::Failed(format!("the command ended with status {status}"))),
         }
     }
 
@@ -241,8 +272,12 @@ impl Instance {
     /// The memory that a `single` instance leaves to its successor.
     pub async fn save(&mut self, index: &ComponentExportIndex, deadline: Deadline) -> Result<Vec<u8>, DispatchError> {
         let save: Save = typed(&mut self.store, &self.guest, index, SAVE)?;
-        let (saved,) = self.enter(None, deadline, async |store| save.call_async(store, ()).await).await?;
-        Ok(saved)
+        // Whatever is too long for the next version is refused when it is here: a trap would end the memory.
+        let memory = self.store.data().home.settings.memory_bytes;
+        self.store.set_hostcall_fuel(memory.max(COPY_BYTES_MAX));
+        let saved = self.enter(None, deadline, async |store| save.call_async(store, ()).await).await;
+        self.store.set_hostcall_fuel(COPY_BYTES_MAX);
+        saved.map(|(saved,)| saved)
     }
 
     pub async fn restore(
@@ -352,7 +387,10 @@ fn outcome<T>(
         }
         Ok(Err(error)) => {
             let refusal = limits.take_refusal().map(|refusal| format!("{refusal}; ")).unwrap_or_default();
-            Err(DispatchError::Trap(format!("{refusal}{}", trap_text(&error))))
+            let handles = store.data().home.settings.handles;
+            let full = matches!(error.root_cause().downcast_ref(), Some(ResourceTableError::Full));
+            let full = full.then(|| format!("limit of {handles} handles reached (handles in cage.toml); "));
+            Err(DispatchError::Trap(format!("{refusal}{}{}", full.unwrap_or_default(), trap_text(&error))))
         }
     }
 }
@@ -360,7 +398,10 @@ fn outcome<T>(
 /// One line: the cause, then the innermost frames of the guest that have a name.
 fn trap_text(error: &wasmtime::Error) -> String {
     const FRAMES_SHOWN: usize = 4;
-    let mut text = format!("{}", error.root_cause());
+    let mut text = match error.downcast_ref() {
+        Some(I32Exit(status)) => format!("the module ended itself by exit, with status {status}"),
+        None => error.root_cause().to_string(),
+    };
     if error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) {
         // Toolchains put a stack of the guest's own at the beginning of its memory, where it runs out like this.
         text.push_str(" (maybe the guest's own stack is exhausted)");

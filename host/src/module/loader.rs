@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::broadcast;
-use wasmtime::component::Linker;
 use wasmtime::component::types::{ComponentFunc, ComponentItem};
+use wasmtime::component::{Component, Linker};
 
 use super::binding::{self, BoundFunction, BoundInterface};
 use super::compiler::{CompileError, Compiled, Compiler};
@@ -23,6 +23,7 @@ use super::version::{Lease, Linked, Version};
 use crate::admission::{Entry, Refusal};
 use crate::config::{InstanceMode, ModuleConfig};
 use crate::dispatcher::DispatchError;
+use crate::host_api::interfaces::{self, Known};
 use crate::host_api::{self, GuestState, Home};
 use crate::lanes::Lanes;
 use crate::request::Deadline;
@@ -39,6 +40,10 @@ const READS: (usize, usize) = (4, 64);
 const STARTS: (usize, usize) = (4, 16);
 /// A read or a start that takes longer makes room for the next one.
 const SLOW_AFTER: Duration = Duration::from_millis(250);
+/// A `save` that has begun may take so long, however short a start has to be: ending it ends the memory that it saves.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of a list of mistakes in a message; `wasmcage check` shows all.
+const MISTAKES_SHOWN_MAX: usize = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -61,9 +66,14 @@ pub enum LoadError {
     Functions(#[source] DispatchError),
     #[error("its predecessor did not hand over")]
     Save(#[source] DispatchError),
+    #[error(
+        "`save` of its predecessor failed and ended that instance: its memory is lost, and the old version goes on with \
+         a new one; to begin anew with this file, remove it and put it there again"
+    )]
+    MemoryLost(#[source] DispatchError),
     #[error("it did not take over from its predecessor")]
     Restore(#[source] DispatchError),
-    #[error("{}; set compatible = false in [modules.{module}] to replace it all the same", .missing.join("; "))]
+    #[error("{}; set compatible = false in [modules.{module}] to replace it all the same", shortlist(.missing))]
     Incompatible { module: String, missing: Vec<String> },
 }
 
@@ -80,9 +90,13 @@ impl LoadError {
             // The predecessor may have been busy for all that time.
             Self::Save(DispatchError::BadRequest(_)) => Retry::Seldom,
             Self::Save(_) => Retry::Soon,
-            Self::Imports(_) | Self::Link(_) | Self::Export(_) | Self::NothingExported | Self::Incompatible { .. } => {
-                Retry::Never
-            }
+            // The same `save` would end the next instance, too.
+            Self::MemoryLost(_)
+            | Self::Imports(_)
+            | Self::Link(_)
+            | Self::Export(_)
+            | Self::NothingExported
+            | Self::Incompatible { .. } => Retry::Never,
         }
     }
 }
@@ -97,7 +111,16 @@ pub struct ImportProblem {
 fn import_list(problems: &[ImportProblem]) -> String {
     let lines: Vec<_> =
         problems.iter().map(|problem| format!("import {}: {}", problem.import, problem.reason)).collect();
-    lines.join("; ")
+    shortlist(&lines)
+}
+
+/// The first mistakes, and how many more there are: a log line has to be read.
+fn shortlist(texts: &[String]) -> String {
+    let shown = texts.iter().take(MISTAKES_SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join("; ");
+    match texts.len().saturating_sub(MISTAKES_SHOWN_MAX) {
+        0 => shown,
+        more => format!("{shown}; and {more} more, which `wasmcage check` shows"),
+    }
 }
 
 /// What `wasmcage check` tells of a component.
@@ -105,6 +128,8 @@ fn import_list(problems: &[ImportProblem]) -> String {
 pub struct Inspection {
     pub sha256: String,
     pub engine: &'static str,
+    /// How its instances would serve; none when it cannot be linked.
+    pub mode: Option<InstanceMode>,
     pub imports: Vec<ImportReport>,
     /// Interfaces that `cage.toml` binds and the component does not import.
     pub unused_bindings: Vec<String>,
@@ -123,6 +148,8 @@ pub struct ImportReport {
     pub bound: Option<String>,
     /// Why not.
     pub reason: Option<String>,
+    /// What it will not do although it is granted.
+    pub caveat: Option<&'static str>,
 }
 
 /// Loads for all cages of the process.
@@ -237,7 +264,7 @@ impl Loader {
             [] => linker.instantiate_pre(&compiled.component),
             bound => binding::link(linker, bound).and_then(|linker| linker.instantiate_pre(&compiled.component)),
         };
-        pre.map_err(|error| LoadError::Link(format!("{error:#}")))
+        pre.map_err(|error| LoadError::Link(link_text(&format!("{error:#}"), &compiled.component)))
     }
 
     /// Starts one instance, which serves later, and asks for the functions of its `service`.
@@ -265,7 +292,7 @@ impl Loader {
     /// Carries a `single` instance's memory over. The old instance's lease is returned: it is held until the new version
     /// is in the slot, so that no call reaches the old memory after it was saved.
     async fn hand_over(&self, slot: &Slot, new: &Arc<Version>, timeout: Duration) -> Result<Option<Lease>, LoadError> {
-        let Some(old) = slot.current().filter(|old| old.home.settings.instances.mode == InstanceMode::Single) else {
+        let Some(old) = slot.current().filter(|old| old.mode == InstanceMode::Single) else {
             return Ok(None);
         };
         let deadline = Deadline::after(timeout);
@@ -276,12 +303,22 @@ impl Loader {
             Err(refusal) => return Err(LoadError::Save(refusal.into())),
         };
         let (Some(from), Some(to)) = (&old.exports.handover, &new.exports.handover) else { return Ok(Some(lease)) };
-        let saved = lease.save(&from.save, deadline).await.map_err(LoadError::Save)?;
+        let saved = match lease.save(&from.save, Deadline::after(timeout.max(SAVE_TIMEOUT))).await {
+            Ok(saved) => saved,
+            Err(error @ DispatchError::Host(_)) => {
+                // The guest was not entered.
+                lease.keep();
+                return Err(LoadError::Save(error));
+            }
+            Err(error) => return Err(LoadError::MemoryLost(error)),
+        };
         if saved.len() > HANDOVER_BYTES_MAX {
             lease.keep();
             let text = format!("it saved {} bytes, at most {HANDOVER_BYTES_MAX} are carried over", saved.len());
             return Err(LoadError::Save(DispatchError::BadRequest(text)));
         }
+        // The save may have taken all of its time, and that of the restore is its own.
+        let deadline = Deadline::after(timeout);
         if let Err(error) = restore(new, to, saved, deadline).await {
             // The old instance has been asked to save, which changes nothing in it: it serves on.
             lease.keep();
@@ -305,15 +342,19 @@ impl Loader {
                 let reason =
                     problems.iter().find(|problem| problem.import == name).map(|problem| problem.reason.clone());
                 let bound = bound.iter().find(|bound| bound.import == name).map(|bound| bound.target.to_string());
-                ImportReport { granted: reason.is_none(), name, bound, reason }
+                let caveat = interfaces::caveat(&name, !settings.allow.http.is_empty());
+                ImportReport { granted: reason.is_none(), name, bound, reason, caveat }
             })
             .collect();
-        let (mut texts, mut notes) = (Vec::new(), Vec::new());
+        let (mut texts, mut notes, mut mode) = (Vec::new(), Vec::new(), None);
         if problems.is_empty() {
             match self.pre(&compiled, &bound) {
                 Ok(pre) => match Exports::of(&pre) {
                     Ok(exports) if exports.is_empty() => texts.push(LoadError::NothingExported.to_string()),
-                    Ok(exports) => notes.extend(unsupported(&exports)),
+                    Ok(exports) => {
+                        mode = Some(settings.instances.mode.unwrap_or_else(|| exports.instance_mode()));
+                        notes.extend(unsupported(&exports));
+                    }
                     Err(text) => texts.push(text),
                 },
                 Err(error) => texts.push(error.to_string()),
@@ -324,6 +365,7 @@ impl Loader {
         Ok(Inspection {
             sha256: hash.to_string(),
             engine: compiled.kind.name(),
+            mode,
             imports,
             unused_bindings: binding::unused(&compiled.component, &settings.imports)
                 .into_iter()
@@ -354,10 +396,11 @@ async fn restore(
 fn bound_imports(compiled: &Compiled, settings: &ModuleConfig) -> (Vec<BoundInterface>, Vec<ImportProblem>) {
     let (component, engine) = (&compiled.component, compiled.component.engine());
     let (bound, mut problems) = binding::resolve(component, &settings.imports);
-    for (name, import) in component.component_type().imports(engine) {
+    let types_only = binding::with_types_only(component);
+    for (name, _) in component.component_type().imports(engine) {
         let answered = bound.iter().any(|bound| bound.import == name)
             || problems.iter().any(|problem| problem.import == name)
-            || (needs_no_grant(name) && binding::has_types_only(&import.ty, engine));
+            || types_only.iter().any(|import| import == name);
         let reason = if answered { None } else { import_reason(name, settings) };
         problems.extend(reason.map(|reason| ImportProblem { import: name.to_owned(), reason }));
     }
@@ -371,7 +414,7 @@ fn target_problems(home: &Home, bound: &[BoundInterface]) -> Vec<ImportProblem> 
     let problem = |interface: &BoundInterface| {
         let target = dispatcher.serving(&interface.target)?;
         let misfits = binding::misfits(interface, &target.exports);
-        let reason = format!("{} does not fit: {}", interface.target, misfits.join("; "));
+        let reason = format!("{} does not fit: {}", interface.target, shortlist(&misfits));
         (!misfits.is_empty()).then(|| ImportProblem { import: interface.import.clone(), reason })
     };
     bound.iter().filter_map(problem).collect()
@@ -388,31 +431,28 @@ fn unfit_bindings(version: &Version) -> Vec<String> {
     bound.filter_map(misfit).collect()
 }
 
-fn without_version(import: &str) -> &str {
-    import.split_once('@').map_or(import, |(name, _version)| name)
-}
-
-fn needs_no_grant(import: &str) -> bool {
-    !host_api::OUTGOING_HTTP.contains(&without_version(import))
-}
-
 fn import_reason(import: &str, settings: &ModuleConfig) -> Option<String> {
-    let name = without_version(import);
-    if !needs_no_grant(import) && settings.allow.http.is_none() {
-        return Some(
-            "not granted; name the hosts in allow = { http = [\"host:port\"] } in cage.toml (an empty list grants the \
-             import and no host)"
-                .into(),
-        );
+    match interfaces::known(import) {
+        Known::Served => None,
+        Known::OtherVersions(versions) => Some(format!("this version is not served; there are: {versions}")),
+        Known::Unknown(meant) => {
+            let meant = meant.map(|meant| format!("; was {meant} meant?")).unwrap_or_default();
+            let own = import.starts_with("wasi:") || import.starts_with("wasmcage:");
+            let bindable = !own || import.starts_with(exports::HTTP_HANDLER);
+            let hint = if bindable { binding::hint(import, &settings.imports) } else { String::new() };
+            Some(format!("nobody provides it{meant}{hint}"))
+        }
     }
-    if host_api::INTERFACES.contains(&name) {
-        return None;
+}
+
+/// What wasmtime says of an import that does not fit, and which versions would.
+fn link_text(text: &str, component: &Component) -> String {
+    let imports = exports::imports(component, component.engine());
+    let named = imports.iter().find(|import| text.contains(&format!("`{import}`")));
+    match named.and_then(|import| Some((import, interfaces::served_versions(import)?))) {
+        Some((import, versions)) => format!("{text}; of {import} there are the versions {versions}"),
+        None => text.to_owned(),
     }
-    let nearest = host_api::INTERFACES.iter().max_by(|a, b| strsim::jaro(a, name).total_cmp(&strsim::jaro(b, name)));
-    let nearest = nearest.unwrap_or(&"none");
-    let bindable = !name.starts_with("wasi:") && !name.starts_with("wasmcage:");
-    let hint = if bindable { binding::hint(import, &settings.imports) } else { String::new() };
-    Some(format!("nobody provides it; the nearest known interface is {nearest}{hint}"))
 }
 
 /// What the serving version is used for and the new one cannot do, each as a sentence.
@@ -430,6 +470,9 @@ fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
     for (name, function) in old.exports.functions.iter().filter(|(_, function)| function.used()) {
         let was = function.describe(name);
         match new.exports.functions.get(name) {
+            None if new.exports.candidates(name).is_some() => {
+                missing.push(format!("function `{name}`, which was called, is now exported by several interfaces"))
+            }
             None if new.service_functions().any(|function| function == name) => {}
             None => missing.push(format!("it no longer exports function `{was}`, which was called")),
             Some(function) => {
@@ -460,6 +503,9 @@ fn export_lines(compiled: &Compiled) -> Vec<String> {
     let ty = compiled.component.component_type();
     let lines = ty.exports(engine).flat_map(|(name, item)| match item.ty {
         ComponentItem::ComponentFunc(ty) => vec![signature(name, &ty)],
+        ComponentItem::ComponentInstance(_) if exports::is_web(name) => {
+            vec![format!("{name}: answers requests of http interfaces")]
+        }
         ComponentItem::ComponentInstance(instance) => {
             let functions = instance.exports(engine).filter_map(|(function, item)| match item.ty {
                 ComponentItem::ComponentFunc(ty) => Some(format!("{name}#{}", signature(function, &ty))),
@@ -475,26 +521,36 @@ fn export_lines(compiled: &Compiled) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Grants, HostPattern};
 
-    #[track_caller]
-    fn check(import: &str, http: Option<Vec<HostPattern>>, expected: Option<&str>) {
-        let settings = ModuleConfig { allow: Grants { http, ..Grants::default() }, ..ModuleConfig::default() };
-        let reason = import_reason(import, &settings);
-        match expected {
-            None => assert_eq!(reason, None),
-            Some(part) => assert!(reason.as_deref().is_some_and(|reason| reason.contains(part)), "{reason:?}"),
+    #[test]
+    fn imports_are_known_or_explained() {
+        #[track_caller]
+        fn check(import: &str, expected: Option<&str>) {
+            let reason = import_reason(import, &ModuleConfig::default());
+            assert_eq!(reason.as_deref(), expected);
         }
+        check("wasmcage:cage/log@0.1.0", None);
+        check("wasi:cli/environment@0.2.9", None);
+        check("wasi:http/outgoing-handler@0.2.0", None);
+        check("wasmcage:cage/logs@0.1.0", Some("nobody provides it; was wasmcage:cage/log meant?"));
+        check("wasi:blobstore/container", Some("nobody provides it"));
+        check("wasi:http/types@0.3.0-rc-2025-09-16", Some("this version is not served; there are: 0.2.12, 0.3.0"));
+        check(
+            "acme:missing/thing@1.0.0",
+            Some(
+                "nobody provides it; a module can: \"acme:missing/thing\" = \"cage/module\" in [modules.NAME.imports] of \
+                 cage.toml",
+            ),
+        );
     }
 
     #[test]
-    fn imports_are_known_granted_or_explained() {
-        check("wasmcage:cage/log@0.1.0", None, None);
-        check("wasi:cli/environment@0.2.9", None, None);
-        check("wasi:http/outgoing-handler@0.2.0", Some(Vec::new()), None);
-        check("wasi:http/outgoing-handler@0.2.0", None, Some("not granted"));
-        check("wasmcage:cage/logs@0.1.0", None, Some("wasmcage:cage/log"));
-        check("acme:missing/thing", None, Some("nobody provides it"));
-        check("acme:missing/thing@1.0.0", None, Some("\"acme:missing/thing\" = \"cage/module\""));
+    fn many_mistakes_make_a_short_message() {
+        let problem = |number| ImportProblem { import: format!("a:b/c{number}"), reason: "nobody provides it".into() };
+        let problems: Vec<_> = (0..19).map(problem).collect();
+        let text = import_list(&problems);
+        assert!(text.starts_with("import a:b/c0: nobody provides it; import a:b/c1"), "{text}");
+        assert!(text.ends_with("; and 14 more, which `wasmcage check` shows"), "{text}");
+        assert_eq!(import_list(&problems[..1]), "import a:b/c0: nobody provides it");
     }
 }

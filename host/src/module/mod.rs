@@ -4,6 +4,7 @@
 pub mod binding;
 pub mod cache;
 pub mod carrier;
+mod command;
 mod compile_worker;
 pub mod compiler;
 pub mod component_file;
@@ -84,7 +85,7 @@ impl Modules {
     /// Frees all idle instances but those that are their module's only one, whose memory is not to be lost; says how many.
     pub fn make_room(&self) -> usize {
         let versions = self.all().into_iter().filter_map(|slot| slot.current());
-        let versions = versions.filter(|version| version.home.settings.instances.mode != InstanceMode::Single);
+        let versions = versions.filter(|version| version.mode != InstanceMode::Single);
         versions.map(|version| version.drop_idle(Duration::ZERO)).sum()
     }
 

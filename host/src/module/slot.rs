@@ -65,7 +65,7 @@ impl Slot {
         let old = self.current.swap(version);
         *self.refusal.lock() = None;
         if let Some(old) = old {
-            if old.home.settings.instances.mode == InstanceMode::Single {
+            if old.mode == InstanceMode::Single {
                 old.close();
             }
             old.retire();
@@ -135,6 +135,7 @@ impl Slot {
                 sha256: version.hash.to_string(),
                 loaded: telemetry::utc(version.loaded),
                 engine: version.engine().name(),
+                mode: version.mode,
                 instances: version.instances(),
                 functions: version.callable_functions(),
             }),
@@ -164,6 +165,7 @@ pub struct VersionSnapshot {
     /// RFC 3339, UTC.
     pub loaded: String,
     pub engine: &'static str,
+    pub mode: InstanceMode,
     pub instances: usize,
     /// Names by which its functions can be called, sorted.
     pub functions: Vec<String>,

@@ -40,6 +40,8 @@ pub struct Version {
     pub exports: Exports,
     /// Imports that other modules answer.
     pub bound: Vec<BoundInterface>,
+    /// As `cage.toml` says, or as suits the exports.
+    pub mode: InstanceMode,
     service_functions: Vec<ServiceFunction>,
     pre: InstancePre<GuestState>,
     compiled: Arc<Compiled>,
@@ -74,7 +76,8 @@ impl Version {
         lanes: usize,
     ) -> Self {
         let instances = &home.settings.instances;
-        let (places, shards) = match instances.mode {
+        let mode = instances.mode.unwrap_or_else(|| linked.exports.instance_mode());
+        let (places, shards) = match mode {
             InstanceMode::Single => (1, 1),
             InstanceMode::Reuse | InstanceMode::Fresh => (instances.max, lanes),
         };
@@ -92,7 +95,7 @@ impl Version {
         let Linked { pre, exports, bound } = linked;
         // All core modules are inside the component: nobody provides any from outside.
         let units = compiled.component.resources_required().map_or(POOL_UNITS, |required| pool_units(&required));
-        Self { hash, number, loaded, home, exports, bound, service_functions, pre, compiled, pool, units }
+        Self { hash, number, loaded, home, exports, bound, mode, service_functions, pre, compiled, pool, units }
     }
 
     /// Before the version is shared: what its `service` export answers to.
@@ -185,7 +188,7 @@ impl Version {
 
     /// Makes an instance of `start` the first warm one.
     pub fn put_back(&self, instance: Instance) {
-        if self.home.settings.instances.mode != InstanceMode::Fresh {
+        if self.mode != InstanceMode::Fresh {
             self.pool.alive.fetch_add(1, Ordering::Relaxed);
             self.pool.idle[0].lock().push(instance);
         }
@@ -222,7 +225,7 @@ impl Version {
     fn warm(&self) -> Option<Instance> {
         loop {
             let instance = self.pool.take()?;
-            let single = self.home.settings.instances.mode == InstanceMode::Single;
+            let single = self.mode == InstanceMode::Single;
             if !instance.store.data().has_revoked_grants() && (single || instance.has_its_directories()) {
                 return Some(instance);
             }
@@ -232,11 +235,14 @@ impl Version {
     }
 
     /// Whether an instance may serve again after a call that ended as it should.
-    fn may_serve_again(&self, instance: &Instance) -> bool {
+    fn may_serve_again(&self, instance: &mut Instance) -> bool {
         let settings = &self.home.settings.instances;
-        let grown = instance.grown_bytes() > settings.keep_bytes && settings.mode != InstanceMode::Single;
-        settings.mode != InstanceMode::Fresh
+        // What an only instance remembers is worth more than what its size costs.
+        let single = self.mode == InstanceMode::Single;
+        let grown = !single && (instance.grown_bytes() > settings.keep_bytes || instance.store.data_mut().is_worn());
+        self.mode != InstanceMode::Fresh
             && instance.uses < settings.max_uses
+            && !instance.spent
             && !grown
             && !instance.store.data().has_revoked_grants()
             && !self.pool.retired.load(Ordering::Acquire)
@@ -297,7 +303,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let pool = &self.version.pool;
         if let Some(mut instance) = self.instance.take() {
-            if self.keep && self.version.may_serve_again(&instance) {
+            if self.keep && self.version.may_serve_again(&mut instance) {
                 instance.idle_since = Instant::now();
                 pool.idle[pool.shard()].lock().push(instance);
             } else {

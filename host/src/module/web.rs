@@ -48,18 +48,22 @@ pub async fn serve(
         biased;
         finished = &mut guest => {
             // Nothing has been sent yet, so that the answer of a guest that failed after all need not break off.
-            finished?;
-            answer_rx.try_recv().ok()
+            let lease = finished?;
+            let answer = answer_rx.try_recv().ok();
+            if answer.is_some() {
+                lease.keep();
+            }
+            answer
         }
         answer = &mut answer_rx => match answer {
             Ok(answer) => {
                 tokio::spawn(async move {
                     let caught = task::caught_async(guest).await;
                     let ended = caught.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())));
-                    if let Err(error) = ended
-                        && !breaks_of_guest.told.swap(true, Ordering::AcqRel)
-                    {
-                        late_guest(&error);
+                    match ended {
+                        Ok(lease) => lease.keep(),
+                        Err(error) if !breaks_of_guest.told.swap(true, Ordering::AcqRel) => late_guest(&error),
+                        Err(_) => {}
                     }
                 });
                 Some(answer)
@@ -240,7 +244,8 @@ impl Drop for BreakOnDrop {
     }
 }
 
-/// The guest's part, from the request's head to the last byte of its response.
+/// The guest's part, from the request's head to the last byte of its response. Returns the lease of an instance that came
+/// to its end, for whoever knows whether it answered: one that did not is in no state to serve again.
 async fn run(
     mut lease: Lease,
     context: Arc<RequestContext>,
@@ -248,7 +253,7 @@ async fn run(
     answer: oneshot::Sender<Answer>,
     unfinished: BreakOnDrop,
     sent: oneshot::Receiver<()>,
-) -> Result<(), DispatchError> {
+) -> Result<Lease, DispatchError> {
     let version = lease.version().clone();
     // A local, so that it is dropped before the lease.
     let unfinished = unfinished;
@@ -258,8 +263,7 @@ async fn run(
         None => return Err(DispatchError::Host("the module has no wasi:http export".into())),
     }
     unfinished.disarm();
-    lease.keep();
-    Ok(())
+    Ok(lease)
 }
 
 async fn run_p2(

@@ -12,7 +12,7 @@ use super::read::{Path, Reading, Step, VALUES_MAX, Value, meant, position, short
 use super::shape::Shape;
 
 /// Longer arguments are refused unread.
-pub(super) const JSON_BYTES_MAX: usize = 16 << 20;
+pub const JSON_BYTES_MAX: usize = 16 << 20;
 
 /// Arguments that do not fit the function they are for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -20,7 +20,7 @@
 //! | `option<T>` | the value, or `null`; an option of an option is `null` or `{"some": ..}` |
 //! | `result<T, E>` | `{"ok": ..}` or `{"err": ..}`, with `null` where there is no payload |
 //!
-//! Names are WIT's (`max-size`); `max_size` may come too. A key that comes twice is refused. Resources, streams,
+//! Names are WIT's (`max-size`); `max_size` may come too, for functions as well. A key that comes twice is refused. Resources, streams,
 //! futures and error contexts have no JSON, and neither have functions that use them.
 
 mod arguments;
@@ -41,7 +41,7 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::Val;
 use wasmtime::component::types::ComponentFunc;
 
-pub use arguments::ArgumentError;
+pub use arguments::{ArgumentError, JSON_BYTES_MAX};
 pub use binary::Malformed;
 pub use carried::{Item, Misfit, Side, Values};
 pub use shape::{Shape, UnsupportedType};

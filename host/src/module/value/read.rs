@@ -117,22 +117,14 @@ impl<'a> Value<'a> {
     }
 
     fn integer<E: Error>(&self, integer: i128) -> Result<Val, E> {
-        let value = match self.shape {
-            Shape::S8 => integer.try_into().ok().map(Val::S8),
-            Shape::U8 => integer.try_into().ok().map(Val::U8),
-            Shape::S16 => integer.try_into().ok().map(Val::S16),
-            Shape::U16 => integer.try_into().ok().map(Val::U16),
-            Shape::S32 => integer.try_into().ok().map(Val::S32),
-            Shape::U32 => integer.try_into().ok().map(Val::U32),
-            Shape::S64 => integer.try_into().ok().map(Val::S64),
-            Shape::U64 => integer.try_into().ok().map(Val::U64),
-            Shape::Float32 => Some(Val::Float32(integer as f32)),
-            Shape::Float64 => Some(Val::Float64(integer as f64)),
-            _ => return self.unfit(format_args!("the number {integer}")),
-        };
-        match value {
-            Some(value) => Ok(value),
-            None => self.unfit(format_args!("the number {integer}, which is out of its range")),
+        match self.shape {
+            Shape::Float32 => Ok(Val::Float32(integer as f32)),
+            Shape::Float64 => Ok(Val::Float64(integer as f64)),
+            shape if !is_integer(shape) => self.unfit(format_args!("the number {integer}")),
+            shape => match in_range(shape, integer) {
+                Some(value) => Ok(value),
+                None => self.unfit(format_args!("the number {integer}, which is out of its range")),
+            },
         }
     }
 
@@ -141,7 +133,12 @@ impl<'a> Value<'a> {
             Shape::Float64 => Ok(Val::Float64(float)),
             Shape::Float32 if (float as f32).is_finite() => Ok(Val::Float32(float as f32)),
             Shape::Float32 => self.unfit(format_args!("the number {float:e}, which is out of its range")),
-            _ if float.fract() == 0.0 && float.abs() <= FLOAT_INTEGER_MAX => self.integer(float as i128),
+            // What is too large for an i128 is made the largest, which is out of every range as well.
+            shape if is_integer(shape) && float.fract() == 0.0 => match in_range(shape, float as i128) {
+                Some(value) if float.abs() <= FLOAT_INTEGER_MAX => Ok(value),
+                Some(_) => self.unfit(format_args!("the number {float:?}, which is not exact; write all its digits")),
+                None => self.unfit(format_args!("the number {float:e}, which is out of its range")),
+            },
             _ => self.unfit(format_args!("the number {float:?}")),
         }
     }
@@ -389,6 +386,25 @@ impl<'de, 'a> Visitor<'de> for Value<'a> {
             }
             _ => self.unfit("an object"),
         }
+    }
+}
+
+fn is_integer(shape: &Shape) -> bool {
+    use Shape::{S8, S16, S32, S64, U8, U16, U32, U64};
+    matches!(shape, S8 | U8 | S16 | U16 | S32 | U32 | S64 | U64)
+}
+
+fn in_range(shape: &Shape, integer: i128) -> Option<Val> {
+    match shape {
+        Shape::S8 => integer.try_into().ok().map(Val::S8),
+        Shape::U8 => integer.try_into().ok().map(Val::U8),
+        Shape::S16 => integer.try_into().ok().map(Val::S16),
+        Shape::U16 => integer.try_into().ok().map(Val::U16),
+        Shape::S32 => integer.try_into().ok().map(Val::S32),
+        Shape::U32 => integer.try_into().ok().map(Val::U32),
+        Shape::S64 => integer.try_into().ok().map(Val::S64),
+        Shape::U64 => integer.try_into().ok().map(Val::U64),
+        _ => None,
     }
 }
 

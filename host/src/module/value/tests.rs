@@ -151,10 +151,23 @@ fn what_does_not_fit_is_named() {
         r#"{"args": [256]}"#,
         "integers: `a`: expected u8, got the number 256, which is out of its range",
     );
+    let beyond = |c: &str, shown: &str| {
+        let expected = format!("integers: `c`: expected u64, got the number {shown}");
+        check("integers", &format!("{{\"args\": [1, 2, {c}]}}"), &expected);
+    };
+    beyond("18446744073709551616", "1.8446744073709552e19, which is out of its range");
+    beyond("1e300", "1e300, which is out of its range");
+    beyond("-1", "-1, which is out of its range");
+    beyond("1e17", "1e17, which is not exact; write all its digits");
+    beyond("1.5", "1.5");
     check("integers", r#"{"args": [1.5]}"#, "integers: `a`: expected u8, got the number 1.5");
     check("integers", r#"{"args": ["1"]}"#, "integers: `a`: expected u8, got the string \"1\"");
     check("integers", r#"{"args": [null]}"#, "integers: `a`: expected u8, got null");
-    check("integers", r#"{"args": [1, 1e19]}"#, "integers: `b`: expected s64, got the number 1e19");
+    check(
+        "integers",
+        r#"{"args": [1, 1e19]}"#,
+        "integers: `b`: expected s64, got the number 1e19, which is out of its range",
+    );
     check(
         "floats",
         r#"{"args": [1e300]}"#,

@@ -1,0 +1,108 @@
+//! Requests of `wasi:http` that a module hands on to the module that its import `wasi:http/handler` is bound to. Called by
+//! `host_api/forward.rs`. The rules are those of calls; bodies stream, which no fabric carries, so that the target has to
+//! run in this process.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{DispatchError, Dispatcher, StreamBody, contained};
+use crate::admission::Entry;
+use crate::config::BindingTarget;
+use crate::host_api::Home;
+use crate::module::slot::Slot;
+use crate::module::version::Version;
+use crate::module::web;
+use crate::readings::Outcome;
+use crate::request::RequestContext;
+
+/// What `[rpc.allow]` of the other cage calls it.
+const HANDLE: &str = "wasi:http/handler#handle";
+
+type Request = http::Request<StreamBody>;
+type Response = http::Response<StreamBody>;
+
+impl Dispatcher {
+    /// Has the target answer a request that a module of this cage hands on while it works on `request`. Resolves when the
+    /// response's head is there.
+    ///
+    /// # Errors
+    /// See the kinds.
+    pub async fn forward_from(
+        &self,
+        home: &Home,
+        request: &RequestContext,
+        target: &BindingTarget,
+        forwarded: Request,
+    ) -> Result<Response, DispatchError> {
+        let context = self.nested(home, request, None)?;
+        let callee = match target.cage.as_deref().filter(|cage| **cage != *home.cage) {
+            Some(cage) => self.neighbour(cage).ok_or_else(|| {
+                DispatchError::NoSuchCage(format!(
+                    "cage {cage} does not run in this process, within which alone requests of wasi:http are handed on"
+                ))
+            })?,
+            None => self.clone(),
+        };
+        callee.check_caller(&home.cage, &target.module, HANDLE)?;
+        let current = callee.0.modules.get(&target.module).and_then(|slot| Some((slot.clone(), slot.current()?)));
+        let (slot, version) = current.ok_or_else(|| callee.no_such_module(&target.module))?;
+        let context = callee.tighten(context, &version);
+        let mut answering = Answering::begin(&slot);
+        // A task of its own: two guests of the concurrent engine cannot run in one, the second within the first's poll.
+        let answered = {
+            let (callee, slot, context) = (callee.clone(), slot.clone(), context.clone());
+            tokio::spawn(async move { contained(callee.forwarded(&slot, version, context, forwarded)).await })
+        };
+        let result = match AbortOnDropHandle::new(answered).await {
+            Ok(result) => result,
+            Err(error) => Err(DispatchError::Host(format!("the task that handed a request on has ended: {error}"))),
+        };
+        answering.outcome = Outcome::of(&result);
+        if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
+            callee.log_call_failure(&slot, &context, error);
+        }
+        result
+    }
+
+    async fn forwarded(
+        &self,
+        slot: &Arc<Slot>,
+        version: Arc<Version>,
+        context: Arc<RequestContext>,
+        request: Request,
+    ) -> Result<Response, DispatchError> {
+        self.check_cycle(slot, &version, &context)?;
+        // As with calls: whoever is on the way through this cage already holds a place in it.
+        let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
+        let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
+        let (version, place) = slot.enter(version, entry, context.deadline).await?;
+        let lease = version.lease(place, context.deadline).await?;
+        let late = {
+            let (this, slot, context) = (self.clone(), slot.clone(), context.clone());
+            move |error: &DispatchError| this.log_call_failure(&slot, &context, error)
+        };
+        web::serve(lease, context, request, late).await
+    }
+}
+
+/// Counts the end of it, also when its future is dropped because the caller has ended.
+struct Answering<'a> {
+    slot: &'a Slot,
+    begun: Instant,
+    outcome: Outcome,
+}
+
+impl<'a> Answering<'a> {
+    fn begin(slot: &'a Slot) -> Self {
+        slot.readings.begin();
+        Self { slot, begun: Instant::now(), outcome: Outcome::Abandoned }
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.slot.readings.end(self.outcome, std::time::Duration::ZERO, self.begun.elapsed());
+    }
+}

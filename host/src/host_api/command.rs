@@ -1,0 +1,48 @@
+//! `wasi:cli/environment`: environment variables as `cage.toml` has them, and the words that a command is called with, which
+//! change from call to call where wasmtime's own implementation keeps those of the instance's beginning.
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime_wasi::{p2, p3};
+
+use super::GuestState;
+use crate::module::engine::EngineKind;
+
+/// # Errors
+/// wasmtime's: none is known.
+pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    p2::bindings::cli::environment::add_to_linker::<_, HasSelf<GuestState>>(linker, |state| state)?;
+    if kind == EngineKind::Concurrent {
+        p3::bindings::cli::environment::add_to_linker::<_, HasSelf<GuestState>>(linker, |state| state)?;
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+impl p2::bindings::cli::environment::Host for GuestState {
+    fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
+        Ok(self.home.settings.env.clone())
+    }
+
+    fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
+        Ok(self.words.clone())
+    }
+
+    fn initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(None)
+    }
+}
+
+impl p3::bindings::cli::environment::Host for GuestState {
+    fn get_environment(&mut self) -> wasmtime::Result<Vec<(String, String)>> {
+        Ok(self.home.settings.env.clone())
+    }
+
+    fn get_arguments(&mut self) -> wasmtime::Result<Vec<String>> {
+        Ok(self.words.clone())
+    }
+
+    fn get_initial_cwd(&mut self) -> wasmtime::Result<Option<String>> {
+        Ok(None)
+    }
+}
