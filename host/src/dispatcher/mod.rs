@@ -19,7 +19,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use self::abroad::Abroad;
@@ -52,6 +52,8 @@ pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sy
 pub struct Cages {
     by_name: RwLock<std::collections::HashMap<Arc<str>, WeakDispatcher>>,
     abroad: Abroad,
+    /// Held while idle instances are freed.
+    reclaim: Mutex<()>,
 }
 
 impl Cages {
@@ -139,14 +141,15 @@ impl Dispatcher {
         self.0.services.room.set_memory_max(config.guest_memory_bytes);
     }
 
-    /// Frees instances without work, of this cage or else of all cages of the process, and says how many.
-    pub(crate) fn make_room(&self) -> usize {
-        let own = self.0.modules.make_room();
-        if own > 0 {
-            return own;
+    /// Frees instances without work, of this cage or else of all cages of the process. Whoever calls it while another does
+    /// waits until what that one frees has been given back.
+    pub(crate) fn make_room(&self) {
+        let _one_at_a_time = self.0.cages.reclaim.lock();
+        if self.0.modules.make_room() > 0 {
+            return;
         }
         let cages: Vec<_> = self.0.cages.by_name.read().values().filter_map(WeakDispatcher::upgrade).collect();
-        cages.iter().map(|cage| cage.0.modules.make_room()).sum()
+        cages.iter().for_each(|cage| _ = cage.0.modules.make_room());
     }
 
     /// Requests in work and waiting.

@@ -171,7 +171,10 @@ impl Version {
     /// As `Instance::start`.
     pub async fn start(&self, deadline: Deadline) -> Result<Instance, DispatchError> {
         match self.try_start(deadline).await {
-            Err(DispatchError::Overloaded(_)) if self.make_room() => self.try_start(deadline).await,
+            Err(DispatchError::Overloaded(_)) => {
+                self.make_room();
+                self.try_start(deadline).await
+            }
             started => started,
         }
     }
@@ -182,8 +185,10 @@ impl Version {
         Instance::start(&self.pre, &self.home, part, deadline).await
     }
 
-    fn make_room(&self) -> bool {
-        self.home.dispatcher.upgrade().is_some_and(|dispatcher| dispatcher.make_room() > 0)
+    fn make_room(&self) {
+        if let Some(dispatcher) = self.home.dispatcher.upgrade() {
+            dispatcher.make_room();
+        }
     }
 
     /// Makes an instance of `start` the first warm one.
@@ -220,8 +225,8 @@ impl Version {
         freed
     }
 
-    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made. The only instance of a `single` module serves whatever became of its
-    /// directories, since its memory would be lost with it.
+    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made. The only
+    /// instance of a `single` module serves whatever became of its directories, since its memory would be lost with it.
     fn warm(&self) -> Option<Instance> {
         loop {
             let instance = self.pool.take()?;
