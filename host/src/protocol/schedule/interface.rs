@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use jiff::Timestamp;
 use tokio::task::JoinSet;
 
 use super::NAME;
-use super::planner::{CatchUp, Planner, Rules, Tick};
+use super::planner::{CatchUp, Planner, Progress, Rules, Tick};
 use super::record::Record;
 use crate::dispatcher::{DispatchError, Endpoint, Route};
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
@@ -56,10 +57,8 @@ impl Running {
             Some(record) => record.load().await.map(Some),
             None => Ok(None),
         };
-        let planner = Planner::new(
-            rules.clone(),
-            known.as_ref().ok().copied().flatten().flatten().unwrap_or_else(Timestamp::now),
-        );
+        let progress = known.as_ref().ok().cloned().flatten().flatten();
+        let planner = Planner::new(rules.clone(), progress.unwrap_or_else(|| Progress::begin(Timestamp::now())));
         let mut running = Self { cx, rules, planner, record, unrecorded: false, ticks: JoinSet::new() };
         match known {
             Err(error) => running.warn_unrecorded(&error),
@@ -147,12 +146,13 @@ impl Running {
             // The dispatcher has counted and told how it ended; nobody waits for the answer.
             let _ = dispatcher.handle(&endpoint, route, request).await;
         };
+        let work = self.cx.services.tasks.watched("a scheduled request", work).map(|_| ());
         self.ticks.spawn_on(work, self.cx.lanes.next());
     }
 
     async fn save(&mut self) {
         let Some(record) = &self.record else { return };
-        match record.save(self.planner.settled()).await {
+        match record.save(&self.planner.settled()).await {
             Ok(()) => self.unrecorded = false,
             Err(error) => self.warn_unrecorded(&error),
         }

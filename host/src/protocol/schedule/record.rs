@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::NAME;
+use super::planner::{Progress, Stretch};
 use crate::request::Deadline;
 use crate::store::{Space, Store, StoreError};
 
@@ -23,8 +24,26 @@ pub(super) struct Record {
 #[derive(Serialize, Deserialize)]
 struct Stored {
     schedule: String,
-    /// Times up to this one are settled. Seconds since 1970.
+    /// Times up to this one are settled. Seconds since 1970, like all here.
     settled: i64,
+    /// Since when the clock had not leapt; records of earlier versions do not say it.
+    since: Option<i64>,
+    /// Settled stretches from before it did.
+    #[serde(default)]
+    past: Vec<(i64, i64)>,
+}
+
+impl Stored {
+    fn progress(&self) -> Option<Progress> {
+        let time = |seconds| Timestamp::from_second(seconds).ok();
+        let past = self.past.iter().map(|(after, to)| Some(Stretch { after: time(*after)?, to: time(*to)? }));
+        let seen = time(self.settled)?;
+        Some(Progress {
+            since: self.since.map_or(Some(seen), time)?.min(seen),
+            seen,
+            past: past.collect::<Option<_>>()?,
+        })
+    }
 }
 
 impl Record {
@@ -36,17 +55,24 @@ impl Record {
     ///
     /// # Errors
     /// The store's.
-    pub(super) async fn load(&self) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) async fn load(&self) -> Result<Option<Progress>, StoreError> {
         self.store.ready().await;
-        let Some(bytes) = self.store.read(|reader| reader.get(Space::Interfaces, &self.key))? else { return Ok(None) };
+        let key = self.key.clone();
+        let read = self.store.aside(move |store| store.read(|reader| reader.get(Space::Interfaces, &key)));
+        let Some(bytes) = read.await? else { return Ok(None) };
         let stored = serde_json::from_slice::<Stored>(&bytes).ok().filter(|stored| stored.schedule == self.schedule);
-        Ok(stored.and_then(|stored| Timestamp::from_second(stored.settled).ok()))
+        Ok(stored.and_then(|stored| stored.progress()))
     }
 
     /// # Errors
     /// The store's.
-    pub(super) async fn save(&self, settled: Timestamp) -> Result<(), StoreError> {
-        let stored = Stored { schedule: self.schedule.clone(), settled: settled.as_second() };
+    pub(super) async fn save(&self, settled: &Progress) -> Result<(), StoreError> {
+        let stored = Stored {
+            schedule: self.schedule.clone(),
+            settled: settled.seen.as_second(),
+            since: Some(settled.since.as_second()),
+            past: settled.past.iter().map(|past| (past.after.as_second(), past.to.as_second())).collect(),
+        };
         let value = serde_json::to_vec(&stored).map_err(|error| StoreError::Invalid(error.to_string()))?;
         let key = self.key.clone();
         let write = self.store.write(Deadline::after(WRITE_TIMEOUT), move |writer| {
