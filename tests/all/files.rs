@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -250,4 +250,93 @@ async fn no_file_is_lost_whenever_the_process_dies() {
     }
     // What was being written when it died is gone.
     assert_eq!(names(directory.join("out")).len(), FILES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watched_directory_that_is_removed_or_replaced_is_taken_up_again() {
+    let cage = dropbox("").start().await;
+    let directory = cage.directory();
+    put(&directory, "1", "one");
+    empty(&cage).await;
+    fs::remove_dir_all(directory.join("in")).unwrap();
+    let told = || cage.log().contains("was removed or replaced").then_some(());
+    eventually("a line in the log", told).await;
+    let waits = || {
+        let cages = cage.snapshot().cages;
+        let interface = cages[0].interfaces.iter().find(|interface| interface.interface == "inbox");
+        let news = interface.and_then(|interface| interface.news.clone());
+        news.filter(|news| news.contains("waits for directory"))
+    };
+    eventually("ps to say so", waits).await;
+    fs::create_dir(directory.join("in")).unwrap();
+    put(&directory, "2", "two");
+    empty(&cage).await;
+    appears(&cage, "out/2").await;
+    // Another directory in its place, at once.
+    fs::create_dir(directory.join("new")).unwrap();
+    fs::write(directory.join("new/3"), "three").unwrap();
+    fs::rename(directory.join("in"), directory.join("old")).unwrap();
+    fs::rename(directory.join("new"), directory.join("in")).unwrap();
+    empty(&cage).await;
+    appears(&cage, "out/3").await;
+    assert_eq!(cage.log().matches("was removed or replaced").count(), 2, "told once each time");
+}
+
+/// A directory on another file system than the cages'; none, and a line that tells so, where there is none.
+fn elsewhere() -> Option<tempfile::TempDir> {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    let found = ["/dev/shm", "/run", "/var/tmp", "/tmp"].into_iter().find_map(|place| {
+        let directory = tempfile::tempdir_in(place).ok()?;
+        (device(directory.path()) != device(&std::env::temp_dir())).then_some(directory)
+    });
+    if found.is_none() {
+        eprintln!("not run: there is no second file system here that can be written");
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_put_away_to_another_file_system() {
+    let Some(place) = elsewhere() else { return };
+    let (done, failed) = (place.path().join("done"), place.path().join("failed"));
+    let keys = format!("done = {done:?}\nfailed = {failed:?}");
+    let cage = dropbox(&keys).start().await;
+    let file = cage.directory().join("kept");
+    fs::write(&file, "one").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    let modified = fs::metadata(&file).unwrap().modified().unwrap();
+    fs::rename(&file, cage.directory().join("in/1")).unwrap();
+    fs::write(cage.directory().join("in/refused"), b"\xff").unwrap();
+    empty(&cage).await;
+    eventually("both files", || (names(done.clone()) == ["1"] && names(failed.clone()).len() == 2).then_some(())).await;
+    let metadata = fs::metadata(done.join("1")).unwrap();
+    assert_eq!((metadata.permissions().mode() & 0o777, metadata.modified().unwrap()), (0o640, modified));
+    assert_eq!(fs::read_to_string(done.join("1")).unwrap(), "one");
+    assert_eq!(names(failed.clone()), ["refused", "refused.error"]);
+    // One of the same name is kept beside it.
+    put(&cage.directory(), "1", "another one");
+    empty(&cage).await;
+    eventually("the second one", || (names(done.clone()) == ["1", "1.1"]).then_some(())).await;
+    assert_eq!(fs::read_to_string(done.join("1.1")).unwrap(), "another one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_with_the_longest_possible_name_is_moved_aside_with_its_reason() {
+    let cage = dropbox("").start().await;
+    let long = "x".repeat(252);
+    let failed = cage.directory().join("in/failed");
+    for round in 0..2 {
+        let directory = cage.directory();
+        fs::write(directory.join("out-of-sight"), b"\xff").unwrap();
+        fs::rename(directory.join("out-of-sight"), directory.join("in").join(&long)).unwrap();
+        let count = 2 * (round + 1);
+        eventually("the file and its reason", || (names(failed.clone()).len() == count).then_some(())).await;
+    }
+    let names = names(failed.clone());
+    assert!(names.contains(&long), "{names:?}");
+    for note in names.iter().filter(|name| name.ends_with(".error")) {
+        let text = fs::read_to_string(failed.join(note)).unwrap();
+        assert!(text.starts_with(&format!("file: {}", &long[..200])), "{text}");
+    }
 }

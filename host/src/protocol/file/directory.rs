@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use bytes::Bytes;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
 
 use super::name::Name;
 
@@ -40,9 +41,14 @@ impl Directory {
         Ok(Self(rustix::fs::openat(&self.0, part, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?))
     }
 
+    /// The same directory once more.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        Ok(Self(self.0.try_clone()?))
+    }
+
     /// The directory that these parts lead to, from here.
     pub(super) fn walk(&self, parts: &[String]) -> io::Result<Self> {
-        let mut directory = Self(self.0.try_clone()?);
+        let mut directory = self.again()?;
         for part in parts {
             directory = directory.beneath(part)?;
         }
@@ -51,11 +57,11 @@ impl Directory {
 
     /// The same; what is missing on the way is made, durably.
     pub(super) fn walk_making(&self, parts: &[String]) -> io::Result<Self> {
-        let mut directory = Self(self.0.try_clone()?);
+        let mut directory = self.again()?;
         for part in parts {
             match rustix::fs::mkdirat(&directory.0, part.as_str(), Mode::from_raw_mode(0o777)) {
                 Ok(()) => directory.sync()?,
-                Err(rustix::io::Errno::EXIST) => {}
+                Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
             directory = directory.beneath(part)?;
@@ -82,7 +88,7 @@ impl Directory {
     pub(super) fn stat(&self, name: &CStr) -> io::Result<Option<(FileType, Stamp)>> {
         match rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(Some((FileType::from_raw_mode(stat.st_mode), Stamp::of(&stat)))),
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -96,6 +102,46 @@ impl Directory {
 
     pub(super) fn remove(&self, name: &CStr) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// Moves a file to another directory, or gives it another name; without `overwrite`, only if there is none of that name.
+    ///
+    /// # Errors
+    /// `AlreadyExists`; `CrossesDevices` when the other directory is on another file system.
+    pub(super) fn rename(&self, name: &CStr, to: &Self, new_name: &CStr, overwrite: bool) -> io::Result<()> {
+        if overwrite {
+            return Ok(rustix::fs::renameat(&self.0, name, &to.0, new_name)?);
+        }
+        match rustix::fs::renameat_with(&self.0, name, &to.0, new_name, RenameFlags::NOREPLACE) {
+            // Some file systems, such as those of a network, cannot do both in one step. A link never replaces either.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::linkat(&self.0, name, &to.0, new_name, AtFlags::empty())?;
+                self.remove(name)
+            }
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// Whether the path leads to this very directory; `NotFound` when it leads nowhere.
+    pub(super) fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let (here, there) = (rustix::fs::fstat(&self.0)?, rustix::fs::stat(path)?);
+        Ok((here.st_dev, here.st_ino) == (there.st_dev, there.st_ino))
+    }
+
+    /// The longest name, in bytes, that a file in it can have.
+    pub(super) fn name_bytes_max(&self) -> usize {
+        rustix::fs::fstatvfs(&self.0).ok().and_then(|found| usize::try_from(found.f_namemax).ok()).unwrap_or(255)
+    }
+
+    /// A new file, or none if there is one of that name.
+    pub(super) fn create(&self, name: &CStr, overwrite: bool) -> io::Result<Option<File>> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags = flags | if overwrite { OFlags::TRUNC } else { OFlags::EXCL };
+        match rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(0o666)) {
+            Ok(file) => Ok(Some(file.into())),
+            Err(Errno::EXIST) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes what happened to names in it last.

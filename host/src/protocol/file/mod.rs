@@ -8,6 +8,7 @@ mod error;
 mod interface;
 mod name;
 mod resource;
+mod temporary;
 
 #[cfg(test)]
 mod tests;

@@ -263,3 +263,21 @@ async fn what_a_directory_does_not_understand_is_refused() {
         assert!(refused.contains(text), "{refused}");
     }
 }
+
+#[tokio::test]
+async fn a_file_comes_whole_from_another_file_system_too() {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(elsewhere) = TempDir::new_in("/dev/shm") else { return println!("not run: there is no /dev/shm here") };
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    let bench = Bench::new(&format!("temporary = {:?}\npermissions = \"640\"", elsewhere.path()));
+    if device(elsewhere.path()) == device(bench.directory.path()) {
+        return println!("not run: /dev/shm is no file system of its own here");
+    }
+    bench.alone(write("a/b", "one")).await.unwrap();
+    bench.alone(write("a/b", "two")).await.unwrap();
+    assert_eq!(bench.code(with(write("a/b", "three"), "overwrite", "false")).await, "exists");
+    assert_eq!(bench.files(), [("a/b".to_owned(), "two".to_owned())], "nothing unfinished is left");
+    let mode = fs::metadata(bench.directory.path().join("a/b")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0, "nor where it was written");
+}

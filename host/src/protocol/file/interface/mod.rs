@@ -44,14 +44,55 @@ impl FileInterface {
 #[async_trait]
 impl Interface for FileInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let Some(source) = open(&self.config, &cx).await? else { return Ok(()) };
-        cx.endpoint.announce(format!("file:{}", self.config.directory.display()));
-        let mut watch =
-            Watch { config: self.config, source: Arc::new(source), memory: Memory::default(), trouble: None, cx };
-        let result = watch.run().await;
-        watch.cx.endpoint.forget_addresses();
-        result
+        let mut source = open(&self.config, &cx).await?;
+        while let Some(found) = source {
+            cx.endpoint.announce(format!("file:{}", self.config.directory.display()));
+            let mut watch = Watch {
+                config: self.config.clone(),
+                source: Arc::new(found),
+                memory: Memory::default(),
+                trouble: None,
+                cx: cx.clone(),
+            };
+            let result = watch.run().await;
+            cx.endpoint.forget_addresses();
+            source = match result? {
+                Ended::Draining => None,
+                Ended::Gone => open_again(&self.config, &cx).await?,
+            };
+        }
+        Ok(())
     }
+}
+
+/// Why a directory is not watched any more.
+enum Ended {
+    Draining,
+    /// The path leads to another directory, or to none.
+    Gone,
+}
+
+/// Once the path of the configuration leads to a directory again. None when the drain came first.
+async fn open_again(config: &SourceConfig, cx: &InterfaceContext) -> Result<Option<Source>, InterfaceError> {
+    let (cage, interface, directory) = (&*cx.endpoint.cage, &*cx.endpoint.interface, config.directory.display());
+    tracing::warn!(cage, interface, %directory, "the directory was removed or replaced: taking files from what its path leads to");
+    let source = loop {
+        match open(config, cx).await {
+            Err(InterfaceError::Setup { source: Some(error), .. }) if is_not_found(&*error) => {
+                cx.endpoint.tell(Some(format!("waits for directory {directory} to be there")));
+            }
+            opened => break opened,
+        }
+        if cx.drain.unless_begun(tokio::time::sleep(LOCK_INTERVAL)).await.is_none() {
+            break Ok(None);
+        }
+    };
+    cx.endpoint.tell(None);
+    source
+}
+
+fn is_not_found(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 /// None when the drain came first.
@@ -104,16 +145,20 @@ enum Outcome {
 }
 
 impl Watch {
-    async fn run(&mut self) -> Result<(), InterfaceError> {
+    async fn run(&mut self) -> Result<Ended, InterfaceError> {
         let _in_work = self.cx.drain.token();
         while !self.cx.drain.begun() {
+            let text = || format!("directory {}", self.config.directory.display());
+            if self.blocking(Source::is_gone).await.map_err(|error| setup(&self.cx, text(), error))? {
+                return Ok(Ended::Gone);
+            }
             let pause = self.pass().await?;
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.cx.drain.stopping() => {}
             }
         }
-        Ok(())
+        Ok(Ended::Draining)
     }
 
     /// Hands every file that may be handed now. Returns how long to wait for the next pass.
@@ -274,8 +319,11 @@ impl Watch {
     async fn give_up(&mut self, found: &Found, why: &str) {
         let (file, text) = (found.clone(), why.to_owned());
         match self.blocking(move |source| source.give_up(&file, &text)).await {
-            Ok(_) => {
+            Ok(no_note) => {
                 self.warn(found, why, "file given up and moved aside");
+                if let Some(error) = no_note {
+                    self.warn(found, &error.to_string(), "the reason could not be written beside the file");
+                }
                 self.memory.forget(found);
             }
             Err(error) => {

@@ -2,15 +2,17 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{self, Write as _};
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{FileType, FlockOperation, Mode};
 
 use super::config::{Order, SourceConfig};
 use crate::protocol::file::directory::{self, Directory, Stamp};
+use crate::protocol::file::temporary::{self, Temporary};
 
 /// Files that are looked at in one pass: the first ones by the order.
 pub(super) const PASS_FILES_MAX: usize = 10_000;
@@ -37,6 +39,14 @@ pub(super) struct Source {
 }
 
 impl Source {
+    /// Whether the path of the configuration leads to another directory by now, or to none.
+    pub(super) fn is_gone(&self) -> io::Result<bool> {
+        match self.directory.is_at(&self.config.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            here => Ok(!here?),
+        }
+    }
+
     /// None while another interface or process hands the files of this directory.
     pub(super) fn open(config: SourceConfig) -> io::Result<Option<Self>> {
         let directory = Directory::open(&config.directory)?;
@@ -92,45 +102,108 @@ impl Source {
         }
     }
 
-    /// Moves a file aside that is given up, and puts `why` beside it: `a.csv.error`.
-    pub(super) fn give_up(&self, found: &Found, why: &str) -> io::Result<()> {
+    /// Moves a file aside that is given up, and puts `why` beside it: `a.csv.error`. Why that note could not be written is
+    /// told; the file is moved all the same.
+    pub(super) fn give_up(&self, found: &Found, why: &str) -> io::Result<Option<io::Error>> {
         if !self.is_still(found)? {
-            return Ok(());
+            return Ok(None);
         }
         let failed = &self.config.failed;
-        let name = self.move_to(failed, found)?;
-        let text = [name.to_bytes(), b".error"].concat();
-        const NEW: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::TRUNC).union(OFlags::CLOEXEC);
-        let place = Directory::open(failed)?;
-        let file = rustix::fs::openat(&place, CString::new(text)?, NEW | OFlags::NOFOLLOW, Mode::from_raw_mode(0o666))?;
-        writeln!(std::fs::File::from(file), "{why}")
+        match self.move_to(failed, found)? {
+            Some(name) => Ok(note(failed, &name, why).err()),
+            None => Ok(None),
+        }
     }
 
     fn is_still(&self, found: &Found) -> io::Result<bool> {
         Ok(self.directory.stat(&found.name)?.is_some_and(|(_, stamp)| stamp == found.stamp))
     }
 
-    /// Under the same name, or the next one that is free: `a.csv`, `a.csv.1`, ..
-    fn move_to(&self, place: &Path, found: &Found) -> io::Result<CString> {
+    /// Under the same name, or the next one that is free: `a.csv`, `a.csv.1`, .. None if it changed meanwhile, and stays.
+    fn move_to(&self, place: &Path, found: &Found) -> io::Result<Option<CString>> {
         std::fs::create_dir_all(place)?;
-        let place = Directory::open(place)?;
-        for number in 0..SAME_NAME_MAX {
-            let name = match number {
-                0 => found.name.clone(),
-                number => CString::new([found.name.to_bytes(), format!(".{number}").as_bytes()].concat())?,
-            };
-            let flags = RenameFlags::NOREPLACE;
-            match rustix::fs::renameat_with(&self.directory, found.name.as_c_str(), &place, name.as_c_str(), flags) {
-                Ok(()) => {
-                    place.sync()?;
-                    return Ok(name);
-                }
-                Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many files of that name are there already"))
+        let place = Arc::new(Directory::open(place)?);
+        let moved = free_name(&place, &found.name, |name| self.directory.rename(&found.name, &place, name, false));
+        let name = match moved {
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => return self.copy_to(&place, found),
+            moved => moved?,
+        };
+        place.sync()?;
+        Ok(Some(name))
     }
+
+    /// To another file system: the copy is complete, and on the disk, before it has its name; only then the file is removed.
+    /// A crash in between leaves both, and the file is handed again.
+    fn copy_to(&self, place: &Arc<Directory>, found: &Found) -> io::Result<Option<CString>> {
+        let (file, stamp) = self.directory.file(&found.name)?;
+        if stamp != found.stamp {
+            return Ok(None);
+        }
+        temporary::sweep(place)?;
+        let stat = rustix::fs::fstat(&file)?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        let mut copy = Temporary::write(place.clone(), &file, Some(mode))?;
+        // Who may not give files away keeps what it copies.
+        let _ = std::os::unix::fs::fchown(copy.file(), Some(stat.st_uid), Some(stat.st_gid));
+        copy.file().set_modified(file.metadata()?.modified()?)?;
+        if !self.is_still(found)? {
+            return Ok(None);
+        }
+        let name = free_name(place, &found.name, |name| copy.try_place(place, name))?;
+        place.sync()?;
+        if let Err(error) = self.directory.remove(&found.name) {
+            // It is tried again, and must not leave a copy each time.
+            place.remove(&name)?;
+            return Err(error);
+        }
+        self.directory.sync()?;
+        Ok(Some(name))
+    }
+}
+
+/// Tries `a.csv`, `a.csv.1`, .. until one is free.
+fn free_name(place: &Directory, name: &CStr, mut take: impl FnMut(&CStr) -> io::Result<()>) -> io::Result<CString> {
+    let bytes_max = place.name_bytes_max();
+    for number in 0..SAME_NAME_MAX {
+        let (name, _) = match number {
+            0 => (name.to_owned(), false),
+            number => with_suffix(name, &format!(".{number}"), bytes_max)?,
+        };
+        match take(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            taken => return taken.map(|()| name),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many files of that name are there already"))
+}
+
+/// Writes why the file of that name was given up, beside it.
+fn note(failed: &Path, name: &CStr, why: &str) -> io::Result<()> {
+    let place = Directory::open(failed)?;
+    let bytes_max = place.name_bytes_max();
+    for number in 0..SAME_NAME_MAX {
+        let suffix = if number == 0 { ".error".to_owned() } else { format!(".{number}.error") };
+        let (note, is_cut) = with_suffix(name, &suffix, bytes_max)?;
+        // A name that was cut may be that of another file's note.
+        let Some(mut file) = place.create(&note, !is_cut)? else { continue };
+        if is_cut {
+            writeln!(file, "file: {}", name.to_string_lossy())?;
+        }
+        return writeln!(file, "{why}");
+    }
+    Err(io::Error::new(io::ErrorKind::AlreadyExists, "too many notes of that name are there already"))
+}
+
+/// The name with something behind it, and whether it had to be cut for that.
+fn with_suffix(name: &CStr, suffix: &str, bytes_max: usize) -> io::Result<(CString, bool)> {
+    let name = name.to_bytes();
+    let mut room = name.len().min(bytes_max.saturating_sub(suffix.len()));
+    let is_cut = room < name.len();
+    // Not within a character.
+    while is_cut && room > 0 && (name[room] & 0xc0) == 0x80 {
+        room -= 1;
+    }
+    Ok((CString::new([&name[..room], suffix.as_bytes()].concat())?, is_cut))
 }
 
 #[derive(PartialEq, Eq)]
@@ -152,5 +225,23 @@ impl Ord for Ordered {
 impl PartialOrd for Ordered {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_cut_where_the_file_system_has_no_room_and_not_within_a_character() {
+        let check = |name: &str, expected: &str, expected_cut: bool| {
+            let (name, is_cut) = with_suffix(&CString::new(name).unwrap(), ".error", 12).unwrap();
+            assert_eq!((name.to_str().unwrap(), is_cut), (expected, expected_cut));
+        };
+        check("a.csv", "a.csv.error", false);
+        check("abcdef", "abcdef.error", false);
+        check("abcdefg", "abcdef.error", true);
+        check("abcde\u{e4}f", "abcde.error", true);
+        check("", ".error", false);
     }
 }

@@ -8,7 +8,7 @@ use crate::config::{ConfigError, Section};
 
 pub(super) struct ResourceConfig {
     pub(super) directory: PathBuf,
-    /// On the same file system.
+    /// On the same file system it costs a rename; on another one, a copy.
     pub(super) temporary: PathBuf,
     /// As the process's umask has it, if none.
     pub(super) permissions: Option<Mode>,

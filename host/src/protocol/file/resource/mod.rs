@@ -1,9 +1,8 @@
 //! A directory as a resource: whole files, written so that others see all of one or nothing.
 //!
-//! `config.rs` reads `[resources.x]`, `transaction.rs` does what is asked, `temporary.rs` is a file before its commit.
+//! `config.rs` reads `[resources.x]`, `transaction.rs` does what is asked, `../temporary.rs` is a file before its commit.
 
 mod config;
-mod temporary;
 mod transaction;
 
 use std::fs::File;
@@ -19,7 +18,7 @@ use tokio::time::timeout_at;
 use self::config::ResourceConfig;
 use self::transaction::Transaction;
 use super::directory::Directory;
-use super::error;
+use super::{error, temporary};
 use crate::config::{ConfigError, Section};
 use crate::protocol::{Connection, Resource};
 use crate::request::Deadline;

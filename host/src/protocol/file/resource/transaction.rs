@@ -11,10 +11,10 @@ use rustix::fs::FileType;
 use serde_json::json;
 
 use super::config::ResourceConfig;
-use super::temporary::Temporary;
 use crate::protocol::file::directory::{self, Directory, Stamp};
 use crate::protocol::file::error::{self, bad};
 use crate::protocol::file::name::{self, Name};
+use crate::protocol::file::temporary::Temporary;
 use crate::resource::{Operation, OperationReply, Phase, ResourceError};
 
 /// Files that one transaction may change.
@@ -78,7 +78,7 @@ impl Transaction {
                     return Err(ResourceError::harmless(Phase::Execute, error::EXISTS, text));
                 }
                 let (home, permissions) = (self.temporary.clone(), self.config.permissions);
-                let temporary = Temporary::write(home, &operation.body, permissions).map_err(failed)?;
+                let temporary = Temporary::write(home, operation.body.as_ref(), permissions).map_err(failed)?;
                 self.change(Change::Place { temporary, parent, name: file, overwrite })?;
                 Ok(OperationReply { status: 200, ..OperationReply::default() })
             }

@@ -2,44 +2,68 @@
 //! that what a crash left behind can be told from what is in use.
 
 use std::ffi::{CStr, CString};
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 
-use crate::protocol::file::directory::Directory;
-use crate::protocol::file::name::{OWN_PREFIX, is_own};
+use super::directory::Directory;
+use super::name::{OWN_PREFIX, is_own};
 
 /// Removed when dropped, unless it was put into its place.
 pub(super) struct Temporary {
     home: Arc<Directory>,
     name: CString,
     /// Holds the lock.
-    _file: OwnedFd,
+    file: File,
     placed: bool,
 }
 
 impl Temporary {
     /// `content` is on the disk when this returns, under a name that nobody looks for.
-    pub(super) fn write(home: Arc<Directory>, content: &[u8], permissions: Option<Mode>) -> io::Result<Self> {
+    pub(super) fn write(home: Arc<Directory>, mut content: impl Read, permissions: Option<Mode>) -> io::Result<Self> {
         let (name, file) = create(&home)?;
-        let this = Self { home, name, _file: file.try_clone()?, placed: false };
+        let mut this = Self { home, name, file: file.into(), placed: false };
         if let Some(permissions) = permissions {
-            rustix::fs::fchmod(&file, permissions)?;
+            rustix::fs::fchmod(&this.file, permissions)?;
         }
-        let mut file = std::fs::File::from(file);
-        file.write_all(content)?;
-        file.sync_all()?;
+        io::copy(&mut content, &mut this.file)?;
+        this.file.sync_all()?;
         Ok(this)
     }
 
-    /// Under its name at last; not yet on the disk.
-    pub(super) fn place(mut self, parent: &Directory, name: &CStr, overwrite: bool) -> io::Result<()> {
-        let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
-        rustix::fs::renameat_with(&*self.home, self.name.as_c_str(), parent, name, flags)?;
+    /// What it will be known by, such as its times, can be set here.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Under a name in its own directory that is not taken, at last.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, after which another name may be tried.
+    pub(super) fn try_place(&mut self, home: &Directory, name: &CStr) -> io::Result<()> {
+        self.home.rename(&self.name, home, name, false)?;
         self.placed = true;
         Ok(())
+    }
+
+    /// Under its name at last; not yet on the disk. In a directory of another file system it is copied first, so that there, too,
+    /// others see all of it or nothing.
+    pub(super) fn place(mut self, parent: &Directory, name: &CStr, overwrite: bool) -> io::Result<()> {
+        match self.home.rename(&self.name, parent, name, overwrite) {
+            Ok(()) => {
+                self.placed = true;
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                let (content, _) = self.home.file(&self.name)?;
+                let mode = Mode::from_raw_mode(rustix::fs::fstat(&content)?.st_mode & 0o7777);
+                Self::write(Arc::new(parent.again()?), content, Some(mode))?.place(parent, name, overwrite)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
