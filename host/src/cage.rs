@@ -248,14 +248,16 @@ impl Cage {
     }
 
     /// Frees everything; nothing is in flight any more, or what is does not matter.
-    pub fn end(self) {
+    pub async fn end(self) {
         let inner = &self.inner;
         inner.shared.cages.remove(&inner.name);
         inner.dispatcher.disconnect();
         inner.interfaces.lock().clear();
         inner.modules.clear();
         inner.services.resources.close();
-        inner.services.store.close();
+        let store = inner.services.store.clone();
+        // It waits for its last writes. A panic there was contained and logged by its thread.
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
         inner.log.flush();
     }

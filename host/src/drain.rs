@@ -57,6 +57,15 @@ impl Drain {
         self.intake.cancelled().await;
     }
 
+    /// What the work comes to, or none if the drain begins first, which drops it.
+    pub async fn unless_begun<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            () = self.stopping() => None,
+            done = work => Some(done),
+        }
+    }
+
     /// Resolves when what is in flight must be dropped.
     pub async fn forcing(&self) {
         self.forced.cancelled().await;

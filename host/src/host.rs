@@ -294,7 +294,7 @@ impl Host {
         let drained = futures_util::future::join_all(self.cages.iter().map(Cage::drain)).await;
         let finished = drained.into_iter().all(|finished| finished);
         // Not before the last is drained: its requests may call any other.
-        self.cages.drain(..).for_each(Cage::end);
+        futures_util::future::join_all(self.cages.drain(..).map(Cage::end)).await;
         finished
     }
 }

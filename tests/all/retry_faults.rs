@@ -101,6 +101,33 @@ async fn what_is_handed_over_survives_the_death_of_either_side() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_with_one_attempt_is_made_whenever_its_cage_is_stopped() {
+    const STOPS: usize = 8;
+    const CALLS: usize = 20;
+    let root = Root::new(&[("shop", &[])]);
+    set_up(&root, "shop", "");
+    root.configure("shop", &config("").replace("[modules.jobs]", "max_attempts = 1\n[modules.jobs]"));
+    for stop in 0..STOPS {
+        let mut run = root.run("shop").await;
+        let (prefix, count) = (format!("prefix=s{stop}n"), format!("count={CALLS}"));
+        root.done(&["call", "shop", "jobs.ask_many", &prefix, &count, "then=sleep 1"]).await;
+        let some = || (times_made(&root.cage("shop")).len() > stop * CALLS / 2).then_some(());
+        eventually("some calls", some).await;
+        root.stop("shop").await;
+        run.wait().await.unwrap();
+    }
+    let mut run = root.run("shop").await;
+    idle(&root, "shop").await;
+    let listed = root.done(&["retry", "list", "shop", "--json", "--dead", "--limit", "1000"]).await;
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["calls"], json!([]), "a stop takes no attempt");
+    let times = times_made(&root.cage("shop"));
+    assert_eq!((times.len(), times.values().sum::<usize>()), (STOPS * CALLS, STOPS * CALLS), "each was made once");
+    root.stop("shop").await;
+    run.wait().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_file_is_told_of_and_goes_on_when_a_copy_is_put_back() {
     const CALLS: usize = 30;
     let root = Root::new(&[("shop", &[])]);

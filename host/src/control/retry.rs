@@ -1,6 +1,7 @@
 //! What command `retry` of the control socket takes and answers: retried calls as operators see and change them. Done by the
 //! secondary of a running cage, and by `wasmcage retry` itself on the store of one that is not running.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -43,18 +44,19 @@ pub(crate) struct Changed {
 ///
 /// # Errors
 /// Arguments that cannot be read; a call that is not there, for `show`; the store cannot be read.
-pub(crate) async fn answer(store: &Store, arguments: Value) -> Result<Value, Refusal> {
+pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value, Refusal> {
     let request = serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
     // What comes of it says the operation that follows.
     let _ = tokio::time::timeout(PATIENCE, store.ready()).await;
     match request {
         RetryRequest::List { queue, dead, limit } => {
             let wanted = CallsWanted { queue, dead, limit: limit.min(LISTED_MAX) };
-            let (queues, calls) = (store.call_queues().map_err(refusal)?, store.calls(&wanted).map_err(refusal)?);
+            let read = store.aside(move |store| Ok((store.call_queues()?, store.calls(&wanted)?)));
+            let (queues, calls) = read.await.map_err(refusal)?;
             Ok(json!({ "queues": queues, "calls": calls }))
         }
         RetryRequest::Show { id } => {
-            let (call, message) = store.find_call(&id).map_err(refusal)?;
+            let (call, message) = store.aside(move |store| store.find_call(&id)).await.map_err(refusal)?;
             let arguments = Content::of(retried_arguments(message)?, &mut { CONTENT_BYTES_MAX })?;
             Ok(json!({ "call": call, "arguments": arguments }))
         }

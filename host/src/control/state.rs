@@ -1,6 +1,7 @@
 //! What command `state` of the control socket takes and answers: the durable data of one cage, for its operator. Written by
 //! `wasmcage state`, done by the cage that runs, or by the command itself where none does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ pub(crate) struct Compacted {
 /// # Errors
 /// The store's; what cannot be carried.
 pub(crate) async fn perform(
-    store: &Store,
+    store: &Arc<Store>,
     quota: impl Fn(&str) -> Quota,
     request: StateRequest,
 ) -> Result<Value, Refusal> {
@@ -115,22 +116,26 @@ pub(crate) async fn perform(
         StateRequest::Modules {} => {
             let line =
                 |(module, usage): (String, Quota)| ModuleLine { module, entries: usage.entries, bytes: usage.bytes };
-            value(&store.modules()?.into_iter().map(line).collect::<Vec<_>>())
+            let modules = store.aside(Store::modules).await?;
+            value(&modules.into_iter().map(line).collect::<Vec<_>>())
         }
         StateRequest::Keys { module, prefix, limit, cursor } => {
-            let page = store.scan(&module, &Range { prefix, ..Range::default() }, limit, cursor.as_deref())?;
+            let range = Range { prefix, ..Range::default() };
+            let page = store.aside(move |store| store.scan(&module, &range, limit, cursor.as_deref())).await?;
             entries(page.entries, page.next)
         }
         StateRequest::Queues { module } => {
-            let lines = store.queues(&module)?.into_iter().map(|(queue, length)| QueueLine { queue, length });
+            let queues = store.aside(move |store| store.queues(&module)).await?;
+            let lines = queues.into_iter().map(|(queue, length)| QueueLine { queue, length });
             value(&lines.collect::<Vec<_>>())
         }
         StateRequest::Queue { module, queue, limit, cursor } => {
-            let page = store.queue_page(&module, &queue, limit, cursor.as_deref())?;
+            let page = store.aside(move |store| store.queue_page(&module, &queue, limit, cursor.as_deref())).await?;
             entries(page.entries, page.next)
         }
         StateRequest::Get { module, key } => {
-            value(&store.get(&module, &key)?.map(|value| content(value, &mut { CONTENT_BYTES_MAX })).transpose()?)
+            let found = store.aside(move |store| store.get(&module, &key)).await?;
+            value(&found.map(|value| content(value, &mut { CONTENT_BYTES_MAX })).transpose()?)
         }
         StateRequest::Put { module, items } => {
             let steps = items.into_iter().map(Step::try_from).collect::<Result<_, _>>()?;

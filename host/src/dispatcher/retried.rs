@@ -66,9 +66,7 @@ impl Dispatcher {
         let queue = queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         check_name("queue", &queue)?;
         check_target(&call)?;
-        if attempts_max == Some(0) {
-            return Err(DispatchError::BadRequest("a call with no attempt at all".into()));
-        }
+        check_attempts(attempts_max)?;
         let bytes = envelope::body_bytes(&call.arguments);
         if bytes > RETRIED_ARGUMENTS_BYTES_MAX {
             let text = format!("{bytes} bytes of arguments, more than {RETRIED_ARGUMENTS_BYTES_MAX}");
@@ -202,6 +200,7 @@ impl Dispatcher {
         let inner = decode(body.clone(), caller)?;
         check_target(&inner)?;
         check_id(&beside.id, ID_BYTES_MAX)?;
+        check_attempts(beside.attempts_max)?;
         if *inner.cage != *self.0.cage {
             return Err(malformed(format_args!("it is for cage {}", inner.cage)));
         }
@@ -246,7 +245,7 @@ impl Dispatcher {
         let store = &self.services().store;
         store.ready().await;
         // A store that cannot be read has been told.
-        let queues = store.call_queues().unwrap_or_default();
+        let queues = store.aside(|store| store.call_queues()).await.unwrap_or_default();
         for QueueView { queue, pending, .. } in queues {
             if pending > 0 && !self.works_off(&queue) && store.retried_queues().warn_of(&queue) {
                 tracing::warn!(
@@ -303,6 +302,14 @@ fn check_target(call: &Call) -> Result<(), DispatchError> {
         return Ok(());
     }
     Err(DispatchError::BadRequest(format!("the function's name has {} bytes", call.function.len())))
+}
+
+/// A call of another cage says it, too.
+fn check_attempts(attempts_max: Option<u32>) -> Result<(), DispatchError> {
+    match attempts_max {
+        Some(0) => Err(DispatchError::BadRequest("a call with no attempt at all".into())),
+        _ => Ok(()),
+    }
 }
 
 fn check_id(id: &str, bytes_max: usize) -> Result<(), DispatchError> {

@@ -155,8 +155,8 @@ impl Keys {
         Ok(format!("{}{key}", self.prefix))
     }
 
-    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(self.store.get(&self.full(key)?)?.map(bytes))
+    async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(self.store.get(&self.full(key)?).await?.map(bytes))
     }
 
     async fn set(&self, key: &str, value: Vec<u8>) -> Result<(), StoreError> {
@@ -168,10 +168,10 @@ impl Keys {
     }
 
     /// A page of keys, and the cursor of the next.
-    fn list(&self, cursor: Option<&str>) -> Result<(Vec<String>, Option<String>), StoreError> {
+    async fn list(&self, cursor: Option<String>) -> Result<(Vec<String>, Option<String>), StoreError> {
         let from = self.prefix.is_empty().then(|| DEFAULT_FROM.to_owned());
         let range = Range { prefix: self.prefix.clone(), from, to: None, descending: false };
-        let page = self.store.scan(&range, PAGE_KEYS_MAX, cursor)?;
+        let page = self.store.scan(range, PAGE_KEYS_MAX, cursor).await?;
         let keys = page.entries.into_iter().map(|(mut key, _)| key.split_off(self.prefix.len()));
         Ok((keys.collect(), page.next))
     }
@@ -182,7 +182,7 @@ impl Keys {
         let key = self.full(key)?;
         for _ in 0..ATTEMPTS_MAX {
             let mut steps = Vec::new();
-            if let Some(StateValue::Bytes(bytes)) = self.store.get(&key)? {
+            if let Some(StateValue::Bytes(bytes)) = self.store.get(&key).await? {
                 let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<i64>().ok());
                 let number = number.ok_or_else(|| StoreError::Invalid("the value is no integer of 64 bits".into()))?;
                 steps.push(Step::Check(key.clone(), Some(StateValue::Bytes(bytes))));
@@ -202,17 +202,18 @@ impl Keys {
     }
 
     /// In the order of the keys asked for.
-    fn get_many(&self, keys: Vec<String>) -> Result<Vec<Found>, StoreError> {
+    async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Found>, StoreError> {
         let mut room = MANY_BYTES_MAX;
-        let found = keys.into_iter().map(|key| {
-            let value = self.get(&key)?;
+        let mut found = Vec::with_capacity(keys.len());
+        for key in keys {
+            let value = self.get(&key).await?;
             let bytes = key.len() + value.as_ref().map_or(0, Vec::len);
             room = room.checked_sub(bytes).ok_or_else(|| {
                 StoreError::Invalid(format!("the values have more than {MANY_BYTES_MAX} bytes: ask for fewer keys"))
             })?;
-            Ok((key, value))
-        });
-        found.collect()
+            found.push((key, value));
+        }
+        Ok(found)
     }
 
     /// All or none.
@@ -227,15 +228,15 @@ impl Keys {
         self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
     }
 
-    fn observe(&self, key: &str) -> Result<Seen, StoreError> {
-        Ok(self.get(key)?.as_deref().map(digest))
+    async fn observe(&self, key: &str) -> Result<Seen, StoreError> {
+        Ok(self.get(key).await?.as_deref().map(digest))
     }
 
     async fn swap(&self, key: &str, seen: Seen, value: Vec<u8>) -> Result<Swap, StoreError> {
         let key = self.full(key)?;
         let value = StateValue::Bytes(value);
         for _ in 0..ATTEMPTS_MAX {
-            let current = self.store.get(&key)?;
+            let current = self.store.get(&key).await?;
             let now = current.clone().map(|value| digest(&bytes(value)));
             if now != seen {
                 return Ok(Swap::Changed(now));

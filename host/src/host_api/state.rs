@@ -15,7 +15,7 @@ use crate::store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
 
 impl Host for GuestState {
     async fn get(&mut self, key: String) -> Result<Option<Payload>, StateError> {
-        let value = self.store().await?.get(&key)?;
+        let value = self.store().await?.get(&key).await?;
         Ok(value.map(Payload::from))
     }
 
@@ -56,7 +56,7 @@ impl Host for GuestState {
     async fn scan(&mut self, range: WitRange, limit: u32, cursor: Option<String>) -> Result<WitPage, StateError> {
         let WitRange { prefix, from, to, descending } = range;
         let range = Range { prefix, from, to, descending };
-        let page = self.store().await?.scan(&range, limit as usize, cursor.as_deref())?;
+        let page = self.store().await?.scan(range, limit as usize, cursor).await?;
         let entries = page.entries.into_iter().map(|(key, value)| (key, value.into())).collect();
         Ok(WitPage { entries, next: page.next })
     }
@@ -74,14 +74,14 @@ impl Host for GuestState {
     }
 
     async fn queue_peek(&mut self, queue: String, limit: u32) -> Result<Vec<Payload>, StateError> {
-        let ModuleStore { store, home, .. } = self.store().await?;
-        let entries = store.peek(&home.module, &queue, limit as usize)?;
+        let store = self.store().await?;
+        let entries = store.read(move |store, module| store.peek(module, &queue, limit as usize)).await?;
         Ok(entries.into_iter().map(Payload::from).collect())
     }
 
     async fn queue_length(&mut self, queue: String) -> Result<u64, StateError> {
-        let ModuleStore { store, home, .. } = self.store().await?;
-        Ok(store.length(&home.module, &queue)?)
+        let store = self.store().await?;
+        Ok(store.read(move |store, module| store.length(module, &queue)).await?)
     }
 
     async fn transact(&mut self, steps: Vec<WitStep>) -> Result<Vec<WitOutcome>, StateError> {
@@ -99,12 +99,25 @@ pub(super) struct ModuleStore {
 }
 
 impl ModuleStore {
-    pub(super) fn get(&self, key: &str) -> Result<Option<StateValue>, StoreError> {
-        self.store.get(&self.home.module, key)
+    /// Reads without holding up the lane.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store, &str) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let home = self.home.clone();
+        self.store.aside(move |store| work(store, &home.module)).await
     }
 
-    pub(super) fn scan(&self, range: &Range, limit: usize, cursor: Option<&str>) -> Result<Page, StoreError> {
-        self.store.scan(&self.home.module, range, limit, cursor)
+    pub(super) async fn get(&self, key: &str) -> Result<Option<StateValue>, StoreError> {
+        if self.store.fits_in_memory() {
+            return self.store.get(&self.home.module, key);
+        }
+        let key = key.to_owned();
+        self.read(move |store, module| store.get(module, &key)).await
+    }
+
+    pub(super) async fn scan(&self, range: Range, limit: usize, cursor: Option<String>) -> Result<Page, StoreError> {
+        self.read(move |store, module| store.scan(module, &range, limit, cursor.as_deref())).await
     }
 
     /// All steps or none, by the request's deadline.

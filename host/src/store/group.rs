@@ -11,6 +11,7 @@ use super::opened::{Opened, contained};
 use super::overlay::Overlay;
 use super::{StoreError, snapshot::Snapshot};
 use crate::request::Deadline;
+use crate::task;
 
 /// Writes that may wait for the thread; the callers of more wait for a place, up to their deadline.
 const WAITING_MAX: usize = 4_096;
@@ -76,7 +77,13 @@ pub(super) fn start(opened: Arc<Opened>) -> std::io::Result<(Jobs, JoinHandle<()
     let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
         let mut company = Company { expected: 0, until: Instant::now() };
         while let Some(first) = waiting.blocking_recv() {
-            company = Group::new(&opened).perform(first, &mut waiting, company);
+            let perform = || Group::new(&opened).perform(first, &mut waiting, &company);
+            company = task::caught(perform).unwrap_or_else(|panic| {
+                // The callers of that group are told that it may have been written or not.
+                tracing::error!(error = %panic, "a group of writes was dropped; the next ones are done");
+                opened.forget(&mut opened.lock());
+                Company { expected: 0, until: Instant::now() }
+            });
         }
         opened.forget(&mut opened.lock());
     })?;
@@ -103,7 +110,12 @@ impl<'a> Group<'a> {
     }
 
     /// Does what waits. Whom the next group is to wait for.
-    fn perform(mut self, first: Box<dyn Job>, waiting: &mut mpsc::Receiver<Box<dyn Job>>, company: Company) -> Company {
+    fn perform(
+        mut self,
+        first: Box<dyn Job>,
+        waiting: &mut mpsc::Receiver<Box<dyn Job>>,
+        company: &Company,
+    ) -> Company {
         let begun = Instant::now();
         let mut file = self.opened.lock();
         let ready = self.opened.check_room(&mut file);
@@ -117,7 +129,7 @@ impl<'a> Group<'a> {
                 self.jobs.push(job);
             }
             let full = self.jobs.len() >= GROUP_MAX || self.overlay.bytes() >= GROUP_BYTES_MAX;
-            next = if full { None } else { self.next(waiting, &company) };
+            next = if full { None } else { self.next(waiting, company) };
         }
         let committed = ready.and_then(|_| match self.overlay.is_empty() {
             true => Ok(()),
@@ -125,7 +137,7 @@ impl<'a> Group<'a> {
         });
         drop(file);
         if committed.is_ok() {
-            self.afterwards.into_iter().for_each(|work| work());
+            self.afterwards.into_iter().for_each(run_hook);
         }
         let expected = self.jobs.len() + waiting.len();
         self.jobs.into_iter().for_each(|job| job.answer(committed.clone()));
@@ -155,5 +167,12 @@ impl<'a> Group<'a> {
             self.afterwards.extend(afterwards);
         }
         self.jobs.push(job);
+    }
+}
+
+/// What follows a commit must not end the thread: the commit is made, and others wait for theirs.
+fn run_hook(hook: Afterwards) {
+    if let Err(panic) = task::caught(hook) {
+        tracing::error!(error = %panic, "what was to follow a commit failed; the commit itself is on the disk");
     }
 }

@@ -18,7 +18,7 @@ use crate::private;
 /// In the directory.
 pub(super) const FILE: &str = "store.redb";
 /// Pages of the file that are kept in memory at most; the system keeps others.
-const CACHE_BYTES: usize = 32 << 20;
+pub(super) const CACHE_BYTES: usize = 32 << 20;
 
 const GONE: &str = "the file was moved away or removed while the cage had it open: nothing is read or written until it, or a \
                     copy, is put back; after a restart of the cage the store is empty";

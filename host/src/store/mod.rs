@@ -106,6 +106,27 @@ impl Store {
         let _ = opening.await;
     }
 
+    /// Whether a read waits for no disk: the whole file has room in the memory that the store keeps for it.
+    pub fn fits_in_memory(&self) -> bool {
+        self.opened.fits_in_memory()
+    }
+
+    /// Reads where waiting for the disk holds up no lane: here while the store fits in memory, else on a thread that may wait.
+    ///
+    /// # Errors
+    /// Those of `work`, whose future may be dropped: the read then goes on to its end, unheard.
+    pub async fn aside<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if self.fits_in_memory() {
+            return work(self);
+        }
+        let store = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store));
+        done.await.unwrap_or_else(|error| Err(StoreError::Unavailable(error.to_string())))
+    }
+
     /// Waits for a file that is being opened or compacted for a second at most.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use redb::Database;
 use super::calls::RetriedQueues;
 use super::complaint::Complaint;
 use super::error::{MENDING, failed};
-use super::medium::Medium;
+use super::medium::{CACHE_BYTES, Medium};
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
 use super::{StoreError, StoreSettings};
@@ -92,6 +92,11 @@ impl Opened {
         self.snapshot.load().is_none() && self.medium.is_there()
     }
 
+    /// Whether a read finds all pages in memory, once they were read; false while the file is not open.
+    pub(super) fn fits_in_memory(&self) -> bool {
+        self.snapshot.load().as_ref().is_some_and(|snapshot| snapshot.file_bytes <= CACHE_BYTES as u64)
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, File> {
         self.file.lock()
     }
@@ -109,7 +114,7 @@ impl Opened {
         }
         let opened = contained(|| {
             let Some(database) = self.medium.open(make)? else { return Ok(None) };
-            let snapshot = Arc::new(Snapshot::take(&database)?);
+            let snapshot = Arc::new(Snapshot::take(&database, self.medium.file_bytes())?);
             Ok(Some((database, snapshot)))
         });
         match opened {
@@ -213,7 +218,7 @@ impl Opened {
             self.open(file, true)?;
             let database = file.database.as_ref().expect("it was made if it was not there");
             write(database, overlay)?;
-            Ok(Arc::new(Snapshot::take(database)?))
+            Ok(Arc::new(Snapshot::take(database, self.medium.file_bytes())?))
         });
         // Only now: until the commit was done, the file could be replaced.
         let committed = committed.and_then(|snapshot| {

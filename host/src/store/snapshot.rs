@@ -12,14 +12,17 @@ pub(super) type Guards = (AccessGuard<'static, Bytes>, AccessGuard<'static, Byte
 
 pub(super) struct Snapshot {
     transaction: ReadTransaction,
+    /// Of the file, when this was committed.
+    pub(super) file_bytes: u64,
     /// Opened when they are first read.
     tables: [OnceLock<ReadOnlyTable<Bytes, Bytes>>; Space::COUNT],
 }
 
 impl Snapshot {
-    pub(super) fn take(database: &Database) -> Result<Self, StoreError> {
+    pub(super) fn take(database: &Database, file_bytes: u64) -> Result<Self, StoreError> {
         use redb::ReadableDatabase;
-        Ok(Self { transaction: database.begin_read().map_err(failed)?, tables: Default::default() })
+        let transaction = database.begin_read().map_err(failed)?;
+        Ok(Self { transaction, file_bytes, tables: Default::default() })
     }
 
     fn table(&self, space: Space) -> Result<&ReadOnlyTable<Bytes, Bytes>, StoreError> {

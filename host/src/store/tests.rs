@@ -86,6 +86,25 @@ async fn whoever_waits_for_the_file_holds_up_no_thread() {
 }
 
 #[tokio::test]
+async fn a_read_that_may_wait_for_the_disk_is_done_on_another_thread() {
+    let directory = TempDir::new().unwrap();
+    let first = store(&directory);
+    transact(&first, vec![set("a", "1")]).await.unwrap();
+    first.close();
+    let second = Arc::new(store(&directory));
+    let here = std::thread::current().id();
+    let read = async || {
+        let read = second.aside(|store| Ok((store.get("m", "a")?, std::thread::current().id())));
+        read.await.unwrap()
+    };
+    let (value, thread) = read().await;
+    assert_eq!(value, Some(json("1")));
+    assert_ne!(thread, here, "the file is not open yet");
+    let (value, thread) = read().await;
+    assert_eq!((value, thread), (Some(json("1")), here), "all of it fits in memory");
+}
+
+#[tokio::test]
 async fn a_file_has_one_owner() {
     let directory = TempDir::new().unwrap();
     let first = store(&directory);
@@ -110,6 +129,21 @@ async fn many_writers_are_grouped_and_all_is_kept() {
     }
     assert_eq!(store.get("m", "n"), Ok(Some(json("500"))));
     assert_eq!(store.modules().unwrap()[0].1.entries, 501);
+}
+
+#[tokio::test]
+async fn a_hook_that_panics_ends_neither_its_commit_nor_the_writing_thread() {
+    let directory = TempDir::new().unwrap();
+    let store = store(&directory);
+    let hooked = store.write(soon(), |writer| {
+        writer.put(Space::Interfaces, b"a".to_vec(), b"1".to_vec());
+        writer.after_commit(|| panic!("as the test wants it"));
+        Ok(())
+    });
+    hooked.await.unwrap();
+    assert_eq!(store.read(|reader| reader.get(Space::Interfaces, b"a")), Ok(Some(b"1".to_vec())));
+    transact(&store, vec![set("a", "1")]).await.unwrap();
+    assert_eq!(store.get("m", "a"), Ok(Some(json("1"))));
 }
 
 fn unavailable<T: std::fmt::Debug>(result: Result<T, StoreError>) -> String {

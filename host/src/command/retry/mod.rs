@@ -179,6 +179,7 @@ impl Of {
     fn ask_store(&self, arguments: Value) -> Result<Value, CommandError> {
         let settings = config(&self.root.root, &self.cage)?.store;
         let store = Store::new(&self.cage, &directories(&self.root.root).state(&self.cage), settings);
+        let store = std::sync::Arc::new(store);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot set up a runtime", error))?;
         let answer = runtime.block_on(retry::answer(&store, arguments));

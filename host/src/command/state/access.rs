@@ -1,6 +1,7 @@
 //! A cage's state: the running cage is asked for it, the store of one that does not run is opened here.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
@@ -22,7 +23,7 @@ pub(super) struct Access<'a> {
 
 struct Opened {
     config: CageConfig,
-    store: Store,
+    store: Arc<Store>,
     runtime: Runtime,
 }
 
@@ -76,7 +77,7 @@ impl Opened {
         let config = config(root, cage)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot make a runtime", error))?;
-        let store = Store::new(cage, &directories(root).state(cage), config.store);
+        let store = Arc::new(Store::new(cage, &directories(root).state(cage), config.store));
         Ok(Self { config, store, runtime })
     }
 }

@@ -37,7 +37,7 @@ impl store::Host for GuestState {
 
 impl store::HostBucket for GuestState {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, Failure> {
-        Ok(self.keys(&bucket).await?.get(&key)?)
+        Ok(self.keys(&bucket).await?.get(&key).await?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), Failure> {
@@ -49,13 +49,13 @@ impl store::HostBucket for GuestState {
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, Failure> {
-        Ok(self.keys(&bucket).await?.get(&key)?.is_some())
+        Ok(self.keys(&bucket).await?.get(&key).await?.is_some())
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<u64>) -> Result<KeyResponse, Failure> {
         let cursors = &self.table.get(&bucket)?.cursors;
         let cursor = cursor.map(|number| cursors.get(number)).transpose()?;
-        let (keys, next) = self.keys(&bucket).await?.list(cursor.as_deref())?;
+        let (keys, next) = self.keys(&bucket).await?.list(cursor).await?;
         let cursors = &mut self.table.get_mut(&bucket)?.cursors;
         Ok(KeyResponse { keys, cursor: next.map(|next| cursors.add(next)) })
     }
@@ -81,7 +81,7 @@ impl batch::Host for GuestState {
         bucket: Resource<Bucket>,
         keys: Vec<String>,
     ) -> Result<Vec<Option<(String, Vec<u8>)>>, Failure> {
-        let found = self.keys(&bucket).await?.get_many(keys)?.into_iter();
+        let found = self.keys(&bucket).await?.get_many(keys).await?.into_iter();
         Ok(found.map(|(key, value)| Some((key, value?))).collect())
     }
 

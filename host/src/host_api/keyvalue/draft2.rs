@@ -40,7 +40,7 @@ impl store::Host for GuestState {
 
 impl store::HostBucket for GuestState {
     async fn get(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Option<Vec<u8>>, Failure> {
-        Ok(self.keys(&bucket).await?.get(&key)?)
+        Ok(self.keys(&bucket).await?.get(&key).await?)
     }
 
     async fn set(&mut self, bucket: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<(), Failure> {
@@ -52,11 +52,11 @@ impl store::HostBucket for GuestState {
     }
 
     async fn exists(&mut self, bucket: Resource<Bucket>, key: String) -> Result<bool, Failure> {
-        Ok(self.keys(&bucket).await?.get(&key)?.is_some())
+        Ok(self.keys(&bucket).await?.get(&key).await?.is_some())
     }
 
     async fn list_keys(&mut self, bucket: Resource<Bucket>, cursor: Option<String>) -> Result<KeyResponse, Failure> {
-        let (keys, cursor) = self.keys(&bucket).await?.list(cursor.as_deref())?;
+        let (keys, cursor) = self.keys(&bucket).await?.list(cursor).await?;
         Ok(KeyResponse { keys, cursor })
     }
 
@@ -88,15 +88,17 @@ impl atomics::Host for GuestState {
 impl atomics::HostCas for GuestState {
     async fn new(&mut self, bucket: Resource<Bucket>, key: String) -> Result<Resource<Cas>, Failure> {
         let keys = self.keys(&bucket).await?;
-        let seen = keys.observe(&key)?;
+        let seen = keys.observe(&key).await?;
         Ok(self.table.push(Cas { prefix: keys.prefix, key, seen })?)
     }
 
     /// What the guest is told here is what a swap replaces.
     async fn current(&mut self, cas: Resource<Cas>) -> Result<Option<Vec<u8>>, Failure> {
         let store = self.store().await?;
+        let Cas { prefix, key, .. } = self.table.get(&cas)?;
+        let (keys, key) = (Keys { store, prefix: prefix.clone() }, key.clone());
+        let value = keys.get(&key).await?;
         let cas = self.table.get_mut(&cas)?;
-        let value = Keys { store, prefix: cas.prefix.clone() }.get(&cas.key)?;
         cas.seen = value.as_deref().map(super::digest);
         Ok(value)
     }
@@ -109,7 +111,7 @@ impl atomics::HostCas for GuestState {
 
 impl batch::Host for GuestState {
     async fn get_many(&mut self, bucket: Resource<Bucket>, keys: Vec<String>) -> Result<Vec<Found>, Failure> {
-        Ok(self.keys(&bucket).await?.get_many(keys)?)
+        Ok(self.keys(&bucket).await?.get_many(keys).await?)
     }
 
     async fn set_many(&mut self, bucket: Resource<Bucket>, pairs: Vec<(String, Vec<u8>)>) -> Result<(), Failure> {

@@ -2,12 +2,15 @@
 
 use std::time::{Instant, SystemTime};
 
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
 use super::config::RetryConfig;
 use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
 use crate::dispatcher::DispatchError;
 use crate::protocol::InterfaceContext;
 use crate::request::Deadline;
 use crate::store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
+use crate::task;
 
 /// How long a call that does not end at its deadline is waited for; guests are stopped there.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -18,6 +21,8 @@ pub(super) struct Attempted {
     pub(super) config: RetryConfig,
     /// Its place, which it gives back however it ends.
     pub(super) _in_work: InWork,
+    /// A drain waits for it from its beginning on.
+    pub(super) _in_flight: TaskTrackerToken,
     pub(super) sequence: u64,
     pub(super) entry: CallEntry,
 }
@@ -25,26 +30,33 @@ pub(super) struct Attempted {
 impl Attempted {
     pub(super) async fn run(self) {
         let drain = self.cx.drain.clone();
-        let _in_flight = drain.token();
+        let ended = async {
+            // A call whose attempt panics is made again later, like others, and not at once for ever.
+            if let Err(panic) = task::caught_async(self.to_its_end()).await {
+                self.cx.services.tasks.report("an attempt at a retried call", &panic);
+                self.record(End::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
+            }
+        };
         tokio::select! {
-            () = self.to_its_end() => {}
+            () = ended => {}
             // It is begun again by whoever works off the queue next.
             () = drain.forcing() => {}
         }
     }
 
     async fn to_its_end(&self) {
-        let end = match self.message() {
+        let end = match self.message().await {
             Ok(Some(message)) => self.end_of(self.made(message).await),
             // It was dropped, or moved, since.
             Ok(None) => return,
-            Err(error) => self.later(format!("the store cannot be read: {error}")),
+            Err(error) => self.not_run(format!("the store cannot be read: {error}")),
         };
         self.record(end).await;
     }
 
-    fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.cx.services.store.call_message(self.sequence)
+    async fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let sequence = self.sequence;
+        self.cx.services.store.aside(move |store| store.call_message(sequence)).await
     }
 
     async fn made(&self, message: Vec<u8>) -> Result<(), DispatchError> {
@@ -61,14 +73,21 @@ impl Attempted {
         match result {
             Ok(()) => End::Done,
             Err(error) if is_final(&error) => End::Never(error.to_string()),
-            Err(error) => self.later(error.to_string()),
+            // A cage that stops has not begun with it, and must not use up what may be its only attempt.
+            Err(error @ DispatchError::Draining) => self.not_run(error.to_string()),
+            Err(error) => End::Later { error: error.to_string(), due_ms: self.next_ms() },
         }
     }
 
-    fn later(&self, error: String) -> End {
+    fn not_run(&self, error: String) -> End {
+        End::NotRun { attempt: self.entry.attempts, error, due_ms: self.next_ms() }
+    }
+
+    /// When the next attempt is due, in milliseconds since 1970.
+    fn next_ms(&self) -> u64 {
         let due = SystemTime::now() + self.config.pause(self.entry.attempts);
         let since = due.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        End::Later { error, due_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX) }
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The call keeps its place until its end is on record: what was done is not done again for the store's sake.
@@ -91,7 +110,7 @@ impl Attempted {
         let (module, function) = (&target.module, &target.function);
         match (finished, end) {
             (Finished::GivenUp(given_up), _) => tell_given_up(&self.cx, &given_up),
-            (Finished::Later, End::Later { error, .. }) => {
+            (Finished::Later, End::Later { error, .. } | End::NotRun { error, .. }) => {
                 tracing::info!(
                     cage,
                     interface,

@@ -10,7 +10,7 @@ use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
-use crate::store::{Begun, RetriedQueue, StoreError};
+use crate::store::{Begun, Look, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(30);
@@ -37,10 +37,7 @@ impl Interface for RetryInterface {
         let queue = cx.services.store.retried_queue(&cx.endpoint.interface);
         cx.endpoint.announce(format!("queue:{}", cx.endpoint.interface));
         let work = Work { cx, config: self.config, queue, attempts: TaskTracker::new() };
-        tokio::select! {
-            () = work.begin_all() => {}
-            () = work.cx.drain.stopping() => {}
-        }
+        work.begin_all().await;
         work.cx.endpoint.forget_addresses();
         work.attempts.close();
         work.attempts.wait().await;
@@ -49,38 +46,55 @@ impl Interface for RetryInterface {
 }
 
 impl Work {
-    /// Never returns. Dropped between two steps, it leaves nothing undone that the next one does not find.
+    /// Until the drain begins. A write that records beginnings is not left half way: what it has begun is run.
     async fn begin_all(&self) {
+        let drain = &self.cx.drain;
         // An interface that is being replaced still holds it for a moment.
-        let _lease = self.queue.lease().await;
+        let Some(_lease) = drain.unless_begun(self.queue.lease()).await else { return };
         let mut trouble = Trouble::default();
         if self.queue.resumes() {
             while let Err(error) = self.resume().await {
                 trouble.tell(&self.cx, &error);
-                tokio::time::sleep(STORE_PAUSE).await;
+                if drain.unless_begun(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
+                    return;
+                }
             }
         }
-        loop {
-            match self.begin_due().await {
+        while !drain.begun() {
+            let pause = match self.begin_due().await {
                 Ok(pause) => {
                     trouble.end(&self.cx);
-                    tokio::select! {
-                        () = self.queue.woken() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
+                    pause
                 }
                 Err(error) => {
                     trouble.tell(&self.cx, &error);
-                    tokio::time::sleep(STORE_PAUSE).await;
+                    STORE_PAUSE
                 }
+            };
+            let woken = async {
+                // While the store cannot be used, more to do changes nothing.
+                match trouble.is_told() {
+                    true => std::future::pending().await,
+                    false => self.queue.woken().await,
+                }
+            };
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep(pause) => {}
+                () = drain.stopping() => {}
             }
         }
+    }
+
+    async fn look(&self) -> Result<Look, StoreError> {
+        let (name, rules) = (self.cx.endpoint.interface.clone(), self.config.rules);
+        self.cx.services.store.aside(move |store| store.look_for_calls(&name, &rules)).await
     }
 
     async fn resume(&self) -> Result<(), StoreError> {
         let (store, name) = (&self.cx.services.store, &self.cx.endpoint.interface);
         store.ready().await;
-        let look = store.look_for_calls(name, &self.config.rules)?;
+        let look = self.look().await?;
         if !look.due && look.next_ms.is_none() {
             return Ok(());
         }
@@ -90,20 +104,26 @@ impl Work {
     /// Begins what is due, as far as there are places. Returns how long nothing more will be.
     async fn begin_due(&self) -> Result<Duration, StoreError> {
         let (store, name, rules) = (&self.cx.services.store, &self.cx.endpoint.interface, self.config.rules);
-        loop {
-            store.ready().await;
+        while self.cx.drain.unless_begun(store.ready()).await.is_some() {
             let places = self.config.concurrency.saturating_sub(self.queue.in_work().len());
-            let look = store.look_for_calls(name, &rules)?;
+            let look = self.look().await?;
             if places == 0 || !look.due {
                 return Ok(look.next_ms.map_or(LOOK_INTERVAL, time_until).min(LOOK_INTERVAL));
             }
+            let in_flight = self.cx.drain.token();
             let begun = store.begin_calls(name, rules, places, Deadline::after(WRITE_PATIENCE)).await?;
             for begun in begun {
                 match begun {
                     Begun::Attempt { sequence, entry } => {
                         let in_work = self.queue.begin(sequence);
-                        let attempted =
-                            Attempted { cx: self.cx.clone(), config: self.config, _in_work: in_work, sequence, entry };
+                        let attempted = Attempted {
+                            cx: self.cx.clone(),
+                            config: self.config,
+                            _in_work: in_work,
+                            _in_flight: in_flight.clone(),
+                            sequence,
+                            entry,
+                        };
                         // Guests run on the lanes.
                         self.cx.lanes.next().spawn(self.attempts.track_future(attempted.run()));
                     }
@@ -111,6 +131,7 @@ impl Work {
                 }
             }
         }
+        Ok(LOOK_INTERVAL)
     }
 }
 
@@ -131,6 +152,10 @@ impl Trouble {
             tracing::error!(cage, interface, error = %text, "retried calls wait for the store");
             self.0 = Some(text);
         }
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.0.is_some()
     }
 
     pub(super) fn end(&mut self, cx: &InterfaceContext) {

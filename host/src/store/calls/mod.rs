@@ -170,7 +170,7 @@ impl Store {
     /// Records the beginning of attempts at up to `places` calls that are due.
     ///
     /// # Errors
-    /// See the kinds; what was begun then is begun again, with a higher number.
+    /// See the kinds; what was begun then is begun again under the same number, since it did not run.
     pub async fn begin_calls(
         &self,
         queue: &str,
@@ -178,8 +178,17 @@ impl Store {
         places: usize,
         deadline: Deadline,
     ) -> Result<Vec<Begun>, StoreError> {
-        let (in_work, queue) = (self.retried_queue(queue).in_work(), queue.to_owned());
-        self.write(deadline, move |writer| working(writer, &queue, &rules).begin(&in_work, places)).await
+        let known = self.retried_queue(queue);
+        let (in_work, unrun) = (known.in_work(), known.unrun());
+        let (writing, queue) = (known.clone(), queue.to_owned());
+        let begun = self.write(deadline, move |writer| {
+            let begun = working(writer, &queue, &rules).begin(&in_work, &unrun, places)?;
+            attempts(&begun).for_each(|(sequence, entry)| writing.may_begin(sequence, entry.attempts));
+            Ok(begun)
+        });
+        let begun = begun.await?;
+        attempts(&begun).for_each(|(sequence, _)| known.runs(sequence));
+        Ok(begun)
     }
 
     /// Records the end of an attempt, once however often it is asked for.
@@ -213,6 +222,13 @@ impl Store {
     pub async fn accept_call(&self, call: NewCall, deadline: Deadline) -> Result<String, StoreError> {
         self.write(deadline, move |writer| accept(writer, &call)).await
     }
+}
+
+fn attempts(begun: &[Begun]) -> impl Iterator<Item = (u64, &CallEntry)> {
+    begun.iter().filter_map(|begun| match begun {
+        Begun::Attempt { sequence, entry } => Some((*sequence, entry)),
+        Begun::GivenUp(_) => None,
+    })
 }
 
 fn now_ms() -> u64 {

@@ -173,11 +173,12 @@ impl Store {
         let utc = |at_ms: u64| telemetry::utc(call_time(at_ms));
         let in_work = self.retried_queues().get(queue).is_some_and(|queue| queue.is_in_work(sequence));
         let (state, due_ms, dead_ms) = match entry.state {
+            // Its last attempt may not have given up its place yet.
+            CallState::Dead { since_ms } => ("dead", None, Some(since_ms)),
             _ if in_work => ("in work", None, None),
             CallState::Ready => ("ready", None, None),
             CallState::Waiting { due_ms } => ("waiting", Some(due_ms), None),
             CallState::Failed { due_ms } => ("failed", Some(due_ms), None),
-            CallState::Dead { since_ms } => ("dead", None, Some(since_ms)),
         };
         CallView {
             id: entry.id.clone(),

@@ -1,6 +1,6 @@
 //! Working off a queue: what is due, the record of each attempt's beginning and end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::record::{CallEntry, CallState, Counts, Seen};
@@ -66,6 +66,12 @@ pub enum End {
     Done,
     /// To be made again then.
     Later {
+        error: String,
+        due_ms: u64,
+    },
+    /// The attempt of this number surely did not run, and does not count. To be made again then.
+    NotRun {
+        attempt: u32,
         error: String,
         due_ms: u64,
     },
@@ -207,11 +213,17 @@ pub(super) fn forget_later(writer: &mut Writer<'_>, queue: &str, sequence: u64, 
 }
 
 impl Working<'_, '_> {
-    /// Records the beginning of attempts at up to `places` calls that are due and not in work.
-    pub(in crate::store) fn begin(&mut self, in_work: &BTreeSet<u64>, places: usize) -> Result<Vec<Begun>, StoreError> {
+    /// Records the beginning of attempts at up to `places` calls that are due and not in work. An attempt of `unrun` that is
+    /// on record already is begun once more under its number.
+    pub(in crate::store) fn begin(
+        &mut self,
+        in_work: &BTreeSet<u64>,
+        unrun: &BTreeMap<u64, u32>,
+        places: usize,
+    ) -> Result<Vec<Begun>, StoreError> {
         self.forget()?;
         if self.rules.keep_order {
-            return self.begin_first(in_work);
+            return self.begin_first(in_work, unrun);
         }
         self.promote(self.now_ms)?;
         let ready = keys::ready(self.queue);
@@ -220,21 +232,29 @@ impl Working<'_, '_> {
         let mut begun = Vec::with_capacity(places);
         for sequence in numbers.filter(|sequence| !in_work.contains(sequence)).take(places) {
             let entry = self.writer.entry(self.queue, sequence, false)?.ok_or_else(record::damaged)?;
-            begun.push(self.attempt(sequence, entry)?);
+            begun.push(self.attempt(sequence, entry, unrun)?);
         }
         Ok(begun)
     }
 
-    fn begin_first(&mut self, in_work: &BTreeSet<u64>) -> Result<Vec<Begun>, StoreError> {
+    fn begin_first(&mut self, in_work: &BTreeSet<u64>, unrun: &BTreeMap<u64, u32>) -> Result<Vec<Begun>, StoreError> {
         let head = self.writer.entries(self.queue, false, 0, 1)?.pop();
         let head = head.filter(|(_, entry)| in_work.is_empty() && self.rules.due_ms(entry, self.now_ms) <= self.now_ms);
         match head {
-            Some((sequence, entry)) => Ok(vec![self.attempt(sequence, entry)?]),
+            Some((sequence, entry)) => Ok(vec![self.attempt(sequence, entry, unrun)?]),
             None => Ok(Vec::new()),
         }
     }
 
-    fn attempt(&mut self, sequence: u64, mut entry: CallEntry) -> Result<Begun, StoreError> {
+    fn attempt(
+        &mut self,
+        sequence: u64,
+        mut entry: CallEntry,
+        unrun: &BTreeMap<u64, u32>,
+    ) -> Result<Begun, StoreError> {
+        if unrun.get(&sequence) == Some(&entry.attempts) {
+            entry.attempts = entry.attempts.saturating_sub(1);
+        }
         if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
             return self.bury(sequence, entry, reason).map(Begun::GivenUp);
         }
@@ -298,8 +318,11 @@ impl Working<'_, '_> {
             End::Never(error) => {
                 self.bury(sequence, entry, error.clone()).map(|given_up| Finished::GivenUp(Box::new(given_up)))
             }
-            End::Later { error, due_ms } => {
+            End::Later { error, due_ms } | End::NotRun { error, due_ms, .. } => {
                 entry.error.clone_from(error);
+                if let End::NotRun { attempt, .. } = end {
+                    entry.attempts = entry.attempts.min(attempt.saturating_sub(1));
+                }
                 if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
                     return self.bury(sequence, entry, reason).map(|given_up| Finished::GivenUp(Box::new(given_up)));
                 }

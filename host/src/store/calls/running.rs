@@ -27,10 +27,15 @@ const MISSING_MAX: usize = 100;
 pub struct RetriedQueue {
     changed: Notify,
     in_work: Mutex<BTreeSet<u64>>,
+    /// Calls whose next attempt may be on record as begun although it never ran, with its number.
+    unrun: Mutex<BTreeMap<u64, u32>>,
     lease: Arc<tokio::sync::Mutex<()>>,
     resumed: AtomicBool,
     displaced: Mutex<Displaced>,
 }
+
+/// Beginnings of attempts in doubt that one queue remembers; an older one then counts as an attempt.
+const UNRUN_MAX: usize = 10_000;
 
 /// Dead letters that had to make room for others.
 #[derive(Default)]
@@ -103,6 +108,25 @@ impl RetriedQueue {
     pub fn begin(self: &Arc<Self>, sequence: u64) -> InWork {
         self.in_work.lock().insert(sequence);
         InWork { queue: self.clone(), sequence }
+    }
+
+    /// The attempts whose beginning may be on record, though nobody was told so and they never ran.
+    pub fn unrun(&self) -> BTreeMap<u64, u32> {
+        self.unrun.lock().clone()
+    }
+
+    /// An attempt's beginning is being written. Until `runs` is called, it may be on record without having run.
+    pub fn may_begin(&self, sequence: u64, attempt: u32) {
+        let mut unrun = self.unrun.lock();
+        if unrun.len() >= UNRUN_MAX {
+            unrun.pop_first();
+        }
+        unrun.insert(sequence, attempt);
+    }
+
+    /// The beginning is known to be on record, and the attempt runs.
+    pub fn runs(&self, sequence: u64) {
+        self.unrun.lock().remove(&sequence);
     }
 
     /// Numbers of the calls that are being made.

@@ -23,6 +23,7 @@ struct Bench {
     rules: Rules,
     now_ms: u64,
     in_work: BTreeSet<u64>,
+    unrun: BTreeMap<u64, u32>,
     _directory: tempfile::TempDir,
 }
 
@@ -30,7 +31,14 @@ impl Bench {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
-        Self { store, rules: RULES, now_ms: START_MS, in_work: BTreeSet::new(), _directory: directory }
+        Self {
+            store,
+            rules: RULES,
+            now_ms: START_MS,
+            in_work: BTreeSet::new(),
+            unrun: BTreeMap::new(),
+            _directory: directory,
+        }
     }
 
     fn write<T: Send + 'static>(
@@ -47,9 +55,9 @@ impl Bench {
     }
 
     fn begin(&mut self, places: usize) -> Vec<Begun> {
-        let (rules, in_work, now_ms) = (self.rules, self.in_work.clone(), self.now_ms);
-        let begun =
-            self.write(move |writer| Working { writer, queue: "q", rules: &rules, now_ms }.begin(&in_work, places));
+        let (rules, in_work, unrun, now_ms) = (self.rules, self.in_work.clone(), self.unrun.clone(), self.now_ms);
+        let begun = self
+            .write(move |writer| Working { writer, queue: "q", rules: &rules, now_ms }.begin(&in_work, &unrun, places));
         let begun = begun.unwrap();
         self.in_work.extend(begun.iter().filter_map(|begun| match begun {
             Begun::Attempt { sequence, .. } => Some(*sequence),
@@ -227,6 +235,48 @@ fn the_first_of_an_ordered_queue_holds_up_the_rest() {
     assert_eq!(bench.attempts(10), [("a".into(), 2, sequence)]);
     bench.finish(sequence, End::Done);
     assert_eq!(bench.names(10), ["b"]);
+}
+
+#[test]
+fn an_attempt_that_is_on_record_but_never_ran_is_begun_again_and_not_counted_twice() {
+    let mut bench = Bench::new();
+    bench.rules.attempts_max = Some(1);
+    bench.accept(&call("a"));
+    let [(_, 1, sequence)] = bench.attempts(1)[..] else { panic!() };
+    // Its caller was never told: the write is on the disk, the attempt did not run.
+    bench.in_work.clear();
+    bench.unrun.insert(sequence, 1);
+    assert_eq!(bench.attempts(1), [("a".to_owned(), 1, sequence)]);
+    // This time it runs, and fails: that was its only attempt.
+    bench.unrun.clear();
+    let finished = bench.finish(sequence, later(START_MS));
+    assert!(matches!(finished, Finished::GivenUp(_)), "{finished:?}");
+
+    // One that was refused before it ran is not counted, however often that is told.
+    bench.accept(&call("b"));
+    let [(_, 1, sequence)] = bench.attempts(1)[..] else { panic!() };
+    let not_run = || End::NotRun { attempt: 1, error: "draining".into(), due_ms: START_MS };
+    assert_eq!(bench.finish(sequence, not_run()), Finished::Later);
+    assert_eq!(bench.finish(sequence, not_run()), Finished::Later);
+    assert_eq!(bench.attempts(1), [("b".to_owned(), 1, sequence)]);
+}
+
+#[tokio::test]
+async fn a_beginning_that_nobody_was_told_of_runs_at_the_next_look() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
+    let soon = || Deadline::after(Duration::from_secs(60));
+    let rules = Rules { attempts_max: Some(1), ..RULES };
+    store.accept_call(call("a"), soon()).await.unwrap();
+    // The one who asks goes away when the write has been handed over.
+    let mut beginning = Box::pin(store.begin_calls("q", rules, 1, soon()));
+    assert!(futures_util::poll!(&mut beginning).is_pending());
+    store.write(soon(), |_| Ok(())).await.expect("both writes are done");
+    drop(beginning);
+    let begun = store.begin_calls("q", rules, 1, soon()).await.unwrap();
+    let [Begun::Attempt { entry, .. }] = &begun[..] else { panic!("{begun:?}") };
+    assert_eq!(entry.attempts, 1);
+    assert!(store.retried_queue("q").unrun().is_empty());
 }
 
 #[test]

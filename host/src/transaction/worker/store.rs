@@ -49,7 +49,9 @@ impl StoreWorker {
         for share in &mut self.shares {
             let before = steps.len();
             steps.extend(share.steps.iter().cloned());
-            let result = match store.rehearse(module, *quota, &steps) {
+            let (name, quota, rehearsed) = (module.clone(), *quota, steps.clone());
+            let rehearsing = store.aside(move |store| store.rehearse(&name, quota, &rehearsed));
+            let result = match rehearsing.await {
                 Ok(mut outcomes) => {
                     share.outcomes = outcomes.split_off(before);
                     share.done(share.outcomes.clone(), Phase::Execute)

@@ -39,7 +39,7 @@ async fn accept(store: &Store, id: &str) -> Result<String, StoreError> {
 
 async fn begin(store: &Store, rules: Rules) -> Result<Option<(u64, CallEntry)>, StoreError> {
     let begun = store.write(patience(), move |writer| {
-        Working { writer, queue: "q", rules: &rules, now_ms: NOW_MS }.begin(&BTreeSet::new(), 1)
+        Working { writer, queue: "q", rules: &rules, now_ms: NOW_MS }.begin(&BTreeSet::new(), &BTreeMap::new(), 1)
     });
     Ok(begun.await?.pop().map(|begun| match begun {
         Begun::Attempt { sequence, entry } => (sequence, entry),
