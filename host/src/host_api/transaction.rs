@@ -167,7 +167,7 @@ impl GuestState {
         let services = self.home.dispatcher.upgrade()?.services().clone();
         let (module, quota) = (self.home.module.clone(), self.home.settings.state);
         let store = ModuleStore { store: services.store, module, quota };
-        Some(Surroundings { caller, store, background: services.background })
+        Some(Surroundings { caller, store, background: services.background, tasks: services.tasks })
     }
 
     /// None when its request is over.

@@ -20,6 +20,7 @@ use self::policy::Verdict;
 use self::worker::{Decision, Worker};
 use crate::request::Deadline;
 use crate::resource::{Caller, Phase, ResourceError};
+use crate::task::Tasks;
 
 /// Of one transaction.
 const PARTICIPANTS_MAX: usize = 64;
@@ -49,6 +50,7 @@ pub struct Surroundings {
     pub store: ModuleStore,
     /// What goes on when nobody waits for it any more: commits, rollbacks.
     pub background: TaskTracker,
+    pub tasks: Tasks,
 }
 
 /// Dropped before it was committed, it is rolled back.
@@ -156,7 +158,7 @@ impl Transaction {
     }
 
     fn run(&self, participants: Vec<Participant>) -> Running {
-        let Surroundings { caller, store, background } = &self.surroundings;
+        let Surroundings { caller, store, background, tasks } = &self.surroundings;
         let deadline = caller.request.deadline_now();
         let deadline = self.options.timeout.map_or(deadline, |timeout| deadline.within(timeout));
         let count = participants.len();
@@ -167,7 +169,8 @@ impl Transaction {
         let workers = Worker::of(participants, store, caller, deadline).into_iter().map(|worker| {
             let (decision, decided) = oneshot::channel();
             let (participants, is_store) = (worker.participants(), worker.is_store());
-            background.spawn(worker.run(arrived.clone(), decided, deadline));
+            let working = worker.run(arrived.clone(), decided, deadline);
+            background.spawn(tasks.watched("a participant of a transaction", working));
             Working { participants, is_store, decision }
         });
         Running { deadline, workers: workers.collect(), arriving, results: vec![None; count], names, undoes }
@@ -187,13 +190,16 @@ impl Transaction {
         let carried_out =
             commitment.clone().carry_out(workers, shown || !sync, deadline, self.surroundings.caller.clone());
         // From here on it is carried out whatever becomes of the module.
+        let carried_out = self.surroundings.tasks.watched("the commit of a transaction", carried_out);
         let carried_out = self.surroundings.background.spawn(carried_out);
         if !sync {
             return Ok(results);
         }
         let committed = match timeout_at(deadline.instant(), carried_out).await {
-            Ok(Ok(committed)) => committed?,
-            Ok(Err(_)) => return Err(commitment.unfinished(ResourceError::HOST_ERROR, "the host's own code panicked")),
+            Ok(Ok(Some(committed))) => committed?,
+            Ok(Ok(None) | Err(_)) => {
+                return Err(commitment.unfinished(ResourceError::HOST_ERROR, "the host's own code panicked"));
+            }
             Err(_) => {
                 return Err(commitment.unfinished(ResourceError::TIMED_OUT, "it had not committed at the deadline"));
             }

@@ -33,7 +33,8 @@ impl Place {
 
     fn transaction_of(&self, sync_commit: bool, left_ms: u64) -> Transaction {
         let store = ModuleStore { store: self.store.clone(), module: "test".into(), quota: Quota::default() };
-        let surroundings = Surroundings { caller: caller(left_ms), store, background: self.background.clone() };
+        let (background, tasks) = (self.background.clone(), crate::task::Tasks::new("test"));
+        let surroundings = Surroundings { caller: caller(left_ms), store, background, tasks };
         Transaction::new(TransactionOptions { sync_commit, timeout: None }, surroundings)
     }
 

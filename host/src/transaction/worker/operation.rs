@@ -77,7 +77,7 @@ impl OperationWorker {
         let caching = Caching { writes, ..Caching::default() };
         caching.check()?;
         self.resource.check(&operation)?;
-        let mut lease = self.resource.acquire(self.deadline).await?;
+        let mut lease = self.resource.acquire(&self.caller, self.deadline).await?;
         self.observed.acquired();
         self._mark = self.resource.mark_writes(caching.writes);
         let deadline = lease.deadline;
