@@ -11,27 +11,31 @@ use wasmcage_tests::{DatabaseServer, PASSWORD, Running, TestCage, eventually};
 
 const SQLITE: &str = "path = \"test.db\"";
 
-fn config(resource: &str) -> String {
+pub(crate) fn config(resource: &str) -> String {
     format!("[resources.db]\nprotocol = \"sql\"\n{resource}\n[modules.user]\nallow = {{ resources = [\"db\"] }}\n")
 }
 
-async fn started(resource: &str) -> Running {
+pub(crate) async fn started(resource: &str) -> Running {
     TestCage::new().module("sql_user", "user").config(&config(resource)).start().await
 }
 
-fn postgres_url(server: &DatabaseServer) -> String {
+pub(crate) fn postgres_url(server: &DatabaseServer) -> String {
     format!("url = \"postgres://postgres:{}@127.0.0.1:{}/postgres\"", PASSWORD.replace('/', "%2F"), server.port())
 }
 
-fn mariadb_url(server: &DatabaseServer) -> String {
+pub(crate) fn mariadb_url(server: &DatabaseServer) -> String {
     format!("url = \"mysql://root@127.0.0.1:{}/test\"", server.port())
 }
 
-async fn call(cage: &Running, function: &str, args: Value) -> Value {
+pub(crate) async fn call(cage: &Running, function: &str, args: Value) -> Value {
+    call_of(cage, "user", function, args).await
+}
+
+pub(crate) async fn call_of(cage: &Running, module: &str, function: &str, args: Value) -> Value {
     let dispatcher = cage.host().cage(cage.name()).expect("the cage").dispatcher().clone();
     let context = RequestContext::new("test".into(), "test", Duration::from_secs(30), Arc::new(Facts::default()));
     let arguments = Payload::Json(json!({"args": args}).to_string());
-    let result = dispatcher.call(Arc::new(context), "user", function.to_owned(), arguments).await.expect("a result");
+    let result = dispatcher.call(Arc::new(context), module, function.to_owned(), arguments).await.expect("a result");
     match result {
         Payload::Json(json) => serde_json::from_str(&json).expect("JSON"),
         other => panic!("{other:?}"),
@@ -39,7 +43,7 @@ async fn call(cage: &Running, function: &str, args: Value) -> Value {
 }
 
 /// One statement with values, told as a guest sees it.
-async fn tried(cage: &Running, sql: &str, values: Value) -> Value {
+pub(crate) async fn tried(cage: &Running, sql: &str, values: Value) -> Value {
     let values: Vec<Value> =
         values.as_object().expect("names").iter().map(|(name, value)| json!([name, value])).collect();
     call(cage, "run", json!(["db", [[sql, values]]])).await
@@ -47,21 +51,21 @@ async fn tried(cage: &Running, sql: &str, values: Value) -> Value {
 
 /// The one result of a statement that must succeed.
 #[track_caller]
-fn result(mut told: Value) -> Value {
+pub(crate) fn result(mut told: Value) -> Value {
     assert!(told.get("ok").is_some(), "{told}");
     told["ok"][0].take()
 }
 
-async fn run(cage: &Running, sql: &str) -> Value {
+pub(crate) async fn run(cage: &Running, sql: &str) -> Value {
     result(tried(cage, sql, json!({})).await)
 }
 
-async fn rows(cage: &Running, sql: &str) -> Value {
+pub(crate) async fn rows(cage: &Running, sql: &str) -> Value {
     run(cage, sql).await["rows"].take()
 }
 
 #[track_caller]
-fn failed(told: &Value, code: &str, phase: &str, recoverable: bool, terminal: bool) {
+pub(crate) fn failed(told: &Value, code: &str, phase: &str, recoverable: bool, terminal: bool) {
     let expected = json!({"code": code, "phase": phase, "recoverable": recoverable, "terminal": terminal});
     for (key, value) in expected.as_object().expect("keys") {
         assert_eq!(&told[key], value, "{key}: {told}");

@@ -110,6 +110,29 @@ impl DatabaseServer {
         Some(server)
     }
 
+    /// A PgBouncer before that PostgreSQL, which gives each transaction to the next of three connections that is free, and lets
+    /// everybody in. None, and a line that tells so, where it cannot be had. `PGBOUNCER` may name the program.
+    pub fn pgbouncer(postgres: &Self) -> Option<Self> {
+        let program = std::env::var("PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".into());
+        let Ok(program) = fs::canonicalize(&program) else {
+            eprintln!("not run: there is no PgBouncer; PGBOUNCER may name its program");
+            return None;
+        };
+        let (directory, port, behind) = (directory(), free_port(), postgres.port());
+        let file = directory.path().join("pgbouncer.ini");
+        let settings = format!(
+            "[databases]\npostgres = host=127.0.0.1 port={behind} dbname=postgres user=postgres password={PASSWORD}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+             pool_mode = transaction\ndefault_pool_size = 3\n"
+        );
+        fs::write(&file, settings).expect("the pooler's settings");
+        own(&file);
+        let arguments = vec![file.display().to_string()];
+        let mut server = Self { program, arguments, directory, port, child: None };
+        server.start();
+        Some(server)
+    }
+
     /// Starts it, and waits until it listens.
     ///
     /// # Panics
@@ -131,7 +154,9 @@ impl DatabaseServer {
     /// A server that recovers listens before it serves.
     fn is_ready(&self, log: &Path) -> bool {
         let text = fs::read_to_string(log).unwrap_or_default();
-        text.contains("ready to accept connections") || text.contains("ready for connections")
+        text.contains("ready to accept connections")
+            || text.contains("ready for connections")
+            || text.contains("process up")
     }
 
     /// Ends it and all processes that it has started, as they stand.

@@ -143,6 +143,12 @@ pub trait Resource: Send + Sync {
         None
     }
 
+    /// Whether a connection that one module has used is never given to another, since its session may hold what the module
+    /// left there and `Connection::reset` does not take away.
+    fn keeps_modules_apart(&self) -> bool {
+        false
+    }
+
     /// # Errors
     /// In phase `Connect`: the other side cannot be reached.
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError>;
@@ -215,6 +221,29 @@ pub trait Connection: Send {
 
     /// Whether it can be used now, asked when it was unused for a while.
     async fn is_healthy(&mut self) -> bool;
+
+    /// What must happen before somebody else uses it, asked when its user gives it back.
+    fn reuse(&self) -> Reuse {
+        Reuse::AsItIs
+    }
+
+    /// Takes away what its user has left in it. Done after the user has the reply.
+    ///
+    /// # Errors
+    /// The connection is discarded.
+    async fn reset(&mut self) -> Result<(), ResourceError> {
+        Ok(())
+    }
+}
+
+/// Whether another may use a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    AsItIs,
+    /// Once `Connection::reset` has succeeded.
+    AfterReset,
+    /// It is closed.
+    Never,
 }
 
 /// The protocol of that name.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::config::ResourceConfig;
 use crate::config::tests::section;
-use crate::protocol::{Connection, Resource};
+use crate::protocol::{Connection, Resource, Reuse};
 use crate::request::{Deadline, RequestContext};
 use crate::telemetry::{Level, LevelCell};
 
@@ -41,6 +41,9 @@ pub(crate) struct Script {
     made: AtomicUsize,
     used_up: AtomicBool,
     gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
+    reuse: Mutex<Option<Reuse>>,
+    reset: Mutex<Option<Does>>,
+    keeps_modules_apart: AtomicBool,
 }
 
 impl Script {
@@ -51,6 +54,16 @@ impl Script {
     /// From now on.
     pub(crate) fn set(&self, phase: Phase, does: Does) {
         self.does.lock().insert(phase, does);
+    }
+
+    /// What becomes of its connections when they are given back, and of a reset.
+    pub(crate) fn set_reuse(&self, reuse: Reuse, reset: Does) {
+        *self.reuse.lock() = Some(reuse);
+        *self.reset.lock() = Some(reset);
+    }
+
+    pub(crate) fn keep_modules_apart(&self) {
+        self.keeps_modules_apart.store(true, SeqCst);
     }
 
     /// Executions wait for a permit each.
@@ -96,6 +109,10 @@ impl Script {
     async fn step(&self, phase: Phase) -> Result<(), ResourceError> {
         self.tell(&phase.to_string());
         let does = self.does.lock().get(&phase).copied().unwrap_or(Does::Work);
+        Self::perform(phase, does).await
+    }
+
+    async fn perform(phase: Phase, does: Does) -> Result<(), ResourceError> {
         match does {
             Does::Work => Ok(()),
             Does::Refuse => Err(ResourceError::harmless(phase, "refused", "as scripted")),
@@ -130,6 +147,10 @@ impl Resource for Double {
 
     fn undoes(&self, operation: &Operation) -> bool {
         operation.action != "at-once"
+    }
+
+    fn keeps_modules_apart(&self) -> bool {
+        self.0.keeps_modules_apart.load(SeqCst)
     }
 
     async fn connect(&self, _deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
@@ -185,6 +206,18 @@ impl Connection for DoubleConnection {
     async fn is_healthy(&mut self) -> bool {
         self.script.step(Phase::Acquire).await.is_ok()
     }
+
+    fn reuse(&self) -> Reuse {
+        self.script.reuse.lock().unwrap_or(Reuse::AsItIs)
+    }
+
+    async fn reset(&mut self) -> Result<(), ResourceError> {
+        // Whoever gave it back goes on first.
+        tokio::task::yield_now().await;
+        self.script.tell("reset");
+        let does = self.script.reset.lock().unwrap_or(Does::Work);
+        Script::perform(Phase::Acquire, does).await
+    }
 }
 
 /// The body, byte by byte.
@@ -226,9 +259,13 @@ pub(crate) fn resource(
 
 /// Who asks, with so many milliseconds left.
 pub(crate) fn caller(left_ms: u64) -> Caller {
+    caller_of("test", left_ms)
+}
+
+pub(crate) fn caller_of(module: &str, left_ms: u64) -> Caller {
     let left = Duration::from_millis(left_ms);
     let request = RequestContext::new("test".into(), "test", left, Arc::default());
-    Caller { cage: "test".into(), module: "test".into(), request: Arc::new(request) }
+    Caller { cage: "test".into(), module: module.into(), request: Arc::new(request) }
 }
 
 pub(crate) fn operation(action: &str, body: &str) -> Operation {

@@ -112,8 +112,8 @@ impl LiveResource {
         self.pool.resource().check(operation)
     }
 
-    pub(crate) async fn acquire(&self, deadline: Deadline) -> Result<Lease, ResourceError> {
-        self.pool.acquire(deadline).await
+    pub(crate) async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<Lease, ResourceError> {
+        self.pool.acquire(&caller.module, deadline).await
     }
 
     pub(crate) fn observe(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> Observed {
@@ -132,12 +132,13 @@ impl LiveResource {
     ) -> Result<OperationReply, ResourceError> {
         let deadline = self.deadline(caller, options.timeout);
         let mut observed = self.observe(caller, &operation);
-        let result = self.execute_cached(&mut observed, operation, &options, deadline).await;
+        let result = self.execute_cached(caller, &mut observed, operation, &options, deadline).await;
         observed.end(caller, result)
     }
 
     async fn execute_cached(
         &self,
+        caller: &Caller,
         observed: &mut Observed,
         operation: Operation,
         options: &OperationOptions,
@@ -145,26 +146,27 @@ impl LiveResource {
     ) -> Result<OperationReply, ResourceError> {
         let begin = &options.begin;
         let Some((cache, caching)) = self.cache.as_ref().zip(options.caching.as_ref()) else {
-            return self.execute_uncached(observed, operation, begin, deadline).await;
+            return self.execute_uncached(caller, observed, operation, begin, deadline).await;
         };
         caching.check()?;
         let _write = cache.write(caching.writes.clone());
         if caching.bypass || !caching.writes.is_empty() {
-            return self.execute_uncached(observed, operation, begin, deadline).await;
+            return self.execute_uncached(caller, observed, operation, begin, deadline).await;
         }
-        let work = async |operation| self.execute_uncached(observed, operation, begin, deadline).await;
+        let work = async |operation| self.execute_uncached(caller, observed, operation, begin, deadline).await;
         cache.read(operation, begin, caching, deadline, work).await
     }
 
     async fn execute_uncached(
         &self,
+        caller: &Caller,
         observed: &mut Observed,
         operation: Operation,
         begin: &[(String, String)],
         deadline: Deadline,
     ) -> Result<OperationReply, ResourceError> {
         self.check(&operation)?;
-        let mut lease = self.acquire(deadline).await?;
+        let mut lease = self.acquire(caller, deadline).await?;
         observed.acquired();
         let deadline = lease.deadline;
         let execute = lease.connection().execute_alone(operation, begin, deadline);
@@ -189,7 +191,7 @@ impl LiveResource {
         let mut observed = self.observe(caller, &operation);
         let opened = async {
             self.check(&operation)?;
-            let mut lease = self.acquire(deadline).await?;
+            let mut lease = self.acquire(caller, deadline).await?;
             observed.acquired();
             let open = lease.take().open(operation, &options.begin, lease.deadline);
             let (reply, stream) = guarded(Phase::Execute, lease.deadline, open).await?;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::guarded::guarded;
 use super::{Phase, PoolSettings, ResourceError};
 use crate::admission::{Admission, Place, Refusal};
-use crate::protocol::{Connection, Resource};
+use crate::protocol::{Connection, Resource, Reuse};
 use crate::request::Deadline;
 
 /// Operations that wait for a connection; past it: overloaded.
@@ -19,6 +19,9 @@ const WAITING_MAX: usize = 10_000;
 const CHECKED_AFTER: Duration = Duration::from_secs(1);
 /// An answer to that which takes longer is a no.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// A connection that is not reset after so long is discarded.
+const RESET_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Of one resource. Never has more connections than `size`: a new one is made by the holder of a place, and only when none
 /// is free.
@@ -42,9 +45,17 @@ struct Free {
 }
 
 struct FreeConnection {
-    connection: Box<dyn Connection>,
+    state: State,
     made: Instant,
     since: Instant,
+    /// The module that has used it, where such a connection serves no other.
+    module: Option<Arc<str>>,
+}
+
+enum State {
+    Ready(Box<dyn Connection>),
+    /// It comes when what its last user has left in it is taken away; the sender is dropped when that fails.
+    Resetting(oneshot::Receiver<Box<dyn Connection>>),
 }
 
 /// The use of one connection. Dropped, it discards the connection; `keep` gives it back.
@@ -52,6 +63,7 @@ pub(crate) struct Lease {
     /// None while its stream has it. Before the place, so that it is closed before another may be made.
     connection: Option<Box<dyn Connection>>,
     made: Instant,
+    module: Option<Arc<str>>,
     /// Until when it may be used: the caller's, or sooner by the pool's `max_time_ms`.
     pub(crate) deadline: Deadline,
     pool: Arc<Pool>,
@@ -76,27 +88,39 @@ impl Pool {
     ///
     /// # Errors
     /// Harmless ones: `TIMED_OUT`, `OVERLOADED`; in phase `Connect` those of the protocol.
-    pub(crate) async fn acquire(self: &Arc<Self>, deadline: Deadline) -> Result<Lease, ResourceError> {
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        module: &Arc<str>,
+        deadline: Deadline,
+    ) -> Result<Lease, ResourceError> {
         let place = self.places.enter(deadline).await.map_err(|refusal| self.not_acquired(&refusal))?;
         if deadline.left() < self.settings.time_min {
             let text = format!("less than {:?} was left, see `min_time_ms` of its pool", self.settings.time_min);
             return Err(ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text));
         }
         let deadline = self.settings.time_max.map_or(deadline, |time_max| deadline.within(time_max));
-        let lease = |connection: Box<dyn Connection>, made| {
+        let module = self.resource.keeps_modules_apart().then(|| module.clone());
+        let lease = |connection: Box<dyn Connection>, made, module| {
             let pool = self.clone();
-            Lease { connection: Some(connection), made, deadline, pool, _place: place }
+            Lease { connection: Some(connection), made, module, deadline, pool, _place: place }
         };
-        while let Some(mut found) = self.take() {
-            if found.connection.is_used_up() {
+        while let Some(FreeConnection { state, made, since, .. }) = self.take(module.as_ref()) {
+            let Some(mut connection) = state.ready(deadline).await else {
+                if deadline.passed() {
+                    let text = "the deadline came before a connection was reset after its last use";
+                    return Err(ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text));
+                }
+                continue;
+            };
+            if connection.is_used_up() {
                 continue;
             }
-            if found.since.elapsed() < CHECKED_AFTER || is_healthy(&mut *found.connection, deadline).await {
-                return Ok(lease(found.connection, found.made));
+            if since.elapsed() < CHECKED_AFTER || is_healthy(&mut *connection, deadline).await {
+                return Ok(lease(connection, made, module));
             }
         }
         let connection = guarded(Phase::Connect, deadline, self.resource.connect(deadline)).await?;
-        Ok(lease(connection, Instant::now()))
+        Ok(lease(connection, Instant::now(), module))
     }
 
     fn not_acquired(&self, refusal: &Refusal) -> ResourceError {
@@ -113,21 +137,32 @@ impl Pool {
         }
     }
 
-    /// The free connection that was used last, unless it is too old.
-    fn take(&self) -> Option<FreeConnection> {
+    /// The free connection that was used last and may serve this module, unless it is too old. When there is none, there is
+    /// room for a new one.
+    fn take(&self, module: Option<&Arc<str>>) -> Option<FreeConnection> {
         let now = Instant::now();
-        let mut expired = Vec::new();
+        let mut closed = Vec::new();
         let mut free = self.free.lock();
+        let serves = |free: &FreeConnection| free.module.is_none() || free.module.as_ref() == module;
         let found = loop {
-            match free.connections.pop() {
-                Some(connection) if self.expired(&connection, now) => expired.push(connection),
-                found => break found,
+            let Some(index) = free.connections.iter().rposition(serves) else { break None };
+            let connection = free.connections.remove(index);
+            match self.expired(&connection, now) {
+                true => closed.push(connection),
+                false => break Some(connection),
             }
         };
+        // Those of other modules take up room, the longest unused first.
+        while found.is_none() && !free.connections.is_empty() {
+            if free.connections.len() + self.places.in_work() <= self.settings.size {
+                break;
+            }
+            closed.push(free.connections.remove(0));
+        }
         let lacking = free.connections.len() < self.settings.standby;
         drop(free);
         // Connections are closed without the lock.
-        drop(expired);
+        drop(closed);
         if lacking {
             self.attention.notify_one();
         }
@@ -139,18 +174,15 @@ impl Pool {
             || now.duration_since(connection.since) >= self.settings.idle_timeout
     }
 
-    fn put(&self, connection: Box<dyn Connection>, made: Instant) {
+    fn put(&self, state: State, made: Instant, module: Option<Arc<str>>) {
         let now = Instant::now();
-        if connection.is_used_up() {
-            return;
-        }
         let mut free = self.free.lock();
         if free.closed || now.duration_since(made) >= self.settings.age_max {
             drop(free);
-            drop(connection);
+            drop(state);
             return;
         }
-        free.connections.push(FreeConnection { connection, made, since: now });
+        free.connections.push(FreeConnection { state, made, since: now, module });
         if std::mem::take(&mut free.unattended) {
             self.attention.notify_one();
         }
@@ -165,11 +197,12 @@ impl Pool {
         drop(connections);
     }
 
-    /// Closes free connections that are too old, or were not used for too long.
+    /// Closes free connections that are too old, or were not used for too long; forgets those that could not be reset.
     pub(super) fn sweep(&self) {
         let now = Instant::now();
         let mut free = self.free.lock();
-        let expired: Vec<_> = free.connections.extract_if(.., |connection| self.expired(connection, now)).collect();
+        let ended = |free: &mut FreeConnection| !free.state.look() || self.expired(free, now);
+        let expired: Vec<_> = free.connections.extract_if(.., ended).collect();
         drop(free);
         drop(expired);
     }
@@ -189,7 +222,7 @@ impl Pool {
         }
         let deadline = Deadline::after(time_max);
         let connection = guarded(Phase::Connect, deadline, self.resource.connect(deadline)).await?;
-        self.put(connection, Instant::now());
+        self.put(State::Ready(connection), Instant::now(), None);
         Ok(true)
     }
 
@@ -239,10 +272,56 @@ impl Lease {
         self.connection = Some(connection);
     }
 
-    /// Gives the connection back for others to use.
+    /// Gives the connection back for others to use. What was left in it is taken away meanwhile.
     pub(crate) fn keep(mut self) {
-        if let Some(connection) = self.connection.take() {
-            self.pool.put(connection, self.made);
+        let Some(connection) = self.connection.take().filter(|connection| !connection.is_used_up()) else { return };
+        match connection.reuse() {
+            Reuse::AsItIs => self.pool.put(State::Ready(connection), self.made, self.module.take()),
+            Reuse::AfterReset => self.pool.put(State::reset(connection), self.made, self.module.take()),
+            Reuse::Never => drop(connection),
+        }
+    }
+}
+
+impl State {
+    /// Resets it while nobody waits for it, and closes it when nobody wants it any more.
+    fn reset(mut connection: Box<dyn Connection>) -> Self {
+        let (mut is_reset, ready) = oneshot::channel();
+        tokio::spawn(async move {
+            let reset = guarded(Phase::Acquire, Deadline::after(RESET_TIME_MAX), connection.reset());
+            let done = tokio::select! {
+                done = reset => done.is_ok(),
+                () = is_reset.closed() => false,
+            };
+            if done {
+                // Whoever would have used it may be gone by now.
+                let _ = is_reset.send(connection);
+            } else {
+                // Before the one who waits for it may make another.
+                drop(connection);
+            }
+        });
+        Self::Resetting(ready)
+    }
+
+    /// The connection, once it is reset; none if it is of no more use, or the deadline comes first.
+    async fn ready(self, deadline: Deadline) -> Option<Box<dyn Connection>> {
+        match self {
+            Self::Ready(connection) => Some(connection),
+            Self::Resetting(ready) => tokio::time::timeout_at(deadline.instant(), ready).await.ok()?.ok(),
+        }
+    }
+
+    /// Whether it is, or may become, a connection.
+    fn look(&mut self) -> bool {
+        let Self::Resetting(ready) = self else { return true };
+        match ready.try_recv() {
+            Ok(connection) => {
+                *self = Self::Ready(connection);
+                true
+            }
+            Err(oneshot::error::TryRecvError::Empty) => true,
+            Err(oneshot::error::TryRecvError::Closed) => false,
         }
     }
 }

@@ -6,9 +6,9 @@ use super::driver::{Begin, Driver, RunError};
 use super::error;
 use super::operation::{self, Statement};
 use super::rows::{Limits, Rows};
-use super::statement::Dialect;
+use super::statement::{Dialect, Kind};
 use super::stream::ResultStream;
-use crate::protocol::Connection;
+use crate::protocol::{Connection, Reuse};
 use crate::request::Deadline;
 use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 
@@ -24,7 +24,16 @@ pub(super) struct Session {
     dialect: Dialect,
     limits: Limits,
     transaction: Transaction,
+    /// Statements have run since the session was new.
+    used: bool,
+    /// One of them may have left what no reset takes away.
+    marked: bool,
+    /// The last failure was of what is cached of a statement.
+    stale: bool,
 }
+
+/// Of a statement that cannot run in a transaction, such as `vacuum`: nothing ran.
+const NOT_IN_TRANSACTION: &str = "25001";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Transaction {
@@ -36,23 +45,32 @@ enum Transaction {
 
 impl Session {
     pub(super) fn new(driver: Box<dyn Driver>, dialect: Dialect, limits: Limits) -> Self {
-        Self { driver, dialect, limits, transaction: Transaction::None }
+        Self { driver, dialect, limits, transaction: Transaction::None, used: false, marked: false, stale: false }
     }
 
-    fn failure(&self, phase: Phase, error: RunError) -> ResourceError {
+    fn failure(&mut self, phase: Phase, error: RunError) -> ResourceError {
+        self.stale = matches!(error, RunError::Stale(_));
         let in_transaction = self.transaction != Transaction::None;
         error::running(phase, self.dialect, in_transaction, error)
+    }
+
+    /// To be called before each statement of a module's.
+    fn note(&mut self, statement: &Statement) -> Kind {
+        self.used = true;
+        self.marked |= statement.kind.marks_session;
+        statement.kind
     }
 
     /// `{"columns":..,"affected":..}` of one statement, appended to `json`.
     async fn run(&mut self, statement: Statement, json: &mut Vec<u8>) -> Result<(), RunError> {
         let mut rows = Rows::whole(self.limits, json.len());
-        let writes = statement.writes;
+        let kind = self.note(&statement);
         let done = self.driver.run(statement, &mut rows).await?;
         json.push(b'{');
         json.extend_from_slice(&rows.finish().await?);
         // Databases count the rows that were read, or those of an earlier statement, too.
-        let (affected, last_id) = if writes { (done.affected, done.last_id) } else { (0, None) };
+        let affected = if kind.writes { done.affected } else { 0 };
+        let last_id = done.last_id.filter(|_| kind.writes);
         let last_id = last_id.map_or("null".to_owned(), |id| id.to_string());
         json.extend_from_slice(format!(",\"affected\":{affected},\"last_id\":{last_id}}}").as_bytes());
         Ok(())
@@ -83,6 +101,7 @@ impl Session {
         statement: Statement,
         mut rows: Rows,
     ) -> Result<Box<Self>, ResourceError> {
+        self.note(&statement);
         if let Err(error) = self.driver.run(statement, &mut rows).await {
             return Err(self.failure(Phase::Execute, error));
         }
@@ -97,7 +116,8 @@ impl Session {
 
     async fn begin_with(&mut self, options: &[(String, String)]) -> Result<(), ResourceError> {
         let options = begin_options(options)?;
-        self.driver.begin(options).await.map_err(|error| self.failure(Phase::Begin, error.into()))?;
+        let begun = self.driver.begin(options).await;
+        begun.map_err(|error| self.failure(Phase::Begin, error.into()))?;
         self.transaction = Transaction::Open;
         Ok(())
     }
@@ -107,15 +127,39 @@ impl Session {
             let text = "a statement of the transaction failed: it can be rolled back only";
             return Err(ResourceError::harmless(Phase::Commit, ResourceError::BAD_OPERATION, text));
         }
-        self.driver.commit().await.map_err(|error| self.failure(Phase::Commit, error.into()))?;
+        let committed = self.driver.commit().await;
+        committed.map_err(|error| self.failure(Phase::Commit, error.into()))?;
         self.transaction = Transaction::None;
         Ok(())
     }
 
     async fn undo(&mut self) -> Result<(), ResourceError> {
-        self.driver.rollback().await.map_err(|error| self.failure(Phase::Rollback, error.into()))?;
+        let rolled_back = self.driver.rollback().await;
+        rolled_back.map_err(|error| self.failure(Phase::Rollback, error.into()))?;
         self.transaction = Transaction::None;
         Ok(())
+    }
+
+    /// The statements as a transaction; after an error that is not terminal, nothing of it is left.
+    async fn transact(
+        &mut self,
+        statements: Vec<Statement>,
+        options: &[(String, String)],
+    ) -> Result<OperationReply, ResourceError> {
+        self.begin_with(options).await?;
+        let result = match self.execute_statements(statements).await {
+            Ok(reply) => self.end().await.map(|()| reply),
+            Err(error) => Err(error),
+        };
+        match result {
+            Err(error) if !error.terminal => {
+                let stale = self.stale;
+                let terminal = self.undo().await.is_err();
+                self.stale = stale;
+                Err(ResourceError { terminal, ..error })
+            }
+            result => result,
+        }
     }
 
     async fn execute_statements(&mut self, statements: Vec<Statement>) -> Result<OperationReply, ResourceError> {
@@ -154,17 +198,18 @@ impl Connection for Session {
         _deadline: Deadline,
     ) -> Result<OperationReply, ResourceError> {
         let statements = operation::parse(&operation, self.dialect)?;
-        if statements.len() == 1 && options.is_empty() {
+        let is_plain = options.is_empty() && statements.len() == 1;
+        if is_plain && !self.driver.needs_transactions() {
             return self.run_all(statements).await;
         }
-        self.begin_with(options).await?;
-        let result = match self.execute_statements(statements).await {
-            Ok(reply) => self.end().await.map(|()| reply),
-            Err(error) => Err(error),
-        };
-        match result {
-            Err(error) if !error.terminal && self.undo().await.is_err() => {
-                Err(ResourceError { terminal: true, ..error })
+        self.stale = false;
+        match self.transact(statements, options).await {
+            // Nothing of it is left: once more, with what the database says now.
+            Err(error) if self.stale && !error.terminal => {
+                self.transact(operation::parse(&operation, self.dialect)?, options).await
+            }
+            Err(error) if is_plain && error.code == NOT_IN_TRANSACTION && !error.terminal => {
+                self.run_all(operation::parse(&operation, self.dialect)?).await
             }
             result => result,
         }
@@ -181,12 +226,26 @@ impl Connection for Session {
             let text = "one statement can be streamed, not several";
             return Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text));
         };
-        if !options.is_empty() {
+        if !options.is_empty() || self.driver.needs_transactions() {
             self.begin_with(options).await?;
         }
         let reply = OperationReply { status: 200, ..OperationReply::default() };
         let limits = self.limits;
         Ok((reply, Box::new(ResultStream::new(self, statement, limits))))
+    }
+
+    fn reuse(&self) -> Reuse {
+        if self.transaction != Transaction::None || self.marked || self.driver.is_spent() {
+            return Reuse::Never;
+        }
+        if self.used && self.driver.can_reset() { Reuse::AfterReset } else { Reuse::AsItIs }
+    }
+
+    async fn reset(&mut self) -> Result<(), ResourceError> {
+        let reset = self.driver.reset().await;
+        reset.map_err(|error| self.failure(Phase::Acquire, error.into()))?;
+        self.used = false;
+        Ok(())
     }
 
     async fn is_healthy(&mut self) -> bool {

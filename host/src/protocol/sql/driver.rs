@@ -26,10 +26,17 @@ pub(super) struct Done {
 #[derive(Debug)]
 pub(super) enum RunError {
     Database(sqlx::Error),
+    /// What the connection or the server had cached of the statement no longer fits the database: nothing ran, and the same
+    /// statement is likely to do in a new transaction.
+    Stale(sqlx::Error),
     /// The value of a parameter is of another type than the database wants: nothing ran.
     Parameter(String),
     /// A cell's type has no form in JSON.
     Cell(String),
+    /// The same, of a statement that ran to its end.
+    CellOfWhole(String),
+    /// The type of a column has no form in JSON: nothing ran.
+    Column(String),
     TooLarge(String),
     /// The consumer of a stream is gone.
     Abandoned,
@@ -44,6 +51,29 @@ impl From<sqlx::Error> for RunError {
 /// One connection to a database. A future that is dropped leaves a driver that is to be dropped.
 #[async_trait]
 pub(super) trait Driver: Send {
+    /// Whether each statement needs a transaction around it, since the server that it runs on may be another one after it.
+    fn needs_transactions(&self) -> bool {
+        false
+    }
+
+    /// Whether it must not be used again.
+    fn is_spent(&self) -> bool {
+        false
+    }
+
+    /// Whether `reset` takes away what statements have left in the session.
+    fn can_reset(&self) -> bool {
+        false
+    }
+
+    /// Makes the session as it was when the connection was new; prepared statements stay.
+    ///
+    /// # Errors
+    /// The connection is of no more use.
+    async fn reset(&mut self) -> Result<(), sqlx::Error> {
+        Ok(())
+    }
+
     /// # Errors
     /// The database's, or a connection's that broke.
     async fn begin(&mut self, options: Begin) -> Result<(), sqlx::Error>;
@@ -57,7 +87,7 @@ pub(super) trait Driver: Send {
     async fn rollback(&mut self) -> Result<(), sqlx::Error>;
 
     /// # Errors
-    /// See the kinds; after any but `Parameter` and those of the database the driver is to be dropped.
+    /// See the kinds; after `Cell`, `TooLarge` and `Abandoned` the driver is to be dropped, and after some of the database's.
     async fn run(&mut self, statement: Statement, rows: &mut Rows) -> Result<Done, RunError>;
 
     /// # Errors
@@ -73,13 +103,22 @@ pub(super) async fn drain<D: Database>(
     write: WriteCell<D::Row>,
 ) -> Result<Done, RunError> {
     let mut last = Done::default();
+    let mut unwritten = None;
     while let Some(next) = stream.next().await {
         match next? {
             Either::Left(result) => last = done(result),
-            Either::Right(row) => rows.add::<D>(row, write).await?,
+            // The rest of its rows is read, so that the connection can be used again.
+            Either::Right(_) if unwritten.is_some() => rows.skip()?,
+            Either::Right(row) => match rows.add::<D>(row, write).await {
+                Err(RunError::Cell(text)) if rows.are_whole() => unwritten = Some(text),
+                added => added?,
+            },
         }
     }
-    Ok(last)
+    match unwritten {
+        None => Ok(last),
+        Some(text) => Err(RunError::CellOfWhole(text)),
+    }
 }
 
 /// For a cell whose type has no form in JSON.

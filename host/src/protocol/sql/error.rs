@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 
 use sqlx::Error;
+use sqlx::error::DatabaseError;
+use sqlx::postgres::PgDatabaseError;
 
 use super::driver::RunError;
 use super::statement::Dialect;
@@ -11,26 +13,33 @@ use crate::resource::{Phase, ResourceError};
 /// Classes of SQLSTATE after which the connection is as good as before: the statement, or the transaction, is at fault. All
 /// others discard it, among them lost sessions, full disks, and plans that no longer fit.
 const SAFE_CLASSES: &[&str] = &[
-    "02", "21", "22", "23", "25", "26", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45",
-    "54", "55", "HY", "P0",
+    "02", "21", "22", "23", "25", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45", "54",
+    "55", "HY", "P0",
 ];
 
 /// SQLite's primary codes after which the connection is as good as before.
 const SAFE_SQLITE: &[i32] = &[1, 5, 6, 8, 9, 18, 19, 20, 23, 25];
 
+/// Code of a result that has no form in JSON.
+const BAD_RESULT: &str = "bad-result";
 const MAYBE: &str = "; whether it took effect is not known";
+/// Bytes that are told of a detail or a hint of the server's.
+const DETAIL_BYTES_MAX: usize = 1_024;
+/// Codes of PostgreSQL's that tell of statements that another client has prepared, or taken away, in the same session.
+const MIXED_UP: &[&str] = &["08P01", "26000", "42P05"];
+const POOLER: &str = "; if the server is a pooler of connections such as PgBouncer, set `statement_cache = 0`";
 
 /// Why there is no connection.
 pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> ResourceError {
     let harmless = |code: &str, text| ResourceError::harmless(Phase::Connect, code, format!("{target}: {text}"));
     match error {
-        Error::Database(error) => harmless(&code(dialect, error.code()), error.message().to_owned()),
+        Error::Database(error) => harmless(&code(dialect, error.code()), told(&**error)),
         Error::Tls(error) => harmless("tls", error.to_string()),
         Error::Io(error) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
             harmless("tls", error.to_string())
         }
         Error::Configuration(error) => harmless(ResourceError::CONNECT, error.to_string()),
-        error => harmless(ResourceError::CONNECT, error.to_string()),
+        error => harmless(ResourceError::CONNECT, text_of(error)),
     }
 }
 
@@ -45,17 +54,54 @@ pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, erro
     match error {
         RunError::Database(Error::Database(error)) => {
             let code = code(dialect, error.code());
-            let text = error.message().to_owned();
+            let text = told(&*error);
+            if dialect == Dialect::Postgres && MIXED_UP.contains(&code.as_str()) {
+                let recoverable = code != "08P01" || undone;
+                return ResourceError { recoverable, ..ResourceError::fatal(phase, code, text + POOLER) };
+            }
             if is_safe(dialect, &code, error.code()) {
                 return ResourceError::harmless(phase, code, text);
             }
             broken(&code, text)
         }
-        RunError::Database(error) => broken(ResourceError::DISCONNECTED, error.to_string()),
+        RunError::Database(error) => broken(ResourceError::DISCONNECTED, text_of(&error)),
+        RunError::Stale(Error::Database(error)) => {
+            let text = told(&*error) + "; nothing ran: the transaction can be tried again";
+            ResourceError::harmless(phase, code(dialect, error.code()), text)
+        }
+        RunError::Stale(error) => broken(ResourceError::DISCONNECTED, text_of(&error)),
         RunError::Parameter(text) => ResourceError::harmless(phase, ResourceError::BAD_OPERATION, text),
-        RunError::Cell(text) => broken("bad-result", text),
+        RunError::Column(text) => ResourceError::harmless(phase, BAD_RESULT, text),
+        RunError::Cell(text) => broken(BAD_RESULT, text),
+        RunError::CellOfWhole(text) if undone => ResourceError::harmless(phase, BAD_RESULT, text),
+        RunError::CellOfWhole(text) => ResourceError {
+            recoverable: false,
+            ..ResourceError::harmless(phase, BAD_RESULT, text + "; the statement itself has run")
+        },
         RunError::TooLarge(text) => broken(ResourceError::TOO_LARGE, text),
         RunError::Abandoned => broken(ResourceError::DISCONNECTED, "nobody takes the result any more".to_owned()),
+    }
+}
+
+/// What the server says, with the detail and the hint that PostgreSQL gives beside it.
+fn told(error: &dyn DatabaseError) -> String {
+    let mut text = error.message().to_owned();
+    let Some(error) = error.try_downcast_ref::<PgDatabaseError>() else { return text };
+    for (name, more) in [("detail", error.detail()), ("hint", error.hint())] {
+        let Some(more) = more.filter(|more| !more.is_empty()) else { continue };
+        let cut = &more[..more.floor_char_boundary(DETAIL_BYTES_MAX)];
+        let dots = if cut.len() < more.len() { ".." } else { "" };
+        text.push_str(&format!("; {name}: {}{dots}", cut.trim_end_matches('.')));
+    }
+    text
+}
+
+/// An error of the client library's, without the place in its source that it puts behind some.
+fn text_of(error: &Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (sqlx") {
+        Some(place) if text.ends_with(')') => text[..place].to_owned(),
+        _ => text,
     }
 }
 

@@ -58,6 +58,7 @@ use async_trait::async_trait;
 use self::connection::Session;
 use self::driver::Driver;
 use self::settings::{Settings, Target};
+use self::statement::Dialect;
 use super::{Connection, Protocol, Resource};
 use crate::config::{ConfigError, Section};
 use crate::request::Deadline;
@@ -86,12 +87,24 @@ impl Resource for Database {
         operation::parse(operation, self.settings.dialect()).map(drop)
     }
 
+    /// SQLite and MySQL have no way to reset a session: see `Kind::marks_session` for what a statement's words tell, and
+    /// triggers and stored functions may do more.
+    fn keeps_modules_apart(&self) -> bool {
+        match self.settings.dialect() {
+            Dialect::Sqlite | Dialect::MySql => true,
+            Dialect::Postgres => false,
+        }
+    }
+
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
-        let Settings { target, connect_timeout, limits } = &self.settings;
+        let Settings { target, connect_timeout, limits, is_pooled } = &self.settings;
         let until = deadline.within(*connect_timeout);
         let connecting = async {
             let driver: Result<Box<dyn Driver>, sqlx::Error> = match target {
-                Target::Sqlite(options) => sqlite::Driver::connect(options).await.map(|driver| Box::new(driver) as _),
+                Target::Sqlite(file) => sqlite::Driver::connect(file).await.map(|driver| Box::new(driver) as _),
+                Target::Postgres(options) if *is_pooled => {
+                    postgres::Pooled::connect(options).await.map(|driver| Box::new(driver) as _)
+                }
                 Target::Postgres(options) => {
                     postgres::Driver::connect(options).await.map(|driver| Box::new(driver) as _)
                 }

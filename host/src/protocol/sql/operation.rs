@@ -1,10 +1,11 @@
 //! The body of an operation: statements and their values. All that can be known to be wrong is found here, before anything runs.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::statement::{self, Dialect, Template};
+use super::statement::{self, Dialect, Kind, Template};
 use super::value::Value;
 use crate::resource::{Operation, Phase, ResourceError};
 
@@ -33,10 +34,10 @@ struct Entry {
 /// A statement that has all it needs.
 #[derive(Debug)]
 pub(super) struct Statement {
-    pub(super) sql: String,
+    pub(super) sql: Arc<str>,
     /// Names and values in the order of the placeholders.
     pub(super) arguments: Vec<(String, Value)>,
-    pub(super) writes: bool,
+    pub(super) kind: Kind,
 }
 
 /// At least one statement.
@@ -69,7 +70,7 @@ pub(super) fn parse(operation: &Operation, dialect: Dialect) -> Result<Vec<State
 }
 
 fn bound(template: Template, own: Values, shared: &Values) -> Result<Statement, String> {
-    let Template { sql, parameters, writes } = template;
+    let Template { sql, parameters, kind } = template;
     let mut arguments = Vec::with_capacity(parameters.len());
     for name in parameters {
         let Some(value) = own.get(&name).or_else(|| shared.get(&name)).cloned() else {
@@ -79,5 +80,5 @@ fn bound(template: Template, own: Values, shared: &Values) -> Result<Statement, 
         };
         arguments.push((name, value));
     }
-    Ok(Statement { sql, arguments, writes })
+    Ok(Statement { sql: sql.into(), arguments, kind })
 }

@@ -48,6 +48,30 @@ impl Rows {
         Ok(())
     }
 
+    /// Whether the result is given whole, and not part by part.
+    pub(super) fn are_whole(&self) -> bool {
+        self.parts.is_none()
+    }
+
+    /// Whether there was no row yet.
+    pub(super) fn are_none(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Counts a row that is not written.
+    pub(super) fn skip(&mut self) -> Result<(), RunError> {
+        self.count += 1;
+        self.check_count()
+    }
+
+    fn check_count(&self) -> Result<(), RunError> {
+        let rows = self.limits.rows;
+        match self.are_whole() && self.count > rows {
+            true => Err(RunError::TooLarge(format!("more than {rows} rows (`max_rows`)"))),
+            false => Ok(()),
+        }
+    }
+
     fn write<D: Database>(&mut self, row: &D::Row, write: WriteCell<D::Row>) -> Result<(), RunError> {
         if self.json.is_empty() {
             self.begin(row.columns().iter().map(Column::name));
@@ -65,11 +89,9 @@ impl Rows {
         }
         self.json.push(b']');
         self.count += 1;
-        let Limits { rows, bytes } = self.limits;
+        self.check_count()?;
+        let bytes = self.limits.bytes;
         let streamed = self.parts.is_some();
-        if !streamed && self.count > rows {
-            return Err(RunError::TooLarge(format!("more than {rows} rows (`max_rows`)")));
-        }
         let length = if streamed { self.json.len() - start } else { self.before + self.json.len() };
         if length > bytes {
             let what = if streamed { "a row" } else { "the result" };

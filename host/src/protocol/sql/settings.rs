@@ -21,13 +21,21 @@ pub(super) struct Settings {
     pub(super) target: Target,
     pub(super) connect_timeout: Duration,
     pub(super) limits: Limits,
+    /// No statement is prepared for longer than it runs, so that a server may be a pooler of connections.
+    pub(super) is_pooled: bool,
 }
 
 /// Where the database is. Displayed without user and password.
 pub(super) enum Target {
-    Sqlite(SqliteConnectOptions),
+    Sqlite(SqliteFile),
     Postgres(PgConnectOptions),
     MySql(MySqlConnectOptions),
+}
+
+pub(super) struct SqliteFile {
+    pub(super) options: SqliteConnectOptions,
+    /// Whether it is made if it is not there, for its user alone.
+    pub(super) create: bool,
 }
 
 /// How a connection over the network is protected.
@@ -50,7 +58,7 @@ impl Settings {
             rows: section.integer("max_rows", 10_000, 1..=1_000_000_000),
             bytes: section.integer("max_result_bytes", 16 << 20, 1024..=1 << 30) as usize,
         };
-        let statements = section.integer("statement_cache", 100, 1..=10_000) as usize;
+        let statements = section.integer("statement_cache", 100, 0..=10_000) as usize;
         let target = match (section.has("path"), section.has("url")) {
             (true, false) => sqlite(&section, statements),
             (false, true) => server(&section, statements),
@@ -66,7 +74,7 @@ impl Settings {
         let whole = section.clone();
         section.finish()?;
         let target = target.ok_or_else(|| whole.refused("it names no database"))?;
-        Ok(Self { target, connect_timeout, limits })
+        Ok(Self { target, connect_timeout, limits, is_pooled: statements == 0 })
     }
 
     pub(super) fn dialect(&self) -> Dialect {
@@ -89,7 +97,7 @@ fn sqlite(section: &Section, statements: usize) -> Option<Target> {
         .busy_timeout(busy_timeout)
         .statement_cache_capacity(statements)
         .disable_statement_logging();
-    Some(Target::Sqlite(options))
+    Some(Target::Sqlite(SqliteFile { options, create }))
 }
 
 fn server(section: &Section, statements: usize) -> Option<Target> {
@@ -174,7 +182,7 @@ fn tls_parameter(url: &str) -> Option<&str> {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sqlite(options) => write!(f, "{}", options.get_filename().display()),
+            Self::Sqlite(file) => write!(f, "{}", file.options.get_filename().display()),
             Self::Postgres(options) => match options.get_socket() {
                 Some(socket) => write!(f, "postgres at {}", socket.display()),
                 None => write!(f, "postgres at {}:{}", options.get_host(), options.get_port()),

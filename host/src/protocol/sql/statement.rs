@@ -1,6 +1,7 @@
 //! One statement's text: `{name}` becomes a placeholder of the database. Knows just enough of each dialect's words to leave
 //! strings, quoted names and comments alone, and to see what a statement must not be.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +17,22 @@ pub(super) struct Template {
     pub(super) sql: String,
     /// Names of the values in the order in which they are bound.
     pub(super) parameters: Vec<String>,
-    /// Whether it changes rows, as far as its words tell.
+    pub(super) kind: Kind,
+}
+
+/// What a statement does, as far as its words tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Kind {
+    /// It changes rows.
     pub(super) writes: bool,
+    /// Each row that it changes is a new one.
+    pub(super) inserts: bool,
+    /// It gives rows.
+    pub(super) gives_rows: bool,
+    /// It may change which columns a table has.
+    pub(super) changes_schema: bool,
+    /// It may leave something in the session that nothing but the connection's end takes away.
+    pub(super) marks_session: bool,
 }
 
 /// What begins or ends transactions.
@@ -30,6 +45,20 @@ const SQLITE: &[&str] = &[
 /// What may follow a semicolon within `create trigger`.
 const SQLITE_INNER: &[&str] = &["delete", "end", "insert", "replace", "select", "update", "values", "with"];
 const WRITES: &[&str] = &["delete", "insert", "merge", "replace", "update"];
+const CHANGES: &[&str] = &["alter", "create", "drop", "rename"];
+/// What gives rows without a `returning`.
+const READS: &[&str] = &["explain", "select", "values", "with"];
+/// Parameters of one statement: PostgreSQL and MySQL count them in 16 bits.
+const PARAMETERS_MAX: usize = 65_535;
+/// PostgreSQL's statements about prepared statements and loaded libraries, which no reset of a session undoes, or which take
+/// away those that the connection's cache counts on.
+const POSTGRES_MARKS: &[&str] = &["deallocate", "discard", "load", "prepare"];
+/// All that a statement of MySQL may begin with to leave nothing in the session: it has no reset but a new connection.
+const MYSQL_UNMARKED: &[&str] = &[
+    "alter", "analyze", "check", "create", "delete", "desc", "describe", "drop", "explain", "grant", "insert",
+    "optimize", "rename", "repair", "replace", "revoke", "select", "show", "table", "truncate", "update", "values",
+    "with",
+];
 
 /// # Errors
 /// What is wrong with it.
@@ -38,16 +67,22 @@ pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
         return Err("a statement cannot contain a null character".into());
     }
     let mut scanner = Scanner { text, dialect, at: 0 };
-    let mut template = Template { sql: String::with_capacity(text.len()), parameters: Vec::new(), writes: false };
-    let mut shape = Shape { dialect, words: 0, first: String::new(), second: String::new(), fresh: true };
+    let mut template =
+        Template { sql: String::with_capacity(text.len()), parameters: Vec::new(), kind: Kind::default() };
+    let mut numbers = HashMap::new();
+    let mut shape =
+        Shape { dialect, words: 0, first: String::new(), second: String::new(), fresh: true, seen: Seen::default() };
     while let Some((token, range)) = scanner.next() {
-        let written = &text[range];
+        let (start, written) = (range.start, &text[range]);
         match token {
             Token::Space => template.sql.push_str(written),
             Token::Quoted | Token::Other => {
                 if dialect != Dialect::Postgres && matches!(written, "?" | "@" | "$" | ":") && !scanner.is_name(written)
                 {
                     return Err(format!("`{written}` as a placeholder: write a parameter as {{name}}"));
+                }
+                if written == "@" {
+                    shape.variable(&text[..start], &text[scanner.at..]);
                 }
                 shape.token(None)?;
                 template.sql.push_str(written);
@@ -58,9 +93,7 @@ pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
             }
             Token::Word => {
                 let word = written.to_ascii_lowercase();
-                if WRITES.contains(&word.as_str()) && (shape.words == 0 || shape.first == "with" && word != "replace") {
-                    template.writes = true;
-                }
+                shape.word(&word);
                 shape.token(Some(word))?;
                 template.sql.push_str(written);
             }
@@ -70,30 +103,39 @@ pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
             }
             Token::Parameter => {
                 shape.token(None)?;
-                template.parameter(&written[1..written.len() - 1], dialect);
+                template.parameter(&written[1..written.len() - 1], dialect, &mut numbers)?;
             }
             Token::Bad(text) => return Err(text.into()),
         }
     }
     shape.end()?;
+    template.kind = shape.kind(text);
     Ok(template)
 }
 
 impl Template {
-    fn parameter(&mut self, name: &str, dialect: Dialect) {
-        let known = self.parameters.iter().position(|known| known == name);
-        let number = match known {
-            Some(index) if dialect != Dialect::MySql => index + 1,
-            _ => {
-                self.parameters.push(name.to_owned());
-                self.parameters.len()
+    /// `numbers` has those of the names that were seen.
+    fn parameter<'a>(
+        &mut self,
+        name: &'a str,
+        dialect: Dialect,
+        numbers: &mut HashMap<&'a str, usize>,
+    ) -> Result<(), String> {
+        let known = numbers.get(name).copied().filter(|_| dialect != Dialect::MySql);
+        let number = known.unwrap_or(self.parameters.len() + 1);
+        if known.is_none() {
+            if number > PARAMETERS_MAX {
+                return Err(format!("a statement has at most {PARAMETERS_MAX} parameters"));
             }
-        };
+            self.parameters.push(name.to_owned());
+            numbers.insert(name, number);
+        }
         match dialect {
             Dialect::Sqlite => self.sql.push_str(&format!("?{number}")),
             Dialect::Postgres => self.sql.push_str(&format!("${number}")),
             Dialect::MySql => self.sql.push('?'),
         }
+        Ok(())
     }
 }
 
@@ -105,6 +147,19 @@ struct Shape {
     second: String,
     /// Nothing was seen since the beginning or a semicolon.
     fresh: bool,
+    seen: Seen,
+}
+
+/// Which of the words and signs that matter there were anywhere.
+#[derive(Default)]
+struct Seen {
+    write: bool,
+    insert: bool,
+    returning: bool,
+    conflict: bool,
+    mysql_mark: bool,
+    /// The client's own end of a stream, as in `copy t from stdin`.
+    client_stream: bool,
 }
 
 impl Shape {
@@ -132,12 +187,50 @@ impl Shape {
         Ok(())
     }
 
+    /// Called before `token`.
+    fn word(&mut self, word: &str) {
+        let seen = &mut self.seen;
+        if WRITES.contains(&word) && (self.words == 0 || self.first == "with" && word != "replace") {
+            seen.write = true;
+            seen.insert |= matches!(word, "insert" | "replace");
+        }
+        seen.returning |= word == "returning";
+        seen.conflict |= word == "conflict";
+        seen.mysql_mark |= word == "temporary";
+        seen.client_stream |= matches!(word, "stdin" | "stdout" | "local");
+    }
+
+    /// `@x` is a variable of the session, `@@x` one of the system, which only `set` changes.
+    fn variable(&mut self, before: &str, after: &str) {
+        self.seen.mysql_mark |= !before.ends_with('@') && !after.starts_with('@');
+    }
+
+    fn kind(&self, text: &str) -> Kind {
+        let Self { dialect, first, seen, .. } = self;
+        let first = first.as_str();
+        let marks_session = match dialect {
+            Dialect::Postgres => POSTGRES_MARKS.contains(&first),
+            Dialect::MySql => {
+                !MYSQL_UNMARKED.contains(&first) || seen.mysql_mark || contains_ignoring_case(text, "get_lock")
+            }
+            // `create temp view`, `create table "temp".x`: a name has no other spelling.
+            Dialect::Sqlite => first == "create" && contains_ignoring_case(text, "temp"),
+        };
+        Kind {
+            writes: seen.write,
+            inserts: seen.insert && !seen.conflict,
+            gives_rows: READS.contains(&first) || seen.returning,
+            changes_schema: CHANGES.contains(&first),
+            marks_session,
+        }
+    }
+
     fn semicolon(&mut self) {
         self.fresh = true;
     }
 
     fn end(&self) -> Result<(), String> {
-        let Self { dialect, words, first, second, .. } = self;
+        let Self { dialect, words, first, second, seen, .. } = self;
         if *words == 0 {
             return Err("there is no statement in the text".into());
         }
@@ -147,11 +240,21 @@ impl Shape {
         if control {
             return Err(format!("`{first}`: transactions are begun and ended by the operation, not by a statement"));
         }
+        if seen.client_stream && (first == "copy" || first == "load") {
+            return Err(format!(
+                "`{first}` with data of the client's is not possible here: insert rows with parameters, several statements \
+                 in one operation, and read them with `select`"
+            ));
+        }
         if *dialect == Dialect::Sqlite && !SQLITE.contains(&first.as_str()) {
             return Err(format!("`{first}` is not permitted (permitted: {})", SQLITE.join(", ")));
         }
         Ok(())
     }
+}
+
+fn contains_ignoring_case(text: &str, wanted: &str) -> bool {
+    text.as_bytes().windows(wanted.len()).any(|window| window.eq_ignore_ascii_case(wanted.as_bytes()))
 }
 
 enum Token {
@@ -387,16 +490,60 @@ mod tests {
     }
 
     #[test]
-    fn it_is_seen_what_writes() {
-        for (text, writes) in [
-            ("insert into t values (1)", true),
-            (" /**/ UPDATE t set a = 1", true),
-            ("with x as (select 1) insert into t select * from x", true),
-            ("with x as (select 1) select replace(a, 'b', 'c') from x", false),
-            ("select 'insert'", false),
-            ("create table t (a)", false),
+    fn it_is_seen_what_a_statement_does() {
+        use Dialect::*;
+        let kind = |writes, inserts, gives_rows| Kind { writes, inserts, gives_rows, ..Kind::default() };
+        for (text, expected) in [
+            ("insert into t values (1)", kind(true, true, false)),
+            ("insert into t values (1) returning id", kind(true, true, true)),
+            ("insert into t values (1) on conflict do update set a = 1", kind(true, false, false)),
+            (" /**/ UPDATE t set a = 1", kind(true, false, false)),
+            ("with x as (select 1) insert into t select * from x", kind(true, true, true)),
+            ("with x as (select 1) select replace(a, 'b', 'c') from x", kind(false, false, true)),
+            ("select 'insert'", kind(false, false, true)),
+            ("create table t (a)", Kind { changes_schema: true, ..Kind::default() }),
         ] {
-            assert_eq!(parse(text, Dialect::Sqlite).unwrap().writes, writes, "{text}");
+            assert_eq!(parse(text, Sqlite).unwrap().kind, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn it_is_seen_what_stays_in_a_session_that_cannot_be_reset() {
+        use Dialect::*;
+        for (dialect, text, marks) in [
+            (Postgres, "select set_config('a.b', 'c', false)", false),
+            (Postgres, "discard all", true),
+            (Postgres, "prepare x as select 1", true),
+            (Sqlite, "create table t (a)", false),
+            (Sqlite, "CREATE TEMP TRIGGER x after insert on t begin select 1; end", true),
+            (Sqlite, "create table \"Temp\".x (a)", true),
+            (Sqlite, "select 1 as temp", false),
+            (MySql, "select * from t where a = 'x@y'", false),
+            (MySql, "insert into t values (1)", false),
+            (MySql, "with x as (select 1) select * from x", false),
+            (MySql, "select @@version, last_insert_id()", false),
+            (MySql, "insert ignore into t values (1)", false),
+            (MySql, "select `GET_LOCK`('a', 1)", true),
+            (MySql, "select a into @x from t", true),
+            (MySql, "select @x := 1", true),
+            (MySql, "set names latin1", true),
+            (MySql, "select get_lock('a', 1)", true),
+            (MySql, "create temporary table t (a int)", true),
+            (MySql, "call p()", true),
+            (MySql, "use other", true),
+            (MySql, "lock tables t write", true),
+        ] {
+            assert_eq!(parse(text, dialect).unwrap().kind.marks_session, marks, "{text}");
+        }
+    }
+
+    #[test]
+    fn streams_of_the_client_and_too_many_parameters_are_refused() {
+        refused(Dialect::Postgres, "copy t from stdin", "insert rows with parameters");
+        refused(Dialect::Postgres, "COPY (select 1) TO STDOUT", "insert rows with parameters");
+        refused(Dialect::MySql, "load data local infile '/x' into table t", "insert rows with parameters");
+        check(Dialect::Postgres, "copy t from '/x'", "copy t from '/x'", &[]);
+        let many: Vec<String> = (0..=PARAMETERS_MAX).map(|number| format!("{{p{number}}}")).collect();
+        refused(Dialect::Postgres, &format!("select {}", many.join(",")), "at most 65535");
     }
 }

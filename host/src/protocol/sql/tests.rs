@@ -206,6 +206,80 @@ async fn a_statement_that_nobody_waits_for_ends() {
     run(&mut *db, json!({"sql": "insert into t values (1)"})).await.expect("the lock is free again");
 }
 
+#[tokio::test]
+async fn a_new_file_is_its_users_alone_and_one_that_is_there_keeps_its_mode() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let directory = tempfile::tempdir().unwrap();
+    let mode = |name: &str| {
+        let found = std::fs::metadata(directory.path().join(name));
+        found.map(|metadata| metadata.permissions().mode() & 0o777).ok()
+    };
+    let mut db = database(directory.path()).connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
+    assert_eq!(["test.db", "test.db-wal", "test.db-shm"].map(mode), [Some(0o600); 3]);
+    drop(db);
+    std::fs::set_permissions(directory.path().join("test.db"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    let mut db = database(directory.path()).connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "insert into t values (1)"})).await.unwrap();
+    assert_eq!(mode("test.db"), Some(0o640));
+    // One that is not to be made is not.
+    let none = Database { settings: settings(directory.path(), "path = \"none.db\"\ncreate = false").unwrap() };
+    assert_eq!(none.connect(soon()).await.err().map(|error| error.phase), Some(Phase::Connect));
+    assert_eq!(mode("none.db"), None);
+}
+
+#[tokio::test]
+async fn statements_need_not_be_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = settings(directory.path(), "path = \"test.db\"\nstatement_cache = 0").unwrap();
+    let mut db = Database { settings }.connect(soon()).await.unwrap();
+    run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
+    for number in 0..3 {
+        let insert = json!({"sql": "insert into t values ({n})", "values": {"n": number}});
+        run(&mut *db, insert).await.unwrap();
+    }
+    let reply = run(&mut *db, json!({"sql": "select a from t"})).await.unwrap();
+    assert_eq!(reply["results"][0]["rows"], json!([[0], [1], [2]]));
+}
+
+#[tokio::test]
+async fn another_connection_may_change_the_schema_at_any_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = database(directory.path());
+    let mut warm = database.connect(soon()).await.unwrap();
+    let mut other = database.connect(soon()).await.unwrap();
+    run(&mut *warm, json!({"sql": "create table t (a)"})).await.unwrap();
+    run(&mut *warm, json!({"sql": "insert into t values (1)"})).await.unwrap();
+    let all = async |connection: &mut dyn Connection| {
+        let told = run(connection, json!({"sql": "select * from t"})).await.unwrap();
+        told["results"][0].clone()
+    };
+    for (change, columns) in [
+        ("alter table t add column b", json!(["a", "b"])),
+        ("alter table t rename column b to c", json!(["a", "c"])),
+        ("alter table t drop column c", json!(["a"])),
+    ] {
+        all(&mut *warm).await;
+        run(&mut *other, json!({"sql": change})).await.unwrap();
+        assert_eq!(all(&mut *warm).await["columns"], columns, "{change}");
+        let returning = json!({"sql": "update t set a = a returning *"});
+        run(&mut *warm, returning.clone()).await.unwrap();
+        assert_eq!(run(&mut *other, returning).await.unwrap()["results"][0]["columns"], columns, "{change}");
+    }
+    // In a transaction, and within one operation.
+    let read_only = [("read-only".to_owned(), "true".to_owned())];
+    let select = || operation(json!({"sql": "select * from t"}));
+    warm.execute_alone(select(), &read_only, soon()).await.unwrap();
+    run(&mut *other, json!({"sql": "alter table t add column d"})).await.unwrap();
+    let reply = warm.execute_alone(select(), &read_only, soon()).await.unwrap();
+    let reply: Json = serde_json::from_slice(&reply.body).unwrap();
+    assert_eq!(reply["results"][0]["columns"], json!(["a", "d"]));
+    let select = json!({"sql": "select * from t"});
+    let several = json!({"statements": [select, {"sql": "alter table t add column e"}, select]});
+    let reply = run(&mut *warm, several).await.unwrap();
+    assert_eq!(reply["results"][2]["columns"], json!(["a", "d", "e"]));
+}
+
 #[test]
 fn settings_are_read_and_mistakes_told() {
     let directory = tempfile::tempdir().unwrap();

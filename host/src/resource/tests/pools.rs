@@ -3,11 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::double::{Does, Script, caller, operation, pool, resource, until};
+use super::super::double::{Does, Script, caller, caller_of, operation, pool, resource, until};
+use crate::protocol::Reuse;
+
 use super::super::{LiveResource, OperationOptions, OperationReply, Phase, PoolSettings, ResourceError};
 
 async fn execute(resource: &Arc<LiveResource>, left_ms: u64) -> Result<OperationReply, ResourceError> {
     resource.execute(&caller(left_ms), operation("do", "x"), OperationOptions::default()).await
+}
+
+async fn execute_of(resource: &Arc<LiveResource>, module: &str) {
+    let caller = caller_of(module, LONG);
+    resource.execute(&caller, operation("do", "x"), OperationOptions::default()).await.unwrap();
 }
 
 const LONG: u64 = 60_000;
@@ -268,4 +275,77 @@ async fn a_long_reply_holds_its_connection_until_its_end() {
     assert_eq!(stream.next().await.unwrap_err().participant, "r");
     assert_eq!(stream.next().await, Ok(None));
     assert_eq!((script.connections(), resource.snapshot().in_use), (0, 0));
+}
+
+#[tokio::test]
+async fn what_is_left_in_a_connection_is_taken_away_before_its_next_use_and_after_the_reply() {
+    let script = Script::new();
+    script.set_reuse(Reuse::AfterReset, Does::Work);
+    let resource = resource("r", &script, pool(2), None);
+    execute(&resource, LONG).await.unwrap();
+    assert_eq!(script.told(), "connect begin execute commit", "the reply does not wait for the reset");
+    execute(&resource, LONG).await.unwrap();
+    assert_eq!(script.told(), "connect begin execute commit reset begin execute commit");
+    until("the second reset", || script.told().ends_with("commit reset")).await;
+    assert_eq!((script.made(), resource.snapshot().free), (1, 1));
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_reset_is_closed() {
+    for does in [Does::Refuse, Does::Break, Does::Panic] {
+        let script = Script::new();
+        script.set_reuse(Reuse::AfterReset, does);
+        let resource = resource("r", &script, pool(1), None);
+        for _ in 0..2 {
+            execute(&resource, LONG).await.unwrap();
+        }
+        until("the second one's end", || script.connections() == 0).await;
+        let once = "connect begin execute commit reset disconnect";
+        assert_eq!(script.told(), format!("{once} {once}"), "{does:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_reset_that_hangs_costs_who_waits_no_more_than_the_deadline() {
+    let script = Script::new();
+    script.set_reuse(Reuse::AfterReset, Does::Hang);
+    let resource = resource("r", &script, pool(1), None);
+    execute(&resource, LONG).await.unwrap();
+    let error = execute(&resource, SHORT).await.unwrap_err();
+    assert_eq!((&*error.code, error.recoverable), (ResourceError::TIMED_OUT, true));
+    until("its end", || script.connections() == 0).await;
+    execute(&resource, LONG).await.unwrap();
+    assert_eq!(script.connections_most(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_used_again_is_closed_when_it_is_given_back() {
+    let script = Script::new();
+    script.set_reuse(Reuse::Never, Does::Work);
+    let resource = resource("r", &script, pool(1), None);
+    execute(&resource, LONG).await.unwrap();
+    assert_eq!(script.told(), "connect begin execute commit disconnect");
+}
+
+#[tokio::test]
+async fn modules_that_are_kept_apart_never_share_a_connection() {
+    let script = Script::new();
+    script.keep_modules_apart();
+    let one = resource("r", &script, pool(1), None);
+    execute_of(&one, "a").await;
+    execute_of(&one, "a").await;
+    execute_of(&one, "b").await;
+    let use_of = "begin execute commit";
+    assert_eq!(script.told(), format!("connect {use_of} {use_of} disconnect connect {use_of}"));
+
+    let script = Script::new();
+    script.keep_modules_apart();
+    let two = resource("r", &script, pool(2), None);
+    for _ in 0..5 {
+        execute_of(&two, "a").await;
+        execute_of(&two, "b").await;
+    }
+    assert_eq!((script.made(), script.connections_most()), (2, 2), "there is room for one each");
+    execute_of(&two, "c").await;
+    assert_eq!((script.made(), script.connections_most(), two.snapshot().free), (3, 2, 2));
 }

@@ -10,52 +10,89 @@ use super::super::value::Cell;
 use super::encode::{EPOCH, EPOCH_MICROS};
 use super::numeric;
 
+/// Writes a cell of one type.
+pub(super) type Form = fn(&[u8], Cell<'_>) -> Result<(), String>;
+
 /// # Errors
 /// Its type, or this value of it, has no form in JSON.
 pub(super) fn cell(bytes: &[u8], info: &PgTypeInfo, cell: Cell<'_>) -> Result<(), String> {
     match info.kind() {
-        PgTypeKind::Domain(inner) => return self::cell(bytes, inner, cell),
-        PgTypeKind::Array(element) => return array(bytes, element, cell),
-        PgTypeKind::Enum(_) => return text(bytes).map(|text| cell.text(text)),
+        PgTypeKind::Domain(inner) => self::cell(bytes, inner, cell),
+        PgTypeKind::Array(element) => array(bytes, element, cell),
+        _ => form(info)?(bytes, cell),
+    }
+}
+
+/// How cells of a type are written, or the elements of an array's.
+///
+/// # Errors
+/// The type has no form in JSON.
+pub(super) fn form(info: &PgTypeInfo) -> Result<Form, String> {
+    match info.kind() {
+        PgTypeKind::Domain(inner) | PgTypeKind::Array(inner) => return form(inner),
+        PgTypeKind::Enum(_) => return Ok(written_text),
         _ => {}
     }
-    match info.name() {
-        "BOOL" => cell.bool(fixed::<1>(bytes)? != [0]),
-        "INT2" => cell.integer(i16::from_be_bytes(fixed(bytes)?).into()),
-        "INT4" => cell.integer(i32::from_be_bytes(fixed(bytes)?).into()),
-        "INT8" => cell.integer(i64::from_be_bytes(fixed(bytes)?)),
-        "OID" => cell.integer(u32::from_be_bytes(fixed(bytes)?).into()),
-        "FLOAT4" => cell.float32(f32::from_be_bytes(fixed(bytes)?)),
-        "FLOAT8" => cell.float(f64::from_be_bytes(fixed(bytes)?)),
-        "NUMERIC" => match numeric::decode(bytes)? {
-            name if name.ends_with(['N', 'y']) => cell.tagged("float", name),
-            number => cell.tagged("decimal", number),
+    Ok(match info.name() {
+        "BOOL" => |bytes, cell| fixed(bytes).map(|value| cell.bool(value != [0])),
+        "INT2" => |bytes, cell| fixed(bytes).map(|value| cell.integer(i16::from_be_bytes(value).into())),
+        "INT4" => |bytes, cell| fixed(bytes).map(|value| cell.integer(i32::from_be_bytes(value).into())),
+        "INT8" => |bytes, cell| fixed(bytes).map(|value| cell.integer(i64::from_be_bytes(value))),
+        "OID" => |bytes, cell| fixed(bytes).map(|value| cell.integer(u32::from_be_bytes(value).into())),
+        "FLOAT4" => |bytes, cell| fixed(bytes).map(|value| cell.float32(f32::from_be_bytes(value))),
+        "FLOAT8" => |bytes, cell| fixed(bytes).map(|value| cell.float(f64::from_be_bytes(value))),
+        "NUMERIC" => |bytes, cell| {
+            numeric::decode(bytes).map(|number| match number.ends_with(['N', 'y']) {
+                true => cell.tagged("float", number),
+                false => cell.tagged("decimal", number),
+            })
         },
-        "TEXT" | "VARCHAR" | "CHAR" | "\"CHAR\"" | "NAME" | "UNKNOWN" | "xml" | "citext" => cell.text(text(bytes)?),
-        "BYTEA" => cell.bytes(bytes),
-        "DATE" => cell.tagged("date", date(i32::from_be_bytes(fixed(bytes)?)).ok_or_else(no_moment)?),
-        "TIME" => match i64::from_be_bytes(fixed(bytes)?) {
-            // PostgreSQL knows the end of the day, too.
-            86_400_000_000 => cell.tagged("time", "24:00:00"),
-            micros => {
-                let time = Time::midnight().checked_add(SignedDuration::from_micros(micros));
-                cell.tagged("time", time.map_err(|_| no_moment())?);
-            }
+        "TEXT" | "VARCHAR" | "CHAR" | "\"CHAR\"" | "NAME" | "UNKNOWN" | "xml" | "citext" => written_text,
+        "BYTEA" => |bytes, cell| {
+            cell.bytes(bytes);
+            Ok(())
         },
-        "TIMESTAMP" => {
+        "DATE" => |bytes, cell| {
+            let date = date(i32::from_be_bytes(fixed(bytes)?)).ok_or_else(no_moment);
+            date.map(|date| cell.tagged("date", date))
+        },
+        "TIME" => time,
+        "TIMESTAMP" => |bytes, cell| {
             let since = SignedDuration::from_micros(i64::from_be_bytes(fixed(bytes)?));
-            let time = EPOCH.to_datetime(Time::midnight()).checked_add(since);
-            cell.tagged("datetime", time.map_err(|_| no_moment())?);
-        }
-        "TIMESTAMPTZ" => {
+            let time = EPOCH.to_datetime(Time::midnight()).checked_add(since).map_err(|_| no_moment());
+            time.map(|time| cell.tagged("datetime", time))
+        },
+        "TIMESTAMPTZ" => |bytes, cell| {
             let micros = i64::from_be_bytes(fixed(bytes)?).checked_add(EPOCH_MICROS).ok_or_else(no_moment)?;
-            cell.tagged("timestamp", Timestamp::from_microsecond(micros).map_err(|_| no_moment())?);
-        }
-        "UUID" => cell.tagged("uuid", Uuid::from_bytes(fixed(bytes)?).hyphenated()),
-        "JSON" => cell.json(text(bytes)?),
-        "JSONB" => cell.json(text(bytes.strip_prefix(&[1]).ok_or("JSONB of an unknown version")?)?),
-        "VOID" => cell.null(),
+            let time = Timestamp::from_microsecond(micros).map_err(|_| no_moment());
+            time.map(|time| cell.tagged("timestamp", time))
+        },
+        "UUID" => |bytes, cell| fixed(bytes).map(|bytes| cell.tagged("uuid", Uuid::from_bytes(bytes).hyphenated())),
+        "JSON" => |bytes, cell| text(bytes).map(|document| cell.json(document)),
+        "JSONB" => |bytes, cell| {
+            let document = bytes.strip_prefix(&[1]).ok_or("JSONB of an unknown version")?;
+            text(document).map(|document| cell.json(document))
+        },
+        "VOID" => |_, cell| {
+            cell.null();
+            Ok(())
+        },
         other => return Err(unknown_type(other, "x::text")),
+    })
+}
+
+fn written_text(bytes: &[u8], cell: Cell<'_>) -> Result<(), String> {
+    text(bytes).map(|text| cell.text(text))
+}
+
+fn time(bytes: &[u8], cell: Cell<'_>) -> Result<(), String> {
+    match i64::from_be_bytes(fixed(bytes)?) {
+        // PostgreSQL knows the end of the day, too.
+        86_400_000_000 => cell.tagged("time", "24:00:00"),
+        micros => {
+            let time = Time::midnight().checked_add(SignedDuration::from_micros(micros));
+            cell.tagged("time", time.map_err(|_| no_moment())?);
+        }
     }
     Ok(())
 }

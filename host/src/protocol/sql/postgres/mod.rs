@@ -4,88 +4,165 @@ mod decode;
 mod encode;
 mod numeric;
 
+mod pooled;
+
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
 use sqlx::postgres::{
-    PgArgumentBuffer, PgArguments, PgConnectOptions, PgQueryResult, PgRow, PgTypeInfo, PgValueFormat,
+    PgArgumentBuffer, PgArguments, PgConnectOptions, PgDatabaseError, PgQueryResult, PgRow, PgTypeInfo, PgValueFormat,
 };
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, Row, SqlSafeStr,
+    AssertSqlSafe, Column, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, Row, SqlSafeStr,
     Statement as _, Type, ValueRef,
 };
 
 use super::driver::{self, Begin, Done, RunError};
 use super::operation::Statement;
 use super::rows::Rows;
-use super::value::Cell;
+use super::value::{Cell, Value};
+
+pub(super) use self::pooled::Pooled;
+
+/// Without it, a statement runs to its end, with its locks, though the connection was dropped long ago. Servers before
+/// version 14, and some systems, do not know it.
+const CHECK_CONNECTION: &str = "set client_connection_check_interval = '1s'";
+/// What `discard all` does, but for prepared statements and plans, which the connection keeps: cursors, the role, settings,
+/// channels, advisory locks, sequences' values and temporary tables are as in a new session.
+const RESET: &str = "close all; reset session authorization; reset role; reset all; unlisten *; \
+                     select pg_advisory_unlock_all(); discard sequences; discard temp";
+
+/// Names and values of parameters.
+type Values = [(String, Value)];
 
 pub(super) struct Driver {
     connection: PgConnection,
+    /// The server knows `CHECK_CONNECTION`.
+    checks_connection: bool,
+    in_transaction: bool,
 }
 
 impl Driver {
     pub(super) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
         let mut connection = options.connect().await?;
-        // Without it, a statement runs to its end, with its locks, though the connection was dropped long ago. Servers
-        // before version 14, and some systems, do not know it.
-        match (&mut connection).execute("set client_connection_check_interval = '1s'").await {
-            Ok(_) | Err(sqlx::Error::Database(_)) => Ok(Self { connection }),
-            Err(error) => Err(error),
-        }
+        let checks_connection = match (&mut connection).execute(CHECK_CONNECTION).await {
+            Ok(_) => true,
+            Err(sqlx::Error::Database(_)) => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { connection, checks_connection, in_transaction: false })
     }
 
     async fn control(&mut self, sql: impl Into<String>) -> Result<(), sqlx::Error> {
         (&mut self.connection).execute(AssertSqlSafe(sql.into())).await.map(drop)
     }
+
+    async fn try_run(&mut self, sql: &Arc<str>, values: &Values, rows: &mut Rows) -> Result<Done, RunError> {
+        // One round trip for a statement that this connection does not know yet.
+        let prepared = (&mut self.connection).prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await?;
+        for column in prepared.columns() {
+            let name = column.name();
+            decode::form(column.type_info()).map_err(|text| RunError::Column(format!("column {name:?}: {text}")))?;
+        }
+        let types = match prepared.parameters() {
+            Some(Either::Left(types)) => types,
+            _ => &[],
+        };
+        let query = sqlx::query_with::<Postgres, _>(AssertSqlSafe(sql.clone()), encoded(values, types)?);
+        driver::drain::<Postgres>((&mut self.connection).fetch_many(query), rows, done, write).await
+    }
 }
 
 #[async_trait]
 impl driver::Driver for Driver {
+    fn can_reset(&self) -> bool {
+        true
+    }
+
+    async fn reset(&mut self) -> Result<(), sqlx::Error> {
+        match self.checks_connection {
+            true => self.control(format!("{RESET}; {CHECK_CONNECTION}")).await,
+            false => self.control(RESET).await,
+        }
+    }
+
     async fn begin(&mut self, options: Begin) -> Result<(), sqlx::Error> {
-        let mut sql = "begin".to_owned();
-        if let Some(isolation) = options.isolation {
-            sql.push_str(" isolation level ");
-            sql.push_str(isolation);
-        }
-        if options.read_only {
-            sql.push_str(" read only");
-        }
-        self.control(sql).await
+        self.control(begin(options)).await?;
+        self.in_transaction = true;
+        Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), sqlx::Error> {
+        self.in_transaction = false;
         self.control("commit").await
     }
 
     async fn rollback(&mut self) -> Result<(), sqlx::Error> {
+        self.in_transaction = false;
         self.control("rollback").await
     }
 
+    /// A statement whose plan no longer fits the database is prepared anew, and in a transaction of its own run again.
     async fn run(&mut self, statement: Statement, rows: &mut Rows) -> Result<Done, RunError> {
-        let Statement { sql, arguments: values, .. } = statement;
-        let mut arguments = PgArguments::default();
-        if !values.is_empty() {
-            // One round trip for a statement that this connection does not know yet.
-            let prepared = (&mut self.connection).prepare(AssertSqlSafe(sql.as_str()).into_sql_str()).await?;
-            let types = match prepared.parameters() {
-                Some(Either::Left(types)) => types,
-                _ => &[],
-            };
-            for ((name, value), info) in values.iter().zip(types) {
-                let bytes = encode::parameter(value, info)
-                    .map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
-                let encoded = Encoded { info: info.clone(), bytes };
-                sqlx::Arguments::add(&mut arguments, encoded).map_err(sqlx::Error::Encode)?;
-            }
+        let Statement { sql, arguments, kind } = statement;
+        if kind.changes_schema && self.in_transaction {
+            // What comes after it in the same transaction could not be run again.
+            self.connection.clear_cached_statements().await?;
         }
-        let query = sqlx::query_with::<Postgres, _>(AssertSqlSafe(sql), arguments);
-        driver::drain::<Postgres>((&mut self.connection).fetch_many(query), rows, done, write).await
+        match self.try_run(&sql, &arguments, rows).await {
+            Err(RunError::Database(error)) if is_stale(&error) && rows.are_none() => {
+                self.connection.clear_cached_statements().await?;
+                match self.in_transaction {
+                    true => Err(RunError::Stale(error)),
+                    false => self.try_run(&sql, &arguments, rows).await,
+                }
+            }
+            result => result,
+        }
     }
 
     async fn ping(&mut self) -> Result<(), sqlx::Error> {
         self.connection.ping().await
     }
+}
+
+fn begin(options: Begin) -> String {
+    let mut sql = "begin".to_owned();
+    if let Some(isolation) = options.isolation {
+        sql.push_str(" isolation level ");
+        sql.push_str(isolation);
+    }
+    if options.read_only {
+        sql.push_str(" read only");
+    }
+    sql
+}
+
+/// Whether what was prepared of the statement does not fit any more, or is gone: told before any of it runs. The same within a
+/// function of the database's may come at any time.
+fn is_stale(error: &sqlx::Error) -> bool {
+    let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
+    let Some(error) = error.filter(|error| error.r#where().is_none()) else { return false };
+    match error.code() {
+        // The result of a cached plan is of other columns since a table was altered.
+        "0A000" => error.routine() == Some("RevalidateCachedQuery"),
+        // There is no such prepared statement; there is one of that name.
+        "26000" | "42P05" => true,
+        _ => false,
+    }
+}
+
+fn encoded(values: &Values, types: &[PgTypeInfo]) -> Result<PgArguments, RunError> {
+    let mut arguments = PgArguments::default();
+    for ((name, value), info) in values.iter().zip(types) {
+        let bytes = encode::parameter(value, info)
+            .map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
+        let encoded = Encoded { info: info.clone(), bytes };
+        sqlx::Arguments::add(&mut arguments, encoded).map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
 }
 
 fn done(result: PgQueryResult) -> Done {
