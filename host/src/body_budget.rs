@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use crate::machine;
+
 /// Bodies up to this size take nothing: they cost little more than their connection, whose number is bounded.
 const FREE_BYTES: u64 = 16 << 10;
 /// More is taken by so much at a time.
@@ -69,7 +71,7 @@ impl BodyBudget {
         let set = std::env::var("WASMCAGE_BODY_MEMORY_MB").ok().and_then(|text| text.trim().parse::<u64>().ok());
         match set {
             Some(megabytes) => Self::new(megabytes.clamp(1, 1 << 20) << 20),
-            None => Self::new((machine_bytes() / 4).clamp(LEAST, MOST)),
+            None => Self::new((machine::memory_bytes() as u64 / 4).clamp(LEAST, MOST)),
         }
     }
 
@@ -88,18 +90,6 @@ impl BodyBudget {
     pub fn in_use(&self) -> u64 {
         self.in_use.load(Ordering::Relaxed)
     }
-}
-
-/// What this machine, or the container around this process, has.
-fn machine_bytes() -> u64 {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let machine = read("/proc/meminfo");
-    let machine = machine.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    let machine = machine.and_then(|text| text.parse::<u64>().ok()).map_or(u64::MAX, |kilobytes| kilobytes << 10);
-    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .filter_map(|path| read(path).trim().parse::<u64>().ok())
-        .fold(machine, u64::min)
 }
 
 impl BodyShare {

@@ -16,6 +16,7 @@ pub mod host_api;
 pub mod keys;
 pub mod lanes;
 pub mod locks;
+mod machine;
 pub mod module;
 pub mod private;
 pub mod protocol;

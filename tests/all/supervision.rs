@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{Client, Root, eventually, guest, program};
+use wasmcage_tests::{Client, Root, eventually, eventually_async, guest, program};
 
 const WEB: &str = "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n";
 
@@ -28,17 +28,6 @@ async fn process(root: &Root) -> Value {
         process["cages"][0]["modules"].is_array().then_some(process)
     })
     .await
-}
-
-async fn eventually_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < until, "no {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Where interface `web` listens, as host and port.

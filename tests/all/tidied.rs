@@ -5,25 +5,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::process::Child;
-use wasmcage_tests::{Root, cache, eventually, guest};
+use wasmcage_tests::{Root, cache, eventually, eventually_async, guest};
 
 fn root() -> Root {
     Root::new(&[("shop", &["state_user"])])
-}
-
-async fn eventually_async<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < until, "no {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// Until commands reach the cage again.

@@ -358,6 +358,18 @@ pub async fn eventually_within<T>(patience: Duration, what: &str, mut found: imp
     }
 }
 
+/// Asks until the answer is something, for a minute at most: for what other processes say of themselves.
+pub async fn eventually_async<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(found) = ask().await {
+            return found;
+        }
+        assert!(tokio::time::Instant::now() < until, "no {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// `prefix` with a number that no other call in this process gets.
 pub fn unique_name(prefix: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(1);

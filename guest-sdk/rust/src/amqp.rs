@@ -283,7 +283,7 @@ pub struct RpcAnswer<R> {
 }
 
 /// What a function returns to answer an rpc by more than a value: in the module's own words, which reach the requester. An
-/// [`Error`](crate::Error) reaches it as a code only.
+/// [`Error`] reaches it as a code only.
 ///
 /// ```
 /// use wasmcage_guest::Result;

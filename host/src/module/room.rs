@@ -4,17 +4,14 @@
 //! Three quarters of the whole are for whoever comes first. The last quarter is for cages that have less than their share,
 //! the whole divided by the number of cages: no cage can take everything, and one alone in its process may use all of it.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::engine::{EngineKind, POOL_UNITS};
+use crate::machine;
 
 /// Names the bound on the memory of all guests of a process, in MiB.
 const MEMORY_VARIABLE: &str = "WASMCAGE_GUEST_MEMORY_MB";
-/// Where the system does not say how much memory there is.
-const MEMORY_BYTES_DEFAULT: usize = 4 << 30;
 
 /// One for a process.
 #[derive(Debug)]
@@ -76,7 +73,7 @@ impl Room {
     pub fn of_machine() -> Arc<Self> {
         let chosen = std::env::var(MEMORY_VARIABLE).ok().and_then(|text| text.parse::<usize>().ok());
         let chosen = chosen.filter(|megabytes| *megabytes > 0).map(|megabytes| megabytes.saturating_mul(1 << 20));
-        Self::new(chosen.unwrap_or_else(|| memory_bytes(Path::new("/")) / 2))
+        Self::new(chosen.unwrap_or_else(|| machine::memory_bytes() / 2))
     }
 
     pub fn new(memory_bytes: usize) -> Arc<Self> {
@@ -187,22 +184,6 @@ impl Drop for CageRoom {
     }
 }
 
-/// What the machine has, or less where a control group allows the process less.
-fn memory_bytes(root: &Path) -> usize {
-    let read = |path: &str| fs::read_to_string(root.join(path)).ok();
-    let machine = read("proc/meminfo").and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        Some(line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.saturating_mul(1024))
-    });
-    let own = read("proc/self/cgroup").unwrap_or_default();
-    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
-    // A limit holds for all groups beneath it.
-    let groups = Path::new(&own).ancestors().map(|group| Path::new("sys/fs/cgroup").join(group).join("memory.max"));
-    let first = Path::new("sys/fs/cgroup/memory/memory.limit_in_bytes").to_path_buf();
-    let limits = groups.chain([first]).filter_map(|file| read(file.to_str()?)?.trim().parse::<usize>().ok());
-    limits.chain(machine).min().unwrap_or(MEMORY_BYTES_DEFAULT)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,23 +243,5 @@ mod tests {
         assert!(greedy.take_units(EngineKind::Concurrent, POOL_UNITS / 100).is_ok());
         drop(taken);
         assert_eq!(all(&modest).len(), 75);
-    }
-
-    #[test]
-    fn the_machines_memory_is_bounded_by_control_groups_above() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        assert_eq!(memory_bytes(root.path()), MEMORY_BYTES_DEFAULT);
-        write("proc/meminfo", "MemTotal:       8000 kB\nMemFree: 1 kB\n");
-        assert_eq!(memory_bytes(root.path()), 8_000 << 10);
-        write("proc/self/cgroup", "0::/system.slice/cage.service\n");
-        write("sys/fs/cgroup/system.slice/cage.service/memory.max", "max\n");
-        assert_eq!(memory_bytes(root.path()), 8_000 << 10);
-        write("sys/fs/cgroup/system.slice/memory.max", "2048000\n");
-        assert_eq!(memory_bytes(root.path()), 2_048_000);
     }
 }
