@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use wasmcage::request::Deadline;
+use wasmcage_core::request::Deadline;
 use wasmcage_tests::{RawPeer, Running, postage};
 
 use crate::amqp::Scene;
@@ -200,8 +200,8 @@ fn soon() -> Deadline {
 
 async fn check(
     scene: &Sender,
-    connection: &mut Box<dyn wasmcage::protocol::Connection>,
-    operation: wasmcage::resource::Operation,
+    connection: &mut Box<dyn wasmcage_resource::Connection>,
+    operation: wasmcage_resource::Operation,
 ) {
     let shown = format!("{operation:?}").chars().take(200).collect::<String>();
     let checked = scene.resource.check(&operation);

@@ -7,9 +7,10 @@ use futures_util::future::join_all;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use wasmcage::protocol::{Connection, Resource, find};
-use wasmcage::request::Deadline;
-use wasmcage::resource::{Operation, OperationReply, ResourceError};
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_protocol::find;
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, ResourceError};
 use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
 
 pub struct Scene {

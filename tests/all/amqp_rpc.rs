@@ -11,7 +11,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
-use wasmcage::protocol::Connection;
+use wasmcage_resource::Connection;
 
 use crate::amqp_resource::{Scene, alone, operation, within};
 

@@ -7,8 +7,8 @@ use lapin::BasicProperties;
 use lapin::options::{ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use serde_json::json;
-use wasmcage::request::Deadline;
-use wasmcage::resource::ResourceError;
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::ResourceError;
 use wasmcage_tests::{Peer, RabbitMq, TestCage, eventually};
 
 use crate::amqp::{Scene, news};

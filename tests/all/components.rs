@@ -2,7 +2,7 @@
 //! only; names that several of their interfaces have; commands; what they keep of the host's.
 
 use serde_json::{Value, json};
-use wasmcage::dispatcher::DispatchError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_tests::{Running, TestCage, component, eventually, fixture, program};
 
 async fn with(name: &str, config: &str) -> Running {

@@ -6,7 +6,7 @@ use std::fs;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use wasmcage::dispatcher::DispatchError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, unique_name};
 
 const MIB: usize = 1 << 20;

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use wasmcage::keys::{Identity, Keys};
+use wasmcage_fabric::keys::{Identity, Keys};
 use wasmcage_tests::program;
 
 struct Root(TempDir);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wasmcage::request::{Facts, Payload, RequestContext};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
 use wasmcage_tests::{Running, TestCage, eventually};
 
 /// What a function of module `user` answers.

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage::store::{CallView, CallsWanted, Store};
+use wasmcage_store::{CallView, CallsWanted, Store};
 use wasmcage_tests::{Running, TestCage, cache, check_call_error, eventually, guest, program, query, unique_name};
 
 /// What a cage needs whose module `jobs` asks for calls, and is called by them.

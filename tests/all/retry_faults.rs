@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tokio::process::Child;
-use wasmcage::store::{CallsWanted, Store};
+use wasmcage_store::{CallsWanted, Store};
 use wasmcage_tests::{Root, Running, TestCage, eventually, guest, unique_name};
 
 /// Calls that a cage makes, or hands over, at once.
@@ -190,7 +190,7 @@ async fn a_cage_that_is_down_for_the_whole_retention_leaves_a_dead_letter() {
     // It can be made all the same, when the cage is there again.
     let worker = with_jobs(&worker_name, &config("")).start().await;
     store(&front, &front_name)
-        .run_call(&id, None, wasmcage::request::Deadline::after(std::time::Duration::from_secs(60)))
+        .run_call(&id, None, wasmcage_core::request::Deadline::after(std::time::Duration::from_secs(60)))
         .await
         .unwrap();
     eventually("the call", || {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use wasmcage::keys::Authority;
+use wasmcage_fabric::keys::Authority;
 use wasmcage_tests::{Answer, Running, TestCage, check_call_error as check, eventually, query, unique_name};
 
 /// Cages with names of their own, so that parallel tests do not share a log, and the place where they meet.

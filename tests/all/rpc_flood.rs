@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use wasmcage::keys::{Authority, Identity, KEYS_DIRECTORY, Keys};
-use wasmcage::protocol::rpc::link::frame::{self, Hello};
-use wasmcage::protocol::rpc::link::greet;
+use wasmcage_fabric::keys::{Authority, Identity, KEYS_DIRECTORY, Keys};
+use wasmcage_fabric::link::frame::{self, Hello};
+use wasmcage_fabric::link::greet;
 use wasmcage_tests::{Running, TestCage, eventually, length, query, unique_name};
 
 const TIMEOUT: Duration = Duration::from_secs(20);

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use wasmcage::host::StartError;
-use wasmcage::request::Deadline;
-use wasmcage::store::{CallsWanted, Space, Store, StoreSettings};
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{CallsWanted, Space, Store, StoreSettings};
 use wasmcage_tests::{Root, Running, TestCage, eventually, guest};
 
 use crate::resources::{rows, sqlite};
@@ -258,7 +258,7 @@ async fn mistakes_are_told_together() {
     let refused = async |keys: &str| {
         let error = nightly(keys, 0).try_start().await.err().expect("mistakes");
         let StartError::Config { source, .. } = error else { panic!("{error:?}") };
-        wasmcage::telemetry::error_chain(&source)
+        wasmcage_core::telemetry::error_chain(&source)
     };
     let keys = "cron = \"* 25 * * *\"\noverlap = \"skp\"\ntime_zone = \"Europe/Berlyn\"\ncatch_upp = \"once\"";
     let text = refused(keys).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use wasmcage::request::{Facts, Payload, RequestContext};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
 use wasmcage_tests::{DatabaseServer, PASSWORD, Running, TestCage, eventually};
 
 const SQLITE: &str = "path = \"test.db\"";

@@ -4,7 +4,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use wasmcage::dispatcher::DispatchError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_tests::{Root, Running, TestCage, eventually, guest, program, unique_name};
 
 /// One module, `m`, with every operation as a function.

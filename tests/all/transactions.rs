@@ -85,13 +85,13 @@ async fn a_transaction_that_its_module_does_not_commit_is_rolled_back() {
     assert_eq!(error["code"], "bad-operation", "{error}");
     // A module that dies in the middle.
     let dispatcher = cage.host().cage(cage.name()).unwrap().dispatcher().clone();
-    let context = wasmcage::request::RequestContext::new(
+    let context = wasmcage_core::request::RequestContext::new(
         "test".into(),
         "test",
         std::time::Duration::from_secs(30),
         std::sync::Arc::default(),
     );
-    let arguments = wasmcage::request::Payload::Json(json!({"args": [parts, "panic"]}).to_string());
+    let arguments = wasmcage_core::request::Payload::Json(json!({"args": [parts, "panic"]}).to_string());
     assert!(dispatcher.call(context.into(), "user", "decide".into(), arguments).await.is_err());
     assert_eq!(counts(&cage).await, [0, 0]);
     let done = call(&cage, "decide", json!([parts, "commit"])).await;

@@ -22,10 +22,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use wasmcage::dispatcher::{DispatchError, OperatorCall};
+use wasmcage_core::error::DispatchError;
+use wasmcage_runtime::dispatcher::OperatorCall;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
-use wasmcage::module::slot::ModuleSnapshot;
-use wasmcage::request::Payload;
+use wasmcage_runtime::module::slot::ModuleSnapshot;
+use wasmcage_core::request::Payload;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use databases::{DatabaseServer, PASSWORD};
@@ -153,7 +154,7 @@ impl TestCage {
     /// # Errors
     /// The host's.
     pub async fn try_start(self) -> Result<Running, StartError> {
-        wasmcage::telemetry::install(wasmcage::telemetry::TerminalOptions::off());
+        wasmcage_core::telemetry::install(wasmcage_core::telemetry::TerminalOptions::off());
         for (name, toml) in self.names.iter().zip(&self.toml) {
             fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
         }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Child;
-use wasmcage::keys::{Authority, KEYS_DIRECTORY};
+use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
 
 use crate::{cache, guest, program};
 
@@ -78,7 +78,7 @@ impl Machines {
         let works = match all.network {
             Network::Namespaces { .. } => Ok(()),
             Network::Loopback { .. } => {
-                wasmcage::protocol::rpc::discovery::probe(all.multicast_port, std::net::Ipv4Addr::LOCALHOST)
+                wasmcage_fabric::discovery::probe(all.multicast_port, std::net::Ipv4Addr::LOCALHOST)
             }
         };
         match works {

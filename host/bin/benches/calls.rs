@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{BenchCage, median};
-use wasmcage::request::{Facts, Payload, RequestContext};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

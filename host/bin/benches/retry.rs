@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 use support::median;
-use wasmcage::request::Deadline;
-use wasmcage::store::{Begun, DEFAULT_QUEUE, End, NewCall, Rules, Store, StoreSettings, StoredTarget};
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{Begun, DEFAULT_QUEUE, End, NewCall, Rules, Store, StoreSettings, StoredTarget};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Database, Executor, IntoArguments, PgConnection, Row, SqliteConnection};
 use support::{BenchCage, median};
-use wasmcage::request::{Facts, Payload, RequestContext};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 
 use redb::{Database, TableDefinition};
 use support::{BenchCage, median};
-use wasmcage::request::{Deadline, Facts, Payload, RequestContext};
-use wasmcage::store::{Quota, StateValue, Step, Store, StoreSettings};
+use wasmcage_core::request::{Deadline, Facts, Payload, RequestContext};
+use wasmcage_store::{Quota, StateValue, Step, Store, StoreSettings};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -18,10 +18,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // Where this program starts itself by a name that stays, `ps` and `pkill` would know it by the last part of that one.
     let _ = rustix::thread::set_name(c"wasmcage");
-    wasmcage::task::install_panic_hook();
+    wasmcage_core::task::install_panic_hook();
     command::completion::complete();
     let done = command::execute(Cli::parse());
-    wasmcage::telemetry::flush();
+    wasmcage_core::telemetry::flush();
     match done {
         Ok(code) => code,
         Err(error) => {

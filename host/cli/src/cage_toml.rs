@@ -32,7 +32,7 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("cage.toml"), REFERENCE).unwrap();
         let config = super::super::config(root.path(), "hello").unwrap_or_else(|error| {
-            panic!("{}", wasmcage::telemetry::error_chain(&error));
+            panic!("{}", wasmcage_core::telemetry::error_chain(&error));
         });
         assert_eq!(config.interfaces.len(), 7);
         assert_eq!(config.resources.len(), 5);

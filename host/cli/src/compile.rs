@@ -10,6 +10,6 @@ pub(super) struct CompileArgs {}
 
 impl CompileArgs {
     pub(super) fn execute(&self) -> ExitCode {
-        wasmcage::module::compile_worker()
+        wasmcage_runtime::module::compile_worker()
     }
 }

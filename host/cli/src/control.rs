@@ -22,7 +22,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
-use wasmcage::unix_socket::{self, NamedListener};
+use wasmcage_core::unix_socket::{self, NamedListener};
 
 /// Arguments or result of a call, before they are put into a line.
 pub(crate) const CONTENT_BYTES_MAX: usize = 32 << 20;
@@ -347,7 +347,7 @@ mod tests {
         check("leaving", |directory| {
             let patience = Duration::from_millis(20);
             let error = ask_patiently(directory, "c", "wait", Value::Null, patience).unwrap_err();
-            assert!(wasmcage::telemetry::error_chain(&error).contains("nothing for too long"), "{error}");
+            assert!(wasmcage_core::telemetry::error_chain(&error).contains("nothing for too long"), "{error}");
             while ask(directory, "c", "given-up", Value::Null).unwrap() != json!(true) {}
         });
     }

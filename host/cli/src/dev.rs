@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use wasmcage::config::{FILE_NAME, SHARED_DIRECTORY};
-use wasmcage::telemetry::error_chain;
+use wasmcage_config::{FILE_NAME, SHARED_DIRECTORY};
+use wasmcage_core::telemetry::error_chain;
 
 use super::build::{self, Plan};
 use super::run::StartArgs;

@@ -28,8 +28,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::{ArgValueCompleter, PathCompleter};
 use wasmcage::cage::load_config;
-use wasmcage::config::{CageConfig, ConfigError, nearest};
-use wasmcage::directories::Directories;
+use wasmcage_config::{CageConfig, ConfigError, nearest};
+use wasmcage_core::directories::Directories;
 use wasmcage::host::host_name;
 
 use crate::control::ControlError;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
-use wasmcage::telemetry::{file_day, file_name};
+use wasmcage_core::telemetry::{file_day, file_name};
 
 use super::{CommandError, RootArg, check_cage, completion, directories, print};
 use crate::supervisor::STOPPED;

@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use wasmcage::config::{FILE_NAME, is_name};
+use wasmcage_config::{FILE_NAME, is_name};
 
 use super::{CommandError, RootArg, check_cage, config, print};
 use crate::supervisor::STOPPED;

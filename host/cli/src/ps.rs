@@ -54,7 +54,7 @@ impl PsArgs {
                 Holder::None => seen.stopped.push(cage),
                 Holder::Pid(pid) => match control::ask(&directories(root).run(&cage), &cage, "ps", Value::Null) {
                     Ok(process) => seen.add(process, pid),
-                    Err(error) => seen.silent.push((cage, wasmcage::telemetry::error_chain(&error))),
+                    Err(error) => seen.silent.push((cage, wasmcage_core::telemetry::error_chain(&error))),
                 },
             }
         }

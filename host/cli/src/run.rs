@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
-use wasmcage::telemetry::{self, LogFormat, TerminalOptions};
+use wasmcage_core::telemetry::{self, LogFormat, TerminalOptions};
 
 use super::{CommandError, RootArg, build, check_cages, completion, directories, is_cage_name};
 use crate::supervisor::pid_lock::PidLock;

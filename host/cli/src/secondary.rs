@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use wasmcage::telemetry::LogFormat;
+use wasmcage_core::telemetry::LogFormat;
 
 use super::{CommandError, directories, run};
 use crate::supervisor::{RunOptions, secondary};

@@ -102,7 +102,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Environment;
+    use crate::Environment;
 
     fn read(line: &str) -> Result<Vec<Binding>, String> {
         let environment = Environment {
@@ -114,7 +114,7 @@ mod tests {
             variables: &|_| None,
         };
         let text = format!("[modules.front.imports]\n{line}\n");
-        let parsed = crate::config::parse(&[("cage.toml".into(), text)], &environment);
+        let parsed = crate::parse(&[("cage.toml".into(), text)], &environment);
         parsed.map(|config| config.module("front").imports).map_err(|error| error.to_string())
     }
 

@@ -142,7 +142,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Environment;
+    use crate::Environment;
 
     fn read(text: &str) -> Result<CallsConfig, String> {
         let environment = Environment {
@@ -153,7 +153,7 @@ mod tests {
             unnamed: &[],
             variables: &|_| None,
         };
-        let parsed = crate::config::parse(&[("cage.toml".into(), text.to_owned())], &environment);
+        let parsed = crate::parse(&[("cage.toml".into(), text.to_owned())], &environment);
         parsed.map(|config| config.calls).map_err(|error| error.to_string())
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 use super::{FILE_BYTES_MAX, FILE_NAME, SHARED_DIRECTORY};
-use crate::regular_file::{self, Stamp};
+use wasmcage_core::regular_file::{self, Stamp};
 
 /// The shared file, and the cage's own, which overlays it.
 pub fn files(root: &Path, cage: &str) -> [PathBuf; 2] {

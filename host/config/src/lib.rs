@@ -35,9 +35,9 @@ pub use nearest::nearest;
 pub use section::Section;
 pub use web::{Authorities, OutgoingHttp, Proxy, url_port};
 
-use crate::protocol::PROTOCOLS;
-use crate::store::StoreSettings;
-use crate::telemetry::{Level, LogFormat, LogSettings};
+use wasmcage_protocol::PROTOCOLS;
+use wasmcage_store::StoreSettings;
+use wasmcage_core::telemetry::{Level, LogFormat, LogSettings};
 
 /// Name of the configuration file in a cage's directory.
 pub const FILE_NAME: &str = "cage.toml";

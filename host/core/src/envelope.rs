@@ -31,7 +31,7 @@ use std::time::Duration;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use super::{Call, DispatchError};
-use crate::module::value::{Fingerprint, Values};
+use crate::values::{Fingerprint, Values};
 use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
 

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::body_budget::BodyRoom;
-use crate::module::value::Values;
+use crate::values::Values;
 use crate::telemetry::Level;
 
 /// `RQ-<local time, 14 digits>-<12 hex>`: names a request in every log line of every cage that works on it.

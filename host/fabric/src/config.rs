@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::discovery::PeerAddress;
 use super::fabric::Limits;
-use crate::config::{ConfigError, ListenAddress, Section, is_name};
+use wasmcage_config::{ConfigError, ListenAddress, Section, is_name};
 use crate::keys::KEYS_DIRECTORY;
 
 /// Of multicast DNS.

@@ -27,11 +27,12 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
-use crate::dispatcher::{Call, DispatchError};
-use crate::drain::Drain;
-use crate::protocol::InterfaceError;
-use crate::request::{Facts, Payload, RequestContext};
-use crate::telemetry::Level;
+use wasmcage_core::call::Call;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::drain::Drain;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::{Facts, Payload, RequestContext};
+use wasmcage_core::telemetry::Level;
 
 /// No promise takes longer, whatever is wrong.
 const PROMISE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,7 +74,7 @@ impl Default for Traits {
 /// A test for each promise. Takes an expression of type `Option<Arc<dyn Bench>>`.
 macro_rules! contract {
     ($bench:expr) => {
-        $crate::protocol::rpc::contract::contract!(@ $bench;
+        $crate::contract::contract!(@ $bench;
             answers_arrive
             errors_arrive
             the_context_travels
@@ -100,7 +101,7 @@ macro_rules! contract {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
                 if let Some(bench) = $bench {
-                    $crate::protocol::rpc::contract::within_bounds($crate::protocol::rpc::contract::$promise(bench)).await;
+                    $crate::contract::within_bounds($crate::contract::$promise(bench)).await;
                 }
             }
         )*

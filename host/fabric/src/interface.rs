@@ -7,9 +7,12 @@ use async_trait::async_trait;
 use super::config::{FabricConfig, RpcConfig};
 use super::fabric::{CopyId, Fabric, Local, Service};
 use super::lan::Lan;
-use crate::dispatcher::{Call, DispatchError, Dispatcher, Endpoint, Remote};
-use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::Payload;
+use wasmcage_core::call::{Call, Remote};
+use wasmcage_core::error::DispatchError;
+use wasmcage_runtime::dispatcher::Dispatcher;
+use wasmcage_protocol::Endpoint;
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_core::request::Payload;
 
 pub(super) struct RpcInterface {
     pub(super) config: RpcConfig,

@@ -18,9 +18,9 @@ mod reverse;
 
 pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
 pub use self::reverse::ReverseRpc;
-use crate::config::{ConfigError, Section};
-pub use crate::dispatcher::envelope;
-use crate::protocol::{Interface, Protocol};
+use wasmcage_config::{ConfigError, Section};
+pub use wasmcage_core::envelope;
+use wasmcage_protocol::{Interface, Protocol};
 
 pub struct Rpc;
 

@@ -14,10 +14,11 @@ use tokio_util::task::TaskTracker;
 use super::envelope::{self, Message};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::places::Places;
-use crate::dispatcher::{Call, DispatchError, Member, Remote};
-use crate::drain::Drain;
-use crate::protocol::InterfaceError;
-use crate::request::Payload;
+use wasmcage_core::call::{Call, Member, Remote};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::drain::Drain;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::Payload;
 
 /// What several fabrics join to reach each other.
 #[derive(Clone, Default)]

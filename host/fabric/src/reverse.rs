@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use super::config::ReverseConfig;
 use super::interface::{CageService, local};
 use super::lan::Lan;
-use crate::config::{ConfigError, Section};
-use crate::protocol::{Interface, InterfaceContext, InterfaceError, Protocol};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError, Protocol};
 
 pub struct ReverseRpc;
 

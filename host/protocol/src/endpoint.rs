@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::DispatchError;
-use crate::config::ExportChoice;
-use crate::module::slot::Slot;
-use crate::module::version::Version;
-use crate::readings::Readings;
+use wasmcage_config::ExportChoice;
+use wasmcage_runtime::module::slot::Slot;
+use wasmcage_runtime::module::version::Version;
+use wasmcage_core::readings::Readings;
 
 /// An interface's way to the module that serves it.
 pub struct Endpoint {

@@ -15,14 +15,15 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::body_budget::BodyBudget;
-use crate::config::{ConfigError, ExportChoice, Section};
-use crate::dispatcher::{Dispatcher, Endpoint};
-use crate::drain::Drain;
-use crate::lanes::Lanes;
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
-use crate::services::Services;
+use wasmcage_core::body_budget::BodyBudget;
+use wasmcage_config::{ConfigError, ExportChoice, Section};
+use wasmcage_runtime::dispatcher::Dispatcher;
+use crate::Endpoint;
+use wasmcage_core::drain::Drain;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_runtime::services::Services;
 
 /// Every protocol that `protocol = ".."` in `cage.toml` may name.
 pub static PROTOCOLS: &[&dyn Protocol] = &[

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::writes::Writes;
 use super::{CacheSettings, Caching, Operation, OperationReply, Phase, ResourceError};
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 /// Names in one operation's `reads` or `writes`, and bytes of each.
 const NAMES_MAX: usize = 64;

@@ -13,11 +13,11 @@ use super::live::Built;
 use super::{
     CacheSettings, Caller, LiveResource, Operation, OperationReply, Phase, PoolSettings, ReplyStream, ResourceError,
 };
-use crate::config::ResourceConfig;
-use crate::config::tests::section;
-use crate::protocol::{Connection, Resource, Reuse};
-use crate::request::{Deadline, RequestContext};
-use crate::telemetry::{Level, LevelCell};
+use wasmcage_config::ResourceConfig;
+use wasmcage_config::testing::section;
+use crate::{Connection, Resource, Reuse};
+use wasmcage_core::request::{Deadline, RequestContext};
+use wasmcage_core::telemetry::{Level, LevelCell};
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 use tokio::time::timeout_at;
 
 use super::{Phase, ResourceError};
-use crate::request::Deadline;
-use crate::task;
+use wasmcage_core::request::Deadline;
+use wasmcage_core::task;
 
 /// Runs a step until the deadline. After a time-out or a panic the connection is to be discarded; up to its transaction's
 /// beginning, nothing irreversible has happened.

@@ -30,8 +30,9 @@ pub use self::operation::{Caching, Caller, Operation, OperationOptions, Operatio
 pub(crate) use self::pool::Lease;
 pub use self::settings::{CacheSettings, PoolSettings};
 pub use self::stream::OpenReply;
-use crate::config::{self, CageConfig, Grants};
-use crate::telemetry::{self, LevelCell};
+use wasmcage_config as config;
+use wasmcage_config::{CageConfig, Grants};
+use wasmcage_core::telemetry::{self, LevelCell};
 
 /// The resources of a cage, as its configuration says now.
 pub struct Resources {

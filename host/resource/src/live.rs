@@ -14,11 +14,12 @@ use super::{
     CacheSettings, Caller, Lease, OpenReply, Operation, OperationOptions, OperationReply, Phase, PoolSettings,
     ResourceError, guarded,
 };
-use crate::config::{ConfigError, ResourceConfig};
-use crate::protocol::{self, Resource};
-use crate::readings::{Readings, ReadingsSnapshot};
-use crate::request::Deadline;
-use crate::telemetry::{Gate, LevelCell};
+use wasmcage_config::{ConfigError, ResourceConfig};
+use wasmcage_protocol as protocol;
+use crate::Resource;
+use wasmcage_core::readings::{Readings, ReadingsSnapshot};
+use wasmcage_core::request::Deadline;
+use wasmcage_core::telemetry::{Gate, LevelCell};
 
 /// Failures of one resource that are logged in one second; the rest are counted only.
 const FAILURES_LOGGED_PER_SECOND: u64 = 10;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Caller, LiveResource, Phase, ResourceError};
-use crate::readings::Outcome;
-use crate::telemetry::Level;
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::telemetry::Level;
 
 pub(crate) struct Observed {
     resource: Arc<LiveResource>,

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::ResourceError;
-use crate::protocol::Connection;
-use crate::request::RequestContext;
+use crate::Connection;
+use wasmcage_core::request::RequestContext;
 
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Operation {

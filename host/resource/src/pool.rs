@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::guarded::guarded;
 use super::{Phase, PoolSettings, ResourceError};
-use crate::admission::{Admission, Place, Refusal};
-use crate::protocol::{Connection, Resource, Reuse};
-use crate::request::Deadline;
+use wasmcage_core::admission::{Admission, Place, Refusal};
+use crate::{Connection, Resource, Reuse};
+use wasmcage_core::request::Deadline;
 
 /// Operations that wait for a connection; past it: overloaded.
 const WAITING_MAX: usize = 10_000;

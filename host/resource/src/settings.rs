@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::Section;
+use wasmcage_config::Section;
 
 /// One day.
 const DAY_MS: u64 = 24 * 3600 * 1000;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
-use crate::locks::Locks;
+use wasmcage_resource::locks::Locks;
 use crate::module::room::CageRoom;
-use crate::resource::Resources;
-use crate::store::Store;
-use crate::task::Tasks;
+use wasmcage_resource::Resources;
+use wasmcage_store::Store;
+use wasmcage_core::task::Tasks;
 
 /// One for a cage; a clone is the same.
 #[derive(Clone)]

@@ -10,8 +10,8 @@ use super::access::{Afterwards, Writer};
 use super::opened::{Opened, contained};
 use super::overlay::Overlay;
 use super::{StoreError, snapshot::Snapshot};
-use crate::request::Deadline;
-use crate::task;
+use wasmcage_core::request::Deadline;
+use wasmcage_core::task;
 
 /// Writes that may wait for the thread; the callers of more wait for a place, up to their deadline.
 const WAITING_MAX: usize = 4_096;

@@ -36,7 +36,7 @@ use self::medium::{Directory, Medium};
 use self::opened::{Opened, contained};
 pub use self::space::Space;
 pub use self::state::{Outcome, Page, Quota, Range, StateValue, Step};
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 /// What the cage's configuration says of its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use rustix::fs::{Advice, CWD, RenameFlags, renameat_with};
 
 use super::error::failed;
 use super::{StoreError, format};
-use crate::file_identity::FileIdentity;
-use crate::private;
+use wasmcage_core::file_identity::FileIdentity;
+use wasmcage_core::private;
 
 /// In the directory.
 pub(super) const FILE: &str = "store.redb";

@@ -15,7 +15,7 @@ use super::medium::{CACHE_BYTES, Medium};
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
 use super::{StoreError, StoreSettings};
-use crate::task;
+use wasmcage_core::task;
 
 /// A file that could not be opened is tried again after so long.
 const OPEN_PAUSE: Duration = Duration::from_secs(1);

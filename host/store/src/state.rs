@@ -12,7 +12,7 @@ use super::access::Writer;
 use super::calls::NewCall;
 use super::overlay::Overlay;
 use super::{Space, Store, StoreError};
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 /// Of a key of a module.
 const KEY_BYTES_MAX: usize = 1_024;

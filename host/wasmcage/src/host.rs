@@ -8,20 +8,20 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use crate::body_budget::BodyBudget;
+use wasmcage_core::body_budget::BodyBudget;
 use crate::cage::{Cage, CageSnapshot};
-use crate::config::ConfigError;
-use crate::directories::Directories;
-use crate::dispatcher::Cages;
-use crate::lanes::Lanes;
-use crate::module::cache::{self, CACHE_BYTES_MAX, Cache};
-use crate::module::compile_worker;
-use crate::module::compiler::Compiler;
-use crate::module::engine::Engines;
-use crate::module::loader::Loader;
-use crate::module::room::Room;
-use crate::store::Store;
-use crate::{task, telemetry};
+use wasmcage_config::ConfigError;
+use wasmcage_core::directories::Directories;
+use wasmcage_runtime::dispatcher::Cages;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_runtime::module::cache::{self, CACHE_BYTES_MAX, Cache};
+use wasmcage_runtime::module::compile_worker;
+use wasmcage_runtime::module::compiler::Compiler;
+use wasmcage_runtime::module::engine::Engines;
+use wasmcage_runtime::module::loader::Loader;
+use wasmcage_runtime::module::room::Room;
+use wasmcage_store::Store;
+use wasmcage_core::{task, telemetry};
 
 /// Between two looks at instances that nobody uses.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);

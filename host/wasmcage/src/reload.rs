@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::config::{CageConfig, ConfigError, ConfigSignal, Stamps};
+use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, Stamps};
 
 /// After its writer has closed the file.
 const SETTLE_COMPLETE: Duration = Duration::from_millis(50);
@@ -139,7 +139,7 @@ mod tests {
     use parking_lot::Mutex;
 
     use super::*;
-    use crate::config;
+    use wasmcage_config as config;
 
     /// A cage's files and everything that was read of them: the log level of each configuration, or `refused`.
     struct Followed {

@@ -11,7 +11,7 @@ use tokio::time::Sleep;
 
 use super::Times;
 use super::error::{WebError, WebErrorKind, of_body};
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 pub struct ResponseBody {
     incoming: Incoming,

@@ -25,7 +25,7 @@ use tokio_rustls::TlsConnector;
 
 use super::error::{WebError, WebErrorKind, find};
 use super::{ClientSettings, Http2, proxy};
-use crate::config::{Proxy, url_port};
+use wasmcage_config::{Proxy, url_port};
 
 /// An address that does not answer for so long gets company by the next.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);

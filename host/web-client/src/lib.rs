@@ -29,8 +29,8 @@ pub use self::body::ResponseBody;
 use self::connect::{Connector, Uses};
 pub use self::error::{WebError, WebErrorKind};
 pub use self::tls::{Tls, TlsFileError};
-use crate::config::Proxy;
-use crate::request::Deadline;
+use wasmcage_config::Proxy;
+use wasmcage_core::request::Deadline;
 
 /// A body on its way out.
 pub type StreamedBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::error::{WebError, WebErrorKind};
-use crate::config::{Proxy, url_port};
+use wasmcage_config::{Proxy, url_port};
 
 /// Of the proxy's answer to the wish for a tunnel.
 const ANSWER_BYTES_MAX: usize = 8 * 1024;

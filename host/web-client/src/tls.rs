@@ -8,7 +8,7 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::regular_file;
+use wasmcage_core::regular_file;
 
 /// The public authorities, which take a while to read.
 static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use wasmcage::host::{Host, HostOptions};
-use wasmcage::request::{Payload, RequestContext};
+use wasmcage_core::request::{Payload, RequestContext};
 
 use crate::fabrics::{LANES, front_toml, meeting, prepare, worker_toml};
 use crate::processes::{self, Server, this};

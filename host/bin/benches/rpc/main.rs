@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use load::Load;
 use processes::{Contestant, Measured, NatsServer};
-use wasmcage::telemetry::{self, TerminalOptions};
+use wasmcage_core::telemetry::{self, TerminalOptions};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use wasmcage::host::{Host, HostOptions};
-use wasmcage::telemetry::{self, TerminalOptions};
+use wasmcage_core::telemetry::{self, TerminalOptions};
 
 /// A started host in a directory of its own; stopped when it is dropped.
 pub(crate) struct BenchCage {

@@ -76,7 +76,7 @@ pub(super) fn build(sources: &[PathBuf]) -> Vec<(PathBuf, Result<PathBuf, BuildE
                 (unit.source, artifact)
             })),
             Err(error) => {
-                let text = wasmcage::telemetry::error_chain(&error);
+                let text = wasmcage_core::telemetry::error_chain(&error);
                 results.extend(units.into_iter().map(|unit| (unit.source, Err(BuildError::Tool(text.clone())))));
             }
         }

@@ -150,7 +150,7 @@ impl Plan {
         let mut failed = Vec::new();
         let mut crates = Vec::new();
         let mut done = |source: &Path, artifact: Result<PathBuf, BuildError>| {
-            failed.extend(self.finish(source, artifact.map_err(|error| wasmcage::telemetry::error_chain(&error))));
+            failed.extend(self.finish(source, artifact.map_err(|error| wasmcage_core::telemetry::error_chain(&error))));
         };
         for source in self.sources() {
             match Kind::of(source) {

@@ -56,7 +56,7 @@ fn is_name(text: &str) -> bool {
 }
 
 /// JSON is passed on as it was typed, so that no digit of a number is lost.
-pub(in crate::command) fn value_of(word: &str) -> String {
+pub(crate) fn value_of(word: &str) -> String {
     match serde_json::from_str::<IgnoredAny>(word) {
         Ok(_) => word.to_owned(),
         Err(_) => serde_json::Value::from(word).to_string(),
@@ -67,7 +67,7 @@ pub(in crate::command) fn value_of(word: &str) -> String {
 ///
 /// # Errors
 /// It cannot be read, or is more than a call carries.
-pub(in crate::command) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
+pub(crate) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
     let failed = |error| CommandError::failed(format!("cannot read {}", file.display()), error);
     let input: Box<dyn io::Read> = match file.as_os_str() == "-" {
         true => Box::new(io::stdin()),

@@ -2,15 +2,15 @@
 
 use std::io::{self, IsTerminal as _};
 
-use wasmcage::request::Payload;
+use wasmcage_core::request::Payload;
 
 use super::{CommandError, Content, CopyAnswer};
-use crate::command::{print, print_bytes};
+use crate::{print, print_bytes};
 use crate::control::{Refusal, Reply};
 use crate::supervisor::{FAILED, STOPPED};
 
 /// Prints one result.
-pub(in crate::command) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {
+pub(crate) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {
     let terminal = io::stdout().is_terminal();
     let result = result.payload().map_err(|error| CommandError::failed("the result cannot be read", error))?;
     match result {

@@ -7,8 +7,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wasmcage::dispatcher::{DispatchError, OperatorCall};
-use wasmcage::request::{Payload, RetriedOptions};
+use wasmcage_core::error::DispatchError;
+use wasmcage_runtime::dispatcher::OperatorCall;
+use wasmcage_core::request::{Payload, RetriedOptions};
 
 use super::{CONTENT_BYTES_MAX, Refusal, Reply};
 

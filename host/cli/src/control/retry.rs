@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use wasmcage::dispatcher::retried_arguments;
-use wasmcage::request::Deadline;
-use wasmcage::store::{CallsWanted, Store, StoreError};
+use wasmcage_runtime::dispatcher::retried_arguments;
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{CallsWanted, Store, StoreError};
 
 use super::call::Content;
 use super::{CONTENT_BYTES_MAX, Refusal};
@@ -61,7 +61,7 @@ pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value
             Ok(json!({ "call": call, "arguments": arguments }))
         }
         RetryRequest::Run { ids, to } => {
-            if let Some(to) = to.as_deref().filter(|to| !wasmcage::config::is_name(to)) {
+            if let Some(to) = to.as_deref().filter(|to| !wasmcage_config::is_name(to)) {
                 return Err(Refusal::new("bad-request", format!("{to:?} cannot name a queue")));
             }
             changed(store, ids, &Change::Run { to }).await

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use wasmcage::request::{Deadline, Payload};
-use wasmcage::store::{Outcome, Quota, Range, StateValue, Step, Store, StoreError};
+use wasmcage_core::request::{Deadline, Payload};
+use wasmcage_store::{Outcome, Quota, Range, StateValue, Step, Store, StoreError};
 
 use super::call::Content;
 use super::{CONTENT_BYTES_MAX, Refusal};

@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 use wasmcage::host::runtime_directory;
-use wasmcage::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
-use wasmcage::protocol::rpc::LanConfig;
-use wasmcage::protocol::rpc::discovery::Registry;
-use wasmcage::telemetry::{error_chain, utc};
-use wasmcage::unix_socket;
+use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
+use wasmcage_fabric::LanConfig;
+use wasmcage_fabric::discovery::Registry;
+use wasmcage_core::telemetry::{error_chain, utc};
+use wasmcage_core::unix_socket;
 
 use super::{Findings, OnLan, Verdict, peer};
-use crate::command::{CommandError, directories, holder};
+use crate::{CommandError, directories, holder};
 use crate::control;
 use crate::supervisor::pid_lock::Holder;
 
@@ -135,7 +135,7 @@ fn authorities(cage: &OnLan, now: SystemTime, findings: &mut Findings) {
     let none_good = !infos.iter().any(|info| info.validity(now).is_valid());
     for info in infos {
         let validity = info.validity(now);
-        if validity != wasmcage::keys::Validity::Good {
+        if validity != wasmcage_fabric::keys::Validity::Good {
             let verdict = if none_good { Verdict::Fail } else { Verdict::Warn };
             let hint = "`wasmcage keys init --renew` makes a new CA, and says what to do with it";
             findings.add(

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wasmcage::host::runtime_directory;
-use wasmcage::protocol::rpc::discovery::{Registry, multicast_interfaces, probe};
-use wasmcage::telemetry::{error_chain, utc};
-use wasmcage::unix_socket;
+use wasmcage_fabric::discovery::{Registry, multicast_interfaces, probe};
+use wasmcage_core::telemetry::{error_chain, utc};
+use wasmcage_core::unix_socket;
 
 use super::{Findings, OnLan, Verdict, flocks};
 
@@ -217,7 +217,7 @@ mod tests {
         assert!(!runtime.exists());
         let registry = Registry::open(&runtime, "default").unwrap();
         check(&look(), &[(Verdict::Ok, "belongs"), (Verdict::Ok, "no cage is running")]);
-        let path = |copy| registry.registration_path("worker", wasmcage::protocol::rpc::fabric::CopyId(copy));
+        let path = |copy| registry.registration_path("worker", wasmcage_fabric::fabric::CopyId(copy));
         let _alive = unix_socket::bind(&path(1)).unwrap();
         drop(unix_socket::bind(&path(2)).unwrap());
         check(

@@ -11,9 +11,9 @@ use std::collections::BTreeSet;
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
-use wasmcage::config::CageConfig;
-use wasmcage::protocol::rpc::{FabricConfig, LanConfig, RpcConfig};
-use wasmcage::telemetry::error_chain;
+use wasmcage_config::CageConfig;
+use wasmcage_fabric::{FabricConfig, LanConfig, RpcConfig};
+use wasmcage_core::telemetry::error_chain;
 
 use super::{CommandError, RootArg, completion, config, print, selected};
 use crate::supervisor::{FAILED, STOPPED};

@@ -3,13 +3,13 @@
 
 use std::path::Path;
 
-use wasmcage::config::CageConfig;
-use wasmcage::keys::{Identity, Keys};
-use wasmcage::protocol::rpc::ReverseConfig;
-use wasmcage::telemetry::error_chain;
+use wasmcage_config::CageConfig;
+use wasmcage_fabric::keys::{Identity, Keys};
+use wasmcage_fabric::ReverseConfig;
+use wasmcage_core::telemetry::error_chain;
 
 use super::{Findings, cage};
-use crate::command::{CommandError, holder};
+use crate::{CommandError, holder};
 use crate::supervisor::pid_lock::Holder;
 
 /// An interface of protocol `reverse-rpc`.

@@ -1,5 +1,5 @@
 //! `wasmcage keys`: the CA of a flock, the certificates of its cages, and until when they are good. The work is done in
-//! `wasmcage::keys`; here is what is said about it, above all what to do next.
+//! `wasmcage_fabric::keys`; here is what is said about it, above all what to do next.
 
 mod show;
 
@@ -7,12 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use wasmcage::config::{DEFAULT_FLOCK, is_flock_name};
-use wasmcage::keys::{
-    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY,
-    KeysError, authority_directory, certificates_in, peer_identity,
-};
-use wasmcage::telemetry::utc;
+use wasmcage_config::{DEFAULT_FLOCK, is_flock_name};
+use wasmcage_fabric::keys::{Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY, KeysError, authority_directory, certificates_in, peer_identity};
+use wasmcage_core::telemetry::utc;
 
 use super::{CommandError, RootArg, cages_in, check_cage, config, print};
 use crate::supervisor::STOPPED;

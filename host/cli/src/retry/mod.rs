@@ -6,7 +6,7 @@ mod output;
 use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::Value;
-use wasmcage::store::Store;
+use wasmcage_store::Store;
 
 use super::{CommandError, RootArg, check_cage, completion, config, directories, holder, print};
 use crate::control::retry::{self, Changed, LISTED_MAX, RetryRequest};

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::command::ps::{aligned, word};
+use crate::ps::{aligned, word};
 
 /// Queues, then calls.
 pub(super) fn table(answer: &Value, dead: bool) -> String {

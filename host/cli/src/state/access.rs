@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
-use wasmcage::config::CageConfig;
-use wasmcage::store::Store;
+use wasmcage_config::CageConfig;
+use wasmcage_store::Store;
 
-use crate::command::{CommandError, check_cage, config, directories, holder};
+use crate::{CommandError, check_cage, config, directories, holder};
 use crate::control::state::{StateRequest, perform};
 use crate::control::{CLIENT_TIMEOUT, ControlError, Refusal, ask_patiently};
 use crate::supervisor::pid_lock::Holder;

@@ -5,7 +5,7 @@ use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
 
 use super::access::Access;
-use crate::command::{CommandError, RootArg, completion, print};
+use crate::{CommandError, RootArg, completion, print};
 use crate::control::state::{Compacted, StateRequest};
 use crate::supervisor::STOPPED;
 

@@ -3,10 +3,10 @@
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
-use wasmcage::config::nearest;
+use wasmcage_config::nearest;
 
 use super::access::Access;
-use crate::command::{CommandError, RootArg, completion, print};
+use crate::{CommandError, RootArg, completion, print};
 use crate::control::call::Content;
 use crate::control::state::{Entries, ModuleLine, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use super::access::Access;
 use super::list::check_module;
-use crate::command::{CommandError, RootArg, completion, progress};
+use crate::{CommandError, RootArg, completion, progress};
 use crate::control::call::Content;
 use crate::control::state::{Entries, Item, ModuleLine, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;

@@ -6,11 +6,11 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde::de::IgnoredAny;
 use serde_json::json;
-use wasmcage::config::{SHARED_DIRECTORY, nearest};
+use wasmcage_config::{SHARED_DIRECTORY, nearest};
 
 use super::access::Access;
 use super::list::{check_module, hint};
-use crate::command::{CommandError, RootArg, call, completion, config, print};
+use crate::{CommandError, RootArg, call, completion, config, print};
 use crate::control::call::Content;
 use crate::control::state::{Item, ModuleLine, StateRequest};
 use crate::supervisor::STOPPED;

@@ -18,8 +18,8 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-use wasmcage::directories::Directories;
-use wasmcage::telemetry::LogFormat;
+use wasmcage_core::directories::Directories;
+use wasmcage_core::telemetry::LogFormat;
 
 use self::pid_lock::{LockError, PidLock};
 pub(crate) use self::primary::supervise;

@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
-use wasmcage::unix_socket;
+use wasmcage_core::unix_socket;
 
 /// Between two questions to a process that is ending, and how long it may take to answer one.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);

@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use wasmcage::directories::Directories;
-use wasmcage::file_identity::FileIdentity;
-use wasmcage::private;
+use wasmcage_core::directories::Directories;
+use wasmcage_core::file_identity::FileIdentity;
+use wasmcage_core::private;
 
 /// Somebody who only looks holds the lock for an instant, so one refusal is not believed.
 const ATTEMPTS: u32 = 10;

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use wasmcage::cage::load_config;
 use wasmcage::host::host_name;
-use wasmcage::telemetry::{CageLog, LogSettings, error_chain};
-use wasmcage::unix_socket::NamedListener;
+use wasmcage_core::telemetry::{CageLog, LogSettings, error_chain};
+use wasmcage_core::unix_socket::NamedListener;
 
 use super::ended::{Backoff, Ended, Verdict};
 use super::pid_lock::{LockError, PidLock};

@@ -10,11 +10,11 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
-use wasmcage::directories::Directories;
+use wasmcage_core::directories::Directories;
 use wasmcage::host::{Host, HostOptions, ServingLine, StartError};
-use wasmcage::lanes::Lanes;
-use wasmcage::telemetry::{self, CageLog, LogSettings, error_chain};
-use wasmcage::unix_socket::NamedListener;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::telemetry::{self, CageLog, LogSettings, error_chain};
+use wasmcage_core::unix_socket::NamedListener;
 
 use super::commands::Commands;
 use super::peer::Peer;

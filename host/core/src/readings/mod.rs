@@ -8,7 +8,7 @@ use std::time::Duration;
 use histogram::{AtomicHistogram, Histogram};
 use serde::Serialize;
 
-use crate::dispatcher::DispatchError;
+use crate::error::DispatchError;
 use crate::lanes::Lanes;
 
 /// How a request or a call ended.

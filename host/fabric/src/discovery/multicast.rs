@@ -14,9 +14,9 @@ use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, Servic
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{Address, Found, Listener, News, Sighting};
-use crate::config::{is_flock_name, is_name};
-use crate::protocol::rpc::fabric::{CopyId, Local};
-use crate::task::caught;
+use wasmcage_config::{is_flock_name, is_name};
+use crate::fabric::{CopyId, Local};
+use wasmcage_core::task::caught;
 
 /// The port of multicast DNS.
 pub const MULTICAST_PORT: u16 = 5353;
@@ -403,7 +403,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::protocol::rpc::discovery::probe;
+    use crate::discovery::probe;
 
     fn announced(flock: &str, cage: &str, addresses: &[&str]) -> Announced {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
@@ -565,7 +565,7 @@ mod tests {
     async fn copies_find_each_other_and_say_goodbye() {
         let port = free_port();
         if let Err(error) = probe(port, Ipv4Addr::LOCALHOST) {
-            println!("NOT RUN: no multicast over the loopback interface: {}", crate::telemetry::error_chain(&error));
+            println!("NOT RUN: no multicast over the loopback interface: {}", wasmcage_core::telemetry::error_chain(&error));
             return;
         }
         let patience = Duration::from_secs(20);

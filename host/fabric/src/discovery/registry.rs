@@ -14,11 +14,11 @@ use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Address, Found, Listener, News, Sighting};
-use crate::config::is_name;
-use crate::protocol::rpc::fabric::CopyId;
-use crate::task::Tasks;
-use crate::telemetry::error_chain;
-use crate::unix_socket;
+use wasmcage_config::is_name;
+use crate::fabric::CopyId;
+use wasmcage_core::task::Tasks;
+use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::unix_socket;
 
 /// Files looked at in a directory; more are passed over.
 const ENTRIES_MAX: usize = 10_000;

@@ -17,8 +17,8 @@ use super::certificate::{CertificateInfo, DAY};
 use super::error::KeysError;
 use super::files::{self, CA_FILE, CA_KEY_FILE, CERTIFICATE_FILE, KEY_FILE, PRIVATE, PUBLIC};
 use super::identity::{Identity, dns_name};
-use crate::config::{is_flock_name, is_name};
-use crate::telemetry::utc;
+use wasmcage_config::{is_flock_name, is_name};
+use wasmcage_core::telemetry::utc;
 
 /// Name of the directory of a root with the authorities of its flocks, and of a cage's with its keys.
 pub const KEYS_DIRECTORY: &str = "keys";

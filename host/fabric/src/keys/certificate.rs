@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use x509_parser::x509::X509Name;
 
 use super::identity::{Identity, IdentityError, identity_of};
-use crate::telemetry::utc;
+use wasmcage_core::telemetry::utc;
 
 /// So many days before its end, a certificate is complained about.
 pub const ENDS_SOON_DAYS: u32 = 30;

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
 
 use super::error::KeysError;
-use crate::regular_file;
+use wasmcage_core::regular_file;
 
 /// A cage's own certificate, PEM; certificates of CAs between it and one of `ca.pem` may follow.
 pub const CERTIFICATE_FILE: &str = "cert.pem";

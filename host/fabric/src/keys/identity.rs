@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use crate::config::{is_flock_name, is_name};
+use wasmcage_config::{is_flock_name, is_name};
 
 const SCHEME: &str = "wasmcage:";
 /// What is told of a name that does not fit.

@@ -7,7 +7,7 @@ use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error};
 
 use super::identity::told;
-use crate::telemetry::utc;
+use wasmcage_core::telemetry::utc;
 
 /// The same as `tls_reason`, for an error of the stream that TLS runs over. `peer` is whom the words are about, such as
 /// `cage worker at 10.0.0.7:7420`. In TLS 1.3 a server's refusal of the client's certificate comes after the client's

@@ -16,7 +16,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::tls::Contents;
 use super::*;
-use crate::telemetry::error_chain;
+use wasmcage_core::telemetry::error_chain;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

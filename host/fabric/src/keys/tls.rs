@@ -23,7 +23,7 @@ use super::error::KeysError;
 use super::files::{self, CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 use super::identity::{Identity, IdentityError, peer_identity};
 use super::reason::tls_reason;
-use crate::telemetry::utc;
+use wasmcage_core::telemetry::utc;
 
 /// What connections between cages agree to speak.
 pub const ALPN: &[u8] = b"wasmcage-rpc/1";

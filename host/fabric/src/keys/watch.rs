@@ -13,7 +13,7 @@ use super::certificate::Validity;
 use super::error::KeysError;
 use super::identity::Identity;
 use super::tls::{Contents, Keys};
-use crate::telemetry::{error_chain, utc};
+use wasmcage_core::telemetry::{error_chain, utc};
 
 pub struct WatchedKeys {
     directory: PathBuf,

@@ -10,13 +10,14 @@ use super::Inner;
 use super::choice::{Choice, choose};
 use super::copies::Known;
 use super::copy::Copy;
-use crate::config::nearest;
-use crate::dispatcher::{Call, DispatchError};
-use crate::protocol::rpc::envelope;
-use crate::protocol::rpc::fabric::CopyId;
-use crate::protocol::rpc::link::LinkError;
-use crate::protocol::rpc::link::frame::Refusal;
-use crate::request::{Deadline, Payload};
+use wasmcage_config::nearest;
+use wasmcage_core::call::Call;
+use wasmcage_core::error::DispatchError;
+use crate::envelope;
+use crate::fabric::CopyId;
+use crate::link::LinkError;
+use crate::link::frame::Refusal;
+use wasmcage_core::request::{Deadline, Payload};
 
 /// A copy that multicast or a configured address leads to is known this long after the start at the latest.
 const DISCOVERY_TIME: Duration = Duration::from_millis(1_500);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::copy::Copy;
 use super::gauge::Standing;
-use crate::protocol::rpc::fabric::CopyId;
+use crate::fabric::CopyId;
 
 /// For one call.
 pub(super) struct Choice {
@@ -53,8 +53,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::protocol::rpc::discovery::{Address, Found, Sighting};
-    use crate::protocol::rpc::lan::copies::Copies;
+    use crate::discovery::{Address, Found, Sighting};
+    use crate::lan::copies::Copies;
 
     fn sighting(cage: &str, copy: u64, address: Address, found: Found) -> Sighting {
         Sighting { cage: cage.into(), copy: CopyId(copy), node: "n".into(), address, found }

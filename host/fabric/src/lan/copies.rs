@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::copy::{Copy, Way};
-use crate::protocol::rpc::discovery::{Address, Found, Sighting};
-use crate::protocol::rpc::fabric::CopyId;
-use crate::protocol::rpc::link::Link;
+use crate::discovery::{Address, Found, Sighting};
+use crate::fabric::CopyId;
+use crate::link::Link;
 
 /// Copies that are kept; hints beyond are ignored.
 pub(super) const COPIES_MAX: usize = 10_000;

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use super::dial::Place;
 use super::gauge::{Gauge, Standing};
-use crate::dispatcher::Member;
-use crate::protocol::rpc::discovery::{Address, Found};
-use crate::protocol::rpc::fabric::CopyId;
-use crate::protocol::rpc::link::Link;
+use wasmcage_core::call::Member;
+use crate::discovery::{Address, Found};
+use crate::fabric::CopyId;
+use crate::link::Link;
 
 /// Ways to reach one copy.
 pub(super) const WAYS_MAX: usize = 16;

@@ -20,13 +20,13 @@ use super::copy::Copy;
 use super::gauge::Gauge;
 use super::{Answerer, Inner};
 use crate::keys::{self, Keys};
-use crate::lanes::Lanes;
-use crate::protocol::rpc::discovery::{Address, Found};
-use crate::protocol::rpc::fabric::{CopyId, Service};
-use crate::protocol::rpc::link::frame::Hello;
-use crate::protocol::rpc::link::{self, Link};
-use crate::telemetry::error_chain;
-use crate::unix_socket;
+use wasmcage_core::lanes::Lanes;
+use crate::discovery::{Address, Found};
+use crate::fabric::{CopyId, Service};
+use crate::link::frame::Hello;
+use crate::link::{self, Link};
+use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::unix_socket;
 
 /// A copy that takes longer to connect to gets no more calls meanwhile, as long as there are others.
 const SLOW_MS: u64 = 250;

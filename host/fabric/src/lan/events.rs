@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::telemetry::Gate;
+use wasmcage_core::telemetry::Gate;
 
 /// The same peer with the same trouble is named again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);

@@ -14,17 +14,17 @@ use tokio_rustls::TlsAcceptor;
 use super::dial::own_user;
 use super::handshakes::Handshakes;
 use super::{Answerer, Inner, told};
-use crate::dispatcher::COMMAND_LINE;
-use crate::drain::Drain;
+use wasmcage_core::call::COMMAND_LINE;
+use wasmcage_core::drain::Drain;
 use crate::keys;
-use crate::protocol::InterfaceError;
-use crate::protocol::rpc::discovery::Address;
-use crate::protocol::rpc::fabric::{CopyId, Service};
-use crate::protocol::rpc::link::frame::Hello;
-use crate::protocol::rpc::link::{self, Link};
-use crate::protocol::rpc::places::{Place, Places};
-use crate::telemetry::error_chain;
-use crate::unix_socket::NamedListener;
+use wasmcage_protocol::InterfaceError;
+use crate::discovery::Address;
+use crate::fabric::{CopyId, Service};
+use crate::link::frame::Hello;
+use crate::link::{self, Link};
+use crate::places::{Place, Places};
+use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::unix_socket::NamedListener;
 
 /// From the connection to the end of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -6,12 +6,10 @@ use std::time::Duration;
 use super::Inner;
 use super::copy::Copy;
 use super::dial::Connection;
-use crate::protocol::rpc::discovery::{
-    Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Sighting, Watch,
-};
-use crate::protocol::rpc::fabric::CopyId;
-use crate::telemetry::error_chain;
-use crate::unix_socket;
+use crate::discovery::{Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Sighting, Watch};
+use crate::fabric::CopyId;
+use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::unix_socket;
 
 /// Between two attempts at a configured peer: from, and up to twice that.
 const PEER_RETRY: Duration = Duration::from_millis(400);

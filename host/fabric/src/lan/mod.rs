@@ -42,14 +42,15 @@ use super::envelope::{self, Message};
 use super::fabric::{Fabric, Limits, Local, Service};
 use super::link::frame::Hello;
 use super::link::{Answering, Link, SessionLimits};
-use crate::dispatcher::{COMMAND_LINE, Call, DispatchError, Member, Remote};
-use crate::drain::Drain;
+use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::drain::Drain;
 use crate::keys::{Identity, WatchedKeys};
-use crate::lanes::Lanes;
-use crate::protocol::InterfaceError;
-use crate::request::Payload;
-use crate::task::{Tasks, caught_async};
-use crate::telemetry::Gate;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::Payload;
+use wasmcage_core::task::{Tasks, caught_async};
+use wasmcage_core::telemetry::Gate;
 
 /// How long a cage that stops waits for connections that are greeting.
 const GREETING_TIME: Duration = Duration::from_secs(1);
@@ -302,7 +303,7 @@ impl Inner {
         }
         // Without a certificate the peer is a process of this machine and user, such as the command line.
         let operator = cage.is_none() && hello.cage == COMMAND_LINE && !hello.reverse;
-        if !operator && !crate::config::is_name(&hello.cage) {
+        if !operator && !wasmcage_config::is_name(&hello.cage) {
             return Some(format!("{:?} cannot name a cage", hello.cage));
         }
         (hello.copy == self.local.copy.0).then(|| "this is the same copy".to_owned())

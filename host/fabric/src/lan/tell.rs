@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{Inner, told};
-use crate::protocol::rpc::discovery::{Address, Found, Sighting};
-use crate::protocol::rpc::fabric::CopyId;
-use crate::protocol::rpc::link::Link;
+use crate::discovery::{Address, Found, Sighting};
+use crate::fabric::CopyId;
+use crate::link::Link;
 
 /// Between two looks for changes of which nothing else tells, and for what has expired.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

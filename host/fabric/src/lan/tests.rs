@@ -12,11 +12,10 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::keys::{Authority, KEYS_DIRECTORY};
-use crate::protocol::rpc::contract::{Bench, Running, call, contract};
-use crate::protocol::rpc::fabric::CopyId;
-use crate::protocol::rpc::link::frame;
-use crate::protocol::rpc::link::frame::Refusal;
-use crate::protocol::rpc::link::{greet, say_bye};
+use crate::contract::{Bench, Running, call, contract};
+use crate::fabric::CopyId;
+use crate::link::frame::{self, Refusal};
+use crate::link::{greet, say_bye};
 
 /// Cages of one machine, or each on a machine of its own as far as they can tell.
 struct LanBench {
@@ -257,7 +256,7 @@ async fn a_hung_peer_is_noticed_and_costs_an_idempotent_call_one_attempt() {
     // A copy that greets, and then neither reads nor answers.
     let hung = CopyId::random();
     let path = front.inner.registry.registration_path("worker", hung);
-    let listener = crate::unix_socket::bind(&path).unwrap();
+    let listener = wasmcage_core::unix_socket::bind(&path).unwrap();
     let greeting = Hello { copy: hung.0, ..hello("worker", "default") };
     let hanging = tokio::spawn(async move {
         let mut held: Vec<UnixStream> = Vec::new();

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::frame::{Frame, Violation};
 use super::session::{Ending, Event};
 use super::{Answering, Closed, LinkError, Shared};
-use crate::lanes::Lanes;
+use wasmcage_core::lanes::Lanes;
 
 /// Between two looks at the time.
 const TICK: Duration = Duration::from_millis(250);

@@ -30,7 +30,7 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use crate::protocol::rpc::envelope::HEAD_BYTES_MAX;
+use crate::envelope::HEAD_BYTES_MAX;
 
 /// Bytes of a body in one frame.
 pub const PART_BYTES_MAX: usize = 64 << 10;

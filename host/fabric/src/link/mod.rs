@@ -22,8 +22,8 @@ use self::frame::{Frame, Hello, Refusal};
 use self::session::Session;
 pub use self::session::SessionLimits;
 use super::envelope::Message;
-use crate::lanes::Lanes;
-use crate::request::Deadline;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::Deadline;
 
 /// A peer that was silent for so long is avoided until it is heard again.
 const SUSPECT_AFTER: Duration = Duration::from_millis(1_200);

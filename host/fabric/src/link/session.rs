@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use bytes::{Bytes, BytesMut};
 
 use super::frame::{self, Frame, Refusal, Violation, Way, violation};
-use crate::protocol::rpc::envelope::Message;
+use crate::envelope::Message;
 
 /// Bytes of one body that are on their way at once, so that a long one does not fill the buffers in front of the others.
 const WINDOW_BYTES: usize = 512 << 10;

@@ -21,12 +21,13 @@ use super::Shared;
 use super::body::{Incoming, Outgoing};
 use super::members::BEAT_INTERVAL;
 use super::packet::{Content, Life, Opening, Packet, WINDOW_BYTES, WINDOW_MESSAGES, last_token};
-use crate::config::is_name;
-use crate::dispatcher::{Call, DispatchError};
-use crate::drain::Drain;
-use crate::protocol::InterfaceError;
-use crate::request::Payload;
-use crate::task;
+use wasmcage_config::is_name;
+use wasmcage_core::call::Call;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::drain::Drain;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::Payload;
+use wasmcage_core::task;
 
 /// A call that is not answered by then is said to be taken.
 const TAKEN_AFTER: Duration = Duration::from_millis(20);

@@ -18,9 +18,10 @@ use super::Shared;
 use super::body::{Incoming, Outgoing};
 use super::members::Route;
 use super::packet::{Content, OVERHEAD_BYTES, Opening, Packet, last_token};
-use crate::config::is_name;
-use crate::dispatcher::{Call, DispatchError};
-use crate::request::Payload;
+use wasmcage_config::is_name;
+use wasmcage_core::call::Call;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::Payload;
 
 /// A call is tried at so many copies at most.
 const ATTEMPTS_MAX: usize = 5;

@@ -8,9 +8,9 @@ use async_nats::{ConnectOptions, ServerAddr};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::config::{ConfigError, Section};
-use crate::protocol::InterfaceError;
-use crate::regular_file;
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::regular_file;
 
 const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
 /// Commands that wait for the connection. Beyond them callers wait, up to their deadlines. With `MESSAGE_BYTES_MAX` this
@@ -216,7 +216,7 @@ fn unusable(interface: &str, file: &Path, source: Box<dyn std::error::Error + Se
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::section;
+    use wasmcage_config::testing::section;
 
     fn read(keys: &str) -> Result<NatsConfig, String> {
         let section = section(keys);

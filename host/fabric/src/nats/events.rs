@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use crate::telemetry::Gate;
+use wasmcage_core::telemetry::Gate;
 
 /// One line of a kind in this time; what comes between is counted.
 const SELDOM: Duration = Duration::from_secs(10);

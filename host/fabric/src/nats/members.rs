@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::super::fabric::CopyId;
 use super::packet::Life;
-use crate::dispatcher::Member;
+use wasmcage_core::call::Member;
 
 /// How often a copy is heard.
 pub(super) const BEAT_INTERVAL: Duration = Duration::from_millis(500);

@@ -64,11 +64,12 @@ use self::members::{Heard as Beat, Members, SILENCE_MAX};
 use self::packet::{Content, MESSAGE_BYTES_MAX, Packet, Subjects, last_token};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::places::Places;
-use crate::dispatcher::{Call, DispatchError, Member, Remote};
-use crate::drain::Drain;
-use crate::protocol::InterfaceError;
-use crate::request::Payload;
-use crate::task::Tasks;
+use wasmcage_core::call::{Call, Member, Remote};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::drain::Drain;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::Payload;
+use wasmcage_core::task::Tasks;
 
 /// How often calls in flight are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -349,7 +350,7 @@ impl Shared {
             Err(error) => return self.events.malformed(&message.subject, &error),
         };
         let Content::Beat { state, node, version } = packet.content else { return };
-        if packet.copy == self.local.copy || !crate::config::is_name(cage) {
+        if packet.copy == self.local.copy || !wasmcage_config::is_name(cage) {
             return;
         }
         let heard = self.members.lock().beat(Instant::now(), cage, packet.copy, state, node, version);

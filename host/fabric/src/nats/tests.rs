@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::super::contract::{Bench, Running, Traits, call, contract};
 use super::*;
-use crate::config::tests::section;
+use wasmcage_config::testing::section;
 
 /// How long a server may take to start.
 const SERVER_WITHIN: Duration = Duration::from_secs(20);

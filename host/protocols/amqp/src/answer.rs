@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use super::handlers::Function;
 use super::message::Outcome;
-use crate::request::Reply;
+use wasmcage_core::request::Reply;
 
 /// The one key of such an object.
 const REPLY: &str = "wasmcage:reply";

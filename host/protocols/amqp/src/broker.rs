@@ -11,8 +11,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::value::{FRAME_BYTES_MAX, short};
-use crate::config::Section;
-use crate::regular_file;
+use wasmcage_config::Section;
+use wasmcage_core::regular_file;
 
 const PORT: u16 = 5672;
 const TLS_PORT: u16 = 5671;

@@ -12,7 +12,7 @@ use super::message::Fingerprint;
 use super::topology::{Binding, Exchange, Queue, Topology, is_the_brokers_own};
 use super::user::user;
 use super::value::short;
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 /// Of Postage's class GenericApplication.
 const APPLICATION_EXCHANGE: &str = "generic-application-exchange";
@@ -207,7 +207,7 @@ fn application(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::tests::section;
+    use wasmcage_config::testing::section;
 
     fn read(keys: &str) -> Result<AmqpConfig, String> {
         let section = section(keys);

@@ -18,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::deliver::Receiver;
 use super::link::{Link, Live};
 use super::settle::{Verdict, settle};
-use crate::request::Deadline;
-use crate::task::{Panic, caught_async};
+use wasmcage_core::request::Deadline;
+use wasmcage_core::task::{Panic, caught_async};
 
 /// Deliveries of a queue beyond so many in work go to the lanes in turn.
 const LOCAL_MAX: usize = 16;

@@ -25,11 +25,11 @@ use super::raw::{facts_of, properties_of, raw_reply};
 use super::replies::{NotSent, Replies};
 use super::settle::Verdict;
 use super::value::check_frame;
-use crate::dispatcher::DispatchError;
-use crate::protocol::InterfaceContext;
-use crate::readings;
-use crate::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
-use crate::task::Panic;
+use wasmcage_core::error::DispatchError;
+use wasmcage_protocol::InterfaceContext;
+use wasmcage_core::readings;
+use wasmcage_core::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
+use wasmcage_core::task::Panic;
 
 /// Before a message goes back to its queue through no fault of its own: without a pause it would be here again at once.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);

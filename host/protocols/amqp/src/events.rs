@@ -8,8 +8,8 @@ use tracing::{debug, error, info, warn};
 
 use super::guard::Refusal;
 use super::link::Purpose;
-use crate::task::Panic;
-use crate::telemetry::Gate;
+use wasmcage_core::task::Panic;
+use wasmcage_core::telemetry::Gate;
 
 /// One line of a kind in this time; what comes between is counted.
 const SELDOM: Duration = Duration::from_secs(10);

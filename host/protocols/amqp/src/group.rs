@@ -20,9 +20,9 @@ use super::link::{Link, Live};
 use super::operation::Outgoing;
 use super::producer::{ALONE_BYTES, BLOCKED, Sent, check_frames, unconfirmed};
 use super::topology::Exchange;
-use crate::request::Deadline;
-use crate::resource::{Phase, ResourceError};
-use crate::task::caught_async;
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Phase, ResourceError};
+use wasmcage_core::task::caught_async;
 
 /// Participants whose messages are sent together at most.
 const TOGETHER_MAX: usize = 256;

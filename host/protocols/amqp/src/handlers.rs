@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use crate::config::Section;
+use wasmcage_config::Section;
 
 const KEY: &str = "expected a key such as message/command/NAME, message/status/NAME or rpc/command/NAME";
 const FUNCTION: &str = "expected MODULE.FUNCTION, with filters before it: \"MODULE.FILTER > MODULE.FUNCTION\", or \

@@ -30,7 +30,7 @@ use self::config::AmqpConfig;
 use self::interface::AmqpInterface;
 use self::resource::AmqpResource;
 use super::{Interface, Protocol, Resource};
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 pub struct Amqp;
 

@@ -21,8 +21,8 @@ use super::guard::{Mark, Refusal};
 use super::stream;
 use super::topology::{Exchange, declare_exchanges};
 use super::value::FRAME_BYTES_MAX;
-use crate::request::Deadline;
-use crate::task::caught_async;
+use wasmcage_core::request::Deadline;
+use wasmcage_core::task::caught_async;
 
 /// Pauses between attempts begin with the first and double up to the last, each with up to half of it by chance.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);

@@ -11,7 +11,7 @@ use super::config::Format;
 use super::message::{Fingerprint, Outcome, encode};
 use super::raw::{HEADERS, typed_headers};
 use super::value::{FRAME_BYTES_MAX, SHORT_BYTES_MAX, check_frame, short, shown};
-use crate::resource::Operation;
+use wasmcage_resource::Operation;
 
 /// Exchanges and keys that one message goes to.
 const TARGETS_MAX: usize = 100;

@@ -10,7 +10,7 @@ use super::interface::Command;
 use super::message::{Incoming, Outcome};
 use super::settle::Verdict;
 use super::topology::Binding;
-use crate::readings;
+use wasmcage_core::readings;
 
 impl Receiver {
     /// Bindings of the application's own queue to its groups.

@@ -9,8 +9,8 @@ use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 use super::link::Live;
 use super::operation::Outgoing;
 use super::value::check_frame;
-use crate::request::Deadline;
-use crate::resource::{Phase, ResourceError};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Phase, ResourceError};
 
 /// A longer message goes on a channel of its own. A broker closes the channel over one that is too long for it, which would
 /// leave what others sent on it in doubt.

@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Map, Value};
 
 use super::value::{json_of_table, short, table_of, text_of};
-use crate::request::Reply;
+use wasmcage_core::request::Reply;
 
 /// All headers of a message, with their types.
 pub(super) const HEADERS: &str = "headers";

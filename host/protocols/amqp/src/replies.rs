@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use super::link::{Link, Live};
 use super::producer::ALONE_BYTES;
 use super::topology::Exchange;
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 /// What a broker answers to a message that it will never take, such as one that is too long for it.
 const PRECONDITION_FAILED: u16 = 406;
@@ -99,9 +99,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::tests::section;
-    use crate::protocol::amqp::config::AmqpConfig;
-    use crate::protocol::amqp::link::Purpose;
+    use wasmcage_config::testing::section;
+    use wasmcage_config::AmqpConfig;
+    use crate::link::Purpose;
 
     #[tokio::test]
     async fn a_reply_waits_for_the_channel_of_another_no_longer_than_it_may() {

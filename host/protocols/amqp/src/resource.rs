@@ -25,10 +25,10 @@ use super::raw::properties_of;
 use super::rpc::{ReplyPlace, ReplyQueue, check_length, declare};
 use super::topology::{Exchange, exchanges, is_the_brokers_own, key};
 use super::value::short;
-use crate::config::{ConfigError, Section};
-use crate::protocol::{Connection, Resource};
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, Phase, ResourceError};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, Phase, ResourceError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Bytes of messages that wait for a transaction's commit.
@@ -314,7 +314,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::tests::resource_section;
+    use wasmcage_config::testing::resource_section;
 
     fn read(keys: &str) -> Result<(), String> {
         let section = resource_section("amqp", Path::new("/cage"), keys).map_err(|error| error.to_string())?;

@@ -14,8 +14,8 @@ use super::guard::Refusal;
 use super::link::Live;
 use super::operation::Outgoing;
 use super::producer::{failed, publish};
-use crate::request::Deadline;
-use crate::resource::{Phase, ResourceError};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Phase, ResourceError};
 
 const DIRECT: &str = "amq.rabbitmq.reply-to";
 

@@ -10,8 +10,8 @@ use lapin::{Channel, ExchangeKind};
 
 use super::link::{Link, Live};
 use super::value::{short, table_of};
-use crate::config::Section;
-use crate::request::Deadline;
+use wasmcage_config::Section;
+use wasmcage_core::request::Deadline;
 
 /// For a channel to declare on.
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);

@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::resource::{Phase, ResourceError};
+use wasmcage_resource::{Phase, ResourceError};
 
 pub(super) const NOT_FOUND: &str = "not-found";
 pub(super) const EXISTS: &str = "exists";

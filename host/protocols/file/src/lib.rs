@@ -14,7 +14,7 @@ mod temporary;
 mod tests;
 
 use super::{Interface, Protocol, Resource};
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 const NAME: &str = "file";
 /// One day.

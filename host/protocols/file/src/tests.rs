@@ -9,10 +9,11 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::File;
-use crate::config::tests::resource_section;
-use crate::protocol::{Connection, Protocol as _, Resource};
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, ResourceError};
+use wasmcage_config::testing::resource_section;
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_protocol::Protocol as _;
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, ResourceError};
 
 struct Bench {
     directory: TempDir,

@@ -11,7 +11,7 @@ use tower_http::compression::Compression;
 use tower_service::Service;
 
 use super::body::Content;
-use crate::dispatcher::StreamBody;
+use wasmcage_core::body::StreamBody;
 
 /// Which answers are compressed.
 #[derive(Clone, Debug)]

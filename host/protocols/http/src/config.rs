@@ -11,8 +11,8 @@ use ipnet::IpNet;
 use super::compress::Compress;
 use super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::tls::{ClientAuth, TlsFiles};
-use crate::config::{ConfigError, ListenAddress, Section};
-use crate::dispatcher::RouteKind;
+use wasmcage_config::{ConfigError, ListenAddress, Section};
+use wasmcage_protocol::RouteKind;
 
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
@@ -204,7 +204,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::Environment;
+    use wasmcage_config::Environment;
 
     /// The configuration of an interface with these lines.
     fn read(lines: &str) -> Result<HttpConfig, String> {
@@ -218,7 +218,7 @@ mod tests {
             variables: &|_| None,
         };
         let config =
-            crate::config::parse(&[("cage.toml".into(), text)], &environment).map_err(|error| error.to_string())?;
+            wasmcage_config::parse(&[("cage.toml".into(), text)], &environment).map_err(|error| error.to_string())?;
         let section = config.interfaces["my_http"].section.clone();
         HttpConfig::read(section).map_err(|error| error.to_string())
     }

@@ -22,9 +22,9 @@ use super::interface::{Backend, Site, Visit, answer};
 use super::pulse::{Limits, Pulse, Verdict};
 use super::tls::{self, Tls};
 use super::wire::{self, Wire};
-use crate::drain::Drain;
-use crate::lanes::Lanes;
-use crate::task;
+use wasmcage_core::drain::Drain;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::task;
 
 /// How long, and for how many bytes, a client may go on sending after its answer before the socket is closed on it.
 const LINGER: Duration = Duration::from_secs(2);

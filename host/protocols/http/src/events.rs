@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use crate::body_budget::NoRoom;
-use crate::request::{RequestContext, RequestId};
-use crate::task::Panic;
-use crate::telemetry::{Gate, error_chain};
+use wasmcage_core::body_budget::NoRoom;
+use wasmcage_core::request::{RequestContext, RequestId};
+use wasmcage_core::task::Panic;
+use wasmcage_core::telemetry::{Gate, error_chain};
 
 /// One line of a kind in this time; what comes between is counted.
 const SELDOM: Duration = Duration::from_secs(10);

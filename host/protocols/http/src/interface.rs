@@ -22,12 +22,15 @@ use super::page::{self, Reader, Refusal};
 use super::pulse::{Active, Pulse};
 use super::server::Server;
 use super::{head, reply};
-use crate::body_budget::{BodyShare, NoRoom};
-use crate::dispatcher::{DispatchError, Dispatcher, Endpoint, Route, RouteKind, StreamBody};
-use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::readings::Outcome;
-use crate::request::{Facts, Reply, RequestContext, RequestId};
-use crate::task::{self, Panic};
+use wasmcage_core::body_budget::{BodyShare, NoRoom};
+use wasmcage_core::error::DispatchError;
+use wasmcage_runtime::dispatcher::Dispatcher;
+use wasmcage_protocol::{Endpoint, Route, RouteKind};
+use wasmcage_core::body::StreamBody;
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::{Facts, Reply, RequestContext, RequestId};
+use wasmcage_core::task::{self, Panic};
 
 /// HTTP's column of the error table.
 fn status(error: &DispatchError) -> StatusCode {
@@ -93,7 +96,7 @@ pub(super) trait Backend: Send + Sync + 'static {
     fn handle(
         &self,
         route: Self::Route,
-        request: crate::request::Request,
+        request: wasmcage_core::request::Request,
     ) -> impl Future<Output = Result<Reply, DispatchError>> + Send;
     fn stream(
         &self,
@@ -145,7 +148,7 @@ impl Backend for Host {
         Ok(self.endpoint.route()?.map(|route| (route.kind(), route)))
     }
 
-    async fn handle(&self, route: Route, request: crate::request::Request) -> Result<Reply, DispatchError> {
+    async fn handle(&self, route: Route, request: wasmcage_core::request::Request) -> Result<Reply, DispatchError> {
         self.dispatcher.handle(&self.endpoint, route, request).await
     }
 
@@ -226,7 +229,7 @@ async fn whole<B: Backend>(
         Err(_) => return Err(visit.body_late()),
     };
     let context = visit.context(&parts);
-    let request = crate::request::Request {
+    let request = wasmcage_core::request::Request {
         context: context.clone(),
         action: parts.method.as_str().to_owned(),
         target: head::target(&parts.uri),

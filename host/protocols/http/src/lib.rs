@@ -28,8 +28,9 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{ConfigError, ExportChoice, Section};
-use crate::protocol::{Interface, Protocol, Resource};
+use wasmcage_config::{ConfigError, ExportChoice, Section};
+use wasmcage_protocol::{Interface, Protocol};
+use wasmcage_resource::Resource;
 
 const NAME: &str = "http";
 

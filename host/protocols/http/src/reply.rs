@@ -10,9 +10,9 @@ use http_body::Body;
 use http_body_util::BodyExt;
 
 use super::body::Content;
-use crate::dispatcher::StreamBody;
-use crate::request::Reply;
-use crate::task;
+use wasmcage_core::body::StreamBody;
+use wasmcage_core::request::Reply;
+use wasmcage_core::task;
 
 /// How much of a name is shown in an error.
 const SHOWN_CHARACTERS_MAX: usize = 60;

@@ -15,10 +15,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::connection;
 use super::interface::{Backend, Site};
 use super::tls::Tls;
-use crate::drain::Drain;
-use crate::lanes::Lanes;
-use crate::protocol::InterfaceError;
-use crate::task;
+use wasmcage_core::drain::Drain;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::task;
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

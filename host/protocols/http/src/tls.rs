@@ -19,7 +19,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::events::Events;
-use crate::regular_file;
+use wasmcage_core::regular_file;
 
 pub(super) const ALPN_HTTP2: &[u8] = b"h2";
 /// A longer file of certificates or keys is refused.

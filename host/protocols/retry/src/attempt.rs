@@ -6,11 +6,11 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::config::RetryConfig;
 use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
-use crate::dispatcher::DispatchError;
-use crate::protocol::InterfaceContext;
-use crate::request::Deadline;
-use crate::store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
-use crate::task;
+use wasmcage_core::error::DispatchError;
+use wasmcage_protocol::InterfaceContext;
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
+use wasmcage_core::task;
 
 /// How long a call that does not end at its deadline is waited for; guests are stopped there.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::config::{ConfigError, Section};
-use crate::store::Rules;
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_store::Rules;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const DAY_MS: u64 = DAY.as_secs() * 1000;

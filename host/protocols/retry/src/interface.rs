@@ -8,9 +8,9 @@ use tokio_util::task::TaskTracker;
 
 use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
-use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::Deadline;
-use crate::store::{Begun, Look, RetriedQueue, StoreError};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{Begun, Look, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(30);

@@ -8,7 +8,7 @@ mod interface;
 use self::config::RetryConfig;
 use self::interface::RetryInterface;
 use super::{Interface, Protocol};
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 pub struct Retry;
 

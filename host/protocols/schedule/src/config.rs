@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::planner::{CatchUp, Overlap, Rules};
 use super::times::{Pattern, Times};
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 const FIELDS: &str = "expected [second] minute hour day-of-month month day-of-week [year], or @hourly, @daily, @weekly, \
                       @monthly, @yearly";

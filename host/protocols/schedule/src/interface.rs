@@ -12,10 +12,11 @@ use tokio::task::JoinSet;
 use super::NAME;
 use super::planner::{CatchUp, Planner, Progress, Rules, Tick};
 use super::record::Record;
-use crate::dispatcher::{DispatchError, Endpoint, Route};
-use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::{Deadline, Facts, Request, RequestContext};
-use crate::telemetry::error_chain;
+use wasmcage_core::error::DispatchError;
+use wasmcage_protocol::{Endpoint, Route};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_core::request::{Deadline, Facts, Request, RequestContext};
+use wasmcage_core::telemetry::error_chain;
 
 /// Between two looks at the clock, which may be set while nobody looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -159,7 +160,7 @@ impl Running {
     }
 
     /// Once for each time that the store fails.
-    fn warn_unrecorded(&mut self, error: &crate::store::StoreError) {
+    fn warn_unrecorded(&mut self, error: &wasmcage_store::StoreError) {
         if !std::mem::replace(&mut self.unrecorded, true) {
             let (cage, interface, error) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface, error_chain(error));
             tracing::warn!(cage, interface, %error, "the schedule goes on, but may catch up wrongly after a restart");

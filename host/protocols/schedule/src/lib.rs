@@ -10,7 +10,7 @@ mod record;
 mod times;
 
 use super::{Interface, Protocol};
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 const NAME: &str = "schedule";
 

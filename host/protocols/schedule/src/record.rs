@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::NAME;
 use super::planner::{Progress, Stretch};
-use crate::request::Deadline;
-use crate::store::{Space, Store, StoreError};
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{Space, Store, StoreError};
 
 /// A tick waits no longer for the store.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);

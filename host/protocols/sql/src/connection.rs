@@ -8,9 +8,9 @@ use super::operation::{self, Statement};
 use super::rows::{Limits, Rows};
 use super::statement::{Dialect, Kind};
 use super::stream::ResultStream;
-use crate::protocol::{Connection, Reuse};
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_resource::{Connection, Reuse};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 
 const ISOLATION: &[(&str, &str)] = &[
     ("read-uncommitted", "read uncommitted"),

@@ -8,7 +8,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use super::driver::RunError;
 use super::statement::Dialect;
-use crate::resource::{Phase, ResourceError};
+use wasmcage_resource::{Phase, ResourceError};
 
 /// Classes of SQLSTATE after which the connection is as good as before: the statement, or the transaction, is at fault. All
 /// others discard it, among them lost sessions, full disks, and plans that no longer fit.

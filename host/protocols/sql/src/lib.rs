@@ -60,9 +60,9 @@ use self::driver::Driver;
 use self::settings::{Settings, Target};
 use self::statement::Dialect;
 use super::{Connection, Protocol, Resource};
-use crate::config::{ConfigError, Section};
-use crate::request::Deadline;
-use crate::resource::{Operation, Phase, ResourceError};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, Phase, ResourceError};
 
 pub struct Sql;
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::statement::{self, Dialect, Kind, Template};
 use super::value::Value;
-use crate::resource::{Operation, Phase, ResourceError};
+use wasmcage_resource::{Operation, Phase, ResourceError};
 
 /// Statements of one operation.
 const STATEMENTS_MAX: usize = 10_000;

@@ -11,8 +11,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 
 use super::rows::Limits;
 use super::statement::Dialect;
-use crate::config::{ConfigError, Section};
-use crate::regular_file;
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::regular_file;
 
 /// A longer file of certificates is refused.
 const CA_BYTES_MAX: u64 = 1 << 20;

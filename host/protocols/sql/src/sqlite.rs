@@ -18,7 +18,7 @@ use super::operation::Statement;
 use super::rows::Rows;
 use super::settings::SqliteFile;
 use super::value::{Cell, Value};
-use crate::private;
+use wasmcage_core::private;
 
 /// Steps of SQLite's machine between two looks at whether anyone still waits: some tens of microseconds.
 const STEPS_BETWEEN_LOOKS: i32 = 10_000;

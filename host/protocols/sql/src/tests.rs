@@ -7,10 +7,11 @@ use serde_json::{Value as Json, json};
 
 use super::Database;
 use super::settings::Settings;
-use crate::config::{self, Environment};
-use crate::protocol::{Connection, Resource};
-use crate::request::Deadline;
-use crate::resource::{Operation, Phase, ResourceError};
+use wasmcage_config as config;
+use wasmcage_config::Environment;
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, Phase, ResourceError};
 
 fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
     let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");

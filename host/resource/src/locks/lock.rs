@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::LockError;
-use crate::request::{Deadline, RequestId};
+use wasmcage_core::request::{Deadline, RequestId};
 
 /// Names that are held or waited for at once.
 const LOCKS_MAX: usize = 100_000;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use self::lock::LockTable;
 pub use self::lock::{Held, Mode};
 use self::queue::QueueTable;
-use crate::request::{Deadline, Payload, RequestId};
+use wasmcage_core::request::{Deadline, Payload, RequestId};
 
 /// In a name of a lock or queue, which may be any but control characters.
 pub const NAME_CHARACTERS_MAX: usize = 64;

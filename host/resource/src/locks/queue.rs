@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
 use super::LockError;
-use crate::request::{Deadline, Payload};
+use wasmcage_core::request::{Deadline, Payload};
 
 /// Queues that have entries or are waited for.
 const QUEUES_MAX: usize = 1_000;

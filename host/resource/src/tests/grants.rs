@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::super::double::{Script, pool, resource};
 use super::super::{ResourceError, Resources};
-use crate::config::Grants;
-use crate::telemetry::{Level, LevelCell};
+use wasmcage_config::Grants;
+use wasmcage_core::telemetry::{Level, LevelCell};
 
 #[tokio::test]
 async fn a_module_uses_what_it_was_granted_and_is_told_what_to_write_otherwise() {

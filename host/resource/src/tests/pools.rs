@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::double::{Does, Script, caller, caller_of, operation, pool, resource, until};
-use crate::protocol::Reuse;
+use crate::Reuse;
 
 use super::super::{LiveResource, OperationOptions, OperationReply, Phase, PoolSettings, ResourceError};
 

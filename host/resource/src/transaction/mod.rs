@@ -18,9 +18,9 @@ pub use self::participant::{Done, ModuleStore, Participant};
 pub use self::policy::Policy;
 use self::policy::Verdict;
 use self::worker::{Decision, Worker};
-use crate::request::Deadline;
-use crate::resource::{Caller, Phase, ResourceError};
-use crate::task::Tasks;
+use wasmcage_core::request::Deadline;
+use crate::{Caller, Phase, ResourceError};
+use wasmcage_core::task::Tasks;
 
 /// Of one transaction.
 const PARTICIPANTS_MAX: usize = 64;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
-use crate::dispatcher::DispatchError;
-use crate::request::Payload;
-use crate::resource::{LiveResource, Operation, OperationReply, ResourceError};
-use crate::store::{NewCall, Outcome, Quota, Step, Store};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::Payload;
+use crate::{LiveResource, Operation, OperationReply, ResourceError};
+use wasmcage_store::{NewCall, Outcome, Quota, Step, Store};
 
 pub enum Participant {
     /// One operation on a resource.

@@ -1,7 +1,7 @@
 //! When a transaction is committed.
 
 use super::{Results, error};
-use crate::resource::{Phase, ResourceError};
+use crate::{Phase, ResourceError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {

@@ -8,12 +8,12 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::dispatcher::DispatchError;
-use crate::request::Payload;
-use crate::resource::PoolSettings;
-use crate::resource::double::{Does, Script, caller, operation, pool, resource, until};
-use crate::resource::{CacheSettings, Caching, LiveResource, OperationOptions};
-use crate::store::{Outcome, Quota, StateValue, Step, Store, StoreSettings};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::Payload;
+use crate::PoolSettings;
+use crate::double::{Does, Script, caller, operation, pool, resource, until};
+use crate::{CacheSettings, Caching, LiveResource, OperationOptions};
+use wasmcage_store::{Outcome, Quota, StateValue, Step, Store, StoreSettings};
 
 const LONG: u64 = 60_000;
 
@@ -33,7 +33,7 @@ impl Place {
 
     fn transaction_of(&self, sync_commit: bool, left_ms: u64) -> Transaction {
         let store = ModuleStore { store: self.store.clone(), module: "test".into(), quota: Quota::default() };
-        let (background, tasks) = (self.background.clone(), crate::task::Tasks::new("test"));
+        let (background, tasks) = (self.background.clone(), wasmcage_core::task::Tasks::new("test"));
         let surroundings = Surroundings { caller: caller(left_ms), store, background, tasks };
         Transaction::new(TransactionOptions { sync_commit, timeout: None }, surroundings)
     }

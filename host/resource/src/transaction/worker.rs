@@ -12,8 +12,8 @@ use self::call::CallWorker;
 use self::operation::OperationWorker;
 use self::store::StoreWorker;
 use super::{Done, ModuleStore, Participant, ParticipantResult};
-use crate::request::Deadline;
-use crate::resource::{Caller, ResourceError};
+use wasmcage_core::request::Deadline;
+use crate::{Caller, ResourceError};
 
 /// To commit. A decision that never comes is to roll back.
 pub(super) struct Decision {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::request::{RequestContext, RequestId};
+use wasmcage_core::request::{RequestContext, RequestId};
 
 /// Calls that may come back at one time for one that is on its way; further ones need a place like any other.
 const BACK_MAX: usize = 16;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Dispatcher, WeakDispatcher};
-use crate::config::BindingTarget;
+use wasmcage_config::BindingTarget;
 use crate::module::binding::BoundFunction;
 use crate::module::version::Version;
 

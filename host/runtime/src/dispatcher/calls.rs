@@ -10,14 +10,14 @@ use tokio::time::Instant;
 use super::{
     Call, DispatchError, Dispatcher, Endpoint, Member, Remote, contained, finish, hint, no_such_function, operator,
 };
-use crate::admission::Entry;
-use crate::config::InstanceMode;
+use wasmcage_core::admission::Entry;
+use wasmcage_config::InstanceMode;
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
-use crate::readings::Outcome;
-use crate::request::{CallTarget, Payload, RequestContext};
-use crate::telemetry::Level;
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::{CallTarget, Payload, RequestContext};
+use wasmcage_core::telemetry::Level;
 
 /// How the copy of a cage that runs in this process is named among all copies.
 const LOCAL_COPY: &str = "local";

@@ -8,14 +8,14 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{DispatchError, Dispatcher, StreamBody, contained};
-use crate::admission::Entry;
-use crate::config::BindingTarget;
+use wasmcage_core::admission::Entry;
+use wasmcage_config::BindingTarget;
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
 use crate::module::web;
-use crate::readings::Outcome;
-use crate::request::RequestContext;
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::RequestContext;
 
 /// What `[rpc.allow]` of the other cage calls it.
 const HANDLE: &str = "wasi:http/handler#handle";

@@ -30,16 +30,17 @@ pub use self::operator::{COMMAND_LINE, OperatorCall};
 pub use self::remote::{Call, Member, Remote};
 pub use self::retried::{RETRIED_ARGUMENTS_BYTES_MAX, retried_arguments};
 use self::run_to_end::RunToEnd;
-use crate::admission::{Admission, Entry};
-use crate::config::{self, CageConfig};
+use wasmcage_core::admission::{Admission, Entry};
+use wasmcage_config as config;
+use wasmcage_config::CageConfig;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
 use crate::module::{Modules, web};
-use crate::readings::Outcome;
-use crate::request::{Reply, Request, RequestContext};
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::{Reply, Request, RequestContext};
 use crate::services::Services;
-use crate::task;
-use crate::telemetry::{Gate, Level, LevelCell};
+use wasmcage_core::task;
+use wasmcage_core::telemetry::{Gate, Level, LevelCell};
 
 /// Failures of requests that are logged in one second; the rest are counted only.
 const FAILURES_LOGGED_PER_SECOND: u64 = 100;

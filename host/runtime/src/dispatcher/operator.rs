@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Call, DispatchError, Dispatcher};
-use crate::readings::Outcome;
-use crate::request::{Payload, RequestContext};
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::{Payload, RequestContext};
 
 /// The caller of an operator's call that is not made as another cage's. No cage can be called so, and every cage
 /// permits it what it permits itself.

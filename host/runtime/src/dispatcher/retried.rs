@@ -10,13 +10,14 @@ use serde::{Deserialize, Serialize};
 use super::calls::Served;
 use super::envelope::{self, Message};
 use super::{Call, DispatchError, Dispatcher, Endpoint, OperatorCall, contained};
-use crate::admission::Entry;
-use crate::config::is_name;
+use wasmcage_core::admission::Entry;
+use wasmcage_config::is_name;
 use crate::host_api::Home;
-use crate::protocol::{self, Protocol};
-use crate::readings::Outcome;
-use crate::request::{Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
-use crate::store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoreError, StoredTarget, call_time};
+use wasmcage_protocol as protocol;
+use wasmcage_protocol::Protocol;
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::{Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
+use wasmcage_store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoreError, StoredTarget, call_time};
 
 /// Arguments of a retried call.
 pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;

@@ -5,11 +5,13 @@
 use std::sync::Arc;
 
 use super::{GuestState, Home};
-use crate::dispatcher::{CallOptions, DispatchError};
+use crate::dispatcher::CallOptions;
+use wasmcage_core::error::DispatchError;
 use crate::module::binding::BoundFunction;
-use crate::module::value::{Item, Side, Values};
-use crate::request::{CallTarget, Payload, RequestContext};
-use crate::telemetry::error_chain;
+use crate::module::value::{Item, Side};
+use wasmcage_core::values::Values;
+use wasmcage_core::request::{CallTarget, Payload, RequestContext};
+use wasmcage_core::telemetry::error_chain;
 
 /// Who calls, taken from the store before the guest is suspended.
 pub struct Caller {

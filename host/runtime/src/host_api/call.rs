@@ -8,8 +8,9 @@ use super::GuestState;
 use super::bindings::call::{
     CallError, CopyResult, Host, Options, Payload as WitPayload, RetriedCall as WitRetriedCall,
 };
-use crate::dispatcher::{CallOptions, DispatchError, Dispatcher};
-use crate::request::{CallTarget, Payload, RequestContext, RetriedCall, RetriedOptions};
+use crate::dispatcher::{CallOptions, Dispatcher};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::{CallTarget, Payload, RequestContext, RetriedCall, RetriedOptions};
 
 /// Of a cage, a module or a function.
 const NAME_BYTES_MAX: usize = 1024;

@@ -6,7 +6,7 @@ use wasmtime::component::{ComponentType, Linker, Lower};
 
 use super::GuestState;
 use super::bindings::config::Host;
-use crate::config::ModuleConfig;
+use wasmcage_config::ModuleConfig;
 
 impl Host for GuestState {
     fn get(&mut self, key: String) -> Option<String> {

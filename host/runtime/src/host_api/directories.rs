@@ -5,7 +5,7 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::config::FileGrant;
+use wasmcage_config::FileGrant;
 
 /// Which directories they were when they were opened: device and inode of each, none if it could not be looked at.
 pub(super) struct Granted(Vec<(PathBuf, Option<(u64, u64)>)>);

@@ -8,9 +8,10 @@ use wasmtime_wasi_http::p3::{Request, Response};
 use wasmtime_wasi_http::{Error, WasiHttpView as _};
 
 use super::GuestState;
-use crate::config::BindingTarget;
-use crate::dispatcher::{DispatchError, StreamBody};
-use crate::telemetry::Level;
+use wasmcage_config::BindingTarget;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::body::StreamBody;
+use wasmcage_core::telemetry::Level;
 
 /// # Errors
 /// wasmtime's, when the import is defined already.

@@ -13,12 +13,10 @@ use parking_lot::Mutex;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use super::Home;
-use crate::config::url_port;
-use crate::request::{Deadline, StreamDeadline};
-use crate::telemetry::Level;
-use crate::web_client::{
-    Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind,
-};
+use wasmcage_config::url_port;
+use wasmcage_core::request::{Deadline, StreamDeadline};
+use wasmcage_core::telemetry::Level;
+use wasmcage_web_client::{Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind};
 
 /// A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! The interfaces that a module may import, and their versions: asked when a component is looked at, so that what it
 //! cannot get is told before it is linked.
 
-use crate::config::nearest;
+use wasmcage_config::nearest;
 use crate::module::exports::compatible_version;
 
 const CAGE: &[&str] = &["0.1.0"];

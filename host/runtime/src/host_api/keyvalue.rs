@@ -15,7 +15,7 @@ use wasmtime::component::{Linker, Resource, ResourceTableError};
 
 use super::GuestState;
 use super::state::ModuleStore;
-use crate::store::{Outcome, Range, StateValue, Step, StoreError};
+use wasmcage_store::{Outcome, Range, StateValue, Step, StoreError};
 
 /// A longer name of a bucket is none.
 const BUCKET_CHARACTERS_MAX: usize = 64;

@@ -8,8 +8,8 @@ use wasmtime::component::{ComponentType, Lift, Linker};
 use super::GuestState;
 use super::bindings::{log, types};
 use super::text::{Name, Text};
-use crate::request::RequestContext;
-use crate::telemetry::{Gate, Level, LevelCell};
+use wasmcage_core::request::RequestContext;
+use wasmcage_core::telemetry::{Gate, Level, LevelCell};
 
 /// A longer line is cut.
 pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;

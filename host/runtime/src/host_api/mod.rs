@@ -34,16 +34,16 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use crate::config::{Grants, ModuleConfig};
+use wasmcage_config::{Grants, ModuleConfig};
 use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::module::room::{ModuleRoom, Room};
-use crate::request::{Deadline, RequestContext};
-use crate::resource::OpenReply;
-use crate::telemetry::LevelCell;
-use crate::transaction::Transaction;
-use crate::web_client::Client;
+use wasmcage_core::request::{Deadline, RequestContext};
+use wasmcage_resource::OpenReply;
+use wasmcage_core::telemetry::LevelCell;
+use wasmcage_resource::transaction::Transaction;
+use wasmcage_web_client::Client;
 
 use self::http::OutgoingGrant;
 use self::log::GuestLog;

@@ -9,9 +9,9 @@ use super::bindings::state::{
 };
 use super::bindings::types::Payload;
 use super::{GuestState, Home};
-use crate::dispatcher::DispatchError;
-use crate::request::Deadline;
-use crate::store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
 
 impl Host for GuestState {
     async fn get(&mut self, key: String) -> Result<Option<Payload>, StateError> {

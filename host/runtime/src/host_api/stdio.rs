@@ -13,8 +13,8 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
 use super::log::GuestLog;
-use crate::request::RequestContext;
-use crate::telemetry::Level;
+use wasmcage_core::request::RequestContext;
+use wasmcage_core::telemetry::Level;
 
 /// A line that grows past this is written as it is then.
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -168,7 +168,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::{self, CageLog, LevelCell, LogSettings, TerminalOptions};
+    use wasmcage_core::telemetry::{self, CageLog, LevelCell, LogSettings, TerminalOptions};
 
     fn request(text: &str) -> Arc<RequestContext> {
         let request = RequestContext::new("web".into(), "http", Duration::from_secs(5), Arc::default());

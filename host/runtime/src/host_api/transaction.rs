@@ -13,12 +13,11 @@ use super::bindings::transaction::{
 };
 use super::bindings::types::Payload as WitPayload;
 use super::per_request::Handle;
-use crate::dispatcher::{CallOptions, DispatchError};
-use crate::request::{CallTarget, Payload};
-use crate::resource::{Phase, ResourceError};
-use crate::transaction::{
-    Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
-};
+use crate::dispatcher::CallOptions;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::{CallTarget, Payload};
+use wasmcage_resource::{Phase, ResourceError};
+use wasmcage_resource::transaction::{Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions};
 
 /// A transaction that a guest has begun.
 pub type TransactionHandle = Handle<Transaction>;

@@ -12,7 +12,7 @@ use super::carrier::{self, Carrier};
 use super::exports::{Exports, HTTP_HANDLER};
 use super::loader::ImportProblem;
 use super::value::{Item, Signature};
-use crate::config::{Binding, BindingTarget, nearest};
+use wasmcage_config::{Binding, BindingTarget, nearest};
 use crate::host_api::{GuestState, bound, forward};
 
 /// An import and the module that answers it.

@@ -256,7 +256,7 @@ fn check_owner(owner: u32) -> io::Result<()> {
 fn open_entry(directory: &OwnedFd, name: &str) -> io::Result<File> {
     let file = File::from(rustix::fs::openat(directory, name, ENTRY, Mode::empty())?);
     let metadata = file.metadata()?;
-    crate::regular_file::check(&metadata)?;
+    wasmcage_core::regular_file::check(&metadata)?;
     check_owner(metadata.uid())?;
     if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others may write to it"));

@@ -22,7 +22,7 @@ use super::component_file::{COMPONENT_BYTES_MAX, ComponentFile, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::places::Places;
 use super::retry::Retry;
-use crate::host::COMPILE_VARIABLE;
+use wasmcage::host::COMPILE_VARIABLE;
 
 /// The longest a compilation may take.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiler::CompileError;
-use crate::regular_file::{self, Stamp};
+use wasmcage_core::regular_file::{self, Stamp};
 
 /// A component's file may not be larger.
 pub const COMPONENT_BYTES_MAX: u64 = 512 << 20;

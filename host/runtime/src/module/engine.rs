@@ -9,7 +9,7 @@ use std::time::Duration;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
 
 use super::limits::PARTS_MAX;
-use crate::config::TABLE_ELEMENTS_MAX;
+use wasmcage_config::TABLE_ELEMENTS_MAX;
 
 /// How often a running guest is interrupted to see whether its deadline has passed and to let its lane serve others.
 pub const EPOCH_TICK: Duration = Duration::from_millis(1);

@@ -12,7 +12,7 @@ use wasmtime_wasi_http::{p2, p3};
 
 use super::carrier::{self, Carrier};
 use super::value::{Signature, UnsupportedType};
-use crate::config::InstanceMode;
+use wasmcage_config::InstanceMode;
 use crate::host_api::GuestState;
 
 pub const HANDLER: &str = "wasmcage:cage/handler@0.1.0";

@@ -16,12 +16,12 @@ use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
 use super::room::PoolPart;
 use super::value::{self, Item, Side, Signature, Values};
-use crate::dispatcher::DispatchError;
+use wasmcage_core::error::DispatchError;
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
-use crate::lanes;
-use crate::request::{Deadline, Payload, Reply, Request, RequestContext, StreamDeadline};
-use crate::telemetry::error_chain;
+use wasmcage_core::lanes;
+use wasmcage_core::request::{Deadline, Payload, Reply, Request, RequestContext, StreamDeadline};
+use wasmcage_core::telemetry::error_chain;
 
 /// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
 const DEADLINE_GRACE: Duration = Duration::from_millis(10);

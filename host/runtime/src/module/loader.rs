@@ -20,13 +20,13 @@ use super::retry::Retry;
 use super::slot::Slot;
 use super::value::Signature;
 use super::version::{Lease, Linked, Version};
-use crate::admission::{Entry, Refusal};
-use crate::config::{InstanceMode, ModuleConfig};
-use crate::dispatcher::DispatchError;
+use wasmcage_core::admission::{Entry, Refusal};
+use wasmcage_config::{InstanceMode, ModuleConfig};
+use wasmcage_core::error::DispatchError;
 use crate::host_api::interfaces::{self, Known};
 use crate::host_api::{self, GuestState, Home};
-use crate::lanes::Lanes;
-use crate::request::Deadline;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::Deadline;
 
 /// A `service` may list at most so many functions.
 const FUNCTIONS_MAX: usize = 10_000;

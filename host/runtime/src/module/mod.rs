@@ -30,7 +30,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use self::slot::{ModuleSnapshot, Slot};
-use crate::config::InstanceMode;
+use wasmcage_config::InstanceMode;
 
 pub use self::compile_worker::compile_worker;
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::engine::{EngineKind, POOL_UNITS};
-use crate::machine;
+use wasmcage_core::machine;
 
 /// Names the bound on the memory of all guests of a process, in MiB.
 const MEMORY_VARIABLE: &str = "WASMCAGE_GUEST_MEMORY_MB";

@@ -8,12 +8,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::version::Version;
-use crate::admission::{Entry, Place, Refusal};
-use crate::config::InstanceMode;
-use crate::dispatcher::DispatchError;
-use crate::readings::{Outcome, Readings, ReadingsSnapshot};
-use crate::request::Deadline;
-use crate::telemetry;
+use wasmcage_core::admission::{Entry, Place, Refusal};
+use wasmcage_config::InstanceMode;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::readings::{Outcome, Readings, ReadingsSnapshot};
+use wasmcage_core::request::Deadline;
+use wasmcage_core::telemetry;
 
 pub struct Slot {
     pub name: Arc<str>,

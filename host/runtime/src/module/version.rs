@@ -17,12 +17,12 @@ use super::component_file::ContentHash;
 use super::engine::{EngineKind, POOL_UNITS, pool_units};
 use super::exports::Exports;
 use super::instance::Instance;
-use crate::admission::{Admission, Bulkhead, Entry, Place, Refusal};
-use crate::config::InstanceMode;
-use crate::dispatcher::DispatchError;
+use wasmcage_core::admission::{Admission, Bulkhead, Entry, Place, Refusal};
+use wasmcage_config::InstanceMode;
+use wasmcage_core::error::DispatchError;
 use crate::host_api::{GuestState, Home};
-use crate::lanes::Lanes;
-use crate::request::Deadline;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::Deadline;
 
 /// A function that the `service` export listed.
 pub struct ServiceFunction {

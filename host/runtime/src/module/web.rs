@@ -18,9 +18,10 @@ use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _, p3};
 
 use super::exports::Web;
 use super::version::Lease;
-use crate::dispatcher::{DispatchError, StreamBody};
-use crate::request::{RequestContext, StreamDeadline};
-use crate::task;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::body::StreamBody;
+use wasmcage_core::request::{RequestContext, StreamDeadline};
+use wasmcage_core::task;
 
 type Answer = Result<http::Response<WasiBody>, String>;
 

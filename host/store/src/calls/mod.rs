@@ -19,7 +19,7 @@ pub use self::record::{CallEntry, CallState, Counts, StoredTarget, call_time};
 use self::record::{Seen, milliseconds};
 pub use self::running::{InWork, RetriedQueue, RetriedQueues};
 use super::{Entry, Reader, Space, Store, StoreError, Writer};
-use crate::request::Deadline;
+use wasmcage_core::request::Deadline;
 
 /// The queue of a call that names none, and of one that was handed over and names one that is not here.
 pub const DEFAULT_QUEUE: &str = "retry";

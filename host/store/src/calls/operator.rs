@@ -4,9 +4,9 @@ use serde::Serialize;
 
 use super::record::{CallEntry, CallState, call_time};
 use super::{Source, keys, now_ms, queue};
-use crate::request::Deadline;
-use crate::store::{Space, Store, StoreError, Writer};
-use crate::telemetry;
+use wasmcage_core::request::Deadline;
+use crate::{Space, Store, StoreError, Writer};
+use wasmcage_core::telemetry;
 
 /// The name of a call that an operator drops is remembered so long: whoever asks for it again shall not get it back.
 const DROPPED_RETENTION_MS: u64 = 3 * 24 * 3600 * 1000;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, BufMut as _};
 
-use crate::store::StoreError;
+use crate::StoreError;
 
 const VERSION: u8 = 1;
 /// A longer text of an error is cut.
@@ -57,7 +57,7 @@ pub struct CallEntry {
 
 /// What became of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::store) struct Seen {
+pub(crate) struct Seen {
     pub sequence: u64,
     pub queue: String,
     /// None while the call is pending.

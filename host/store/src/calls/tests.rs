@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::*;
-use crate::store::{Outcome, Quota, StateValue, Step, StoreSettings};
+use crate::{Outcome, Quota, StateValue, Step, StoreSettings};
 
 const RULES: Rules = Rules {
     keep_order: false,

@@ -4,8 +4,8 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use super::{Page, Range, StateValue, keys};
-use crate::store::access::Reader;
-use crate::store::{Space, StoreError};
+use crate::access::Reader;
+use crate::{Space, StoreError};
 
 /// Of the entries of a page.
 const PAGE_BYTES_MAX: usize = 8 << 20;

@@ -3,8 +3,8 @@
 use super::keys::{self, Ends};
 use super::usage::Usage;
 use super::{Outcome, Quota, STEPS_MAX, StateValue, Step, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
-use crate::store::access::Writer;
-use crate::store::{Space, StoreError, calls};
+use crate::access::Writer;
+use crate::{Space, StoreError, calls};
 
 /// Names and sizes, before anything is done.
 pub(super) fn check(steps: &[Step]) -> Result<(), StoreError> {

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use futures_util::FutureExt as _;
 
 use super::*;
-use crate::store::crash::{Disk, Fault, Workload, crash_everywhere, run};
+use crate::crash::{Disk, Fault, Workload, crash_everywhere, run};
 
 /// What one module keeps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

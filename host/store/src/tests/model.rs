@@ -6,8 +6,8 @@ use arbtest::arbitrary::{Result as Drawn, Unstructured};
 use arbtest::arbtest;
 
 use super::*;
-use crate::store::crash::Disk;
-use crate::store::overlay::Overlay;
+use crate::crash::Disk;
+use crate::overlay::Overlay;
 
 const KEYS: [&str; 6] = ["a", "a\0", "ab", "b", "b\u{10ffff}", "ü"];
 const QUEUES: [&str; 2] = ["q", "q2"];

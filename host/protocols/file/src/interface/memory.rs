@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::source::Found;
-use crate::protocol::file::directory::Stamp;
+use crate::directory::Stamp;
 
 #[derive(Default)]
 pub(super) struct Memory(HashMap<CString, Known>);

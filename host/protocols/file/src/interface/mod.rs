@@ -20,10 +20,10 @@ use tokio::task::spawn_blocking;
 use self::config::SourceConfig;
 use self::memory::{End, Memory};
 use self::source::{Content, Found, Source};
-use crate::config::{ConfigError, Section};
-use crate::dispatcher::DispatchError;
-use crate::protocol::{Interface, InterfaceContext, InterfaceError};
-use crate::request::{Facts, Request, RequestContext};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::error::DispatchError;
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_core::request::{Facts, Request, RequestContext};
 
 /// Between two looks whether another one has let go of the directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use rustix::fs::{FileType, FlockOperation, Mode};
 
 use super::config::{Order, SourceConfig};
-use crate::protocol::file::directory::{self, Directory, Stamp};
-use crate::protocol::file::temporary::{self, Temporary};
+use crate::directory::{self, Directory, Stamp};
+use crate::temporary::{self, Temporary};
 
 /// Files that are looked at in one pass: the first ones by the order.
 pub(super) const PASS_FILES_MAX: usize = 10_000;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rustix::fs::Mode;
 
-use crate::config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, Section};
 
 pub(super) struct ResourceConfig {
     pub(super) directory: PathBuf,

@@ -19,10 +19,10 @@ use self::config::ResourceConfig;
 use self::transaction::Transaction;
 use super::directory::Directory;
 use super::{error, temporary};
-use crate::config::{ConfigError, Section};
-use crate::protocol::{Connection, Resource};
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 
 /// Bytes of one part of a file that is read in parts.
 const PART_BYTES: usize = 64 * 1024;

@@ -11,11 +11,11 @@ use rustix::fs::FileType;
 use serde_json::json;
 
 use super::config::ResourceConfig;
-use crate::protocol::file::directory::{self, Directory, Stamp};
-use crate::protocol::file::error::{self, bad};
-use crate::protocol::file::name::{self, Name};
-use crate::protocol::file::temporary::Temporary;
-use crate::resource::{Operation, OperationReply, Phase, ResourceError};
+use crate::directory::{self, Directory, Stamp};
+use crate::error::{self, bad};
+use crate::name::{self, Name};
+use crate::temporary::Temporary;
+use wasmcage_resource::{Operation, OperationReply, Phase, ResourceError};
 
 /// Files that one transaction may change.
 const CHANGES_MAX: usize = 1_000;

@@ -8,8 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
 use super::operation::{is_framing, leaves};
-use crate::config::{ConfigError, Proxy, Section, url_port};
-use crate::web_client::{ClientSettings, Http2, Tls, TlsFileError};
+use wasmcage_config::{ConfigError, Proxy, Section, url_port};
+use wasmcage_web_client::{ClientSettings, Http2, Tls, TlsFileError};
 
 /// Connections that the largest pool can have in use.
 const CONNECTIONS_MAX: usize = 10_000;

@@ -1,7 +1,7 @@
 //! Failures of requests, as a module sees them: what was sent cannot be taken back, what was not may be tried again.
 
-use crate::resource::{Phase, ResourceError};
-use crate::web_client::{WebError, WebErrorKind};
+use wasmcage_resource::{Phase, ResourceError};
+use wasmcage_web_client::{WebError, WebErrorKind};
 
 /// `sent`: an earlier part of the same operation has reached the server.
 pub(super) fn of_exchange(error: &WebError, sent: bool) -> ResourceError {

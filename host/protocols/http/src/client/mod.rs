@@ -22,11 +22,11 @@ use http_body_util::BodyExt as _;
 
 use self::config::ClientConfig;
 use self::operation::Exchange;
-use crate::config::{ConfigError, Section};
-use crate::protocol::{Connection, Resource};
-use crate::request::Deadline;
-use crate::resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
-use crate::web_client::{Client, RequestBody, ResponseBody, Times};
+use wasmcage_config::{ConfigError, Section};
+use wasmcage_resource::{Connection, Resource};
+use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
 
 /// `[resources.x]` with `protocol = "http"`.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use http::request::Parts;
 use http::{Method, Request, Uri};
 
 use super::config::ClientConfig;
-use crate::resource::{Operation, Phase, ResourceError};
+use wasmcage_resource::{Operation, Phase, ResourceError};
 
 /// What `operation` asks for, ready to be sent, as often as it takes.
 pub(super) struct Exchange {

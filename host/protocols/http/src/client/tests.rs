@@ -19,8 +19,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::config::tests::resource_section;
-use crate::web_client::{ClientSettings, Http2, Tls, WebErrorKind};
+use wasmcage_config::testing::resource_section;
+use wasmcage_web_client::{ClientSettings, Http2, Tls, WebErrorKind};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))

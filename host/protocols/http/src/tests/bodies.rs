@@ -6,7 +6,7 @@ use tokio::net::TcpSocket;
 
 use super::super::config::HttpConfig;
 use super::fake::{Client, Running, config, until};
-use crate::dispatcher::RouteKind;
+use wasmcage_protocol::RouteKind;
 
 const MIB: u64 = 1 << 20;
 

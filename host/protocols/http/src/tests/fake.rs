@@ -19,12 +19,14 @@ use super::super::events::Events;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::super::interface::{Backend, Site};
 use super::super::server::Server;
-use crate::body_budget::{BodyBudget, BodyShare};
-use crate::dispatcher::{DispatchError, RouteKind, StreamBody};
-use crate::drain::Drain;
-use crate::lanes::Lanes;
-use crate::protocol::InterfaceError;
-use crate::request::{Facts, Reply, Request, RequestContext};
+use wasmcage_core::body_budget::{BodyBudget, BodyShare};
+use wasmcage_core::error::DispatchError;
+use wasmcage_protocol::RouteKind;
+use wasmcage_core::body::StreamBody;
+use wasmcage_core::drain::Drain;
+use wasmcage_core::lanes::Lanes;
+use wasmcage_protocol::InterfaceError;
+use wasmcage_core::request::{Facts, Reply, Request, RequestContext};
 
 /// Longer than anything here takes; a test that meets it has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::config::HttpConfig;
 use super::fake::{Running, config};
-use crate::dispatcher::RouteKind;
+use wasmcage_protocol::RouteKind;
 
 /// The statuses of all answers on a connection that the server then closes.
 fn statuses(answers: &str) -> Vec<&str> {

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::super::config::HttpConfig;
 use super::fake::{PATIENCE, Running, config};
-use crate::dispatcher::RouteKind;
+use wasmcage_protocol::RouteKind;
 
 /// A client, and its connection's end.
 async fn connect(server: &Running) -> (SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {

@@ -2,7 +2,7 @@
 
 use super::super::compress::Compress;
 use super::fake::{Running, config, header};
-use crate::dispatcher::RouteKind;
+use wasmcage_protocol::RouteKind;
 
 #[tokio::test]
 async fn requests_follow_one_another_on_a_connection() {

@@ -14,9 +14,9 @@ use sqlx::{
 };
 
 use super::{RESET, Values, begin, done, encoded, is_stale, write};
-use crate::protocol::sql::driver::{self, Begin, Done, RunError};
-use crate::protocol::sql::operation::Statement;
-use crate::protocol::sql::rows::Rows;
+use crate::driver::{self, Begin, Done, RunError};
+use crate::operation::Statement;
+use crate::rows::Rows;
 
 /// A reset gives the pooler's own settings back, which are not those that this client has begun with: see sqlx's start of a
 /// session.
@@ -24,7 +24,7 @@ const SETTINGS: &str = "set client_encoding to 'UTF8'; set datestyle to 'ISO, MD
 /// Statements whose parameters' types are remembered; one more, and all are asked for again.
 const STATEMENTS_MAX: usize = 500;
 
-pub(in crate::protocol::sql) struct Pooled {
+pub(crate) struct Pooled {
     connection: PgConnection,
     in_transaction: bool,
     /// Its session could not be reset.
@@ -34,7 +34,7 @@ pub(in crate::protocol::sql) struct Pooled {
 }
 
 impl Pooled {
-    pub(in crate::protocol::sql) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
+    pub(crate) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
         // A pooler refuses parameters of a session's start that it does not know. One cached statement: the one that is asked
         // about, which is closed before anything else.
         let options = options.clone().statement_cache_capacity(1).extra_float_digits(None);

@@ -4,9 +4,9 @@
 use futures_util::future::BoxFuture;
 
 use super::{Arrived, arrive};
-use crate::dispatcher::DispatchError;
-use crate::request::{Deadline, Payload};
-use crate::resource::{Phase, ResourceError, guarded};
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::{Deadline, Payload};
+use crate::{Phase, ResourceError, guarded};
 use crate::transaction::Done;
 
 pub(in crate::transaction) struct CallWorker {

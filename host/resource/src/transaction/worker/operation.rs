@@ -4,10 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Arrived, arrive};
-use crate::request::Deadline;
-use crate::resource::{
-    Caching, Caller, Lease, LiveResource, Observed, Operation, OperationReply, Phase, ResourceError, WriteMark, guarded,
-};
+use wasmcage_core::request::Deadline;
+use crate::{Caching, Caller, Lease, LiveResource, Observed, Operation, OperationReply, Phase, ResourceError, WriteMark, guarded};
 use crate::transaction::Done;
 
 /// A rollback that takes longer is left to the other side: the connection is closed.

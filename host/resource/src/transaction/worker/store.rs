@@ -2,9 +2,9 @@
 //! transaction begins, and done in one write when it is committed.
 
 use super::{Arrived, arrive};
-use crate::request::Deadline;
-use crate::resource::{Phase, ResourceError};
-use crate::store::{NewCall, Outcome, Step, StoreError};
+use wasmcage_core::request::Deadline;
+use crate::{Phase, ResourceError};
+use wasmcage_store::{NewCall, Outcome, Step, StoreError};
 use crate::transaction::{Done, ModuleStore, Participant, ParticipantResult};
 
 pub(in crate::transaction) struct StoreWorker {

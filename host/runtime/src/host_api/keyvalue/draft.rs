@@ -5,7 +5,7 @@ use wasmtime::component::{HasSelf, Linker, Resource};
 use self::bindings::wasi::keyvalue::store::{Error, KeyResponse};
 use self::bindings::wasi::keyvalue::{atomics, batch, store};
 use super::{Bucket, Failure, GuestState};
-use crate::store::StoreError;
+use wasmcage_store::StoreError;
 
 mod bindings {
     wasmtime::component::bindgen!({

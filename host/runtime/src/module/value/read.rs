@@ -13,7 +13,7 @@ use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use wasmtime::component::Val;
 
 use super::shape::Shape;
-use crate::config::nearest;
+use wasmcage_config::nearest;
 
 /// A value takes some 40 bytes in the host, even one byte of a `list<u8>`.
 pub(super) const VALUES_MAX: usize = 1 << 20;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::Watched;
 use super::look::{Sighting, locate};
-use crate::config::ModuleConfig;
+use wasmcage_config::ModuleConfig;
 use crate::host_api::Home;
 use crate::module::compiler::CompileError;
 use crate::module::component_file::{ComponentFile, ContentHash};
@@ -14,7 +14,7 @@ use crate::module::loader::LoadError;
 use crate::module::retry::Retry;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
-use crate::{task, telemetry};
+use wasmcage_core::{task, telemetry};
 
 /// The outcome for the watcher.
 pub(super) struct Examined {

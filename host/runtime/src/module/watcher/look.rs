@@ -7,9 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::notifications::{Inodes, Notifications, inodes};
-use crate::config;
+use wasmcage_config as config;
 use crate::module::component_file::{ComponentFile, ContentHash};
-use crate::regular_file::Stamp;
+use wasmcage_core::regular_file::Stamp;
 
 /// Files that are ignored and told: more of them are somebody's collection, not somebody's mistake.
 const IGNORED_MAX: usize = 100;

@@ -25,10 +25,11 @@ use super::Modules;
 use super::loader::Loader;
 use super::retry::Retry;
 use super::slot::Slot;
-use crate::config::{self, Binding, CageConfig, ConfigSignal};
+use wasmcage_config as config;
+use wasmcage_config::{Binding, CageConfig, ConfigSignal};
 use crate::dispatcher::WeakDispatcher;
-use crate::task::Tasks;
-use crate::telemetry::LevelCell;
+use wasmcage_core::task::Tasks;
+use wasmcage_core::telemetry::LevelCell;
 
 pub use self::look::{ignored, module_name};
 

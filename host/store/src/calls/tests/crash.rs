@@ -2,7 +2,7 @@
 //! order is kept, and both sides of a hand-over agree.
 
 use super::*;
-use crate::store::crash::{Disk, Workload, crash_everywhere};
+use crate::crash::{Disk, Workload, crash_everywhere};
 
 const NOW_MS: u64 = START_MS;
 const CALLS: usize = 6;
