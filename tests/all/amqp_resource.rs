@@ -7,9 +7,9 @@ use futures_util::future::join_all;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_protocol::find;
 use wasmcage_core::request::Deadline;
+use wasmcage_protocol::find;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, OperationReply, ResourceError};
 use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
 
@@ -85,7 +85,8 @@ pub fn resource(root: &std::path::Path, keys: &str) -> Box<dyn Resource> {
     std::fs::create_dir_all(root.join("sender")).unwrap();
     let toml = format!("[resources.out]\nprotocol = 'amqp'\n{keys}");
     std::fs::write(root.join("sender/cage.toml"), toml).unwrap();
-    let config = wasmcage::cage::load_config(root, "sender", "node").unwrap_or_else(|error| panic!("{error}"));
+    let config = wasmcage::cage::load_config(root, "sender", "node", &wasmcage_bin::protocols())
+        .unwrap_or_else(|error| panic!("{error}"));
     let section = config.resources["out"].section.clone();
     // Read by what keeps pools.
     section.table("pool");

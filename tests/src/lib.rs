@@ -22,11 +22,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use wasmcage_core::error::DispatchError;
-use wasmcage_runtime::dispatcher::OperatorCall;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
-use wasmcage_runtime::module::slot::ModuleSnapshot;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
+use wasmcage_runtime::dispatcher::OperatorCall;
+use wasmcage_runtime::module::slot::ModuleSnapshot;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use databases::{DatabaseServer, PASSWORD};
@@ -158,7 +158,7 @@ impl TestCage {
         for (name, toml) in self.names.iter().zip(&self.toml) {
             fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
         }
-        let mut options = HostOptions::new(self.root.path(), self.names.clone());
+        let mut options = HostOptions::new(self.root.path(), self.names.clone(), wasmcage_bin::protocols());
         options.lanes = Some(self.lanes);
         options.runtime_directory = Some(self.meeting.unwrap_or_else(|| self.root.path().join(".meeting")));
         options.compiler = Some(self.compiler.unwrap_or_else(guests::program));

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
-use wasmcage_config::{CageConfig, InstanceMode, ModuleConfig, SHARED_DIRECTORY};
+use wasmcage::Protocols;
 use wasmcage::host::{HostOptions, Shared};
+use wasmcage_config::{CageConfig, InstanceMode, ModuleConfig, SHARED_DIRECTORY};
+use wasmcage_core::telemetry::error_chain;
 use wasmcage_runtime::module::compiler::CompileError;
 use wasmcage_runtime::module::component_file::ComponentFile;
 use wasmcage_runtime::module::loader::{ImportReport, Inspection};
 use wasmcage_runtime::module::watcher;
-use wasmcage_core::telemetry::error_chain;
 
 use super::{CommandError, RootArg, cages_in, check_cage, completion, config, print};
 use crate::supervisor::{FAILED, OWN_PROGRAM, STOPPED};
@@ -60,17 +61,17 @@ enum Unfit {
 }
 
 impl CheckArgs {
-    pub(super) fn execute(self) -> Result<u8, CommandError> {
+    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
         let checked = if is_file(&self.subject) {
             let file = PathBuf::from(&self.subject);
             let settings = match self.cage_of(&file)? {
-                Some(cage) => settings(&config(&self.root.root, &cage)?, &file),
+                Some(cage) => settings(&config(&self.root.root, &cage, protocols)?, &file),
                 None => ModuleConfig::default(),
             };
             inspect(&self.root.root, vec![(file, settings)])?
         } else {
             check_cage(&self.root.root, &self.subject)?;
-            let config = config(&self.root.root, &self.subject)?;
+            let config = config(&self.root.root, &self.subject, protocols)?;
             let files = modules(&self.root.root, &self.subject);
             inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), settings(&config, &file))).collect())?
         };
@@ -131,7 +132,7 @@ fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
 
 fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Checked>, CommandError> {
     let scratch = std::env::temp_dir().join(format!("wasmcage-check-{}-{:08x}", std::process::id(), fastrand::u32(..)));
-    let mut options = HostOptions::new(root, Vec::<String>::new());
+    let mut options = HostOptions::new(root, Vec::<String>::new(), Protocols::default());
     options.lanes = Some(1);
     options.compiler = Some(OWN_PROGRAM.into());
     if !root.is_dir() {

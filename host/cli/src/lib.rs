@@ -1,11 +1,14 @@
-//! The command line: one file per subcommand. Only `main` prints a command's error; a command prints its own results.
+//! The command line of a host: one file per subcommand, `supervisor/` for the two processes of `run`, `control` for what they
+//! are asked by others. It is given the protocols, and knows none. Only `main` prints a command's error; a command prints its own
+//! results.
 
 mod build;
 mod cage_toml;
 mod call;
 mod check;
 mod compile;
-pub(crate) mod completion;
+mod completion;
+mod control;
 mod dev;
 mod doctor;
 mod keys;
@@ -17,6 +20,7 @@ mod run;
 mod secondary;
 mod state;
 mod stop;
+mod supervisor;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -25,17 +29,58 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub use self::cage_toml::REFERENCE;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::engine::{ArgValueCompleter, PathCompleter};
+use wasmcage::Protocols;
 use wasmcage::cage::load_config;
+use wasmcage::host::host_name;
 use wasmcage_config::{CageConfig, ConfigError, nearest};
 use wasmcage_core::directories::Directories;
-use wasmcage::host::host_name;
 
 use crate::control::ControlError;
 use crate::supervisor::pid_lock::{self, Holder, LockError};
 use crate::supervisor::secondary::ServeError;
 use crate::supervisor::{FAILED, MISCONFIGURED, STOPPED, SuperviseError};
+
+/// The program: reads the command line, has it done, prints what went wrong. Returns the exit code.
+pub fn main(protocols: &Protocols) -> ExitCode {
+    // Where this program starts itself by a name that stays, `ps` and `pkill` would know it by the last part of that one.
+    let _ = rustix::thread::set_name(c"wasmcage");
+    wasmcage_core::task::install_panic_hook();
+    completion::complete();
+    let done = execute(Cli::parse(), protocols);
+    wasmcage_core::telemetry::flush();
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            let code = error.exit_code();
+            report(error);
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// The error and its causes, each once.
+fn report(error: CommandError) {
+    // The reader of the output has left: it wants to hear nothing more.
+    if matches!(error, CommandError::OutputClosed) {
+        return;
+    }
+    let error = anyhow::Error::from(error);
+    let mut text = format!("error: {error}\n");
+    let mut last = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !last.ends_with(&cause) {
+            // Each mistake of a configuration is a line of its own.
+            text += &format!("  caused by: {}\n", cause.replace('\n', "\n    "));
+        }
+        last = cause;
+    }
+    // There is nowhere left to say that this failed.
+    let _ = io::stderr().write_all(text.as_bytes());
+}
 
 /// A cage's name has at most so many characters.
 const CAGE_NAME_CHARACTERS_MAX: usize = 32;
@@ -99,24 +144,24 @@ struct RootArg {
 
 /// # Errors
 /// What the command could not do. A command whose answer is no, such as `check`, says so by its exit code.
-pub(crate) fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
+fn execute(cli: Cli, protocols: &Protocols) -> Result<ExitCode, CommandError> {
     let code = match cli.command {
-        Command::Run(args) => args.execute()?,
-        Command::Dev(args) => args.execute()?,
+        Command::Run(args) => args.execute(protocols)?,
+        Command::Dev(args) => args.execute(protocols)?,
         Command::Stop(args) => args.execute()?,
         Command::Ps(args) => args.execute()?,
         Command::Call(args) => args.execute()?,
         Command::State(args) => args.execute()?,
-        Command::Retry(args) => args.execute()?,
+        Command::Retry(args) => args.execute(protocols)?,
         Command::Logs(args) => args.execute()?,
-        Command::Check(args) => args.execute()?,
+        Command::Check(args) => args.execute(protocols)?,
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
         Command::Keys(args) => args.execute()?,
         Command::Doctor(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
         Command::Completions(args) => args.execute()?,
-        Command::Secondary(args) => args.execute()?,
+        Command::Secondary(args) => args.execute(protocols)?,
         Command::Compile(args) => return Ok(args.execute()),
     };
     Ok(ExitCode::from(code))
@@ -262,8 +307,9 @@ fn selected(root: &Path, names: &[String]) -> Result<Vec<String>, CommandError> 
     if names.is_empty() { Ok(cages_in(root)) } else { Ok(names.to_vec()) }
 }
 
-fn config(root: &Path, cage: &str) -> Result<CageConfig, CommandError> {
-    load_config(root, cage, &host_name()).map_err(|source| CommandError::Config { cage: cage.to_owned(), source })
+fn config(root: &Path, cage: &str, protocols: &Protocols) -> Result<CageConfig, CommandError> {
+    load_config(root, cage, &host_name(), protocols)
+        .map_err(|source| CommandError::Config { cage: cage.to_owned(), source })
 }
 
 fn holder(root: &Path, cage: &str) -> Result<Holder, CommandError> {

@@ -11,7 +11,7 @@ use super::{CommandError, RootArg, check_cage, config, print};
 use crate::supervisor::STOPPED;
 
 /// The guest library beside the sources that this program was built from.
-const LIBRARY_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-sdk/rust");
+const LIBRARY_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-sdk/rust");
 
 /// Create a module's package, a few lines to start from
 ///
@@ -199,7 +199,7 @@ mod tests {
         };
         assert_eq!(args(Language::Rust, "interface_web").execute().unwrap(), STOPPED);
         assert_eq!(args(Language::Python, "report").execute().unwrap(), STOPPED);
-        let config = config(&root, "hello").unwrap();
+        let config = config(&root, "hello", &Protocols::default()).unwrap();
         for name in ["interface_web", "report"] {
             let source = config.modules[name].source.as_ref().unwrap();
             assert_eq!(source.canonicalize().unwrap(), directory.path().join(name).canonicalize().unwrap());

@@ -110,7 +110,7 @@ mod tests {
             node: "node",
             directory: Path::new("/cages/runner"),
             protocols: &[],
-            unnamed: &[],
+            left_out: &[],
             variables: &|_| None,
         };
         let text = format!("[modules.front.imports]\n{line}\n");

@@ -150,7 +150,7 @@ mod tests {
             node: "node",
             directory: Path::new("/cages/worker"),
             protocols: &[],
-            unnamed: &[],
+            left_out: &[],
             variables: &|_| None,
         };
         let parsed = crate::parse(&[("cage.toml".into(), text.to_owned())], &environment);

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::error::{Problem, push};
+use super::protocols::{LeftOut, ProtocolInfo};
 use super::source::{Item, Node, Table, join, shortened};
 
 /// A text may not grow beyond this by what is put into it.
@@ -19,9 +20,9 @@ pub struct Environment<'a> {
     /// The cage's directory: relative paths start here.
     pub directory: &'a Path,
     /// What `protocol = ".."` may name.
-    pub protocols: &'a [&'a str],
-    /// Those among them whose interface, called like the protocol, exists without being named.
-    pub unnamed: &'a [&'a str],
+    pub protocols: &'a [ProtocolInfo],
+    /// What it might name in another build of the program.
+    pub left_out: &'a [LeftOut],
     /// Looks a variable of the environment up.
     pub variables: &'a dyn Fn(&str) -> Option<String>,
 }

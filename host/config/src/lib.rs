@@ -14,8 +14,10 @@ mod listen;
 mod mistake;
 mod module;
 mod nearest;
+mod protocols;
 mod section;
 mod source;
+pub mod testing;
 mod web;
 
 use std::collections::BTreeMap;
@@ -32,11 +34,11 @@ pub use grant::{FileGrant, Grants, HostPattern};
 pub use listen::ListenAddress;
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
 pub use nearest::nearest;
+pub use protocols::{LeftOut, ProtocolInfo};
 pub use section::Section;
 pub use web::{Authorities, OutgoingHttp, Proxy, url_port};
 
-use wasmcage_protocol::PROTOCOLS;
-use wasmcage_store::StoreSettings;
+use wasmcage_core::store_settings::StoreSettings;
 use wasmcage_core::telemetry::{Level, LogFormat, LogSettings};
 
 /// Name of the configuration file in a cage's directory.
@@ -100,6 +102,8 @@ pub struct InterfaceConfig {
     /// Of a request that brings no deadline of its own; none: the cage's `request_timeout`.
     pub timeout: Option<Duration>,
     pub export: ExportChoice,
+    /// Whether it works off the queue of retried calls that is called like it.
+    pub has_queue: bool,
     /// The protocol's own keys.
     pub section: Section,
 }
@@ -128,7 +132,13 @@ pub struct ResourceConfig {
 /// Reads `.shared/cage.toml` and the cage's own under `root`. A file that does not exist is an empty one.
 /// # Errors
 /// Every mistake of both files.
-pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
+pub fn load(
+    root: &Path,
+    cage: &str,
+    node: &str,
+    protocols: &[ProtocolInfo],
+    left_out: &[LeftOut],
+) -> Result<CageConfig, ConfigError> {
     if !is_name(cage) {
         return Err(
             Problem { text: format!("{cage:?} cannot name a cage: {NAME_RULE}"), ..Problem::of_file(root) }.into()
@@ -144,15 +154,12 @@ pub fn load(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigErr
             Err(text) => error.push(Problem { text, ..Problem::of_file(&file) }),
         }
     }
-    let protocols: Vec<&str> = PROTOCOLS.iter().map(|protocol| protocol.name()).collect();
-    let unnamed: Vec<&str> =
-        PROTOCOLS.iter().filter(|protocol| protocol.unnamed()).map(|protocol| protocol.name()).collect();
     let environment = Environment {
         cage,
         node,
         directory: &std::path::absolute(&directory).unwrap_or(directory),
-        protocols: &protocols,
-        unnamed: &unnamed,
+        protocols,
+        left_out,
         variables: &|name| std::env::var(name).ok(),
     };
     match parse(&sources, &environment) {
@@ -227,9 +234,11 @@ impl fmt::Debug for CageConfig {
 
 impl InterfaceConfig {
     fn read(name: &str, section: Section, environment: &Environment) -> Self {
+        let protocol = protocol(name, &section, environment);
         Self {
             name: name.to_owned(),
-            protocol: protocol(name, &section, environment),
+            has_queue: environment.protocols.iter().any(|known| known.name == protocol && known.has_queue),
+            protocol,
             enabled: section.flag("enabled", true),
             module: module_name(&section, name),
             timeout: section.optional_milliseconds("timeout_ms", 1..=TIMEOUT_MS_MAX),
@@ -270,9 +279,10 @@ fn store(section: Option<Section>) -> StoreSettings {
 fn interfaces(section: &Section, environment: &Environment) -> BTreeMap<String, InterfaceConfig> {
     let read = |name: &str, section| InterfaceConfig::read(name, section, environment);
     let mut interfaces = named(section, "interfaces", read);
-    for name in environment.unnamed {
+    for protocol in environment.protocols.iter().filter(|protocol| protocol.unnamed) {
+        let name = protocol.name;
         let absent = || read(name, section.absent("interfaces", name));
-        interfaces.entry((*name).to_owned()).or_insert_with(absent);
+        interfaces.entry(name.to_owned()).or_insert_with(absent);
     }
     interfaces
 }
@@ -319,7 +329,7 @@ fn named<T>(section: &Section, key: &str, read: impl Fn(&str, Section) -> T) -> 
 
 /// The protocol, which may be left out where it is called like the interface or resource itself.
 fn protocol(name: &str, section: &Section, environment: &Environment) -> String {
-    let known = environment.protocols;
+    let known: Vec<_> = environment.protocols.iter().map(|protocol| protocol.name).collect();
     let protocol = match section.optional_string("protocol") {
         Some(protocol) => protocol,
         None if section.has("protocol") => return String::new(),
@@ -329,7 +339,11 @@ fn protocol(name: &str, section: &Section, environment: &Environment) -> String 
             return String::new();
         }
     };
-    if !known.contains(&protocol.as_str()) {
+    if let Some(left_out) = environment.left_out.iter().find(|left_out| left_out.protocol == protocol) {
+        let text =
+            format!("this program was built without protocol {protocol}: build it with feature {:?}", left_out.feature);
+        section.problem("protocol", text);
+    } else if !known.contains(&protocol.as_str()) {
         section.unfit("protocol", "a protocol", known.iter().copied());
     }
     protocol
@@ -345,4 +359,4 @@ fn module_name(section: &Section, interface: &str) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -12,7 +12,7 @@ use super::binding::Binding;
 use super::grant::Grants;
 use super::section::Section;
 use super::web::OutgoingHttp;
-use wasmcage_store::Quota;
+use wasmcage_core::store_settings::Quota;
 
 /// More elements than this no instance gets: each place for one is reserved for as many.
 pub const TABLE_ELEMENTS_MAX: usize = 200_000;

@@ -3,6 +3,7 @@
 
 use arbtest::arbtest;
 
+use super::testing::section;
 use super::*;
 
 #[test]
@@ -29,8 +30,8 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
         cage: "runner",
         node: "n1",
         directory: Path::new("/cages/runner"),
-        protocols: &["http", "schedule"],
-        unnamed: &[],
+        protocols: &[ProtocolInfo::named("http"), ProtocolInfo::named("schedule")],
+        left_out: &[LeftOut { protocol: "amqp", feature: "amqp" }],
         variables: &variables,
     };
     let sources = [("cages/.shared/cage.toml", shared), ("cages/runner/cage.toml", own)];
@@ -39,27 +40,6 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
 
 fn read_own(own: &str) -> CageConfig {
     read_both("", own).unwrap()
-}
-
-/// The keys of one interface, for the tests of a protocol.
-pub(crate) fn section(keys: &str) -> Section {
-    let mut config = read_own(&format!("[interfaces.test]\nprotocol = 'http'\n{keys}"));
-    config.interfaces.remove("test").unwrap().section
-}
-
-/// `[resources.test]` with these keys, for the tests of a protocol.
-pub(crate) fn resource_section(protocol: &'static str, directory: &Path, keys: &str) -> Result<Section, ConfigError> {
-    let environment = Environment {
-        cage: "runner",
-        node: "node",
-        directory,
-        protocols: &[protocol],
-        unnamed: &[],
-        variables: &|_| None,
-    };
-    let own = format!("[resources.test]\nprotocol = '{protocol}'\n{keys}");
-    let mut config = parse(&[("cage.toml".into(), own)], &environment)?;
-    Ok(config.resources.remove("test").unwrap().section)
 }
 
 /// What is told about the cage's own file, each line after its name.

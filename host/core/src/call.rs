@@ -1,4 +1,4 @@
-//! The way to cages that do not run in this process. Used by the dispatcher for calls that find no cage here; what
+//! A call of a function of another cage's module, and the way to cages that do not run in this process. Used by the dispatcher for calls that find no cage here; what
 //! carries them is installed by an interface, and unknown here.
 
 use std::sync::Arc;
@@ -6,8 +6,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 
-use super::DispatchError;
+use crate::error::DispatchError;
 use crate::request::{Payload, RequestContext};
+
+/// The caller of an operator's call that is not made as another cage's. No cage can be called so, and every cage
+/// permits it what it permits itself.
+pub const COMMAND_LINE: &str = "(command line)";
 
 /// A call of a function of another cage's module.
 #[derive(Clone, Debug)]

@@ -30,10 +30,11 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::{Call, DispatchError};
-use crate::values::{Fingerprint, Values};
+use crate::call::Call;
+use crate::error::DispatchError;
 use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
+use crate::values::{Fingerprint, Values};
 
 /// Of the head of a call or an answer.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;

@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::body_budget::BodyRoom;
-use crate::values::Values;
 use crate::telemetry::Level;
+use crate::values::Values;
 
 /// `RQ-<local time, 14 digits>-<12 hex>`: names a request in every log line of every cage that works on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -4,20 +4,19 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 /// A future that, when it is dropped before it is ready, is run to its end by a task of its own.
-pub(super) struct RunToEnd<F: Future + Send + 'static>(Option<Pin<Box<F>>>)
-where
-    F::Output: Send;
+#[must_use = "it does nothing until it is polled or dropped"]
+pub struct RunToEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
 
-impl<F: Future<Output: Send> + Send + 'static> RunToEnd<F> {
-    pub(super) fn new(future: F) -> Self {
+impl<T: Send + 'static> RunToEnd<T> {
+    pub fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
         Self(Some(Box::pin(future)))
     }
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Future for RunToEnd<F> {
-    type Output = F::Output;
+impl<T: Send + 'static> Future for RunToEnd<T> {
+    type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
         let future = self.0.as_mut().expect("polled again after it was ready");
         let polled = future.as_mut().poll(cx);
         if polled.is_ready() {
@@ -27,7 +26,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for RunToEnd<F> {
     }
 }
 
-impl<F: Future<Output: Send> + Send + 'static> Drop for RunToEnd<F> {
+impl<T: Send + 'static> Drop for RunToEnd<T> {
     fn drop(&mut self) {
         if let (Some(future), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
             runtime.spawn(future);

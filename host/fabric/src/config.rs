@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::discovery::PeerAddress;
 use super::fabric::Limits;
-use wasmcage_config::{ConfigError, ListenAddress, Section, is_name};
 use crate::keys::KEYS_DIRECTORY;
+use wasmcage_config::{ConfigError, ListenAddress, Section, is_name};
 
 /// Of multicast DNS.
 const MULTICAST_PORT: u64 = 5353;

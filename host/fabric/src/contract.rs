@@ -28,11 +28,11 @@ use tokio::time::timeout;
 
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use wasmcage_core::call::Call;
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Facts, Payload, RequestContext};
 use wasmcage_core::telemetry::Level;
+use wasmcage_protocol::InterfaceError;
 
 /// No promise takes longer, whatever is wrong.
 const PROMISE_TIMEOUT: Duration = Duration::from_secs(60);

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use wasmcage_core::call::{Call, Remote};
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
+use wasmcage_protocol::InterfaceError;
 
 /// A way to other cages, and for other cages to this one. Members and calls are those of `Remote`.
 #[async_trait]

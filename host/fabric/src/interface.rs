@@ -9,10 +9,8 @@ use super::fabric::{CopyId, Fabric, Local, Service};
 use super::lan::Lan;
 use wasmcage_core::call::{Call, Remote};
 use wasmcage_core::error::DispatchError;
-use wasmcage_runtime::dispatcher::Dispatcher;
-use wasmcage_protocol::Endpoint;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::request::Payload;
+use wasmcage_protocol::{Dispatch, Interface, InterfaceContext, InterfaceError};
 
 pub(super) struct RpcInterface {
     pub(super) config: RpcConfig,
@@ -20,20 +18,19 @@ pub(super) struct RpcInterface {
 
 /// The cage, as a fabric sees it.
 pub(super) struct CageService {
-    pub(super) dispatcher: Dispatcher,
-    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) dispatch: Arc<dyn Dispatch>,
 }
 
 #[async_trait]
 impl Service for CageService {
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
-        self.dispatcher.called(&self.endpoint, call).await
+        self.dispatch.called(call).await
     }
 }
 
 /// Who this cage is, for one start of an interface.
 pub(super) fn local(cx: &InterfaceContext) -> Local {
-    let flock = cx.dispatcher.flock().into();
+    let flock = cx.dispatch.flock().into();
     Local { flock, cage: cx.endpoint.cage.clone(), copy: CopyId::random(), node: cx.node.clone() }
 }
 
@@ -44,12 +41,12 @@ impl Interface for RpcInterface {
         match self.config.fabric {
             FabricConfig::Lan(config) => {
                 let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
-                let tasks = cx.services.tasks.clone();
+                let tasks = cx.tasks.clone();
                 serve(Lan::open(local, interface, config, limits, &cx.runtime_directory, lanes, tasks).await?, cx).await
             }
             #[cfg(feature = "nats")]
             FabricConfig::Nats(config) => {
-                let (interface, tasks) = (cx.endpoint.interface.clone(), cx.services.tasks.clone());
+                let (interface, tasks) = (cx.endpoint.interface.clone(), cx.tasks.clone());
                 serve(super::nats::Nats::start(&config, interface, local, limits, tasks).await?, cx).await
             }
         }
@@ -60,8 +57,8 @@ impl Interface for RpcInterface {
 async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<(), InterfaceError> {
     let fabric = Arc::new(fabric);
     let remote: Arc<dyn Remote> = fabric.clone();
-    cx.dispatcher.set_remote(remote.clone());
-    let service = Arc::new(CageService { dispatcher: cx.dispatcher.clone(), endpoint: cx.endpoint.clone() });
+    cx.dispatch.set_remote(remote.clone());
+    let service = Arc::new(CageService { dispatch: cx.dispatch.clone() });
     let mut advertised = fabric.advertise(service, cx.drain.clone());
     let ended = tokio::select! {
         ended = &mut advertised => ended,
@@ -70,7 +67,7 @@ async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<()
     cx.endpoint.forget_addresses();
     // A cage that cannot be called goes on calling others. So does one that is stopping: for requests still in work.
     if ended.is_ok() && !cx.drain.outer_begun() {
-        cx.dispatcher.unset_remote(&remote);
+        cx.dispatch.unset_remote(&remote);
     }
     ended
 }

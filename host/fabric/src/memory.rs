@@ -15,10 +15,10 @@ use super::envelope::{self, Message};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::places::Places;
 use wasmcage_core::call::{Call, Member, Remote};
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
+use wasmcage_protocol::InterfaceError;
 
 /// What several fabrics join to reach each other.
 #[derive(Clone, Default)]

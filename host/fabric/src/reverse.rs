@@ -39,10 +39,10 @@ impl Interface for ReverseInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let ReverseConfig { serve, lan, limits } = self.config;
         let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
-        let tasks = cx.services.tasks.clone();
+        let tasks = cx.tasks.clone();
         let lan = Lan::open(local(&cx), interface, lan, limits, &cx.runtime_directory, lanes, tasks).await?;
         serve.iter().for_each(|cage| cx.endpoint.announce(format!("reverse://{cage}")));
-        let service = Arc::new(CageService { dispatcher: cx.dispatcher.clone(), endpoint: cx.endpoint.clone() });
+        let service = Arc::new(CageService { dispatch: cx.dispatch.clone() });
         tokio::select! {
             () = lan.serve_in_reverse(&serve, service, &cx.drain) => {}
             () = keep_telling(&lan, &serve, &cx) => {}

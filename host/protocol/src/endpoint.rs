@@ -1,6 +1,7 @@
 //! An interface's way to its module: which version serves a request, and where the interface listens. One for each running
 //! interface, made by `cage.rs`.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,10 +9,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::DispatchError;
-use wasmcage_config::ExportChoice;
-use wasmcage_runtime::module::slot::Slot;
-use wasmcage_runtime::module::version::Version;
 use wasmcage_core::readings::Readings;
 
 /// An interface's way to the module that serves it.
@@ -23,56 +20,60 @@ pub struct Endpoint {
     /// Name of the module.
     pub module: Arc<str>,
     pub readings: Readings,
-    pub(super) slot: Arc<Slot>,
-    choice: ExportChoice,
     timeout_ms: AtomicU64,
     addresses: watch::Sender<Vec<String>>,
     /// What it says of itself.
     news: Mutex<Option<String>>,
 }
 
-/// The module version that will serve one request: chosen when the request begins, kept to its end.
+/// The module version that will serve one request: chosen when the request begins, kept to its end. What it is, is known to
+/// the host alone.
 pub struct Route {
-    pub(super) version: Arc<Version>,
     kind: RouteKind,
+    version: Arc<dyn Any + Send + Sync>,
 }
 
 /// How a route's module wants the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteKind {
-    /// Collected: `Dispatcher::handle`.
+    /// Collected: `Dispatch::handle`.
     Whole,
-    /// As it comes: `Dispatcher::stream`.
+    /// As it comes: `Dispatch::stream`.
     Streamed,
 }
 
 impl Route {
+    /// For the host, and for tests of interfaces.
+    pub fn new(kind: RouteKind, version: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { kind, version }
+    }
+
     pub fn kind(&self) -> RouteKind {
         self.kind
+    }
+
+    /// For the host.
+    pub fn into_version(self) -> Arc<dyn Any + Send + Sync> {
+        self.version
     }
 }
 
 impl Endpoint {
-    /// `choice` says which export serves when a component has several.
     pub fn new(
         interface: Arc<str>,
         protocol: &'static str,
         cage: Arc<str>,
-        slot: Arc<Slot>,
+        module: Arc<str>,
         timeout: Duration,
-        choice: ExportChoice,
     ) -> Self {
-        let (module, readings, addresses) = (slot.name.clone(), Readings::default(), watch::Sender::default());
         let endpoint = Self {
             interface,
             cage,
             protocol,
             module,
-            readings,
-            slot,
-            choice,
+            readings: Readings::default(),
             timeout_ms: AtomicU64::new(0),
-            addresses,
+            addresses: watch::Sender::default(),
             news: Mutex::default(),
         };
         endpoint.set_timeout(timeout);
@@ -87,32 +88,6 @@ impl Endpoint {
     /// For requests that begin from now on.
     pub fn set_timeout(&self, timeout: Duration) {
         self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
-
-    /// The current version; none while the interface has no module.
-    ///
-    /// # Errors
-    /// `Host` when the module exists but exports nothing that this interface can use.
-    pub fn route(&self) -> Result<Option<Route>, DispatchError> {
-        let Some(version) = self.slot.current() else { return Ok(None) };
-        let exports = &version.exports;
-        let kind = match self.choice {
-            ExportChoice::WasiHttp => exports.web.as_ref().map(|_| RouteKind::Streamed),
-            ExportChoice::Handler => exports.handler.as_ref().map(|_| RouteKind::Whole),
-            ExportChoice::Auto if exports.web.is_some() => Some(RouteKind::Streamed),
-            ExportChoice::Auto => exports.handler.as_ref().map(|_| RouteKind::Whole),
-        };
-        let Some(kind) = kind else {
-            let text = format!("module {} exports no handler that interface {} can use", self.module, self.interface);
-            return Err(DispatchError::Host(text));
-        };
-        Ok(Some(Route { version, kind }))
-    }
-
-    /// Whether the module has had a file since the cage started, so that what comes is meant for it: it may be compiling,
-    /// refused, or removed when `route` finds no version.
-    pub fn has_had_module(&self) -> bool {
-        self.slot.has_had_file()
     }
 
     /// Where the interface can be reached from outside, such as `http://127.0.0.1:8080/`; shown at start and by `ps`.

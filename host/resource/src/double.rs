@@ -13,9 +13,9 @@ use super::live::Built;
 use super::{
     CacheSettings, Caller, LiveResource, Operation, OperationReply, Phase, PoolSettings, ReplyStream, ResourceError,
 };
+use crate::{Connection, Resource, Reuse};
 use wasmcage_config::ResourceConfig;
 use wasmcage_config::testing::section;
-use crate::{Connection, Resource, Reuse};
 use wasmcage_core::request::{Deadline, RequestContext};
 use wasmcage_core::telemetry::{Level, LevelCell};
 

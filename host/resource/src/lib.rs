@@ -2,17 +2,20 @@
 //! protocol's `Resource`; nothing here knows one.
 
 mod cache;
+mod connection;
 #[cfg(test)]
 pub(crate) mod double;
 mod error;
 mod guarded;
 mod live;
+pub mod locks;
 mod maintenance;
 mod observed;
 mod operation;
 mod pool;
 mod settings;
 mod stream;
+pub mod transaction;
 mod writes;
 
 use std::collections::BTreeMap;
@@ -22,9 +25,10 @@ use parking_lot::RwLock;
 
 pub use self::cache::CacheSnapshot;
 pub(crate) use self::cache::WriteMark;
+pub use self::connection::{Connection, Resource, Reuse};
 pub use self::error::{Phase, ResourceError};
 pub(crate) use self::guarded::guarded;
-pub use self::live::{LiveResource, ResourceSnapshot, build};
+pub use self::live::{LiveResource, MakeResource, ResourceSnapshot, build};
 pub(crate) use self::observed::Observed;
 pub use self::operation::{Caching, Caller, Operation, OperationOptions, OperationReply, ReplyStream};
 pub(crate) use self::pool::Lease;
@@ -38,12 +42,14 @@ use wasmcage_core::telemetry::{self, LevelCell};
 pub struct Resources {
     cage: Arc<str>,
     level: Arc<LevelCell>,
+    make: Arc<MakeResource>,
     by_name: RwLock<BTreeMap<String, Arc<LiveResource>>>,
 }
 
 impl Resources {
-    pub fn new(cage: &str, level: Arc<LevelCell>) -> Self {
-        Self { cage: cage.into(), level, by_name: RwLock::default() }
+    /// `make` knows the protocols.
+    pub fn new(cage: &str, level: Arc<LevelCell>, make: Arc<MakeResource>) -> Self {
+        Self { cage: cage.into(), level, make, by_name: RwLock::default() }
     }
 
     /// Takes over a configuration that was checked: what is new or changed is made, what is gone is drained. Operations that
@@ -59,7 +65,7 @@ impl Resources {
             if by_name.get(name).is_some_and(|live| live.config() == resource) {
                 continue;
             }
-            match LiveResource::start(self.cage.clone(), self.level.clone(), resource.clone()) {
+            match LiveResource::start(self.cage.clone(), self.level.clone(), resource.clone(), &*self.make) {
                 Ok(live) => {
                     if let Some(old) = by_name.insert(name.clone(), Arc::new(live)) {
                         old.close();

@@ -14,9 +14,8 @@ use super::{
     CacheSettings, Caller, Lease, OpenReply, Operation, OperationOptions, OperationReply, Phase, PoolSettings,
     ResourceError, guarded,
 };
-use wasmcage_config::{ConfigError, ResourceConfig};
-use wasmcage_protocol as protocol;
 use crate::Resource;
+use wasmcage_config::{ConfigError, ResourceConfig, Section};
 use wasmcage_core::readings::{Readings, ReadingsSnapshot};
 use wasmcage_core::request::Deadline;
 use wasmcage_core::telemetry::{Gate, LevelCell};
@@ -31,15 +30,17 @@ pub struct Built {
     pub(super) cache: Option<CacheSettings>,
 }
 
+/// Has the protocol of that name make the resource that a section describes; fails with all mistakes of the section.
+pub type MakeResource = dyn Fn(&str, Section) -> Result<Box<dyn Resource>, ConfigError> + Send + Sync;
+
 /// Makes a resource without connecting it, which is how a configuration is checked, too.
 ///
 /// # Errors
 /// All mistakes of its section.
-pub fn build(config: &ResourceConfig) -> Result<Built, ConfigError> {
-    let protocol = protocol::find(&config.protocol).expect("the configuration names known protocols only");
+pub fn build(config: &ResourceConfig, make: &MakeResource) -> Result<Built, ConfigError> {
     let section = config.section.clone();
     let (pool, cache) = (PoolSettings::read(&section), CacheSettings::read(&section));
-    Ok(Built { resource: protocol.resource(section)?, pool, cache })
+    Ok(Built { resource: make(&config.protocol, section)?, pool, cache })
 }
 
 pub struct LiveResource {
@@ -56,8 +57,13 @@ pub struct LiveResource {
 impl LiveResource {
     /// # Errors
     /// The protocol's, when what the section names has changed since it was checked.
-    pub(super) fn start(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig) -> Result<Self, ConfigError> {
-        let built = build(&config)?;
+    pub(super) fn start(
+        cage: Arc<str>,
+        level: Arc<LevelCell>,
+        config: ResourceConfig,
+        make: &MakeResource,
+    ) -> Result<Self, ConfigError> {
+        let built = build(&config, make)?;
         Ok(Self::new(cage, level, config, built))
     }
 

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use super::guarded::guarded;
 use super::{Phase, PoolSettings, ResourceError};
-use wasmcage_core::admission::{Admission, Place, Refusal};
 use crate::{Connection, Resource, Reuse};
+use wasmcage_core::admission::{Admission, Place, Refusal};
 use wasmcage_core::request::Deadline;
 
 /// Operations that wait for a connection; past it: overloaded.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
-use wasmcage_resource::locks::Locks;
 use crate::module::room::CageRoom;
-use wasmcage_resource::Resources;
-use wasmcage_store::Store;
 use wasmcage_core::task::Tasks;
+use wasmcage_resource::Resources;
+use wasmcage_resource::locks::Locks;
+use wasmcage_store::Store;
 
 /// One for a cage; a clone is the same.
 #[derive(Clone)]

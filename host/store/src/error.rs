@@ -45,3 +45,15 @@ pub(super) fn failed(error: impl Into<redb::Error>) -> StoreError {
         _ => error.to_string(),
     })
 }
+
+impl From<StoreError> for DispatchError {
+    fn from(error: StoreError) -> Self {
+        let text = error.to_string();
+        match error {
+            StoreError::Invalid(_) => Self::BadRequest(text),
+            StoreError::QuotaExceeded(_) | StoreError::Unavailable(_) => Self::Overloaded(text),
+            StoreError::Conflict(_) => Self::Failed(text),
+            StoreError::TimedOut => Self::DeadlineExceeded(text),
+        }
+    }
+}

@@ -35,15 +35,9 @@ use self::group::{Job, Jobs, Order};
 use self::medium::{Directory, Medium};
 use self::opened::{Opened, contained};
 pub use self::space::Space;
-pub use self::state::{Outcome, Page, Quota, Range, StateValue, Step};
+pub use self::state::{Outcome, Page, Range, StateValue, Step};
 use wasmcage_core::request::Deadline;
-
-/// What the cage's configuration says of its store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreSettings {
-    /// With less room on the disk, nothing is written.
-    pub minimum_free_bytes: u64,
-}
+pub use wasmcage_core::store_settings::{Quota, StoreSettings};
 
 /// One for a cage. The file is opened when it is first needed or asked for, and made when something is first written.
 pub struct Store {

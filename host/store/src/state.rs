@@ -13,6 +13,7 @@ use super::calls::NewCall;
 use super::overlay::Overlay;
 use super::{Space, Store, StoreError};
 use wasmcage_core::request::Deadline;
+use wasmcage_core::store_settings::Quota;
 
 /// Of a key of a module.
 const KEY_BYTES_MAX: usize = 1_024;
@@ -30,21 +31,6 @@ const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 pub enum StateValue {
     Json(String),
     Bytes(Vec<u8>),
-}
-
-/// What a module may keep, or keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quota {
-    /// Of keys, values and entries of queues together.
-    pub bytes: u64,
-    /// Keys and entries of queues.
-    pub entries: u64,
-}
-
-impl Default for Quota {
-    fn default() -> Self {
-        Self { bytes: 1 << 30, entries: 10_000_000 }
-    }
 }
 
 /// Which keys a scan goes through, in the order of their bytes.

@@ -12,27 +12,26 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::host::{ServingLine, Shared, StartError};
+use crate::reload::Reload;
 use wasmcage_config as config;
 use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
-use wasmcage_runtime::dispatcher::Dispatcher;
-use wasmcage_protocol::Endpoint;
 use wasmcage_core::call::Member;
 use wasmcage_core::drain::Drain;
-use crate::host::{ServingLine, Shared, StartError};
+use wasmcage_core::readings::ReadingsSnapshot;
+use wasmcage_core::request::Deadline;
+use wasmcage_core::task::{self, PanicSnapshot, Tasks};
+use wasmcage_core::telemetry::{self, CageLog, LevelCell};
+use wasmcage_protocol::Endpoint;
+use wasmcage_protocol::{Interface, InterfaceContext, Protocols};
+use wasmcage_resource as resource;
+use wasmcage_resource::{MakeResource, ResourceSnapshot, Resources};
+use wasmcage_runtime::dispatcher::{Dispatcher, InterfaceDispatch};
 use wasmcage_runtime::module::Modules;
 use wasmcage_runtime::module::slot::{ModuleSnapshot, Slot};
 use wasmcage_runtime::module::watcher::{Watched, Watcher};
-use wasmcage_protocol as protocol;
-use wasmcage_protocol::{Interface, InterfaceContext};
-use wasmcage_core::readings::ReadingsSnapshot;
-use crate::reload::Reload;
-use wasmcage_core::request::Deadline;
-use wasmcage_resource as resource;
-use wasmcage_resource::{ResourceSnapshot, Resources};
 use wasmcage_runtime::services::Services;
 use wasmcage_store::{Quota, Store};
-use wasmcage_core::task::{self, PanicSnapshot, Tasks};
-use wasmcage_core::telemetry::{self, CageLog, LevelCell};
 
 /// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
 const LOAD_PATIENCE: Duration = Duration::from_secs(10);
@@ -88,12 +87,12 @@ impl Cage {
         }
         let config_error = |source| StartError::Config { cage: name.to_owned(), source };
         let read = Stamps::of(&config::files(root, name));
-        let loaded = load_config(root, name, &shared.node).map_err(config_error)?;
+        let loaded = load_config(root, name, &shared.node, &shared.protocols).map_err(config_error)?;
         let level = Arc::new(LevelCell::new(loaded.log_level));
         let log = CageLog::open(name, &shared.directories.logs(name), loaded.log_settings());
         let services = Services {
             store: Arc::new(Store::new(name, &shared.directories.state(name), loaded.store)),
-            resources: Arc::new(Resources::new(name, level.clone())),
+            resources: Arc::new(Resources::new(name, level.clone(), make_resource(&shared.protocols))),
             locks: Arc::default(),
             room: shared.room.cage(),
             background: TaskTracker::new(),
@@ -281,25 +280,30 @@ impl Drop for Cage {
 }
 
 /// The configuration, with every interface's section checked by its protocol.
-pub fn load_config(root: &Path, cage: &str, node: &str) -> Result<CageConfig, ConfigError> {
-    let config = config::load(root, cage, node)?;
+pub fn load_config(root: &Path, cage: &str, node: &str, protocols: &Protocols) -> Result<CageConfig, ConfigError> {
+    let config = config::load(root, cage, node, &protocols.infos(), protocols.left_out())?;
     let mut problems = ConfigError::default();
     for interface in config.interfaces.values().filter(|interface| interface.enabled) {
-        if let Err(error) = build(interface) {
+        if let Err(error) = build(interface, protocols) {
             problems = problems.merge(error);
         }
     }
     for resource in config.resources.values().filter(|resource| resource.enabled) {
-        if let Err(error) = resource::build(resource) {
+        if let Err(error) = resource::build(resource, &*make_resource(protocols)) {
             problems = problems.merge(error);
         }
     }
     problems.into_result(config)
 }
 
-fn build(interface: &InterfaceConfig) -> Result<Box<dyn Interface>, ConfigError> {
-    let protocol = protocol::find(&interface.protocol).expect("the configuration names known protocols only");
+fn build(interface: &InterfaceConfig, protocols: &Protocols) -> Result<Box<dyn Interface>, ConfigError> {
+    let protocol = protocols.find(&interface.protocol).expect("the configuration names known protocols only");
     protocol.interface(interface.section.clone())
+}
+
+fn make_resource(protocols: &Protocols) -> Arc<MakeResource> {
+    let protocols = protocols.clone();
+    Arc::new(move |protocol, section| protocols.resource(protocol, section))
 }
 
 impl Inner {
@@ -307,7 +311,8 @@ impl Inner {
     async fn follow(self: Arc<Self>, read: Stamps, signal: Arc<ConfigSignal>) {
         let (root, name, node) = (self.root.clone(), self.name.clone(), self.shared.node.clone());
         let files = config::files(&root, &name);
-        let reload = Reload::new(files, read, signal, move || load_config(&root, &name, &node));
+        let protocols = self.shared.protocols.clone();
+        let reload = Reload::new(files, read, signal, move || load_config(&root, &name, &node, &protocols));
         reload.run(|loaded| self.take(loaded)).await;
     }
 
@@ -387,32 +392,36 @@ impl Inner {
         interface: &InterfaceConfig,
         leaving: Vec<Arc<Endpoint>>,
     ) -> Running {
-        let protocol = protocol::find(&interface.protocol).expect("the configuration names known protocols only");
+        let protocols = &self.shared.protocols;
+        let protocol = protocols.find(&interface.protocol).expect("the configuration names known protocols only");
+        let slot = match protocol.has_module() {
+            true => self.modules.get_or_create(&interface.module),
+            false => Arc::new(Slot::new("".into())),
+        };
         let endpoint = Arc::new(Endpoint::new(
             interface.name.as_str().into(),
             protocol.name(),
             self.name.as_str().into(),
-            match protocol.has_module() {
-                true => self.modules.get_or_create(&interface.module),
-                false => Arc::new(Slot::new("".into())),
-            },
+            slot.name.clone(),
             interface.timeout.unwrap_or(config.request_timeout),
-            protocol.choice(interface.export),
         ));
         let drain = self.drain.child();
+        let choice = protocol.choice(interface.export);
         let cx = InterfaceContext {
-            dispatcher: self.dispatcher.clone(),
+            dispatch: Arc::new(InterfaceDispatch::new(self.dispatcher.clone(), endpoint.clone(), slot, choice)),
             endpoint: endpoint.clone(),
             drain: drain.clone(),
             lanes: self.shared.lanes.clone(),
-            services: self.services.clone(),
+            store: self.services.store.clone(),
+            tasks: self.services.tasks.clone(),
             node: self.shared.node.as_str().into(),
             runtime_directory: self.shared.runtime_directory.clone(),
             bodies: self.shared.bodies.clone(),
         };
         let error = Arc::default();
         // The cage's own drain waits for every interface, a replaced one included.
-        let (kept, token) = (keep_running(interface.clone(), cx, Arc::clone(&error)), self.drain.token());
+        let (kept, token) =
+            (keep_running(interface.clone(), protocols.clone(), cx, Arc::clone(&error)), self.drain.token());
         tokio::spawn(self.services.tasks.watched("interface", async move {
             let _token = token;
             all_silent(leaving).await;
@@ -429,12 +438,17 @@ async fn all_silent(leaving: Vec<Arc<Endpoint>>) {
 }
 
 /// Runs an interface until it is drained; one that fails is logged and tried again.
-async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<Mutex<Option<String>>>) {
+async fn keep_running(
+    config: InterfaceConfig,
+    protocols: Protocols,
+    cx: InterfaceContext,
+    error: Arc<Mutex<Option<String>>>,
+) {
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
     let mut pause = RETRY_FIRST;
     loop {
         let started = Instant::now();
-        let built = build(&config).expect("the section was checked when the configuration was read");
+        let built = build(&config, &protocols).expect("the section was checked when the configuration was read");
         let ended = tokio::select! {
             ended = task::caught_async(built.run(cx.clone())) => ended,
             () = cx.drain.forcing() => Ok(Ok(())),
@@ -451,7 +465,7 @@ async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<
                 text
             }
             Err(panic) => {
-                cx.services.tasks.report(&format!("interface {interface}"), &panic);
+                cx.tasks.report(&format!("interface {interface}"), &panic);
                 panic.to_string()
             }
         };

@@ -8,20 +8,21 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use wasmcage_core::body_budget::BodyBudget;
 use crate::cage::{Cage, CageSnapshot};
 use wasmcage_config::ConfigError;
+use wasmcage_core::body_budget::BodyBudget;
 use wasmcage_core::directories::Directories;
-use wasmcage_runtime::dispatcher::Cages;
 use wasmcage_core::lanes::Lanes;
+use wasmcage_core::{task, telemetry};
+use wasmcage_protocol::Protocols;
+use wasmcage_runtime::dispatcher::Cages;
 use wasmcage_runtime::module::cache::{self, CACHE_BYTES_MAX, Cache};
-use wasmcage_runtime::module::compile_worker;
 use wasmcage_runtime::module::compiler::Compiler;
 use wasmcage_runtime::module::engine::Engines;
 use wasmcage_runtime::module::loader::Loader;
 use wasmcage_runtime::module::room::Room;
+use wasmcage_runtime::module::{COMPILE_VARIABLE, compile_worker};
 use wasmcage_store::Store;
-use wasmcage_core::{task, telemetry};
 
 /// Between two looks at instances that nobody uses.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -51,10 +52,16 @@ pub struct HostOptions {
     /// A `wasmcage`, which has the `compile` subcommand, or a program that calls `compile_when_asked` first of all. Must be
     /// named: an embedder's own program would do anything when it is run.
     pub compiler: Option<PathBuf>,
+    /// What `protocol = ".."` in `cage.toml` may name.
+    pub protocols: Protocols,
 }
 
 impl HostOptions {
-    pub fn new(root: impl Into<PathBuf>, cages: impl IntoIterator<Item = impl Into<String>>) -> Self {
+    pub fn new(
+        root: impl Into<PathBuf>,
+        cages: impl IntoIterator<Item = impl Into<String>>,
+        protocols: Protocols,
+    ) -> Self {
         let cages = cages.into_iter().map(Into::into).collect();
         Self {
             root: root.into(),
@@ -67,6 +74,7 @@ impl HostOptions {
             logs: None,
             runtime_directory: None,
             compiler: None,
+            protocols,
         }
     }
 
@@ -124,6 +132,7 @@ pub struct Shared {
     /// For bodies that are kept whole.
     pub bodies: Arc<BodyBudget>,
     pub directories: Directories,
+    pub protocols: Protocols,
     _engines: Arc<Engines>,
 }
 
@@ -146,12 +155,21 @@ impl Shared {
         let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
         let (room, bodies) = (Room::of_machine(), Arc::new(BodyBudget::of_machine()));
         let cages = Arc::default();
-        Ok(Self { lanes, loader, cages, room, node, runtime_directory, bodies, directories, _engines: engines })
+        let protocols = options.protocols.clone();
+        Ok(Self {
+            lanes,
+            loader,
+            cages,
+            room,
+            node,
+            runtime_directory,
+            bodies,
+            directories,
+            protocols,
+            _engines: engines,
+        })
     }
 }
-
-/// Set for a program that is run to compile a module.
-pub(crate) const COMPILE_VARIABLE: &str = "WASMCAGE_COMPILE";
 
 /// Compiles a module when that is what this process was started for, and returns its exit code. For programs that embed the
 /// host and name themselves, `/proc/self/exe`, as its compiler: they call this first of all.
@@ -343,7 +361,7 @@ mod tests {
     #[test]
     fn an_embedders_program_is_never_run_to_compile_unasked() {
         let root = tempfile::tempdir().unwrap();
-        let error = Shared::new(&HostOptions::new(root.path(), ["a"])).err().unwrap();
+        let error = Shared::new(&HostOptions::new(root.path(), ["a"], Protocols::default())).err().unwrap();
         assert!(
             matches!(error, StartError::NoCompiler) && error.to_string().contains("HostOptions::compiler"),
             "{error}"

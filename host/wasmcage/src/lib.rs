@@ -1,34 +1,10 @@
-//! wasmcage: a host for WebAssembly components.
+//! wasmcage: a host for WebAssembly components. This crate is for programs that embed it; the program `wasmcage` is one.
 //!
-//! The way of a request: `protocol/<p>/interface.rs` takes it, `request.rs` is its shape, `dispatcher/` admits and routes
-//! it, `module/` runs it (slot, version, instance), and `host_api/` is what the guest may ask for meanwhile.
+//! The way of a request: the interface of a protocol takes it, the dispatcher of the runtime admits and routes it, a module
+//! runs it, and asks the host for what it needs meanwhile.
 
-mod admission;
-pub mod body_budget;
 pub mod cage;
-pub mod config;
-pub mod directories;
-pub mod dispatcher;
-pub mod drain;
-pub mod file_identity;
 pub mod host;
-pub mod host_api;
-pub mod keys;
-pub mod lanes;
-pub mod locks;
-mod machine;
-pub mod module;
-pub mod private;
-pub mod protocol;
-pub mod readings;
-pub mod regular_file;
 mod reload;
-pub mod request;
-pub mod resource;
-pub mod services;
-pub mod store;
-pub mod task;
-pub mod telemetry;
-pub mod transaction;
-pub mod unix_socket;
-pub mod web_client;
+
+pub use wasmcage_protocol::Protocols;

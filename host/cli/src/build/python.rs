@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn every_wit_file_is_carried_along() {
-        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit");
         let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
         let mut files: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
         files.sort();

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use wasmcage::host::{host_name, runtime_directory};
 use wasmcage_core::call::{COMMAND_LINE, Call, Remote as _};
 use wasmcage_core::error::DispatchError;
-use wasmcage::host::{host_name, runtime_directory};
 use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::Payload;
+use wasmcage_core::task::Tasks;
 use wasmcage_fabric::LanConfig;
 use wasmcage_fabric::fabric::{CopyId, Limits, Local};
 use wasmcage_fabric::lan::Lan;
-use wasmcage_core::request::Payload;
-use wasmcage_core::task::Tasks;
 
 use super::CommandError;
 use crate::control::Refusal;

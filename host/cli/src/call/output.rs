@@ -5,9 +5,9 @@ use std::io::{self, IsTerminal as _};
 use wasmcage_core::request::Payload;
 
 use super::{CommandError, Content, CopyAnswer};
-use crate::{print, print_bytes};
 use crate::control::{Refusal, Reply};
 use crate::supervisor::{FAILED, STOPPED};
+use crate::{print, print_bytes};
 
 /// Prints one result.
 pub(crate) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {

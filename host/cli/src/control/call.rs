@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wasmcage_core::error::DispatchError;
-use wasmcage_runtime::dispatcher::OperatorCall;
 use wasmcage_core::request::{Payload, RetriedOptions};
+use wasmcage_runtime::dispatcher::OperatorCall;
 
 use super::{CONTENT_BYTES_MAX, Refusal, Reply};
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use wasmcage_runtime::dispatcher::retried_arguments;
 use wasmcage_core::request::Deadline;
+use wasmcage_runtime::dispatcher::retried_arguments;
 use wasmcage_store::{CallsWanted, Store, StoreError};
 
 use super::call::Content;

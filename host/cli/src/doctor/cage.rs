@@ -6,16 +6,16 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 use wasmcage::host::runtime_directory;
-use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
-use wasmcage_fabric::LanConfig;
-use wasmcage_fabric::discovery::Registry;
 use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_core::unix_socket;
+use wasmcage_fabric::LanConfig;
+use wasmcage_fabric::discovery::Registry;
+use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
 
 use super::{Findings, OnLan, Verdict, peer};
-use crate::{CommandError, directories, holder};
 use crate::control;
 use crate::supervisor::pid_lock::Holder;
+use crate::{CommandError, directories, holder};
 
 /// What a running cage says of its interface `rpc`.
 struct Running {

@@ -8,9 +8,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use wasmcage::host::runtime_directory;
-use wasmcage_fabric::discovery::{Registry, multicast_interfaces, probe};
 use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_core::unix_socket;
+use wasmcage_fabric::discovery::{Registry, multicast_interfaces, probe};
 
 use super::{Findings, OnLan, Verdict, flocks};
 

@@ -12,8 +12,8 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
 use wasmcage_config::CageConfig;
-use wasmcage_fabric::{FabricConfig, LanConfig, RpcConfig};
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_fabric::{FabricConfig, LanConfig, RpcConfig};
 
 use super::{CommandError, RootArg, completion, config, print, selected};
 use crate::supervisor::{FAILED, STOPPED};

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use wasmcage_fabric::keys::{Keys, handshake_reason};
-use wasmcage_fabric::discovery::PeerAddress;
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_fabric::discovery::PeerAddress;
+use wasmcage_fabric::keys::{Keys, handshake_reason};
 
 /// For each step.
 const PATIENCE: Duration = Duration::from_secs(1);

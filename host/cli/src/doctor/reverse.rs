@@ -4,13 +4,13 @@
 use std::path::Path;
 
 use wasmcage_config::CageConfig;
-use wasmcage_fabric::keys::{Identity, Keys};
-use wasmcage_fabric::ReverseConfig;
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_fabric::ReverseConfig;
+use wasmcage_fabric::keys::{Identity, Keys};
 
 use super::{Findings, cage};
-use crate::{CommandError, holder};
 use crate::supervisor::pid_lock::Holder;
+use crate::{CommandError, holder};
 
 /// An interface of protocol `reverse-rpc`.
 pub(super) struct Reverse {

@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use wasmcage_config::{DEFAULT_FLOCK, is_flock_name};
-use wasmcage_fabric::keys::{Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY, KeysError, authority_directory, certificates_in, peer_identity};
 use wasmcage_core::telemetry::utc;
+use wasmcage_fabric::keys::{
+    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY,
+    KeysError, authority_directory, certificates_in, peer_identity,
+};
 
 use super::{CommandError, RootArg, cages_in, check_cage, config, print};
 use crate::supervisor::STOPPED;

@@ -6,8 +6,11 @@ use std::time::SystemTime;
 
 use clap::Args;
 use serde_json::{Value, json};
-use wasmcage_fabric::keys::{Authority, CA_FILE, CERTIFICATE_FILE, CertificateInfo, Identity, KEYS_DIRECTORY, Keys, Validity, authority_directory, certificates_in};
 use wasmcage_core::telemetry::{error_chain, utc};
+use wasmcage_fabric::keys::{
+    Authority, CA_FILE, CERTIFICATE_FILE, CertificateInfo, Identity, KEYS_DIRECTORY, Keys, Validity,
+    authority_directory, certificates_in,
+};
 
 use super::{CommandError, RootArg, cages_in, check_cage, config, flag, keys_directory, print};
 use crate::supervisor::{FAILED, STOPPED};

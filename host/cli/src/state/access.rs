@@ -8,10 +8,10 @@ use tokio::runtime::Runtime;
 use wasmcage_config::CageConfig;
 use wasmcage_store::Store;
 
-use crate::{CommandError, check_cage, config, directories, holder};
 use crate::control::state::{StateRequest, perform};
 use crate::control::{CLIENT_TIMEOUT, ControlError, Refusal, ask_patiently};
 use crate::supervisor::pid_lock::Holder;
+use crate::{CommandError, check_cage, config, directories, holder};
 
 /// The state of one cage.
 pub(super) struct Access<'a> {

@@ -5,9 +5,9 @@ use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
 
 use super::access::Access;
-use crate::{CommandError, RootArg, completion, print};
 use crate::control::state::{Compacted, StateRequest};
 use crate::supervisor::STOPPED;
+use crate::{CommandError, RootArg, completion, print};
 
 /// Give the room of deleted data back to the disk
 ///

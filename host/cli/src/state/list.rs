@@ -6,10 +6,10 @@ use serde_json::json;
 use wasmcage_config::nearest;
 
 use super::access::Access;
-use crate::{CommandError, RootArg, completion, print};
 use crate::control::call::Content;
 use crate::control::state::{Entries, ModuleLine, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;
+use crate::{CommandError, RootArg, completion, print};
 
 /// Keys that are asked for at once.
 const PAGE_KEYS: usize = 1_000;

@@ -11,10 +11,10 @@ use serde_json::value::RawValue;
 
 use super::access::Access;
 use super::list::check_module;
-use crate::{CommandError, RootArg, completion, progress};
 use crate::control::call::Content;
 use crate::control::state::{Entries, Item, ModuleLine, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;
+use crate::{CommandError, RootArg, completion, progress};
 
 /// Entries that are fetched at once.
 const PAGE_ENTRIES: usize = 1_000;

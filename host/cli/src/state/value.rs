@@ -10,10 +10,10 @@ use wasmcage_config::{SHARED_DIRECTORY, nearest};
 
 use super::access::Access;
 use super::list::{check_module, hint};
-use crate::{CommandError, RootArg, call, completion, config, print};
 use crate::control::call::Content;
 use crate::control::state::{Item, ModuleLine, StateRequest};
 use crate::supervisor::STOPPED;
+use crate::{CommandError, RootArg, call, completion, config, print};
 
 /// Names a key.
 #[derive(Debug, Args)]

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
-use wasmcage_core::directories::Directories;
 use wasmcage::host::{Host, HostOptions, ServingLine, StartError};
+use wasmcage_core::directories::Directories;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::telemetry::{self, CageLog, LogSettings, error_chain};
 use wasmcage_core::unix_socket::NamedListener;
@@ -135,7 +135,7 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
 
 fn host_options(options: &RunOptions) -> HostOptions {
     let Directories { root, state, logs } = options.directories.clone();
-    let mut host_options = HostOptions::new(root, options.cages.iter().cloned());
+    let mut host_options = HostOptions::new(root, options.cages.iter().cloned(), options.protocols.clone());
     (host_options.state, host_options.logs) = (state, logs);
     host_options.lanes = options.lanes;
     host_options.compiler = Some(OWN_PROGRAM.into());

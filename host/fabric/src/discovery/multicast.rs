@@ -14,8 +14,8 @@ use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, Servic
 use parking_lot::{Mutex, MutexGuard};
 
 use super::{Address, Found, Listener, News, Sighting};
-use wasmcage_config::{is_flock_name, is_name};
 use crate::fabric::{CopyId, Local};
+use wasmcage_config::{is_flock_name, is_name};
 use wasmcage_core::task::caught;
 
 /// The port of multicast DNS.
@@ -565,7 +565,10 @@ mod tests {
     async fn copies_find_each_other_and_say_goodbye() {
         let port = free_port();
         if let Err(error) = probe(port, Ipv4Addr::LOCALHOST) {
-            println!("NOT RUN: no multicast over the loopback interface: {}", wasmcage_core::telemetry::error_chain(&error));
+            println!(
+                "NOT RUN: no multicast over the loopback interface: {}",
+                wasmcage_core::telemetry::error_chain(&error)
+            );
             return;
         }
         let patience = Duration::from_secs(20);

@@ -14,8 +14,8 @@ use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Address, Found, Listener, News, Sighting};
-use wasmcage_config::is_name;
 use crate::fabric::CopyId;
+use wasmcage_config::is_name;
 use wasmcage_core::task::Tasks;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;

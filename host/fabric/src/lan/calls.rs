@@ -10,13 +10,13 @@ use super::Inner;
 use super::choice::{Choice, choose};
 use super::copies::Known;
 use super::copy::Copy;
-use wasmcage_config::nearest;
-use wasmcage_core::call::Call;
-use wasmcage_core::error::DispatchError;
 use crate::envelope;
 use crate::fabric::CopyId;
 use crate::link::LinkError;
 use crate::link::frame::Refusal;
+use wasmcage_config::nearest;
+use wasmcage_core::call::Call;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Deadline, Payload};
 
 /// A copy that multicast or a configured address leads to is known this long after the start at the latest.

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use super::dial::Place;
 use super::gauge::{Gauge, Standing};
-use wasmcage_core::call::Member;
 use crate::discovery::{Address, Found};
 use crate::fabric::CopyId;
 use crate::link::Link;
+use wasmcage_core::call::Member;
 
 /// Ways to reach one copy.
 pub(super) const WAYS_MAX: usize = 16;

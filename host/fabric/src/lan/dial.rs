@@ -19,12 +19,12 @@ use tokio_rustls::TlsConnector;
 use super::copy::Copy;
 use super::gauge::Gauge;
 use super::{Answerer, Inner};
-use crate::keys::{self, Keys};
-use wasmcage_core::lanes::Lanes;
 use crate::discovery::{Address, Found};
 use crate::fabric::{CopyId, Service};
+use crate::keys::{self, Keys};
 use crate::link::frame::Hello;
 use crate::link::{self, Link};
+use wasmcage_core::lanes::Lanes;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;
 

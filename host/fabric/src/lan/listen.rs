@@ -14,17 +14,17 @@ use tokio_rustls::TlsAcceptor;
 use super::dial::own_user;
 use super::handshakes::Handshakes;
 use super::{Answerer, Inner, told};
-use wasmcage_core::call::COMMAND_LINE;
-use wasmcage_core::drain::Drain;
-use crate::keys;
-use wasmcage_protocol::InterfaceError;
 use crate::discovery::Address;
 use crate::fabric::{CopyId, Service};
+use crate::keys;
 use crate::link::frame::Hello;
 use crate::link::{self, Link};
 use crate::places::{Place, Places};
+use wasmcage_core::call::COMMAND_LINE;
+use wasmcage_core::drain::Drain;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket::NamedListener;
+use wasmcage_protocol::InterfaceError;
 
 /// From the connection to the end of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);

@@ -6,7 +6,9 @@ use std::time::Duration;
 use super::Inner;
 use super::copy::Copy;
 use super::dial::Connection;
-use crate::discovery::{Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Sighting, Watch};
+use crate::discovery::{
+    Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Sighting, Watch,
+};
 use crate::fabric::CopyId;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;

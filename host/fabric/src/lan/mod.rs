@@ -42,15 +42,15 @@ use super::envelope::{self, Message};
 use super::fabric::{Fabric, Limits, Local, Service};
 use super::link::frame::Hello;
 use super::link::{Answering, Link, SessionLimits};
-use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
-use wasmcage_core::error::DispatchError;
-use wasmcage_core::drain::Drain;
 use crate::keys::{Identity, WatchedKeys};
+use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
+use wasmcage_core::drain::Drain;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_protocol::InterfaceError;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task::{Tasks, caught_async};
 use wasmcage_core::telemetry::Gate;
+use wasmcage_protocol::InterfaceError;
 
 /// How long a cage that stops waits for connections that are greeting.
 const GREETING_TIME: Duration = Duration::from_secs(1);

@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 use super::copy::Copy;
 use super::dial::Connection;
 use super::{Inner, Lan};
-use wasmcage_core::drain::Drain;
 use crate::discovery::{Address, Found};
 use crate::fabric::{CopyId, Service};
+use wasmcage_core::drain::Drain;
 
 /// Between two attempts at a copy.
 const RETRY: Duration = Duration::from_millis(400);

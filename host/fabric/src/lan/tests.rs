@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use crate::keys::{Authority, KEYS_DIRECTORY};
 use crate::contract::{Bench, Running, call, contract};
 use crate::fabric::CopyId;
+use crate::keys::{Authority, KEYS_DIRECTORY};
 use crate::link::frame::{self, Refusal};
 use crate::link::{greet, say_bye};
 

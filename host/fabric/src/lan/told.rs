@@ -5,9 +5,9 @@
 
 use bytes::{Buf as _, BufMut as _};
 
-use wasmcage_config::is_name;
 use crate::discovery::{Address, Found, PeerAddress, Sighting};
 use crate::fabric::CopyId;
+use wasmcage_config::is_name;
 
 /// Members in one frame.
 pub(super) const MEMBERS_MAX: usize = 500;

@@ -23,11 +23,11 @@ use super::members::BEAT_INTERVAL;
 use super::packet::{Content, Life, Opening, Packet, WINDOW_BYTES, WINDOW_MESSAGES, last_token};
 use wasmcage_config::is_name;
 use wasmcage_core::call::Call;
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task;
+use wasmcage_protocol::InterfaceError;
 
 /// A call that is not answered by then is said to be taken.
 const TAKEN_AFTER: Duration = Duration::from_millis(20);

@@ -9,8 +9,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use wasmcage_config::{ConfigError, Section};
-use wasmcage_protocol::InterfaceError;
 use wasmcage_core::regular_file;
+use wasmcage_protocol::InterfaceError;
 
 const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
 /// Commands that wait for the connection. Beyond them callers wait, up to their deadlines. With `MESSAGE_BYTES_MAX` this

@@ -65,11 +65,11 @@ use self::packet::{Content, MESSAGE_BYTES_MAX, Packet, Subjects, last_token};
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
 use super::places::Places;
 use wasmcage_core::call::{Call, Member, Remote};
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task::Tasks;
+use wasmcage_protocol::InterfaceError;
 
 /// How often calls in flight are looked after.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);

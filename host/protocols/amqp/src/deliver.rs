@@ -26,10 +26,10 @@ use super::replies::{NotSent, Replies};
 use super::settle::Verdict;
 use super::value::check_frame;
 use wasmcage_core::error::DispatchError;
-use wasmcage_protocol::InterfaceContext;
 use wasmcage_core::readings;
 use wasmcage_core::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
 use wasmcage_core::task::Panic;
+use wasmcage_protocol::InterfaceContext;
 
 /// Before a message goes back to its queue through no fault of its own: without a pause it would be here again at once.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
@@ -108,7 +108,7 @@ impl Receiver {
     /// A bug of the host's at a message of this queue.
     pub(super) fn panicked(&self, queue: &str, panic: &Panic) {
         let part = format!("interface {}, queue {queue}", self.cx.endpoint.interface);
-        self.cx.services.tasks.report(&part, panic);
+        self.cx.tasks.report(&part, panic);
     }
 
     /// What becomes of the delivery.
@@ -295,8 +295,8 @@ impl Receiver {
         argument: &str,
     ) -> Result<String, DispatchError> {
         let arguments = Payload::Json(format!("{{\"args\":[{argument}]}}"));
-        let InterfaceContext { dispatcher, endpoint, .. } = &self.cx;
-        match dispatcher.call_for(endpoint, context.clone(), &function.module, &function.name, arguments).await? {
+        let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
+        match dispatch.call(context.clone(), &function.module, &function.name, arguments).await? {
             Payload::Json(text) => Ok(text),
             Payload::Bytes(_) | Payload::Values(_) => {
                 Err(DispatchError::Failed(format!("{function} returned bytes, where JSON was expected")))
@@ -334,14 +334,14 @@ impl Receiver {
         headers: Vec<(String, String)>,
         body: Bytes,
     ) -> Result<Reply, DispatchError> {
-        let InterfaceContext { dispatcher, endpoint, .. } = &self.cx;
-        let Some(route) = endpoint.route()? else {
+        let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
+        let Some(route) = dispatch.route()? else {
             self.events.no_module(&endpoint.module);
             self.count(readings::Outcome::NotFound);
             return Err(DispatchError::NoSuchModule(endpoint.module.to_string()));
         };
         let request = Request { context, action: action.to_owned(), target, headers, body, body_room: None };
-        dispatcher.handle(endpoint, route, request).await
+        dispatch.handle(route, request).await
     }
 
     pub(super) async fn reply_with(

@@ -21,8 +21,8 @@ use super::operation::Outgoing;
 use super::producer::{ALONE_BYTES, BLOCKED, Sent, check_frames, unconfirmed};
 use super::topology::Exchange;
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Phase, ResourceError};
 use wasmcage_core::task::caught_async;
+use wasmcage_resource::{Phase, ResourceError};
 
 /// Participants whose messages are sent together at most.
 const TOGETHER_MAX: usize = 256;

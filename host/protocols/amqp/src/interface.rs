@@ -19,8 +19,8 @@ use super::events::Events;
 use super::link::{Link, Live, Purpose};
 use super::replies::Replies;
 use super::topology::Binding;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::request::Deadline;
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 
 /// Between looks at what is declared.
 const LOOK: Duration = Duration::from_secs(10);

@@ -29,8 +29,9 @@ mod value;
 use self::config::AmqpConfig;
 use self::interface::AmqpInterface;
 use self::resource::AmqpResource;
-use super::{Interface, Protocol, Resource};
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::{Interface, Protocol};
+use wasmcage_resource::Resource;
 
 pub struct Amqp;
 

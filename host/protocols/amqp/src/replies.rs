@@ -99,9 +99,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use wasmcage_config::testing::section;
-    use wasmcage_config::AmqpConfig;
     use crate::link::Purpose;
+    use wasmcage_config::AmqpConfig;
+    use wasmcage_config::testing::section;
 
     #[tokio::test]
     async fn a_reply_waits_for_the_channel_of_another_no_longer_than_it_may() {

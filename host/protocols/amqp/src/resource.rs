@@ -26,8 +26,8 @@ use super::rpc::{ReplyPlace, ReplyQueue, check_length, declare};
 use super::topology::{Exchange, exchanges, is_the_brokers_own, key};
 use super::value::short;
 use wasmcage_config::{ConfigError, Section};
-use wasmcage_resource::{Connection, Resource};
 use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, OperationReply, Phase, ResourceError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;

@@ -13,8 +13,9 @@ mod temporary;
 #[cfg(test)]
 mod tests;
 
-use super::{Interface, Protocol, Resource};
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::{Interface, Protocol};
+use wasmcage_resource::Resource;
 
 const NAME: &str = "file";
 /// One day.

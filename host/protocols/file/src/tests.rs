@@ -10,9 +10,9 @@ use tempfile::TempDir;
 
 use super::File;
 use wasmcage_config::testing::resource_section;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_protocol::Protocol as _;
 use wasmcage_core::request::Deadline;
+use wasmcage_protocol::Protocol as _;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, OperationReply, ResourceError};
 
 struct Bench {

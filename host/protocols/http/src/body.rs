@@ -12,8 +12,8 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::pulse::{Active, Pulse};
-use wasmcage_core::body_budget::{BodyRoom, NoRoom};
 use wasmcage_core::body::StreamBody;
+use wasmcage_core::body_budget::{BodyRoom, NoRoom};
 
 /// Memory taken ahead of a body's bytes; past it the buffer doubles as they come, up to what was announced.
 const RESERVED_BYTES_MAX: usize = 256 * 1024;

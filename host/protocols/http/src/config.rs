@@ -204,7 +204,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use wasmcage_config::Environment;
+    use wasmcage_config::{Environment, ProtocolInfo};
 
     /// The configuration of an interface with these lines.
     fn read(lines: &str) -> Result<HttpConfig, String> {
@@ -213,8 +213,8 @@ mod tests {
             cage: "runner",
             node: "node",
             directory: Path::new("/cages/runner"),
-            protocols: &["http"],
-            unnamed: &[],
+            protocols: &[ProtocolInfo::named("http")],
+            left_out: &[],
             variables: &|_| None,
         };
         let config =

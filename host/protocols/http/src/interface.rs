@@ -22,15 +22,14 @@ use super::page::{self, Reader, Refusal};
 use super::pulse::{Active, Pulse};
 use super::server::Server;
 use super::{head, reply};
+use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyShare, NoRoom};
 use wasmcage_core::error::DispatchError;
-use wasmcage_runtime::dispatcher::Dispatcher;
-use wasmcage_protocol::{Endpoint, Route, RouteKind};
-use wasmcage_core::body::StreamBody;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{Facts, Reply, RequestContext, RequestId};
 use wasmcage_core::task::{self, Panic};
+use wasmcage_protocol::{Dispatch, Endpoint, Route, RouteKind};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 
 /// HTTP's column of the error table.
 fn status(error: &DispatchError) -> StatusCode {
@@ -58,9 +57,9 @@ pub(super) struct HttpInterface {
 #[async_trait]
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let InterfaceContext { dispatcher, endpoint, drain, lanes, bodies, .. } = cx;
+        let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, .. } = cx;
         let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
-        let host = Host { dispatcher, endpoint: endpoint.clone() };
+        let host = Host { dispatch, endpoint: endpoint.clone() };
         let bodies = Arc::new(BodyShare::new(bodies));
         let server = Server::bind(Site { config: self.config, host, events, bodies }, lanes).await?;
         endpoint.announce(server.url());
@@ -108,7 +107,7 @@ pub(super) trait Backend: Send + Sync + 'static {
 }
 
 struct Host {
-    dispatcher: Dispatcher,
+    dispatch: Arc<dyn Dispatch>,
     endpoint: Arc<Endpoint>,
 }
 
@@ -132,7 +131,7 @@ impl Backend for Host {
     }
 
     fn has_had_module(&self) -> bool {
-        self.endpoint.has_had_module()
+        self.dispatch.has_had_module()
     }
 
     fn count_missing(&self) {
@@ -145,11 +144,11 @@ impl Backend for Host {
     }
 
     fn route(&self) -> Result<Option<(RouteKind, Route)>, DispatchError> {
-        Ok(self.endpoint.route()?.map(|route| (route.kind(), route)))
+        Ok(self.dispatch.route()?.map(|route| (route.kind(), route)))
     }
 
     async fn handle(&self, route: Route, request: wasmcage_core::request::Request) -> Result<Reply, DispatchError> {
-        self.dispatcher.handle(&self.endpoint, route, request).await
+        self.dispatch.handle(route, request).await
     }
 
     async fn stream(
@@ -159,7 +158,7 @@ impl Backend for Host {
         request: Request<StreamBody>,
         longest: Duration,
     ) -> Result<Response<StreamBody>, DispatchError> {
-        self.dispatcher.stream(&self.endpoint, route, context, request, longest).await
+        self.dispatch.stream(route, context, request, longest).await
     }
 }
 

@@ -17,8 +17,8 @@ use super::interface::{Backend, Site};
 use super::tls::Tls;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_protocol::InterfaceError;
 use wasmcage_core::task;
+use wasmcage_protocol::InterfaceError;
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

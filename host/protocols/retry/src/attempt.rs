@@ -7,10 +7,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::config::RetryConfig;
 use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
 use wasmcage_core::error::DispatchError;
-use wasmcage_protocol::InterfaceContext;
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
 use wasmcage_core::task;
+use wasmcage_protocol::InterfaceContext;
+use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
 
 /// How long a call that does not end at its deadline is waited for; guests are stopped there.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -33,7 +33,7 @@ impl Attempted {
         let ended = async {
             // A call whose attempt panics is made again later, like others, and not at once for ever.
             if let Err(panic) = task::caught_async(self.to_its_end()).await {
-                self.cx.services.tasks.report("an attempt at a retried call", &panic);
+                self.cx.tasks.report("an attempt at a retried call", &panic);
                 self.record(End::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
             }
         };
@@ -56,15 +56,15 @@ impl Attempted {
 
     async fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let sequence = self.sequence;
-        self.cx.services.store.aside(move |store| store.call_message(sequence)).await
+        self.cx.store.aside(move |store| store.call_message(sequence)).await
     }
 
     async fn made(&self, message: Vec<u8>) -> Result<(), DispatchError> {
-        let InterfaceContext { dispatcher, endpoint, .. } = &self.cx;
+        let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
         let expires_in = self.entry.expires_ms.map(|at| call_time(at).duration_since(SystemTime::now()));
         let timeout = endpoint.timeout().min(expires_in.map_or(endpoint.timeout(), Result::unwrap_or_default));
         let deadline = Deadline::after(timeout);
-        let attempt = dispatcher.attempt(endpoint, &endpoint.interface, &self.entry, message, deadline);
+        let attempt = dispatch.attempt(&self.entry, message, deadline);
         let ended = tokio::time::timeout_at(deadline.instant() + GRACE, attempt).await;
         ended.unwrap_or_else(|_| Err(DispatchError::DeadlineExceeded("it did not end at its deadline".into())))
     }
@@ -92,7 +92,7 @@ impl Attempted {
 
     /// The call keeps its place until its end is on record: what was done is not done again for the store's sake.
     async fn record(&self, end: End) {
-        let (store, queue) = (&self.cx.services.store, &self.cx.endpoint.interface);
+        let (store, queue) = (&self.cx.store, &self.cx.endpoint.interface);
         let mut trouble = Trouble::default();
         loop {
             let deadline = Deadline::after(WRITE_PATIENCE);
@@ -137,7 +137,7 @@ pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
     let (module, function) = (&target.module, &target.function);
     tracing::warn!(cage, interface, module, function, call = id, attempts, error, "call is given up");
     let Some(oldest) = displaced else { return };
-    if let Some(dropped) = cx.services.store.retried_queue(interface).displaced(Instant::now()) {
+    if let Some(dropped) = cx.store.retried_queue(interface).displaced(Instant::now()) {
         tracing::error!(
             cage,
             interface,

@@ -8,8 +8,8 @@ use tokio_util::task::TaskTracker;
 
 use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::request::Deadline;
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_store::{Begun, Look, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
@@ -34,7 +34,7 @@ struct Work {
 #[async_trait]
 impl Interface for RetryInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let queue = cx.services.store.retried_queue(&cx.endpoint.interface);
+        let queue = cx.store.retried_queue(&cx.endpoint.interface);
         cx.endpoint.announce(format!("queue:{}", cx.endpoint.interface));
         let work = Work { cx, config: self.config, queue, attempts: TaskTracker::new() };
         work.begin_all().await;
@@ -88,11 +88,11 @@ impl Work {
 
     async fn look(&self) -> Result<Look, StoreError> {
         let (name, rules) = (self.cx.endpoint.interface.clone(), self.config.rules);
-        self.cx.services.store.aside(move |store| store.look_for_calls(&name, &rules)).await
+        self.cx.store.aside(move |store| store.look_for_calls(&name, &rules)).await
     }
 
     async fn resume(&self) -> Result<(), StoreError> {
-        let (store, name) = (&self.cx.services.store, &self.cx.endpoint.interface);
+        let (store, name) = (&self.cx.store, &self.cx.endpoint.interface);
         store.ready().await;
         let look = self.look().await?;
         if !look.due && look.next_ms.is_none() {
@@ -103,7 +103,7 @@ impl Work {
 
     /// Begins what is due, as far as there are places. Returns how long nothing more will be.
     async fn begin_due(&self) -> Result<Duration, StoreError> {
-        let (store, name, rules) = (&self.cx.services.store, &self.cx.endpoint.interface, self.config.rules);
+        let (store, name, rules) = (&self.cx.store, &self.cx.endpoint.interface, self.config.rules);
         while self.cx.drain.unless_begun(store.ready()).await.is_some() {
             let places = self.config.concurrency.saturating_sub(self.queue.in_work().len());
             let look = self.look().await?;

@@ -7,8 +7,8 @@ mod interface;
 
 use self::config::RetryConfig;
 use self::interface::RetryInterface;
-use super::{Interface, Protocol};
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::{Interface, Protocol};
 
 pub struct Retry;
 

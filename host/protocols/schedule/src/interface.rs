@@ -13,10 +13,10 @@ use super::NAME;
 use super::planner::{CatchUp, Planner, Progress, Rules, Tick};
 use super::record::Record;
 use wasmcage_core::error::DispatchError;
-use wasmcage_protocol::{Endpoint, Route};
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::request::{Deadline, Facts, Request, RequestContext};
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_protocol::{Dispatch, Endpoint, Route};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 
 /// Between two looks at the clock, which may be set while nobody looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -53,7 +53,7 @@ struct Running {
 impl Running {
     async fn begin(rules: Rules, cx: InterfaceContext) -> Self {
         let record = (rules.catch_up != CatchUp::None)
-            .then(|| Record::new(cx.services.store.clone(), &cx.endpoint.interface, &rules.times.written));
+            .then(|| Record::new(cx.store.clone(), &cx.endpoint.interface, &rules.times.written));
         let known = match &record {
             Some(record) => record.load().await.map(Some),
             None => Ok(None),
@@ -114,7 +114,7 @@ impl Running {
     }
 
     fn make(&mut self, tick: Tick) {
-        let (endpoint, dispatcher) = (self.cx.endpoint.clone(), self.cx.dispatcher.clone());
+        let (endpoint, dispatch) = (self.cx.endpoint.clone(), self.cx.dispatch.clone());
         let (cage, interface) = (&*endpoint.cage, &*endpoint.interface);
         let time = self.rules.times.shown(tick.time).to_string();
         let mut headers = vec![("scheduled-time".to_owned(), time.clone())];
@@ -125,8 +125,8 @@ impl Running {
         let drain = self.cx.drain.clone();
         let work = async move {
             let route = tokio::select! {
-                route = module_of(&endpoint) => route,
-                () = drain.stopping() => endpoint.route(),
+                route = module_of(&*dispatch, &endpoint) => route,
+                () = drain.stopping() => dispatch.route(),
             };
             let (cage, interface, module) = (&*endpoint.cage, &*endpoint.interface, &*endpoint.module);
             let route = match route {
@@ -145,9 +145,9 @@ impl Running {
             let (action, target) = ("tick".to_owned(), endpoint.interface.to_string());
             let request = Request { context, action, target, headers, body: Bytes::new(), body_room: None };
             // The dispatcher has counted and told how it ended; nobody waits for the answer.
-            let _ = dispatcher.handle(&endpoint, route, request).await;
+            let _ = dispatch.handle(route, request).await;
         };
-        let work = self.cx.services.tasks.watched("a scheduled request", work).map(|_| ());
+        let work = self.cx.tasks.watched("a scheduled request", work).map(|_| ());
         self.ticks.spawn_on(work, self.cx.lanes.next());
     }
 
@@ -170,11 +170,11 @@ impl Running {
 
 /// The version that serves the request. A module whose file is there may still be compiled: it is waited for as long as the
 /// request may take.
-async fn module_of(endpoint: &Endpoint) -> Result<Option<Route>, DispatchError> {
+async fn module_of(dispatch: &dyn Dispatch, endpoint: &Endpoint) -> Result<Option<Route>, DispatchError> {
     let deadline = Deadline::after(endpoint.timeout());
     loop {
-        match endpoint.route()? {
-            None if endpoint.has_had_module() && !deadline.passed() => tokio::time::sleep(MODULE_LOOK).await,
+        match dispatch.route()? {
+            None if dispatch.has_had_module() && !deadline.passed() => tokio::time::sleep(MODULE_LOOK).await,
             found => return Ok(found),
         }
     }

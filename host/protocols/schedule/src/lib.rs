@@ -9,8 +9,8 @@ mod planner;
 mod record;
 mod times;
 
-use super::{Interface, Protocol};
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_protocol::{Interface, Protocol};
 
 const NAME: &str = "schedule";
 

@@ -8,8 +8,8 @@ use super::operation::{self, Statement};
 use super::rows::{Limits, Rows};
 use super::statement::{Dialect, Kind};
 use super::stream::ResultStream;
-use wasmcage_resource::{Connection, Reuse};
 use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Connection, Reuse};
 use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 
 const ISOLATION: &[(&str, &str)] = &[

@@ -59,9 +59,10 @@ use self::connection::Session;
 use self::driver::Driver;
 use self::settings::{Settings, Target};
 use self::statement::Dialect;
-use super::{Connection, Protocol, Resource};
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
+use wasmcage_protocol::Protocol;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, Phase, ResourceError};
 
 pub struct Sql;

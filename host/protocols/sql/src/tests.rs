@@ -8,15 +8,21 @@ use serde_json::{Value as Json, json};
 use super::Database;
 use super::settings::Settings;
 use wasmcage_config as config;
-use wasmcage_config::Environment;
-use wasmcage_resource::{Connection, Resource};
+use wasmcage_config::{Environment, ProtocolInfo};
 use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, Phase, ResourceError};
 
 fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
     let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");
-    let environment =
-        Environment { cage: "test", node: "n1", directory, protocols: &["sql"], unnamed: &[], variables: &|_| None };
+    let environment = Environment {
+        cage: "test",
+        node: "n1",
+        directory,
+        protocols: &[ProtocolInfo::named("sql")],
+        left_out: &[],
+        variables: &|_| None,
+    };
     let sources = [(directory.join("cage.toml"), toml)];
     let config = config::parse(&sources, &environment).map_err(|error| error.to_string())?;
     Settings::read(config.resources["db"].section.clone()).map_err(|error| error.to_string())

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use super::super::double::{Script, pool, resource};
-use super::super::{ResourceError, Resources};
-use wasmcage_config::Grants;
+use super::super::{Resource, ResourceError, Resources};
+use wasmcage_config::{ConfigError, Grants, Section};
 use wasmcage_core::telemetry::{Level, LevelCell};
+
+fn no_protocol(_: &str, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
+    Err(section.refused("nothing is made here"))
+}
 
 #[tokio::test]
 async fn a_module_uses_what_it_was_granted_and_is_told_what_to_write_otherwise() {
-    let resources = Resources::new("runner", Arc::new(LevelCell::new(Level::Error)));
+    let resources = Resources::new("runner", Arc::new(LevelCell::new(Level::Error)), Arc::new(no_protocol));
     let script = Script::new();
     for name in ["orders", "secrets"] {
         resources.by_name.write().insert(name.into(), resource(name, &script, pool(1), None));

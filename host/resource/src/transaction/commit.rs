@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 use super::worker::Decision;
 use super::{Done, Working};
-use wasmcage_core::request::Deadline;
 use crate::{Caller, Phase, ResourceError};
+use wasmcage_core::request::Deadline;
 
 /// What was decided is carried out even when the deadline comes meanwhile, within this.
 const COMMIT_TIME_MIN: Duration = Duration::from_secs(10);

@@ -18,8 +18,8 @@ pub use self::participant::{Done, ModuleStore, Participant};
 pub use self::policy::Policy;
 use self::policy::Verdict;
 use self::worker::{Decision, Worker};
-use wasmcage_core::request::Deadline;
 use crate::{Caller, Phase, ResourceError};
+use wasmcage_core::request::Deadline;
 use wasmcage_core::task::Tasks;
 
 /// Of one transaction.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use crate::{LiveResource, Operation, OperationReply, ResourceError};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use crate::{LiveResource, Operation, OperationReply, ResourceError};
 use wasmcage_store::{NewCall, Outcome, Quota, Step, Store};
 
 pub enum Participant {

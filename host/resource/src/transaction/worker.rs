@@ -12,8 +12,8 @@ use self::call::CallWorker;
 use self::operation::OperationWorker;
 use self::store::StoreWorker;
 use super::{Done, ModuleStore, Participant, ParticipantResult};
-use wasmcage_core::request::Deadline;
 use crate::{Caller, ResourceError};
+use wasmcage_core::request::Deadline;
 
 /// To commit. A decision that never comes is to roll back.
 pub(super) struct Decision {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::{Dispatcher, WeakDispatcher};
-use wasmcage_config::BindingTarget;
 use crate::module::binding::BoundFunction;
 use crate::module::version::Version;
+use wasmcage_config::BindingTarget;
 
 impl Dispatcher {
     /// The version that serves a module of this cage, or of another one of this process; none while none is known here.

@@ -7,17 +7,18 @@ use std::time::Duration;
 use futures_util::future::{OptionFuture, join, join_all};
 use tokio::time::Instant;
 
-use super::{
-    Call, DispatchError, Dispatcher, Endpoint, Member, Remote, contained, finish, hint, no_such_function, operator,
-};
-use wasmcage_core::admission::Entry;
-use wasmcage_config::InstanceMode;
+use super::{Dispatcher, contained, finish, hint, no_such_function};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
+use wasmcage_config::InstanceMode;
+use wasmcage_core::admission::Entry;
+use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
 use wasmcage_core::telemetry::Level;
+use wasmcage_protocol::Endpoint;
 
 /// How the copy of a cage that runs in this process is named among all copies.
 const LOCAL_COPY: &str = "local";
@@ -234,7 +235,7 @@ impl Dispatcher {
     /// Whether another cage, or the command line, may call this function here.
     pub(super) fn check_caller(&self, caller: &str, module: &str, function: &str) -> Result<(), DispatchError> {
         if *caller == *self.0.cage
-            || caller == operator::COMMAND_LINE
+            || caller == COMMAND_LINE
             || self.0.config.load().calls.permits(caller, module, function)
         {
             return Ok(());
@@ -309,7 +310,7 @@ impl Dispatcher {
         let Some((slot, version)) = slot.and_then(|slot| Some((slot.clone(), slot.current()?))) else {
             return Err(self.no_such_module(module));
         };
-        let context = self.tighten(context, &version);
+        let context = Self::tighten(context, &version);
         slot.readings.begin();
         let (came, mut begun) = (Instant::now(), None);
         let call = CallHere { slot: &slot, context: context.clone(), function, arguments, entry };

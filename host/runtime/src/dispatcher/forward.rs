@@ -7,13 +7,15 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{DispatchError, Dispatcher, StreamBody, contained};
-use wasmcage_core::admission::Entry;
-use wasmcage_config::BindingTarget;
+use super::{Dispatcher, contained};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
 use crate::module::web;
+use wasmcage_config::BindingTarget;
+use wasmcage_core::admission::Entry;
+use wasmcage_core::body::StreamBody;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::RequestContext;
 

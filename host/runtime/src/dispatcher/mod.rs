@@ -4,49 +4,40 @@
 mod abroad;
 mod bindings;
 mod calls;
-mod endpoint;
-pub mod envelope;
-mod error;
 mod forward;
+mod interface;
 mod operator;
-mod remote;
 mod retried;
-mod run_to_end;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http_body_util::combinators::UnsyncBoxBody;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use self::abroad::Abroad;
 pub use self::calls::CallOptions;
-pub use self::endpoint::{Endpoint, Route, RouteKind};
-pub use self::error::DispatchError;
-pub use self::operator::{COMMAND_LINE, OperatorCall};
-pub use self::remote::{Call, Member, Remote};
+pub use self::interface::InterfaceDispatch;
+pub use self::operator::OperatorCall;
 pub use self::retried::{RETRIED_ARGUMENTS_BYTES_MAX, retried_arguments};
-use self::run_to_end::RunToEnd;
-use wasmcage_core::admission::{Admission, Entry};
-use wasmcage_config as config;
-use wasmcage_config::CageConfig;
+use crate::module::Modules;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
-use crate::module::{Modules, web};
-use wasmcage_core::readings::Outcome;
-use wasmcage_core::request::{Reply, Request, RequestContext};
 use crate::services::Services;
+use wasmcage_config as config;
+use wasmcage_config::CageConfig;
+use wasmcage_core::admission::{Admission, Entry};
+use wasmcage_core::call::Remote;
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::readings::Outcome;
+use wasmcage_core::request::RequestContext;
 use wasmcage_core::task;
 use wasmcage_core::telemetry::{Gate, Level, LevelCell};
+use wasmcage_protocol::Endpoint;
 
 /// Failures of requests that are logged in one second; the rest are counted only.
 const FAILURES_LOGGED_PER_SECOND: u64 = 100;
-
-/// A streamed body on its way in or out of a module that speaks `wasi:http`.
-pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// The cages of this process, and what is on its way from them to others.
 #[derive(Default)]
@@ -158,68 +149,8 @@ impl Dispatcher {
         (self.0.admission.in_work(), self.0.admission.waiting())
     }
 
-    /// Has a `handler` module answer. Once begun it runs to its end, or to the deadline, even when the caller drops
-    /// this future because its client left.
-    ///
-    /// # Errors
-    /// See the kinds.
-    pub async fn handle(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        route: Route,
-        request: Request,
-    ) -> Result<Reply, DispatchError> {
-        let (this, endpoint) = (self.clone(), endpoint.clone());
-        RunToEnd::new(async move {
-            let context = this.tighten(request.context.clone(), &route.version);
-            let request = Request { context: context.clone(), ..request };
-            this.observed(&endpoint, &context, async |this: &Self, begun: &mut Option<Instant>| {
-                let mut lease = this.admit(&endpoint.slot, route.version, &context, begun).await?;
-                let index = lease.version().exports.handler;
-                let index =
-                    index.ok_or_else(|| DispatchError::Host(format!("module {} lost its handler", endpoint.module)))?;
-                let result = lease.handle(&index, request).await;
-                finish(lease, result)
-            })
-            .await
-        })
-        .await
-    }
-
-    /// Has a `wasi:http` module answer. Resolves when the response's head is there; bodies stream both ways. The time that the
-    /// request has begins anew with each part of a body that moves, up to `longest` after it began. A client that leaves before
-    /// the head ends the guest.
-    ///
-    /// # Errors
-    /// See the kinds.
-    pub async fn stream(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        route: Route,
-        context: Arc<RequestContext>,
-        request: http::Request<StreamBody>,
-        longest: Duration,
-    ) -> Result<http::Response<StreamBody>, DispatchError> {
-        let context = Arc::new(self.tighten(context, &route.version).streamed(longest));
-        self.observed(endpoint, &context, async |this: &Self, begun: &mut Option<Instant>| {
-            let lease = this.admit(&endpoint.slot, route.version, &context, begun).await?;
-            let (this, endpoint, context) = (this.clone(), endpoint.clone(), context.clone());
-            let late = {
-                let context = context.clone();
-                move |error: &DispatchError| {
-                    let outcome = Outcome::of_error(error);
-                    endpoint.readings.revise(outcome);
-                    endpoint.slot.readings.revise(outcome);
-                    this.log_failure(&endpoint, &context, error);
-                }
-            };
-            web::serve(lease, context, request, late).await
-        })
-        .await
-    }
-
     /// A module's own timeout can only shorten the deadline.
-    fn tighten(&self, context: Arc<RequestContext>, version: &Version) -> Arc<RequestContext> {
+    fn tighten(context: Arc<RequestContext>, version: &Version) -> Arc<RequestContext> {
         match version.home.settings.timeout.map(|timeout| context.deadline.within(timeout)) {
             Some(deadline) if deadline < context.deadline => Arc::new(context.with_deadline(deadline)),
             Some(_) | None => context,
@@ -243,13 +174,14 @@ impl Dispatcher {
     async fn observed<T>(
         &self,
         endpoint: &Endpoint,
+        slot: &Slot,
         context: &RequestContext,
         work: impl AsyncFnOnce(&Self, &mut Option<Instant>) -> Result<T, DispatchError>,
     ) -> Result<T, DispatchError> {
         let mut completion =
-            Completion { dispatcher: self, endpoint, context, begun: None, outcome: Outcome::Abandoned };
+            Completion { dispatcher: self, endpoint, slot, context, begun: None, outcome: Outcome::Abandoned };
         endpoint.readings.begin();
-        endpoint.slot.readings.begin();
+        slot.readings.begin();
         let result = contained(work(self, &mut completion.begun)).await;
         completion.outcome = Outcome::of(&result);
         if let Err(error) = &result {
@@ -363,6 +295,7 @@ async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> R
 struct Completion<'a> {
     dispatcher: &'a Dispatcher,
     endpoint: &'a Endpoint,
+    slot: &'a Slot,
     context: &'a RequestContext,
     /// When work on it began; none while it waits.
     begun: Option<Instant>,
@@ -375,7 +308,7 @@ impl Drop for Completion<'_> {
         let begun = self.begun.unwrap_or(now);
         let (pending, processing) = (begun - self.context.started, now - begun);
         self.endpoint.readings.end(self.outcome, pending, processing);
-        self.endpoint.slot.readings.end(self.outcome, pending, processing);
+        self.slot.readings.end(self.outcome, pending, processing);
         let level = self.context.level().unwrap_or_else(|| self.dispatcher.0.level.get());
         if level >= Level::Debug {
             tracing::debug!(

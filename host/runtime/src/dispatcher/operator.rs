@@ -5,13 +5,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Call, DispatchError, Dispatcher};
+use super::Dispatcher;
+use wasmcage_core::call::{COMMAND_LINE, Call};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{Payload, RequestContext};
-
-/// The caller of an operator's call that is not made as another cage's. No cage can be called so, and every cage
-/// permits it what it permits itself.
-pub const COMMAND_LINE: &str = "(command line)";
 
 /// What to call, and how.
 #[derive(Clone, Debug)]

@@ -8,16 +8,19 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::calls::Served;
-use super::envelope::{self, Message};
-use super::{Call, DispatchError, Dispatcher, Endpoint, OperatorCall, contained};
-use wasmcage_core::admission::Entry;
-use wasmcage_config::is_name;
+use super::{Dispatcher, OperatorCall, contained};
 use crate::host_api::Home;
-use wasmcage_protocol as protocol;
-use wasmcage_protocol::Protocol;
+use wasmcage_config::is_name;
+use wasmcage_core::admission::Entry;
+use wasmcage_core::call::Call;
+use wasmcage_core::envelope::{self, Message};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
-use wasmcage_core::request::{Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
-use wasmcage_store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoreError, StoredTarget, call_time};
+use wasmcage_core::request::{
+    Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions,
+};
+use wasmcage_protocol::Endpoint;
+use wasmcage_store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoredTarget, call_time};
 
 /// Arguments of a retried call.
 pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;
@@ -237,7 +240,7 @@ impl Dispatcher {
     fn works_off(&self, queue: &str) -> bool {
         let config = self.0.config.load();
         let interface = config.interfaces.get(queue).filter(|interface| interface.enabled);
-        interface.and_then(|interface| protocol::find(&interface.protocol)).is_some_and(Protocol::has_queue)
+        interface.is_some_and(|interface| interface.has_queue)
     }
 
     /// Tells of calls that are pending in queues that no interface works off: it was renamed or removed from `cage.toml`.
@@ -344,18 +347,6 @@ fn is_fresh(id: &str) -> bool {
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && hex.len() == 12
         && hex.bytes().all(|byte| byte.is_ascii_hexdigit())
-}
-
-impl From<StoreError> for DispatchError {
-    fn from(error: StoreError) -> Self {
-        let text = error.to_string();
-        match error {
-            StoreError::Invalid(_) => Self::BadRequest(text),
-            StoreError::QuotaExceeded(_) | StoreError::Unavailable(_) => Self::Overloaded(text),
-            StoreError::Conflict(_) => Self::Failed(text),
-            StoreError::TimedOut => Self::DeadlineExceeded(text),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What `wit/` says, as Rust types and traits; nothing else.
 
 wasmtime::component::bindgen!({
-    path: "../wit",
+    path: "../../wit",
     world: "wasmcage:cage/imports",
     imports: {
         "wasmcage:cage/call": async,

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::{GuestState, Home};
 use crate::dispatcher::CallOptions;
-use wasmcage_core::error::DispatchError;
 use crate::module::binding::BoundFunction;
 use crate::module::value::{Item, Side};
-use wasmcage_core::values::Values;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::values::Values;
 
 /// Who calls, taken from the store before the guest is suspended.
 pub struct Caller {
@@ -51,7 +51,7 @@ async fn try_call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>
     })?;
     let dispatcher = home.dispatcher.upgrade().ok_or(DispatchError::Draining)?;
     let signature = &function.signature;
-    let arguments = Values::plain(signature, Side::Arguments, arguments)
+    let arguments = value::carry(signature, Side::Arguments, arguments)
         .map_err(|error| DispatchError::BadRequest(format!("the arguments have {error}")))?;
     let target = CallTarget {
         cage: function.target.cage.clone(),

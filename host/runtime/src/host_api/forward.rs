@@ -9,8 +9,8 @@ use wasmtime_wasi_http::{Error, WasiHttpView as _};
 
 use super::GuestState;
 use wasmcage_config::BindingTarget;
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::body::StreamBody;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::telemetry::Level;
 
 /// # Errors

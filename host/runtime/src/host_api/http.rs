@@ -16,7 +16,9 @@ use super::Home;
 use wasmcage_config::url_port;
 use wasmcage_core::request::{Deadline, StreamDeadline};
 use wasmcage_core::telemetry::Level;
-use wasmcage_web_client::{Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind};
+use wasmcage_web_client::{
+    Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind,
+};
 
 /// A guest may ask for less.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

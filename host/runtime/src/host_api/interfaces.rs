@@ -1,8 +1,8 @@
 //! The interfaces that a module may import, and their versions: asked when a component is looked at, so that what it
 //! cannot get is told before it is linked.
 
-use wasmcage_config::nearest;
 use crate::module::exports::compatible_version;
+use wasmcage_config::nearest;
 
 const CAGE: &[&str] = &["0.1.0"];
 const WASI_2: &[&str] = &["0.2.12"];

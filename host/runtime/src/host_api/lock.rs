@@ -10,8 +10,8 @@ use wasmtime::component::Resource;
 use super::GuestState;
 use super::bindings::lock::{Host, HostHeld, LockError, Mode};
 use super::bindings::types::Payload;
-use wasmcage_resource::locks::{self, Locks};
 use wasmcage_core::request::RequestContext;
+use wasmcage_resource::locks::{self, Locks};
 
 /// A guest's handle of a lock that it holds, or held in an earlier request.
 pub struct Held {

@@ -34,14 +34,14 @@ use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use wasmcage_config::{Grants, ModuleConfig};
 use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
 use crate::module::room::{ModuleRoom, Room};
+use wasmcage_config::{Grants, ModuleConfig};
 use wasmcage_core::request::{Deadline, RequestContext};
-use wasmcage_resource::OpenReply;
 use wasmcage_core::telemetry::LevelCell;
+use wasmcage_resource::OpenReply;
 use wasmcage_resource::transaction::Transaction;
 use wasmcage_web_client::Client;
 

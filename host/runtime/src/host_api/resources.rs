@@ -11,7 +11,9 @@ use super::bindings::resources::{
     ResourceError as WitError,
 };
 use super::per_request::Handle;
-use wasmcage_resource::{Caching, Caller, LiveResource, OpenReply, Operation, OperationOptions, OperationReply, Phase, ResourceError};
+use wasmcage_resource::{
+    Caching, Caller, LiveResource, OpenReply, Operation, OperationOptions, OperationReply, Phase, ResourceError,
+};
 
 /// A reply whose rest is still to come.
 pub type OpenReplyHandle = Handle<OpenReply>;

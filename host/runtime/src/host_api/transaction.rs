@@ -16,8 +16,10 @@ use super::per_request::Handle;
 use crate::dispatcher::CallOptions;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{CallTarget, Payload};
+use wasmcage_resource::transaction::{
+    Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
+};
 use wasmcage_resource::{Phase, ResourceError};
-use wasmcage_resource::transaction::{Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions};
 
 /// A transaction that a guest has begun.
 pub type TransactionHandle = Handle<Transaction>;

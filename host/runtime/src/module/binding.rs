@@ -12,8 +12,8 @@ use super::carrier::{self, Carrier};
 use super::exports::{Exports, HTTP_HANDLER};
 use super::loader::ImportProblem;
 use super::value::{Item, Signature};
-use wasmcage_config::{Binding, BindingTarget, nearest};
 use crate::host_api::{GuestState, bound, forward};
+use wasmcage_config::{Binding, BindingTarget, nearest};
 
 /// An import and the module that answers it.
 pub struct BoundInterface {

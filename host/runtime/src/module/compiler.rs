@@ -16,13 +16,13 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
+use super::COMPILE_VARIABLE;
 use super::cache::{Cache, EntryName, Output, descriptor_path};
 use super::compile_worker::{INVALID_EXIT, MACHINE_EXIT, Report};
 use super::component_file::{COMPONENT_BYTES_MAX, ComponentFile, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::places::Places;
 use super::retry::Retry;
-use wasmcage::host::COMPILE_VARIABLE;
 
 /// The longest a compilation may take.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);

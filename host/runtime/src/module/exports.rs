@@ -12,8 +12,8 @@ use wasmtime_wasi_http::{p2, p3};
 
 use super::carrier::{self, Carrier};
 use super::value::{Signature, UnsupportedType};
-use wasmcage_config::InstanceMode;
 use crate::host_api::GuestState;
+use wasmcage_config::InstanceMode;
 
 pub const HANDLER: &str = "wasmcage:cage/handler@0.1.0";
 pub const SERVICE: &str = "wasmcage:cage/service@0.1.0";

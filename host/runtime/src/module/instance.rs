@@ -16,9 +16,9 @@ use super::exports::{Exports, PlainFunction};
 use super::limits::Limits;
 use super::room::PoolPart;
 use super::value::{self, Item, Side, Signature, Values};
-use wasmcage_core::error::DispatchError;
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes;
 use wasmcage_core::request::{Deadline, Payload, Reply, Request, RequestContext, StreamDeadline};
 use wasmcage_core::telemetry::error_chain;
@@ -233,7 +233,7 @@ impl Instance {
                 results.into_iter().map(Item::Val).collect()
             }
         };
-        let results = Values::plain(signature, Side::Result, results);
+        let results = value::carry(signature, Side::Result, results);
         results
             .map(Payload::Values)
             .map_err(|error| DispatchError::Failed(format!("the result of function {name} has {error}")))

@@ -20,11 +20,11 @@ use super::retry::Retry;
 use super::slot::Slot;
 use super::value::Signature;
 use super::version::{Lease, Linked, Version};
-use wasmcage_core::admission::{Entry, Refusal};
-use wasmcage_config::{InstanceMode, ModuleConfig};
-use wasmcage_core::error::DispatchError;
 use crate::host_api::interfaces::{self, Known};
 use crate::host_api::{self, GuestState, Home};
+use wasmcage_config::{InstanceMode, ModuleConfig};
+use wasmcage_core::admission::{Entry, Refusal};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Deadline;
 

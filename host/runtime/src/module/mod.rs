@@ -34,6 +34,9 @@ use wasmcage_config::InstanceMode;
 
 pub use self::compile_worker::compile_worker;
 
+/// Set for a program that is run to compile a module.
+pub const COMPILE_VARIABLE: &str = "WASMCAGE_COMPILE";
+
 /// The slots of one cage, by module name. Slots are made for files and for interfaces, never for names that a guest made
 /// up; one whose file has gone stays, empty.
 #[derive(Default)]

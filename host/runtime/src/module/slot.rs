@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::version::Version;
-use wasmcage_core::admission::{Entry, Place, Refusal};
 use wasmcage_config::InstanceMode;
+use wasmcage_core::admission::{Entry, Place, Refusal};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::{Outcome, Readings, ReadingsSnapshot};
 use wasmcage_core::request::Deadline;

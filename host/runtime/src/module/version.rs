@@ -17,10 +17,10 @@ use super::component_file::ContentHash;
 use super::engine::{EngineKind, POOL_UNITS, pool_units};
 use super::exports::Exports;
 use super::instance::Instance;
-use wasmcage_core::admission::{Admission, Bulkhead, Entry, Place, Refusal};
-use wasmcage_config::InstanceMode;
-use wasmcage_core::error::DispatchError;
 use crate::host_api::{GuestState, Home};
+use wasmcage_config::InstanceMode;
+use wasmcage_core::admission::{Admission, Bulkhead, Entry, Place, Refusal};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Deadline;
 

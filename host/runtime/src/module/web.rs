@@ -18,8 +18,8 @@ use wasmtime_wasi_http::{Error, WasiBody, WasiHttpView as _, p3};
 
 use super::exports::Web;
 use super::version::Lease;
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::body::StreamBody;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{RequestContext, StreamDeadline};
 use wasmcage_core::task;
 

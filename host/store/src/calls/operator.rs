@@ -4,8 +4,8 @@ use serde::Serialize;
 
 use super::record::{CallEntry, CallState, call_time};
 use super::{Source, keys, now_ms, queue};
-use wasmcage_core::request::Deadline;
 use crate::{Space, Store, StoreError, Writer};
+use wasmcage_core::request::Deadline;
 use wasmcage_core::telemetry;
 
 /// The name of a call that an operator drops is remembered so long: whoever asks for it again shall not get it back.

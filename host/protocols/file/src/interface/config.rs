@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::pattern::Pattern;
-use wasmcage_config::{ConfigError, Section};
 use crate::DAY_MS;
+use wasmcage_config::{ConfigError, Section};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {

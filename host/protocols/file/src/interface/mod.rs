@@ -22,8 +22,8 @@ use self::memory::{End, Memory};
 use self::source::{Content, Found, Source};
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::error::DispatchError;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 use wasmcage_core::request::{Facts, Request, RequestContext};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 
 /// Between two looks whether another one has let go of the directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -255,7 +255,7 @@ impl Watch {
 
     async fn request(&self, name: &str, found: &Found, body: Bytes) -> Outcome {
         let endpoint = &self.cx.endpoint;
-        let route = match endpoint.route() {
+        let route = match self.cx.dispatch.route() {
             Ok(Some(route)) => route,
             Ok(None) => return Outcome::NotNow(format!("module {} is not there", endpoint.module)),
             Err(error) => return Outcome::NotNow(error.to_string()),
@@ -281,7 +281,7 @@ impl Watch {
             body_room: None,
         };
         let told = |error: &DispatchError| format!("{error}\nrequest: {}", context.id);
-        match self.cx.dispatcher.handle(endpoint, route, request).await {
+        match self.cx.dispatch.handle(route, request).await {
             Ok(_) => Outcome::Done,
             Err(error @ (DispatchError::Refused(_) | DispatchError::BadRequest(_))) => Outcome::Never(told(&error)),
             Err(

@@ -20,8 +20,8 @@ use self::transaction::Transaction;
 use super::directory::Directory;
 use super::{error, temporary};
 use wasmcage_config::{ConfigError, Section};
-use wasmcage_resource::{Connection, Resource};
 use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 
 /// Bytes of one part of a file that is read in parts.

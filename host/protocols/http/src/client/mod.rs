@@ -23,8 +23,8 @@ use http_body_util::BodyExt as _;
 use self::config::ClientConfig;
 use self::operation::Exchange;
 use wasmcage_config::{ConfigError, Section};
-use wasmcage_resource::{Connection, Resource};
 use wasmcage_core::request::Deadline;
+use wasmcage_resource::{Connection, Resource};
 use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
 use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
 

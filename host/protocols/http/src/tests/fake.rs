@@ -19,14 +19,14 @@ use super::super::events::Events;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::super::interface::{Backend, Site};
 use super::super::server::Server;
-use wasmcage_core::body_budget::{BodyBudget, BodyShare};
-use wasmcage_core::error::DispatchError;
-use wasmcage_protocol::RouteKind;
 use wasmcage_core::body::StreamBody;
+use wasmcage_core::body_budget::{BodyBudget, BodyShare};
 use wasmcage_core::drain::Drain;
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_protocol::InterfaceError;
 use wasmcage_core::request::{Facts, Reply, Request, RequestContext};
+use wasmcage_protocol::InterfaceError;
+use wasmcage_protocol::RouteKind;
 
 /// Longer than anything here takes; a test that meets it has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);

@@ -4,10 +4,10 @@
 use futures_util::future::BoxFuture;
 
 use super::{Arrived, arrive};
+use crate::transaction::Done;
+use crate::{Phase, ResourceError, guarded};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Deadline, Payload};
-use crate::{Phase, ResourceError, guarded};
-use crate::transaction::Done;
 
 pub(in crate::transaction) struct CallWorker {
     index: usize,

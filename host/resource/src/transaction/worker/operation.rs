@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Arrived, arrive};
-use wasmcage_core::request::Deadline;
-use crate::{Caching, Caller, Lease, LiveResource, Observed, Operation, OperationReply, Phase, ResourceError, WriteMark, guarded};
 use crate::transaction::Done;
+use crate::{
+    Caching, Caller, Lease, LiveResource, Observed, Operation, OperationReply, Phase, ResourceError, WriteMark, guarded,
+};
+use wasmcage_core::request::Deadline;
 
 /// A rollback that takes longer is left to the other side: the connection is closed.
 const ROLLBACK_TIME_MAX: Duration = Duration::from_secs(5);

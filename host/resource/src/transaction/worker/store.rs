@@ -2,10 +2,10 @@
 //! transaction begins, and done in one write when it is committed.
 
 use super::{Arrived, arrive};
-use wasmcage_core::request::Deadline;
-use crate::{Phase, ResourceError};
-use wasmcage_store::{NewCall, Outcome, Step, StoreError};
 use crate::transaction::{Done, ModuleStore, Participant, ParticipantResult};
+use crate::{Phase, ResourceError};
+use wasmcage_core::request::Deadline;
+use wasmcage_store::{NewCall, Outcome, Step, StoreError};
 
 pub(in crate::transaction) struct StoreWorker {
     store: ModuleStore,

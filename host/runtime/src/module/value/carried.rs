@@ -2,15 +2,16 @@
 //! function and by the callee's instance; within the process they travel as they are, and are encoded only when a fabric
 //! asks for their bytes.
 
-use std::fmt;
+use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use wasmcage_core::values::{Content, Fingerprint, PlainValues, Values, hex};
 use wasmtime::component::Val;
 
+use super::Signature;
 use super::binary::{self, Malformed};
 use super::shape::Shape;
-use super::{Fingerprint, Signature};
 
 /// One argument or result. A function whose bytes go the fast way (`module/carrier.rs`) has `list<u8>` as `Bytes`, also
 /// as the value of an option or the `ok` of a result; everything else is a value of wasmtime's.
@@ -30,18 +31,28 @@ pub enum Side {
     Result,
 }
 
-/// Component values, named by the fingerprint of the function's type.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Values {
-    fingerprint: Fingerprint,
-    content: Content,
+/// Values of this signature: whoever made them had wasmtime check it.
+#[derive(Clone)]
+struct Plain {
+    signature: Arc<Signature>,
+    side: Side,
+    items: Vec<Item>,
 }
 
-#[derive(Clone)]
-enum Content {
-    Encoded(Bytes),
-    /// Of this signature: whoever made them had wasmtime check it.
-    Plain(Arc<Signature>, Side, Vec<Item>),
+impl PlainValues for Plain {
+    fn encode(&self) -> Bytes {
+        binary::encode(&self.signature.shapes(self.side), &self.items)
+    }
+
+    fn clone_box(&self) -> Box<dyn PlainValues> {
+        Box::new(self.clone())
+    }
+
+    fn equals(&self, other: &dyn PlainValues) -> bool {
+        (other as &dyn Any)
+            .downcast_ref::<Self>()
+            .is_some_and(|other| self.side == other.side && self.items == other.items)
+    }
 }
 
 /// Values that are not of the function they came to.
@@ -59,88 +70,40 @@ pub enum Misfit {
     },
 }
 
-impl Values {
-    /// As a fabric brought them.
-    pub fn encoded(fingerprint: Fingerprint, bytes: Bytes) -> Self {
-        Self { fingerprint, content: Content::Encoded(bytes) }
-    }
-
-    /// Of values that wasmtime took for values of this signature.
-    ///
-    /// # Errors
-    /// They are too many to be carried.
-    pub(crate) fn plain(signature: &Arc<Signature>, side: Side, items: Vec<Item>) -> Result<Self, Malformed> {
-        binary::check_bounds(&items)?;
-        Ok(Self { fingerprint: signature.fingerprint(), content: Content::Plain(signature.clone(), side, items) })
-    }
-
-    pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
-    }
-
-    /// The same with `bytes` already made, for a fabric.
-    #[must_use]
-    pub fn into_encoded(self) -> Self {
-        Self::encoded(self.fingerprint, self.bytes())
-    }
-
-    /// In the codec of `binary`; made here unless they came so.
-    pub fn bytes(&self) -> Bytes {
-        match &self.content {
-            Content::Encoded(bytes) => bytes.clone(),
-            Content::Plain(signature, side, items) => binary::encode(&signature.shapes(*side), items),
-        }
-    }
-
-    /// The values for a function of that signature. `fast`: with bytes as `Item::Bytes` where that is possible.
-    ///
-    /// # Errors
-    /// They are of another function type, or their bytes are not the codec's.
-    pub(crate) fn into_items(self, signature: &Signature, side: Side, fast: bool) -> Result<Vec<Item>, Misfit> {
-        if self.fingerprint != signature.fingerprint() {
-            return Err(self.misfit(signature));
-        }
-        match self.content {
-            Content::Plain(_, came, items) if came == side => Ok(items),
-            // Arguments where a result is due, from a callee that answers with its question.
-            Content::Plain(..) => Err(Misfit::Malformed { here: signature.to_string(), source: Malformed::Side }),
-            Content::Encoded(bytes) => binary::decode(&signature.shapes(side), &bytes, fast)
-                .map_err(|source| Misfit::Malformed { here: signature.to_string(), source }),
-        }
-    }
-
-    fn misfit(&self, signature: &Signature) -> Misfit {
-        let here = signature.to_string();
-        match &self.content {
-            Content::Plain(caller, ..) => Misfit::Type {
-                here,
-                there: caller.to_string(),
-                difference: caller.difference(signature).unwrap_or_default(),
-            },
-            Content::Encoded(_) => Misfit::Fingerprint { here, known: signature.fingerprint(), came: self.fingerprint },
-        }
-    }
+/// Values that wasmtime took for values of this signature, ready to travel.
+///
+/// # Errors
+/// They are too many to be carried.
+pub(crate) fn carry(signature: &Arc<Signature>, side: Side, items: Vec<Item>) -> Result<Values, Malformed> {
+    binary::check_bounds(&items)?;
+    Ok(Values::plain(signature.fingerprint(), Plain { signature: signature.clone(), side, items }))
 }
 
-/// By what they are on the wire.
-impl PartialEq for Content {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Encoded(bytes), Self::Encoded(others)) => bytes == others,
-            (Self::Plain(signature, side, items), Self::Plain(other, other_side, others)) => {
-                signature.fingerprint() == other.fingerprint() && side == other_side && items == others
+/// The values that came for a function of that signature. `fast`: with bytes as `Item::Bytes` where that is possible.
+///
+/// # Errors
+/// They are of another function type, or their bytes are not the codec's.
+pub(crate) fn items(values: Values, signature: &Signature, side: Side, fast: bool) -> Result<Vec<Item>, Misfit> {
+    let came = values.fingerprint();
+    let fits = came == signature.fingerprint();
+    let here = || signature.to_string();
+    match values.into_content() {
+        Content::Encoded(bytes) if fits => binary::decode(&signature.shapes(side), &bytes, fast)
+            .map_err(|source| Misfit::Malformed { here: here(), source }),
+        Content::Encoded(_) => Err(Misfit::Fingerprint { here: here(), known: signature.fingerprint(), came }),
+        Content::Plain(values) => {
+            let values: Box<dyn Any> = values;
+            let plain = values.downcast::<Plain>().expect("no other runtime makes values in this process");
+            if !fits {
+                let difference = plain.signature.difference(signature).unwrap_or_default();
+                return Err(Misfit::Type { here: here(), there: plain.signature.to_string(), difference });
             }
-            (Self::Encoded(_), Self::Plain(..)) | (Self::Plain(..), Self::Encoded(_)) => false,
+            // Arguments where a result is due, from a callee that answers with its question.
+            if plain.side != side {
+                return Err(Misfit::Malformed { here: here(), source: Malformed::Side });
+            }
+            Ok(plain.items)
         }
-    }
-}
-
-impl Eq for Content {}
-
-/// Without the values, which may be long or secret.
-impl fmt::Debug for Values {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Values").field("fingerprint", &hex(&self.fingerprint)).finish_non_exhaustive()
     }
 }
 
@@ -163,8 +126,4 @@ impl Item {
             _ => false,
         }
     }
-}
-
-fn hex(fingerprint: &Fingerprint) -> String {
-    fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -38,21 +38,20 @@ mod tests;
 use std::fmt::{self, Write as _};
 
 use sha2::{Digest, Sha256};
+use wasmcage_core::values::Fingerprint;
 use wasmtime::component::Val;
 use wasmtime::component::types::ComponentFunc;
 
 pub use arguments::{ArgumentError, JSON_BYTES_MAX};
 pub use binary::Malformed;
-pub use carried::{Item, Misfit, Side, Values};
+pub use carried::{Item, Misfit, Side};
+pub(crate) use carried::{carry, items};
 pub use shape::{Shape, UnsupportedType};
 pub use write::ResultError;
 
-/// Of a function's type: two functions can stand for each other when theirs are equal. The first 16 bytes of the SHA-256
+/// In front of the hashed text: another codec must not be taken for this one. A fingerprint is the first 16 bytes of the SHA-256
 /// of the type in WIT's words. Names of parameters, fields, cases and flags are part of it, as they are of a type in the
 /// component model; names of types and of the function are not.
-pub type Fingerprint = [u8; 16];
-
-/// In front of the hashed text: another codec must not be taken for this one.
 const FINGERPRINT_OF: &str = "wasmcage values 1\n";
 
 /// The type of one function.

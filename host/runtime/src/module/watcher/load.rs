@@ -6,7 +6,6 @@ use tokio::time::Instant;
 
 use super::Watched;
 use super::look::{Sighting, locate};
-use wasmcage_config::ModuleConfig;
 use crate::host_api::Home;
 use crate::module::compiler::CompileError;
 use crate::module::component_file::{ComponentFile, ContentHash};
@@ -14,6 +13,7 @@ use crate::module::loader::LoadError;
 use crate::module::retry::Retry;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
+use wasmcage_config::ModuleConfig;
 use wasmcage_core::{task, telemetry};
 
 /// The outcome for the watcher.

@@ -7,8 +7,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::notifications::{Inodes, Notifications, inodes};
-use wasmcage_config as config;
 use crate::module::component_file::{ComponentFile, ContentHash};
+use wasmcage_config as config;
 use wasmcage_core::regular_file::Stamp;
 
 /// Files that are ignored and told: more of them are somebody's collection, not somebody's mistake.

@@ -25,9 +25,9 @@ use super::Modules;
 use super::loader::Loader;
 use super::retry::Retry;
 use super::slot::Slot;
+use crate::dispatcher::WeakDispatcher;
 use wasmcage_config as config;
 use wasmcage_config::{Binding, CageConfig, ConfigSignal};
-use crate::dispatcher::WeakDispatcher;
 use wasmcage_core::task::Tasks;
 use wasmcage_core::telemetry::LevelCell;
 

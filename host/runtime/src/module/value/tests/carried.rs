@@ -8,7 +8,7 @@ use bytes::Bytes;
 use wasmtime::component::Val;
 
 use super::super::read::VALUES_MAX;
-use super::super::{Item, Malformed, Misfit, Shape, Side, Signature, Values, binary};
+use super::super::{Item, Malformed, Misfit, Shape, Side, Signature, binary, carry, items as items_of};
 use super::{budget_ms, shape, value};
 
 #[test]
@@ -109,7 +109,7 @@ fn values_know_their_function() {
     let check = |there: &Arc<Signature>, text: Option<&str>| {
         let here = of(&[("a", Shape::U8), ("b", Shape::Enum(vec!["x".into(), "y".into()]))], Some(Shape::U32));
         let items = || vec![Item::Val(Val::U8(1)), Item::Val(Val::Enum("y".into()))];
-        let values = Values::plain(there, Side::Arguments, items()).unwrap();
+        let values = carry(there, Side::Arguments, items()).unwrap();
         let remote = Values::encoded(values.fingerprint(), Bytes::from_static(&[1, 1]));
         let (direct, remote) = (values, remote);
         match text {

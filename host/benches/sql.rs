@@ -1,7 +1,7 @@
 //! `select 1` in a guest's loop, beside the same statement on the same library from Rust: what modules pay for the way through
 //! the cage, its pool and JSON.
 //!
-//! `cargo bench --bench sql` after `tests/run guests`. One call after another; rounds alternate, medians. PostgreSQL when
+//! `cargo bench -p wasmcage-benches --bench sql` after `tests/run guests`. One call after another; rounds alternate, medians. PostgreSQL when
 //! `DATABASE_URL` names a server.
 
 #![allow(
@@ -10,13 +10,11 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, Database, Executor, IntoArguments, PgConnection, Row, SqliteConnection};
-use support::{BenchCage, median};
+use wasmcage_benches::{BenchCage, median};
 use wasmcage_core::request::{Facts, Payload, RequestContext};
 
 #[global_allocator]

@@ -1,7 +1,7 @@
 //! Calls between processes: wasmcage's fabrics beside raw frames, tarpc, tonic and async-nats, all over loopback, each side
 //! a process of its own; a guest that calls a guest of another process; a thousand advertised cages.
 //!
-//! `cargo bench --bench rpc` after `tests/run guests`. Rounds are interleaved and medians printed, because machines drift;
+//! `cargo bench -p wasmcage-benches --bench rpc` after `tests/run guests`. Rounds are interleaved and medians printed, because machines drift;
 //! compare figures of one run only. `WASMCAGE_BENCH_SECONDS` (2) and `WASMCAGE_BENCH_ROUNDS` (3) change the length.
 //! The others are in `benches/rpc_peers`, a package of its own that is built here. `NATS_SERVER` may name a server.
 //! Every peer has one connection and a runtime of two threads. A lan cage has a connection for each of its two lanes, and so
@@ -19,9 +19,6 @@ mod guests;
 mod load;
 mod many;
 mod processes;
-#[path = "../support/mod.rs"]
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;

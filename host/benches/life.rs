@@ -1,7 +1,7 @@
 //! A module's way from its file to the first answer, the start of a cage with many modules, a thousand swaps under load,
 //! and memory.
 //!
-//! `cargo bench --bench life` after `tests/run guests`.
+//! `cargo bench -p wasmcage-benches --bench life` after `tests/run guests`.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,15 +9,13 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use support::{BenchCage, guest_file, median, timed};
+use wasmcage_benches::{BenchCage, guest_file, median, timed};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

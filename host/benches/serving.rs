@@ -1,6 +1,6 @@
 //! Requests per second and latency of one "hello" through each way of serving it, side by side in one run.
 //!
-//! `cargo bench --bench serving` after `tests/run guests`. The load comes from `wrk` (Debian: `apt-get install wrk`) when
+//! `cargo bench -p wasmcage-benches --bench serving` after `tests/run guests`. The load comes from `wrk` (Debian: `apt-get install wrk`) when
 //! it is on PATH, else from a small generator in this file. `wasmtime serve` takes part when `wasmtime` is on PATH (`cargo
 //! install wasmtime-cli --version 48.0.8`). Rounds are interleaved and medians printed, because machines drift; compare
 //! figures of one run only. `WASMCAGE_BENCH_SECONDS` (3) and `WASMCAGE_BENCH_ROUNDS` (3) change the length.
@@ -11,8 +11,6 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -22,8 +20,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use support::{BenchCage, guest_file};
 use tokio::net::TcpListener;
+use wasmcage_benches::{BenchCage, guest_file};
 
 const CONNECTIONS: usize = 64;
 

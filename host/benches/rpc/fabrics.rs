@@ -11,16 +11,16 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use wasmcage_config as config;
 use wasmcage_core::call::Call;
-use wasmcage_core::error::DispatchError;
 use wasmcage_core::drain::Drain;
-use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
+use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
+use wasmcage_core::request::{Payload, RequestContext};
+use wasmcage_core::task::Tasks;
 use wasmcage_fabric::fabric::{CopyId, Fabric, Local, Service};
+use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
 use wasmcage_fabric::lan::Lan;
 use wasmcage_fabric::nats::Nats;
 use wasmcage_fabric::{FabricConfig, RpcConfig};
-use wasmcage_core::request::{Payload, RequestContext};
-use wasmcage_core::task::Tasks;
 
 use crate::load::{Echo, Load, run};
 

@@ -1,7 +1,7 @@
 //! Messages of RabbitMQ through a `handler` guest, beside the client library alone on the same broker: consuming with
 //! acknowledgements, round trips of an rpc, publishing with confirms from many places.
 //!
-//! `AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F cargo bench --bench amqp` after `tests/run guests`. 200 bytes, transient;
+//! `AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F cargo bench -p wasmcage-benches --bench amqp` after `tests/run guests`. 200 bytes, transient;
 //! medians of interleaved rounds. Queues `bench-*` of that broker are deleted.
 
 #![allow(
@@ -9,8 +9,6 @@
     clippy::print_stdout,
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
-
-mod support;
 
 use std::time::{Duration, Instant};
 
@@ -22,10 +20,10 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use support::{BenchCage, median};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
+use wasmcage_benches::{BenchCage, median};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,6 +1,6 @@
 //! Retried calls: durable accepts, and what a call costs from its acceptance to its end, whatever waits before and beside it.
 //!
-//! `cargo bench --bench retry`; `WASMCAGE_BENCH_PENDING` is the length of the long queue, 1,000,000 if not set.
+//! `cargo bench -p wasmcage-benches --bench retry`; `WASMCAGE_BENCH_PENDING` is the length of the long queue, 1,000,000 if not set.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,13 +8,11 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
-use support::median;
+use wasmcage_benches::median;
 use wasmcage_core::request::Deadline;
 use wasmcage_store::{Begun, DEFAULT_QUEUE, End, NewCall, Rules, Store, StoreSettings, StoredTarget};
 

@@ -1,7 +1,7 @@
 //! The durable store: writes by many callers and by one, against one sync of the disk for each, and reads; the same by a
 //! module.
 //!
-//! `cargo bench -p wasmcage --bench state` after `tests/run guests`. In the directory for temporary files: `TMPDIR` chooses the disk.
+//! `cargo bench -p wasmcage-benches --bench state` after `tests/run guests`. In the directory for temporary files: `TMPDIR` chooses the disk.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,15 +9,13 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redb::{Database, TableDefinition};
-use support::{BenchCage, median};
+use wasmcage_benches::{BenchCage, median};
 use wasmcage_core::request::{Deadline, Facts, Payload, RequestContext};
 use wasmcage_store::{Quota, StateValue, Step, Store, StoreSettings};
 

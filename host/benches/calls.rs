@@ -1,6 +1,6 @@
 //! Calls inside the process: into a `service`, from one guest to another, to another cage's; and a plain typed export.
 //!
-//! `cargo bench --bench calls` after `tests/run guests`. One call after another on one thread; medians.
+//! `cargo bench -p wasmcage-benches --bench calls` after `tests/run guests`. One call after another on one thread; medians.
 
 #![allow(
     clippy::unwrap_used,
@@ -8,12 +8,10 @@
     reason = "a bench stops at the first thing that is wrong, and prints"
 )]
 
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{BenchCage, median};
+use wasmcage_benches::{BenchCage, median};
 use wasmcage_core::request::{Facts, Payload, RequestContext};
 
 #[global_allocator]

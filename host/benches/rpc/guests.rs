@@ -12,7 +12,7 @@ use wasmcage_core::request::{Payload, RequestContext};
 
 use crate::fabrics::{LANES, front_toml, meeting, prepare, worker_toml};
 use crate::processes::{self, Server, this};
-use crate::support::{guest_file, median, target};
+use wasmcage_benches::{guest_file, median, target};
 
 const CALLS: usize = 5_000;
 const WARM_UP_CALLS: usize = 500;
@@ -66,7 +66,7 @@ pub(crate) async fn load(kind: &str, directory: &Path, address: &str) -> String 
 async fn start(kind: &str, directory: &Path, cage: &str, toml: &str) -> Host {
     fs::write(directory.join(cage).join("cage.toml"), toml).unwrap();
     fs::copy(guest_file(GUEST).unwrap(), directory.join(cage).join(format!("{GUEST}.wasm"))).unwrap();
-    let mut options = HostOptions::new(directory, [cage]);
+    let mut options = HostOptions::new(directory, [cage], wasmcage_bin::protocols());
     options.lanes = Some(LANES);
     options.compiler = Some(target().join("wasmcage"));
     options.cache = Some(target().join("guests/bench-cache"));

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
+use wasmcage_core::unix_socket;
 use wasmcage_fabric::discovery::{Multicast, MulticastSettings, Registry};
 use wasmcage_fabric::fabric::{CopyId, Local};
-use wasmcage_core::unix_socket;
 
 use crate::fabrics::{lanes, open, prepare};
 use crate::load::cpu_time;

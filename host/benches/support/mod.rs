@@ -1,7 +1,5 @@
 //! What the benches share: a cage in this process, its guests, medians.
 
-#![allow(dead_code, reason = "each bench uses a part")]
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -9,15 +7,15 @@ use wasmcage::host::{Host, HostOptions};
 use wasmcage_core::telemetry::{self, TerminalOptions};
 
 /// A started host in a directory of its own; stopped when it is dropped.
-pub(crate) struct BenchCage {
+pub struct BenchCage {
     host: Option<Host>,
-    pub(crate) runtime: tokio::runtime::Runtime,
+    pub runtime: tokio::runtime::Runtime,
     root: tempfile::TempDir,
 }
 
 impl BenchCage {
     /// Cage `bench` with these guests as modules and this `cage.toml`; none when a guest is not built.
-    pub(crate) fn start(modules: &[(&str, &str)], toml: &str) -> Option<Self> {
+    pub fn start(modules: &[(&str, &str)], toml: &str) -> Option<Self> {
         telemetry::install(TerminalOptions::off());
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("bench")).unwrap();
@@ -29,25 +27,25 @@ impl BenchCage {
         Some(Self::start_in(root))
     }
 
-    pub(crate) fn start_in(root: tempfile::TempDir) -> Self {
+    pub fn start_in(root: tempfile::TempDir) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let mut options = HostOptions::new(root.path(), ["bench"]);
+        let mut options = HostOptions::new(root.path(), ["bench"], wasmcage_bin::protocols());
         options.compiler = Some(target().join("wasmcage"));
         options.cache = Some(target().join("guests/bench-cache"));
         let host = runtime.block_on(Host::start(options)).unwrap();
         Self { host: Some(host), runtime, root }
     }
 
-    pub(crate) fn host(&self) -> &Host {
+    pub fn host(&self) -> &Host {
         self.host.as_ref().unwrap()
     }
 
-    pub(crate) fn directory(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         self.root.path().join("bench")
     }
 
     /// Address of the only interface.
-    pub(crate) fn address(&self) -> std::net::SocketAddr {
+    pub fn address(&self) -> std::net::SocketAddr {
         let serving = self.host().serving();
         serving[0].address.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
     }
@@ -59,23 +57,23 @@ impl Drop for BenchCage {
     }
 }
 
-pub(crate) fn guest_file(name: &str) -> Option<PathBuf> {
+pub fn guest_file(name: &str) -> Option<PathBuf> {
     let file = target().join("guests/guests").join(format!("{name}.wasm"));
     file.is_file().then_some(file)
 }
 
 /// `target/release`: a bench binary is in its `deps`.
-pub(crate) fn target() -> PathBuf {
+pub fn target() -> PathBuf {
     let binary = std::env::current_exe().unwrap();
     binary.parent().and_then(Path::parent).unwrap().to_owned()
 }
 
-pub(crate) fn median(mut durations: Vec<Duration>) -> Duration {
+pub fn median(mut durations: Vec<Duration>) -> Duration {
     durations.sort();
     durations[durations.len() / 2]
 }
 
-pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
     let begun = Instant::now();
     let value = work();
     (value, begun.elapsed())

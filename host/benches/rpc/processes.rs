@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::load::Load;
-use crate::support::target;
+use wasmcage_benches::target;
 
 /// One way of having bodies echoed.
 pub(crate) struct Contestant {
