@@ -15,7 +15,7 @@ use tokio::time::timeout_at;
 use self::lines::{Lines, Turn};
 use crate::request::Deadline;
 
-pub(crate) struct Admission {
+pub struct Admission {
     concurrency: AtomicUsize,
     queue: AtomicUsize,
     in_work: AtomicUsize,
@@ -25,7 +25,7 @@ pub(crate) struct Admission {
 }
 
 /// The bound on the requests and calls of one version of a module that are in work.
-pub(crate) struct Bulkhead {
+pub struct Bulkhead {
     admission: Arc<Admission>,
     max: usize,
     in_work: AtomicUsize,
@@ -63,7 +63,7 @@ pub enum Refusal {
 }
 
 impl Admission {
-    pub(crate) fn new(concurrency: usize, queue: usize) -> Arc<Self> {
+    pub fn new(concurrency: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self {
             concurrency: AtomicUsize::new(concurrency),
             queue: AtomicUsize::new(queue),
@@ -74,29 +74,29 @@ impl Admission {
     }
 
     /// Without limits of its own.
-    pub(crate) fn unbounded() -> Arc<Self> {
+    pub fn unbounded() -> Arc<Self> {
         Self::new(usize::MAX, usize::MAX)
     }
 
     /// New limits; who is in work or waiting already stays.
-    pub(crate) fn set_limits(self: &Arc<Self>, concurrency: usize, queue: usize) {
+    pub fn set_limits(self: &Arc<Self>, concurrency: usize, queue: usize) {
         self.concurrency.store(concurrency, SeqCst);
         self.queue.store(queue, SeqCst);
         self.admit_waiting();
     }
 
-    pub(crate) fn in_work(&self) -> usize {
+    pub fn in_work(&self) -> usize {
         self.in_work.load(SeqCst)
     }
 
     /// Without those who wait for an instance within a request.
-    pub(crate) fn waiting(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.lines.lock().outside()
     }
 
     /// # Errors
     /// At once when the queue is full, or at the deadline.
-    pub(crate) async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
+    pub async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
         match self.try_enter() {
             Some(place) => Ok(place),
             None => self.wait(None, Entry::Outside, deadline).await,
@@ -104,7 +104,7 @@ impl Admission {
     }
 
     /// A place, if one is free now.
-    pub(crate) fn try_enter(self: &Arc<Self>) -> Option<Place> {
+    pub fn try_enter(self: &Arc<Self>) -> Option<Place> {
         self.take().then(|| Place(Of::Admission(self.clone())))
     }
 
@@ -181,13 +181,13 @@ impl Admission {
 }
 
 impl Bulkhead {
-    pub(crate) fn new(admission: Arc<Admission>, max: usize) -> Arc<Self> {
+    pub fn new(admission: Arc<Admission>, max: usize) -> Arc<Self> {
         Arc::new(Self { admission, max, in_work: AtomicUsize::new(0), closed: AtomicBool::new(false) })
     }
 
     /// # Errors
     /// At once when the cage's queue is full or this is closed, or at the deadline.
-    pub(crate) async fn enter(self: &Arc<Self>, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
+    pub async fn enter(self: &Arc<Self>, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
         if let Some(place) = self.try_enter(entry) {
             // Whoever closes it does so before the last place is given back: a place that was had since is no use.
             return if self.closed.load(SeqCst) { Err(Refusal::Closed) } else { Ok(place) };
@@ -222,7 +222,7 @@ impl Bulkhead {
     }
 
     /// Nobody enters from now on; who waits is told so.
-    pub(crate) fn close(self: &Arc<Self>) {
+    pub fn close(self: &Arc<Self>) {
         let mut lines = self.admission.lines.lock();
         self.closed.store(true, SeqCst);
         let waiters = lines.clear(self);

@@ -104,7 +104,7 @@ impl Lanes {
 
     /// Ends everything that runs on them, as the end of a process would.
     #[cfg(test)]
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         self.stop.cancel();
     }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 const MEMORY_BYTES_DEFAULT: usize = 4 << 30;
 
 /// Bytes of memory that this process may use: what the machine has, or less where a control group allows less.
-pub(crate) fn memory_bytes() -> usize {
+pub fn memory_bytes() -> usize {
     memory_bytes_below(Path::new("/"))
 }
 

@@ -142,7 +142,7 @@ pub fn is_listening(socket: &Path) -> io::Result<bool> {
 }
 
 /// Removes a file, if it is there.
-pub(crate) fn remove(file: &Path) -> io::Result<()> {
+pub fn remove(file: &Path) -> io::Result<()> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),

@@ -7,6 +7,7 @@ mod contract;
 pub mod discovery;
 pub mod fabric;
 mod interface;
+pub mod keys;
 pub mod lan;
 pub mod link;
 #[cfg(test)]

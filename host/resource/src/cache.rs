@@ -59,7 +59,7 @@ struct Flight {
 type Crowd = (Arc<Flight>, usize);
 
 /// While it lives, what the operation changes is being written.
-pub(crate) struct WriteMark {
+pub struct WriteMark {
     cache: Arc<ReadCache>,
     names: Vec<String>,
 }
@@ -200,7 +200,7 @@ impl Kept {
 impl Caching {
     /// # Errors
     /// `BAD_OPERATION`: what cannot be asked of a cache.
-    pub(crate) fn check(&self) -> Result<(), ResourceError> {
+    pub fn check(&self) -> Result<(), ResourceError> {
         let bad = |text: String| Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text));
         if !self.reads.is_empty() && !self.writes.is_empty() {
             return bad("an operation that both reads and writes cannot be cached: name what it writes only".into());

@@ -21,7 +21,7 @@ use wasmcage_core::telemetry::{Level, LevelCell};
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
+pub enum Does {
     Work,
     /// With a harmless error.
     Refuse,
@@ -33,7 +33,7 @@ pub(crate) enum Does {
 
 /// What the other side does, and did.
 #[derive(Default)]
-pub(crate) struct Script {
+pub struct Script {
     does: Mutex<HashMap<Phase, Does>>,
     told: Mutex<Vec<String>>,
     connections: AtomicUsize,
@@ -47,62 +47,62 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    pub(crate) fn new() -> Arc<Self> {
+    pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// From now on.
-    pub(crate) fn set(&self, phase: Phase, does: Does) {
+    pub fn set(&self, phase: Phase, does: Does) {
         self.does.lock().insert(phase, does);
     }
 
     /// What becomes of its connections when they are given back, and of a reset.
-    pub(crate) fn set_reuse(&self, reuse: Reuse, reset: Does) {
+    pub fn set_reuse(&self, reuse: Reuse, reset: Does) {
         *self.reuse.lock() = Some(reuse);
         *self.reset.lock() = Some(reset);
     }
 
-    pub(crate) fn keep_modules_apart(&self) {
+    pub fn keep_modules_apart(&self) {
         self.keeps_modules_apart.store(true, SeqCst);
     }
 
     /// Executions wait for a permit each.
-    pub(crate) fn gate(&self) -> Arc<tokio::sync::Semaphore> {
+    pub fn gate(&self) -> Arc<tokio::sync::Semaphore> {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         *self.gate.lock() = Some(gate.clone());
         gate
     }
 
     /// What was asked so far, in order.
-    pub(crate) fn told(&self) -> String {
+    pub fn told(&self) -> String {
         self.told.lock().join(" ")
     }
 
-    pub(crate) fn tell(&self, text: &str) {
+    pub fn tell(&self, text: &str) {
         self.told.lock().push(text.to_owned());
     }
 
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         self.told.lock().clear();
     }
 
     /// Whether connections say so from now on.
-    pub(crate) fn set_used_up(&self, used_up: bool) {
+    pub fn set_used_up(&self, used_up: bool) {
         self.used_up.store(used_up, SeqCst);
     }
 
     /// Connections now.
-    pub(crate) fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.connections.load(SeqCst)
     }
 
     /// At once, at any time.
-    pub(crate) fn connections_most(&self) -> usize {
+    pub fn connections_most(&self) -> usize {
         self.connections_most.load(SeqCst)
     }
 
     /// Ever made.
-    pub(crate) fn made(&self) -> usize {
+    pub fn made(&self) -> usize {
         self.made.load(SeqCst)
     }
 
@@ -123,7 +123,7 @@ impl Script {
     }
 }
 
-pub(crate) struct Double(pub(crate) Arc<Script>);
+pub struct Double(pub(crate) Arc<Script>);
 
 struct DoubleConnection {
     script: Arc<Script>,
@@ -239,13 +239,13 @@ impl ReplyStream for Parts {
 }
 
 /// A pool's settings with nothing that acts by itself in a test's time.
-pub(crate) fn pool(size: usize) -> PoolSettings {
+pub fn pool(size: usize) -> PoolSettings {
     let day = Duration::from_secs(24 * 3600);
     PoolSettings { size, standby: 0, idle_timeout: day, age_max: day, time_min: Duration::ZERO, time_max: None }
 }
 
 /// A resource called `name` whose other side does what the script says.
-pub(crate) fn resource(
+pub fn resource(
     name: &str,
     script: &Arc<Script>,
     pool: PoolSettings,
@@ -258,22 +258,22 @@ pub(crate) fn resource(
 }
 
 /// Who asks, with so many milliseconds left.
-pub(crate) fn caller(left_ms: u64) -> Caller {
+pub fn caller(left_ms: u64) -> Caller {
     caller_of("test", left_ms)
 }
 
-pub(crate) fn caller_of(module: &str, left_ms: u64) -> Caller {
+pub fn caller_of(module: &str, left_ms: u64) -> Caller {
     let left = Duration::from_millis(left_ms);
     let request = RequestContext::new("test".into(), "test", left, Arc::default());
     Caller { cage: "test".into(), module: module.into(), request: Arc::new(request) }
 }
 
-pub(crate) fn operation(action: &str, body: &str) -> Operation {
+pub fn operation(action: &str, body: &str) -> Operation {
     Operation { action: action.into(), body: Bytes::copy_from_slice(body.as_bytes()), ..Operation::default() }
 }
 
 /// Looks until it is so.
-pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Deadline::after(Duration::from_secs(60));
     while !is_so() {
         assert!(!deadline.passed(), "waited for {what}");

@@ -96,17 +96,17 @@ impl LiveResource {
     }
 
     /// Whether a rollback takes back what this operation did.
-    pub(crate) fn undoes(&self, operation: &Operation) -> bool {
+    pub fn undoes(&self, operation: &Operation) -> bool {
         self.pool.resource().undoes(operation)
     }
 
     /// Forgets cached replies that depend on these names, and keeps none until the mark is dropped.
-    pub(crate) fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
+    pub fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
         self.cache.as_ref().map(|cache| cache.write(names))
     }
 
     /// When an operation must have ended.
-    pub(crate) fn deadline(&self, caller: &Caller, timeout: Option<Duration>) -> Deadline {
+    pub fn deadline(&self, caller: &Caller, timeout: Option<Duration>) -> Deadline {
         let shortest = self.config.timeout.into_iter().chain(timeout).min();
         shortest.map_or(caller.request.deadline_now(), |shortest| caller.request.deadline_now().within(shortest))
     }
@@ -115,15 +115,15 @@ impl LiveResource {
     ///
     /// # Errors
     /// In phase `Check`.
-    pub(crate) fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
+    pub fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
         self.pool.resource().check(operation)
     }
 
-    pub(crate) async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<Lease, ResourceError> {
+    pub async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<Lease, ResourceError> {
         self.pool.acquire(&caller.module, deadline).await
     }
 
-    pub(crate) fn observe(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> Observed {
+    pub fn observe(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> Observed {
         Observed::begin(self, caller, &operation.action)
     }
 

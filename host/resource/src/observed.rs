@@ -8,7 +8,7 @@ use super::{Caller, LiveResource, Phase, ResourceError};
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::telemetry::Level;
 
-pub(crate) struct Observed {
+pub struct Observed {
     resource: Arc<LiveResource>,
     /// Who asked for what, for the event; none while nobody reads it.
     told: Option<(Caller, String)>,
@@ -26,12 +26,12 @@ impl Observed {
         Self { resource: resource.clone(), told, begun: Instant::now(), acquired: None, outcome: Outcome::Abandoned }
     }
 
-    pub(crate) fn acquired(&mut self) {
+    pub fn acquired(&mut self) {
         self.acquired = Some(Instant::now());
     }
 
     /// Its error, if it has one, is given the resource's name, and logged where it is the resource's fault.
-    pub(crate) fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
+    pub fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
         let result = result.map_err(|error| ResourceError { participant: self.resource.name().to_owned(), ..error });
         self.outcome = outcome(&result);
         if let Err(error) = &result {

@@ -25,7 +25,7 @@ const RESET_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Of one resource. Never has more connections than `size`: a new one is made by the holder of a place, and only when none
 /// is free.
-pub(crate) struct Pool {
+pub struct Pool {
     resource: Box<dyn Resource>,
     settings: PoolSettings,
     places: Arc<Admission>,
@@ -59,13 +59,13 @@ enum State {
 }
 
 /// The use of one connection. Dropped, it discards the connection; `keep` gives it back.
-pub(crate) struct Lease {
+pub struct Lease {
     /// None while its stream has it. Before the place, so that it is closed before another may be made.
     connection: Option<Box<dyn Connection>>,
     made: Instant,
     module: Option<Arc<str>>,
     /// Until when it may be used: the caller's, or sooner by the pool's `max_time_ms`.
-    pub(crate) deadline: Deadline,
+    pub deadline: Deadline,
     pool: Arc<Pool>,
     _place: Place,
 }
@@ -88,7 +88,7 @@ impl Pool {
     ///
     /// # Errors
     /// Harmless ones: `TIMED_OUT`, `OVERLOADED`; in phase `Connect` those of the protocol.
-    pub(crate) async fn acquire(
+    pub async fn acquire(
         self: &Arc<Self>,
         module: &Arc<str>,
         deadline: Deadline,
@@ -255,7 +255,7 @@ async fn is_healthy(connection: &mut dyn Connection, deadline: Deadline) -> bool
 impl Lease {
     /// # Panics
     /// After `take`.
-    pub(crate) fn connection(&mut self) -> &mut dyn Connection {
+    pub fn connection(&mut self) -> &mut dyn Connection {
         &mut **self.connection.as_mut().expect("the connection was not taken")
     }
 
@@ -273,7 +273,7 @@ impl Lease {
     }
 
     /// Gives the connection back for others to use. What was left in it is taken away meanwhile.
-    pub(crate) fn keep(mut self) {
+    pub fn keep(mut self) {
         let Some(connection) = self.connection.take().filter(|connection| !connection.is_used_up()) else { return };
         match connection.reuse() {
             Reuse::AsItIs => self.pool.put(State::Ready(connection), self.made, self.module.take()),

@@ -1,5 +1,7 @@
 //! Why nothing was read or written.
 
+use wasmcage_core::error::DispatchError;
+
 /// What to do about a damaged file.
 pub(super) const MENDING: &str = "put a copy of it back, or move it away to begin with an empty store";
 

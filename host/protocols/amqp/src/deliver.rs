@@ -295,8 +295,7 @@ impl Receiver {
         argument: &str,
     ) -> Result<String, DispatchError> {
         let arguments = Payload::Json(format!("{{\"args\":[{argument}]}}"));
-        let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
-        match dispatch.call(context.clone(), &function.module, &function.name, arguments).await? {
+        match self.cx.dispatch.call(context.clone(), &function.module, &function.name, arguments).await? {
             Payload::Json(text) => Ok(text),
             Payload::Bytes(_) | Payload::Values(_) => {
                 Err(DispatchError::Failed(format!("{function} returned bytes, where JSON was expected")))

@@ -57,7 +57,7 @@ pub struct CallEntry {
 
 /// What became of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub struct Seen {
     pub sequence: u64,
     pub queue: String,
     /// None while the call is pending.
