@@ -1,5 +1,5 @@
 //! Interfaces that fire at the times of a cron expression. What time it is, and what a clock that is set does, is tested
-//! without one: see the unit tests of `protocol/schedule`.
+//! without one: see the unit tests of `host/protocols/schedule`.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
