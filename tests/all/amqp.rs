@@ -383,7 +383,7 @@ async fn a_passive_exchange_has_to_be_there() {
 pub fn news(cage: &Running) -> Option<String> {
     let snapshot = cage.snapshot();
     let interface = snapshot.cages[0].interfaces.iter().find(|one| one.interface == "in").unwrap();
-    interface.news.clone()
+    interface.status.clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -264,7 +264,7 @@ async fn a_watched_directory_that_is_removed_or_replaced_is_taken_up_again() {
     let waits = || {
         let cages = cage.snapshot().cages;
         let interface = cages[0].interfaces.iter().find(|interface| interface.interface == "inbox");
-        let news = interface.and_then(|interface| interface.news.clone());
+        let news = interface.and_then(|interface| interface.status.clone());
         news.filter(|news| news.contains("waits for directory"))
     };
     eventually("ps to say so", waits).await;

@@ -346,7 +346,7 @@ async fn an_interface_that_serves_in_reverse_says_whom_it_does_not_reach() {
     let inner = network.on_its_own(scene.worker(), "").config(&reverse).start().await;
     let news = || {
         let interfaces = inner.snapshot().cages.swap_remove(0).interfaces;
-        interfaces.into_iter().find(|interface| interface.interface == "inward").and_then(|inward| inward.news)
+        interfaces.into_iter().find(|interface| interface.interface == "inward").and_then(|inward| inward.status)
     };
     let only_nobody = |news: &String| news.contains("reverse://nobody: not served") && !news.contains(&scene.front);
     let told = eventually("what it tells", || news().filter(only_nobody)).await;

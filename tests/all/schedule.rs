@@ -55,7 +55,7 @@ async fn each_time_fires_once_with_its_name() {
     assert!(times[0].ends_with("+01:00") || times[0].ends_with("+02:00"), "{times:?}");
     let snapshot = cage.snapshot();
     let interface = snapshot.cages[0].interfaces.iter().find(|known| known.protocol == "schedule").unwrap();
-    let news = interface.news.clone().unwrap();
+    let news = interface.status.clone().unwrap();
     assert!(news.strip_prefix("next ").unwrap() > &*times[0], "{news} after {times:?}");
     assert!(cage.host().serving().is_empty());
     assert!(cage.stop().await);
@@ -247,7 +247,7 @@ async fn without_a_module_times_pass_and_with_one_they_do_not() {
     cage.configure("[interfaces.nightly]\nprotocol = \"schedule\"\ncron = \"@yearly\"\ntime_zone = \"UTC\"");
     let next = |cage: &Running| {
         let snapshot = cage.snapshot();
-        snapshot.cages[0].interfaces.iter().find(|known| known.interface == "nightly")?.news.clone()
+        snapshot.cages[0].interfaces.iter().find(|known| known.interface == "nightly")?.status.clone()
     };
     let news = eventually("the next year", || next(&cage).filter(|news| news.contains("-01-01T00:00:00+00:00"))).await;
     assert!(news.starts_with("next 20"), "{news}");

@@ -136,7 +136,7 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     for interface in cage["interfaces"].as_array().into_iter().flatten() {
         let (name, module) = (word(&interface["interface"]), word(&interface["module"]));
         let addresses = words(&interface["addresses"]);
-        let place = match interface["news"].as_str() {
+        let place = match interface["status"].as_str() {
             None => addresses,
             Some(news) if addresses == "-" => news.to_owned(),
             Some(news) => {
@@ -275,12 +275,12 @@ mod tests {
                     "cage": cage, "in_work": 1, "waiting": 0, "config_error": null, "flock": "default",
                     "interfaces": [{ "interface": "web", "protocol": "http", "module": "interface_web",
                         "addresses": ["http://127.0.0.1:8080/"], "error": null, "readings": readings },
-                        { "interface": "mail", "protocol": "amqp", "module": "", "news": "the broker takes no messages",
+                        { "interface": "mail", "protocol": "amqp", "module": "", "status": "the broker takes no messages",
                         "addresses": ["amqp://b (q)"], "error": null, "readings": { "requests": 0 } },
                         { "interface": "rpc", "protocol": "rpc", "module": "", "addresses": [], "error": null,
                         "readings": { "requests": 0 } },
                         { "interface": "nightly", "protocol": "schedule", "module": "report", "addresses": [],
-                        "news": "next 2026-11-22T03:00:00+01:00", "error": null, "readings": { "requests": 0 } }],
+                        "status": "next 2026-11-22T03:00:00+01:00", "error": null, "readings": { "requests": 0 } }],
                     "members": [{ "cage": "far", "copy": "0123456789abcdef", "node": "", "version": "0.1.0",
                         "addresses": ["10.0.0.7:7420", "[fe80::1]:7420"], "found": "multicast", "health": "connected",
                         "in_flight": 3, "latency_us": 250 },

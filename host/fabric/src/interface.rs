@@ -10,7 +10,7 @@ use super::lan::Lan;
 use wasmcage_core::call::{Call, Remote};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_protocol::{Dispatch, Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Dispatch, Interface, InterfaceContext, InterfaceError, Listening};
 
 pub(super) struct RpcInterface {
     pub(super) config: RpcConfig,
@@ -62,9 +62,8 @@ async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<()
     let mut advertised = fabric.advertise(service, cx.drain.clone());
     let ended = tokio::select! {
         ended = &mut advertised => ended,
-        () = announce(&*fabric, &cx) => advertised.await,
+        _listening = listen(&*fabric, &cx) => advertised.await,
     };
-    cx.endpoint.forget_addresses();
     // A cage that cannot be called goes on calling others. So does one that is stopping: for requests still in work.
     if ended.is_ok() && !cx.drain.outer_begun() {
         cx.dispatch.unset_remote(&remote);
@@ -72,18 +71,26 @@ async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<()
     ended
 }
 
+/// A socket in the file system is for cages of this machine.
+fn reach(address: String) -> Address {
+    match address.starts_with("unix:") {
+        true => Address::Machine(address),
+        false => Address::Outside(address),
+    }
+}
+
 /// Tells where the cage can be called, once it can.
-async fn announce(fabric: &impl Fabric, cx: &InterfaceContext) {
+async fn listen(fabric: &impl Fabric, cx: &InterfaceContext) -> Vec<Listening> {
     const LOOK: std::time::Duration = std::time::Duration::from_millis(5);
     while !cx.drain.begun() {
         let addresses = fabric.addresses();
         if !addresses.is_empty() {
-            addresses.into_iter().for_each(|address| cx.endpoint.announce(address));
-            return;
+            return addresses.into_iter().map(|address| cx.endpoint.listen(reach(address))).collect();
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
             () = cx.drain.stopping() => {}
         }
     }
+    Vec::new()
 }

@@ -9,7 +9,7 @@ use super::config::ReverseConfig;
 use super::interface::{CageService, local};
 use super::lan::Lan;
 use wasmcage_config::{ConfigError, Section};
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError, Protocol};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Protocol};
 
 pub struct ReverseRpc;
 
@@ -41,14 +41,15 @@ impl Interface for ReverseInterface {
         let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
         let tasks = cx.tasks.clone();
         let lan = Lan::open(local(&cx), interface, lan, limits, &cx.runtime_directory, lanes, tasks).await?;
-        serve.iter().for_each(|cage| cx.endpoint.announce(format!("reverse://{cage}")));
+        let listen = |cage| cx.endpoint.listen(Address::Outside(format!("reverse://{cage}")));
+        let listening: Vec<_> = serve.iter().map(listen).collect();
         let service = Arc::new(CageService { dispatch: cx.dispatch.clone() });
         tokio::select! {
             () = lan.serve_in_reverse(&serve, service, &cx.drain) => {}
             () = keep_telling(&lan, &serve, &cx) => {}
         }
-        cx.endpoint.forget_addresses();
-        cx.endpoint.tell(None);
+        drop(listening);
+        cx.endpoint.set_status(None);
         Ok(())
     }
 }
@@ -58,7 +59,7 @@ async fn keep_telling(lan: &Lan, serve: &[String], cx: &InterfaceContext) {
     loop {
         let not_served = lan.not_served(serve);
         let told: Vec<_> = not_served.iter().map(|(cage, why)| format!("reverse://{cage}: {why}")).collect();
-        cx.endpoint.tell((!told.is_empty()).then(|| told.join("; ")));
+        cx.endpoint.set_status((!told.is_empty()).then(|| told.join("; ")));
         tokio::time::sleep(TELL_INTERVAL).await;
     }
 }

@@ -1,5 +1,5 @@
-//! An interface's way to its module: which version serves a request, and where the interface listens. One for each running
-//! interface, made by `cage.rs`.
+//! What a running interface is called, where it can be reached, what it says of its state, and its readings. One for each
+//! running interface, made by the cage.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use wasmcage_core::readings::Readings;
+use wasmcage_core::readings::{Outcome, Readings};
 
-/// An interface's way to the module that serves it.
+/// A running interface, as the cage and its operator see it.
 pub struct Endpoint {
     /// Name of the interface.
     pub interface: Arc<str>,
@@ -21,9 +21,44 @@ pub struct Endpoint {
     pub module: Arc<str>,
     pub readings: Readings,
     timeout_ms: AtomicU64,
-    addresses: watch::Sender<Vec<String>>,
-    /// What it says of itself.
-    news: Mutex<Option<String>>,
+    addresses: watch::Sender<Vec<(u64, Address)>>,
+    /// Tells addresses apart that look the same.
+    last_address: AtomicU64,
+    status: Mutex<Option<String>>,
+}
+
+/// Where an interface can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// From outside, such as `http://127.0.0.1:8080/`.
+    Outside(String),
+    /// By cages of this machine only, such as a socket in the file system.
+    Machine(String),
+    /// By its own cage only, such as a queue.
+    Cage(String),
+}
+
+impl Address {
+    /// As an operator reads it.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Outside(text) | Self::Machine(text) | Self::Cage(text) => text,
+        }
+    }
+}
+
+/// An interface can be reached at an address as long as this is held. It must be dropped as soon as intake there has ended: a
+/// successor that needs the address waits for it.
+#[must_use]
+pub struct Listening {
+    endpoint: Arc<Endpoint>,
+    id: u64,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.endpoint.addresses.send_modify(|addresses| addresses.retain(|(id, _)| *id != self.id));
+    }
 }
 
 /// The module version that will serve one request: chosen when the request begins, kept to its end. What it is, is known to
@@ -74,7 +109,8 @@ impl Endpoint {
             readings: Readings::default(),
             timeout_ms: AtomicU64::new(0),
             addresses: watch::Sender::default(),
-            news: Mutex::default(),
+            last_address: AtomicU64::new(0),
+            status: Mutex::default(),
         };
         endpoint.set_timeout(timeout);
         endpoint
@@ -90,36 +126,60 @@ impl Endpoint {
         self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Where the interface can be reached from outside, such as `http://127.0.0.1:8080/`; shown at start and by `ps`.
-    pub fn announce(&self, address: String) {
+    /// The interface can be reached at this address from now on, as long as what is returned is held; it is logged, and shown
+    /// at start and by `wasmcage ps`.
+    pub fn listen(self: &Arc<Self>, address: Address) -> Listening {
         let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);
-        tracing::info!(cage, interface, module, %address, "started listening");
-        self.addresses.send_modify(|addresses| addresses.push(address));
+        tracing::info!(cage, interface, module, address = %address.text(), "started listening");
+        let id = self.last_address.fetch_add(1, Ordering::Relaxed);
+        self.addresses.send_modify(|addresses| addresses.push((id, address)));
+        Listening { endpoint: self.clone(), id }
     }
 
-    /// Where it listens now.
-    pub fn addresses(&self) -> Vec<String> {
-        self.addresses.borrow().clone()
+    /// Where it can be reached now.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.addresses.borrow().iter().map(|(_, address)| address.clone()).collect()
     }
 
-    /// It listens nowhere any more.
-    pub fn forget_addresses(&self) {
-        self.addresses.send_replace(Vec::new());
+    /// What an operator should see of the interface besides its addresses, such as what it waits for; none if nothing. An
+    /// interface that has neither an address nor a status is taken for one that is still starting.
+    pub fn set_status(&self, status: Option<String>) {
+        *self.status.lock() = status;
     }
 
-    /// What an operator should see of an interface that has no address, such as what it waits for; none if nothing.
-    pub fn tell(&self, news: Option<String>) {
-        *self.news.lock() = news;
+    /// What was set last.
+    pub fn status(&self) -> Option<String> {
+        self.status.lock().clone()
     }
 
-    /// What it told last.
-    pub fn news(&self) -> Option<String> {
-        self.news.lock().clone()
+    /// Counts a request that no version of the module was there for, which nobody else counts.
+    pub fn count_without_module(&self) {
+        self.readings.begin();
+        self.readings.end(Outcome::NotFound, Duration::ZERO, Duration::ZERO);
     }
 
     /// Resolves when it listens nowhere, so that another interface may.
-    pub async fn silent(&self) {
+    pub async fn wait_until_closed(&self) {
         // The sender cannot be gone: it is this endpoint's.
         let _ = self.addresses.subscribe().wait_for(Vec::is_empty).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_is_known_as_long_as_it_is_listened_at() {
+        let endpoint = Endpoint::new("web".into(), "http", "hello".into(), "m".into(), Duration::from_secs(1));
+        let endpoint = Arc::new(endpoint);
+        let address = Address::Outside("http://127.0.0.1:8080/".into());
+        let (first, second) = (endpoint.listen(address.clone()), endpoint.listen(address.clone()));
+        drop(first);
+        assert_eq!(endpoint.addresses(), [address]);
+        let closed = { let endpoint = endpoint.clone(); tokio::spawn(async move { endpoint.wait_until_closed().await }) };
+        drop(second);
+        closed.await.unwrap();
+        assert_eq!(endpoint.addresses(), []);
     }
 }

@@ -20,7 +20,7 @@ use wasmcage_resource::Resource;
 use wasmcage_store::Store;
 
 pub use self::dispatch::Dispatch;
-pub use self::endpoint::{Endpoint, Route, RouteKind};
+pub use self::endpoint::{Address, Endpoint, Listening, Route, RouteKind};
 pub use self::registry::Protocols;
 
 /// One way in which the outside world reaches modules, or modules the outside world.

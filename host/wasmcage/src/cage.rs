@@ -22,7 +22,7 @@ use wasmcage_core::readings::ReadingsSnapshot;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::{self, PanicSnapshot, Tasks};
 use wasmcage_core::telemetry::{self, CageLog, LevelCell};
-use wasmcage_protocol::Endpoint;
+use wasmcage_protocol::{Address, Endpoint};
 use wasmcage_protocol::{Interface, InterfaceContext, Protocols};
 use wasmcage_resource as resource;
 use wasmcage_resource::{MakeResource, ResourceSnapshot, Resources};
@@ -194,10 +194,12 @@ impl Cage {
     /// What can be reached from outside; a socket in the file system is for this machine's cages only, a queue for its own.
     pub fn serving(&self) -> Vec<ServingLine> {
         let interfaces = self.inner.interfaces.lock();
-        let within = |address: &str| ["unix:", "queue:"].iter().any(|kind| address.starts_with(kind));
         let lines = interfaces.iter().flat_map(|(name, running)| {
-            let addresses = running.endpoint.addresses().into_iter().filter(|address| !within(address));
-            addresses.map(|address| ServingLine {
+            let outside = |address| match address {
+                Address::Outside(address) => Some(address),
+                Address::Machine(_) | Address::Cage(_) => None,
+            };
+            running.endpoint.addresses().into_iter().filter_map(outside).map(|address| ServingLine {
                 cage: self.inner.name.clone(),
                 interface: name.clone(),
                 protocol: running.config.protocol.clone(),
@@ -424,7 +426,7 @@ impl Inner {
             (keep_running(interface.clone(), protocols.clone(), cx, Arc::clone(&error)), self.drain.token());
         tokio::spawn(self.services.tasks.watched("interface", async move {
             let _token = token;
-            all_silent(leaving).await;
+            all_closed(leaving).await;
             kept.await;
         }));
         Running { config: interface.clone(), drain, endpoint, error }
@@ -432,8 +434,8 @@ impl Inner {
 }
 
 /// Resolves when none of these interfaces listens any more. One that does not let go costs its successor an attempt only.
-async fn all_silent(leaving: Vec<Arc<Endpoint>>) {
-    let let_go = futures_util::future::join_all(leaving.iter().map(|endpoint| endpoint.silent()));
+async fn all_closed(leaving: Vec<Arc<Endpoint>>) {
+    let let_go = futures_util::future::join_all(leaving.iter().map(|endpoint| endpoint.wait_until_closed()));
     let _ = tokio::time::timeout(RETRY_FIRST, let_go).await;
 }
 
@@ -453,7 +455,6 @@ async fn keep_running(
             ended = task::caught_async(built.run(cx.clone())) => ended,
             () = cx.drain.forcing() => Ok(Ok(())),
         };
-        cx.endpoint.forget_addresses();
         let text = match ended {
             Ok(Ok(())) => {
                 tracing::info!(%cage, %interface, "interface has stopped");
@@ -484,18 +485,19 @@ async fn keep_running(
 impl Running {
     /// Listens, waits for something else, or has said why not.
     fn settled(&self) -> bool {
-        !self.endpoint.addresses().is_empty() || self.endpoint.news().is_some() || self.error.lock().is_some()
+        !self.endpoint.addresses().is_empty() || self.endpoint.status().is_some() || self.error.lock().is_some()
     }
 
     fn snapshot(&self, name: &str) -> InterfaceSnapshot {
-        let (addresses, news) = (self.endpoint.addresses(), self.endpoint.news());
+        let addresses: Vec<_> = self.endpoint.addresses().iter().map(|address| address.text().to_owned()).collect();
+        let status = self.endpoint.status();
         InterfaceSnapshot {
             interface: name.to_owned(),
             protocol: self.config.protocol.clone(),
             module: self.endpoint.module.to_string(),
-            error: if addresses.is_empty() && news.is_none() { self.error.lock().clone() } else { None },
+            error: if addresses.is_empty() && status.is_none() { self.error.lock().clone() } else { None },
             addresses,
-            news,
+            status,
             readings: self.endpoint.readings.snapshot(),
         }
     }
@@ -526,7 +528,7 @@ pub struct InterfaceSnapshot {
     pub module: String,
     pub addresses: Vec<String>,
     /// What it says of itself, such as the time it waits for.
-    pub news: Option<String>,
+    pub status: Option<String>,
     /// Why it does not serve now.
     pub error: Option<String>,
     pub readings: ReadingsSnapshot,

@@ -97,7 +97,7 @@ fn running(root: &Path, reverse: &Reverse, findings: &mut Findings) {
     match cage::interface(root, &reverse.cage, &reverse.interface) {
         // Told with interface `rpc`, or this one was added since.
         Err(_) | Ok(None) => {}
-        Ok(Some(interface)) => match (interface["error"].as_str(), interface["news"].as_str()) {
+        Ok(Some(interface)) => match (interface["error"].as_str(), interface["status"].as_str()) {
             (Some(error), _) | (None, Some(error)) => findings.fail(&check, error, hint),
             (None, None) => findings.ok(&check, format!("it serves {}", reverse.config.serve.join(", "))),
         },

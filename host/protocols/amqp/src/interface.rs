@@ -20,7 +20,7 @@ use super::link::{Link, Live, Purpose};
 use super::replies::Replies;
 use super::topology::Binding;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
 
 /// Between looks at what is declared.
 const LOOK: Duration = Duration::from_secs(10);
@@ -76,8 +76,8 @@ impl Interface for AmqpInterface {
         let (commands_tx, commands) = mpsc::channel(COMMANDS_MAX);
         let consumers = topology.queues.iter().map(|_| None).collect();
         let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));
-        let (problems, announced, leaving) = (Vec::new(), Vec::new(), Vec::new());
-        Rounds { cx, link, publishing, receiver, commands, consumers, problems, announced, leaving }.run().await
+        let (problems, consumed, leaving) = (Vec::new(), Vec::new(), Vec::new());
+        Rounds { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, leaving }.run().await
     }
 }
 
@@ -93,7 +93,9 @@ struct Rounds {
     /// What cannot be declared or consumed now.
     problems: Vec<String>,
     /// The queues that are consumed, as the endpoint knows them.
-    announced: Vec<String>,
+    consumed: Vec<String>,
+    /// While there are such queues.
+    listening: Option<Listening>,
     /// Consumers that take no more, and finish what they have.
     leaving: Vec<AbortOnDropHandle<()>>,
 }
@@ -212,7 +214,7 @@ impl Rounds {
         self.problems.iter().filter(is_new).for_each(|problem| receiver.events.problem(problem));
         self.announce();
         self.tell();
-        match self.announced.is_empty() && !self.problems.is_empty() && live.is_up() {
+        match self.consumed.is_empty() && !self.problems.is_empty() && live.is_up() {
             true => Err(End::Refused(self.problems.join("; "))),
             false => Ok(()),
         }
@@ -261,15 +263,12 @@ impl Rounds {
         let queues = self.receiver.config.topology.queues.iter().zip(&self.consumers);
         let consumed: Vec<String> =
             queues.filter(|(_, consumer)| consumer.is_some()).map(|(queue, _)| queue.name.to_string()).collect();
-        if consumed == self.announced {
+        if consumed == self.consumed {
             return;
         }
-        let endpoint = &self.cx.endpoint;
-        endpoint.forget_addresses();
-        if !consumed.is_empty() {
-            endpoint.announce(format!("{} ({})", self.receiver.config.broker, consumed.join(", ")));
-        }
-        self.announced = consumed;
+        let address = || Address::Outside(format!("{} ({})", self.receiver.config.broker, consumed.join(", ")));
+        self.listening = (!consumed.is_empty()).then(|| self.cx.endpoint.listen(address()));
+        self.consumed = consumed;
     }
 
     /// Tells an operator what does not work now.
@@ -280,7 +279,7 @@ impl Rounds {
         troubles.extend(self.link.trouble().map(|why| format!("{broker}: {why}")));
         // Mostly both connections have the same.
         troubles.extend(publishing.filter(|trouble| !troubles.contains(trouble)));
-        self.cx.endpoint.tell((!troubles.is_empty()).then(|| troubles.join("; ")));
+        self.cx.endpoint.set_status((!troubles.is_empty()).then(|| troubles.join("; ")));
     }
 
     /// The consumers of the round finish what they have.
@@ -288,13 +287,13 @@ impl Rounds {
         self.leaving.retain(|consumer| !consumer.is_finished());
         self.leaving.extend(self.consumers.iter_mut().filter_map(Option::take));
         self.problems.clear();
-        self.announced.clear();
-        self.cx.endpoint.forget_addresses();
+        self.consumed.clear();
+        self.listening = None;
     }
 
     /// Waits for what is in work.
     async fn finish(self) -> Result<(), InterfaceError> {
-        self.cx.endpoint.tell(None);
+        self.cx.endpoint.set_status(None);
         join_all(self.leaving).await;
         Ok(())
     }

@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError};
 use wasmcage_store::{Begun, Look, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
@@ -35,10 +35,10 @@ struct Work {
 impl Interface for RetryInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let queue = cx.store.retried_queue(&cx.endpoint.interface);
-        cx.endpoint.announce(format!("queue:{}", cx.endpoint.interface));
+        let listening = cx.endpoint.listen(Address::Cage(format!("queue:{}", cx.endpoint.interface)));
         let work = Work { cx, config: self.config, queue, attempts: TaskTracker::new() };
         work.begin_all().await;
-        work.cx.endpoint.forget_addresses();
+        drop(listening);
         work.attempts.close();
         work.attempts.wait().await;
         Ok(())

@@ -15,8 +15,7 @@ use super::record::Record;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Deadline, Facts, Request, RequestContext};
 use wasmcage_core::telemetry::error_chain;
-use wasmcage_protocol::{Dispatch, Endpoint, Route};
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Dispatch, Endpoint, Interface, InterfaceContext, InterfaceError, Route};
 
 /// Between two looks at the clock, which may be set while nobody looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -84,7 +83,7 @@ impl Running {
                 }
             }
         }
-        self.cx.endpoint.tell(None);
+        self.cx.endpoint.set_status(None);
         let (cage, interface, waiting) =
             (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface, self.planner.waiting());
         if waiting > 0 {
@@ -105,7 +104,7 @@ impl Running {
         for tick in due {
             self.make(tick);
         }
-        self.cx.endpoint.tell(Some(match next {
+        self.cx.endpoint.set_status(Some(match next {
             Some(next) => format!("next {}", self.rules.times.shown(next)),
             None => "no time to come".to_owned(),
         }));

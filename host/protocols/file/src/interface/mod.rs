@@ -23,7 +23,7 @@ use self::source::{Content, Found, Source};
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Facts, Request, RequestContext};
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError};
 
 /// Between two looks whether another one has let go of the directory.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -46,7 +46,7 @@ impl Interface for FileInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let mut source = open(&self.config, &cx).await?;
         while let Some(found) = source {
-            cx.endpoint.announce(format!("file:{}", self.config.directory.display()));
+            let listening = cx.endpoint.listen(Address::Outside(format!("file:{}", self.config.directory.display())));
             let mut watch = Watch {
                 config: self.config.clone(),
                 source: Arc::new(found),
@@ -55,7 +55,7 @@ impl Interface for FileInterface {
                 cx: cx.clone(),
             };
             let result = watch.run().await;
-            cx.endpoint.forget_addresses();
+            drop(listening);
             source = match result? {
                 Ended::Draining => None,
                 Ended::Gone => open_again(&self.config, &cx).await?,
@@ -79,7 +79,7 @@ async fn open_again(config: &SourceConfig, cx: &InterfaceContext) -> Result<Opti
     let source = loop {
         match open(config, cx).await {
             Err(InterfaceError::Setup { source: Some(error), .. }) if is_not_found(&*error) => {
-                cx.endpoint.tell(Some(format!("waits for directory {directory} to be there")));
+                cx.endpoint.set_status(Some(format!("waits for directory {directory} to be there")));
             }
             opened => break opened,
         }
@@ -87,7 +87,7 @@ async fn open_again(config: &SourceConfig, cx: &InterfaceContext) -> Result<Opti
             break Ok(None);
         }
     };
-    cx.endpoint.tell(None);
+    cx.endpoint.set_status(None);
     source
 }
 
