@@ -91,7 +91,7 @@ mod service {
             }
             "/panic" => panic!("as asked"),
             "/unreachable" => std::process::abort(),
-            _ => Err(Error::refused(format_args!("hostile does not know {path}"))),
+            _ => Err(Error::bad_arguments(format_args!("hostile does not know {path}"))),
         }
     }
 }
@@ -119,7 +119,7 @@ fn bad_header(kind: &str) -> Result<Response> {
         "length" => ("content-length", "7000000".to_owned()),
         "chunked" => ("transfer-encoding", "chunked".to_owned()),
         "connection" => ("connection", "upgrade".to_owned()),
-        _ => return Err(Error::refused(format_args!("hostile does not know the bad header {kind}"))),
+        _ => return Err(Error::bad_arguments(format_args!("hostile does not know the bad header {kind}"))),
     };
     Ok(Response::text("see the headers").header(name, value))
 }
@@ -134,5 +134,5 @@ fn print(mut to: impl Write, mb: usize) -> Result<Response> {
 
 fn number(request: &Request, name: &str, default: usize) -> Result<usize> {
     let Some(value) = request.parameter(name) else { return Ok(default) };
-    value.parse().map_err(|_| Error::refused(format_args!("the parameter {name} is no number")))
+    value.parse().map_err(|_| Error::bad_arguments(format_args!("the parameter {name} is no number")))
 }

@@ -140,7 +140,7 @@ impl From<DispatchError> for CallError {
             DispatchError::DeadlineExceeded(text) => Self::TimedOut(text),
             DispatchError::Lost(text) => Self::Lost(text),
             DispatchError::Overloaded(text) => Self::Overloaded(text),
-            DispatchError::Unreachable(text) => Self::Overloaded(format!("unreachable: {text}")),
+            DispatchError::Unreachable(text) => Self::Unreachable(text),
             DispatchError::Draining => Self::Overloaded("draining".into()),
         }
     }
