@@ -35,7 +35,7 @@ use self::group::{Job, Jobs, Order};
 use self::medium::{Directory, Medium};
 use self::opened::{Opened, contained};
 pub use self::space::Space;
-pub use self::state::{Outcome, Page, Quota, Range, StateValue, Step};
+pub use self::state::{Outcome, Page, Quota, Range, STEPS_MAX, StateValue, Step, VALUE_BYTES_MAX};
 use crate::request::Deadline;
 
 /// What the cage's configuration says of its store.
