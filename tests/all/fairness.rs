@@ -168,7 +168,7 @@ async fn long_texts_in_records_and_paths_are_refused_before_they_are_copied() {
         ("value of a step", "step 1: a value has 146800640 bytes, 16777216 are allowed"),
         ("target of an operation", "the target has 146800640 bytes, 131072 are allowed"),
         ("header of an operation", "the value of a header has 146800640 bytes, 131072 are allowed"),
-        ("name that is read", "no resource"),
+        ("name that is read", "there is no [resources.any]"),
         ("target in a transaction", "the target has 146800640 bytes, 131072 are allowed"),
         ("function in a transaction", "nothing is called by more than 1024"),
         ("path", "name too long"),
