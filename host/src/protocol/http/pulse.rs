@@ -187,6 +187,10 @@ impl Active {
     pub(super) fn progressed(&self) {
         self.0.progressed();
     }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.0
+    }
 }
 
 impl Drop for Active {
