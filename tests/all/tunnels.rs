@@ -188,7 +188,7 @@ async fn a_tunnel_has_the_limits_of_what_streams() {
             let mut stream = opened(&cage, version, "slow-body").await;
             assert!(rest(&mut *stream).await.ends_with("line 9\n"), "{guest} {version:?}");
             alive(&cage).await;
-            let late = || cage.module("interface_web")?.readings.outcomes.get("deadline_exceeded").copied();
+            let late = || cage.module("interface_web")?.readings.outcomes.get("deadline-exceeded").copied();
             eventually("both late ones counted", || (late() == Some(2)).then_some(())).await;
             // However much moves.
             let cage = started(guest, "stream_timeout_ms = 500").await;

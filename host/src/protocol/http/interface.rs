@@ -313,7 +313,8 @@ async fn tunnelled<B: Backend>(
     }
     let (answer, from_module) = reply::tunnel(response, config.response_header_bytes_max).map_err(unfit)?;
     let bytes_max = config.body_bytes_max(RouteKind::Streamed);
-    let latest = context.started + longest;
+    // After the module's own last deadline, and the time for what it left.
+    let latest = context.started + longest.max(visit.site.host.timeout()) + config.write_timeout;
     let tunnel = Tunnel { door, from_module, bytes_max, latest, active: Active::begin(&visit.pulse) };
     match upgrade {
         Some(upgrade) if version == Version::HTTP_2 => run_in_stream(visit, context.id, upgrade, tunnel),

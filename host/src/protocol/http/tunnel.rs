@@ -101,6 +101,7 @@ pub(super) struct Tunnel {
     pub(super) from_module: StreamBody,
     /// From the client.
     pub(super) bytes_max: u64,
+    /// When it is cut however much moves.
     pub(super) latest: Instant,
     /// Keeps the connection from being idle.
     pub(super) active: Active,

@@ -41,6 +41,7 @@ pub(super) struct Fake {
     pub(super) gate: Arc<Gate>,
     /// Of the last request that was listened to; counted at the gate.
     pub(super) heard: Arc<Mutex<String>>,
+    pub(super) timeout: Arc<Mutex<Duration>>,
 }
 
 /// Where requests for `/wait` stay until they are let go.
@@ -57,6 +58,7 @@ impl Fake {
             had_module,
             gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }),
             heard: Arc::default(),
+            timeout: Arc::new(Mutex::new(PATIENCE)),
         }
     }
 
@@ -125,7 +127,7 @@ impl Backend for Fake {
     }
 
     fn timeout(&self) -> Duration {
-        PATIENCE
+        *self.timeout.lock()
     }
 
     fn route(&self) -> Result<Option<(RouteKind, ())>, DispatchError> {

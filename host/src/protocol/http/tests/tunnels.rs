@@ -23,6 +23,14 @@ async fn serving(config: HttpConfig) -> Running {
     Running::start(config, RouteKind::Streamed).await
 }
 
+/// No exchange may last.
+async fn serving_briefly() -> Running {
+    let short = Duration::from_millis(50);
+    let server = serving(HttpConfig { stream_timeout: short, write_timeout: short, ..tunnels() }).await;
+    *server.fake.timeout.lock() = short;
+    server
+}
+
 /// A connection that asks for a tunnel to `host`, and goes on at once with `ahead`.
 async fn asked(server: &Running, host: &str, ahead: &str) -> Client<TcpStream> {
     let mut client = server.connect().await;
@@ -169,7 +177,7 @@ async fn a_tunnel_has_limits() {
     cut(&mut client).await;
     assert!(heard(&server, 1).await.ends_with(", the tunnel's client has left"));
     // `stream_timeout_ms`.
-    let server = serving(HttpConfig { stream_timeout: Duration::from_millis(50), ..tunnels() }).await;
+    let server = serving_briefly().await;
     cut(&mut opened(&server, "echo", "").await).await;
     // `write_timeout_ms`: a client that takes nothing.
     let server = serving(HttpConfig { write_timeout: Duration::from_millis(50), ..tunnels() }).await;
@@ -320,7 +328,7 @@ async fn what_breaks_off_in_a_stream_is_reset() {
     let (mut stream, mut sent, _connection) = opened2(&server, "converse").await;
     sent.send_data(Bytes::from(vec![b'y'; 1001]), false).unwrap();
     assert_eq!(reason(&mut stream).await, Some(Reason::CANCEL));
-    let server = serving(HttpConfig { stream_timeout: Duration::from_millis(50), ..tunnels() }).await;
+    let server = serving_briefly().await;
     let (mut stream, _sent, _connection) = opened2(&server, "echo").await;
     assert_eq!(reason(&mut stream).await, Some(Reason::CANCEL));
 }
