@@ -377,7 +377,9 @@ impl<B: Backend> Visit<B> {
                 self.site.events.no_room_for_body(*error);
                 (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many and too large requests at the moment")
             }
-            BodyError::Broken(_) | BodyError::Reset => (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read"),
+            BodyError::Broken(_) | BodyError::Reset => {
+                (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read")
+            }
         };
         let mut refusal = self.turned_away(status, code, text, &error.to_string());
         refusal.close = true;
