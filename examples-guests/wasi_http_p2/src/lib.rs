@@ -153,8 +153,9 @@ fn answer_slowly(answer: ResponseOutparam, lines: u64, pause_ms: u64, bytes: u64
 
 /// With its end, it has so many bytes at least.
 fn text_of(line: u64, bytes: u64) -> String {
-    let width = (bytes as usize).saturating_sub(1);
-    format!("{:<width$}\n", format!("line {line}"))
+    let text = format!("line {line}");
+    let missing = (bytes as usize).saturating_sub(text.len() + 1);
+    text + &" ".repeat(missing) + "\n"
 }
 
 fn text(answer: ResponseOutparam, status: u16, text: &str) -> Result<(), StreamError> {

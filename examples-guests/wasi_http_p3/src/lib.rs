@@ -134,8 +134,9 @@ fn consume(request: Request) -> (StreamReader<u8>, Trailers) {
 
 /// With its end, it has so many bytes at least.
 fn text_of(line: u64, bytes: u64) -> String {
-    let width = (bytes as usize).saturating_sub(1);
-    format!("{:<width$}\n", format!("line {line}"))
+    let text = format!("line {line}");
+    let missing = (bytes as usize).saturating_sub(text.len() + 1);
+    text + &" ".repeat(missing) + "\n"
 }
 
 fn text(status: u16, text: &'static str) -> Response {
