@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::backoff::Backoff;
 use crate::config::{self, CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
 use crate::dispatcher::{Dispatcher, Endpoint, Member};
 use crate::drain::Drain;
@@ -36,8 +37,6 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts of an interface that cannot serve: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
-/// An interface that ran for so long was well: its next failure counts as the first.
-const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between two looks at the requests that are still in work at the end.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -426,7 +425,7 @@ async fn all_silent(leaving: Vec<Arc<Endpoint>>) {
 /// Runs an interface until it is drained; one that fails is logged and tried again.
 async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<Mutex<Option<String>>>) {
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
-    let mut pause = RETRY_FIRST;
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
     loop {
         let started = Instant::now();
         let built = build(&config).expect("the section was checked when the configuration was read");
@@ -435,6 +434,7 @@ async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<
             () = cx.drain.forcing() => Ok(Ok(())),
         };
         cx.endpoint.forget_addresses();
+        let pause = backoff.pause_after(started.elapsed());
         let text = match ended {
             Ok(Ok(())) => {
                 tracing::info!(%cage, %interface, "interface has stopped");
@@ -451,14 +451,10 @@ async fn keep_running(config: InterfaceConfig, cx: InterfaceContext, error: Arc<
             }
         };
         *error.lock() = Some(text);
-        if started.elapsed() >= WELL_AFTER {
-            pause = RETRY_FIRST;
-        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cx.drain.stopping() => return,
         }
-        pause = (pause * 2).min(RETRY_LONGEST);
     }
 }
 

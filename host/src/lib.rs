@@ -4,6 +4,7 @@
 //! it, `module/` runs it (slot, version, instance), and `host_api/` is what the guest may ask for meanwhile.
 
 mod admission;
+pub mod backoff;
 pub mod body_budget;
 pub mod cage;
 pub mod config;

@@ -19,6 +19,7 @@ use super::events::Events;
 use super::link::{Link, Live, Purpose};
 use super::replies::Replies;
 use super::topology::Binding;
+use crate::backoff::Backoff;
 use crate::protocol::{Interface, InterfaceContext, InterfaceError};
 use crate::request::Deadline;
 
@@ -136,7 +137,7 @@ impl Rounds {
         // Each consumer tells its end once.
         let (ended_tx, mut ended) = mpsc::unbounded_channel::<Ended>();
         let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
-        let (mut look_at, mut pause, mut is_hurried) = (Instant::now(), PAUSE, false);
+        let (mut look_at, mut backoff, mut is_hurried) = (Instant::now(), Backoff::new(PAUSE, LOOK), false);
         loop {
             tokio::select! {
                 () = drain.stopping() => return End::Drain,
@@ -149,12 +150,11 @@ impl Rounds {
                     self.leaving.retain(|consumer| !consumer.is_finished());
                     self.leaving.extend(self.consumers[queue].take());
                     self.announce();
-                    (look_at, is_hurried) = (Instant::now() + pause, true);
-                    pause = (pause * 2).min(LOOK);
+                    (look_at, is_hurried) = (Instant::now() + backoff.pause(), true);
                 }
                 () = tokio::time::sleep_until(look_at) => {
                     if !std::mem::take(&mut is_hurried) {
-                        pause = PAUSE;
+                        backoff.reset();
                     }
                     let looked = tokio::select! {
                         () = drain.stopping() => return End::Drain,

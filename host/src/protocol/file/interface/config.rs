@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::pattern::Pattern;
+use crate::backoff::doubled;
 use crate::config::{ConfigError, Section};
 use crate::protocol::file::DAY_MS;
 
@@ -73,7 +74,6 @@ impl SourceConfig {
 
     /// The pause after so many failures of the same file.
     pub(super) fn retry_after(&self, failures: u32) -> Duration {
-        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.retry_first.saturating_mul(factor).min(self.retry_longest)
+        doubled(self.retry_first, self.retry_longest, failures.max(1))
     }
 }
