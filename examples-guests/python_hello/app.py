@@ -16,6 +16,7 @@ from wit_world import exports
 from wit_world.imports import call, config, context, log
 from wit_world.imports.log import Level
 from wit_world.imports.types import (
+    Error_BadArguments,
     Error_Failed,
     Error_Refused,
     Payload,
@@ -53,6 +54,8 @@ class Handler(exports.Handler):
             return text(str(result.value))
         if path == "/refuse":
             raise Err(Error_Refused("as asked"))
+        if path == "/misread":
+            raise Err(Error_BadArguments("as asked"))
         if path == "/raise":
             raise ValueError("as asked")
         return text("no such path", 404)
@@ -79,10 +82,10 @@ class Service(exports.Service):
 
     def call(self, function: str, arguments: Payload) -> Payload:
         if isinstance(arguments, Payload_Bytes):
-            raise Err(Error_Refused(f"{function}: takes JSON arguments, but bytes came"))
-        given = json.loads(arguments.value)
+            raise Err(Error_BadArguments(f"{function}: takes JSON arguments, but bytes came"))
         try:
+            given = json.loads(arguments.value)
             result = FUNCTIONS[function](*given.get("args", []), **given.get("kwargs", {}))
-        except TypeError as error:
-            raise Err(Error_Refused(str(error))) from None
+        except (TypeError, ValueError) as error:
+            raise Err(Error_BadArguments(f"{function}: {error}")) from None
         return Payload_Json(json.dumps(result))

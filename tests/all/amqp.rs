@@ -82,6 +82,7 @@ async fn an_rpc_is_answered_by_a_result_an_error_or_an_exception() {
         json!({"type": "success", "value": {"a": 1.5}, "message": ""})
     );
     for (fail, kind, value) in [
+        ("misread", "error", Value::Null),
         ("refuse", "error", Value::Null),
         ("fail", "exception", json!("failed")),
         ("panic", "exception", json!("trapped")),
@@ -158,10 +159,12 @@ async fn a_raw_message_comes_with_its_properties_and_is_answered_if_asked() {
     assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "7");
     let reply = scene.peer.ask_raw(&scene.exchange, "k", &[0, 255, 7], BasicProperties::default()).await;
     assert_eq!(reply.data, [0, 255, 7]);
-    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"refuse", BasicProperties::default()).await;
-    let error = reply.properties.headers().as_ref().unwrap().inner().get("error").cloned();
-    assert_eq!(error, Some(AMQPValue::LongString("refused".into())));
-    assert!(!String::from_utf8(reply.data).unwrap().contains("secret"));
+    for (body, code) in [("refuse", "refused"), ("misread", "bad-request")] {
+        let reply = scene.peer.ask_raw(&scene.exchange, "k", body.as_bytes(), BasicProperties::default()).await;
+        let error = reply.properties.headers().as_ref().unwrap().inner().get("error").cloned();
+        assert_eq!(error, Some(AMQPValue::LongString(code.into())));
+        assert!(!String::from_utf8(reply.data).unwrap().contains("secret"));
+    }
     scene.send(b"hello", BasicProperties::default()).await;
     cage.logged("message k: hello").await;
 }
@@ -239,14 +242,15 @@ async fn a_message_that_fails_is_tried_so_often_and_then_dead_lettered() {
     let poison = BasicProperties::default().with_message_id("poison".into());
     scene.peer.publish("", &quorum, b"fail", poison.clone()).await;
     scene.peer.publish("", &quorum, b"refuse", poison.clone()).await;
+    scene.peer.publish("", &quorum, b"misread", poison.clone()).await;
     scene.peer.publish("", &quorum, b"good", BasicProperties::default()).await;
     cage.logged(&format!("message {quorum}: good")).await;
     let mut letters = Vec::new();
-    while letters.len() < 2 {
+    while letters.len() < 3 {
         letters.extend(scene.peer.take(&dead).await.map(|letter| letter.data));
     }
     letters.sort();
-    assert_eq!(letters, [b"fail".to_vec(), b"refuse".to_vec()]);
+    assert_eq!(letters, [b"fail".to_vec(), b"misread".to_vec(), b"refuse".to_vec()]);
     assert_eq!(cage.log().matches("failing poison").count(), 3);
     assert!(cage.stop().await);
     assert_eq!(scene.peer.waiting(&quorum).await, Some(0));

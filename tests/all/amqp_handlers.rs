@@ -15,7 +15,7 @@ fn with_content(category: &str, name: &str, content: &Value) -> Vec<u8> {
     message.to_string().into_bytes()
 }
 
-/// Only a refusal is a filter's word on a message. One that breaks has said nothing.
+/// Only a refusal is a filter's word on a message. One that breaks has said nothing, nor has one that cannot read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_that_fails_has_its_message_rejected() {
     let Some(scene) = Scene::new().await else { return };
@@ -24,21 +24,21 @@ async fn a_filter_that_fails_has_its_message_rejected() {
     let keys = format!(
         "queues.{queue} = {{ arguments = {{ x-dead-letter-exchange = '', x-dead-letter-routing-key = '{dead}' }} }}\n\
          handlers = {{ 'message/command/panic' = 'service.panic > echo.echo', 'message/command/fail' = \
-         'service.fail > echo.echo', 'message/command/refuse' = 'service.refuse > echo.echo', 'rpc/command/panic' = \
-         'service.panic > echo.rpc_echo' }}"
+         'service.fail > echo.echo', 'message/command/refuse' = 'service.refuse > echo.echo', 'message/command/misfit' = \
+         'service.add > echo.echo', 'rpc/command/panic' = 'service.panic > echo.rpc_echo' }}"
     );
     let cage = scene.cage(&keys).module("service_echo", "service").start().await;
     cage.logged("address=\"amqp").await;
-    for name in ["panic", "fail", "refuse"] {
+    for name in ["panic", "fail", "refuse", "misfit"] {
         scene.send(&with_content("message", name, &json!(name)), BasicProperties::default()).await;
     }
     let mut rejected = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..3 {
         let letter: Value = serde_json::from_slice(&scene.peer.next(&dead).await.data).unwrap();
         rejected.push(letter["name"].as_str().unwrap().to_owned());
     }
     rejected.sort();
-    assert_eq!(rejected, ["fail", "panic"]);
+    assert_eq!(rejected, ["fail", "misfit", "panic"]);
     cage.logged("handler skipped by a filter").await;
     // A requester is told.
     let body = with_content("rpc", "panic", &json!("text"));

@@ -136,6 +136,20 @@ async fn a_handle_of_another_type() {
     check_refused(&fixture("wrong_handle"), &["wasmcage:cage/handler@0.1.0", "handle"]).await;
 }
 
+/// What to do about a module that is older than the WIT.
+const BUILD_AGAIN: &str = "build it again with the SDK, or the `wit/`, of this one";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_was_built_with_an_earlier_wit() {
+    let words = ["service@0.1.0#call", "the cases refused, failed, not bad-arguments, refused, failed", BUILD_AGAIN];
+    check_refused(&fixture("earlier_service"), &words).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_was_built_with_an_earlier_wit() {
+    check_refused(&fixture("earlier_caller"), &["wasmcage:cage/call@0.1.0", "`call`", BUILD_AGAIN]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_export() {
     check_refused(&fixture("no_export"), &["exports nothing", "wasmcage:cage/handler"]).await;

@@ -153,7 +153,7 @@ async fn a_failure_is_told_with_its_code_and_ends_it_with_1() {
     assert_eq!(failure(&["service_echo.refuse", "never"]).await, "error: refused: never (refused)\n");
     assert_eq!(failure(&["service_echo.fail", "later"]).await, "error: failed: later (failed)\n");
     Root::said(&failure(&["service_echo.panic", "oh"]).await, &["(trapped)"]);
-    Root::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(refused)"]);
+    Root::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(bad-request)"]);
     Root::said(&failure(&["service_echo.gret", "x"]).await, &["did you mean `greet`?", "(no-such-function)"]);
     Root::said(&failure(&["service_eco.greet", "x"]).await, &["did you mean `service_echo`?", "(no-such-module)"]);
     Root::said(&failure(&["calculator.divide", "1", "x"]).await, &["\"x\"", "(bad-request)"]);

@@ -7,7 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
+use wasmcage_core::error::DispatchError;
 use wasmcage_tests::{Answer, Client, Running, TestCage, check_call_error as check, guest, query, unique_name};
+
+/// A function that some arguments do not fit.
+const MISFIT: [(&str, &str); 2] = [("module", "service_echo"), ("function", "add")];
 
 /// A cage whose interface calls whatever its request's query says.
 fn caller() -> TestCage {
@@ -63,14 +67,51 @@ async fn a_services_unfit_arguments_are_told() {
     let cage = started().await;
     let client = cage.client("web");
     let add = async |parameters: &[(&str, &str)]| failure(&client, "service_echo.add", parameters).await;
-    check(add(&[("args", "[1]")]).await, "Refused", &["add: the parameter b (i64) is missing"]);
-    check(add(&[("args", "[1, \"two\"]")]).await, "Refused", &["parameter b (i64) does not fit", "string \"two\""]);
-    check(add(&[("args", "[1, 2, 3]")]).await, "Refused", &["takes at most 2 arguments (a, b), but 3 came"]);
-    check(add(&[("args", "[1]"), ("kwargs", "{\"c\": 2}")]).await, "Refused", &["there is no parameter c (a, b)"]);
-    check(add(&[("args", "[1]"), ("kwargs", "{\"a\": 2}")]).await, "Refused", &["the parameter a came twice"]);
+    check(add(&[("args", "[1]")]).await, "BadArguments", &["add: the parameter b (i64) is missing"]);
+    check(
+        add(&[("args", "[1, \"two\"]")]).await,
+        "BadArguments",
+        &["parameter b (i64) does not fit", "string \"two\""],
+    );
+    check(add(&[("args", "[1, 2, 3]")]).await, "BadArguments", &["takes at most 2 arguments (a, b), but 3 came"]);
+    check(add(&[("args", "[1]"), ("kwargs", "{\"c\": 2}")]).await, "BadArguments", &["there is no parameter c (a, b)"]);
+    check(add(&[("args", "[1]"), ("kwargs", "{\"a\": 2}")]).await, "BadArguments", &["the parameter a came twice"]);
     let target = query("/try_call", &[("module", "service_echo"), ("function", "add")]);
-    let answer = client.post(&target, "bytes").await;
-    assert!(answer.text().contains("takes JSON arguments, but bytes came"), "{}", answer.text());
+    let found = client.post(&target, "bytes").await.call_error();
+    check(found, "BadArguments", &["takes JSON arguments, but bytes came"]);
+    // The same when the function says so itself. Its instance is as good as new.
+    let found = failure(&client, "service_echo.misread", &[("args", "[\"no date\"]")]).await;
+    check(found, "BadArguments", &["bad arguments: no date"]);
+    let module = cage.module("service_echo").unwrap();
+    assert_eq!((module.traps, module.readings.outcomes["bad-request"]), (0, 7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfit_arguments_are_told_across_cages_and_by_the_way_that_they_came() {
+    let other = unique_name("other");
+    let grant = format!("[modules.interface_web]\nallow = {{ cages = [\"{other}\"] }}");
+    let cage = caller()
+        .config(&grant)
+        .module("service_echo", "between")
+        .cage(&other)
+        .module("service_echo", "service_echo")
+        .start()
+        .await;
+    let client = cage.client("web");
+    let there = [("cage", other.as_str()), ("args", "[1, null]")];
+    let found = failure(&client, "service_echo.add", &there).await;
+    check(found, "BadArguments", &["add: the parameter b (i64) does not fit"]);
+    let answer = client.get(&query("/try_call", &[&there[..], &MISFIT].concat())).await.json();
+    assert_eq!(answer["may_have_run"], false, "{answer}");
+    let all = client.get(&query("/call_all", &[&there[..], &MISFIT].concat())).await.json();
+    assert!(all[0]["error"]["error"].as_str().unwrap().starts_with("BadArguments("), "{all}");
+    // By `?` a module that calls amiss has failed: its own caller gave other arguments.
+    let between = json!([null, "between", "add", [1]]).to_string();
+    let found = failure(&client, "between.forward", &[("args", &between)]).await;
+    check(found, "Failed", &["bad arguments: add: the parameter b (i64) is missing"]);
+    // An operator is told as any caller.
+    let error = cage.call_cage(&other, "service_echo.add", json!([1, 2, 3])).await.unwrap_err();
+    assert!(matches!(&error, DispatchError::BadRequest(text) if text.contains("takes at most 2")), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,14 @@ async fn outgoing_http_may_be_imported_and_check_says_that_it_is_denied() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_knows_what_was_built_with_an_earlier_wit() {
+    for name in ["earlier_service", "earlier_caller"] {
+        let (taken, text) = check(name).await;
+        assert!(!taken && text.contains("build it again with the SDK"), "{name}: {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn check_says_how_instances_serve() {
     let (_, command) = check("command").await;
     assert!(command.contains("instances  a new one for each request (mode fresh)"), "{command}");

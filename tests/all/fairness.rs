@@ -7,7 +7,7 @@ use std::fs;
 use futures_util::future::join_all;
 use serde_json::json;
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, unique_name};
+use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, query, unique_name};
 
 const MIB: usize = 1 << 20;
 
@@ -144,6 +144,41 @@ async fn a_guest_with_long_texts_harms_no_neighbour() {
     }
     cage.quiet().await;
     assert_eq!(cage.instances("long"), 0);
+    assert!(cage.stop().await);
+}
+
+/// They are longer than all that one call may copy: one that was copied before it is looked at would end its guest.
+#[tokio::test(flavor = "multi_thread")]
+async fn long_texts_in_records_and_paths_are_refused_before_they_are_copied() {
+    let config = "request_timeout_ms = 60_000\n[modules.interface_bad]\nmemory_mb = 1_000\n\
+                  allow = { files = [{ host = \"data\", guest = \"/data\", mode = \"rw\" }] }\n";
+    let cage = TestCage::new().config(config).module("hostile", "interface_bad").http("bad");
+    fs::create_dir(cage.directory().join("data")).unwrap();
+    fs::write(cage.directory().join("data/a"), "a").unwrap();
+    let cage = cage.start().await;
+    let bad = cage.client("bad");
+    for (place, said) in [
+        ("id of a retried call", "cannot name a call"),
+        ("function of a retried call", "the function's name has"),
+        ("queue of a retried call", "cannot name a queue"),
+        ("prefix of a scan", "the prefix has 146800640 bytes, 2048 are allowed"),
+        ("end of a scan", "an end of the range has 146800640 bytes, 2048 are allowed"),
+        ("value", "a value has 146800640 bytes, 16777216 are allowed"),
+        ("key of a step", "a key"),
+        ("value of a step", "step 1: a value has 146800640 bytes, 16777216 are allowed"),
+        ("target of an operation", "the target has 146800640 bytes, 131072 are allowed"),
+        ("header of an operation", "the value of a header has 146800640 bytes, 131072 are allowed"),
+        ("name that is read", "there is no [resources.any]"),
+        ("target in a transaction", "the target has 146800640 bytes, 131072 are allowed"),
+        ("function in a transaction", "nothing is called by more than 1024"),
+        ("path", "name too long"),
+        ("new path", "name too long"),
+    ] {
+        let answer = bad.get(&query("/long", &[("in", place)])).await;
+        assert_eq!(answer.status, 200, "{place}: {}", cage.log());
+        assert!(answer.text().to_lowercase().contains(said), "{place}: {}", answer.text());
+    }
+    assert_eq!(cage.module("interface_bad").unwrap().traps, 0);
     assert!(cage.stop().await);
 }
 

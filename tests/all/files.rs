@@ -101,7 +101,7 @@ async fn a_failure_holds_up_the_next_ones_and_a_refusal_does_not() {
     fs::write(directory.join("in/a"), b"\xff").unwrap();
     let cage = cage.start().await;
     let why = appears(&cage, "in/failed/a.error").await;
-    assert!(why.contains("refused: the file is no text") && why.contains("request: RQ-"), "{why}");
+    assert!(why.contains("bad request: the file is no text") && why.contains("request: RQ-"), "{why}");
     assert_eq!(fs::read(directory.join("in/failed/a")).unwrap(), b"\xff");
     cage.logged("not today").await;
     assert_eq!(names(directory.join("out")), [""; 0]);

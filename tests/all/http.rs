@@ -247,6 +247,11 @@ async fn check_error(cage: &Running, target: &str, status: u16, code: &str, text
 #[tokio::test(flavor = "multi_thread")]
 async fn each_failure_has_its_status_and_its_line_in_the_log() {
     let cage = started("echo", "").await;
+    let text = "the request cannot be understood";
+    let lines = check_error(&cage, "/misread?text=secret%20zero", 400, "bad-request", text).await;
+    assert!(lines.contains("INF [web] request failed") && lines.contains("bad request: secret zero"), "{lines}");
+    assert_eq!(cage.client("web").post("/json", "[1, 2.5]").await.text(), "[1.0,2.5]");
+    assert_eq!(cage.client("web").post("/json", "[1, ]").await.status, 400);
     let lines = check_error(&cage, "/refuse?text=secret%20one", 422, "refused", "the request was refused").await;
     assert!(lines.contains("INF [web] request failed") && lines.contains("refused: secret one"), "{lines}");
     let lines = check_error(&cage, "/fail?text=secret%20two", 500, "failed", "the request failed").await;

@@ -58,4 +58,5 @@ mod supervision;
 mod tidied;
 mod tidy;
 mod transactions;
+mod tunnels;
 mod wasi_http;

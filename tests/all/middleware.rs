@@ -58,6 +58,42 @@ async fn bodies_and_trailers_stream_through_both() {
     }
 }
 
+/// What was handed on ended when the request's first `timeout_ms` was over, however much streamed: a download through a middleware
+/// broke off after ten seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_streams_through_both_may_take_longer_than_a_request_and_not_for_ever() {
+    for inner in INNER {
+        let with = async |limits: &str| {
+            let web = WEB.replace("timeout_ms = 60000", limits);
+            let cage = TestCage::new().config(&format!("{web}{BOUND}")).module("middleware", "front");
+            cage.module(inner, "inner").start().await
+        };
+        let asked = async |cage: &Running, version, target: &str| {
+            let mut exchange = Exchange::begin(&cage.address("web"), version, target, &[]).await;
+            exchange.end().await;
+            assert_eq!(exchange.status().await, 200, "{inner} {version:?} {target}");
+            exchange.rest().await
+        };
+        let cage = with("timeout_ms = 400").await;
+        for version in [Version::Http1, Version::Http2] {
+            // A line each 20 ms is no silence of 400 ms, and the whole takes more than that.
+            let (body, _) = asked(&cage, version, "/slow-body?n=50&ms=20").await.unwrap();
+            assert_eq!(body.lines().count(), 50, "{inner} {version:?}");
+            asked(&cage, version, "/slow-body?n=2&ms=600000").await.unwrap_err();
+            alive(&cage).await;
+        }
+        let cage = with("timeout_ms = 400\nstream_timeout_ms = 800").await;
+        asked(&cage, Version::Http2, "/slow-body?n=1000000&ms=5").await.unwrap_err();
+        alive(&cage).await;
+        // The module behind may be allowed less silence.
+        let cage = with("timeout_ms = 600000\n[modules.inner]\ntimeout_ms = 400").await;
+        let (body, _) = asked(&cage, Version::Http2, "/slow-body?n=50&ms=20").await.unwrap();
+        assert_eq!(body.lines().count(), 50, "{inner}");
+        asked(&cage, Version::Http2, "/slow-body?n=2&ms=600000").await.unwrap_err();
+        alive(&cage).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_ends_both() {
     for inner in INNER {

@@ -65,6 +65,8 @@ async fn a_python_handler_answers() {
     assert!(log.contains(&format!("INF [interface_web] GET /log # RQ-{} via web ", &id[id.len() - 4..])), "{log}");
     assert_eq!(client.get("/refuse").await.status, 422);
     cage.logged("refused: as asked").await;
+    assert_eq!(client.get("/misread").await.status, 400);
+    cage.logged("bad request: as asked").await;
     // An exception that nobody caught: the traceback is in the log, the client gets a code, and the cage lives.
     let answer = client.get("/raise").await;
     assert_eq!(answer.status, 500);
@@ -83,7 +85,7 @@ async fn a_python_service_is_called_and_calls() {
     assert_eq!(call(&client, "greet", &[("kwargs", &kwargs)]).await, "Grüß Gott, \u{1f40d} !");
     assert_eq!(call(&client, "add", &[("args", "[1, 2]")]).await, 3);
     let error = call(&client, "add", &[("args", "[1]")]).await;
-    assert!(error["text"].as_str().unwrap().contains("call refused: add() missing 1 required"), "{error}");
+    assert!(error["text"].as_str().unwrap().contains("bad arguments: add: add() missing 1 required"), "{error}");
     let error = call(&client, "greed", &[]).await;
     assert!(error["text"].as_str().unwrap().contains("did you mean `greet`?"), "{error}");
     // What initialises the interpreter is nobody's to call.

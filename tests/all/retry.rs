@@ -208,6 +208,26 @@ async fn what_is_refused_is_a_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn wrong_arguments_are_a_dead_letter_here_and_in_another_cage() {
+    let (front, worker) = (unique_name("front"), unique_name("worker"));
+    let cages = front_and_worker(&front, &worker, QUICK).start().await;
+    let check = async |cage: &str, id: String, reason: &str| {
+        let letter = || listed(&cages, cage, true).into_iter().find(|letter| letter.id == id);
+        let letter = eventually("a dead letter", letter).await;
+        assert_eq!((letter.attempts, letter.state), (1, "dead"));
+        assert!(letter.error.as_deref().unwrap().contains(reason), "{letter:?}");
+    };
+    for cage in [&front, &worker] {
+        // The function says so, or what reads its arguments.
+        let id = ask(&cages, "one", "misread", json!({ "of": cage })).await;
+        check(cage, id, "bad request: one is misread").await;
+        let id = call(&cages, "ask_amiss", json!({ "of": cage })).await;
+        check(cage, id.as_str().unwrap().to_owned(), "bad request: work: the parameter text (&str) does not fit").await;
+    }
+    idle(&cages).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn attempts_and_time_may_be_bounded() {
     let cage = started(QUICK).await;
     ask(&cage, "few", "fail", json!({ "attempts_max": 3 })).await;

@@ -90,7 +90,8 @@ async fn a_caller_learns_why_there_is_no_result() {
     check(scene.failure(&front, "fail", &[("args", "[\"later\"]")]).await, "Failed", &["later"]);
     check(scene.failure(&front, "panic", &[("args", "[\"boom\"]")]).await, "Failed", &["trapped"]);
     check(scene.failure(&front, "ad", &[]).await, "NoSuchFunction", &["did you mean `add`"]);
-    check(scene.failure(&front, "add", &[("args", "[1]")]).await, "Refused", &["parameter b"]);
+    check(scene.failure(&front, "add", &[("args", "[1]")]).await, "BadArguments", &["parameter b"]);
+    check(scene.failure(&front, "misread", &[("args", "[\"no date\"]")]).await, "BadArguments", &["no date"]);
     let slow = [("args", "[60000]"), ("timeout_ms", "200")];
     check(scene.failure(&front, "slow", &slow).await, "TimedOut", &[]);
     worker.quiet().await;
@@ -101,6 +102,25 @@ async fn a_caller_learns_why_there_is_no_result() {
     let nobody = query("/try_call", &[("cage", "other"), ("module", "work"), ("function", "f")]);
     let answer = front.client("web").get(&nobody).await;
     assert!(answer.text().contains("NoSuchCage") && answer.text().contains("flock default"), "{}", answer.text());
+}
+
+/// Something that lets nobody in where a copy of the cage should be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_cage_that_cannot_be_reached_is_told_from_a_full_one() {
+    let scene = Scene::new();
+    let front = scene.front().start().await;
+    let socket = format!("meeting/default/{}.00000000000000ff.sock", scene.worker);
+    let listener = tokio::net::UnixListener::bind(scene.meeting.path().join(socket)).unwrap();
+    let closing = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            drop(connection);
+        }
+    });
+    eventually("the copy", || (!front.snapshot().cages[0].members.is_empty()).then_some(())).await;
+    let answer = scene.call(&front, "add", &[("args", "[1, 2]")]).await;
+    check(answer.call_error(), "Unreachable", &[&format!("callee unreachable: no copy of cage {}", scene.worker)]);
+    assert_eq!(answer.json()["may_have_run"], false);
+    closing.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,16 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use wasmcage_tests::{Client, Load, Machine, Machines, Plan, length};
+use serde_json::Value;
+use wasmcage_tests::{Client, Ending, Load, Machine, Machines, Plan, length};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 64;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shorter than it takes to notice that a copy hangs.
+const SHORT_TIMEOUTS_MS: [u64; 3] = [100, 400, 1_500];
+/// Callers with each of these, and with the long one.
+const SHORT_CALLERS: usize = 8;
 /// A peer is dead when nothing was heard of it for so long, looked at every quarter of a second.
 const PING_LIMIT: Duration = Duration::from_millis(2_750);
 /// What a busy machine may add.
@@ -17,13 +22,21 @@ const PORT: u16 = 8080;
 const WORKER: Plan<'_> =
     Plan { cage: "worker", modules: &[("service_echo", "work")], rpc: "multicast = false", more: "" };
 
+/// Waits until the front says so of the members of the cage that it knows.
+async fn until(machines: &Machines, front: &Machine, is_so: impl Fn(&[Value]) -> bool) {
+    let looking = async {
+        while !machines.members(front, "worker").is_some_and(|members| is_so(&members)) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let looked = tokio::time::timeout(Duration::from_secs(60), looking).await;
+    looked.unwrap_or_else(|_| panic!("{:?}\n{}", machines.members(front, "worker"), front.log()));
+}
+
 async fn one_of_three_hangs(hangs: impl FnOnce(&Machines) -> (Machine, Vec<Machine>), idempotent: bool) {
     let machines = Machines::new(1 + COPIES);
     let (front, workers) = hangs(&machines);
-    let known = || machines.members(&front, "worker").is_some_and(|found| found.len() == COPIES);
-    while !known() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(&machines, &front, |members| members.len() == COPIES).await;
     let client = Client::new(&format!("{}:{PORT}", machines.ip(0)));
     let load = Load::new("worker", CALL_TIMEOUT, idempotent);
     let stopped = load
@@ -50,6 +63,56 @@ async fn one_of_three_hangs(hangs: impl FnOnce(&Machines) -> (Machine, Vec<Machi
     );
     assert!(load.longest(over, Duration::MAX) < NOISE, "nobody waits for it again");
     assert!(load.longest_stall() < NOISE, "others are answered meanwhile");
+}
+
+/// Calls with little time end with it, whatever the copy does that has them; and once it is given up, it gets no more.
+async fn deadlines_hold_while_one_hangs(hangs: impl FnOnce(&Machines) -> (Machine, Vec<Machine>)) {
+    let machines = Machines::new(1 + COPIES);
+    let (front, workers) = hangs(&machines);
+    until(&machines, &front, |members| members.len() == COPIES).await;
+    let client = Client::new(&format!("{}:{PORT}", machines.ip(0)));
+    let patient = Load::new("worker", CALL_TIMEOUT, false);
+    let short = SHORT_TIMEOUTS_MS.map(|ms| Load::new("worker", Duration::from_millis(ms), false));
+    let begins = async {
+        let all_called =
+            |members: &[Value]| members.len() == COPIES && members.iter().all(|member| member["health"] == "connected");
+        until(&machines, &front, all_called).await;
+        workers[0].signal("STOP");
+        let given_up = |members: &[Value]| {
+            let well = members.iter().filter(|member| member["health"] == "connected").count();
+            well == COPIES - 1 && !members.iter().any(|member| member["health"] == "silent")
+        };
+        until(&machines, &front, given_up).await;
+        let given_up = patient.now();
+        let over = given_up + Duration::from_secs(length("WASMCAGE_HUNG_SECONDS", 7));
+        while patient.now() < over {
+            let members = machines.members(&front, "worker").unwrap_or_default();
+            let hung = members.iter().find(|member| member["health"] != "connected");
+            assert!(hung.is_none_or(|hung| hung["in_flight"] == 0), "a copy that was given up is called: {hung:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        workers[0].signal("CONT");
+        until(&machines, &front, all_called).await;
+        given_up
+    };
+    let [first, second, third] = &short;
+    let calling = first.while_(&client, SHORT_CALLERS, begins);
+    let calling = second.while_(&client, SHORT_CALLERS, calling);
+    let calling = third.while_(&client, SHORT_CALLERS, calling);
+    let given_up = patient.while_(&client, SHORT_CALLERS, calling).await;
+    for load in short.iter().chain([&patient]) {
+        println!("{}", load.told_of_deadlines());
+        println!(
+            "{}; the longest that began after the copy was given up {:.0?}",
+            load.told("one of three hangs"),
+            load.longest(given_up, Duration::MAX)
+        );
+        assert_eq!(load.count_of(Ending::Wrong, Duration::ZERO), 0, "{:?}\n{}", load.wrong(), front.log());
+        assert_eq!(load.count_of(Ending::Lost, given_up), 0, "{}", front.log());
+    }
+    let late = short.iter().map(|load| load.count_of(Ending::Late, Duration::ZERO)).sum::<usize>();
+    assert!(late > 0, "some calls were with the copy that hangs");
+    assert_eq!(patient.count_of(Ending::Late, Duration::ZERO), 0, "{}", front.log());
 }
 
 fn front(machines: &Machines, peers: &str) -> Machine {
@@ -89,4 +152,14 @@ async fn a_copy_that_hangs_on_another_machine_stalls_each_caller_once_at_most() 
 #[tokio::test(flavor = "multi_thread")]
 async fn idempotent_calls_do_without_a_copy_that_hangs() {
     one_of_three_hangs(apart, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_hold_while_a_copy_on_this_machine_hangs() {
+    deadlines_hold_while_one_hangs(together).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_hold_while_a_copy_on_another_machine_hangs() {
+    deadlines_hold_while_one_hangs(apart).await;
 }

@@ -81,7 +81,9 @@ fn crates_use_what_is_beneath_them_and_nothing_else() {
         }
         let allowed = match folder.strip_prefix("protocols/") {
             Some(_) => PROTOCOL_USES,
-            None => GRAPH.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name} is not in the graph")).1,
+            None => {
+                GRAPH.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("{name} is not in the graph")).1
+            }
         };
         let allowed: BTreeSet<_> = allowed.iter().map(|short| format!("wasmcage-{short}")).collect();
         let own = |used: &&String| used.starts_with("wasmcage");

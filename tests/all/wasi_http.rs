@@ -277,6 +277,35 @@ async fn a_slow_transfer_of_many_megabytes_comes_through() {
     }
 }
 
+/// The other half of it alone: a download that its module makes slowly, and one that its client takes slowly.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_download_of_many_megabytes_comes_through() {
+    const PIECE: usize = 1 << 18;
+    const PAUSE_MS: u64 = 20;
+    let megabytes = std::env::var("WASMCAGE_STREAM_MB").map_or(12, |text| text.parse::<usize>().unwrap());
+    let pieces = megabytes * (1 << 20) / PIECE;
+    for guest in GUESTS {
+        let cage = started(guest, "timeout_ms = 700").await;
+        for version in VERSIONS {
+            for (module_ms, client_ms) in [(PAUSE_MS, 0), (0, PAUSE_MS)] {
+                let target = format!("/slow-body?n={pieces}&ms={module_ms}&bytes={PIECE}");
+                let mut exchange = Exchange::begin(&cage.address("web"), version, &target, &[]).await;
+                exchange.end().await;
+                let mut came = 0;
+                while came < pieces * PIECE {
+                    let whole = came / PIECE;
+                    came += exchange.piece().await;
+                    if came / PIECE > whole {
+                        tokio::time::sleep(std::time::Duration::from_millis(client_ms)).await;
+                    }
+                }
+                assert_eq!(exchange.rest().await.unwrap().0, "", "{guest} {version:?}");
+            }
+        }
+        alive(&cage).await;
+    }
+}
+
 fn in_mode(mode: &str) -> String {
     format!("[modules.interface_web]\ninstances = {{ mode = \"{mode}\" }}")
 }

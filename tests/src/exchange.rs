@@ -133,6 +133,12 @@ impl Exchange {
         assert_eq!(came, bytes);
     }
 
+    /// Reads the next part of the answer, whatever it is: its bytes.
+    pub async fn piece(&mut self) -> usize {
+        let frame = self.frame().await.expect("a piece of the answer").expect("the answer goes on");
+        frame.into_data().expect("data").len()
+    }
+
     /// Reads to the end of the answer: its text and its trailers.
     ///
     /// # Errors

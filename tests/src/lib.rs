@@ -33,7 +33,7 @@ pub use databases::{DatabaseServer, PASSWORD};
 pub use exchange::{Exchange, Version};
 pub use gate::Gate;
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
-pub use load::{Load, length};
+pub use load::{Ending, Load, length};
 pub use machines::{Machine, Machines, Plan};
 pub use peer::{Peer, postage};
 pub use rabbitmq::RabbitMq;

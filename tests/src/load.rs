@@ -16,9 +16,24 @@ pub fn length(name: &str, short: u64) -> u64 {
     std::env::var(name).map_or(short, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
 }
 
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Answered,
+    Lost,
+    /// Its deadline came first.
+    Late,
+    /// With anything else.
+    Wrong,
+}
+
+/// One call: when it began, how long it took, how it ended.
+type Made = (Duration, Duration, Ending);
+
 /// Callers of `add` of a cage's module `work`, through the guest `echo` as interface of a front.
 pub struct Load {
     target: String,
+    timeout: Duration,
     stop: AtomicBool,
     begun: Instant,
     pub answers: AtomicU64,
@@ -26,25 +41,25 @@ pub struct Load {
     /// What else came instead of an answer: the first few.
     wrong: Mutex<Vec<String>>,
     failed: AtomicU64,
-    /// Of each call: when it began, how long it took.
-    calls: Mutex<Vec<(Duration, Duration)>>,
+    calls: Mutex<Vec<Made>>,
 }
 
 impl Load {
     pub fn new(cage: &str, timeout: Duration, idempotent: bool) -> Arc<Self> {
-        let timeout = timeout.as_millis().to_string();
+        let timeout_ms = timeout.as_millis().to_string();
         let mut parameters = vec![
             ("cage", cage),
             ("module", "work"),
             ("function", "add"),
             ("args", "[2, 3]"),
-            ("timeout_ms", &*timeout),
+            ("timeout_ms", &*timeout_ms),
         ];
         if idempotent {
             parameters.push(("idempotent", "1"));
         }
         Arc::new(Self {
             target: query("/try_call", &parameters),
+            timeout,
             stop: AtomicBool::new(false),
             begun: Instant::now(),
             answers: AtomicU64::new(0),
@@ -78,16 +93,28 @@ impl Load {
         while !self.stop.load(Ordering::Relaxed) {
             let begun = Instant::now();
             let text = client.get(&self.target).await.text();
-            self.calls.lock().push((begun - self.begun, begun.elapsed()));
-            if text == "5" {
-                self.answers.fetch_add(1, Ordering::Relaxed);
-            } else if text.contains("\"error\":\"Lost") {
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                let mut wrong = self.wrong.lock();
-                if wrong.len() < 5 {
-                    wrong.push(text);
+            let took = begun.elapsed();
+            let error = |name: &str| text.contains(&format!("\"error\":\"{name}"));
+            let ending = match () {
+                () if text == "5" => Ending::Answered,
+                () if error("Lost") => Ending::Lost,
+                () if error("DeadlineExceeded") => Ending::Late,
+                () => Ending::Wrong,
+            };
+            self.calls.lock().push((begun - self.begun, took, ending));
+            match ending {
+                Ending::Answered => {
+                    self.answers.fetch_add(1, Ordering::Relaxed);
+                }
+                Ending::Lost => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                }
+                Ending::Late | Ending::Wrong => {
+                    self.failed.fetch_add(1, Ordering::Relaxed);
+                    let mut wrong = self.wrong.lock();
+                    if wrong.len() < 5 {
+                        wrong.push(text);
+                    }
                 }
             }
         }
@@ -109,15 +136,37 @@ impl Load {
     /// The longest call of those that began then.
     pub fn longest(&self, from: Duration, to: Duration) -> Duration {
         let calls = self.calls.lock();
-        let then = calls.iter().filter(|(begun, _)| (from..to).contains(begun));
-        then.map(|(_, took)| *took).max().unwrap_or_default()
+        let then = calls.iter().filter(|(begun, ..)| (from..to).contains(begun));
+        then.map(|(_, took, _)| *took).max().unwrap_or_default()
     }
 
     /// The longest time in which no call ended.
     pub fn longest_stall(&self) -> Duration {
-        let mut ends: Vec<_> = self.calls.lock().iter().map(|(begun, took)| *begun + *took).collect();
+        let mut ends: Vec<_> = self.calls.lock().iter().map(|(begun, took, _)| *begun + *took).collect();
         ends.sort_unstable();
         ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
+    /// How many of the calls that began since then ended so.
+    pub fn count_of(&self, ending: Ending, from: Duration) -> usize {
+        self.calls.lock().iter().filter(|(begun, _, ended)| *begun >= from && *ended == ending).count()
+    }
+
+    /// For the record of a run: by how much calls that were not over at their deadline outlasted it.
+    pub fn told_of_deadlines(&self) -> String {
+        let calls = self.calls.lock();
+        let mut over: Vec<_> = calls.iter().filter_map(|(_, took, _)| took.checked_sub(self.timeout)).collect();
+        over.sort_unstable();
+        let part = |percent: usize| over.get(over.len() * percent / 100).or(over.last()).copied().unwrap_or_default();
+        format!(
+            "deadline {:.0?}: {} of {} calls reached it, and ended after it by p50 {:.1?}, p99 {:.1?}, at most {:.1?}",
+            self.timeout,
+            over.len(),
+            calls.len(),
+            part(50),
+            part(99),
+            part(100)
+        )
     }
 
     /// For the record of a run.

@@ -6,6 +6,7 @@ use wasmcage_guest::{Error, Request, Response, Result, handler, info};
 fn handle(request: Request) -> Result<Response> {
     let text = request.text().unwrap_or("bytes");
     match text {
+        "misread" => return Err(Error::bad_arguments("a secret misfit")),
         "refuse" => return Err(Error::refused("a secret reason")),
         "fail" => {
             info!("failing {}", request.header("message-id").unwrap_or("one"));

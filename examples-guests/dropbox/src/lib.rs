@@ -5,7 +5,7 @@ use wasmcage_guest::{Error, Request, Response, Result, handler};
 
 #[handler]
 fn handle(request: Request) -> Result<Response> {
-    let text = String::from_utf8(request.body).map_err(|_| Error::refused("the file is no text"))?;
+    let text = String::from_utf8(request.body).map_err(|_| Error::bad_arguments("the file is no text"))?;
     if text.starts_with("later") {
         return Err(Error::failed("not today"));
     }

@@ -75,7 +75,7 @@ fn parameter_json<T: serde::de::DeserializeOwned>(request: &Request, name: &str)
         .parameter(name)
         .map(|value| serde_json::from_str(&value))
         .transpose()
-        .map_err(|error| wasmcage_guest::Error::refused(format_args!("the parameter {name}: {error}")))
+        .map_err(|error| wasmcage_guest::Error::bad_arguments(format_args!("the parameter {name}: {error}")))
 }
 
 fn answer(result: Payload) -> Response {

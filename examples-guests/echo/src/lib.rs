@@ -12,7 +12,8 @@
 //! | `/call?cage=&module=&function=&args=[..]&kwargs={..}&timeout_ms=&idempotent&level=` | the result; errors by `?` |
 //! | `/try_call?..` | the same, errors as JSON |
 //! | `/call_all?..` | the same of every copy of the cage, as JSON |
-//! | `/refuse?text=`, `/fail?text=` | that error |
+//! | `/misread?text=`, `/refuse?text=`, `/fail?text=` | that error |
+//! | `/json` | the request's body, which has to be a list of numbers |
 //! | `/env`, `/file?path=` | what the module is granted of these; PUT writes the file |
 //! | anything else | the request as JSON |
 
@@ -50,6 +51,8 @@ fn handle(request: Request) -> Result<Response> {
         ["call"] => calls::call(&request),
         ["try_call"] => calls::try_call(&request),
         ["call_all"] => calls::call_all(&request),
+        ["misread"] => Err(Error::bad_arguments(text(&request))),
+        ["json"] => Response::json(&request.json::<Vec<f64>>()?),
         ["refuse"] => Err(Error::refused(text(&request))),
         ["fail"] => Err(Error::failed(text(&request))),
         ["env"] => Response::json(&std::env::vars().collect::<std::collections::BTreeMap<_, _>>()),
@@ -99,9 +102,9 @@ fn text(request: &Request) -> String {
 }
 
 fn required(request: &Request, name: &str) -> Result<String> {
-    request.parameter(name).ok_or_else(|| Error::refused(format_args!("the parameter {name} is missing")))
+    request.parameter(name).ok_or_else(|| Error::bad_arguments(format_args!("the parameter {name} is missing")))
 }
 
 fn parse<T: FromStr>(name: &str, value: &str) -> Result<T> {
-    value.parse().map_err(|_| Error::refused(format_args!("the parameter {name} cannot be {value}")))
+    value.parse().map_err(|_| Error::bad_arguments(format_args!("the parameter {name} cannot be {value}")))
 }

@@ -3,7 +3,7 @@
 //!
 //! Without end: `/loop`, `/loop-host` (in calls to the host), `/loop-print`, `/recurse`, `/cycle` (calls itself),
 //! `/memory`. Too much: `/leak?mb=` (kept), `/stdout?mb=`, `/stderr?mb=`, `/log?mb=` (one line), `/log-lines?n=`,
-//! `/huge?mb=`, `/headers?n=`, `/describe?mb=`, `/call?mb=` (as argument). Not allowed: `/bad-header?kind=`,
+//! `/huge?mb=`, `/headers?n=`, `/describe?mb=`, `/call?mb=` (as argument), `/long?in=&mb=` (a text in a record). Not allowed: `/bad-header?kind=`,
 //! `/status?code=`, `/connect?to=`, `/resolve?name=`. Its own end: `/panic`, `/unreachable`, `/exit?code=`. Late: `/sleep?ms=`.
 
 use std::hint::black_box;
@@ -11,7 +11,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use wasmcage_guest::log::Level;
-use wasmcage_guest::{Error, Request, Response, Result, context, handler, log, module, service};
+use wasmcage_guest::resource::{Caching, Operation};
+use wasmcage_guest::{
+    Error, Request, Response, Result, context, handler, log, module, resource, service, state, transaction,
+};
 
 const MB: usize = 1 << 20;
 
@@ -41,6 +44,10 @@ fn handle(request: Request) -> Result<Response> {
         "/call" => {
             let argument = "x".repeat(number(&request, "mb", 64)? * MB);
             Ok(module(&context::module()).call::<String>("misbehave", (argument,))?.into())
+        }
+        "/long" => {
+            let place = request.parameter("in").unwrap_or_default();
+            Ok(long(&place, number(&request, "mb", 140)?)?.into())
         }
         "/sleep" => {
             std::thread::sleep(Duration::from_millis(number(&request, "ms", 60_000)? as u64));
@@ -91,9 +98,54 @@ mod service {
             }
             "/panic" => panic!("as asked"),
             "/unreachable" => std::process::abort(),
-            _ => Err(Error::refused(format_args!("hostile does not know {path}"))),
+            _ => Err(Error::bad_arguments(format_args!("hostile does not know {path}"))),
         }
     }
+}
+
+/// What the host says of a text of so many MiB at that place.
+fn long(place: &str, mb: usize) -> Result<String> {
+    let (long, own) = ("x".repeat(mb * MB), context::module());
+    let operation = || Operation::of("get", "/");
+    Ok(match place {
+        "id of a retried call" => told(module(&own).retried().id(&long).call("misbehave", ())),
+        "function of a retried call" => told(module(&own).retried().call(&long, ())),
+        "queue of a retried call" => told(module(&own).retried().queue(&long).call("misbehave", ())),
+        "prefix of a scan" => told(state::scan(&long).keys().next().transpose()),
+        "end of a scan" => told(state::scan("").to(&long).keys().next().transpose()),
+        "value" => told(state::set_bytes("key", long)),
+        "key of a step" => {
+            let mut steps = state::transaction();
+            steps.delete(&long);
+            told(steps.commit())
+        }
+        "value of a step" => {
+            let mut steps = state::transaction();
+            steps.delete("key");
+            steps.set_bytes("key", long);
+            told(steps.commit())
+        }
+        "target of an operation" => told(resource("any").execute(Operation::of("get", &long))),
+        "header of an operation" => told(resource("any").open(operation().header("x", &long))),
+        "name that is read" => told(resource("any").caching(Caching::new().reads(&long)).execute(operation())),
+        "target in a transaction" => {
+            let mut all = transaction();
+            all.operation("any", Operation::of("get", &long));
+            told(all.execute())
+        }
+        "function in a transaction" => {
+            let mut all = transaction();
+            all.call::<()>(None, &own, &long, ())?;
+            told(all.execute())
+        }
+        "path" => told(std::fs::metadata(format!("/data/{long}"))),
+        "new path" => told(std::fs::rename("/data/a", format!("/data/{long}"))),
+        _ => return Err(Error::bad_arguments(format_args!("there is no text in {place}"))),
+    })
+}
+
+fn told<T, E: std::fmt::Display>(result: Result<T, E>) -> String {
+    result.map_or_else(|error| error.to_string(), |_| "it was taken".into())
 }
 
 #[expect(unconditional_recursion, reason = "that is the point")]
@@ -119,7 +171,7 @@ fn bad_header(kind: &str) -> Result<Response> {
         "length" => ("content-length", "7000000".to_owned()),
         "chunked" => ("transfer-encoding", "chunked".to_owned()),
         "connection" => ("connection", "upgrade".to_owned()),
-        _ => return Err(Error::refused(format_args!("hostile does not know the bad header {kind}"))),
+        _ => return Err(Error::bad_arguments(format_args!("hostile does not know the bad header {kind}"))),
     };
     Ok(Response::text("see the headers").header(name, value))
 }
@@ -134,5 +186,5 @@ fn print(mut to: impl Write, mb: usize) -> Result<Response> {
 
 fn number(request: &Request, name: &str, default: usize) -> Result<usize> {
     let Some(value) = request.parameter(name) else { return Ok(default) };
-    value.parse().map_err(|_| Error::refused(format_args!("the parameter {name} is no number")))
+    value.parse().map_err(|_| Error::bad_arguments(format_args!("the parameter {name} is no number")))
 }

@@ -6,7 +6,7 @@ use wasmcage_guest::{Error, Request, Response, Result, handler, info, module, pa
 
 #[handler]
 fn handle(request: Request) -> Result<Response> {
-    let until = request.header("scheduled-time").ok_or_else(|| Error::refused("this is no scheduled request"))?;
+    let until = request.header("scheduled-time").ok_or_else(|| Error::bad_arguments("this is no scheduled request"))?;
     let count = "select max(id), count(*) from orders where taken < datetime({until})";
     let (Some(last), count): (Option<i64>, i64) = sql("db").query(count, params! { until: until })?.one()? else {
         info!("no orders until {until}");

@@ -24,6 +24,7 @@ mod postage_echo {
         context::describe("echo");
         let parameters = &content["parameters"];
         match parameters["fail"].as_str() {
+            Some("misread") => Err(Error::bad_arguments("a secret misfit")),
             Some("refuse") => Err(Error::refused("a secret reason")),
             Some("fail") => Err(Error::failed("a secret cause")),
             Some("panic") => panic!("a secret panic"),

@@ -48,7 +48,7 @@ mod resource_user {
         let mut pending = Vec::new();
         for part in parts {
             let Some((kind, value)) = part.as_object().and_then(|part| part.iter().next()) else {
-                return Err(Error::refused("a part is an object"));
+                return Err(Error::bad_arguments("a part is an object"));
             };
             let value = value.as_str().unwrap_or_default();
             pending.push(match kind.as_str() {

@@ -9,7 +9,7 @@ mod retried_user {
     use std::time::{Duration, UNIX_EPOCH};
 
     use wasmcage_guest::state::{self, StateError};
-    use wasmcage_guest::{Error, Result, cage, context, module};
+    use wasmcage_guest::{Args, Error, Result, cage, context, module};
 
     /// Has `work(text, then)` be called in the background.
     #[expect(clippy::too_many_arguments, reason = "a parameter for each option")]
@@ -78,7 +78,7 @@ mod retried_user {
         Ok(())
     }
 
-    /// `then`: `ok`, `fail`, `fail until 3` (attempts), `refuse`, `panic`, `hang`, `sleep 50` (milliseconds), or `steps`:
+    /// `then`: `ok`, `fail`, `fail until 3` (attempts), `refuse`, `misread`, `panic`, `hang`, `sleep 50` (milliseconds), or `steps`:
     /// asks for a call of its own, and fails the first time.
     pub fn work(text: &str, then: &str) -> Result<()> {
         let attempt = context::attempt().ok_or_else(|| Error::refused("this is no retried call"))?;
@@ -94,6 +94,7 @@ mod retried_user {
                 false => Ok(()),
             },
             ("refuse", _) => Err(Error::refused(format!("{text} is refused"))),
+            ("misread", _) => Err(Error::bad_arguments(format!("{text} is misread"))),
             ("panic", _) => panic!("{text} panics"),
             ("hang", _) => loop {
                 std::hint::spin_loop();
@@ -109,8 +110,15 @@ mod retried_user {
                     _ => Ok(()),
                 }
             }
-            _ => Err(Error::refused("what then?")),
+            _ => Err(Error::bad_arguments("what then?")),
         }
+    }
+
+    /// Has `work` be called with an argument that it does not take.
+    pub fn ask_amiss(of: Option<String>) -> Result<String> {
+        let own = context::module();
+        let callee = of.as_ref().map_or_else(|| module(&own), |name| cage(name).module(&own));
+        Ok(callee.retried().call("work", Args::new().named("text", 7).named("then", "ok"))?)
     }
 
     /// Who asked for the call.

@@ -29,6 +29,11 @@ mod service_echo {
 
     pub fn nothing() {}
 
+    /// What a function says that reads its arguments by itself.
+    pub fn misread(text: String) -> Result<()> {
+        Err(Error::bad_arguments(text))
+    }
+
     pub fn refuse(text: String) -> Result<()> {
         Err(Error::refused(text))
     }

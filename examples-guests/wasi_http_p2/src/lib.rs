@@ -6,7 +6,7 @@
 //! | `/` | Hello, world ! |
 //! | `/echo` | the request's body and trailers, chunk by chunk while they come |
 //! | `/early` | at once one line; when the request's body has ended another, with its size |
-//! | `/slow-body?n=10&ms=100` | `n` lines with a pause before each |
+//! | `/slow-body?n=10&ms=100&bytes=0` | `n` lines of `bytes` at least, with a pause before each |
 //! | `/never-reads` | a text; the request's body is not touched |
 //! | `/hang` | none |
 //! | `/trap`, `/trap-late` | a panic before the answer, or in the middle of its body |
@@ -15,13 +15,15 @@
 //! | `/once` | one, for the first such request in the life of an instance; then returns without |
 //! | `/error` | an error code in place of the answer |
 //! | anything else | 404 |
+//!
+//! `CONNECT echo:1` chooses like the path `/echo`, and so on: the two bodies are a tunnel then.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasip2::clocks::monotonic_clock::subscribe_duration;
 use wasip2::exports::http::incoming_handler::Guest;
 use wasip2::http::types::{
-    ErrorCode, Fields, IncomingBody, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
+    ErrorCode, Fields, IncomingBody, IncomingRequest, Method, OutgoingBody, OutgoingResponse, ResponseOutparam,
 };
 use wasip2::io::streams::{OutputStream, StreamError};
 
@@ -39,14 +41,23 @@ wasip2::http::proxy::export!(Component);
 
 impl Guest for Component {
     fn handle(request: IncomingRequest, answer: ResponseOutparam) {
-        let target = request.path_with_query().unwrap_or_default();
+        let target = match request.method() {
+            Method::Connect => {
+                let authority = request.authority().unwrap_or_default();
+                format!("/{}", authority.split(':').next().unwrap_or_default())
+            }
+            _ => request.path_with_query().unwrap_or_default(),
+        };
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         // An error is the client's leaving in the middle of the exchange: there is nobody to tell.
         let _ = match path {
             "/" => text(answer, 200, "Hello, world !"),
             "/echo" => echo(&request, answer),
             "/early" => answer_early(&request, answer),
-            "/slow-body" => answer_slowly(answer, number(query, "n", 10), number(query, "ms", 100)),
+            "/slow-body" => {
+                let (lines, pause_ms) = (number(query, "n", 10), number(query, "ms", 100));
+                answer_slowly(answer, lines, pause_ms, number(query, "bytes", 0))
+            }
             "/never-reads" => text(answer, 200, "not read"),
             "/hang" => {
                 subscribe_duration(u64::MAX).block();
@@ -128,16 +139,23 @@ fn answer_early(request: &IncomingRequest, answer: ResponseOutparam) -> Result<(
     finish(outgoing, None)
 }
 
-fn answer_slowly(answer: ResponseOutparam, lines: u64, pause_ms: u64) -> Result<(), StreamError> {
+fn answer_slowly(answer: ResponseOutparam, lines: u64, pause_ms: u64, bytes: u64) -> Result<(), StreamError> {
     let body = respond(answer, 200);
     {
         let output = body.write().expect("the body is written once");
         for line in 0..lines {
             subscribe_duration(pause_ms * NS_PER_MS).block();
-            write(&output, format!("line {line}\n").as_bytes())?;
+            write(&output, text_of(line, bytes).as_bytes())?;
         }
     }
     finish(body, None)
+}
+
+/// With its end, it has so many bytes at least.
+fn text_of(line: u64, bytes: u64) -> String {
+    let text = format!("line {line}");
+    let missing = (bytes as usize).saturating_sub(text.len() + 1);
+    text + &" ".repeat(missing) + "\n"
 }
 
 fn text(answer: ResponseOutparam, status: u16, text: &str) -> Result<(), StreamError> {

@@ -7,18 +7,20 @@
 //! | `/echo` | the request's body and trailers, chunk by chunk while they come |
 //! | `/pass` | the same, the streams handed over without a look at them |
 //! | `/early` | at once one line; when the request's body has ended another, with its size |
-//! | `/slow-body?n=10&ms=100` | `n` lines with a pause before each |
+//! | `/slow-body?n=10&ms=100&bytes=0` | `n` lines of `bytes` at least, with a pause before each |
 //! | `/never-reads` | a text; the request's body is not touched |
 //! | `/hang` | none |
 //! | `/trap`, `/trap-late` | a panic before the answer, or in the middle of its body |
 //! | `/error` | an error code in place of the answer |
 //! | anything else | 404 |
+//!
+//! `CONNECT echo:1` chooses like the path `/echo`, and so on: the two bodies are a tunnel then.
 
 wit_bindgen::generate!({ world: "streaming", generate_all });
 
 use exports::wasi::http::handler::Guest;
 use wasi::clocks::monotonic_clock::wait_for;
-use wasi::http::types::{ErrorCode, Fields, Request, Response};
+use wasi::http::types::{ErrorCode, Fields, Method, Request, Response};
 use wit_bindgen::{FutureReader, StreamReader, StreamResult, StreamWriter, spawn_local};
 
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -31,7 +33,13 @@ export!(Component);
 
 impl Guest for Component {
     async fn handle(request: Request) -> Result<Response, ErrorCode> {
-        let target = request.get_path_with_query().unwrap_or_default();
+        let target = match request.get_method() {
+            Method::Connect => {
+                let authority = request.get_authority().unwrap_or_default();
+                format!("/{}", authority.split(':').next().unwrap_or_default())
+            }
+            _ => request.get_path_with_query().unwrap_or_default(),
+        };
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         Ok(match path {
             "/" => text(200, "Hello, world !"),
@@ -55,11 +63,12 @@ impl Guest for Component {
             }
             "/slow-body" => {
                 let (lines, pause_ms) = (number(query, "n", 10), number(query, "ms", 100));
+                let bytes = number(query, "bytes", 0);
                 let (mut output, contents) = wit_stream::new();
                 spawn_local(async move {
                     for line in 0..lines {
                         wait_for(pause_ms * NS_PER_MS).await;
-                        if !output.write_all(format!("line {line}\n").into()).await.is_empty() {
+                        if !output.write_all(text_of(line, bytes).into()).await.is_empty() {
                             return; // the client left
                         }
                     }
@@ -121,6 +130,13 @@ async fn answer_early(mut body: StreamReader<u8>, mut output: StreamWriter<u8>) 
 fn consume(request: Request) -> (StreamReader<u8>, Trailers) {
     let (_, received) = wit_future::new(|| Ok(()));
     Request::consume_body(request, received)
+}
+
+/// With its end, it has so many bytes at least.
+fn text_of(line: u64, bytes: u64) -> String {
+    let text = format!("line {line}");
+    let missing = (bytes as usize).saturating_sub(text.len() + 1);
+    text + &" ".repeat(missing) + "\n"
 }
 
 fn text(status: u16, text: &'static str) -> Response {

@@ -1,5 +1,5 @@
 //! The arguments of a call, read for a function of a `#[service]`: `{"args": [..], "kwargs": {..}}` to typed values.
-//! Every misfit is a refusal that names the function and the parameter, and says what was expected and what came.
+//! Every misfit is told as bad arguments: it names the function and the parameter, and says what was expected and what came.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -83,7 +83,7 @@ fn misfit(function: &str, text: fmt::Arguments<'_>) -> Error {
         text.truncate(at);
         text.push_str("..");
     }
-    Error::Refused(text)
+    Error::BadArguments(text)
 }
 
 /// ` (a, b)`, or nothing when there are no parameters.
@@ -195,7 +195,7 @@ mod tests {
             let mut arguments = ParsedArguments::parse("f", PARAMETERS, &payload)?;
             Ok((arguments.take(0)?, arguments.take(1)?, arguments.take(2)?))
         };
-        let expected = expected.map(|(a, b, c)| (a, b.to_string(), c)).map_err(Error::refused);
+        let expected = expected.map(|(a, b, c)| (a, b.to_string(), c)).map_err(Error::bad_arguments);
         assert_eq!(read(), expected);
     }
 
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn bytes_and_endless_quotes_are_refused() {
         let error = ParsedArguments::parse("f", PARAMETERS, &Payload::Bytes(vec![1])).err().unwrap();
-        assert_eq!(error, Error::refused("f: takes JSON arguments, but bytes came"));
+        assert_eq!(error, Error::bad_arguments("f: takes JSON arguments, but bytes came"));
         let json = Payload::Json(format!(r#"{{"args": ["{}"]}}"#, "ä".repeat(10_000)));
         let error = ParsedArguments::parse("f", PARAMETERS, &json).unwrap().take::<i64>(0).unwrap_err();
         assert_eq!(error.text().chars().count(), MISFIT_CHARACTERS_MAX + 2);

@@ -212,7 +212,8 @@ impl<'a> Retried<'a> {
     }
 
     /// Has a function be called. It is durable when this returns; the result is the call's id. The function answers
-    /// [`Error::Failed`](crate::Error::Failed) for later and [`Error::Refused`](crate::Error::Refused) for never.
+    /// [`Error::Failed`](crate::Error::Failed) for later, and [`Error::Refused`](crate::Error::Refused) or
+    /// [`Error::BadArguments`](crate::Error::BadArguments) for never.
     ///
     /// # Errors
     /// See [`CallError`]. After `TimedOut` it may have been accepted; with an [`id`](Self::id) it can be asked for again.
@@ -363,13 +364,15 @@ pub enum CallError {
     NoSuchModule(String),
     /// The module has no function of that name: it did not run.
     NoSuchFunction(String),
-    /// The arguments do not fit the function's type: it did not run.
+    /// The arguments do not fit the function's type, or the callee says that they are wrong: nothing that matters was done.
     BadArguments(String),
     /// This module may not make this call: see `allow` in its own `cage.toml`, and `[rpc.allow]` in the callee's. The
     /// function did not run.
     NotPermitted(String),
-    /// The callee has no room now, is shutting down, or none of its copies can be reached: the function did not run.
+    /// The callee has no room now, or is shutting down: the function did not run.
     Overloaded(String),
+    /// The cage is known, and none of its copies can be reached now: the function did not run.
+    Unreachable(String),
     /// The callee says never. The function ran, and did nothing that matters.
     Refused(String),
     /// The callee failed or panicked; later may help. The function may have run in part.
@@ -392,6 +395,7 @@ impl CallError {
             | Self::BadArguments(_)
             | Self::NotPermitted(_)
             | Self::Overloaded(_)
+            | Self::Unreachable(_)
             | Self::Refused(_) => false,
             Self::Failed(_) | Self::TimedOut(_) | Self::Lost(_) | Self::BadResult(_) => true,
         }
@@ -407,6 +411,7 @@ impl From<call::CallError> for CallError {
             call::CallError::BadArguments(text) => Self::BadArguments(text),
             call::CallError::NotPermitted(text) => Self::NotPermitted(text),
             call::CallError::Overloaded(text) => Self::Overloaded(text),
+            call::CallError::Unreachable(text) => Self::Unreachable(text),
             call::CallError::Refused(text) => Self::Refused(text),
             call::CallError::Failed(text) => Self::Failed(text),
             call::CallError::TimedOut(text) => Self::TimedOut(text),
@@ -424,6 +429,7 @@ impl fmt::Display for CallError {
             Self::BadArguments(text) => ("bad arguments", text),
             Self::NotPermitted(text) => ("call not permitted", text),
             Self::Overloaded(text) => ("callee overloaded", text),
+            Self::Unreachable(text) => ("callee unreachable", text),
             Self::Refused(text) => ("call refused", text),
             Self::Failed(text) => ("call failed", text),
             Self::TimedOut(text) => ("call timed out", text),
@@ -459,6 +465,8 @@ mod tests {
         let text = || "text".to_owned();
         assert!(!CallError::Refused(text()).may_have_run());
         assert!(!CallError::Overloaded(text()).may_have_run());
+        assert!(!CallError::Unreachable(text()).may_have_run());
+        assert!(!CallError::BadArguments(text()).may_have_run());
         assert!(CallError::Lost(text()).may_have_run());
         assert!(CallError::BadResult(text()).may_have_run());
     }

@@ -12,7 +12,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// gets a stable code only.
 ///
 /// `?` makes [`Error::Failed`] of any [`std::error::Error`], with the texts of its causes; of a [`CallError`] too,
-/// but for one: [`CallError::Refused`] stays refused, because asking the same again would be refused again.
+/// but for one: [`CallError::Refused`] stays refused, because asking the same again would be refused again. Bad arguments of
+/// a call that this module made are its own failure: its caller gave others.
 ///
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};
@@ -20,7 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// #[handler]
 /// fn handle(request: Request) -> Result<Response> {
 ///     let Some(size) = request.parameter("size") else {
-///         return Err(Error::refused("the parameter size is missing"));
+///         return Err(Error::bad_arguments("the parameter size is missing"));
 ///     };
 ///     let size: usize = size.parse()?; // failed: invalid digit found in string
 ///     Ok(Response::text("x".repeat(size)))
@@ -28,13 +29,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// Never try this again: the request itself is at fault. HTTP clients see 422.
+    /// Never try this again: what was brought cannot be understood. HTTP clients see 400, callers
+    /// [`CallError::BadArguments`]. Functions of a service answer this by themselves when arguments do not fit.
+    BadArguments(String),
+    /// Never try this again: it was understood, and will not be done. HTTP clients see 422.
     Refused(String),
     /// Trying later may help. HTTP clients see 500.
     Failed(String),
 }
 
 impl Error {
+    pub fn bad_arguments(text: impl fmt::Display) -> Self {
+        Self::BadArguments(text.to_string())
+    }
+
     pub fn refused(text: impl fmt::Display) -> Self {
         Self::Refused(text.to_string())
     }
@@ -46,7 +54,7 @@ impl Error {
     /// The text, whichever kind it is.
     pub fn text(&self) -> &str {
         match self {
-            Self::Refused(text) | Self::Failed(text) => text,
+            Self::BadArguments(text) | Self::Refused(text) | Self::Failed(text) => text,
         }
     }
 }
@@ -54,6 +62,7 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::BadArguments(text) => write!(f, "bad arguments: {text}"),
             Self::Refused(text) => write!(f, "refused: {text}"),
             Self::Failed(text) => write!(f, "failed: {text}"),
         }
@@ -81,6 +90,7 @@ impl<E: std::error::Error + 'static> From<E> for Error {
 impl From<Error> for types::Error {
     fn from(error: Error) -> Self {
         match error {
+            Error::BadArguments(text) => Self::BadArguments(text),
             Error::Refused(text) => Self::Refused(text),
             Error::Failed(text) => Self::Failed(text),
         }
@@ -100,7 +110,9 @@ mod tests {
         check("x".parse::<u8>().unwrap_err(), Error::failed("invalid digit found in string"));
         check(CallError::Refused("no".into()), Error::refused("no"));
         check(CallError::NoSuchModule("work".into()), Error::failed("no such module: work"));
+        check(CallError::BadArguments("f: no b".into()), Error::failed("bad arguments: f: no b"));
         check(Error::refused("no"), Error::refused("no"));
+        check(Error::bad_arguments("no b"), Error::bad_arguments("no b"));
 
         #[derive(Debug)]
         struct Outer(std::num::ParseIntError);

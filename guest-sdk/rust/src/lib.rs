@@ -39,9 +39,9 @@
 //! Functions that ask nothing of the host can be tested by `cargo test` as in any crate; there is no host in such a
 //! test, so that calls, settings, the context and the log panic.
 //!
-//! A module's work ends in one of four ways, and the caller learns which: an answer; [`Error::Refused`], never to be
-//! tried again; [`Error::Failed`], later may help; or a panic, which is logged with its message and place, ends the
-//! module's instance, and counts as failed.
+//! A module's work ends in one of five ways, and the caller learns which: an answer; [`Error::BadArguments`] and
+//! [`Error::Refused`], never to be tried again; [`Error::Failed`], later may help; or a panic, which is logged with its
+//! message and place, ends the module's instance, and counts as failed.
 
 pub mod amqp;
 mod arguments;
@@ -74,7 +74,7 @@ pub use transaction::transaction;
 ///
 /// #[handler]
 /// fn handle(request: Request) -> Result<Response> {
-///     let name = request.parameter("name").ok_or_else(|| Error::refused("no name was given"))?;
+///     let name = request.parameter("name").ok_or_else(|| Error::bad_arguments("no name was given"))?;
 ///     Ok(Response::html(format!("<h1>Hello, {name} !</h1>")))
 /// }
 /// ```
@@ -94,7 +94,7 @@ pub use wasmcage_guest_macros::handler;
 ///     pub fn store(content: Payload) -> Result<usize> {
 ///         match content {
 ///             Payload::Bytes(bytes) => Ok(bytes.len()),
-///             Payload::Json(_) => Err(Error::refused("bytes were expected")),
+///             Payload::Json(_) => Err(Error::bad_arguments("bytes were expected")),
 ///         }
 ///     }
 /// }

@@ -81,10 +81,10 @@ impl FromStr for Level {
     type Err = Error;
 
     /// # Errors
-    /// Refused when there is no such level.
+    /// Bad arguments when there is no such level.
     fn from_str(name: &str) -> Result<Self> {
         let levels = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
         let level = levels.into_iter().find(|level| level.name() == name);
-        level.ok_or_else(|| Error::refused(format_args!("there is no log level {name}")))
+        level.ok_or_else(|| Error::bad_arguments(format_args!("there is no log level {name}")))
     }
 }

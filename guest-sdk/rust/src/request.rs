@@ -48,18 +48,19 @@ impl Request {
     /// The body as text.
     ///
     /// # Errors
-    /// Refused when it is not UTF-8.
+    /// Bad arguments when it is not UTF-8.
     pub fn text(&self) -> Result<&str> {
-        std::str::from_utf8(&self.body).map_err(|error| Error::refused(format_args!("the body is no text: {error}")))
+        std::str::from_utf8(&self.body)
+            .map_err(|error| Error::bad_arguments(format_args!("the body is no text: {error}")))
     }
 
     /// The body as JSON.
     ///
     /// # Errors
-    /// Refused when it is not JSON, or does not fit `T`; the text says where.
+    /// Bad arguments when it is not JSON, or does not fit `T`; the text says where.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.body)
-            .map_err(|error| Error::refused(format_args!("the body is not the JSON expected: {error}")))
+            .map_err(|error| Error::bad_arguments(format_args!("the body is not the JSON expected: {error}")))
     }
 }
 
@@ -136,8 +137,8 @@ mod tests {
         assert_eq!(request.headers_named("X").collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(request.text().unwrap(), "{\"a\": 1}");
         assert_eq!(request.json::<std::collections::BTreeMap<String, i32>>().unwrap()["a"], 1);
-        assert!(matches!(request.json::<String>(), Err(Error::Refused(_))));
+        assert!(matches!(request.json::<String>(), Err(Error::BadArguments(_))));
         request.body = vec![0xff];
-        assert!(matches!(request.text(), Err(Error::Refused(_))));
+        assert!(matches!(request.text(), Err(Error::BadArguments(_))));
     }
 }

@@ -20,7 +20,8 @@
 //! Head of an answer:
 //! ```text
 //! u8  version, 1
-//! u8  0 to 2: kind of the result, as above; 16 and more: an error, by the order of `ErrorCode`
+//! u8  0 to 2: kind of the result, as above; 16 and more: an error, by the order of `ErrorCode`. New ones come at the end: a peer
+//!     that does not know one takes the call for lost. What a guest answers is among the first ones, which all peers know.
 //! long text of the error
 //! ```
 //! The body follows beside it: arguments or result as they are, nothing for an error.
@@ -494,6 +495,26 @@ mod tests {
         assert!(matches!(decode_answer(long).unwrap(), Err(DispatchError::Failed(text)) if text.contains("101 bytes")));
         let cut = encode_answer(Err(DispatchError::Failed("é".repeat(8_000))), 100);
         assert!(matches!(decode_answer(cut).unwrap(), Err(DispatchError::Failed(text)) if text.len() == 8 << 10));
+    }
+
+    /// So that callers of each fabric take the call for lost: nobody knows whether the function has run.
+    #[test]
+    fn an_error_of_a_kind_that_is_unknown_is_no_answer() {
+        let mut head = encode_answer(Err(DispatchError::Failed("why".into())), 100).head.to_vec();
+        head[1] = ErrorCode::FIRST + ErrorCode::ALL.len() as u8;
+        let malformed = decode_answer(Message { head: head.into(), body: Bytes::new() }).unwrap_err();
+        assert_eq!(malformed.to_string(), "malformed answer: unknown kind 30: why");
+    }
+
+    /// Peers of other versions read these numbers.
+    #[test]
+    fn errors_that_guests_answer_keep_their_numbers() {
+        let number = |error| encode_answer(Err(error), 100).head[1];
+        let text = || "why".to_owned();
+        assert_eq!(number(DispatchError::BadRequest(text())), 16);
+        assert_eq!(number(DispatchError::Refused(text())), 21);
+        assert_eq!(number(DispatchError::Failed(text())), 22);
+        assert_eq!(number(DispatchError::Unreachable(text())), 29);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::admission::Refusal;
 /// Why a request got no reply of its module's. Who must act decides the kind; each interface matches all of them.
 #[derive(Debug, thiserror::Error)]
 pub enum DispatchError {
-    /// The caller's fault: the request or its arguments do not fit.
+    /// The caller's fault: the request or its arguments do not fit, as the host finds or the guest says.
     #[error("bad request: {0}")]
     BadRequest(String),
     #[error("no such cage: {0}")]

@@ -3,6 +3,7 @@
 //! files and tasks. Knows neither a protocol nor wasmtime.
 
 pub mod admission;
+pub mod backoff;
 pub mod body;
 pub mod body_budget;
 pub mod call;

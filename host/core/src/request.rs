@@ -297,6 +297,14 @@ impl RequestContext {
         Self { stream, ..self.with_deadline(self.deadline) }
     }
 
+    /// The same request as a part of an exchange that streams: it may be silent as long as that may, or as `timeout` if that is
+    /// shorter, and is over when that is.
+    pub fn streamed_within(&self, outer: &StreamDeadline, timeout: Option<Duration>) -> Self {
+        let idle = timeout.map_or(outer.idle, |timeout| timeout.min(outer.idle));
+        let stream = StreamDeadline { began: self.started, idle, latest: outer.latest, moved_ms: AtomicU64::new(0) };
+        Self { stream: Some(Arc::new(stream)), ..self.with_deadline(self.deadline) }
+    }
+
     /// How its deadline moves, if its bodies stream.
     pub fn stream(&self) -> Option<&Arc<StreamDeadline>> {
         self.stream.as_ref()
@@ -539,5 +547,24 @@ mod tests {
         assert_eq!(context.deadline_now(), stream.latest());
         let endless = StreamDeadline::new(context.started, Duration::from_secs(1), Duration::MAX);
         assert_eq!(endless.latest().instant() - context.started, Deadline::TIMEOUT_MAX);
+    }
+
+    #[test]
+    fn what_is_handed_on_streams_within_the_whole() {
+        let whole = RequestContext::new("web".into(), "web", Duration::from_secs(10), Arc::default());
+        let whole = whole.streamed(Duration::from_secs(25));
+        let outer = whole.stream().unwrap();
+        let check = |own_s: Option<u64>, idle_s: u64| {
+            let part = whole.for_call("cage", "module", None).streamed_within(outer, own_s.map(Duration::from_secs));
+            let stream = part.stream().unwrap();
+            assert_eq!((stream.idle(), stream.latest()), (Duration::from_secs(idle_s), outer.latest()));
+            stream.moved_ms.store(1000, Ordering::Relaxed);
+            assert_eq!(part.deadline_now().instant() - part.started, Duration::from_secs(idle_s + 1));
+            // Its bytes are not those of the whole.
+            assert_eq!(whole.deadline_now().instant() - whole.started, Duration::from_secs(10));
+        };
+        check(None, 10);
+        check(Some(3), 3);
+        check(Some(60), 10);
     }
 }

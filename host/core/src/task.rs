@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// Pauses before a part that panicked is started anew: the first one, doubling up to the longest.
+use crate::backoff::Backoff;
+
+/// Pauses before a part that panicked is started anew.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A part that ran for so long was well: its next panic counts as the first.
-const WELL_AFTER: Duration = Duration::from_secs(60);
 /// The longest text of a panic that is kept, in bytes: it may quote hostile input.
 const TEXT_MAX: usize = 1_024;
 
@@ -141,7 +141,7 @@ impl Tasks {
     ) -> impl Future<Output = W::Output> + use<W, S> {
         let (tasks, part) = (self.clone(), part.to_owned());
         async move {
-            let mut pause = tasks.pause_first;
+            let mut backoff = Backoff::new(tasks.pause_first, PAUSE_MAX);
             loop {
                 let started = Instant::now();
                 // The work may panic while it is made, too.
@@ -150,11 +150,7 @@ impl Tasks {
                     Err(panic) => panic,
                 };
                 tasks.report(&part, &panic);
-                if started.elapsed() >= WELL_AFTER {
-                    pause = tasks.pause_first;
-                }
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(PAUSE_MAX);
+                tokio::time::sleep(backoff.pause_after(started.elapsed())).await;
             }
         }
     }

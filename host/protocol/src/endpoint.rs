@@ -177,7 +177,10 @@ mod tests {
         let (first, second) = (endpoint.listen(address.clone()), endpoint.listen(address.clone()));
         drop(first);
         assert_eq!(endpoint.addresses(), [address]);
-        let closed = { let endpoint = endpoint.clone(); tokio::spawn(async move { endpoint.wait_until_closed().await }) };
+        let closed = {
+            let endpoint = endpoint.clone();
+            tokio::spawn(async move { endpoint.wait_until_closed().await })
+        };
         drop(second);
         closed.await.unwrap();
         assert_eq!(endpoint.addresses(), []);

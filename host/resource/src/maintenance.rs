@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::pool::Pool;
+use wasmcage_core::backoff::Backoff;
 
 /// Between two looks at free connections: half of what they may last, within these.
 const PERIOD_MIN: Duration = Duration::from_millis(10);
@@ -21,19 +22,19 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(30);
 pub(super) async fn maintain(pool: Arc<Pool>, resource: Arc<str>, cage: Arc<str>) {
     let settings = pool.settings();
     let period = (settings.idle_timeout.min(settings.age_max) / 2).clamp(PERIOD_MIN, PERIOD_MAX);
-    let mut pause = PAUSE_FIRST;
+    let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
     let mut refill_at = Instant::now();
     loop {
         pool.sweep();
         while refill_at <= Instant::now() {
             match pool.refill(CONNECT_TIME_MAX).await {
-                Ok(true) => pause = PAUSE_FIRST,
+                Ok(true) => backoff.reset(),
                 Ok(false) => break,
                 Err(error) => {
+                    let pause = backoff.pause();
                     let retry_s = pause.as_secs();
                     tracing::warn!(%cage, %resource, %error, retry_s, "no connection to keep ready could be made");
                     refill_at = Instant::now() + pause;
-                    pause = (pause * 2).min(PAUSE_LONGEST);
                 }
             }
         }

@@ -88,11 +88,7 @@ impl Pool {
     ///
     /// # Errors
     /// Harmless ones: `TIMED_OUT`, `OVERLOADED`; in phase `Connect` those of the protocol.
-    pub async fn acquire(
-        self: &Arc<Self>,
-        module: &Arc<str>,
-        deadline: Deadline,
-    ) -> Result<Lease, ResourceError> {
+    pub async fn acquire(self: &Arc<Self>, module: &Arc<str>, deadline: Deadline) -> Result<Lease, ResourceError> {
         let place = self.places.enter(deadline).await.map_err(|refusal| self.not_acquired(&refusal))?;
         if deadline.left() < self.settings.time_min {
             let text = format!("less than {:?} was left, see `min_time_ms` of its pool", self.settings.time_min);

@@ -35,7 +35,7 @@ use self::group::{Job, Jobs, Order};
 use self::medium::{Directory, Medium};
 use self::opened::{Opened, contained};
 pub use self::space::Space;
-pub use self::state::{Outcome, Page, Range, StateValue, Step};
+pub use self::state::{Outcome, Page, Range, STEPS_MAX, StateValue, Step, VALUE_BYTES_MAX};
 use wasmcage_core::request::Deadline;
 pub use wasmcage_core::store_settings::{Quota, StoreSettings};
 

@@ -20,9 +20,9 @@ const KEY_BYTES_MAX: usize = 1_024;
 /// Of a queue's name.
 const QUEUE_NAME_BYTES_MAX: usize = 255;
 /// Of a key's value, or a queue's entry.
-const VALUE_BYTES_MAX: usize = 16 << 20;
+pub const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Of one transaction.
-const STEPS_MAX: usize = 10_000;
+pub const STEPS_MAX: usize = 10_000;
 /// Of one transaction's keys and values, and, apart, of what its steps give.
 const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 

@@ -15,17 +15,24 @@ use tokio_util::task::TaskTracker;
 use crate::host::{ServingLine, Shared, StartError};
 use crate::reload::Reload;
 use wasmcage_config as config;
+use wasmcage_config as config;
 use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
+use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
+use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
+use wasmcage_core::call::Member;
+use wasmcage_core::drain::Drain;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::readings::ReadingsSnapshot;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::{self, PanicSnapshot, Tasks};
 use wasmcage_core::telemetry::{self, CageLog, LevelCell};
+use wasmcage_protocol::Endpoint;
 use wasmcage_protocol::{Address, Endpoint};
 use wasmcage_protocol::{Interface, InterfaceContext, Protocols};
 use wasmcage_resource as resource;
 use wasmcage_resource::{MakeResource, ResourceSnapshot, Resources};
+use wasmcage_runtime::dispatcher::Dispatcher;
 use wasmcage_runtime::dispatcher::{Dispatcher, InterfaceDispatch};
 use wasmcage_runtime::module::Modules;
 use wasmcage_runtime::module::slot::{ModuleSnapshot, Slot};
@@ -40,8 +47,6 @@ const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
 /// Between attempts of an interface that cannot serve: the first, and the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LONGEST: Duration = Duration::from_secs(30);
-/// An interface that ran for so long was well: its next failure counts as the first.
-const WELL_AFTER: Duration = Duration::from_secs(60);
 /// Between two looks at the requests that are still in work at the end.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -447,7 +452,7 @@ async fn keep_running(
     error: Arc<Mutex<Option<String>>>,
 ) {
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
-    let mut pause = RETRY_FIRST;
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
     loop {
         let started = Instant::now();
         let built = build(&config, &protocols).expect("the section was checked when the configuration was read");
@@ -455,6 +460,7 @@ async fn keep_running(
             ended = task::caught_async(built.run(cx.clone())) => ended,
             () = cx.drain.forcing() => Ok(Ok(())),
         };
+        let pause = backoff.pause_after(started.elapsed());
         let text = match ended {
             Ok(Ok(())) => {
                 tracing::info!(%cage, %interface, "interface has stopped");
@@ -471,14 +477,10 @@ async fn keep_running(
             }
         };
         *error.lock() = Some(text);
-        if started.elapsed() >= WELL_AFTER {
-            pause = RETRY_FIRST;
-        }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = cx.drain.stopping() => return,
         }
-        pause = (pause * 2).min(RETRY_LONGEST);
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, Stamps};
+use wasmcage_core::backoff::Backoff;
 
 /// After its writer has closed the file.
 const SETTLE_COMPLETE: Duration = Duration::from_millis(50);
@@ -36,7 +37,7 @@ pub(crate) struct Reload<L> {
     due: Option<Instant>,
     /// Since when the files look like this, while a file that had content is empty or gone.
     lost: Option<(Stamps, Instant)>,
-    retry: Option<Duration>,
+    retry: Backoff,
 }
 
 impl<L> Reload<L>
@@ -45,7 +46,16 @@ where
 {
     /// `read` is what the files looked like before they were read for the configuration that is in force.
     pub(crate) fn new(files: [PathBuf; 2], read: Stamps, signal: Arc<ConfigSignal>, load: L) -> Self {
-        Self { files, signal, load, read, is_sure: false, due: None, lost: None, retry: None }
+        Self {
+            files,
+            signal,
+            load,
+            read,
+            is_sure: false,
+            due: None,
+            lost: None,
+            retry: Backoff::new(RETRY_FIRST, RETRY_MAX),
+        }
     }
 
     pub(crate) async fn run(mut self, mut take: impl FnMut(Result<CageConfig, ConfigError>)) {
@@ -79,7 +89,7 @@ where
     /// Finds changes that nobody tells of.
     async fn look(&mut self) {
         // A refused file that is read again in a minute may be mended earlier.
-        if self.due.is_some() && self.retry.is_none() {
+        if self.due.is_some() && !self.retry.is_failing() {
             return;
         }
         let now = self.stamps().await;
@@ -121,8 +131,10 @@ where
     }
 
     fn schedule_retry(&mut self, failed: bool) {
-        self.retry = failed.then(|| self.retry.map_or(RETRY_FIRST, |last| (last * 2).min(RETRY_MAX)));
-        self.due = self.retry.map(|pause| Instant::now() + pause);
+        if !failed {
+            self.retry.reset();
+        }
+        self.due = failed.then(|| Instant::now() + self.retry.pause());
     }
 
     async fn stamps(&self) -> Stamps {

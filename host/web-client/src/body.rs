@@ -15,6 +15,8 @@ use wasmcage_core::request::Deadline;
 
 pub struct ResponseBody {
     incoming: Incoming,
+    /// Whether it may end by a reset of its stream, which is told once.
+    http2: bool,
     between_bytes: Option<Duration>,
     deadline: Deadline,
     /// Ends when the next part is late.
@@ -22,10 +24,10 @@ pub struct ResponseBody {
 }
 
 impl ResponseBody {
-    pub(super) fn new(incoming: Incoming, times: Times) -> Self {
+    pub(super) fn new(incoming: Incoming, http2: bool, times: Times) -> Self {
         let Times { between_bytes, deadline, .. } = times;
         let late = Box::pin(tokio::time::sleep_until(next(deadline, between_bytes).instant()));
-        Self { incoming, between_bytes, deadline, late }
+        Self { incoming, http2, between_bytes, deadline, late }
     }
 }
 
@@ -48,6 +50,13 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(of_body(&error)))),
+            // hyper takes a reset without an error for an end in good order, which it is only after the end of the body: RFC
+            // 9113 section 8.1. Proxies send it when the server behind them broke off.
+            Poll::Ready(None) if this.http2 && !this.incoming.is_end_stream() => {
+                this.http2 = false;
+                let error = WebError::new(WebErrorKind::Disconnected, "the server reset the answer before its end");
+                Poll::Ready(Some(Err(WebError { sent: true, ..error })))
+            }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending => this.late.as_mut().poll(cx).map(|()| {
                 let error = WebError::new(WebErrorKind::BodyTimedOut, "the rest of the answer did not come in time");
@@ -62,5 +71,53 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response};
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    use super::*;
+
+    /// Of a server that sends half and, unless that is all, resets the stream without an error.
+    async fn answered(all: bool) -> Result<Bytes, WebError> {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        let (half_came, reset) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let mut connection = h2::server::handshake(server).await.unwrap();
+            let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"half"), all).unwrap();
+            tokio::spawn(async move {
+                if reset.await.is_ok() && !all {
+                    body.send_reset(h2::Reason::NO_ERROR);
+                }
+            });
+            // Drives the connection to the client's end.
+            while connection.accept().await.is_some() {}
+        });
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(client)).await;
+        let (mut sender, connection) = handshake.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let deadline = Deadline::after(Duration::from_secs(20));
+        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
+        let mut body = ResponseBody::new(response.into_body(), true, times);
+        let half = body.frame().await.unwrap()?.into_data().unwrap();
+        half_came.send(()).unwrap();
+        match body.frame().await {
+            None => Ok(half),
+            Some(more) => Err(more.unwrap_err()),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_reset_without_an_error_is_not_a_whole_one() {
+        assert_eq!(answered(true).await.unwrap(), "half");
+        assert_eq!(answered(false).await.unwrap_err().kind, WebErrorKind::Disconnected);
     }
 }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::header::PROXY_AUTHORIZATION;
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -132,7 +132,11 @@ impl Client {
         let mut connection = capture_connection(&mut request);
         let result = exchange(self.pool.request(request), &mut connection, times).await;
         let used = uses(&connection);
-        result.map(|response| response.map(|body| ResponseBody::new(body, times))).map_err(|mut error| {
+        let answered = |response: Response<Incoming>| {
+            let http2 = response.version() == Version::HTTP_2;
+            response.map(|body| ResponseBody::new(body, http2, times))
+        };
+        result.map(answered).map_err(|mut error| {
             error.sent = used.is_some();
             FailedAttempt { stale: used.is_some_and(|before| before > 0) && error.kind.is_stale(), error }
         })

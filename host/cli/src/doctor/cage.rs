@@ -15,7 +15,8 @@ use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificat
 use super::{Findings, OnLan, Verdict, peer};
 use crate::control;
 use crate::supervisor::pid_lock::Holder;
-use crate::{CommandError, directories, holder};
+use crate::{CommandError, holder};
+use wasmcage_core::directories;
 
 /// What a running cage says of its interface `rpc`.
 struct Running {

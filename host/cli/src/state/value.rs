@@ -13,7 +13,8 @@ use super::list::{check_module, hint};
 use crate::control::call::Content;
 use crate::control::state::{Item, ModuleLine, StateRequest};
 use crate::supervisor::STOPPED;
-use crate::{CommandError, RootArg, call, completion, config, print};
+use crate::{CommandError, RootArg, call, completion, print};
+use wasmcage_config as config;
 
 /// Names a key.
 #[derive(Debug, Args)]

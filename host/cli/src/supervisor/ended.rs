@@ -5,13 +5,13 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::process::Signal;
+use wasmcage_core::backoff::Backoff;
 
 use super::heartbeat::SILENT_TICKS_MAX;
 use super::{FAILED, MISCONFIGURED, STARVED, STOPPED};
 
-/// A secondary that ran for so long was well: the next failure is a first one.
-const WELL_AFTER: Duration = Duration::from_secs(60);
-/// The longest pause before a restart.
+/// The pause before the second restart in a row; the first is at once.
+const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,24 +64,9 @@ impl Ended {
     }
 }
 
-/// The pauses between failures: none, then 1, 2, 4.. seconds up to the longest.
-#[derive(Debug, Default)]
-pub(super) struct Backoff {
-    failures: u32,
-}
-
-impl Backoff {
-    pub(super) fn next(&mut self, ran: Duration) -> Duration {
-        if ran >= WELL_AFTER {
-            self.failures = 0;
-        }
-        let pause = match self.failures {
-            0 => Duration::ZERO,
-            failures => Duration::from_secs(1 << (failures - 1).min(16)).min(PAUSE_MAX),
-        };
-        self.failures = self.failures.saturating_add(1);
-        pause
-    }
+/// The pauses before restarts: none, then 1, 2, 4.. seconds up to the longest.
+pub(super) fn restart_pauses() -> Backoff {
+    Backoff::new(PAUSE_FIRST, PAUSE_MAX).first_at_once()
 }
 
 #[cfg(test)]
@@ -90,14 +75,12 @@ mod tests {
 
     #[test]
     fn the_first_restart_is_at_once_and_the_others_wait() {
-        let mut backoff = Backoff::default();
+        let mut pauses = restart_pauses();
         let short = Duration::from_secs(1);
-        let pauses: Vec<_> = (0..9).map(|_| backoff.next(short).as_secs()).collect();
-        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 30, 30, 30]);
-        assert_eq!(backoff.next(WELL_AFTER).as_secs(), 0);
-        assert_eq!(backoff.next(short).as_secs(), 1);
-        backoff.failures = u32::MAX - 1;
-        assert_eq!(backoff.next(short), PAUSE_MAX);
+        let first: Vec<_> = (0..9).map(|_| pauses.pause_after(short).as_secs()).collect();
+        assert_eq!(first, [0, 1, 2, 4, 8, 16, 30, 30, 30]);
+        assert_eq!(pauses.pause_after(Backoff::WELL_AFTER).as_secs(), 0);
+        assert_eq!(pauses.pause_after(short).as_secs(), 1);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use wasmcage::host::host_name;
 use wasmcage_core::telemetry::{CageLog, LogSettings, error_chain};
 use wasmcage_core::unix_socket::NamedListener;
 
-use super::ended::{Backoff, Ended, Verdict};
+use super::ended::{Ended, Verdict, restart_pauses};
 use super::pid_lock::{LockError, PidLock};
 use super::signals::Signals;
 use super::stop::{PrimaryCommands, Stop, StopSwitch};
@@ -99,7 +99,7 @@ fn look_after(lock: &mut PidLock) -> bool {
 }
 
 async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> Result<u8, SuperviseError> {
-    let mut backoff = Backoff::default();
+    let mut pauses = restart_pauses();
     let mut restarts = 0_u64;
     loop {
         let started = Instant::now();
@@ -124,7 +124,7 @@ async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> 
             }
             Verdict::Restart(reason) => reason,
         };
-        let pause = backoff.next(started.elapsed());
+        let pause = pauses.pause_after(started.elapsed());
         restarts += 1;
         options.for_each_cage(|cage| {
             tracing::error!(%cage, reason, pause_s = pause.as_secs(), restarts, "cage process failed and is restarted");

@@ -10,6 +10,7 @@ use super::Inner;
 use super::choice::{Choice, choose};
 use super::copies::Known;
 use super::copy::Copy;
+use super::dial::SLOW_TO_CONNECT;
 use crate::envelope;
 use crate::fabric::CopyId;
 use crate::link::LinkError;
@@ -17,10 +18,13 @@ use crate::link::frame::Refusal;
 use wasmcage_config::nearest;
 use wasmcage_core::call::Call;
 use wasmcage_core::error::DispatchError;
+use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::{Deadline, Payload};
 
 /// A copy that multicast or a configured address leads to is known this long after the start at the latest.
 const DISCOVERY_TIME: Duration = Duration::from_millis(1_500);
+/// A call waits no longer for a connection while another copy has one.
+const CONNECT_WITHIN: Duration = SLOW_TO_CONNECT;
 /// Copies that one call looks for at most. Those that turn out to be gone count as no attempt.
 const LOOKED_FOR_MAX: usize = 100;
 
@@ -107,7 +111,11 @@ impl Inner {
                 true => deadline.within(self.config.attempt_timeout),
                 false => deadline,
             };
-            let error = match self.attempt(&copy, &call, until).await {
+            let connected_until = match known.as_ref().is_some_and(|known| Self::has_ready(&copy, known, &tried)) {
+                true => until.within(CONNECT_WITHIN),
+                false => until,
+            };
+            let error = match self.attempt(&copy, &call, connected_until, until).await {
                 // The callee took it and did nothing with it; another copy may have room.
                 Ok(Err(error @ (DispatchError::Overloaded(_) | DispatchError::Draining))) => error,
                 Ok(result) => return result,
@@ -146,6 +154,13 @@ impl Inner {
         Some((copy?, copies.len() > tried.len() + 1))
     }
 
+    /// Whether a call that waits for a connection to a copy could be with another one at once, of those not tried yet.
+    fn has_ready(copy: &Copy, known: &Known, tried: &[CopyId]) -> bool {
+        let lane = Lanes::current() % copy.places.len();
+        let is_ready = |other: &Arc<Copy>| !tried.contains(&other.id) && other.is_sound() && other.is_connected();
+        !copy.places[lane].is_usable() && known.copies().iter().any(is_ready)
+    }
+
     /// # Errors
     /// `NoSuchCage` when no copy of that name is known.
     pub(super) async fn call_copy(self: &Arc<Self>, call: Call, name: &str) -> Result<Payload, DispatchError> {
@@ -153,7 +168,8 @@ impl Inner {
         let Some(copy) = copy else {
             return Err(DispatchError::NoSuchCage(format!("no copy {name} of cage {} is known", call.cage)));
         };
-        match self.attempt(&copy, &call, call.context.deadline).await {
+        let deadline = call.context.deadline;
+        match self.attempt(&copy, &call, deadline, deadline).await {
             Ok(result) => result,
             Err(Failure::NotRun(text) | Failure::Gone(text)) => {
                 Err(DispatchError::Unreachable(format!("copy {name} of cage {}: {text}", call.cage)))
@@ -167,10 +183,11 @@ impl Inner {
         self: &Arc<Self>,
         copy: &Arc<Copy>,
         call: &Call,
+        connected_until: Deadline,
         until: Deadline,
     ) -> Result<Result<Payload, DispatchError>, Failure> {
         let _in_flight = copy.gauge.begin();
-        let link = match tokio::time::timeout_at(until.instant(), self.link(copy)).await {
+        let link = match tokio::time::timeout_at(connected_until.instant(), self.link(copy)).await {
             Ok(Ok(link)) => link,
             Ok(Err(error)) => {
                 copy.gauge.fail();

@@ -11,7 +11,7 @@ use super::dial::Place;
 use super::gauge::{Gauge, Standing};
 use crate::discovery::{Address, Found};
 use crate::fabric::CopyId;
-use crate::link::Link;
+use crate::link::{Closed, Link};
 use wasmcage_core::call::Member;
 
 /// Ways to reach one copy.
@@ -147,10 +147,28 @@ impl Copy {
         usable.min_by_key(|link| (link.is_suspect(), link.calls_open())).cloned()
     }
 
+    /// A connection to it, or of its own, has ended. As long as another stands, that one tells how the copy is.
+    pub(super) fn connection_ended(&self, closed: &Closed) {
+        if !self.is_connected() {
+            match closed {
+                Closed::Silent(_) | Closed::Unread => {
+                    self.failed(closed.to_string());
+                    self.gauge.fail();
+                }
+                Closed::Here | Closed::ByPeer | Closed::Bye(_) | Closed::Violation(_) | Closed::Io(_) => {
+                    self.gauge.doubt();
+                }
+            }
+        }
+        self.places.iter().for_each(Place::forget_closed);
+    }
+
     /// Heard of lately on every connection there is, quick to connect to, and proven.
     pub(super) fn is_sound(&self) -> bool {
         self.gauge.standing() == Standing::Proven
             && !self.places.iter().any(|place| place.is_suspect() || place.is_slow_to_connect(&self.gauge))
+            // Those that it made itself matter where calls go over them.
+            && (self.places.iter().any(Place::is_usable) || !self.reverse().is_some_and(|link| link.is_suspect()))
     }
 
     /// A connection on which it can be called stands.

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
@@ -29,7 +30,7 @@ use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;
 
 /// A copy that takes longer to connect to gets no more calls meanwhile, as long as there are others.
-const SLOW_MS: u64 = 250;
+pub(super) const SLOW_TO_CONNECT: Duration = Duration::from_millis(250);
 
 /// A lane's connection to a copy.
 #[derive(Default)]
@@ -95,14 +96,25 @@ impl Place {
         self.link.load().as_ref().is_some_and(|link| link.is_usable())
     }
 
+    /// Also of a connection that was closed for its silence, until its end has been noted.
     pub(super) fn is_suspect(&self) -> bool {
-        self.link.load().as_ref().is_some_and(|link| link.is_usable() && link.is_suspect())
+        let link = self.link.load();
+        link.as_ref().is_some_and(|link| link.is_suspect() && (link.is_usable() || link.is_closed()))
+    }
+
+    /// A connection that has ended tells nothing any more.
+    pub(super) fn forget_closed(&self) {
+        let link = self.link.load();
+        if link.as_ref().is_some_and(|link| link.is_closed()) {
+            // Another may be there by now.
+            self.link.compare_and_swap(&link, None);
+        }
     }
 
     /// A connection is being made, and takes long.
     pub(super) fn is_slow_to_connect(&self, gauge: &Gauge) -> bool {
         let since = self.dialling_since.load(Ordering::Relaxed);
-        since > 0 && gauge.now_ms().saturating_sub(since) > SLOW_MS
+        since > 0 && u128::from(gauge.now_ms().saturating_sub(since)) > SLOW_TO_CONNECT.as_millis()
     }
 
     /// The old one, if any, ends when its calls have.
@@ -277,9 +289,9 @@ impl Inner {
     fn watch_end(self: &Arc<Self>, link: &Link, copy: &Arc<Copy>) {
         let (ended, inner, copy) = (link.ended(), Arc::downgrade(self), Arc::downgrade(copy));
         let looking = async move {
-            ended.await;
+            let closed = ended.await;
             if let (Some(inner), Some(copy)) = (inner.upgrade(), copy.upgrade()) {
-                inner.left(&copy);
+                inner.left(&copy, &closed);
             }
         };
         tokio::spawn(self.tasks.watched("rpc: end of a connection", looking));

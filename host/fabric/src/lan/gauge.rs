@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use wasmcage_core::backoff::doubled;
+
 /// A copy that failed is avoided for so long, twice as long each time, up to the longest.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
@@ -17,8 +19,6 @@ const RETURN: Duration = Duration::from_secs(2);
 const RETURN_COST: u64 = 16;
 /// How fast a measured latency is forgotten while no other comes.
 const FADE: Duration = Duration::from_millis(100);
-/// Failures in a row beyond which the pause grows no more.
-const FAILURES_MAX: u32 = 16;
 
 pub(super) struct Gauge {
     epoch: Instant,
@@ -111,6 +111,11 @@ impl Gauge {
         self.proving.store(false, Ordering::Relaxed);
     }
 
+    /// Whether it is still there has to be found out before it gets calls that others could have.
+    pub(super) fn doubt(&self) {
+        self.proven.store(false, Ordering::Relaxed);
+    }
+
     /// It greeted, or answered.
     pub(super) fn prove(&self) {
         if self.proven.load(Ordering::Relaxed) {
@@ -139,12 +144,12 @@ impl Gauge {
 
     /// It could not be reached, broke off, or hung. Further failures in a pause are the same one.
     pub(super) fn fail(&self) {
-        self.proven.store(false, Ordering::Relaxed);
+        self.doubt();
         if self.is_paused() {
             return;
         }
-        let failures = self.failures.fetch_add(1, Ordering::Relaxed).min(FAILURES_MAX);
-        let pause = PAUSE_LONGEST.min(PAUSE_FIRST * 2_u32.pow(failures));
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let pause = doubled(PAUSE_FIRST, PAUSE_LONGEST, failures);
         self.avoided_until.store(self.now_ms() + pause.as_millis() as u64, Ordering::Relaxed);
     }
 

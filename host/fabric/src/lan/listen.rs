@@ -331,11 +331,13 @@ impl Inner {
             self.tell(&link, id, host);
         }
         life.await;
+        let closed = link.closed().await;
         if let Some(copy) = copy {
+            copy.connection_ended(&closed);
             self.copies.went(&copy, address.as_ref());
             self.changed.notify_waiters();
         }
-        if let link::Closed::Violation(text) = link.closed().await {
+        if let link::Closed::Violation(text) = closed {
             self.events.refused(&format!("cage {peer} at {}", from.host()), &text);
         }
     }

@@ -10,6 +10,7 @@ use crate::discovery::{
     Address, Found, Listener, Multicast, MulticastError, MulticastSettings, News, PeerAddress, Sighting, Watch,
 };
 use crate::fabric::CopyId;
+use crate::link::Closed;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;
 
@@ -43,7 +44,8 @@ impl Inner {
     }
 
     /// A connection to a copy has ended: was that its end?
-    pub(super) fn left(&self, copy: &Arc<Copy>) {
+    pub(super) fn left(&self, copy: &Arc<Copy>, closed: &Closed) {
+        copy.connection_ended(closed);
         if copy.is_connected() {
             return;
         }
@@ -55,7 +57,6 @@ impl Inner {
                 }
                 (_, Found::Told | Found::Met) => self.copies.gone(&copy.cage, copy.id, found, Some(&address)),
                 (_, Found::Multicast) => {
-                    copy.gauge.fail();
                     self.multicast.get().into_iter().for_each(|multicast| multicast.verify(copy.id));
                 }
                 (_, Found::SameMachine | Found::Peer | Found::Caller | Found::Reverse) => {}
@@ -139,6 +140,7 @@ impl Inner {
         self.tell(link, id, peer.map(|peer| peer.ip()));
         let closed = link.closed().await;
         copy.failed(closed.to_string());
+        copy.connection_ended(&closed);
         self.copies.gone(cage, id, Found::Peer, Some(address));
         if let Some(plain) = plain.filter(|_| !copy.is_connected()) {
             self.copies.gone(cage, id, Found::Met, Some(&plain));

@@ -139,13 +139,13 @@ impl Inner {
         copy.greeted(&hello.node, &hello.version);
         self.events.connected(&copy.cage, &address.to_string(), &copy.id.to_string());
         let _serving = Serving::begin(&self.reached, &copy.cage);
-        tokio::select! {
-            _ = link.closed() => {}
+        let closed = tokio::select! {
+            closed = link.closed() => closed,
             () = drain.stopping() => {
                 link.close();
-                link.closed().await;
+                link.closed().await
             }
-        }
-        self.left(copy);
+        };
+        self.left(copy, &closed);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -11,7 +12,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
+use crate::contract::{Bench, Running, call, call_of, contract};
 use crate::contract::{Bench, Running, call, contract};
+use crate::fabric::CopyId;
 use crate::fabric::CopyId;
 use crate::keys::{Authority, KEYS_DIRECTORY};
 use crate::link::frame::{self, Refusal};
@@ -248,37 +251,110 @@ async fn a_flood_is_refused_beyond_the_bound() {
     worker.probe.until(|counts| counts.dropped == 10).await;
 }
 
+/// A copy of `worker` that greets as long as it is told to, and neither reads nor answers.
+struct Hung {
+    id: CopyId,
+    greets: Arc<AtomicBool>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Hung {
+    /// `front` knows it, and one other copy.
+    async fn start(front: &Lan) -> Self {
+        let (id, greets) = (CopyId::random(), Arc::new(AtomicBool::new(true)));
+        let path = front.inner.registry.registration_path("worker", id);
+        let listener = wasmcage_core::unix_socket::bind(&path).unwrap();
+        let (greeting, greets_now) = (Hello { copy: id.0, ..hello("worker", "default") }, greets.clone());
+        let accepting = tokio::spawn(async move {
+            let mut held: Vec<UnixStream> = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                if greets_now.load(Ordering::Relaxed) {
+                    greet(&mut stream, &greeting, Duration::from_secs(5)).await.unwrap();
+                }
+                held.push(stream);
+            }
+        });
+        front.inner.scan();
+        eventually("two copies are known", || front.copies("worker").len() == 2).await;
+        Self { id, greets, accepting }
+    }
+
+    fn copy(&self, front: &Lan) -> Arc<super::copy::Copy> {
+        front.inner.copies.find("worker", self.id).unwrap()
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn eventually(what: &str, is: impl Fn() -> bool) {
+    let looking = async {
+        while !is() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+/// A call that may run once, with less time than it takes to give up connecting.
+async fn call_in_time(front: &Lan) {
+    let echo = call_of("worker", "echo", Payload::Json("{}".into()), Duration::from_secs(4));
+    front.call(echo, None).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_peer_is_noticed_and_costs_an_idempotent_call_one_attempt() {
     let bench = LanBench::unix();
     let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
     let worker = Running::start(&bench, "worker").await;
-    // A copy that greets, and then neither reads nor answers.
-    let hung = CopyId::random();
-    let path = front.inner.registry.registration_path("worker", hung);
-    let listener = wasmcage_core::unix_socket::bind(&path).unwrap();
-    let greeting = Hello { copy: hung.0, ..hello("worker", "default") };
-    let hanging = tokio::spawn(async move {
-        let mut held: Vec<UnixStream> = Vec::new();
-        loop {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            if greet(&mut stream, &greeting, Duration::from_secs(5)).await.is_ok() {
-                held.push(stream);
-            }
-        }
-    });
-    front.inner.scan();
-    while front.copies("worker").len() < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let hung = Hung::start(&front).await;
     for _ in 0..20 {
         let idempotent = Call { idempotent: true, ..call("echo") };
         front.call(idempotent, None).await.unwrap();
     }
-    let to_it = front.call(call("echo"), Some(&hung.to_string())).await;
+    let to_it = front.call(call("echo"), Some(&hung.id.to_string())).await;
     assert!(matches!(&to_it, Err(DispatchError::Lost(text)) if text.contains("nothing was heard")), "{to_it:?}");
     assert!(worker.probe.counts().ended >= 20);
-    hanging.abort();
+}
+
+/// Only a call that was lost told of it: a copy that hung while it had none was connected to by the calls that came next,
+/// each for as long as connecting may take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_hung_while_nobody_called_it_holds_up_no_call() {
+    let bench = LanBench::unix();
+    let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
+    let _worker = Running::start(&bench, "worker").await;
+    let hung = Hung::start(&front).await;
+    let copy = hung.copy(&front);
+    front.inner.link(&copy).await.unwrap();
+    hung.greets.store(false, Ordering::Relaxed);
+    eventually("it is given up", || !copy.is_connected()).await;
+    for _ in 0..40 {
+        call_in_time(&front).await;
+    }
+}
+
+/// A lane without a connection of its own waited for one to a copy that hung since, though others could be called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_waits_for_no_connection_while_another_copy_has_one() {
+    let bench = LanBench::unix();
+    let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
+    let worker = Running::start(&bench, "worker").await;
+    let hung = Hung::start(&front).await;
+    front.call(call("echo"), Some(&worker.local.copy.to_string())).await.unwrap();
+    front.inner.link(&hung.copy(&front)).await.unwrap();
+    hung.greets.store(false, Ordering::Relaxed);
+    let on_another_lane = front.clone();
+    let calling = async move {
+        for _ in 0..20 {
+            call_in_time(&on_another_lane).await;
+        }
+    };
+    front.inner.lanes.handle(1).spawn(calling).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::backoff::doubled;
 use wasmcage_core::regular_file;
 use wasmcage_protocol::InterfaceError;
 
@@ -23,7 +24,8 @@ const MESSAGES_MAX: usize = 8_192;
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between attempts to connect; begins with none and doubles.
+/// Between attempts to connect, after the second one that failed.
+const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(40);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 
 /// How to reach NATS.
@@ -96,9 +98,9 @@ impl NatsConfig {
             .client_capacity(COMMANDS_MAX)
             .subscription_capacity(MESSAGES_MAX)
             .require_tls(self.tls_required)
-            .reconnect_delay_callback(|attempts| match attempts {
-                0 | 1 => Duration::ZERO,
-                attempts => Duration::from_millis(10 << attempts.min(10)).min(RECONNECT_DELAY_MAX),
+            .reconnect_delay_callback(|attempts| {
+                let failures = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+                doubled(RECONNECT_DELAY_FIRST, RECONNECT_DELAY_MAX, failures)
             });
         if let Some(inbox) = &self.inbox {
             options = options.custom_inbox_prefix(inbox);

@@ -19,8 +19,9 @@ use super::events::Events;
 use super::link::{Link, Live, Purpose};
 use super::replies::Replies;
 use super::topology::Binding;
+use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
+use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
 
 /// Between looks at what is declared.
 const LOOK: Duration = Duration::from_secs(10);
@@ -77,7 +78,9 @@ impl Interface for AmqpInterface {
         let consumers = topology.queues.iter().map(|_| None).collect();
         let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));
         let (problems, consumed, leaving) = (Vec::new(), Vec::new(), Vec::new());
-        Rounds { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, leaving }.run().await
+        Rounds { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, leaving }
+            .run()
+            .await
     }
 }
 
@@ -138,7 +141,7 @@ impl Rounds {
         // Each consumer tells its end once.
         let (ended_tx, mut ended) = mpsc::unbounded_channel::<Ended>();
         let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
-        let (mut look_at, mut pause, mut is_hurried) = (Instant::now(), PAUSE, false);
+        let (mut look_at, mut backoff, mut is_hurried) = (Instant::now(), Backoff::new(PAUSE, LOOK), false);
         loop {
             tokio::select! {
                 () = drain.stopping() => return End::Drain,
@@ -151,12 +154,11 @@ impl Rounds {
                     self.leaving.retain(|consumer| !consumer.is_finished());
                     self.leaving.extend(self.consumers[queue].take());
                     self.announce();
-                    (look_at, is_hurried) = (Instant::now() + pause, true);
-                    pause = (pause * 2).min(LOOK);
+                    (look_at, is_hurried) = (Instant::now() + backoff.pause(), true);
                 }
                 () = tokio::time::sleep_until(look_at) => {
                     if !std::mem::take(&mut is_hurried) {
-                        pause = PAUSE;
+                        backoff.reset();
                     }
                     let looked = tokio::select! {
                         () = drain.stopping() => return End::Drain,

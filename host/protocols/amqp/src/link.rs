@@ -21,6 +21,7 @@ use super::guard::{Mark, Refusal};
 use super::stream;
 use super::topology::{Exchange, declare_exchanges};
 use super::value::FRAME_BYTES_MAX;
+use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::caught_async;
 
@@ -248,11 +249,11 @@ async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Send
 }
 
 async fn keep_connected(broker: &Broker, purpose: Purpose, events: &LinkEvents, state: &watch::Sender<State>) {
-    let mut pause = PAUSE_FIRST;
+    let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_LONGEST);
     loop {
         match connect(broker, purpose, events).await {
             Ok(live) => {
-                pause = PAUSE_FIRST;
+                backoff.reset();
                 events.connected();
                 let live = Arc::new(live);
                 state.send_modify(|state| *state = Ok(live.clone()));
@@ -267,8 +268,7 @@ async fn keep_connected(broker: &Broker, purpose: Purpose, events: &LinkEvents, 
                 state.send_modify(|state| *state = Err(absence));
             }
         }
-        tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(PAUSE_LONGEST);
+        tokio::time::sleep(backoff.pause().mul_f64(1.0 + fastrand::f64() / 2.0)).await;
     }
 }
 

@@ -26,6 +26,10 @@ pub(super) enum BodyError {
     TooLarge { bytes_max: u64 },
     #[error("body not received")]
     Broken(#[source] hyper::Error),
+    /// hyper takes a reset without an error for an end in good order, as RFC 9113 section 8.1 lets servers send it; a client's
+    /// leaves its body unfinished.
+    #[error("the client reset the stream before the end of its body")]
+    Reset,
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
 }
@@ -115,8 +119,10 @@ impl Body for Inbound {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
+            // Chunked bodies of HTTP/1 do not tell, but end too early with an error.
+            let reset = self.pulse.is_multiplexed() && !self.incoming.is_end_stream();
             self.ended = true;
-            return Poll::Ready(None);
+            return Poll::Ready(reset.then_some(Err(BodyError::Reset)));
         };
         let frame = frame.map_err(BodyError::Broken)?;
         self.pulse.progressed();

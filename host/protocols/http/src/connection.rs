@@ -4,16 +4,17 @@
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -21,10 +22,12 @@ use super::forwarded::Peer;
 use super::interface::{Backend, Site, Visit, answer};
 use super::pulse::{Limits, Pulse, Verdict};
 use super::tls::{self, Tls};
-use super::wire::{self, Wire};
+use super::tunnel::{Orders, Tunnel};
+use super::wire::{self, Reset, Wire};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_core::task;
+use wasmcage_core::task::{self, Panic};
+use wasmcage_core::telemetry::error_chain;
 
 /// How long, and for how many bytes, a client may go on sending after its answer before the socket is closed on it.
 const LINGER: Duration = Duration::from_secs(2);
@@ -45,9 +48,9 @@ pub(super) struct Connection<B> {
 }
 
 /// Why a conversation was left.
-enum End {
+enum End<T> {
     /// It came to its end by itself.
-    Over(hyper::Result<()>),
+    Over(T),
     Late(Verdict),
     Forced,
 }
@@ -121,11 +124,12 @@ impl<B: Backend> Connection<B> {
 
     async fn http1<S>(&self, stream: S, ahead: BytesMut, tls: Option<Option<String>>) -> io::Result<()>
     where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
         let config = &self.site.config;
         let visit = self.visit(false, tls);
         let pulse = visit.pulse.clone();
+        let visited = visit.clone();
         let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
         let mut builder = http1::Builder::new();
         builder.keep_alive(config.keep_alive).half_close(true).max_header_size(config.header_bytes_max);
@@ -133,10 +137,17 @@ impl<B: Backend> Connection<B> {
             builder.max_headers(config.headers_max);
         }
         let mut conversation =
-            builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
+            builder.serve_connection(wire, service_fn(move |request| answer(visited.clone(), request)));
         let end = self.attend(&mut conversation, http1::Connection::graceful_shutdown, &pulse).await;
-        let mut wire = conversation.into_parts().io.into_inner();
+        let http1::Parts { io, read_buf, .. } = conversation.into_parts();
+        let mut wire = io.into_inner();
+        let tunnel = visit.tunnel.lock().take();
         match end {
+            End::Over(result) if let Some(tunnel) = tunnel => {
+                // Then hyper has sent the head of the answer that begins it.
+                result.map_err(io::Error::other)?;
+                Box::pin(self.tunnel(wire, read_buf, tunnel, &pulse)).await
+            }
             End::Over(result) => {
                 // What was not understood, or not read to its end, may still be arriving.
                 if pulse.must_linger() || result.as_ref().is_err_and(hyper::Error::is_parse) {
@@ -152,6 +163,30 @@ impl<B: Backend> Connection<B> {
             End::Late(verdict) => late(verdict),
             End::Forced => Ok(()),
         }
+    }
+
+    /// The rest of a connection of HTTP/1, under the same watchdog and the same orders as its requests.
+    async fn tunnel<S>(&self, mut wire: Wire<S>, ahead: Bytes, tunnel: Tunnel, pulse: &Pulse) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Reset + Unpin,
+    {
+        let end = {
+            let mut run = pin!(tunnel.run(&mut wire, ahead, None));
+            self.attend(&mut run, |_| {}, pulse).await
+        };
+        let result = match end {
+            End::Over(Ok(())) => {
+                if pulse.must_linger() {
+                    self.linger(&mut wire).await;
+                }
+                return Ok(());
+            }
+            End::Over(Err(error)) => Err(io::Error::other(error_chain(&error))),
+            End::Late(verdict) => late(verdict),
+            End::Forced => Ok(()),
+        };
+        wire.reset_on_drop();
+        result
     }
 
     async fn http2<S>(&self, stream: S, ahead: BytesMut, tls: Option<Option<String>>) -> io::Result<()>
@@ -187,6 +222,7 @@ impl<B: Backend> Connection<B> {
             pulse: Arc::new(Pulse::new(multiplexed)),
             interface: Arc::from(self.site.host.interface()),
             site: self.site.clone(),
+            tunnel: Mutex::new(None),
         })
     }
 
@@ -195,9 +231,9 @@ impl<B: Backend> Connection<B> {
     ///
     /// When the drain begins, requests may be on their way. HTTP/2 says goodbye so that none is lost. HTTP/1 cannot: there the
     /// next answer says that it is the last, and a connection without a request is closed only after a while.
-    async fn attend<C>(&self, conversation: &mut C, finish: impl Fn(Pin<&mut C>), pulse: &Pulse) -> End
+    async fn attend<C>(&self, conversation: &mut C, finish: impl Fn(Pin<&mut C>), pulse: &Pulse) -> End<C::Output>
     where
-        C: Future<Output = hyper::Result<()>> + Unpin,
+        C: Future + Unpin,
     {
         let config = &self.site.config;
         // Asked anew each time: the request's timeout may change while the connection is open.
@@ -209,7 +245,7 @@ impl<B: Backend> Connection<B> {
             leaving: self.stop_grace(),
         };
         let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
-        let mut watch = std::pin::pin!(sleep_until(Instant::now() + limits().shortest()));
+        let mut watch = pin!(sleep_until(Instant::now() + limits().shortest()));
         if self.drain.begun() {
             // Before its first request is read, whose answer must say so.
             pulse.leave();
@@ -311,10 +347,16 @@ where
     F::Output: Send,
 {
     fn execute(&self, stream: F) {
-        self.0.next().spawn(async move {
-            if let Err(panic) = task::caught_async(stream).await {
-                tracing::error!(error = %panic, "a stream of HTTP/2 panicked");
-            }
-        });
+        let lane = self.0.next();
+        match Orders::taken() {
+            None => lane.spawn(async move { tell(task::caught_async(Orders::may_come(stream)).await) }),
+            Some(orders) => lane.spawn(async move { tell(task::caught_async(orders.obeyed(stream)).await) }),
+        };
+    }
+}
+
+fn tell<T>(ended: Result<T, Panic>) {
+    if let Err(panic) = ended {
+        tracing::error!(error = %panic, "a stream of HTTP/2 panicked");
     }
 }

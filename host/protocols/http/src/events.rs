@@ -69,6 +69,14 @@ impl Events {
         debug!(cage = %self.cage, interface = %self.interface, address = %peer, %error, "connection ended");
     }
 
+    /// A tunnel over HTTP/2 was cut. What its module did wrong has been told by the dispatcher.
+    pub(super) fn tunnel_cut(&self, request: RequestId, peer: IpAddr, error: &dyn std::error::Error) {
+        let error = error_chain(error);
+        debug!(
+            cage = %self.cage, interface = %self.interface, address = %peer, error, request = %tail(request), "tunnel cut"
+        );
+    }
+
     /// A request's panic has been caught before; this is one of the connection itself.
     pub(super) fn connection_panicked(&self, peer: SocketAddr, panic: &Panic) {
         error!(cage = %self.cage, interface = %self.interface, address = %peer, error = %panic, "connection panicked");

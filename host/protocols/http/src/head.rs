@@ -18,12 +18,16 @@ pub(super) enum HeadFault {
     Chunks,
     /// A body in a transfer coding that is not taken off here, such as gzip.
     Coding,
+    /// A CONNECT that names no host with a port, or something else.
+    Destination,
+    /// A CONNECT with a body.
+    Content,
 }
 
 impl HeadFault {
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::Host | Self::Chunks => StatusCode::BAD_REQUEST,
+            Self::Host | Self::Chunks | Self::Destination | Self::Content => StatusCode::BAD_REQUEST,
             Self::Coding => StatusCode::NOT_IMPLEMENTED,
             Self::Expectation => StatusCode::EXPECTATION_FAILED,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -32,7 +36,7 @@ impl HeadFault {
 
     pub(super) fn code(self) -> &'static str {
         match self {
-            Self::Host | Self::Chunks => "bad-request",
+            Self::Host | Self::Chunks | Self::Destination | Self::Content => "bad-request",
             Self::Coding => "not-implemented",
             Self::Expectation => "expectation-failed",
             Self::Method => "method-not-allowed",
@@ -46,6 +50,8 @@ impl HeadFault {
             Self::Method => "this method is not allowed here",
             Self::Chunks => "the request's body is chunked more than once",
             Self::Coding => "the only transfer coding known here is chunked",
+            Self::Destination => "a tunnel's destination is a host and a port, such as example.org:443",
+            Self::Content => "a request for a tunnel has no body",
         }
     }
 }
@@ -81,6 +87,18 @@ fn check_coding(parts: &Parts) -> Result<(), HeadFault> {
         }
     }
     Ok(())
+}
+
+/// What a tunnel can begin with, beyond what `check` wants: RFC 9110 section 9.3.6.
+/// # Errors
+/// `Destination`, or `Content` when a body follows.
+pub(super) fn check_connect(parts: &Parts, has_body: bool) -> Result<(), HeadFault> {
+    let uri = &parts.uri;
+    let names_host = uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some_and(|port| port > 0);
+    if !names_host || uri.scheme().is_some() || uri.path_and_query().is_some() {
+        return Err(HeadFault::Destination);
+    }
+    if has_body { Err(HeadFault::Content) } else { Ok(()) }
 }
 
 /// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host; HTTP/1.0 may have none, HTTP/2 mostly has it in the target.
@@ -220,6 +238,22 @@ mod tests {
         check_head(Version::HTTP_11, "CONNECT", "a.example:80", &[host], Some(HeadFault::Method));
         check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"100-Continue")], None);
         check_head(Version::HTTP_11, "POST", "/", &[host, ("expect", b"a-pony")], Some(HeadFault::Expectation));
+    }
+
+    #[test]
+    fn a_tunnel_leads_to_a_host_and_a_port() {
+        let check = |version, uri: &str, expected| {
+            let found = check_connect(&parts(version, "CONNECT", uri, &[]), false).err();
+            assert_eq!(found, expected, "{uri}");
+        };
+        check(Version::HTTP_11, "a.example:443", None);
+        check(Version::HTTP_11, "[::1]:443", None);
+        check(Version::HTTP_2, "a.example:1", None);
+        for uri in ["a.example", "a.example:", "a.example:0", "a.example:65536", "/", "*", "http://a.example:80/"] {
+            check(Version::HTTP_11, uri, Some(HeadFault::Destination));
+        }
+        let with_body = check_connect(&parts(Version::HTTP_11, "CONNECT", "a.example:443", &[]), true);
+        assert_eq!(with_body, Err(HeadFault::Content));
     }
 
     #[test]

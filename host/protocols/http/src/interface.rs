@@ -8,10 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::header::CONNECTION;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 
 use super::body::{BodyError, Content, Inbound, Outbound};
 use super::compress::Offer;
@@ -21,6 +26,7 @@ use super::forwarded::Peer;
 use super::page::{self, Reader, Refusal};
 use super::pulse::{Active, Pulse};
 use super::server::Server;
+use super::tunnel::{self, Tunnel};
 use super::{head, reply};
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyShare, NoRoom};
@@ -169,6 +175,8 @@ pub(super) struct Visit<B> {
     pub(super) pulse: Arc<Pulse>,
     /// The interface's name, counted per connection: a count shared by all lanes would be fought over.
     pub(super) interface: Arc<str>,
+    /// What a connection of HTTP/1 becomes after the answer that is being sent.
+    pub(super) tunnel: Mutex<Option<Tunnel>>,
 }
 
 /// Serves one request; whatever happens, there is an answer.
@@ -208,6 +216,7 @@ async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, mut body: Inbound) ->
             allowed.map_err(|error| visit.body_refused(&error))?;
             match kind {
                 RouteKind::Whole => whole(visit, route, parts, body).await,
+                RouteKind::Streamed if parts.method == Method::CONNECT => tunnelled(visit, route, parts, body).await,
                 RouteKind::Streamed => streamed(visit, route, parts, body).await,
             }
         }
@@ -268,6 +277,73 @@ async fn streamed<B: Backend>(
     reply::streamed(response, &method, header_bytes_max).map_err(|error| visit.unfit(&context, &error))
 }
 
+/// CONNECT to a `wasi:http` module: if it answers with success, the connection or the stream becomes a tunnel; any other answer
+/// is an ordinary one, after which a connection of HTTP/1 is closed: what a client sends into the tunnel that it hopes for must
+/// not be taken for its next request.
+async fn tunnelled<B: Backend>(
+    visit: &Visit<B>,
+    route: B::Route,
+    mut parts: Parts,
+    body: Inbound,
+) -> Result<Response<Content>, Refusal> {
+    let config = &visit.site.config;
+    let closing = |mut refusal: Refusal| {
+        visit.pulse.body_left_unread();
+        refusal.close = true;
+        refusal
+    };
+    head::check_connect(&parts, !body.is_end_stream()).map_err(|fault| closing(visit.head_refused(fault)))?;
+    let upgrade = parts.extensions.remove::<OnUpgrade>();
+    let version = parts.version;
+    let context = visit.context(&parts);
+    head::complete_target(&mut parts, context.facts.get(Facts::ENCRYPTED).is_some());
+    let (door, entrance) = tunnel::entrance();
+    let request = Request::from_parts(parts, StreamBody::new(entrance));
+    let longest = config.stream_timeout;
+    let answered = visit.site.host.stream(route, context.clone(), request, longest).await;
+    let response = answered.map_err(|error| closing(refused(context.id, &error)))?;
+    let unfit = |error: reply::ReplyError| closing(visit.unfit(&context, &error));
+    if !response.status().is_success() {
+        door.close();
+        let answer = reply::streamed(response, &Method::CONNECT, config.response_header_bytes_max);
+        let mut answer = answer.map_err(unfit)?;
+        if version < Version::HTTP_2 {
+            visit.pulse.body_left_unread();
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        return Ok(answer);
+    }
+    let (answer, from_module) = reply::tunnel(response, config.response_header_bytes_max).map_err(unfit)?;
+    let bytes_max = config.body_bytes_max(RouteKind::Streamed);
+    // After the module's own last deadline, and the time for what it left.
+    let latest = context.started + longest.max(visit.site.host.timeout()) + config.write_timeout;
+    let tunnel = Tunnel { door, from_module, bytes_max, latest, active: Active::begin(&visit.pulse) };
+    match upgrade {
+        Some(upgrade) if version == Version::HTTP_2 => run_in_stream(visit, context.id, upgrade, tunnel),
+        Some(_) | None => *visit.tunnel.lock() = Some(tunnel),
+    }
+    Ok(answer)
+}
+
+/// The tunnel of a stream of HTTP/2 begins when hyper has sent the answer's head. It ends with its connection at the latest.
+fn run_in_stream<B: Backend>(visit: &Visit<B>, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
+    let sender = tunnel::Sender::expected();
+    let (site, peer) = (visit.site.clone(), visit.peer.address);
+    tokio::spawn(async move {
+        // It fails when the client has left by then.
+        let Ok(upgraded) = upgrade.await else { return };
+        let mut stream = TokioIo::new(upgraded);
+        match task::caught_async(tunnel.run(&mut stream, Bytes::new(), Some(&sender))).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => site.events.tunnel_cut(request, peer, &error),
+            Err(panic) => site.events.panicked(request, &panic),
+        }
+        sender.cut().await;
+        // Not before: it would end the stream in good order.
+        drop(stream);
+    });
+}
+
 /// Logged by the dispatcher, which knows the cause.
 fn refused(request: RequestId, error: &DispatchError) -> Refusal {
     Refusal::new(request, status(error), error.code(), error.public_text())
@@ -303,7 +379,9 @@ impl<B: Backend> Visit<B> {
                 self.site.events.no_room_for_body(*error);
                 (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many and too large requests at the moment")
             }
-            BodyError::Broken(_) => (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read"),
+            BodyError::Broken(_) | BodyError::Reset => {
+                (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read")
+            }
         };
         let mut refusal = self.turned_away(status, code, text, &error.to_string());
         refusal.close = true;

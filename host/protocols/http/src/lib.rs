@@ -3,8 +3,8 @@
 //! `server.rs` accepts and picks a lane; `connection.rs` serves one connection there, with `tls.rs` and `wire.rs` below it
 //! and `pulse.rs` as its watchdog; `interface.rs` turns a request into one for the dispatcher: `head.rs` checks its head,
 //! `forwarded.rs` knows who asks, `body.rs` bounds what comes; `reply.rs` checks what the module answered, `page.rs` is what
-//! is answered without one, `compress.rs` comes last. `config.rs` reads `cage.toml`, `events.rs` logs.
-//! `client/` is the outbound side.
+//! is answered without one, `compress.rs` comes last; `tunnel.rs` is what CONNECT may lead to. `config.rs` reads
+//! `cage.toml`, `events.rs` logs. `client/` is the outbound side.
 //!
 //! What hyper enforces is left to hyper: the syntax of heads and chunks, the rules against request smuggling, the lengths
 //! of bodies. Never here: a module's text to a client, a queue, a lock on the path of a request.
@@ -23,6 +23,7 @@ mod pulse;
 mod reply;
 mod server;
 mod tls;
+mod tunnel;
 mod wire;
 
 #[cfg(test)]

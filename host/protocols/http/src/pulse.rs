@@ -79,6 +79,11 @@ impl Pulse {
         }
     }
 
+    /// Whether it is one of HTTP/2.
+    pub(super) fn is_multiplexed(&self) -> bool {
+        self.multiplexed
+    }
+
     fn now(&self) -> u64 {
         self.born.elapsed().as_millis() as u64 + 1
     }
@@ -186,6 +191,10 @@ impl Active {
 
     pub(super) fn progressed(&self) {
         self.0.progressed();
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.0
     }
 }
 

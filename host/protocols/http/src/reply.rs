@@ -21,7 +21,7 @@ const SHOWN_CHARACTERS_MAX: usize = 60;
 pub(super) enum ReplyError {
     #[error("status {0} is not in 200 to 599")]
     Status(u16),
-    #[error("status {0} to CONNECT would begin a tunnel, which is not made here")]
+    #[error("status {0} to CONNECT would begin a tunnel, which only a wasi:http module can")]
     Tunnel(u16),
     #[error("header name {0:?} is not valid")]
     Name(String, #[source] InvalidHeaderName),
@@ -71,11 +71,7 @@ pub(super) fn streamed(
 ) -> Result<Response<Content>, ReplyError> {
     let (mut parts, body) = response.into_parts();
     status(parts.status.as_u16(), method)?;
-    if let Some(name) = CONNECTION_HEADERS.iter().find(|name| parts.headers.contains_key(*name)) {
-        return Err(ReplyError::Connection(name.clone()));
-    }
-    let bytes = parts.headers.iter().map(|(name, value)| line_bytes(name.as_str(), value.as_bytes())).sum();
-    check_size(bytes, header_bytes_max)?;
+    check_headers(&parts.headers, header_bytes_max)?;
     // Only what hyper may trust: one number, or nothing.
     if parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_number(length))
@@ -90,6 +86,20 @@ pub(super) fn streamed(
         Content::Stream(body)
     };
     Ok(Response::from_parts(parts, content))
+}
+
+/// The head of the answer that begins a tunnel, a success to CONNECT, and what the module sends through it. RFC 9110 section
+/// 9.3.6: it has no content, whatever its status, and no length.
+/// # Errors
+/// The first thing HTTP cannot carry.
+pub(super) fn tunnel(
+    response: Response<StreamBody>,
+    header_bytes_max: usize,
+) -> Result<(Response<Content>, StreamBody), ReplyError> {
+    let (mut parts, body) = response.into_parts();
+    check_headers(&parts.headers, header_bytes_max)?;
+    parts.headers.remove(CONTENT_LENGTH);
+    Ok((Response::from_parts(parts, Content::Empty), body))
 }
 
 /// Lets the module write its body to the end, as it does for GET, though nobody gets it; its deadline bounds that.
@@ -146,6 +156,14 @@ fn checked_headers(lines: Vec<(String, String)>, bytes_max: usize) -> Result<Hea
         headers.try_append(name, value).map_err(|_| ReplyError::TooMany(count))?;
     }
     Ok(headers)
+}
+
+/// Those of a streaming module, which are valid ones.
+fn check_headers(headers: &HeaderMap, bytes_max: usize) -> Result<(), ReplyError> {
+    if let Some(name) = CONNECTION_HEADERS.iter().find(|name| headers.contains_key(*name)) {
+        return Err(ReplyError::Connection(name.clone()));
+    }
+    check_size(headers.iter().map(|(name, value)| line_bytes(name.as_str(), value.as_bytes())).sum(), bytes_max)
 }
 
 fn check_size(bytes: usize, bytes_max: usize) -> Result<(), ReplyError> {
@@ -210,7 +228,7 @@ mod tests {
         let answer = |status| whole(reply(status, &[], ""), &Method::CONNECT, HEADER_BYTES_MAX);
         assert_eq!(
             answer(200).err().unwrap().to_string(),
-            "status 200 to CONNECT would begin a tunnel, which is not made here"
+            "status 200 to CONNECT would begin a tunnel, which only a wasi:http module can"
         );
         assert_eq!(answer(403).unwrap().status(), 403);
     }

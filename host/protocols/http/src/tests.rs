@@ -8,3 +8,4 @@ mod http2;
 mod life;
 mod secure;
 mod serving;
+mod tunnels;

@@ -8,9 +8,13 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::pulse::Pulse;
 
@@ -34,6 +38,31 @@ pub(super) struct Wire<S> {
 impl<S> Wire<S> {
     pub(super) fn new(stream: S, ahead: BytesMut, pulse: Arc<Pulse>) -> Self {
         Self { stream, ahead, ended: false, pulse }
+    }
+}
+
+/// A socket that can end so that its peer does not take that for an end in good order.
+pub(super) trait Reset {
+    /// From now on, dropping the socket resets the connection.
+    fn reset_on_drop(&self);
+}
+
+impl Reset for TcpStream {
+    fn reset_on_drop(&self) {
+        // A socket that refuses is closed in the ordinary way: nothing better can be done.
+        let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Reset for TlsStream<TcpStream> {
+    fn reset_on_drop(&self) {
+        self.get_ref().0.reset_on_drop();
+    }
+}
+
+impl<S: Reset> Reset for Wire<S> {
+    fn reset_on_drop(&self) {
+        self.stream.reset_on_drop();
     }
 }
 

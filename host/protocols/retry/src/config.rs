@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::backoff::doubled;
 use wasmcage_store::Rules;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -46,9 +47,9 @@ impl RetryConfig {
     /// How long to wait after so many attempts that failed: doubled each time, up to the longest, and a fifth more or less,
     /// so that calls that failed together do not all come back together.
     pub(super) fn pause(&self, attempts: u32) -> Duration {
-        let doubled = self.interval.saturating_mul(1 << attempts.saturating_sub(1).min(30));
+        let longest = self.rules.interval_max;
         let jitter = 0.8 + 0.4 * fastrand::f64();
-        doubled.min(self.rules.interval_max).mul_f64(jitter).min(self.rules.interval_max)
+        doubled(self.interval, longest, attempts.max(1)).mul_f64(jitter).min(longest)
     }
 }
 

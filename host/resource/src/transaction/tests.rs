@@ -455,6 +455,8 @@ async fn a_call_is_not_undone_and_makes_failures_final() {
         assert_eq!((&*error.participant, &*error.code, error.recoverable), ("call", code, recoverable));
     };
     check(DispatchError::Refused("no".into()), "refused", true).await;
+    check(DispatchError::BadRequest("no b".into()), "bad-request", true).await;
+    check(DispatchError::Unreachable("nobody".into()), "unreachable", true).await;
     check(DispatchError::Lost("gone".into()), "lost", false).await;
 }
 

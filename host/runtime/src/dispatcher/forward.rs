@@ -51,6 +51,10 @@ impl Dispatcher {
         let current = callee.0.modules.get(&target.module).and_then(|slot| Some((slot.clone(), slot.current()?)));
         let (slot, version) = current.ok_or_else(|| callee.no_such_module(&target.module))?;
         let context = callee.tighten(context, &version);
+        let context = match request.stream() {
+            Some(outer) => Arc::new(context.streamed_within(outer, version.home.settings.timeout)),
+            None => context,
+        };
         let mut answering = Answering::begin(&slot);
         // A task of its own: two guests of the concurrent engine cannot run in one, the second within the first's poll.
         let answered = {

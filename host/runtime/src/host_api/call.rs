@@ -24,7 +24,7 @@ impl Host for GuestState {
         arguments: WitPayload,
         options: Options,
     ) -> Result<WitPayload, CallError> {
-        let target = target(cage, module, function)?;
+        let target = call_target(cage, module, function)?;
         let (dispatcher, request) = self.calling()?;
         let result = dispatcher.call_from(&self.home, &request, target, arguments.into(), options.into()).await;
         result.and_then(WitPayload::try_from).map_err(CallError::from)
@@ -38,7 +38,7 @@ impl Host for GuestState {
         arguments: WitPayload,
         options: Options,
     ) -> Result<Vec<CopyResult>, CallError> {
-        let target = target(cage, module, function)?;
+        let target = call_target(cage, module, function)?;
         let (dispatcher, request) = self.calling()?;
         let results = dispatcher.call_all_from(&self.home, &request, target, arguments.into(), options.into()).await?;
         let results = results.into_iter().map(|(copy, result)| {
@@ -57,11 +57,11 @@ impl Host for GuestState {
 
 /// What is to be called, unless its names are far longer than any: they are compared with those that are known, and told to
 /// the caller and to the log.
-fn target(cage: Option<String>, module: String, function: String) -> Result<CallTarget, CallError> {
+pub(super) fn call_target(cage: Option<String>, module: String, function: String) -> Result<CallTarget, DispatchError> {
     let longest = cage.iter().chain([&module, &function]).map(String::len).max().unwrap_or(0);
     if longest > NAME_BYTES_MAX {
         let text = format!("a name of {longest} bytes, nothing is called by more than {NAME_BYTES_MAX}");
-        return Err(CallError::BadArguments(text));
+        return Err(DispatchError::BadRequest(text));
     }
     Ok(CallTarget { cage, module, function })
 }
@@ -141,7 +141,7 @@ impl From<DispatchError> for CallError {
             DispatchError::DeadlineExceeded(text) => Self::TimedOut(text),
             DispatchError::Lost(text) => Self::Lost(text),
             DispatchError::Overloaded(text) => Self::Overloaded(text),
-            DispatchError::Unreachable(text) => Self::Overloaded(format!("unreachable: {text}")),
+            DispatchError::Unreachable(text) => Self::Unreachable(text),
             DispatchError::Draining => Self::Overloaded("draining".into()),
         }
     }

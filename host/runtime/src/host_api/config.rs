@@ -6,6 +6,7 @@ use wasmtime::component::{ComponentType, Linker, Lower};
 
 use super::GuestState;
 use super::bindings::config::Host;
+use super::text::Name;
 use wasmcage_config::ModuleConfig;
 
 impl Host for GuestState {
@@ -18,6 +19,8 @@ impl Host for GuestState {
     }
 }
 
+/// What wasmtime offers.
+const CANDIDATE: &str = "wasi:config/store@0.2.0-rc.1";
 /// Drafts that toolchains still make components for; they differ from the release candidate by their names only.
 const DRAFTS: [&str; 3] =
     ["wasi:config/store@0.2.0-draft", "wasi:config/store@0.2.0-draft-2024-09-27", "wasi:config/runtime@0.2.0-draft"];
@@ -33,15 +36,21 @@ enum ConfigError {
     Io(String),
 }
 
+/// Adds the drafts, and replaces what copies a key before its length is looked at.
+///
 /// # Errors
 /// wasmtime's, when an interface is defined twice: a bug.
 pub(super) fn add_drafts(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     type Store<'a> = StoreContextMut<'a, GuestState>;
+    let get = |store: Store<'_>, (key,): (Name,)| {
+        Ok((Ok::<_, ConfigError>(text(&store.data().home.settings, &key.into_name())),))
+    };
+    linker.allow_shadowing(true);
+    linker.instance(CANDIDATE)?.func_wrap("get", get)?;
+    linker.allow_shadowing(false);
     for name in DRAFTS {
         let mut instance = linker.instance(name)?;
-        instance.func_wrap("get", |store: Store<'_>, (key,): (String,)| {
-            Ok((Ok::<_, ConfigError>(text(&store.data().home.settings, &key)),))
-        })?;
+        instance.func_wrap("get", get)?;
         instance.func_wrap("get-all", |store: Store<'_>, (): ()| {
             let settings = &store.data().home.settings;
             let pairs = settings.config.keys().filter_map(|key| Some((key.clone(), text(settings, key)?)));

@@ -1,8 +1,9 @@
 //! `wasi:filesystem`: what may be opened. To open a pipe waits for its other end, on a thread of the host that nothing ends:
-//! only ordinary files and directories are opened, and of one module only so many at a time.
+//! only ordinary files and directories are opened, and of one module only so many at a time. Paths are copied out of the guest
+//! only if they are none too long for the kernel.
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::{Accessor, Linker, Resource};
+use wasmtime::component::{Accessor, Linker, LinkerInstance, Resource};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView as _};
 use wasmtime_wasi::p2::bindings::filesystem::types as p2;
 use wasmtime_wasi::p2::bindings::filesystem::types::HostDescriptor as _;
@@ -10,6 +11,7 @@ use wasmtime_wasi::p3::bindings::filesystem::types as p3;
 use wasmtime_wasi::p3::bindings::filesystem::types::HostDescriptorWithStore as _;
 
 use super::GuestState;
+use super::text::Text;
 use crate::module::engine::EngineKind;
 
 /// Files of one version of a module that are being opened at one time. Further ones wait.
@@ -20,27 +22,145 @@ const TYPES_P2: &str = "wasi:filesystem/types@0.2.12";
 const TYPES_P3: &str = "wasi:filesystem/types@0.3.0";
 const OPEN_AT: &str = "[method]descriptor.open-at";
 
-type OpenP2 = (Resource<Descriptor>, p2::PathFlags, String, p2::OpenFlags, p2::DescriptorFlags);
-type OpenP3 = (Resource<Descriptor>, p3::PathFlags, String, p3::OpenFlags, p3::DescriptorFlags);
+/// As long as the kernel takes them.
+const PATH_BYTES_MAX: usize = 4_096;
+
+type Path = Text<PATH_BYTES_MAX>;
+type File = Resource<Descriptor>;
+type OpenP2 = (File, p2::PathFlags, Path, p2::OpenFlags, p2::DescriptorFlags);
+type OpenP3 = (File, p3::PathFlags, Path, p3::OpenFlags, p3::DescriptorFlags);
 
 /// Replaces what wasmtime offers.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
-    linker.instance(TYPES_P2)?.func_wrap_async(
-        OPEN_AT,
-        |mut store: StoreContextMut<'_, GuestState>, arguments: OpenP2| {
-            Box::new(async move { Ok((open_p2(store.data_mut(), arguments).await?,)) })
-        },
-    )?;
+    add_p2(&mut linker.instance(TYPES_P2)?)?;
     if kind == EngineKind::Concurrent {
-        linker.instance(TYPES_P3)?.func_wrap_concurrent(
-            OPEN_AT,
-            |accessor: &Accessor<GuestState>, arguments: OpenP3| {
-                Box::pin(async move { Ok((open_p3(accessor, arguments).await?,)) })
-            },
-        )?;
+        add_p3(&mut linker.instance(TYPES_P3)?)?;
     }
     linker.allow_shadowing(false);
+    Ok(())
+}
+
+/// A function of wasmtime's that takes paths.
+macro_rules! bounded_p2 {
+    ($functions:ident, $name:literal, $method:ident($($argument:ident: $ty:ty),*), $($path:ident)*) => {
+        $functions.func_wrap_async(
+            $name,
+            |mut store: StoreContextMut<'_, GuestState>, ($($argument,)*): ($($ty,)*)| {
+                Box::new(async move {
+                    let ($(Ok($path),)*) = ($($path.whole("a path"),)*) else {
+                        return Ok((Err(p2::ErrorCode::NameTooLong),));
+                    };
+                    let done = store.data_mut().filesystem().$method($($argument),*).await;
+                    Ok((done.map(Ok).or_else(|error| error.downcast().map(Err))?,))
+                })
+            },
+        )?;
+    };
+}
+
+fn add_p2(functions: &mut LinkerInstance<'_, GuestState>) -> wasmtime::Result<()> {
+    use p2::{NewTimestamp as Time, PathFlags};
+    functions.func_wrap_async(OPEN_AT, |mut store: StoreContextMut<'_, GuestState>, arguments: OpenP2| {
+        Box::new(async move { Ok((open_p2(store.data_mut(), arguments).await?,)) })
+    })?;
+    bounded_p2!(functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
+    bounded_p2!(functions, "[method]descriptor.stat-at", stat_at(file: File, flags: PathFlags, path: Path), path);
+    bounded_p2!(
+        functions,
+        "[method]descriptor.set-times-at",
+        set_times_at(file: File, flags: PathFlags, path: Path, accessed: Time, modified: Time),
+        path
+    );
+    bounded_p2!(
+        functions,
+        "[method]descriptor.link-at",
+        link_at(file: File, flags: PathFlags, path: Path, new_file: File, new_path: Path),
+        path new_path
+    );
+    bounded_p2!(functions, "[method]descriptor.readlink-at", readlink_at(file: File, path: Path), path);
+    bounded_p2!(functions, "[method]descriptor.remove-directory-at", remove_directory_at(file: File, path: Path), path);
+    bounded_p2!(
+        functions,
+        "[method]descriptor.rename-at",
+        rename_at(file: File, path: Path, new_file: File, new_path: Path),
+        path new_path
+    );
+    bounded_p2!(
+        functions,
+        "[method]descriptor.symlink-at",
+        symlink_at(file: File, path: Path, new_path: Path),
+        path new_path
+    );
+    bounded_p2!(functions, "[method]descriptor.unlink-file-at", unlink_file_at(file: File, path: Path), path);
+    bounded_p2!(
+        functions,
+        "[method]descriptor.metadata-hash-at",
+        metadata_hash_at(file: File, flags: PathFlags, path: Path),
+        path
+    );
+    Ok(())
+}
+
+/// The same of WASI 0.3.
+macro_rules! bounded_p3 {
+    ($functions:ident, $name:literal, $method:ident($($argument:ident: $ty:ty),*), $($path:ident)*) => {
+        $functions.func_wrap_concurrent(
+            $name,
+            |accessor: &Accessor<GuestState>, ($($argument,)*): ($($ty,)*)| {
+                Box::pin(async move {
+                    let ($(Ok($path),)*) = ($($path.whole("a path"),)*) else {
+                        return Ok((Err(p3::ErrorCode::NameTooLong),));
+                    };
+                    let files = accessor.with_getter::<WasiFilesystem>(GuestState::filesystem);
+                    let done = WasiFilesystem::$method(&files, $($argument),*).await;
+                    Ok((done.map(Ok).or_else(|error| error.downcast().map(Err))?,))
+                })
+            },
+        )?;
+    };
+}
+
+fn add_p3(functions: &mut LinkerInstance<'_, GuestState>) -> wasmtime::Result<()> {
+    use p3::{NewTimestamp as Time, PathFlags};
+    functions.func_wrap_concurrent(OPEN_AT, |accessor: &Accessor<GuestState>, arguments: OpenP3| {
+        Box::pin(async move { Ok((open_p3(accessor, arguments).await?,)) })
+    })?;
+    bounded_p3!(functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
+    bounded_p3!(functions, "[method]descriptor.stat-at", stat_at(file: File, flags: PathFlags, path: Path), path);
+    bounded_p3!(
+        functions,
+        "[method]descriptor.set-times-at",
+        set_times_at(file: File, flags: PathFlags, path: Path, accessed: Time, modified: Time),
+        path
+    );
+    bounded_p3!(
+        functions,
+        "[method]descriptor.link-at",
+        link_at(file: File, flags: PathFlags, path: Path, new_file: File, new_path: Path),
+        path new_path
+    );
+    bounded_p3!(functions, "[method]descriptor.readlink-at", readlink_at(file: File, path: Path), path);
+    bounded_p3!(functions, "[method]descriptor.remove-directory-at", remove_directory_at(file: File, path: Path), path);
+    bounded_p3!(
+        functions,
+        "[method]descriptor.rename-at",
+        rename_at(file: File, path: Path, new_file: File, new_path: Path),
+        path new_path
+    );
+    bounded_p3!(
+        functions,
+        "[method]descriptor.symlink-at",
+        symlink_at(file: File, path: Path, new_path: Path),
+        path new_path
+    );
+    bounded_p3!(functions, "[method]descriptor.unlink-file-at", unlink_file_at(file: File, path: Path), path);
+    bounded_p3!(
+        functions,
+        "[method]descriptor.metadata-hash-at",
+        metadata_hash_at(file: File, flags: PathFlags, path: Path),
+        path
+    );
     Ok(())
 }
 
@@ -48,6 +168,7 @@ async fn open_p2(
     state: &mut GuestState,
     (directory, path_flags, path, open_flags, flags): OpenP2,
 ) -> wasmtime::Result<Result<Resource<Descriptor>, p2::ErrorCode>> {
+    let Ok(path) = path.whole("a path") else { return Ok(Err(p2::ErrorCode::NameTooLong)) };
     let home = state.home.clone();
     let _opening = home.opening.acquire().await?;
     let mut files = state.filesystem();
@@ -70,6 +191,7 @@ async fn open_p3(
     accessor: &Accessor<GuestState>,
     (directory, path_flags, path, open_flags, flags): OpenP3,
 ) -> wasmtime::Result<Result<Resource<Descriptor>, p3::ErrorCode>> {
+    let Ok(path) = path.whole("a path") else { return Ok(Err(p3::ErrorCode::NameTooLong)) };
     let home = accessor.with(|mut store| store.get().home.clone());
     let _opening = home.opening.acquire().await?;
     let files = accessor.with_getter::<WasiFilesystem>(GuestState::filesystem);

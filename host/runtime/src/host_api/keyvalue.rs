@@ -5,6 +5,25 @@
 //! bucket has a control character in it, so that no two buckets have a key in common. `wasmcage:cage/state` sees all of
 //! them, by these names.
 
+/// A function of a draft, with texts and lists of bounded length in place of those that the bindings copy whole.
+macro_rules! bounded {
+    ($functions:ident, $name:literal, |$guest:ident, $($argument:ident: $ty:ty),*| $done:expr) => {
+        $functions.func_wrap_async(
+            $name,
+            |mut store: wasmtime::StoreContextMut<'_, GuestState>, ($($argument,)*): ($($ty,)*)| {
+                Box::new(async move {
+                    let $guest = store.data_mut();
+                    let done: Result<_, Failure> = async { $done }.await;
+                    Ok((match done {
+                        Ok(done) => Ok(done),
+                        Err(failure) => Err(store::Host::convert_error($guest, failure)?),
+                    },))
+                })
+            },
+        )?;
+    };
+}
+
 mod draft;
 mod draft2;
 
@@ -15,7 +34,8 @@ use wasmtime::component::{Linker, Resource, ResourceTableError};
 
 use super::GuestState;
 use super::state::ModuleStore;
-use wasmcage_store::{Outcome, Range, StateValue, Step, StoreError};
+use super::text::{Few, Name, TooLong};
+use wasmcage_store::{Outcome, Range, STEPS_MAX, StateValue, Step, StoreError, VALUE_BYTES_MAX};
 
 /// A longer name of a bucket is none.
 const BUCKET_CHARACTERS_MAX: usize = 64;
@@ -77,6 +97,30 @@ pub enum Failure {
     Store(StoreError),
     /// The guest's mistake, or ours.
     Trap(wasmtime::Error),
+}
+
+/// A value, or what is longer than any that is kept.
+type Value = Few<u8, VALUE_BYTES_MAX>;
+/// Of one call.
+type Many<T> = Few<T, STEPS_MAX>;
+
+fn whole_value(value: Value) -> Result<Vec<u8>, TooLong> {
+    value.whole("a value", "bytes")
+}
+
+fn whole_keys(keys: Many<Name>) -> Result<Vec<String>, TooLong> {
+    Ok(keys.whole("the call", "keys")?.into_iter().map(Name::into_name).collect())
+}
+
+fn whole_pairs(pairs: Many<(Name, Value)>) -> Result<Vec<(String, Vec<u8>)>, TooLong> {
+    let pairs = pairs.whole("the call", "keys")?.into_iter();
+    pairs.map(|(key, value)| Ok((key.into_name(), whole_value(value)?))).collect()
+}
+
+impl From<TooLong> for Failure {
+    fn from(TooLong(text): TooLong) -> Self {
+        Self::Store(StoreError::Invalid(text))
+    }
 }
 
 impl From<StoreError> for Failure {

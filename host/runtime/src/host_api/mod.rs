@@ -11,12 +11,14 @@ mod directories;
 mod filesystem;
 pub mod forward;
 mod http;
+mod http_texts;
 pub mod interfaces;
 mod keyvalue;
 mod lock;
 mod log;
 mod per_request;
 mod resources;
+mod short_records;
 mod short_texts;
 mod state;
 mod stdio;
@@ -253,6 +255,7 @@ pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<Gues
         wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     }
     filesystem::add_to_linker(&mut linker, kind)?;
+    http_texts::add_to_linker(&mut linker, kind)?;
     short_texts::add_to_linker(&mut linker)?;
     command::add_to_linker(&mut linker, kind)?;
     Ok(linker)

@@ -1,14 +1,21 @@
-//! The functions of `wit/` that take names, keys and lines of the log, with texts of bounded length in place of those that the
-//! bindings copy whole.
+//! The functions of `wit/` that take names, keys, lines of the log, values that are kept and operations, with texts and lists of
+//! bounded length in place of those that the bindings copy whole.
 
 use wasmtime::StoreContextMut;
-use wasmtime::component::Linker;
+use wasmtime::component::{Linker, Resource};
 
 use super::GuestState;
+use super::bindings::call::CallError;
+use super::bindings::resources::ResourceError as WitError;
+use super::bindings::state::StateError;
 use super::bindings::types::Payload;
-use super::bindings::{call, config, context, lock, log, resources, state};
+use super::bindings::{call, config, context, lock, log, resources, state, transaction};
 use super::log::LINE_BYTES_MAX;
-use super::text::{Name, Text};
+use super::short_records::{self as short, Begin, Names, Operation, Options, Range, RetriedCall, Steps, Value};
+use super::text::{Name, Text, TooLong};
+use super::transaction::TransactionHandle;
+use wasmcage_resource::transaction::Participant;
+use wasmcage_resource::{Phase, ResourceError};
 
 type Store<'a> = StoreContextMut<'a, GuestState>;
 
@@ -21,6 +28,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
     add_queues(linker)?;
     add_locks(linker)?;
     add_resources(linker)?;
+    add_transactions(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }
@@ -64,7 +72,14 @@ fn add_calls(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
                 Ok((call::Host::call_all(store.data_mut(), cage, module, function, payload, options).await,))
             })
         },
-    )
+    )?;
+    functions.func_wrap_async("retried", |mut store: Store<'_>, (call,): (RetriedCall,)| {
+        Box::new(async move { Ok((retried(store.data_mut(), call).await,)) })
+    })
+}
+
+async fn retried(guest: &mut GuestState, call: RetriedCall) -> Result<String, CallError> {
+    call::Host::retried(guest, call.whole()?).await
 }
 
 fn add_keys(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
@@ -72,8 +87,8 @@ fn add_keys(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     functions.func_wrap_async("get", |mut store: Store<'_>, (key,): (Name,)| {
         Box::new(async move { Ok((state::Host::get(store.data_mut(), key.into_name()).await,)) })
     })?;
-    functions.func_wrap_async("set", |mut store: Store<'_>, (key, value): (Name, Payload)| {
-        Box::new(async move { Ok((state::Host::set(store.data_mut(), key.into_name(), value).await,)) })
+    functions.func_wrap_async("set", |mut store: Store<'_>, (key, value): (Name, Value)| {
+        Box::new(async move { Ok((set(store.data_mut(), key, value).await,)) })
     })?;
     functions.func_wrap_async("delete", |mut store: Store<'_>, (key,): (Name,)| {
         Box::new(async move { Ok((state::Host::delete(store.data_mut(), key.into_name()).await,)) })
@@ -81,18 +96,51 @@ fn add_keys(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     functions.func_wrap_async("increment", |mut store: Store<'_>, (key, by): (Name, i64)| {
         Box::new(async move { Ok((state::Host::increment(store.data_mut(), key.into_name(), by).await,)) })
     })?;
-    type Swap = (Name, Option<Payload>, Option<Payload>);
+    type Swap = (Name, Option<Value>, Option<Value>);
     functions.func_wrap_async("compare-and-set", |mut store: Store<'_>, (key, expected, value): Swap| {
-        Box::new(async move {
-            Ok((state::Host::compare_and_set(store.data_mut(), key.into_name(), expected, value).await,))
-        })
+        Box::new(async move { Ok((compare_and_set(store.data_mut(), key, expected, value).await,)) })
+    })?;
+    type Scan = (Range, u32, Option<Name>);
+    functions.func_wrap_async("scan", |mut store: Store<'_>, (range, limit, cursor): Scan| {
+        Box::new(async move { Ok((scan(store.data_mut(), range, limit, cursor).await,)) })
+    })?;
+    functions.func_wrap_async("transact", |mut store: Store<'_>, (steps,): (Steps,)| {
+        Box::new(async move { Ok((transact(store.data_mut(), steps).await,)) })
     })
+}
+
+async fn set(guest: &mut GuestState, key: Name, value: Value) -> Result<(), StateError> {
+    state::Host::set(guest, key.into_name(), value.whole()?).await
+}
+
+async fn compare_and_set(
+    guest: &mut GuestState,
+    key: Name,
+    expected: Option<Value>,
+    value: Option<Value>,
+) -> Result<bool, StateError> {
+    let [expected, value] = [expected, value].map(|value| value.map(Value::whole).transpose());
+    state::Host::compare_and_set(guest, key.into_name(), expected?, value?).await
+}
+
+async fn scan(
+    guest: &mut GuestState,
+    range: Range,
+    limit: u32,
+    cursor: Option<Name>,
+) -> Result<state::Page, StateError> {
+    let cursor = cursor.map(|cursor| cursor.whole("the cursor")).transpose()?;
+    state::Host::scan(guest, range.whole()?, limit, cursor).await
+}
+
+async fn transact(guest: &mut GuestState, steps: Steps) -> Result<Vec<state::Outcome>, StateError> {
+    state::Host::transact(guest, short::whole_steps(steps)?).await
 }
 
 fn add_queues(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     let mut functions = linker.instance("wasmcage:cage/state@0.1.0")?;
-    functions.func_wrap_async("queue-push", |mut store: Store<'_>, (queue, entry): (Name, Payload)| {
-        Box::new(async move { Ok((state::Host::queue_push(store.data_mut(), queue.into_name(), entry).await,)) })
+    functions.func_wrap_async("queue-push", |mut store: Store<'_>, (queue, entry): (Name, Value)| {
+        Box::new(async move { Ok((queue_push(store.data_mut(), queue, entry).await,)) })
     })?;
     functions.func_wrap_async("queue-pop", |mut store: Store<'_>, (queue,): (Name,)| {
         Box::new(async move { Ok((state::Host::queue_pop(store.data_mut(), queue.into_name()).await,)) })
@@ -103,6 +151,10 @@ fn add_queues(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     functions.func_wrap_async("queue-length", |mut store: Store<'_>, (queue,): (Name,)| {
         Box::new(async move { Ok((state::Host::queue_length(store.data_mut(), queue.into_name()).await,)) })
     })
+}
+
+async fn queue_push(guest: &mut GuestState, queue: Name, entry: Value) -> Result<u64, StateError> {
+    state::Host::queue_push(guest, queue.into_name(), entry.whole()?).await
 }
 
 fn add_locks(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
@@ -123,16 +175,110 @@ fn add_locks(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
 }
 
 fn add_resources(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    type Arguments = (Name, resources::Operation, resources::Options);
+    type Arguments = (Name, Operation, Options);
     let mut functions = linker.instance("wasmcage:cage/resources@0.1.0")?;
     functions.func_wrap_async("execute", |mut store: Store<'_>, (name, operation, options): Arguments| {
+        let name = name.into_name();
         Box::new(async move {
-            Ok((resources::Host::execute(store.data_mut(), name.into_name(), operation, options).await?,))
+            let (operation, options) = match asked(&name, operation, options) {
+                Ok(asked) => asked,
+                Err(error) => return Ok((Err(error),)),
+            };
+            Ok((resources::Host::execute(store.data_mut(), name, operation, options).await?,))
         })
     })?;
     functions.func_wrap_async("open", |mut store: Store<'_>, (name, operation, options): Arguments| {
-        Box::new(
-            async move { Ok((resources::Host::open(store.data_mut(), name.into_name(), operation, options).await?,)) },
-        )
+        let name = name.into_name();
+        Box::new(async move {
+            let (operation, options) = match asked(&name, operation, options) {
+                Ok(asked) => asked,
+                Err(error) => return Ok((Err(error),)),
+            };
+            Ok((resources::Host::open(store.data_mut(), name, operation, options).await?,))
+        })
     })
+}
+
+/// What a resource is asked.
+fn asked(
+    name: &str,
+    operation: Operation,
+    options: Options,
+) -> Result<(resources::Operation, resources::Options), WitError> {
+    let whole = || Ok::<_, TooLong>((operation.whole()?, options.whole()?));
+    whole().map_err(|TooLong(text)| {
+        let error = ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text);
+        WitError { participant: name.to_owned(), ..error.into() }
+    })
+}
+
+type Participating = (resources::Operation, Vec<(String, String)>, Vec<String>);
+
+/// What a resource is asked within a transaction.
+fn participating(operation: Operation, begin: Begin, writes: Names) -> Result<Participating, TooLong> {
+    Ok((operation.whole()?, short::whole_begin(begin)?, short::whole_names(writes)?))
+}
+
+fn add_transactions(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    type Transaction = Resource<TransactionHandle>;
+    let mut functions = linker.instance("wasmcage:cage/transaction@0.1.0")?;
+    type AddOperation = (Transaction, Name, Operation, Begin, Names);
+    functions.func_wrap_async(
+        "[method]transaction.add-operation",
+        |mut store: Store<'_>, (transaction, name, operation, begin, writes): AddOperation| {
+            let name = name.into_name();
+            Box::new(async move {
+                let guest = store.data_mut();
+                let number = match participating(operation, begin, writes) {
+                    Ok((operation, begin, writes)) => {
+                        transaction::HostTransaction::add_operation(guest, transaction, name, operation, begin, writes)
+                            .await?
+                    }
+                    Err(error) => guest.add_too_long(&transaction, &name, ResourceError::BAD_OPERATION, error)?,
+                };
+                Ok((number,))
+            })
+        },
+    )?;
+    type AddState = (Transaction, Steps);
+    functions.func_wrap_async(
+        "[method]transaction.add-state",
+        |mut store: Store<'_>, (transaction, steps): AddState| {
+            Box::new(async move {
+                let guest = store.data_mut();
+                let number = match short::whole_steps(steps) {
+                    Ok(steps) => transaction::HostTransaction::add_state(guest, transaction, steps).await?,
+                    Err(error) => guest.add_too_long(&transaction, Participant::STATE, "invalid", error)?,
+                };
+                Ok((number,))
+            })
+        },
+    )?;
+    type AddRetriedCall = (Transaction, RetriedCall);
+    functions.func_wrap_async(
+        "[method]transaction.add-retried-call",
+        |mut store: Store<'_>, (transaction, call): AddRetriedCall| {
+            Box::new(async move {
+                let guest = store.data_mut();
+                let number = match call.whole() {
+                    Ok(call) => transaction::HostTransaction::add_retried_call(guest, transaction, call).await?,
+                    Err(error) => guest.add_too_long(&transaction, Participant::RETRIED_CALL, "bad-request", error)?,
+                };
+                Ok((number,))
+            })
+        },
+    )?;
+    type AddCall = (Transaction, Option<Name>, Name, Name, Payload);
+    functions.func_wrap_async(
+        "[method]transaction.add-call",
+        |mut store: Store<'_>, (transaction, cage, module, function, arguments): AddCall| {
+            let (cage, module, function) = (cage.map(Name::into_name), module.into_name(), function.into_name());
+            Box::new(async move {
+                let guest = store.data_mut();
+                let number =
+                    transaction::HostTransaction::add_call(guest, transaction, cage, module, function, arguments);
+                Ok((number.await?,))
+            })
+        },
+    )
 }

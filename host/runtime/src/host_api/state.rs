@@ -245,20 +245,20 @@ impl From<StoreError> for StateError {
 impl From<DispatchError> for StateError {
     fn from(error: DispatchError) -> Self {
         match error {
-            DispatchError::Overloaded(_) | DispatchError::Draining | DispatchError::Host(_) => {
-                Self::Unavailable(error.to_string())
-            }
+            DispatchError::DeadlineExceeded(_) => Self::TimedOut(error.to_string()),
+            DispatchError::Unreachable(_)
+            | DispatchError::Overloaded(_)
+            | DispatchError::Draining
+            | DispatchError::Failed(_)
+            | DispatchError::Trap(_)
+            | DispatchError::Lost(_)
+            | DispatchError::Host(_) => Self::Unavailable(error.to_string()),
             DispatchError::BadRequest(_)
             | DispatchError::NoSuchCage(_)
-            | DispatchError::Unreachable(_)
             | DispatchError::NoSuchModule(_)
             | DispatchError::NoSuchFunction(_)
             | DispatchError::NotPermitted(_)
-            | DispatchError::Refused(_)
-            | DispatchError::Failed(_)
-            | DispatchError::Trap(_)
-            | DispatchError::DeadlineExceeded(_)
-            | DispatchError::Lost(_) => Self::Invalid(error.to_string()),
+            | DispatchError::Refused(_) => Self::Invalid(error.to_string()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Texts of guests that are short by nature. Their length is looked at before they are copied: to copy a text of many
+//! Texts and lists of guests that are short by nature. Their length is looked at before they are copied: to copy a text of many
 //! megabytes, only to refuse it as a name, would take the lane from everybody else.
 
 #![expect(
@@ -13,6 +13,9 @@ use wasmtime::component::{ComponentType, Lift};
 
 /// In the length of a text, says that its units have two bytes.
 const UTF16_TAG: u32 = 1 << 31;
+
+/// A text or list of a guest's that is longer than any that is taken.
+pub(super) struct TooLong(pub(super) String);
 
 /// A name. None is as long as this, so that whoever takes one refuses those that were cut.
 pub(super) type Name = Text<2_048>;
@@ -30,6 +33,16 @@ impl<const MAX: usize> Text<MAX> {
         (self.text, self.cut)
     }
 
+    /// # Errors
+    /// It was cut.
+    pub(super) fn whole(self, what: &str) -> Result<String, TooLong> {
+        let Self { text, cut } = self;
+        match cut {
+            0 => Ok(text),
+            cut => Err(TooLong(format!("{what} has {} bytes, {MAX} are allowed", text.len() + cut))),
+        }
+    }
+
     /// The text; a cut one says so at its end.
     pub(super) fn into_name(self) -> String {
         let Self { mut text, cut } = self;
@@ -43,6 +56,33 @@ impl<const MAX: usize> Text<MAX> {
         let (kept, cut) = shortened(cx, pointer, length, MAX);
         let text = String::linear_lift_from_flat(cx, ty, &[ValRaw::u32(pointer), ValRaw::u32(kept)])?;
         Ok(Self { text, cut })
+    }
+}
+
+/// A `list` of which at most `MAX` elements are copied.
+pub(super) struct Few<T, const MAX: usize> {
+    elements: Vec<T>,
+    /// Elements that were left where they are.
+    cut: usize,
+}
+
+impl<T, const MAX: usize> Few<T, MAX> {
+    /// # Errors
+    /// It was cut.
+    pub(super) fn whole(self, what: &str, elements: &str) -> Result<Vec<T>, TooLong> {
+        let length = self.elements.len() + self.cut;
+        match self.cut {
+            0 => Ok(self.elements),
+            _ => Err(TooLong(format!("{what} has {length} {elements}, {MAX} are allowed"))),
+        }
+    }
+}
+
+impl<T: Lift, const MAX: usize> Few<T, MAX> {
+    fn lift(cx: &mut LiftContext<'_>, ty: InterfaceType, pointer: u32, length: u32) -> wasmtime::Result<Self> {
+        let kept = length.min(u32::try_from(MAX).unwrap_or(u32::MAX));
+        let elements = Vec::linear_lift_from_flat(cx, ty, &[ValRaw::u32(pointer), ValRaw::u32(kept)])?;
+        Ok(Self { elements, cut: (length - kept) as usize })
     }
 }
 
@@ -81,10 +121,39 @@ unsafe impl<const MAX: usize> Lift for Text<MAX> {
     }
 
     fn linear_lift_from_memory(cx: &mut LiftContext<'_>, ty: InterfaceType, bytes: &[u8]) -> wasmtime::Result<Self> {
-        let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
-        let (Some(pointer), Some(length)) = (word(0), word(4)) else {
-            return Err(wasmtime::Error::msg("a text without pointer and length"));
-        };
+        let (pointer, length) = place(bytes)?;
         Self::lift(cx, ty, pointer, length)
+    }
+}
+
+// SAFETY: it is represented as a `Vec` is, whose functions check and convert everything.
+unsafe impl<T: ComponentType, const MAX: usize> ComponentType for Few<T, MAX> {
+    type Lower = [ValRaw; 2];
+
+    const ABI: CanonicalAbiInfo = <Vec<T> as ComponentType>::ABI;
+
+    fn typecheck(ty: &InterfaceType, types: &InstanceType<'_>) -> wasmtime::Result<()> {
+        Vec::<T>::typecheck(ty, types)
+    }
+}
+
+// SAFETY: what is lifted is lifted by `Vec`, with a length that is no greater than the guest's.
+unsafe impl<T: Lift, const MAX: usize> Lift for Few<T, MAX> {
+    fn linear_lift_from_flat(cx: &mut LiftContext<'_>, ty: InterfaceType, src: &Self::Lower) -> wasmtime::Result<Self> {
+        Self::lift(cx, ty, src[0].get_u32(), src[1].get_u32())
+    }
+
+    fn linear_lift_from_memory(cx: &mut LiftContext<'_>, ty: InterfaceType, bytes: &[u8]) -> wasmtime::Result<Self> {
+        let (pointer, length) = place(bytes)?;
+        Self::lift(cx, ty, pointer, length)
+    }
+}
+
+/// Where the guest has a text or a list: pointer and length.
+fn place(bytes: &[u8]) -> wasmtime::Result<(u32, u32)> {
+    let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
+    match (word(0), word(4)) {
+        (Some(pointer), Some(length)) => Ok((pointer, length)),
+        _ => Err(wasmtime::Error::msg("a text or list without pointer and length")),
     }
 }

@@ -12,13 +12,16 @@ use super::bindings::transaction::{
     Host, HostTransaction, Options, ParticipantResult as WitResult, Policy as WitPolicy,
 };
 use super::bindings::types::Payload as WitPayload;
+use super::call::call_target;
 use super::per_request::Handle;
+use super::text::TooLong;
 use crate::dispatcher::CallOptions;
 use wasmcage_core::error::DispatchError;
-use wasmcage_core::request::{CallTarget, Payload};
+use wasmcage_core::request::Payload;
 use wasmcage_resource::transaction::{
     Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
 };
+use wasmcage_resource::{Phase, ResourceError};
 use wasmcage_resource::{Phase, ResourceError};
 
 /// A transaction that a guest has begun.
@@ -95,10 +98,16 @@ impl HostTransaction for GuestState {
         arguments: WitPayload,
     ) -> wasmtime::Result<u32> {
         let bytes = payload_bytes(&arguments);
+        let target = match call_target(cage, module, function) {
+            Ok(target) => target,
+            Err(error) => {
+                let error = refused(Participant::CALL, error.code(), error.to_string());
+                return self.add(&transaction, Participant::Refused(error), 0);
+            }
+        };
         let participant = match self.calling() {
             Ok((dispatcher, request)) => {
                 let (home, arguments) = (self.home.clone(), Payload::from(arguments));
-                let target = CallTarget { cage, module, function };
                 Participant::Call(Box::pin(async move {
                     dispatcher.call_from(&home, &request, target, arguments, CallOptions::default()).await
                 }))
@@ -174,6 +183,17 @@ impl GuestState {
     /// None when its request is over.
     fn transaction(&mut self, transaction: &Resource<TransactionHandle>) -> wasmtime::Result<Option<&mut Transaction>> {
         Ok(self.transactions.get(self.table.get(transaction)?))
+    }
+
+    /// A participant that cannot be, since what it is to do is longer than anything that is taken.
+    pub(super) fn add_too_long(
+        &mut self,
+        transaction: &Resource<TransactionHandle>,
+        participant: &str,
+        code: &str,
+        TooLong(text): TooLong,
+    ) -> wasmtime::Result<u32> {
+        self.add(transaction, Participant::Refused(refused(participant, code, text)), 0)
     }
 
     fn add(

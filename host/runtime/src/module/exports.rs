@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use wasmtime::Engine;
-use wasmtime::component::types::{ComponentFunc, ComponentItem};
-use wasmtime::component::{Component, ComponentExportIndex, InstancePre};
+use wasmtime::component::types::{ComponentFunc, ComponentInstance, ComponentItem};
+use wasmtime::component::{Component, ComponentExportIndex, InstancePre, Type};
 use wasmtime_wasi_http::{p2, p3};
 
 use super::carrier::{self, Carrier};
@@ -21,6 +21,11 @@ pub const HANDOVER: &str = "wasmcage:cage/handover@0.1.0";
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2";
 pub const HTTP_HANDLER: &str = "wasi:http/handler@0.3";
 const COMMAND: &str = "wasi:cli/run@";
+/// What to do about a type of `wasmcage:cage` that is not the host's.
+pub const BUILD_AGAIN: &str =
+    "it was built with the WIT of another wasmcage: build it again with the SDK, or the `wit/`, of this one";
+/// Cases of the error that `handle` and `call` answer with.
+const ERROR_CASES: [&str; 3] = ["bad-arguments", "refused", "failed"];
 
 /// Exports of a component that the host knows how to use.
 #[derive(Default)]
@@ -101,10 +106,12 @@ impl Exports {
         for (name, item) in ty.exports(component.engine()) {
             match item.ty {
                 ComponentItem::ComponentFunc(ty) => exports.add_function(component, None, name, &ty),
-                ComponentItem::ComponentInstance(_) if name == HANDLER => {
+                ComponentItem::ComponentInstance(instance) if name == HANDLER => {
+                    check_error(component, &instance, name, "handle")?;
                     exports.handler = Some(member(component, name, "handle")?);
                 }
-                ComponentItem::ComponentInstance(_) if name == SERVICE => {
+                ComponentItem::ComponentInstance(instance) if name == SERVICE => {
+                    check_error(component, &instance, name, "call")?;
                     let [call, functions] = ["call", "functions"].map(|function| member(component, name, function));
                     exports.service = Some(Service { call: call?, functions: functions? });
                 }
@@ -213,6 +220,24 @@ fn member(component: &Component, instance: &str, function: &str) -> Result<Compo
     let parent = component.get_export_index(None, instance);
     let index = parent.and_then(|parent| component.get_export_index(Some(&parent), function));
     index.ok_or_else(|| format!("export {instance} lacks function `{function}`"))
+}
+
+/// The whole type is compared when an instance starts. The cases of its error are looked at before, so that `check`, which
+/// starts nothing, knows a component that was built with an earlier WIT.
+fn check_error(component: &Component, instance: &ComponentInstance, name: &str, function: &str) -> Result<(), String> {
+    let item = instance.get_export(component.engine(), function).map(|export| export.ty);
+    let Some(ComponentItem::ComponentFunc(ty)) = item else { return Ok(()) };
+    let Some(Type::Result(result)) = ty.results().next() else { return Ok(()) };
+    let Some(Type::Variant(error)) = result.err() else { return Ok(()) };
+    let cases: Vec<_> = error.cases().map(|case| case.name).collect();
+    if cases == ERROR_CASES {
+        return Ok(());
+    }
+    let [cases, expected] = [&cases[..], &ERROR_CASES[..]].map(|cases| cases.join(", "));
+    Err(format!(
+        "export {name}#{function} has another type than the WIT says: its error has the cases {cases}, not {expected}; \
+         {BUILD_AGAIN}"
+    ))
 }
 
 /// A name as WIT writes it, if it was written with `_`.

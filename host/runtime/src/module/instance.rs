@@ -12,7 +12,7 @@ use wasmtime_wasi::I32Exit;
 use wasmtime_wasi_http::p2::bindings::Proxy;
 
 use super::command;
-use super::exports::{Exports, PlainFunction};
+use super::exports::{self, Exports, PlainFunction};
 use super::limits::Limits;
 use super::room::PoolPart;
 use super::value::{self, Item, Side, Signature, Values};
@@ -360,7 +360,10 @@ where
     P: component::ComponentNamedList + component::Lower,
     R: component::ComponentNamedList + component::Lift,
 {
-    let another = |error| DispatchError::Host(format!("export {name} has another type than the WIT says: {error:#}"));
+    let another = |error| {
+        let hint = exports::BUILD_AGAIN;
+        DispatchError::Host(format!("export {name} has another type than the WIT says: {error:#}; {hint}"))
+    };
     guest.get_typed_func(store, index).map_err(another)
 }
 
@@ -425,6 +428,7 @@ fn trap_text(error: &wasmtime::Error) -> String {
 impl From<types::Error> for DispatchError {
     fn from(error: types::Error) -> Self {
         match error {
+            types::Error::BadArguments(text) => Self::BadRequest(text),
             types::Error::Refused(text) => Self::Refused(text),
             types::Error::Failed(text) => Self::Failed(text),
         }

@@ -445,10 +445,13 @@ fn import_reason(import: &str, settings: &ModuleConfig) -> Option<String> {
     }
 }
 
-/// What wasmtime says of an import that does not fit, and which versions would.
+/// What wasmtime says of an import that does not fit, and what would.
 fn link_text(text: &str, component: &Component) -> String {
     let imports = exports::imports(component, component.engine());
     let named = imports.iter().find(|import| text.contains(&format!("`{import}`")));
+    if named.is_some_and(|import| import.starts_with("wasmcage:")) {
+        return format!("{text}; {}", exports::BUILD_AGAIN);
+    }
     match named.and_then(|import| Some((import, interfaces::served_versions(import)?))) {
         Some((import, versions)) => format!("{text}; of {import} there are the versions {versions}"),
         None => text.to_owned(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::pattern::Pattern;
 use crate::DAY_MS;
 use wasmcage_config::{ConfigError, Section};
+use wasmcage_core::backoff::doubled;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
@@ -73,7 +74,6 @@ impl SourceConfig {
 
     /// The pause after so many failures of the same file.
     pub(super) fn retry_after(&self, failures: u32) -> Duration {
-        let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.retry_first.saturating_mul(factor).min(self.retry_longest)
+        doubled(self.retry_first, self.retry_longest, failures.max(1))
     }
 }

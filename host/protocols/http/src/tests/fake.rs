@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody as FrameStream};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -40,6 +41,9 @@ pub(super) struct Fake {
     pub(super) kind: Option<RouteKind>,
     pub(super) had_module: Arc<AtomicBool>,
     pub(super) gate: Arc<Gate>,
+    /// Of the last request that was listened to; counted at the gate.
+    pub(super) heard: Arc<Mutex<String>>,
+    pub(super) timeout: Arc<Mutex<Duration>>,
 }
 
 /// Where requests for `/wait` stay until they are let go.
@@ -51,7 +55,27 @@ pub(super) struct Gate {
 impl Fake {
     pub(super) fn new(kind: Option<RouteKind>) -> Self {
         let had_module = Arc::new(AtomicBool::new(kind.is_some()));
-        Self { kind, had_module, gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }) }
+        Self {
+            kind,
+            had_module,
+            gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }),
+            heard: Arc::default(),
+            timeout: Arc::new(Mutex::new(PATIENCE)),
+        }
+    }
+
+    /// Reads a request's body, and notes what came and how it ended.
+    async fn hear(&self, mut body: StreamBody) {
+        let mut came = String::new();
+        let end = loop {
+            match body.frame().await {
+                Some(Ok(frame)) => came.push_str(&String::from_utf8_lossy(frame.data_ref().unwrap())),
+                Some(Err(error)) => break error.to_string(),
+                None => break "the end".to_owned(),
+            }
+        };
+        *self.heard.lock() = format!("{came}, {end}");
+        self.gate.inside.fetch_add(1, Ordering::SeqCst);
     }
 
     async fn reply(&self, action: &str, target: &str, body: Bytes, facts: &Facts) -> Result<Reply, DispatchError> {
@@ -105,7 +129,7 @@ impl Backend for Fake {
     }
 
     fn timeout(&self) -> Duration {
-        PATIENCE
+        *self.timeout.lock()
     }
 
     fn route(&self) -> Result<Option<(RouteKind, ())>, DispatchError> {
@@ -116,7 +140,7 @@ impl Backend for Fake {
         self.reply(&request.action, &request.target, request.body, &request.context.facts).await
     }
 
-    /// Echoes the body as it comes, trailers included.
+    /// Echoes the body as it comes, trailers included. `CONNECT echo:1` is told what to do like `/echo`.
     async fn stream(
         &self,
         (): (),
@@ -125,7 +149,43 @@ impl Backend for Fake {
         _longest: Duration,
     ) -> Result<Response<StreamBody>, DispatchError> {
         let (parts, mut body) = request.into_parts();
-        match parts.uri.path() {
+        let target = match parts.uri.host() {
+            Some(host) if parts.method == Method::CONNECT => format!("/{host}"),
+            _ => parts.uri.path().to_owned(),
+        };
+        match &*target {
+            "/forbidden" => {
+                let fake = self.clone();
+                let mut response = Response::new(async_stream(|sender| async move {
+                    fake.hear(body).await;
+                    // Nobody takes it from a client that left.
+                    let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"forbidden")))).await;
+                }));
+                *response.status_mut() = StatusCode::FORBIDDEN;
+                Ok(response)
+            }
+            // Without content, as HTTP has it elsewhere.
+            "/length" => {
+                let mut response = Response::new(whole(Bytes::from_static(b"bytes")));
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                response.headers_mut().insert("content-length", HeaderValue::from_static("5"));
+                Ok(response)
+            }
+            // Ends its answer, and goes on reading.
+            "/listen" => {
+                let fake = self.clone();
+                tokio::spawn(async move { fake.hear(body).await });
+                Ok(Response::new(whole(Bytes::from_static(b"listening"))))
+            }
+            // Has the last word.
+            "/converse" => {
+                let fake = self.clone();
+                Ok(Response::new(async_stream(|sender| async move {
+                    fake.hear(body).await;
+                    // Nobody takes it from a client that left.
+                    let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"goodbye")))).await;
+                })))
+            }
             "/collect" => {
                 let collected = body.collect().await.map_err(|error| DispatchError::Failed(error.to_string()))?;
                 Ok(Response::new(whole(collected.to_bytes())))
@@ -338,6 +398,14 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
             came += std::mem::take(&mut self.read).len();
         }
         came
+    }
+
+    /// So many bytes, and none more.
+    pub(super) async fn take(&mut self, bytes: usize) -> String {
+        while self.read.len() < bytes {
+            self.more().await;
+        }
+        String::from_utf8(self.read.drain(..bytes).collect()).unwrap()
     }
 
     /// Up to the end of a head.

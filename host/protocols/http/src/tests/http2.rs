@@ -117,3 +117,29 @@ async fn garbage_after_the_preface_ends_the_connection() {
     client.rest().await;
     server.check_alive().await;
 }
+
+/// A proxy whose client has left may say so by a reset without an error, which hyper takes for the body's end: a handler got half
+/// an upload as a whole one.
+#[tokio::test]
+async fn a_body_that_is_reset_without_an_error_is_not_a_whole_one() {
+    let server = Running::start(config(), RouteKind::Streamed).await;
+    let (mut client, _connection) = connect(&server).await;
+    for round in 1..=20 {
+        let (_response, mut body) = client.send_request(request("POST", "/converse"), false).unwrap();
+        body.send_data(Bytes::from_static(b"half"), false).unwrap();
+        body.send_reset(h2::Reason::NO_ERROR);
+        server.until_inside(round).await;
+        let heard = server.fake.heard.lock().clone();
+        assert!(!heard.ends_with("the end"), "{heard}");
+    }
+    let server = Running::start(config(), RouteKind::Whole).await;
+    let (mut client, _connection) = connect(&server).await;
+    for _ in 0..20 {
+        let (_response, mut body) = client.send_request(request("POST", "/wait"), false).unwrap();
+        body.send_data(Bytes::from_static(b"half"), false).unwrap();
+        body.send_reset(h2::Reason::NO_ERROR);
+        let (response, _) = client.send_request(request("GET", "/on"), true).unwrap();
+        assert_eq!(read(response).await.1, "GET /on ");
+    }
+    assert_eq!(server.fake.gate.inside.load(std::sync::atomic::Ordering::SeqCst), 0);
+}

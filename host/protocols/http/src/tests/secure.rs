@@ -9,6 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -117,6 +118,30 @@ async fn both_versions_are_negotiated() {
     // No TLS at all: closed, and nobody else suffers.
     server.exchange("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(facts(&server, &plain).await.is_some());
+}
+
+#[tokio::test]
+async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
+    let authority = Authority::new();
+    let config = HttpConfig { allowed_methods: vec![http::Method::CONNECT], ..authority.config(ClientAuth::None) };
+    let server = Running::start(config, RouteKind::Streamed).await;
+    let opened = async || {
+        let mut client = Client::new(connect(&server, &authority.client(None, &[]), "localhost").await.unwrap());
+        client.send("CONNECT echo:1 HTTP/1.1\r\nhost: echo:1\r\n\r\nahead").await;
+        assert!(client.head().await.starts_with("HTTP/1.1 200 "));
+        assert_eq!(client.take(5).await, "ahead");
+        client
+    };
+    let mut client = opened().await;
+    client.send("on").await;
+    assert_eq!(client.take(2).await, "on");
+    client.end().await;
+    // With a farewell of TLS.
+    assert_eq!(client.stream.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    let mut client = opened().await;
+    server.drain.force();
+    let cut = client.stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(cut.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

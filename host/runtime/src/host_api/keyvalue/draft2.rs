@@ -5,7 +5,10 @@ use wasmtime::component::{HasSelf, Linker, Resource};
 use self::bindings::wasi::keyvalue::atomics::CasError;
 use self::bindings::wasi::keyvalue::store::{Error, KeyResponse};
 use self::bindings::wasi::keyvalue::{atomics, batch, store};
-use super::{Bucket, Cas, Failure, Found, GuestState, Keys, Swap};
+use super::{
+    Bucket, Cas, Failure, Found, GuestState, Keys, Many, Name, Swap, TooLong, Value, whole_keys, whole_pairs,
+    whole_value,
+};
 
 mod bindings {
     wasmtime::component::bindgen!({
@@ -21,7 +24,65 @@ mod bindings {
 }
 
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    bindings::Imports::add_to_linker::<_, HasSelf<_>>(linker, |state| state)
+    bindings::Imports::add_to_linker::<_, HasSelf<_>>(linker, |state| state)?;
+    linker.allow_shadowing(true);
+    bound(linker)?;
+    linker.allow_shadowing(false);
+    Ok(())
+}
+
+fn bound(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
+    type Open = Resource<Bucket>;
+    let mut functions = linker.instance("wasi:keyvalue/store@0.2.0-draft2")?;
+    bounded!(functions, "open", |guest, name: Name| store::Host::open(guest, name.into_name()).await);
+    bounded!(functions, "[method]bucket.get", |guest, bucket: Open, key: Name| {
+        store::HostBucket::get(guest, bucket, key.into_name()).await
+    });
+    bounded!(functions, "[method]bucket.set", |guest, bucket: Open, key: Name, value: Value| {
+        store::HostBucket::set(guest, bucket, key.into_name(), whole_value(value)?).await
+    });
+    bounded!(functions, "[method]bucket.delete", |guest, bucket: Open, key: Name| {
+        store::HostBucket::delete(guest, bucket, key.into_name()).await
+    });
+    bounded!(functions, "[method]bucket.exists", |guest, bucket: Open, key: Name| {
+        store::HostBucket::exists(guest, bucket, key.into_name()).await
+    });
+    bounded!(functions, "[method]bucket.list-keys", |guest, bucket: Open, cursor: Option<Name>| {
+        store::HostBucket::list_keys(guest, bucket, cursor.map(Name::into_name)).await
+    });
+    let mut functions = linker.instance("wasi:keyvalue/atomics@0.2.0-draft2")?;
+    bounded!(functions, "increment", |guest, bucket: Open, key: Name, by: i64| {
+        atomics::Host::increment(guest, bucket, key.into_name(), by).await
+    });
+    bounded!(functions, "[static]cas.new", |guest, bucket: Open, key: Name| {
+        atomics::HostCas::new(guest, bucket, key.into_name()).await
+    });
+    functions.func_wrap_async(
+        "swap",
+        |mut store: wasmtime::StoreContextMut<'_, GuestState>, (cas, value): (Resource<Cas>, Value)| {
+            Box::new(async move {
+                let swapped = match whole_value(value) {
+                    Ok(value) => atomics::Host::swap(store.data_mut(), cas, value).await?,
+                    Err(TooLong(text)) => {
+                        store.data_mut().table.delete(cas)?;
+                        Err(CasError::StoreError(Error::Other(text)))
+                    }
+                };
+                Ok((swapped,))
+            })
+        },
+    )?;
+    let mut functions = linker.instance("wasi:keyvalue/batch@0.2.0-draft2")?;
+    bounded!(functions, "get-many", |guest, bucket: Open, keys: Many<Name>| {
+        batch::Host::get_many(guest, bucket, whole_keys(keys)?).await
+    });
+    bounded!(functions, "set-many", |guest, bucket: Open, pairs: Many<(Name, Value)>| {
+        batch::Host::set_many(guest, bucket, whole_pairs(pairs)?).await
+    });
+    bounded!(functions, "delete-many", |guest, bucket: Open, keys: Many<Name>| {
+        batch::Host::delete_many(guest, bucket, whole_keys(keys)?).await
+    });
+    Ok(())
 }
 
 impl store::Host for GuestState {
