@@ -21,7 +21,7 @@ use super::replies::Replies;
 use super::topology::Binding;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
 
 /// Between looks at what is declared.
 const LOOK: Duration = Duration::from_secs(10);

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::forwarded::Peer;
-use super::interface::{Backend, Site, Visit, answer};
+use super::interface::{Site, Visit, answer};
 use super::pulse::{Limits, Pulse, Verdict};
 use super::tls::{self, Tls};
 use super::tunnel::{Orders, Tunnel};
@@ -39,8 +39,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// For a client that never finished its request's head.
 const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-pub(super) struct Connection<B> {
-    pub(super) site: Arc<Site<B>>,
+pub(super) struct Connection {
+    pub(super) site: Arc<Site>,
     pub(super) tls: Option<Arc<Tls>>,
     pub(super) lanes: Arc<Lanes>,
     pub(super) drain: Drain,
@@ -55,7 +55,7 @@ enum End<T> {
     Forced,
 }
 
-impl<B: Backend> Connection<B> {
+impl Connection {
     pub(super) async fn serve(self, socket: TcpStream) {
         let served = match &self.tls {
             Some(tls) => self.serve_tls(tls, socket).await,
@@ -92,7 +92,7 @@ impl<B: Backend> Connection<B> {
 
     /// A stop waits for requests only as long as one may take, of which this must leave something.
     fn stop_grace(&self) -> Duration {
-        self.site.config.stop_grace.min(self.site.host.timeout() / 2)
+        self.site.config.stop_grace.min(self.site.endpoint.timeout() / 2)
     }
 
     async fn serve_tls(&self, tls: &Tls, socket: TcpStream) -> io::Result<()> {
@@ -215,12 +215,12 @@ impl<B: Backend> Connection<B> {
     }
 
     /// `tls`: the name in the client's certificate, if it showed one; none on a plain connection.
-    fn visit(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<Visit<B>> {
+    fn visit(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<Visit> {
         let peer = Peer::new(self.peer.ip(), tls.is_some(), tls.flatten());
         Arc::new(Visit {
             peer,
             pulse: Arc::new(Pulse::new(multiplexed)),
-            interface: Arc::from(self.site.host.interface()),
+            interface: Arc::from(&*self.site.endpoint.interface),
             site: self.site.clone(),
             tunnel: Mutex::new(None),
         })
@@ -241,7 +241,7 @@ impl<B: Backend> Connection<B> {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
-            request: self.site.host.timeout() + config.body_timeout + config.write_timeout,
+            request: self.site.endpoint.timeout() + config.body_timeout + config.write_timeout,
             leaving: self.stop_grace(),
         };
         let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);

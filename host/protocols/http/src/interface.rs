@@ -2,10 +2,8 @@
 //! whichever connection `connection.rs` read it from. Everything that can go wrong becomes a `Refusal` here.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -31,11 +29,9 @@ use super::{head, reply};
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyShare, NoRoom};
 use wasmcage_core::error::DispatchError;
-use wasmcage_core::readings::Outcome;
-use wasmcage_core::request::{Facts, Reply, RequestContext, RequestId};
+use wasmcage_core::request::{Facts, RequestContext, RequestId};
 use wasmcage_core::task::{self, Panic};
-use wasmcage_protocol::{Dispatch, Endpoint, Route, RouteKind};
-use wasmcage_protocol::{Interface, InterfaceContext, InterfaceError};
+use wasmcage_protocol::{Address, Dispatch, Endpoint, Interface, InterfaceContext, InterfaceError, Route, RouteKind};
 
 /// HTTP's column of the error table.
 fn status(error: &DispatchError) -> StatusCode {
@@ -65,112 +61,28 @@ impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, .. } = cx;
         let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
-        let host = Host { dispatch, endpoint: endpoint.clone() };
         let bodies = Arc::new(BodyShare::new(bodies));
-        let server = Server::bind(Site { config: self.config, host, events, bodies }, lanes).await?;
-        endpoint.announce(server.url());
-        server.run(drain).await;
+        let server =
+            Server::bind(Site { config: self.config, dispatch, endpoint: endpoint.clone(), events, bodies }, lanes)
+                .await?;
+        let listening = endpoint.listen(Address::Outside(server.url()));
+        server.run(listening, drain).await;
         Ok(())
     }
 }
 
 /// All that the connections of one interface share.
-pub(super) struct Site<B> {
+pub(super) struct Site {
     pub(super) config: HttpConfig,
-    pub(super) host: B,
+    pub(super) dispatch: Arc<dyn Dispatch>,
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) events: Events,
     pub(super) bodies: Arc<BodyShare>,
 }
 
-/// What this protocol needs of the host. The tests of this folder put a fake behind it.
-pub(super) trait Backend: Send + Sync + 'static {
-    type Route: Send;
-
-    fn interface(&self) -> &str;
-    fn module(&self) -> &str;
-    /// Of a request that brings no deadline of its own.
-    fn timeout(&self) -> Duration;
-    fn cage(&self) -> &str;
-    /// Whether the module has had a file since the cage started.
-    fn has_had_module(&self) -> bool;
-    /// Counts a request that no version of the module was there for.
-    fn count_missing(&self) {}
-    /// The port is free for a successor.
-    fn stopped_listening(&self) {}
-    fn route(&self) -> Result<Option<(RouteKind, Self::Route)>, DispatchError>;
-    fn handle(
-        &self,
-        route: Self::Route,
-        request: wasmcage_core::request::Request,
-    ) -> impl Future<Output = Result<Reply, DispatchError>> + Send;
-    fn stream(
-        &self,
-        route: Self::Route,
-        context: Arc<RequestContext>,
-        request: Request<StreamBody>,
-        longest: Duration,
-    ) -> impl Future<Output = Result<Response<StreamBody>, DispatchError>> + Send;
-}
-
-struct Host {
-    dispatch: Arc<dyn Dispatch>,
-    endpoint: Arc<Endpoint>,
-}
-
-impl Backend for Host {
-    type Route = Route;
-
-    fn interface(&self) -> &str {
-        &self.endpoint.interface
-    }
-
-    fn module(&self) -> &str {
-        &self.endpoint.module
-    }
-
-    fn cage(&self) -> &str {
-        &self.endpoint.cage
-    }
-
-    fn timeout(&self) -> Duration {
-        self.endpoint.timeout()
-    }
-
-    fn has_had_module(&self) -> bool {
-        self.dispatch.has_had_module()
-    }
-
-    fn count_missing(&self) {
-        self.endpoint.readings.begin();
-        self.endpoint.readings.end(Outcome::NotFound, Duration::ZERO, Duration::ZERO);
-    }
-
-    fn stopped_listening(&self) {
-        self.endpoint.forget_addresses();
-    }
-
-    fn route(&self) -> Result<Option<(RouteKind, Route)>, DispatchError> {
-        Ok(self.dispatch.route()?.map(|route| (route.kind(), route)))
-    }
-
-    async fn handle(&self, route: Route, request: wasmcage_core::request::Request) -> Result<Reply, DispatchError> {
-        self.dispatch.handle(route, request).await
-    }
-
-    async fn stream(
-        &self,
-        route: Route,
-        context: Arc<RequestContext>,
-        request: Request<StreamBody>,
-        longest: Duration,
-    ) -> Result<Response<StreamBody>, DispatchError> {
-        self.dispatch.stream(route, context, request, longest).await
-    }
-}
-
 /// A connection, as its requests see it.
-pub(super) struct Visit<B> {
-    pub(super) site: Arc<Site<B>>,
+pub(super) struct Visit {
+    pub(super) site: Arc<Site>,
     pub(super) peer: Peer,
     pub(super) pulse: Arc<Pulse>,
     /// The interface's name, counted per connection: a count shared by all lanes would be fought over.
@@ -180,10 +92,7 @@ pub(super) struct Visit<B> {
 }
 
 /// Serves one request; whatever happens, there is an answer.
-pub(super) async fn answer<B: Backend>(
-    visit: Arc<Visit<B>>,
-    request: Request<Incoming>,
-) -> Result<Response<Outbound>, Infallible> {
+pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Result<Response<Outbound>, Infallible> {
     let active = Active::begin(&visit.pulse);
     let config = &visit.site.config;
     let (parts, incoming) = request.into_parts();
@@ -205,13 +114,14 @@ pub(super) async fn answer<B: Backend>(
     Ok(response.map(|content| Outbound { content, active }))
 }
 
-async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, mut body: Inbound) -> Result<Response<Content>, Refusal> {
+async fn serve(visit: &Visit, parts: Parts, mut body: Inbound) -> Result<Response<Content>, Refusal> {
     let config = &visit.site.config;
     head::check(&parts, &config.allowed_methods).map_err(|fault| visit.head_refused(fault))?;
     // The version that is current now serves this request, however long its body takes.
-    match visit.site.host.route().map_err(|error| visit.not_routed(&error))? {
+    match visit.site.dispatch.route().map_err(|error| visit.not_routed(&error))? {
         None => visit.without_module(&parts),
-        Some((kind, route)) => {
+        Some(route) => {
+            let kind = route.kind();
             let allowed = body.allow(config.body_bytes_max(kind));
             allowed.map_err(|error| visit.body_refused(&error))?;
             match kind {
@@ -224,12 +134,7 @@ async fn serve<B: Backend>(visit: &Visit<B>, parts: Parts, mut body: Inbound) ->
 }
 
 /// A `handler` module: it gets the body at once, and its deadline does not run while a slow client sends.
-async fn whole<B: Backend>(
-    visit: &Visit<B>,
-    route: B::Route,
-    parts: Parts,
-    body: Inbound,
-) -> Result<Response<Content>, Refusal> {
+async fn whole(visit: &Visit, route: Route, parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
     let config = &visit.site.config;
     let mut room = visit.site.bodies.room(visit.peer.address);
     let body = match tokio::time::timeout(config.body_timeout, body.collect(&mut room)).await {
@@ -245,7 +150,7 @@ async fn whole<B: Backend>(
         body,
         body_room: Some(room),
     };
-    let mut reply = visit.site.host.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
+    let mut reply = visit.site.dispatch.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
     let mut room = visit.site.bodies.room(visit.peer.address);
     room.grow(reply.body.len()).map_err(|error| visit.reply_without_room(&context, error))?;
     reply.body = room.hold(reply.body);
@@ -253,19 +158,14 @@ async fn whole<B: Backend>(
 }
 
 /// A `wasi:http` module: bodies stream both ways; its deadline runs from here, and anew with each part that moves.
-async fn streamed<B: Backend>(
-    visit: &Visit<B>,
-    route: B::Route,
-    mut parts: Parts,
-    body: Inbound,
-) -> Result<Response<Content>, Refusal> {
+async fn streamed(visit: &Visit, route: Route, mut parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
     let context = visit.context(&parts);
     head::complete_target(&mut parts, context.facts.get(Facts::ENCRYPTED).is_some());
     let method = parts.method.clone();
     let (body, too_large) = body.stream();
     let request = Request::from_parts(parts, body);
     let longest = visit.site.config.stream_timeout;
-    let response = visit.site.host.stream(route, context.clone(), request, longest).await.map_err(|error| {
+    let response = visit.site.dispatch.stream(route, context.clone(), request, longest).await.map_err(|error| {
         if too_large.load(Ordering::Relaxed) {
             // The module could not but fail: the client's body is the cause.
             let bytes_max = visit.site.config.body_bytes_max(RouteKind::Streamed);
@@ -280,12 +180,7 @@ async fn streamed<B: Backend>(
 /// CONNECT to a `wasi:http` module: if it answers with success, the connection or the stream becomes a tunnel; any other answer
 /// is an ordinary one, after which a connection of HTTP/1 is closed: what a client sends into the tunnel that it hopes for must
 /// not be taken for its next request.
-async fn tunnelled<B: Backend>(
-    visit: &Visit<B>,
-    route: B::Route,
-    mut parts: Parts,
-    body: Inbound,
-) -> Result<Response<Content>, Refusal> {
+async fn tunnelled(visit: &Visit, route: Route, mut parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
     let config = &visit.site.config;
     let closing = |mut refusal: Refusal| {
         visit.pulse.body_left_unread();
@@ -300,7 +195,7 @@ async fn tunnelled<B: Backend>(
     let (door, entrance) = tunnel::entrance();
     let request = Request::from_parts(parts, StreamBody::new(entrance));
     let longest = config.stream_timeout;
-    let answered = visit.site.host.stream(route, context.clone(), request, longest).await;
+    let answered = visit.site.dispatch.stream(route, context.clone(), request, longest).await;
     let response = answered.map_err(|error| closing(refused(context.id, &error)))?;
     let unfit = |error: reply::ReplyError| closing(visit.unfit(&context, &error));
     if !response.status().is_success() {
@@ -316,7 +211,7 @@ async fn tunnelled<B: Backend>(
     let (answer, from_module) = reply::tunnel(response, config.response_header_bytes_max).map_err(unfit)?;
     let bytes_max = config.body_bytes_max(RouteKind::Streamed);
     // After the module's own last deadline, and the time for what it left.
-    let latest = context.started + longest.max(visit.site.host.timeout()) + config.write_timeout;
+    let latest = context.started + longest.max(visit.site.endpoint.timeout()) + config.write_timeout;
     let tunnel = Tunnel { door, from_module, bytes_max, latest, active: Active::begin(&visit.pulse) };
     match upgrade {
         Some(upgrade) if version == Version::HTTP_2 => run_in_stream(visit, context.id, upgrade, tunnel),
@@ -326,7 +221,7 @@ async fn tunnelled<B: Backend>(
 }
 
 /// The tunnel of a stream of HTTP/2 begins when hyper has sent the answer's head. It ends with its connection at the latest.
-fn run_in_stream<B: Backend>(visit: &Visit<B>, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
+fn run_in_stream(visit: &Visit, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
     let sender = tunnel::Sender::expected();
     let (site, peer) = (visit.site.clone(), visit.peer.address);
     tokio::spawn(async move {
@@ -349,10 +244,10 @@ fn refused(request: RequestId, error: &DispatchError) -> Refusal {
     Refusal::new(request, status(error), error.code(), error.public_text())
 }
 
-impl<B: Backend> Visit<B> {
+impl Visit {
     fn context(&self, parts: &Parts) -> Arc<RequestContext> {
         let facts = self.peer.facts(&parts.headers, &self.site.config.trusted_proxies);
-        Arc::new(RequestContext::new(self.interface.clone(), super::NAME, self.site.host.timeout(), facts))
+        Arc::new(RequestContext::new(self.interface.clone(), super::NAME, self.site.endpoint.timeout(), facts))
     }
 
     fn turned_away(&self, status: StatusCode, code: &'static str, text: &'static str, detail: &str) -> Refusal {
@@ -396,14 +291,14 @@ impl<B: Backend> Visit<B> {
     /// No version of the module can serve now. A browser is told so in a friendly way while nobody has given the cage such a
     /// module; everything else may be work, which must not look as if it was done.
     fn without_module(&self, parts: &Parts) -> Result<Response<Content>, Refusal> {
-        let host = &self.site.host;
-        if !host.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
+        let endpoint = &self.site.endpoint;
+        if !self.site.dispatch.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
             let target = head::target(&parts.uri);
-            return Ok(page::up_and_running(&target, host.cage(), host.module(), &Reader::of(parts)));
+            return Ok(page::up_and_running(&target, &endpoint.cage, &endpoint.module, &Reader::of(parts)));
         }
-        host.count_missing();
+        endpoint.count_without_module();
         let request = RequestId::new();
-        self.site.events.no_module(request, host.module());
+        self.site.events.no_module(request, &endpoint.module);
         let text = "the module that answers here is not ready";
         Err(Refusal::new(request, StatusCode::SERVICE_UNAVAILABLE, "module-not-ready", text))
     }
@@ -411,19 +306,19 @@ impl<B: Backend> Visit<B> {
     /// The module cannot serve this interface at all.
     fn not_routed(&self, error: &DispatchError) -> Refusal {
         let request = RequestId::new();
-        self.site.events.not_routed(request, self.site.host.module(), error);
+        self.site.events.not_routed(request, &self.site.endpoint.module, error);
         refused(request, error)
     }
 
     /// A module's answer that cannot be sent: 502, since the module is what stands behind this server.
     fn unfit(&self, context: &RequestContext, error: &reply::ReplyError) -> Refusal {
-        self.site.events.reply_unfit(context, self.site.host.module(), error);
+        self.site.events.reply_unfit(context, &self.site.endpoint.module, error);
         Refusal::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
     /// The module's answer is too much to keep until its client has taken it. What the module did is done.
     fn reply_without_room(&self, context: &RequestContext, error: NoRoom) -> Refusal {
-        self.site.events.no_room_for_reply(context, self.site.host.module(), error);
+        self.site.events.no_room_for_reply(context, &self.site.endpoint.module, error);
         let text = "too many and too large answers at the moment";
         Refusal::new(context.id, StatusCode::SERVICE_UNAVAILABLE, "overloaded", text)
     }

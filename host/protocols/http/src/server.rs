@@ -13,12 +13,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection;
-use super::interface::{Backend, Site};
+use super::interface::Site;
 use super::tls::Tls;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::task;
-use wasmcage_protocol::InterfaceError;
+use wasmcage_protocol::{InterfaceError, Listening};
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -30,34 +30,34 @@ const BACKLOG: u32 = 4096;
 /// it has connected already.
 const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
 
-pub(super) struct Server<B> {
+pub(super) struct Server {
     listener: TcpListener,
-    intake: Intake<B>,
+    intake: Intake,
 }
 
 /// Where accepted connections go.
-struct Intake<B> {
+struct Intake {
     address: SocketAddr,
-    site: Arc<Site<B>>,
+    site: Arc<Site>,
     tls: Option<Arc<Tls>>,
     lanes: Arc<Lanes>,
     seats: Arc<Seats>,
 }
 
-impl<B: Backend> Server<B> {
+impl Server {
     /// # Errors
     /// `Listen` when the address cannot be had, `Setup` when the certificates cannot be used.
-    pub(super) async fn bind(site: Site<B>, lanes: Arc<Lanes>) -> Result<Self, InterfaceError> {
+    pub(super) async fn bind(site: Site, lanes: Arc<Lanes>) -> Result<Self, InterfaceError> {
         let tls = match site.config.tls.clone() {
             Some(files) => Some(Arc::new(Tls::load(files).await.map_err(|error| InterfaceError::Setup {
-                interface: site.host.interface().to_owned(),
+                interface: site.endpoint.interface.to_string(),
                 text: "tls cannot be set up".to_owned(),
                 source: Some(Box::new(error)),
             })?)),
             None => None,
         };
         let (listener, address) = listen(&site.config.listen).await.map_err(|source| InterfaceError::Listen {
-            interface: site.host.interface().to_owned(),
+            interface: site.endpoint.interface.to_string(),
             address: site.config.listen.clone(),
             source,
         })?;
@@ -73,7 +73,7 @@ impl<B: Backend> Server<B> {
 
     /// Serves until the drain begins and the last connection has ended, or until it is forced. Dropping this future ends
     /// all connections.
-    pub(super) async fn run(self, drain: Drain) {
+    pub(super) async fn run(self, listening: Listening, drain: Drain) {
         // Counts this interface's connections, and ends them with this future.
         let own = ForceOnDrop(drain.child());
         tokio::select! {
@@ -84,14 +84,14 @@ impl<B: Backend> Server<B> {
         let Self { listener, intake } = self;
         intake.accept_the_last(&listener, &drain, &own.0).await;
         drop(listener);
-        intake.site.host.stopped_listening();
+        drop(listening);
         intake.site.events.stopped(intake.seats.total());
         // Whoever drains the cage sets the time and forces; then the connections drop by themselves.
         own.0.complete(Duration::MAX).await;
     }
 }
 
-impl<B: Backend> Intake<B> {
+impl Intake {
     async fn accept_forever(&self, listener: &TcpListener, drain: &Drain, own: &Drain) {
         loop {
             let accepted = listener.accept().await;
@@ -158,7 +158,7 @@ impl<B: Backend> Intake<B> {
 }
 
 /// Never ends: without TLS there is nothing to reload.
-async fn reload_certificates<B>(tls: Option<&Tls>, site: &Site<B>) {
+async fn reload_certificates(tls: Option<&Tls>, site: &Site) {
     match tls {
         Some(tls) => tls.reload_forever(&site.events).await,
         None => std::future::pending().await,

@@ -50,7 +50,7 @@ impl Dispatcher {
         callee.check_caller(&home.cage, &target.module, HANDLE)?;
         let current = callee.0.modules.get(&target.module).and_then(|slot| Some((slot.clone(), slot.current()?)));
         let (slot, version) = current.ok_or_else(|| callee.no_such_module(&target.module))?;
-        let context = callee.tighten(context, &version);
+        let context = Dispatcher::tighten(context, &version);
         let context = match request.stream() {
             Some(outer) => Arc::new(context.streamed_within(outer, version.home.settings.timeout)),
             None => context,

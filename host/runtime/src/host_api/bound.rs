@@ -7,11 +7,10 @@ use std::sync::Arc;
 use super::{GuestState, Home};
 use crate::dispatcher::CallOptions;
 use crate::module::binding::BoundFunction;
-use crate::module::value::{Item, Side};
+use crate::module::value::{self, Item, Side};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
 use wasmcage_core::telemetry::error_chain;
-use wasmcage_core::values::Values;
 
 /// Who calls, taken from the store before the guest is suspended.
 pub struct Caller {
@@ -63,6 +62,6 @@ async fn try_call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>
     let Payload::Values(results) = answer else {
         return Err(DispatchError::Failed("the answer is not of component values".into()));
     };
-    let results = results.into_items(signature, Side::Result, function.carrier.is_some());
+    let results = value::items(results, signature, Side::Result, function.carrier.is_some());
     results.map_err(|error| DispatchError::Failed(format!("the result cannot be taken: {}", error_chain(&error))))
 }

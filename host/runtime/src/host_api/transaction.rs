@@ -22,7 +22,6 @@ use wasmcage_resource::transaction::{
     Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
 };
 use wasmcage_resource::{Phase, ResourceError};
-use wasmcage_resource::{Phase, ResourceError};
 
 /// A transaction that a guest has begun.
 pub type TransactionHandle = Handle<Transaction>;

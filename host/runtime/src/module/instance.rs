@@ -15,13 +15,14 @@ use super::command;
 use super::exports::{self, Exports, PlainFunction};
 use super::limits::Limits;
 use super::room::PoolPart;
-use super::value::{self, Item, Side, Signature, Values};
+use super::value::{self, Item, Side, Signature};
 use crate::host_api::bindings::types;
 use crate::host_api::{GuestState, Home};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes;
 use wasmcage_core::request::{Deadline, Payload, Reply, Request, RequestContext, StreamDeadline};
 use wasmcage_core::telemetry::error_chain;
+use wasmcage_core::values::Values;
 
 /// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
 const DEADLINE_GRACE: Duration = Duration::from_millis(10);
@@ -218,8 +219,7 @@ impl Instance {
         context: Arc<RequestContext>,
         arguments: Values,
     ) -> Result<Payload, DispatchError> {
-        let arguments = arguments
-            .into_items(signature, Side::Arguments, function.carrier.is_some())
+        let arguments = value::items(arguments, signature, Side::Arguments, function.carrier.is_some())
             .map_err(|misfit| DispatchError::BadRequest(format!("function {name}: {}", error_chain(&misfit))))?;
         let func = self.func(name, function)?;
         let deadline = context.deadline;

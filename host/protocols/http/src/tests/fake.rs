@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::Frame;
@@ -18,16 +19,18 @@ use tokio::task::JoinHandle;
 use super::super::config::HttpConfig;
 use super::super::events::Events;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
-use super::super::interface::{Backend, Site};
+use super::super::interface::Site;
 use super::super::server::Server;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyBudget, BodyShare};
+use wasmcage_core::call::{Call, Remote};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_core::request::{Facts, Reply, Request, RequestContext};
-use wasmcage_protocol::InterfaceError;
-use wasmcage_protocol::RouteKind;
+use wasmcage_core::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
+use wasmcage_core::run_to_end::RunToEnd;
+use wasmcage_protocol::{Address, Dispatch, Endpoint, InterfaceError, Route, RouteKind};
+use wasmcage_store::CallEntry;
 
 /// Longer than anything here takes; a test that meets it has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -109,41 +112,27 @@ impl Fake {
     }
 }
 
-impl Backend for Fake {
-    type Route = ();
-
-    fn interface(&self) -> &str {
-        "my_http"
-    }
-
-    fn module(&self) -> &str {
-        "interface_my_http"
-    }
-
-    fn cage(&self) -> &str {
-        "runner"
+#[async_trait]
+impl Dispatch for Fake {
+    fn route(&self) -> Result<Option<Route>, DispatchError> {
+        Ok(self.kind.map(|kind| Route::new(kind, Arc::new(()))))
     }
 
     fn has_had_module(&self) -> bool {
         self.had_module.load(Ordering::SeqCst)
     }
 
-    fn timeout(&self) -> Duration {
-        *self.timeout.lock()
-    }
-
-    fn route(&self) -> Result<Option<(RouteKind, ())>, DispatchError> {
-        Ok(self.kind.map(|kind| (kind, ())))
-    }
-
-    async fn handle(&self, (): (), request: Request) -> Result<Reply, DispatchError> {
-        self.reply(&request.action, &request.target, request.body, &request.context.facts).await
+    fn handle(&self, _: Route, request: Request) -> RunToEnd<Result<Reply, DispatchError>> {
+        let this = self.clone();
+        RunToEnd::new(async move {
+            this.reply(&request.action, &request.target, request.body, &request.context.facts).await
+        })
     }
 
     /// Echoes the body as it comes, trailers included. `CONNECT echo:1` is told what to do like `/echo`.
     async fn stream(
         &self,
-        (): (),
+        _: Route,
         context: Arc<RequestContext>,
         request: http::Request<StreamBody>,
         _longest: Duration,
@@ -228,6 +217,30 @@ impl Backend for Fake {
             }
         }
     }
+
+    async fn call(&self, _: Arc<RequestContext>, _: &str, _: &str, _: Payload) -> Result<Payload, DispatchError> {
+        unreachable!("HTTP calls no functions")
+    }
+
+    async fn called(&self, _: Call) -> Result<Payload, DispatchError> {
+        unreachable!("HTTP brings no calls")
+    }
+
+    async fn attempt(&self, _: &CallEntry, _: Vec<u8>, _: Deadline) -> Result<(), DispatchError> {
+        unreachable!("HTTP has no queue")
+    }
+
+    fn flock(&self) -> String {
+        unreachable!("HTTP is for everybody")
+    }
+
+    fn set_remote(&self, _: Arc<dyn Remote>) {
+        unreachable!("HTTP carries no calls")
+    }
+
+    fn unset_remote(&self, _: &Arc<dyn Remote>) {
+        unreachable!("HTTP carries no calls")
+    }
 }
 
 type FrameResult = Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>;
@@ -302,11 +315,14 @@ impl Running {
         let budget = Arc::new(BodyBudget::new(body_bytes));
         let bodies = Arc::new(BodyShare::new(budget.clone()));
         let events = Events::new("runner".into(), "my_http".into());
-        let server = Server::bind(Site { config, host: fake.clone(), events, bodies }, lanes.clone()).await?;
+        let endpoint = Endpoint::new("my_http".into(), "http", "runner".into(), "interface_my_http".into(), PATIENCE);
+        let endpoint = Arc::new(endpoint);
+        let site = Site { config, dispatch: Arc::new(fake.clone()), endpoint: endpoint.clone(), events, bodies };
+        let server = Server::bind(site, lanes.clone()).await?;
         let url = server.url();
         let address = url.split('/').nth(2).unwrap().parse().unwrap();
         let drain = Drain::new();
-        let task = tokio::spawn(server.run(drain.clone()));
+        let task = tokio::spawn(server.run(endpoint.listen(Address::Outside(url)), drain.clone()));
         Ok(Self { address, drain, fake, budget, task, _lanes: lanes })
     }
 

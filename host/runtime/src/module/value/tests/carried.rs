@@ -115,15 +115,15 @@ fn values_know_their_function() {
         match text {
             None => {
                 assert_eq!(direct.bytes(), remote.bytes());
-                assert_eq!(direct.clone().into_items(&here, Side::Arguments, false).unwrap(), items());
-                assert_eq!(remote.into_items(&here, Side::Arguments, false).unwrap(), items());
-                let answered = direct.into_items(&here, Side::Result, false);
+                assert_eq!(items_of(direct.clone(), &here, Side::Arguments, false).unwrap(), items());
+                assert_eq!(items_of(remote, &here, Side::Arguments, false).unwrap(), items());
+                let answered = items_of(direct, &here, Side::Result, false);
                 assert!(matches!(answered, Err(Misfit::Malformed { .. })), "{answered:?}");
             }
             Some(text) => {
-                let error = direct.into_items(&here, Side::Arguments, false).unwrap_err().to_string();
+                let error = items_of(direct, &here, Side::Arguments, false).unwrap_err().to_string();
                 assert!(error.ends_with(text), "{error}");
-                assert!(matches!(remote.into_items(&here, Side::Arguments, false), Err(Misfit::Fingerprint { .. })));
+                assert!(matches!(items_of(remote, &here, Side::Arguments, false), Err(Misfit::Fingerprint { .. })));
             }
         }
     };
