@@ -9,8 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::find;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, OperationReply, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Resource, ResourceError};
 use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
 
 pub struct Scene {

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::StoreError;
 use super::access::{Afterwards, Writer};
 use super::opened::{Opened, contained};
 use super::overlay::Overlay;
-use super::{StoreError, snapshot::Snapshot};
+use super::snapshot::Snapshot;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task;
 

@@ -13,9 +13,8 @@ use wasmcage_fabric::discovery::Registry;
 use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
 
 use super::{Findings, OnLan, Verdict, peer};
-use crate::control;
 use crate::supervisor::pid_lock::Holder;
-use crate::{CommandError, holder};
+use crate::{CommandError, control, holder};
 use wasmcage_core::directories;
 
 /// What a running cage says of its interface `rpc`.

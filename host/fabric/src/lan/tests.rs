@@ -13,8 +13,6 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
 use crate::contract::{Bench, Running, call, call_of, contract};
-use crate::contract::{Bench, Running, call, contract};
-use crate::fabric::CopyId;
 use crate::fabric::CopyId;
 use crate::keys::{Authority, KEYS_DIRECTORY};
 use crate::link::frame::{self, Refusal};

@@ -27,8 +27,7 @@ use super::topology::{Exchange, exchanges, is_the_brokers_own, key};
 use super::value::short;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, OperationReply, Phase, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Phase, Resource, ResourceError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// Bytes of messages that wait for a transaction's commit.

@@ -12,8 +12,7 @@ use super::File;
 use wasmcage_config::testing::resource_section;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol as _;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, OperationReply, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Resource, ResourceError};
 
 struct Bench {
     directory: TempDir,

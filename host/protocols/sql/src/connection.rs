@@ -9,8 +9,7 @@ use super::rows::{Limits, Rows};
 use super::statement::{Dialect, Kind};
 use super::stream::ResultStream;
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Connection, Reuse};
-use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, ResourceError, Reuse};
 
 const ISOLATION: &[(&str, &str)] = &[
     ("read-uncommitted", "read uncommitted"),

@@ -62,8 +62,7 @@ use self::statement::Dialect;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, Phase, ResourceError};
+use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 
 pub struct Sql;
 

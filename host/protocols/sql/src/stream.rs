@@ -9,8 +9,7 @@ use tokio::sync::mpsc;
 use super::connection::Session;
 use super::operation::Statement;
 use super::rows::{Limits, Rows};
-use wasmcage_resource::Connection;
-use wasmcage_resource::{ReplyStream, ResourceError};
+use wasmcage_resource::{Connection, ReplyStream, ResourceError};
 
 pub(super) struct ResultStream {
     /// Owns the connection until it ends.

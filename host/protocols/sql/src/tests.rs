@@ -10,8 +10,7 @@ use super::settings::Settings;
 use wasmcage_config as config;
 use wasmcage_config::{Environment, ProtocolInfo};
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, Phase, ResourceError};
+use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 
 fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
     let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");

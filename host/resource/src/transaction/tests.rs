@@ -8,9 +8,8 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::PoolSettings;
 use crate::double::{Does, Script, caller, operation, pool, resource, until};
-use crate::{CacheSettings, Caching, LiveResource, OperationOptions};
+use crate::{CacheSettings, Caching, LiveResource, OperationOptions, PoolSettings};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_store::{Outcome, Quota, StateValue, Step, Store, StoreSettings};

@@ -4,16 +4,16 @@
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
 
-use super::GuestState;
-use super::bindings::call::CallError;
-use super::bindings::resources::ResourceError as WitError;
-use super::bindings::state::StateError;
+use super::bindings::call::{self, CallError};
+use super::bindings::resources::{self, ResourceError as WitError};
+use super::bindings::state::{self, StateError};
 use super::bindings::types::Payload;
-use super::bindings::{call, config, context, lock, log, resources, state, transaction};
+use super::bindings::{config, context, lock, log, transaction};
 use super::log::LINE_BYTES_MAX;
-use super::short_records::{self as short, Begin, Names, Operation, Options, Range, RetriedCall, Steps, Value};
+use super::short_records::{Begin, Names, Operation, Options, Range, RetriedCall, Steps, Value};
 use super::text::{Name, Text, TooLong};
 use super::transaction::TransactionHandle;
+use super::{GuestState, short_records as short};
 use wasmcage_resource::transaction::Participant;
 use wasmcage_resource::{Phase, ResourceError};
 

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::record::{CallEntry, CallState, Counts, Seen};
-use super::{Source, keys, record};
+use super::record::{self, CallEntry, CallState, Counts, Seen};
+use super::{Source, keys};
 use crate::{Space, StoreError, Writer};
 
 /// Calls whose time has come that one write makes ready.

@@ -21,8 +21,7 @@ use super::directory::Directory;
 use super::{error, temporary};
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
 
 /// Bytes of one part of a file that is read in parts.
 const PART_BYTES: usize = 64 * 1024;

@@ -24,8 +24,7 @@ use self::config::ClientConfig;
 use self::operation::Exchange;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
-use wasmcage_resource::{Connection, Resource};
-use wasmcage_resource::{Operation, OperationReply, Phase, ReplyStream, ResourceError};
+use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
 use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
 
 /// `[resources.x]` with `protocol = "http"`.

@@ -6,8 +6,7 @@ use tokio::net::TcpStream;
 
 use super::super::config::HttpConfig;
 use super::fake::{PATIENCE, Running, config, header, until};
-use wasmcage_protocol::InterfaceError;
-use wasmcage_protocol::RouteKind;
+use wasmcage_protocol::{InterfaceError, RouteKind};
 
 #[tokio::test]
 async fn a_port_in_use_is_an_error() {

@@ -17,8 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::super::config::HttpConfig;
 use super::super::tls::{ClientAuth, TlsFiles};
 use super::fake::{Client, PATIENCE, Running, config};
-use wasmcage_protocol::InterfaceError;
-use wasmcage_protocol::RouteKind;
+use wasmcage_protocol::{InterfaceError, RouteKind};
 
 /// An authority, and a directory with the files of a server.
 struct Authority {

@@ -9,9 +9,9 @@ use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, Val};
 use wasmtime::{Config, Engine};
 
-use super::arguments::JSON_BYTES_MAX;
+use super::arguments::{self, JSON_BYTES_MAX};
 use super::read::VALUES_MAX;
-use super::{Outcome, Shape, Signature, arguments, write};
+use super::{Outcome, Shape, Signature, write};
 
 /// Functions over every type, imported by a component since an import needs no code.
 const FUNCTIONS: &str = r#"(component
