@@ -7,5 +7,5 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    wasmcage_cli::main(&wasmcage_bin::protocols())
+    wasmcage_cli::main(wasmcage_bin::protocols())
 }

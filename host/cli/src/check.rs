@@ -61,17 +61,17 @@ enum Unfit {
 }
 
 impl CheckArgs {
-    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
         let checked = if is_file(&self.subject) {
             let file = PathBuf::from(&self.subject);
             let settings = match self.cage_of(&file)? {
-                Some(cage) => settings(&config(&self.root.root, &cage, protocols)?, &file),
+                Some(cage) => settings(&config(&self.root.root, &cage)?, &file),
                 None => ModuleConfig::default(),
             };
             inspect(&self.root.root, vec![(file, settings)])?
         } else {
             check_cage(&self.root.root, &self.subject)?;
-            let config = config(&self.root.root, &self.subject, protocols)?;
+            let config = config(&self.root.root, &self.subject)?;
             let files = modules(&self.root.root, &self.subject);
             inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), settings(&config, &file))).collect())?
         };

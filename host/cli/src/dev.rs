@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
-use wasmcage::Protocols;
 use wasmcage_config::{FILE_NAME, SHARED_DIRECTORY};
 use wasmcage_core::telemetry::error_chain;
 
@@ -35,8 +34,8 @@ pub(super) struct DevArgs {
 }
 
 impl DevArgs {
-    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
-        let (options, locks) = self.start.prepare(protocols)?;
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let (options, locks) = self.start.prepare()?;
         let root = options.directories.root.clone();
         let (changed_tx, changed) = mpsc::channel();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {

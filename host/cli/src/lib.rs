@@ -28,6 +28,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 pub use self::cage_toml::REFERENCE;
 use clap::{Args, Parser, Subcommand};
@@ -43,13 +44,24 @@ use crate::supervisor::pid_lock::{self, Holder, LockError};
 use crate::supervisor::secondary::ServeError;
 use crate::supervisor::{FAILED, MISCONFIGURED, STOPPED, SuperviseError};
 
+/// The protocols of the program, as `main` was given them: what every command that reads a `cage.toml` has to know.
+static PROTOCOLS: OnceLock<Protocols> = OnceLock::new();
+
+fn protocols() -> &'static Protocols {
+    PROTOCOLS.get_or_init(Protocols::default)
+}
+
 /// The program: reads the command line, has it done, prints what went wrong. Returns the exit code.
-pub fn main(protocols: &Protocols) -> ExitCode {
+///
+/// # Panics
+/// When it is called twice.
+pub fn main(known: Protocols) -> ExitCode {
+    PROTOCOLS.set(known).expect("a program has one command line");
     // Where this program starts itself by a name that stays, `ps` and `pkill` would know it by the last part of that one.
     let _ = rustix::thread::set_name(c"wasmcage");
     wasmcage_core::task::install_panic_hook();
     completion::complete();
-    let done = execute(Cli::parse(), protocols);
+    let done = execute(Cli::parse());
     wasmcage_core::telemetry::flush();
     match done {
         Ok(code) => code,
@@ -144,24 +156,24 @@ struct RootArg {
 
 /// # Errors
 /// What the command could not do. A command whose answer is no, such as `check`, says so by its exit code.
-fn execute(cli: Cli, protocols: &Protocols) -> Result<ExitCode, CommandError> {
+fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     let code = match cli.command {
-        Command::Run(args) => args.execute(protocols)?,
-        Command::Dev(args) => args.execute(protocols)?,
+        Command::Run(args) => args.execute()?,
+        Command::Dev(args) => args.execute()?,
         Command::Stop(args) => args.execute()?,
         Command::Ps(args) => args.execute()?,
         Command::Call(args) => args.execute()?,
         Command::State(args) => args.execute()?,
-        Command::Retry(args) => args.execute(protocols)?,
+        Command::Retry(args) => args.execute()?,
         Command::Logs(args) => args.execute()?,
-        Command::Check(args) => args.execute(protocols)?,
+        Command::Check(args) => args.execute()?,
         Command::New(args) => args.execute()?,
         Command::Build(args) => args.execute()?,
         Command::Keys(args) => args.execute()?,
         Command::Doctor(args) => args.execute()?,
         Command::CageToml(args) => args.execute()?,
         Command::Completions(args) => args.execute()?,
-        Command::Secondary(args) => args.execute(protocols)?,
+        Command::Secondary(args) => args.execute()?,
         Command::Compile(args) => return Ok(args.execute()),
     };
     Ok(ExitCode::from(code))
@@ -307,8 +319,8 @@ fn selected(root: &Path, names: &[String]) -> Result<Vec<String>, CommandError> 
     if names.is_empty() { Ok(cages_in(root)) } else { Ok(names.to_vec()) }
 }
 
-fn config(root: &Path, cage: &str, protocols: &Protocols) -> Result<CageConfig, CommandError> {
-    load_config(root, cage, &host_name(), protocols)
+fn config(root: &Path, cage: &str) -> Result<CageConfig, CommandError> {
+    load_config(root, cage, &host_name(), protocols())
         .map_err(|source| CommandError::Config { cage: cage.to_owned(), source })
 }
 

@@ -199,7 +199,7 @@ mod tests {
         };
         assert_eq!(args(Language::Rust, "interface_web").execute().unwrap(), STOPPED);
         assert_eq!(args(Language::Python, "report").execute().unwrap(), STOPPED);
-        let config = config(&root, "hello", &Protocols::default()).unwrap();
+        let config = config(&root, "hello").unwrap();
         for name in ["interface_web", "report"] {
             let source = config.modules[name].source.as_ref().unwrap();
             assert_eq!(source.canonicalize().unwrap(), directory.path().join(name).canonicalize().unwrap());

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
-use wasmcage::Protocols;
 use wasmcage_core::telemetry::{self, LogFormat, TerminalOptions};
 
 use super::{CommandError, RootArg, build, check_cages, completion, directories, is_cage_name};
@@ -49,8 +48,8 @@ pub(super) struct StartArgs {
 }
 
 impl RunArgs {
-    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
-        let (options, locks) = self.start.prepare(protocols)?;
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
+        let (options, locks) = self.start.prepare()?;
         if self.build {
             build::before_start(&options.directories.root, &options.cages)?;
         }
@@ -60,12 +59,11 @@ impl RunArgs {
 
 impl StartArgs {
     /// Everything that can be refused is refused before the first thing is done.
-    pub(super) fn prepare(&self, protocols: &Protocols) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
+    pub(super) fn prepare(&self) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
         let root = self.root.root.clone();
         check_cages(&root, &self.cages).map_err(|error| with_mkdir(error, &root, &self.cages))?;
         let (cages, lanes, log_format) = (self.cages.clone(), self.lanes, self.log_format);
-        let options =
-            RunOptions { directories: directories(&root), cages, lanes, log_format, protocols: protocols.clone() };
+        let options = RunOptions { directories: directories(&root), cages, lanes, log_format };
         start_telemetry(&options);
         let locks = supervisor::lock(&options)?;
         Ok((options, locks))

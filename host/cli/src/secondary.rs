@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use wasmcage::Protocols;
 use wasmcage_core::telemetry::LogFormat;
 
 use super::{CommandError, directories, run};
@@ -23,10 +22,9 @@ pub(super) struct SecondaryArgs {
 }
 
 impl SecondaryArgs {
-    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
         let Self { cages, root, lanes, log_format } = self;
-        let options =
-            RunOptions { directories: directories(&root), cages, lanes, log_format, protocols: protocols.clone() };
+        let options = RunOptions { directories: directories(&root), cages, lanes, log_format };
         run::start_telemetry(&options);
         Ok(secondary::serve(&options)?)
     }

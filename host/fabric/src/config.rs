@@ -28,6 +28,17 @@ pub enum FabricConfig {
     Nats(super::nats::NatsConfig),
 }
 
+impl FabricConfig {
+    /// The machines that a cage reaches by itself; none where servers of the fabric carry its calls.
+    pub fn into_lan(self) -> Option<LanConfig> {
+        match self {
+            Self::Lan(lan) => Some(lan),
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LanConfig {
     /// TCP address for other machines; none: only this machine's cages can call.

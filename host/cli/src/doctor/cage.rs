@@ -14,8 +14,7 @@ use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificat
 
 use super::{Findings, OnLan, Verdict, peer};
 use crate::supervisor::pid_lock::Holder;
-use crate::{CommandError, control, holder};
-use wasmcage_core::directories;
+use crate::{CommandError, control, directories, holder};
 
 /// What a running cage says of its interface `rpc`.
 struct Running {

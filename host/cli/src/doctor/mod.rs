@@ -13,7 +13,7 @@ use clap_complete::engine::ArgValueCandidates;
 use serde_json::{Value, json};
 use wasmcage_config::CageConfig;
 use wasmcage_core::telemetry::error_chain;
-use wasmcage_fabric::{FabricConfig, LanConfig, RpcConfig};
+use wasmcage_fabric::{LanConfig, RpcConfig};
 
 use super::{CommandError, RootArg, completion, config, print, selected};
 use crate::supervisor::{FAILED, STOPPED};
@@ -153,10 +153,9 @@ fn read(config: CageConfig, findings: &mut Findings) -> Option<OnLan> {
         );
         return None;
     };
-    match RpcConfig::read(interface.section.clone()).map(|rpc| rpc.fabric) {
-        Ok(FabricConfig::Lan(lan)) => Some(OnLan { config, lan }),
-        #[cfg(feature = "nats")]
-        Ok(FabricConfig::Nats(_)) => {
+    match RpcConfig::read(interface.section.clone()).map(|rpc| rpc.fabric.into_lan()) {
+        Ok(Some(lan)) => Some(OnLan { config, lan }),
+        Ok(None) => {
             findings.ok("fabric", "nats: calls go by its servers, and none of what is checked here is needed");
             None
         }

@@ -6,7 +6,6 @@ mod output;
 use clap::{Args, Subcommand};
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::Value;
-use wasmcage::Protocols;
 use wasmcage_store::Store;
 
 use super::{CommandError, RootArg, check_cage, completion, config, directories, holder, print};
@@ -121,29 +120,29 @@ struct Which {
 }
 
 impl RetryArgs {
-    pub(super) fn execute(self, protocols: &Protocols) -> Result<u8, CommandError> {
+    pub(super) fn execute(self) -> Result<u8, CommandError> {
         match self.action {
             Action::List(args) => {
                 let ListArgs { of, queue, dead, limit, json } = args;
-                let answer = of.ask(protocols, &RetryRequest::List { queue, dead, limit })?;
+                let answer = of.ask(&RetryRequest::List { queue, dead, limit })?;
                 print(if json { answer.to_string() } else { output::table(&answer, dead) })?;
             }
             Action::Show(args) => {
-                let answer = args.of.ask(protocols, &RetryRequest::Show { id: args.id })?;
+                let answer = args.of.ask(&RetryRequest::Show { id: args.id })?;
                 print(if args.json { answer.to_string() } else { output::one(&answer) })?;
             }
             Action::Run(args) => {
-                let ids = args.which.ids(&args.of, protocols)?;
-                return tell(args.of.change(protocols, &RetryRequest::Run { ids, to: None })?, "is made now");
+                let ids = args.which.ids(&args.of)?;
+                return tell(args.of.change(&RetryRequest::Run { ids, to: None })?, "is made now");
             }
             Action::Drop(args) => {
-                let ids = args.which.ids(&args.of, protocols)?;
-                return tell(args.of.change(protocols, &RetryRequest::Drop { ids })?, "is dropped");
+                let ids = args.which.ids(&args.of)?;
+                return tell(args.of.change(&RetryRequest::Drop { ids })?, "is dropped");
             }
             Action::Move(args) => {
-                let ids = args.which.ids(&args.of, protocols)?;
+                let ids = args.which.ids(&args.of)?;
                 let told = format!("is in queue {} now", args.to);
-                return tell(args.of.change(protocols, &RetryRequest::Run { ids, to: Some(args.to) })?, &told);
+                return tell(args.of.change(&RetryRequest::Run { ids, to: Some(args.to) })?, &told);
             }
         }
         Ok(STOPPED)
@@ -151,23 +150,23 @@ impl RetryArgs {
 }
 
 impl Which {
-    fn ids(self, of: &Of, protocols: &Protocols) -> Result<Vec<String>, CommandError> {
+    fn ids(self, of: &Of) -> Result<Vec<String>, CommandError> {
         if !self.dead {
             return Ok(self.ids);
         }
-        let answer = of.ask(protocols, &RetryRequest::List { queue: self.queue, dead: true, limit: LISTED_MAX })?;
+        let answer = of.ask(&RetryRequest::List { queue: self.queue, dead: true, limit: LISTED_MAX })?;
         let calls = answer["calls"].as_array().into_iter().flatten();
         Ok(calls.filter_map(|call| call["id"].as_str().map(str::to_owned)).collect())
     }
 }
 
 impl Of {
-    fn ask(&self, protocols: &Protocols, request: &RetryRequest) -> Result<Value, CommandError> {
+    fn ask(&self, request: &RetryRequest) -> Result<Value, CommandError> {
         let (root, cage) = (&self.root.root, &self.cage);
         check_cage(root, cage)?;
         let arguments = serde_json::to_value(request).expect("a request has text keys only");
         if holder(root, cage)? == Holder::None {
-            return self.ask_store(protocols, arguments);
+            return self.ask_store(arguments);
         }
         control::ask_patiently(&directories(root).run(cage), cage, "retry", arguments, PATIENCE).map_err(|error| {
             match error {
@@ -177,8 +176,8 @@ impl Of {
         })
     }
 
-    fn ask_store(&self, protocols: &Protocols, arguments: Value) -> Result<Value, CommandError> {
-        let settings = config(&self.root.root, &self.cage, protocols)?.store;
+    fn ask_store(&self, arguments: Value) -> Result<Value, CommandError> {
+        let settings = config(&self.root.root, &self.cage)?.store;
         let store = Store::new(&self.cage, &directories(&self.root.root).state(&self.cage), settings);
         let store = std::sync::Arc::new(store);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -187,9 +186,9 @@ impl Of {
         answer.map_err(|Refusal { code, text }| CommandError::Call { code, text })
     }
 
-    fn change(&self, protocols: &Protocols, request: &RetryRequest) -> Result<Vec<Changed>, CommandError> {
+    fn change(&self, request: &RetryRequest) -> Result<Vec<Changed>, CommandError> {
         let failed = |error| CommandError::failed("the cage answered in a way this version does not know", error);
-        serde_json::from_value(self.ask(protocols, request)?).map_err(failed)
+        serde_json::from_value(self.ask(request)?).map_err(failed)
     }
 }
 

@@ -11,9 +11,7 @@ use wasmcage_store::Store;
 use crate::control::state::{StateRequest, perform};
 use crate::control::{CLIENT_TIMEOUT, ControlError, Refusal, ask_patiently};
 use crate::supervisor::pid_lock::Holder;
-use crate::{CommandError, check_cage, holder};
-use wasmcage_config as config;
-use wasmcage_core::directories;
+use crate::{CommandError, check_cage, config, directories, holder};
 
 /// The state of one cage.
 pub(super) struct Access<'a> {

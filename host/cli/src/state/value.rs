@@ -13,8 +13,7 @@ use super::list::{check_module, hint};
 use crate::control::call::Content;
 use crate::control::state::{Item, ModuleLine, StateRequest};
 use crate::supervisor::STOPPED;
-use crate::{CommandError, RootArg, call, completion, print};
-use wasmcage_config as config;
+use crate::{CommandError, RootArg, call, completion, config, print};
 
 /// Names a key.
 #[derive(Debug, Args)]

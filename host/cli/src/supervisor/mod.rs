@@ -18,7 +18,6 @@ use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 
-use wasmcage::Protocols;
 use wasmcage_core::directories::Directories;
 use wasmcage_core::telemetry::LogFormat;
 
@@ -45,8 +44,6 @@ pub(crate) struct RunOptions {
     pub lanes: Option<usize>,
     /// Overrides the cages' own.
     pub log_format: Option<LogFormat>,
-    /// What the cages may name.
-    pub protocols: Protocols,
 }
 
 impl RunOptions {

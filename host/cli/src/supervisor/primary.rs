@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::protocols;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
@@ -51,7 +52,7 @@ pub(crate) fn supervise(options: &RunOptions, locks: Vec<PidLock>) -> Result<u8,
 /// The primary writes into the same file as the secondary, as the cage's settings say. When they cannot be read, the
 /// secondary tells why.
 fn open_log(options: &RunOptions, cage: &str) -> CageLog {
-    let config = load_config(&options.directories.root, cage, &host_name(), &options.protocols).ok();
+    let config = load_config(&options.directories.root, cage, &host_name(), protocols()).ok();
     let settings = config.map_or_else(LogSettings::default, |config| config.log_settings());
     CageLog::open(cage, &options.directories.logs(cage), settings)
 }

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::protocols;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
@@ -135,7 +136,7 @@ async fn run(options: &RunOptions) -> Result<u8, ServeError> {
 
 fn host_options(options: &RunOptions) -> HostOptions {
     let Directories { root, state, logs } = options.directories.clone();
-    let mut host_options = HostOptions::new(root, options.cages.iter().cloned(), options.protocols.clone());
+    let mut host_options = HostOptions::new(root, options.cages.iter().cloned(), protocols().clone());
     (host_options.state, host_options.logs) = (state, logs);
     host_options.lanes = options.lanes;
     host_options.compiler = Some(OWN_PROGRAM.into());
