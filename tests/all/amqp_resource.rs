@@ -8,7 +8,6 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::find;
 use wasmcage_resource::{Connection, Operation, OperationReply, Resource, ResourceError};
 use wasmcage_tests::{Peer, RabbitMq, TestCage, unique_name};
 
@@ -90,7 +89,7 @@ pub fn resource(root: &std::path::Path, keys: &str) -> Box<dyn Resource> {
     // Read by what keeps pools.
     section.table("pool");
     section.table("cache");
-    find("amqp").unwrap().resource(section).unwrap_or_else(|error| panic!("{error}"))
+    wasmcage_bin::protocols().resource("amqp", section).unwrap_or_else(|error| panic!("{error}"))
 }
 
 pub fn within() -> Deadline {

@@ -359,8 +359,8 @@ fn hosts_are_matched() {
 fn files_are_read_and_complaints_name_them() {
     let root = std::env::temp_dir().join(format!("wasmcage-config-{}", std::process::id()));
     std::fs::create_dir_all(root.join("runner")).unwrap();
-    let told = |cage: &str| load(&root, cage, "n1").unwrap_err().to_string().replace(root.to_str().unwrap(), "cages");
-    assert_eq!(load(&root, "runner", "n1").unwrap().directory, root.join("runner"));
+    let told = |cage: &str| load(&root, cage, "n1", &[], &[]).unwrap_err().to_string().replace(root.to_str().unwrap(), "cages");
+    assert_eq!(load(&root, "runner", "n1", &[], &[]).unwrap().directory, root.join("runner"));
     std::fs::write(root.join("runner/cage.toml"), b"queue = 1\n\xff").unwrap();
     assert_eq!(told("runner"), "cages/runner/cage.toml: not UTF-8 after byte 10");
     std::fs::write(root.join("runner/cage.toml"), "\nqueue = true").unwrap();

@@ -103,7 +103,6 @@ impl Lanes {
     }
 
     /// Ends everything that runs on them, as the end of a process would.
-    #[cfg(test)]
     pub fn stop(&self) {
         self.stop.cancel();
     }

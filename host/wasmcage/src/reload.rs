@@ -176,7 +176,7 @@ mod tests {
         let signal = Arc::new(ConfigSignal::default());
         let read = Arc::<Mutex<Vec<String>>>::default();
         let reload =
-            Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || config::load(&path, "c", "node"));
+            Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || config::load(&path, "c", "node", &[], &[]));
         let results = read.clone();
         let take = move |result: Result<CageConfig, ConfigError>| {
             let text = result.map_or_else(|_| "refused".to_owned(), |config| format!("{:?}", config.log_level));

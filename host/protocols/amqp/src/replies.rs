@@ -100,7 +100,7 @@ mod tests {
 
     use super::*;
     use crate::link::Purpose;
-    use wasmcage_config::AmqpConfig;
+    use crate::config::AmqpConfig;
     use wasmcage_config::testing::section;
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use wasmtime::component::Val;
 use super::super::read::VALUES_MAX;
 use super::super::{Item, Malformed, Misfit, Shape, Side, Signature, binary, carry, items as items_of};
 use super::{budget_ms, shape, value};
+use wasmcage_core::values::Values;
 
 #[test]
 fn fuzz_values_survive_the_codec() {
