@@ -32,6 +32,7 @@ mod isolation;
 mod keys;
 mod kills;
 mod limits;
+mod lines;
 mod loading;
 mod locks;
 mod middleware;

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use wasmcage::Protocols;
 use wasmcage::host::{Host, HostOptions, HostSnapshot, StartError};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
@@ -55,6 +56,8 @@ pub struct TestCage {
     cache: Option<PathBuf>,
     /// The program that compiles; the host's own if none.
     compiler: Option<PathBuf>,
+    /// What its interfaces and resources may be; those of the program `wasmcage` if none.
+    protocols: Option<Protocols>,
 }
 
 impl Default for TestCage {
@@ -72,7 +75,17 @@ impl TestCage {
     /// A cage that others call by its name.
     pub fn named(name: &str) -> Self {
         let root = tempfile::tempdir().expect("a temporary directory");
-        Self { root, names: vec![], lanes: 2, toml: vec![], meeting: None, cache: None, compiler: None }.cage(name)
+        Self {
+            root,
+            names: vec![],
+            lanes: 2,
+            toml: vec![],
+            meeting: None,
+            cache: None,
+            compiler: None,
+            protocols: None,
+        }
+        .cage(name)
     }
 
     /// Sees the other processes' cages that meet there.
@@ -95,6 +108,13 @@ impl TestCage {
     pub fn compiler(mut self, gate: &Gate) -> Self {
         self.cache = Some(gate.cache());
         self.compiler = Some(gate.program());
+        self
+    }
+
+    /// Knows these protocols and no others.
+    #[must_use]
+    pub fn protocols(mut self, protocols: Protocols) -> Self {
+        self.protocols = Some(protocols);
         self
     }
 
@@ -158,7 +178,8 @@ impl TestCage {
         for (name, toml) in self.names.iter().zip(&self.toml) {
             fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
         }
-        let mut options = HostOptions::new(self.root.path(), self.names.clone(), wasmcage_bin::protocols());
+        let protocols = self.protocols.unwrap_or_else(wasmcage_bin::protocols);
+        let mut options = HostOptions::new(self.root.path(), self.names.clone(), protocols);
         options.lanes = Some(self.lanes);
         options.runtime_directory = Some(self.meeting.unwrap_or_else(|| self.root.path().join(".meeting")));
         options.compiler = Some(self.compiler.unwrap_or_else(guests::program));

@@ -1,30 +1,35 @@
 //! The protocols of the program `wasmcage`. A new one is a crate, a feature, and one line here.
 
 use wasmcage::Protocols;
-use wasmcage_config::LeftOut;
 use wasmcage_protocol::Protocol;
+
+/// Those that can be left out, each after the feature that brings it and is called like it.
+macro_rules! protocols {
+    ($($name:literal: $protocol:expr),* $(,)?) => {{
+        let known = [
+            boxed(wasmcage_fabric::Rpc),
+            boxed(wasmcage_fabric::ReverseRpc),
+            $(#[cfg(feature = $name)] boxed($protocol),)*
+        ];
+        let left_out = [$(#[cfg(not(feature = $name))] wasmcage_config::LeftOut { protocol: $name, feature: $name },)*];
+        Protocols::new(known.into()).without(left_out.into())
+    }};
+}
 
 /// Every protocol that this build has, and the names of those that it was built without.
 pub fn protocols() -> Protocols {
-    let mut known: Vec<Box<dyn Protocol>> = Vec::new();
-    let mut left_out: Vec<LeftOut> = Vec::new();
-    macro_rules! protocol {
-        ($feature:literal, $name:literal, $protocol:expr) => {
-            #[cfg(feature = $feature)]
-            known.push(Box::new($protocol));
-            #[cfg(not(feature = $feature))]
-            left_out.push(LeftOut { protocol: $name, feature: $feature });
-        };
+    protocols! {
+        "amqp": wasmcage_amqp::Amqp,
+        "file": wasmcage_file::File,
+        "http": wasmcage_http::Http,
+        "retry": wasmcage_retry::Retry,
+        "schedule": wasmcage_schedule::Schedule,
+        "sql": wasmcage_sql::Sql,
     }
-    known.push(Box::new(wasmcage_fabric::Rpc));
-    known.push(Box::new(wasmcage_fabric::ReverseRpc));
-    protocol!("http", "http", wasmcage_http::Http);
-    protocol!("retry", "retry", wasmcage_retry::Retry);
-    protocol!("schedule", "schedule", wasmcage_schedule::Schedule);
-    protocol!("sql", "sql", wasmcage_sql::Sql);
-    protocol!("file", "file", wasmcage_file::File);
-    protocol!("amqp", "amqp", wasmcage_amqp::Amqp);
-    Protocols::new(known).without(left_out)
+}
+
+fn boxed(protocol: impl Protocol + 'static) -> Box<dyn Protocol> {
+    Box::new(protocol)
 }
 
 #[cfg(test)]

@@ -166,6 +166,14 @@ fn a_reload_sees_what_changed() {
 }
 
 #[test]
+fn a_protocol_that_was_left_out_is_told_from_one_that_there_is_not() {
+    check(
+        "[interfaces.a]\nprotocol = 'amqp'",
+        &["2: interfaces.a.protocol: this program was built without protocol amqp: build it with feature \"amqp\""],
+    );
+}
+
+#[test]
 fn mistakes_name_line_key_and_what_is_allowed() {
     // Syntax: what stands before the mistake is checked, the rest may be its consequence.
     check("a = \nqueue = 'x'", &["1: a: no value after `=`"]);
@@ -359,7 +367,9 @@ fn hosts_are_matched() {
 fn files_are_read_and_complaints_name_them() {
     let root = std::env::temp_dir().join(format!("wasmcage-config-{}", std::process::id()));
     std::fs::create_dir_all(root.join("runner")).unwrap();
-    let told = |cage: &str| load(&root, cage, "n1", &[], &[]).unwrap_err().to_string().replace(root.to_str().unwrap(), "cages");
+    let told = |cage: &str| {
+        load(&root, cage, "n1", &[], &[]).unwrap_err().to_string().replace(root.to_str().unwrap(), "cages")
+    };
     assert_eq!(load(&root, "runner", "n1", &[], &[]).unwrap().directory, root.join("runner"));
     std::fs::write(root.join("runner/cage.toml"), b"queue = 1\n\xff").unwrap();
     assert_eq!(told("runner"), "cages/runner/cage.toml: not UTF-8 after byte 10");

@@ -25,7 +25,7 @@ const RESET_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Of one resource. Never has more connections than `size`: a new one is made by the holder of a place, and only when none
 /// is free.
-pub struct Pool {
+pub(crate) struct Pool {
     resource: Box<dyn Resource>,
     settings: PoolSettings,
     places: Arc<Admission>,
@@ -88,7 +88,11 @@ impl Pool {
     ///
     /// # Errors
     /// Harmless ones: `TIMED_OUT`, `OVERLOADED`; in phase `Connect` those of the protocol.
-    pub async fn acquire(self: &Arc<Self>, module: &Arc<str>, deadline: Deadline) -> Result<Lease, ResourceError> {
+    pub(crate) async fn acquire(
+        self: &Arc<Self>,
+        module: &Arc<str>,
+        deadline: Deadline,
+    ) -> Result<Lease, ResourceError> {
         let place = self.places.enter(deadline).await.map_err(|refusal| self.not_acquired(&refusal))?;
         if deadline.left() < self.settings.time_min {
             let text = format!("less than {:?} was left, see `min_time_ms` of its pool", self.settings.time_min);

@@ -175,8 +175,9 @@ mod tests {
         let path: Arc<Path> = root.path().into();
         let signal = Arc::new(ConfigSignal::default());
         let read = Arc::<Mutex<Vec<String>>>::default();
-        let reload =
-            Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || config::load(&path, "c", "node", &[], &[]));
+        let reload = Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || {
+            config::load(&path, "c", "node", &[], &[])
+        });
         let results = read.clone();
         let take = move |result: Result<CageConfig, ConfigError>| {
             let text = result.map_or_else(|_| "refused".to_owned(), |config| format!("{:?}", config.log_level));

@@ -99,8 +99,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::link::Purpose;
     use crate::config::AmqpConfig;
+    use crate::link::Purpose;
     use wasmcage_config::testing::section;
 
     #[tokio::test]

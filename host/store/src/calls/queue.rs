@@ -89,7 +89,7 @@ pub enum Finished {
 }
 
 /// One queue in one write.
-pub struct Working<'w, 'a> {
+pub(super) struct Working<'w, 'a> {
     pub writer: &'w mut Writer<'a>,
     pub queue: &'w str,
     pub rules: &'w Rules,
@@ -148,7 +148,7 @@ impl Rules {
 }
 
 /// What there is to do, while these calls are being made.
-pub fn look(
+pub(super) fn look(
     source: &impl Source,
     queue: &str,
     rules: &Rules,
@@ -215,7 +215,7 @@ pub(super) fn forget_later(writer: &mut Writer<'_>, queue: &str, sequence: u64, 
 impl Working<'_, '_> {
     /// Records the beginning of attempts at up to `places` calls that are due and not in work. An attempt of `unrun` that is
     /// on record already is begun once more under its number.
-    pub fn begin(
+    pub(super) fn begin(
         &mut self,
         in_work: &BTreeSet<u64>,
         unrun: &BTreeMap<u64, u32>,
@@ -289,7 +289,7 @@ impl Working<'_, '_> {
     }
 
     /// Makes ready what failed before the cage was started, some of it. Whether that was all.
-    pub fn resume(&mut self) -> Result<bool, StoreError> {
+    pub(super) fn resume(&mut self) -> Result<bool, StoreError> {
         Ok(self.promote(u64::MAX - 1)? < PROMOTED_MAX)
     }
 
@@ -305,7 +305,7 @@ impl Working<'_, '_> {
     }
 
     /// Records the end of an attempt. The same end twice is recorded once.
-    pub fn finish(&mut self, sequence: u64, end: &End) -> Result<Finished, StoreError> {
+    pub(super) fn finish(&mut self, sequence: u64, end: &End) -> Result<Finished, StoreError> {
         let Some(mut entry) = self.writer.entry(self.queue, sequence, false)? else { return Ok(Finished::Gone) };
         match end {
             End::Done => {

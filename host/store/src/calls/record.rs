@@ -57,7 +57,7 @@ pub struct CallEntry {
 
 /// What became of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub(crate) struct Seen {
     pub sequence: u64,
     pub queue: String,
     /// None while the call is pending.

@@ -81,11 +81,11 @@ pub(super) fn all(reader: &Reader<'_>) -> Result<Vec<(String, Quota)>, StoreErro
 
 /// Counts anew what all modules keep.
 #[derive(Default)]
-pub struct UsageCount(BTreeMap<Vec<u8>, Quota>);
+pub(crate) struct UsageCount(BTreeMap<Vec<u8>, Quota>);
 
 impl UsageCount {
     /// An entry of the tables `keys` and `queues`.
-    pub fn add(&mut self, space: Space, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn add(&mut self, space: Space, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
         let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| StoreError::damaged("a key"))?;
         let (module, rest) = (&key[..end], &key[end + 1..]);
         let bytes = match space {
@@ -107,7 +107,7 @@ impl UsageCount {
     }
 
     /// As they are kept.
-    pub fn records(self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+    pub(crate) fn records(self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
         self.0.into_iter().map(|(module, usage)| (module, encode(usage)))
     }
 }

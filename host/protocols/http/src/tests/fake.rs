@@ -46,7 +46,6 @@ pub(super) struct Fake {
     pub(super) gate: Arc<Gate>,
     /// Of the last request that was listened to; counted at the gate.
     pub(super) heard: Arc<Mutex<String>>,
-    pub(super) timeout: Arc<Mutex<Duration>>,
 }
 
 /// Where requests for `/wait` stay until they are let go.
@@ -63,7 +62,6 @@ impl Fake {
             had_module,
             gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }),
             heard: Arc::default(),
-            timeout: Arc::new(Mutex::new(PATIENCE)),
         }
     }
 
@@ -288,6 +286,7 @@ pub(super) struct Running {
     pub(super) address: SocketAddr,
     pub(super) drain: Drain,
     pub(super) fake: Fake,
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) budget: Arc<BodyBudget>,
     pub(super) task: JoinHandle<()>,
     _lanes: Arc<Lanes>,
@@ -323,7 +322,7 @@ impl Running {
         let address = url.split('/').nth(2).unwrap().parse().unwrap();
         let drain = Drain::new();
         let task = tokio::spawn(server.run(endpoint.listen(Address::Outside(url)), drain.clone()));
-        Ok(Self { address, drain, fake, budget, task, _lanes: lanes })
+        Ok(Self { address, drain, fake, endpoint, budget, task, _lanes: lanes })
     }
 
     pub(super) async fn start(config: HttpConfig, kind: RouteKind) -> Self {

@@ -27,7 +27,7 @@ async fn serving(config: HttpConfig) -> Running {
 async fn serving_briefly() -> Running {
     let short = Duration::from_millis(50);
     let server = serving(HttpConfig { stream_timeout: short, write_timeout: short, ..tunnels() }).await;
-    *server.fake.timeout.lock() = short;
+    server.endpoint.set_timeout(short);
     server
 }
 
