@@ -21,6 +21,7 @@ mod context;
 mod doctor;
 mod drain;
 mod drain_load;
+mod embedding;
 mod fairness;
 mod files;
 mod hot_swap;

@@ -182,7 +182,7 @@ impl TestCage {
         let mut options = HostOptions::new(self.root.path(), self.names.clone(), protocols);
         options.lanes = Some(self.lanes);
         options.runtime_directory = Some(self.meeting.unwrap_or_else(|| self.root.path().join(".meeting")));
-        options.compiler = Some(self.compiler.unwrap_or_else(guests::program));
+        options.compiler = Some(self.compiler.unwrap_or_else(guests::program).into());
         options.cache = Some(self.cache.unwrap_or_else(guests::cache));
         let host = Host::start(options).await?;
         Ok(Running { host: Some(host), names: self.names, root: self.root })

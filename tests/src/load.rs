@@ -98,7 +98,7 @@ impl Load {
             let ending = match () {
                 () if text == "5" => Ending::Answered,
                 () if error("Lost") => Ending::Lost,
-                () if error("DeadlineExceeded") => Ending::Late,
+                () if error("TimedOut") => Ending::Late,
                 () => Ending::Wrong,
             };
             self.calls.lock().push((begun - self.begun, took, ending));

@@ -2,10 +2,10 @@
 //! before it. Keys and values are texts here.
 
 mod draft {
-    wit_bindgen::generate!({ path: "../../host/wit/wasi/keyvalue-draft", world: "wasi:keyvalue/imports" });
+    wit_bindgen::generate!({ path: "../../host/runtime/wit/wasi/keyvalue-draft", world: "wasi:keyvalue/imports" });
 }
 mod draft2 {
-    wit_bindgen::generate!({ path: "../../host/wit/wasi/keyvalue-draft2", world: "wasi:keyvalue/imports" });
+    wit_bindgen::generate!({ path: "../../host/runtime/wit/wasi/keyvalue-draft2", world: "wasi:keyvalue/imports" });
 }
 
 use draft2::wasi::keyvalue::atomics::CasError;

@@ -68,7 +68,7 @@ async fn start(kind: &str, directory: &Path, cage: &str, toml: &str) -> Host {
     fs::copy(guest_file(GUEST).unwrap(), directory.join(cage).join(format!("{GUEST}.wasm"))).unwrap();
     let mut options = HostOptions::new(directory, [cage], wasmcage_bin::protocols());
     options.lanes = Some(LANES);
-    options.compiler = Some(target().join("wasmcage"));
+    options.compiler = Some(target().join("wasmcage").into());
     options.cache = Some(target().join("guests/bench-cache"));
     options.runtime_directory = Some(meeting(directory, cage, kind));
     Host::start(options).await.unwrap()

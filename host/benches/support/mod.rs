@@ -30,7 +30,7 @@ impl BenchCage {
     pub fn start_in(root: tempfile::TempDir) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let mut options = HostOptions::new(root.path(), ["bench"], wasmcage_bin::protocols());
-        options.compiler = Some(target().join("wasmcage"));
+        options.compiler = Some(target().join("wasmcage").into());
         options.cache = Some(target().join("guests/bench-cache"));
         let host = runtime.block_on(Host::start(options)).unwrap();
         Self { host: Some(host), runtime, root }

@@ -19,6 +19,7 @@ use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, St
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
 use wasmcage_core::drain::Drain;
+use wasmcage_core::lanes::Lanes;
 use wasmcage_core::readings::ReadingsSnapshot;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::{self, PanicSnapshot, Tasks};
@@ -177,6 +178,10 @@ impl Cage {
 
     pub fn dispatcher(&self) -> &Dispatcher {
         &self.inner.dispatcher
+    }
+
+    pub(crate) fn lanes(&self) -> &Arc<Lanes> {
+        &self.inner.shared.lanes
     }
 
     pub fn modules(&self) -> Arc<Modules> {

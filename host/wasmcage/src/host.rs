@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
+use crate::builder::HostBuilder;
 use crate::cage::{Cage, CageSnapshot};
 use wasmcage_config::ConfigError;
 use wasmcage_core::body_budget::BodyBudget;
@@ -17,7 +18,7 @@ use wasmcage_core::{task, telemetry};
 use wasmcage_protocol::Protocols;
 use wasmcage_runtime::dispatcher::Cages;
 use wasmcage_runtime::module::cache::{self, CACHE_BYTES_MAX, Cache};
-use wasmcage_runtime::module::compiler::Compiler;
+use wasmcage_runtime::module::compiler::{CompileIn, Compiler};
 use wasmcage_runtime::module::engine::Engines;
 use wasmcage_runtime::module::loader::Loader;
 use wasmcage_runtime::module::room::Room;
@@ -49,9 +50,8 @@ pub struct HostOptions {
     pub logs: Option<PathBuf>,
     /// Where running cages of this user find each other; see `runtime_directory` if none.
     pub runtime_directory: Option<PathBuf>,
-    /// A `wasmcage`, which has the `compile` subcommand, or a program that calls `compile_when_asked` first of all. Must be
-    /// named: an embedder's own program would do anything when it is run.
-    pub compiler: Option<PathBuf>,
+    /// Where modules are compiled. Must be chosen: an embedder's own program would do anything when it is run.
+    pub compiler: Option<CompileIn>,
     /// What `protocol = ".."` in `cage.toml` may name.
     pub protocols: Protocols,
 }
@@ -96,7 +96,9 @@ pub enum StartError {
     NoDirectory { cage: String, directory: PathBuf },
     #[error("cannot start the lanes that run guests")]
     Lanes(#[source] std::io::Error),
-    #[error("no program is named that compiles modules: `HostOptions::compiler` must be the path of a wasmcage")]
+    #[error(
+        "nobody is named who compiles modules: `HostOptions::compiler` must be the path of a wasmcage, or this process"
+    )]
     NoCompiler,
     #[error("cannot make {directory}")]
     Directory {
@@ -140,16 +142,15 @@ impl Shared {
     /// # Errors
     /// When the machine cannot run threads or compiled code.
     pub fn new(options: &HostOptions) -> Result<Self, StartError> {
-        let engine_error = |error: wasmtime::Error| StartError::Engine(format!("{error:#}"));
         let lanes = options.lanes.unwrap_or_else(Lanes::default_count).max(1);
         let lanes = Arc::new(Lanes::start(lanes).map_err(StartError::Lanes)?);
         let engines = Arc::new(Engines::start().map_err(engine_error)?);
         let cache_bytes_max = options.cache_bytes_max.or_else(cache_bytes_max).unwrap_or(CACHE_BYTES_MAX);
         let cache = Cache::new(cache_directories(options), cache_bytes_max);
-        let program = options.compiler.clone().ok_or(StartError::NoCompiler)?;
+        let compile_in = options.compiler.clone().ok_or(StartError::NoCompiler)?;
         let directories = options.directories();
         directories.make_parents().map_err(|(directory, source)| StartError::Directory { directory, source })?;
-        let compiler = Arc::new(Compiler::new(engines.clone(), cache, program));
+        let compiler = Arc::new(Compiler::new(engines.clone(), cache, compile_in));
         let loader = Arc::new(Loader::new(&engines, compiler, lanes.clone()).map_err(engine_error)?);
         let node = options.node.clone().unwrap_or_else(host_name);
         let runtime_directory = options.runtime_directory.clone().unwrap_or_else(runtime_directory).into();
@@ -176,6 +177,10 @@ impl Shared {
 pub fn compile_when_asked() -> Option<ExitCode> {
     std::env::var_os(COMPILE_VARIABLE)?;
     (std::env::args_os().nth(1)? == "compile").then(compile_worker)
+}
+
+fn engine_error(error: impl std::fmt::Display) -> StartError {
+    StartError::Engine(format!("{error:#}"))
 }
 
 /// The machine's name up to its first dot.
@@ -233,6 +238,11 @@ pub struct ServingLine {
 }
 
 impl Host {
+    /// A host for cages in the directory `root`.
+    pub fn builder(root: impl Into<PathBuf>) -> HostBuilder {
+        HostBuilder::new(root.into())
+    }
+
     /// `prepare`, then `serve`.
     ///
     /// # Errors

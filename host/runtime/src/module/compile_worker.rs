@@ -52,7 +52,7 @@ impl FromStr for Report {
 }
 
 /// Why nothing was compiled.
-enum Failure {
+pub(super) enum Failure {
     Invalid(String),
     Machine(String),
 }
@@ -65,7 +65,9 @@ pub fn compile_worker() -> ExitCode {
     let _ = rustix::process::setrlimit(rustix::process::Resource::As, memory);
     // A process that cannot have another thread compiles all the same.
     let _ = std::thread::Builder::new().name("parent".into()).spawn(end_with_parent);
-    let (line, code) = match compile() {
+    let compiled = own(io::stdin().as_fd()).and_then(|input| Ok((input, own(io::stdout().as_fd())?)));
+    let compiled = compiled.map_err(|error| Failure::Machine(format!("its streams cannot be used: {error}")));
+    let (line, code) = match compiled.and_then(|(input, output)| compile(input, output)) {
         Ok(report) => (report.to_string(), ExitCode::SUCCESS),
         Err(Failure::Invalid(reason)) => (reason, ExitCode::from(INVALID_EXIT as u8)),
         Err(Failure::Machine(reason)) => (reason, ExitCode::from(MACHINE_EXIT as u8)),
@@ -89,13 +91,12 @@ fn end_with_parent() {
     }
 }
 
-fn compile() -> Result<Report, Failure> {
+/// Reads a component from `input` and writes its machine code to `output`.
+pub(super) fn compile(input: File, mut output: File) -> Result<Report, Failure> {
     let machine = |what: &'static str| move |error: io::Error| Failure::Machine(format!("{what}: {error}"));
-    let input = own(io::stdin().as_fd()).map_err(machine("cannot read the component"))?;
     let mut wasm = Vec::new();
     input.take(COMPONENT_BYTES_MAX + 1).read_to_end(&mut wasm).map_err(machine("cannot read the component"))?;
     let (kind, code) = precompile(&wasm).map_err(Failure::Invalid)?;
-    let mut output = own(io::stdout().as_fd()).map_err(machine("cannot write machine code"))?;
     output.write_all(&code).map_err(machine("cannot write machine code"))?;
     Ok(Report { kind, input: ContentHash::of(&wasm).to_string(), output: ContentHash::of(&code).to_string() })
 }

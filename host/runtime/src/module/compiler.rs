@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -18,11 +18,12 @@ use wasmtime::component::Component;
 
 use super::COMPILE_VARIABLE;
 use super::cache::{Cache, EntryName, Output, descriptor_path};
-use super::compile_worker::{INVALID_EXIT, MACHINE_EXIT, Report};
+use super::compile_worker::{Failure, INVALID_EXIT, MACHINE_EXIT, Report, compile};
 use super::component_file::{COMPONENT_BYTES_MAX, ComponentFile, ContentHash};
 use super::engine::{EngineKind, Engines};
 use super::places::Places;
 use super::retry::Retry;
+use wasmcage_core::task;
 
 /// The longest a compilation may take.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -97,11 +98,28 @@ pub struct Compiled {
     _code: File,
 }
 
+/// Where modules are compiled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompileIn {
+    /// In a process of its own for each, which is niced, bounded in time and memory, and may crash: this program with the argument
+    /// `compile`. It is a `wasmcage`, or a program that calls `wasmcage::host::compile_when_asked` first of all.
+    Program(PathBuf),
+    /// On a thread of this process. The memory that it takes stays with the process as long as the host runs, time and memory have
+    /// no bound, and a component at which the compiler crashes ends the process: for components that are trusted.
+    ThisProcess,
+}
+
+impl<P: Into<PathBuf>> From<P> for CompileIn {
+    fn from(program: P) -> Self {
+        Self::Program(program.into())
+    }
+}
+
 /// Compiles for all cages of the process.
 pub struct Compiler {
     engines: Arc<Engines>,
     cache: Cache,
-    program: PathBuf,
+    compile_in: CompileIn,
     /// Compilations under way: one per core, and twice as many that take long.
     places: Places,
     /// Components in use by any cage, so that the same file is mapped once.
@@ -109,11 +127,10 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// `program` is this host's binary, which has the compiling subcommand.
-    pub fn new(engines: Arc<Engines>, cache: Cache, program: PathBuf) -> Self {
+    pub fn new(engines: Arc<Engines>, cache: Cache, compile_in: CompileIn) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let places = Places::new(cores, cores * 2, SLOW_AFTER);
-        Self { engines, cache, program, places, loaded: Mutex::default() }
+        Self { engines, cache, compile_in, places, loaded: Mutex::default() }
     }
 
     /// Why compiled files are not kept where they should be; none while all is well.
@@ -206,31 +223,51 @@ impl Compiler {
         self.load(hash, report.kind, output.file)
     }
 
-    /// Has the child compile the file into `output`.
+    /// Has the file compiled into `output`.
     async fn run(&self, source: &ComponentFile, output: &Output) -> Result<Report, CompileError> {
         let read = |error| CompileError::Read { file: source.path.clone(), source: error };
-        let spawn = |error| CompileError::Spawn { program: self.program.clone(), source: error };
         let mut input = source.file.try_clone().map_err(read)?;
         input.rewind().map_err(read)?;
-        let mut child = tokio::process::Command::new(&self.program)
-            .env(COMPILE_VARIABLE, "1")
-            .arg("compile")
-            .stdin(Stdio::from(input))
-            .stdout(Stdio::from(output.file.try_clone().map_err(spawn)?))
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(spawn)?;
-        let stderr = child.stderr.take().expect("standard error is a pipe");
-        let ended = async { (explanation(stderr).await, child.wait().await) };
-        let (text, status) = tokio::time::timeout(COMPILE_TIMEOUT, ended).await.map_err(|_| CompileError::TimedOut)?;
-        let status = status.map_err(spawn)?;
-        match (status.code(), text.parse()) {
-            (Some(0), Ok(report)) => Ok(report),
-            (Some(INVALID_EXIT), _) => Err(CompileError::Invalid(text)),
-            (Some(MACHINE_EXIT), _) => Err(CompileError::NoRoom(text)),
-            _ => Err(CompileError::Crashed { status, explanation: text }),
+        let output = output.file.try_clone().map_err(|error| CompileError::NoRoom(error.to_string()))?;
+        match &self.compile_in {
+            CompileIn::Program(program) => run_program(program, input, output).await,
+            CompileIn::ThisProcess => compile_here(input, output).await,
         }
+    }
+}
+
+/// On a thread that may block.
+async fn compile_here(input: File, output: File) -> Result<Report, CompileError> {
+    let compiled = tokio::task::spawn_blocking(|| task::caught(|| compile(input, output))).await;
+    match compiled.expect("the work's panic is caught") {
+        Ok(Ok(report)) => Ok(report),
+        Ok(Err(Failure::Invalid(reason))) => Err(CompileError::Invalid(reason)),
+        Ok(Err(Failure::Machine(reason))) => Err(CompileError::NoRoom(reason)),
+        Err(panic) => Err(CompileError::Invalid(format!("the compiler panicked: {panic}"))),
+    }
+}
+
+/// By a child of this process.
+async fn run_program(program: &Path, input: File, output: File) -> Result<Report, CompileError> {
+    let spawn = |error| CompileError::Spawn { program: program.to_owned(), source: error };
+    let mut child = tokio::process::Command::new(program)
+        .env(COMPILE_VARIABLE, "1")
+        .arg("compile")
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::from(output))
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(spawn)?;
+    let stderr = child.stderr.take().expect("standard error is a pipe");
+    let ended = async { (explanation(stderr).await, child.wait().await) };
+    let (text, status) = tokio::time::timeout(COMPILE_TIMEOUT, ended).await.map_err(|_| CompileError::TimedOut)?;
+    let status = status.map_err(spawn)?;
+    match (status.code(), text.parse()) {
+        (Some(0), Ok(report)) => Ok(report),
+        (Some(INVALID_EXIT), _) => Err(CompileError::Invalid(text)),
+        (Some(MACHINE_EXIT), _) => Err(CompileError::NoRoom(text)),
+        _ => Err(CompileError::Crashed { status, explanation: text }),
     }
 }
 

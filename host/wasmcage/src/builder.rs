@@ -1,0 +1,95 @@
+//! How a program that embeds the host starts it and calls its modules.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use wasmcage_core::error::DispatchError;
+use wasmcage_core::request::Payload;
+use wasmcage_protocol::{Protocol, Protocols};
+use wasmcage_runtime::dispatcher::OperatorCall;
+use wasmcage_runtime::module::compiler::CompileIn;
+
+use crate::cage::Cage;
+use crate::host::{Host, HostOptions, StartError};
+
+/// A host that is still to be started; made by `Host::builder`.
+pub struct HostBuilder {
+    options: HostOptions,
+    protocols: Vec<Box<dyn Protocol>>,
+}
+
+impl HostBuilder {
+    pub(crate) fn new(root: PathBuf) -> Self {
+        Self { options: HostOptions::new(root, Vec::<String>::new(), Protocols::default()), protocols: Vec::new() }
+    }
+
+    /// Runs the cage of that name: a directory in the root.
+    #[must_use]
+    pub fn cage(mut self, name: impl Into<String>) -> Self {
+        self.options.cages.push(name.into());
+        self
+    }
+
+    /// Lets `protocol = ".."` in `cage.toml` name it.
+    #[must_use]
+    pub fn protocol(mut self, protocol: impl Protocol + 'static) -> Self {
+        self.protocols.push(Box::new(protocol));
+        self
+    }
+
+    /// Threads that run guests; one per core if it is not said.
+    #[must_use]
+    pub fn lanes(mut self, lanes: usize) -> Self {
+        self.options.lanes = Some(lanes);
+        self
+    }
+
+    /// Where modules are compiled, which has to be said: see [`CompileIn`].
+    #[must_use]
+    pub fn compile_in(mut self, choice: impl Into<CompileIn>) -> Self {
+        self.options.compiler = Some(choice.into());
+        self
+    }
+
+    /// Everything that has no method here.
+    #[must_use]
+    pub fn options(mut self, set: impl FnOnce(&mut HostOptions)) -> Self {
+        set(&mut self.options);
+        self
+    }
+
+    /// Starts the cages, on a multi-threaded runtime of tokio's with time and I/O enabled. Returns when the modules that are there
+    /// have been loaded and every interface has had its chance to listen.
+    ///
+    /// # Errors
+    /// A cage that cannot be started at all.
+    pub async fn start(self) -> Result<Host, StartError> {
+        let mut options = self.options;
+        options.protocols = Protocols::new(self.protocols);
+        Host::start(options).await
+    }
+}
+
+impl Cage {
+    /// Calls a function of one of the cage's modules, `module.function`, as the cage itself would. Arguments as JSON are
+    /// `{"args": [..], "kwargs": {..}}`, both optional. The guest runs on one of the host's lanes.
+    ///
+    /// # Errors
+    /// See the kinds; `BadRequest` when the name has no dot.
+    pub async fn call(&self, function: &str, arguments: Payload, timeout: Duration) -> Result<Payload, DispatchError> {
+        let Some((module, function)) = function.split_once('.') else {
+            return Err(DispatchError::BadRequest(format!("{function:?} is no MODULE.FUNCTION")));
+        };
+        let call = OperatorCall {
+            cage: self.name().to_owned(),
+            module: module.to_owned(),
+            function: function.to_owned(),
+            arguments,
+            timeout,
+            idempotent: false,
+        };
+        let dispatcher = self.dispatcher().clone();
+        let call = self.lanes().next().spawn(async move { dispatcher.call_for_operator(call).await });
+        call.await.unwrap_or_else(|_| Err(DispatchError::Host("the call panicked, or the host has ended".into())))
+    }
+}
