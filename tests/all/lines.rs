@@ -78,7 +78,7 @@ async fn mistakes_are_told_and_other_protocols_are_not_there() {
         Err(error) => panic!("{error}"),
         Ok(_) => panic!("it started"),
     };
-    check(cage("listne = 1"), "did you mean \"listen\"").await;
+    check(cage("listne = 1"), "did you mean `listen`").await;
     check(cage("line_bytes_max = 0"), "line_bytes_max").await;
     check(TestCage::new().protocols(protocols()).http("web"), "the string \"http\" is not a protocol").await;
 }

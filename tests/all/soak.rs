@@ -64,7 +64,7 @@ const MAIL: &str = r#"(component
         (func (export "send") (param i32 i32)))
     (core instance $i (instantiate $m))
     (func (export "send") (param "item" string)
-        (canon lift (core func $i "send") (memory $i "memory") (realloc (func $i "realloc")))))"#;
+        (canon lift (core func $i "send") (memory (core memory $i "memory")) (realloc (core func $i "realloc")))))"#;
 
 /// Numbers that only grow, by one with each request that says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
