@@ -1,7 +1,7 @@
 //! The contract between the host and a protocol: what a protocol is, what its interfaces are given, and what they owe. A
 //! protocol is a crate that implements [`Protocol`], and one line where a program lists those that it has.
 //!
-//! An interface turns what comes in into requests for the host; it never sees a wasmtime type and knows no other protocol.
+//! `README.md` beside this crate is the contract as one page: what an interface owes, and what is done for it.
 
 mod dispatch;
 mod endpoint;
