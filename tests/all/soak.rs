@@ -399,7 +399,7 @@ fn configure(root: &Root, cage: usize) {
     }
     fs::write(root.cage(own).join("mail.wasm"), component(MAIL)).unwrap();
     fs::create_dir(root.cage(own).join("data")).unwrap();
-    let mut toml = format!("request_timeout_ms = 20_000\nlog_level = \"error\"\nlog_day_mb = {LOG_DAY_MB}\n");
+    let mut toml = format!("request_timeout_ms = 20_000\nlog_level = \"warn\"\nlog_day_mb = {LOG_DAY_MB}\n");
     for work in [Work::Good, Work::Bad, Work::Calls, Work::Orders] {
         let interface = work.interface();
         toml += &format!("[interfaces.{interface}]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n");
