@@ -127,6 +127,20 @@ async fn any_number_of_hangups_is_one_drain_and_a_later_interrupt_forces() {
     assert!(begun.elapsed() < Duration::from_secs(8), "the request has 10 s to be finished in");
 }
 
+/// `pkill wasmcage` and a look at `ps` find both.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_processes_are_called_like_the_program() {
+    let root = slow_root();
+    let _run = root.run("shop").await;
+    let process = process(&root).await;
+    for pid in ["primary_pid", "pid"] {
+        let command = std::fs::read(format!("/proc/{}/cmdline", process[pid])).unwrap();
+        let name = command.split(|byte| *byte == 0).next().and_then(|name| name.rsplit(|byte| *byte == b'/').next());
+        assert_eq!(name, Some(b"wasmcage".as_slice()), "{pid}");
+    }
+    root.done(&["stop", "shop"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn hangups_that_are_ignored_at_the_start_stay_ignored() {
     let root = slow_root();

@@ -54,7 +54,9 @@ impl Root {
 
     /// `wasmcage` in this root, apart from the cages of other tests.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        // A test run in the background may have been started with these ignored, and the program would go on to ignore them.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,QUIT").arg(program());
         command.env("WASMCAGE_ROOT", self.path()).env("WASMCAGE_RUNTIME_DIR", self.path().join(".runtime"));
         command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
         command

@@ -142,7 +142,7 @@ async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> 
 fn spawn(options: &RunOptions) -> io::Result<(Child, UnixStream)> {
     let (socket, stdin) = heartbeat::pair()?;
     let mut command = Command::new(OWN_PROGRAM);
-    command.arg0(env!("CARGO_PKG_NAME")).args(options.arguments()).stdin(Stdio::from(stdin)).process_group(0);
+    command.arg0("wasmcage").args(options.arguments()).stdin(Stdio::from(stdin)).process_group(0);
     Ok((command.spawn()?, socket))
 }
 
