@@ -9,7 +9,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use wasmcage_config as config;
 use wasmcage_core::call::Call;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
@@ -99,7 +98,7 @@ pub(crate) fn lanes() -> Arc<Lanes> {
 
 /// The fabric that the cage's `cage.toml` asks for.
 pub(crate) async fn open(root: &Path, cage: &str, meeting: &Path, lanes: Arc<Lanes>) -> Arc<dyn Fabric> {
-    let config = config::load(root, cage, "bench").unwrap();
+    let config = wasmcage::cage::load_config(root, cage, "bench", &wasmcage_bin::protocols()).unwrap();
     let rpc = RpcConfig::read(config.interfaces["rpc"].section.clone()).unwrap();
     let flock = config.flock.into();
     let local = Local { flock, cage: cage.into(), copy: CopyId::random(), node: "bench".into() };

@@ -1,5 +1,7 @@
 //! What the benches share: a cage in this process, its guests, medians.
 
+#![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

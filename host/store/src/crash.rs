@@ -16,7 +16,7 @@ const SECTOR_BYTES: usize = 512;
 
 /// What happens at the chosen write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// It fails, and so does everything after it. Of what was not synced, a restart finds any part.
     PowerLoss,
     /// It alone fails; of what a failed sync was to write, any part is on the disk.
@@ -25,7 +25,7 @@ pub enum Fault {
 
 /// A clone is the same disk.
 #[derive(Clone, Debug)]
-pub struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
@@ -53,7 +53,7 @@ enum Change {
 }
 
 impl Disk {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(State {
             content: Vec::new(),
             synced: Vec::new(),
@@ -69,30 +69,30 @@ impl Disk {
     }
 
     /// The change with this number, from 0, will have this fault.
-    pub fn fail_at(&self, change: u64, fault: Fault) {
+    pub(crate) fn fail_at(&self, change: u64, fault: Fault) {
         self.0.lock().fault = Some((change, fault));
     }
 
     /// From here on it syncs nothing, and says that it has.
-    pub fn lie(&self) {
+    pub(crate) fn lie(&self) {
         self.0.lock().lies = true;
     }
 
-    pub fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.0.lock().changes
     }
 
-    pub fn has_power(&self) -> bool {
+    pub(crate) fn has_power(&self) -> bool {
         !self.0.lock().dead
     }
 
     /// A store on it.
-    pub fn store(&self) -> Store {
+    pub(crate) fn store(&self) -> Store {
         Store::on(Box::new(self.clone()), StoreSettings { minimum_free_bytes: 0 }, "crash".to_owned())
     }
 
     /// Power comes back.
-    pub fn restart(&self) {
+    pub(crate) fn restart(&self) {
         let mut state = self.0.lock();
         if std::mem::take(&mut state.dead) {
             state.lose();
@@ -253,7 +253,7 @@ impl Medium for Disk {
 }
 
 /// What is done to a store, and what must be found in it afterwards.
-pub trait Workload {
+pub(crate) trait Workload {
     /// Does the next operations, if there are any, and notes what their callers are told: done, not done, or in doubt.
     /// False after the last.
     async fn step(&mut self, store: &Store) -> bool;
@@ -267,7 +267,7 @@ pub trait Workload {
 const ROUNDS: &str = "WASMCAGE_CRASH_ROUNDS";
 
 /// Runs the workload with each fault at each change that it makes. Returns the number of crash points.
-pub async fn crash_everywhere<W: Workload>(make: impl Fn() -> W) -> u64 {
+pub(crate) async fn crash_everywhere<W: Workload>(make: impl Fn() -> W) -> u64 {
     let rounds = std::env::var(ROUNDS).ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1);
     let calm = Disk::new(0);
     run(&calm, &mut make()).await;
@@ -286,7 +286,7 @@ pub async fn crash_everywhere<W: Workload>(make: impl Fn() -> W) -> u64 {
 }
 
 /// Checks after each step, and begins again with another store when one cannot be read.
-pub async fn run(disk: &Disk, workload: &mut impl Workload) {
+pub(crate) async fn run(disk: &Disk, workload: &mut impl Workload) {
     let mut store = disk.store();
     let mut more = true;
     while more {
