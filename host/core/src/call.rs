@@ -1,5 +1,5 @@
-//! A call of a function of another cage's module, and the way to cages that do not run in this process. Used by the dispatcher for calls that find no cage here; what
-//! carries them is installed by an interface, and unknown here.
+//! A call of a function of another cage's module, and the way to cages that do not run in this process. The dispatcher uses that
+//! way for calls that find no cage here; what carries them is installed by an interface, and unknown here.
 
 use std::sync::Arc;
 

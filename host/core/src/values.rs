@@ -50,10 +50,6 @@ impl Values {
         self.fingerprint
     }
 
-    pub fn content(&self) -> &Content {
-        &self.content
-    }
-
     pub fn into_content(self) -> Content {
         self.content
     }

@@ -11,7 +11,7 @@ use wasmcage_core::task;
 ///
 /// # Errors
 /// The step's, `TIMED_OUT`, `HOST_ERROR`.
-pub async fn guarded<T>(
+pub(crate) async fn guarded<T>(
     phase: Phase,
     deadline: Deadline,
     step: impl Future<Output = Result<T, ResourceError>>,

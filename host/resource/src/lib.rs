@@ -4,7 +4,7 @@
 mod cache;
 mod connection;
 #[cfg(test)]
-pub mod double;
+pub(crate) mod double;
 mod error;
 mod guarded;
 mod live;
@@ -24,14 +24,14 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 pub use self::cache::CacheSnapshot;
-pub use self::cache::WriteMark;
+pub(crate) use self::cache::WriteMark;
 pub use self::connection::{Connection, Resource, Reuse};
 pub use self::error::{Phase, ResourceError};
-pub use self::guarded::guarded;
+pub(crate) use self::guarded::guarded;
 pub use self::live::{LiveResource, MakeResource, ResourceSnapshot, build};
-pub use self::observed::Observed;
+pub(crate) use self::observed::Observed;
 pub use self::operation::{Caching, Caller, Operation, OperationOptions, OperationReply, ReplyStream};
-pub use self::pool::Lease;
+pub(crate) use self::pool::Lease;
 pub use self::settings::{CacheSettings, PoolSettings};
 pub use self::stream::OpenReply;
 use wasmcage_config as config;

@@ -293,8 +293,9 @@ pub fn load_config(root: &Path, cage: &str, node: &str, protocols: &Protocols) -
             problems = problems.merge(error);
         }
     }
+    let make = make_resource(protocols);
     for resource in config.resources.values().filter(|resource| resource.enabled) {
-        if let Err(error) = resource::build(resource, &*make_resource(protocols)) {
+        if let Err(error) = resource::build(resource, &*make) {
             problems = problems.merge(error);
         }
     }

@@ -59,46 +59,52 @@ macro_rules! bounded_p2 {
     };
 }
 
+/// The functions of both versions that take paths, apart from the one that opens.
+macro_rules! add_paths {
+    ($functions:ident, $bounded:ident, $types:ident) => {
+        $bounded!($functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
+        $bounded!($functions, "[method]descriptor.stat-at", stat_at(file: File, flags: $types::PathFlags, path: Path), path);
+        $bounded!(
+            $functions,
+            "[method]descriptor.set-times-at",
+            set_times_at(file: File, flags: $types::PathFlags, path: Path, accessed: $types::NewTimestamp, modified: $types::NewTimestamp),
+            path
+        );
+        $bounded!(
+            $functions,
+            "[method]descriptor.link-at",
+            link_at(file: File, flags: $types::PathFlags, path: Path, new_file: File, new_path: Path),
+            path new_path
+        );
+        $bounded!($functions, "[method]descriptor.readlink-at", readlink_at(file: File, path: Path), path);
+        $bounded!($functions, "[method]descriptor.remove-directory-at", remove_directory_at(file: File, path: Path), path);
+        $bounded!(
+            $functions,
+            "[method]descriptor.rename-at",
+            rename_at(file: File, path: Path, new_file: File, new_path: Path),
+            path new_path
+        );
+        $bounded!(
+            $functions,
+            "[method]descriptor.symlink-at",
+            symlink_at(file: File, path: Path, new_path: Path),
+            path new_path
+        );
+        $bounded!($functions, "[method]descriptor.unlink-file-at", unlink_file_at(file: File, path: Path), path);
+        $bounded!(
+            $functions,
+            "[method]descriptor.metadata-hash-at",
+            metadata_hash_at(file: File, flags: $types::PathFlags, path: Path),
+            path
+        );
+    };
+}
+
 fn add_p2(functions: &mut LinkerInstance<'_, GuestState>) -> wasmtime::Result<()> {
-    use p2::{NewTimestamp as Time, PathFlags};
     functions.func_wrap_async(OPEN_AT, |mut store: StoreContextMut<'_, GuestState>, arguments: OpenP2| {
         Box::new(async move { Ok((open_p2(store.data_mut(), arguments).await?,)) })
     })?;
-    bounded_p2!(functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
-    bounded_p2!(functions, "[method]descriptor.stat-at", stat_at(file: File, flags: PathFlags, path: Path), path);
-    bounded_p2!(
-        functions,
-        "[method]descriptor.set-times-at",
-        set_times_at(file: File, flags: PathFlags, path: Path, accessed: Time, modified: Time),
-        path
-    );
-    bounded_p2!(
-        functions,
-        "[method]descriptor.link-at",
-        link_at(file: File, flags: PathFlags, path: Path, new_file: File, new_path: Path),
-        path new_path
-    );
-    bounded_p2!(functions, "[method]descriptor.readlink-at", readlink_at(file: File, path: Path), path);
-    bounded_p2!(functions, "[method]descriptor.remove-directory-at", remove_directory_at(file: File, path: Path), path);
-    bounded_p2!(
-        functions,
-        "[method]descriptor.rename-at",
-        rename_at(file: File, path: Path, new_file: File, new_path: Path),
-        path new_path
-    );
-    bounded_p2!(
-        functions,
-        "[method]descriptor.symlink-at",
-        symlink_at(file: File, path: Path, new_path: Path),
-        path new_path
-    );
-    bounded_p2!(functions, "[method]descriptor.unlink-file-at", unlink_file_at(file: File, path: Path), path);
-    bounded_p2!(
-        functions,
-        "[method]descriptor.metadata-hash-at",
-        metadata_hash_at(file: File, flags: PathFlags, path: Path),
-        path
-    );
+    add_paths!(functions, bounded_p2, p2);
     Ok(())
 }
 
@@ -122,45 +128,10 @@ macro_rules! bounded_p3 {
 }
 
 fn add_p3(functions: &mut LinkerInstance<'_, GuestState>) -> wasmtime::Result<()> {
-    use p3::{NewTimestamp as Time, PathFlags};
     functions.func_wrap_concurrent(OPEN_AT, |accessor: &Accessor<GuestState>, arguments: OpenP3| {
         Box::pin(async move { Ok((open_p3(accessor, arguments).await?,)) })
     })?;
-    bounded_p3!(functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
-    bounded_p3!(functions, "[method]descriptor.stat-at", stat_at(file: File, flags: PathFlags, path: Path), path);
-    bounded_p3!(
-        functions,
-        "[method]descriptor.set-times-at",
-        set_times_at(file: File, flags: PathFlags, path: Path, accessed: Time, modified: Time),
-        path
-    );
-    bounded_p3!(
-        functions,
-        "[method]descriptor.link-at",
-        link_at(file: File, flags: PathFlags, path: Path, new_file: File, new_path: Path),
-        path new_path
-    );
-    bounded_p3!(functions, "[method]descriptor.readlink-at", readlink_at(file: File, path: Path), path);
-    bounded_p3!(functions, "[method]descriptor.remove-directory-at", remove_directory_at(file: File, path: Path), path);
-    bounded_p3!(
-        functions,
-        "[method]descriptor.rename-at",
-        rename_at(file: File, path: Path, new_file: File, new_path: Path),
-        path new_path
-    );
-    bounded_p3!(
-        functions,
-        "[method]descriptor.symlink-at",
-        symlink_at(file: File, path: Path, new_path: Path),
-        path new_path
-    );
-    bounded_p3!(functions, "[method]descriptor.unlink-file-at", unlink_file_at(file: File, path: Path), path);
-    bounded_p3!(
-        functions,
-        "[method]descriptor.metadata-hash-at",
-        metadata_hash_at(file: File, flags: PathFlags, path: Path),
-        path
-    );
+    add_paths!(functions, bounded_p3, p3);
     Ok(())
 }
 

@@ -24,6 +24,40 @@ macro_rules! bounded {
     };
 }
 
+/// The functions that both drafts have, of bounded length as above.
+macro_rules! bounded_shared {
+    ($linker:ident, $version:literal, $by:ty) => {
+        let mut functions = $linker.instance(concat!("wasi:keyvalue/store@", $version))?;
+        bounded!(functions, "open", |guest, name: Name| store::Host::open(guest, name.into_name()).await);
+        bounded!(functions, "[method]bucket.get", |guest, bucket: Resource<Bucket>, key: Name| {
+            store::HostBucket::get(guest, bucket, key.into_name()).await
+        });
+        bounded!(functions, "[method]bucket.set", |guest, bucket: Resource<Bucket>, key: Name, value: Value| {
+            store::HostBucket::set(guest, bucket, key.into_name(), whole_value(value)?).await
+        });
+        bounded!(functions, "[method]bucket.delete", |guest, bucket: Resource<Bucket>, key: Name| {
+            store::HostBucket::delete(guest, bucket, key.into_name()).await
+        });
+        bounded!(functions, "[method]bucket.exists", |guest, bucket: Resource<Bucket>, key: Name| {
+            store::HostBucket::exists(guest, bucket, key.into_name()).await
+        });
+        let mut functions = $linker.instance(concat!("wasi:keyvalue/atomics@", $version))?;
+        bounded!(functions, "increment", |guest, bucket: Resource<Bucket>, key: Name, by: $by| {
+            atomics::Host::increment(guest, bucket, key.into_name(), by).await
+        });
+        let mut functions = $linker.instance(concat!("wasi:keyvalue/batch@", $version))?;
+        bounded!(functions, "get-many", |guest, bucket: Resource<Bucket>, keys: Many<Name>| {
+            batch::Host::get_many(guest, bucket, whole_keys(keys)?).await
+        });
+        bounded!(functions, "set-many", |guest, bucket: Resource<Bucket>, pairs: Many<(Name, Value)>| {
+            batch::Host::set_many(guest, bucket, whole_pairs(pairs)?).await
+        });
+        bounded!(functions, "delete-many", |guest, bucket: Resource<Bucket>, keys: Many<Name>| {
+            batch::Host::delete_many(guest, bucket, whole_keys(keys)?).await
+        });
+    };
+}
+
 mod draft;
 mod draft2;
 

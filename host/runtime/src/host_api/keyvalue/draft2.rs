@@ -32,29 +32,13 @@ pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
 }
 
 fn bound(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
-    type Open = Resource<Bucket>;
+    bounded_shared!(linker, "0.2.0-draft2", i64);
     let mut functions = linker.instance("wasi:keyvalue/store@0.2.0-draft2")?;
-    bounded!(functions, "open", |guest, name: Name| store::Host::open(guest, name.into_name()).await);
-    bounded!(functions, "[method]bucket.get", |guest, bucket: Open, key: Name| {
-        store::HostBucket::get(guest, bucket, key.into_name()).await
-    });
-    bounded!(functions, "[method]bucket.set", |guest, bucket: Open, key: Name, value: Value| {
-        store::HostBucket::set(guest, bucket, key.into_name(), whole_value(value)?).await
-    });
-    bounded!(functions, "[method]bucket.delete", |guest, bucket: Open, key: Name| {
-        store::HostBucket::delete(guest, bucket, key.into_name()).await
-    });
-    bounded!(functions, "[method]bucket.exists", |guest, bucket: Open, key: Name| {
-        store::HostBucket::exists(guest, bucket, key.into_name()).await
-    });
-    bounded!(functions, "[method]bucket.list-keys", |guest, bucket: Open, cursor: Option<Name>| {
+    bounded!(functions, "[method]bucket.list-keys", |guest, bucket: Resource<Bucket>, cursor: Option<Name>| {
         store::HostBucket::list_keys(guest, bucket, cursor.map(Name::into_name)).await
     });
     let mut functions = linker.instance("wasi:keyvalue/atomics@0.2.0-draft2")?;
-    bounded!(functions, "increment", |guest, bucket: Open, key: Name, by: i64| {
-        atomics::Host::increment(guest, bucket, key.into_name(), by).await
-    });
-    bounded!(functions, "[static]cas.new", |guest, bucket: Open, key: Name| {
+    bounded!(functions, "[static]cas.new", |guest, bucket: Resource<Bucket>, key: Name| {
         atomics::HostCas::new(guest, bucket, key.into_name()).await
     });
     functions.func_wrap_async(
@@ -72,16 +56,6 @@ fn bound(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
             })
         },
     )?;
-    let mut functions = linker.instance("wasi:keyvalue/batch@0.2.0-draft2")?;
-    bounded!(functions, "get-many", |guest, bucket: Open, keys: Many<Name>| {
-        batch::Host::get_many(guest, bucket, whole_keys(keys)?).await
-    });
-    bounded!(functions, "set-many", |guest, bucket: Open, pairs: Many<(Name, Value)>| {
-        batch::Host::set_many(guest, bucket, whole_pairs(pairs)?).await
-    });
-    bounded!(functions, "delete-many", |guest, bucket: Open, keys: Many<Name>| {
-        batch::Host::delete_many(guest, bucket, whole_keys(keys)?).await
-    });
     Ok(())
 }
 
