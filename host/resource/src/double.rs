@@ -21,7 +21,7 @@ use wasmcage_core::telemetry::{Level, LevelCell};
 
 /// What becomes of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Does {
+pub(crate) enum Does {
     Work,
     /// With a harmless error.
     Refuse,
@@ -33,7 +33,7 @@ pub enum Does {
 
 /// What the other side does, and did.
 #[derive(Default)]
-pub struct Script {
+pub(crate) struct Script {
     does: Mutex<HashMap<Phase, Does>>,
     told: Mutex<Vec<String>>,
     connections: AtomicUsize,
@@ -47,62 +47,62 @@ pub struct Script {
 }
 
 impl Script {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// From now on.
-    pub fn set(&self, phase: Phase, does: Does) {
+    pub(crate) fn set(&self, phase: Phase, does: Does) {
         self.does.lock().insert(phase, does);
     }
 
     /// What becomes of its connections when they are given back, and of a reset.
-    pub fn set_reuse(&self, reuse: Reuse, reset: Does) {
+    pub(crate) fn set_reuse(&self, reuse: Reuse, reset: Does) {
         *self.reuse.lock() = Some(reuse);
         *self.reset.lock() = Some(reset);
     }
 
-    pub fn keep_modules_apart(&self) {
+    pub(crate) fn keep_modules_apart(&self) {
         self.keeps_modules_apart.store(true, SeqCst);
     }
 
     /// Executions wait for a permit each.
-    pub fn gate(&self) -> Arc<tokio::sync::Semaphore> {
+    pub(crate) fn gate(&self) -> Arc<tokio::sync::Semaphore> {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         *self.gate.lock() = Some(gate.clone());
         gate
     }
 
     /// What was asked so far, in order.
-    pub fn told(&self) -> String {
+    pub(crate) fn told(&self) -> String {
         self.told.lock().join(" ")
     }
 
-    pub fn tell(&self, text: &str) {
+    pub(crate) fn tell(&self, text: &str) {
         self.told.lock().push(text.to_owned());
     }
 
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         self.told.lock().clear();
     }
 
     /// Whether connections say so from now on.
-    pub fn set_used_up(&self, used_up: bool) {
+    pub(crate) fn set_used_up(&self, used_up: bool) {
         self.used_up.store(used_up, SeqCst);
     }
 
     /// Connections now.
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.connections.load(SeqCst)
     }
 
     /// At once, at any time.
-    pub fn connections_most(&self) -> usize {
+    pub(crate) fn connections_most(&self) -> usize {
         self.connections_most.load(SeqCst)
     }
 
     /// Ever made.
-    pub fn made(&self) -> usize {
+    pub(crate) fn made(&self) -> usize {
         self.made.load(SeqCst)
     }
 
@@ -123,7 +123,7 @@ impl Script {
     }
 }
 
-pub struct Double(pub(crate) Arc<Script>);
+pub(crate) struct Double(pub(crate) Arc<Script>);
 
 struct DoubleConnection {
     script: Arc<Script>,
@@ -239,13 +239,13 @@ impl ReplyStream for Parts {
 }
 
 /// A pool's settings with nothing that acts by itself in a test's time.
-pub fn pool(size: usize) -> PoolSettings {
+pub(crate) fn pool(size: usize) -> PoolSettings {
     let day = Duration::from_secs(24 * 3600);
     PoolSettings { size, standby: 0, idle_timeout: day, age_max: day, time_min: Duration::ZERO, time_max: None }
 }
 
 /// A resource called `name` whose other side does what the script says.
-pub fn resource(
+pub(crate) fn resource(
     name: &str,
     script: &Arc<Script>,
     pool: PoolSettings,
@@ -258,22 +258,22 @@ pub fn resource(
 }
 
 /// Who asks, with so many milliseconds left.
-pub fn caller(left_ms: u64) -> Caller {
+pub(crate) fn caller(left_ms: u64) -> Caller {
     caller_of("test", left_ms)
 }
 
-pub fn caller_of(module: &str, left_ms: u64) -> Caller {
+pub(crate) fn caller_of(module: &str, left_ms: u64) -> Caller {
     let left = Duration::from_millis(left_ms);
     let request = RequestContext::new("test".into(), "test", left, Arc::default());
     Caller { cage: "test".into(), module: module.into(), request: Arc::new(request) }
 }
 
-pub fn operation(action: &str, body: &str) -> Operation {
+pub(crate) fn operation(action: &str, body: &str) -> Operation {
     Operation { action: action.into(), body: Bytes::copy_from_slice(body.as_bytes()), ..Operation::default() }
 }
 
 /// Looks until it is so.
-pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Deadline::after(Duration::from_secs(60));
     while !is_so() {
         assert!(!deadline.passed(), "waited for {what}");
