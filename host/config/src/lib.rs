@@ -34,7 +34,7 @@ pub use grant::{FileGrant, Grants, HostPattern};
 pub use listen::ListenAddress;
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
 pub use nearest::nearest;
-pub use protocols::{LeftOut, ProtocolInfo};
+pub use protocols::{LeftOut, ProtocolInfo, RequestTarget};
 pub use section::Section;
 pub use web::{Authorities, OutgoingHttp, Proxy, url_port};
 
@@ -102,8 +102,8 @@ pub struct InterfaceConfig {
     /// Of a request that brings no deadline of its own; none: the cage's `request_timeout`.
     pub timeout: Option<Duration>,
     pub export: ExportChoice,
-    /// Whether it works off the queue of retried calls that is called like it.
-    pub has_queue: bool,
+    /// Whether it makes the retried calls of the queue that has its name.
+    pub serves_queue: bool,
     /// The protocol's own keys.
     pub section: Section,
 }
@@ -237,7 +237,7 @@ impl InterfaceConfig {
         let protocol = protocol(name, &section, environment);
         Self {
             name: name.to_owned(),
-            has_queue: environment.protocols.iter().any(|known| known.name == protocol && known.has_queue),
+            serves_queue: environment.protocols.iter().any(|known| known.name == protocol && known.serves_queue),
             protocol,
             enabled: section.flag("enabled", true),
             module: module_name(&section, name),
@@ -279,7 +279,7 @@ fn store(section: Option<Section>) -> StoreSettings {
 fn interfaces(section: &Section, environment: &Environment) -> BTreeMap<String, InterfaceConfig> {
     let read = |name: &str, section| InterfaceConfig::read(name, section, environment);
     let mut interfaces = named(section, "interfaces", read);
-    for protocol in environment.protocols.iter().filter(|protocol| protocol.unnamed) {
+    for protocol in environment.protocols.iter().filter(|protocol| protocol.in_every_cage) {
         let name = protocol.name;
         let absent = || read(name, section.absent("interfaces", name));
         interfaces.entry(name.to_owned()).or_insert_with(absent);

@@ -1,20 +1,57 @@
 //! What a configuration has to know of the protocols that it may name.
 
-/// One protocol, as far as the configuration is concerned with it.
+use crate::ExportChoice;
+
+/// What a protocol says of itself, before any of its interfaces runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProtocolInfo {
-    /// The name in `cage.toml`.
+    /// The word after `protocol =` in `cage.toml`.
     pub name: &'static str,
-    /// Whether every cage has an interface of this protocol, called like it, without naming it.
-    pub unnamed: bool,
-    /// Whether its interfaces work off the queue of retried calls that is called like them.
-    pub has_queue: bool,
+    pub target: RequestTarget,
+    /// Every cage has an interface of this protocol, named like the protocol, even when `cage.toml` does not mention it.
+    pub in_every_cage: bool,
+    /// Each interface of this protocol makes the retried calls of the queue that has the interface's name.
+    pub serves_queue: bool,
+}
+
+/// Which module a request of a protocol is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestTarget {
+    /// The interface's module, by its `handler` export.
+    Handler,
+    /// The interface's module, by its `wasi:http` export if it has one, otherwise by its `handler` export.
+    HandlerOrWasiHttp,
+    /// The module that the request names. The interface has none.
+    NamedModule,
 }
 
 impl ProtocolInfo {
-    /// A protocol whose interfaces are named, and work off no queue.
-    pub const fn named(name: &'static str) -> Self {
-        Self { name, unnamed: false, has_queue: false }
+    /// A protocol like most: its interfaces are those of `cage.toml`, each for the `handler` of one module.
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, target: RequestTarget::Handler, in_every_cage: false, serves_queue: false }
+    }
+
+    #[must_use]
+    pub const fn target(self, target: RequestTarget) -> Self {
+        Self { target, ..self }
+    }
+
+    #[must_use]
+    pub const fn in_every_cage(self) -> Self {
+        Self { in_every_cage: true, ..self }
+    }
+
+    #[must_use]
+    pub const fn serves_queue(self) -> Self {
+        Self { serves_queue: true, ..self }
+    }
+
+    /// The export that an interface uses whose `cage.toml` says `configured`.
+    pub fn export(&self, configured: ExportChoice) -> ExportChoice {
+        match (configured, self.target) {
+            (ExportChoice::Auto, RequestTarget::Handler | RequestTarget::NamedModule) => ExportChoice::Handler,
+            (chosen, _) => chosen,
+        }
     }
 }
 

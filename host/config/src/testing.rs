@@ -32,7 +32,7 @@ fn read(protocol: &'static str, directory: &Path, own: String) -> Result<CageCon
         cage: "runner",
         node: "n1",
         directory,
-        protocols: &[ProtocolInfo::named(protocol)],
+        protocols: &[ProtocolInfo::new(protocol)],
         left_out: &[],
         variables: &|_| None,
     };

@@ -30,7 +30,7 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
         cage: "runner",
         node: "n1",
         directory: Path::new("/cages/runner"),
-        protocols: &[ProtocolInfo::named("http"), ProtocolInfo::named("schedule")],
+        protocols: &[ProtocolInfo::new("http"), ProtocolInfo::new("schedule")],
         left_out: &[LeftOut { protocol: "amqp", feature: "amqp" }],
         variables: &variables,
     };

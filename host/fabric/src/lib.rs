@@ -19,23 +19,15 @@ mod reverse;
 
 pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
 pub use self::reverse::ReverseRpc;
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
 pub use wasmcage_core::envelope;
 use wasmcage_protocol::{Interface, Protocol};
 
 pub struct Rpc;
 
 impl Protocol for Rpc {
-    fn name(&self) -> &'static str {
-        "rpc"
-    }
-
-    fn unnamed(&self) -> bool {
-        true
-    }
-
-    fn has_module(&self) -> bool {
-        false
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new("rpc").target(RequestTarget::NamedModule).in_every_cage()
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

@@ -8,18 +8,14 @@ use async_trait::async_trait;
 use super::config::ReverseConfig;
 use super::interface::{CageService, local};
 use super::lan::Lan;
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
 use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Protocol};
 
 pub struct ReverseRpc;
 
 impl Protocol for ReverseRpc {
-    fn name(&self) -> &'static str {
-        "reverse-rpc"
-    }
-
-    fn has_module(&self) -> bool {
-        false
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new("reverse-rpc").target(RequestTarget::NamedModule)
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use wasmcage_config::{ConfigError, ExportChoice, ProtocolInfo, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_core::body_budget::BodyBudget;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
@@ -25,47 +25,23 @@ pub use self::registry::Protocols;
 
 /// One way in which the outside world reaches modules, or modules the outside world.
 pub trait Protocol: Send + Sync {
-    /// The name in `cage.toml`.
-    fn name(&self) -> &'static str;
+    /// Its name, and how its interfaces differ from most.
+    fn info(&self) -> ProtocolInfo;
 
-    /// Whether every cage has an interface of this protocol, called like it, without naming it.
-    fn unnamed(&self) -> bool {
-        false
-    }
-
-    /// Whether an interface works off the queue of retried calls that is called like it.
-    fn has_queue(&self) -> bool {
-        false
-    }
-
-    /// What the configuration has to know of it.
-    fn info(&self) -> ProtocolInfo {
-        ProtocolInfo { name: self.name(), unnamed: self.unnamed(), has_queue: self.has_queue() }
-    }
-
-    /// Whether one module serves the interface; otherwise what comes in says which.
-    fn has_module(&self) -> bool {
-        true
-    }
-
-    /// Which export of a component serves this protocol, when the configuration names none.
-    fn choice(&self, configured: ExportChoice) -> ExportChoice {
-        match configured {
-            ExportChoice::Auto => ExportChoice::Handler,
-            chosen => chosen,
-        }
-    }
-
+    /// Makes the interface that a section describes.
+    ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no inbound side.
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
-        Err(section.refused(format!("protocol {} has no inbound side: it is for [resources.x]", self.name())))
+        Err(section.refused(format!("protocol {} has no inbound side: it is for [resources.x]", self.info().name)))
     }
 
+    /// Makes the resource that a section describes.
+    ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no outbound side.
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
-        Err(section.refused(format!("protocol {} has no outbound side: it is for [interfaces.x]", self.name())))
+        Err(section.refused(format!("protocol {} has no outbound side: it is for [interfaces.x]", self.info().name)))
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Protocols {
 /// Names only.
 impl fmt::Debug for Protocols {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.known.iter().map(|protocol| protocol.name())).finish()
+        f.debug_list().entries(self.known.iter().map(|protocol| protocol.info().name)).finish()
     }
 }
 
@@ -34,7 +34,7 @@ impl Protocols {
     }
 
     pub fn find(&self, name: &str) -> Option<&dyn Protocol> {
-        self.known.iter().map(|protocol| &**protocol).find(|protocol| protocol.name() == name)
+        self.known.iter().map(|protocol| &**protocol).find(|protocol| protocol.info().name == name)
     }
 
     /// What the configuration has to know of them.

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::host::{ServingLine, Shared, StartError};
 use crate::reload::Reload;
 use wasmcage_config as config;
-use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, Stamps};
+use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, RequestTarget, Stamps};
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
 use wasmcage_core::drain::Drain;
@@ -399,20 +399,21 @@ impl Inner {
         leaving: Vec<Arc<Endpoint>>,
     ) -> Running {
         let protocols = &self.shared.protocols;
-        let protocol = protocols.find(&interface.protocol).expect("the configuration names known protocols only");
-        let slot = match protocol.has_module() {
-            true => self.modules.get_or_create(&interface.module),
-            false => Arc::new(Slot::new("".into())),
+        let protocol =
+            protocols.find(&interface.protocol).expect("the configuration names known protocols only").info();
+        let slot = match protocol.target {
+            RequestTarget::Handler | RequestTarget::HandlerOrWasiHttp => self.modules.get_or_create(&interface.module),
+            RequestTarget::NamedModule => Arc::new(Slot::new("".into())),
         };
         let endpoint = Arc::new(Endpoint::new(
             interface.name.as_str().into(),
-            protocol.name(),
+            protocol.name,
             self.name.as_str().into(),
             slot.name.clone(),
             interface.timeout.unwrap_or(config.request_timeout),
         ));
         let drain = self.drain.child();
-        let choice = protocol.choice(interface.export);
+        let choice = protocol.export(interface.export);
         let cx = InterfaceContext {
             dispatch: Arc::new(InterfaceDispatch::new(self.dispatcher.clone(), endpoint.clone(), slot, choice)),
             endpoint: endpoint.clone(),

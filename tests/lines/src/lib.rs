@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use wasmcage_config::{ConfigError, ListenAddress, Section};
+use wasmcage_config::{ConfigError, ListenAddress, ProtocolInfo, Section};
 use wasmcage_core::request::{Facts, Request, RequestContext};
 use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Protocol};
 
@@ -23,8 +23,8 @@ const NAME: &str = "lines";
 pub struct Lines;
 
 impl Protocol for Lines {
-    fn name(&self) -> &'static str {
-        NAME
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new(NAME)
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

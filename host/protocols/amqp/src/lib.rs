@@ -29,15 +29,15 @@ mod value;
 use self::config::AmqpConfig;
 use self::interface::AmqpInterface;
 use self::resource::AmqpResource;
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
 pub struct Amqp;
 
 impl Protocol for Amqp {
-    fn name(&self) -> &'static str {
-        "amqp"
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new("amqp")
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

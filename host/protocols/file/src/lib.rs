@@ -13,7 +13,7 @@ mod temporary;
 #[cfg(test)]
 mod tests;
 
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
@@ -24,8 +24,8 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 pub struct File;
 
 impl Protocol for File {
-    fn name(&self) -> &'static str {
-        NAME
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new(NAME)
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

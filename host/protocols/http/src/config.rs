@@ -213,7 +213,7 @@ mod tests {
             cage: "runner",
             node: "node",
             directory: Path::new("/cages/runner"),
-            protocols: &[ProtocolInfo::named("http")],
+            protocols: &[ProtocolInfo::new("http")],
             left_out: &[],
             variables: &|_| None,
         };

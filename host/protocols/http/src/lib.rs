@@ -29,7 +29,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use wasmcage_config::{ConfigError, ExportChoice, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
 use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
@@ -38,13 +38,8 @@ const NAME: &str = "http";
 pub struct Http;
 
 impl Protocol for Http {
-    fn name(&self) -> &'static str {
-        NAME
-    }
-
-    /// A component that speaks `wasi:http` is made for this protocol.
-    fn choice(&self, configured: ExportChoice) -> ExportChoice {
-        configured
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new(NAME).target(RequestTarget::HandlerOrWasiHttp)
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

@@ -7,26 +7,14 @@ mod interface;
 
 use self::config::RetryConfig;
 use self::interface::RetryInterface;
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
 use wasmcage_protocol::{Interface, Protocol};
 
 pub struct Retry;
 
 impl Protocol for Retry {
-    fn name(&self) -> &'static str {
-        "retry"
-    }
-
-    fn unnamed(&self) -> bool {
-        true
-    }
-
-    fn has_queue(&self) -> bool {
-        true
-    }
-
-    fn has_module(&self) -> bool {
-        false
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new("retry").target(RequestTarget::NamedModule).in_every_cage().serves_queue()
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

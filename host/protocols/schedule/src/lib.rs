@@ -9,7 +9,7 @@ mod planner;
 mod record;
 mod times;
 
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_protocol::{Interface, Protocol};
 
 const NAME: &str = "schedule";
@@ -17,8 +17,8 @@ const NAME: &str = "schedule";
 pub struct Schedule;
 
 impl Protocol for Schedule {
-    fn name(&self) -> &'static str {
-        NAME
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new(NAME)
     }
 
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {

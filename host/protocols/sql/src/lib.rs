@@ -59,7 +59,7 @@ use self::connection::Session;
 use self::driver::Driver;
 use self::settings::{Settings, Target};
 use self::statement::Dialect;
-use wasmcage_config::{ConfigError, Section};
+use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
 use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
@@ -67,8 +67,8 @@ use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 pub struct Sql;
 
 impl Protocol for Sql {
-    fn name(&self) -> &'static str {
-        "sql"
+    fn info(&self) -> ProtocolInfo {
+        ProtocolInfo::new("sql")
     }
 
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {

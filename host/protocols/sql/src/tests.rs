@@ -18,7 +18,7 @@ fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
         cage: "test",
         node: "n1",
         directory,
-        protocols: &[ProtocolInfo::named("sql")],
+        protocols: &[ProtocolInfo::new("sql")],
         left_out: &[],
         variables: &|_| None,
     };

@@ -240,7 +240,7 @@ impl Dispatcher {
     fn works_off(&self, queue: &str) -> bool {
         let config = self.0.config.load();
         let interface = config.interfaces.get(queue).filter(|interface| interface.enabled);
-        interface.is_some_and(|interface| interface.has_queue)
+        interface.is_some_and(|interface| interface.serves_queue)
     }
 
     /// Tells of calls that are pending in queues that no interface works off: it was renamed or removed from `cage.toml`.
