@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
-use wasmcage_core::call::Call;
+use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
@@ -133,8 +133,7 @@ impl Echo for Client {
         let call = Call {
             context: Arc::new(context.for_call("front", "caller", None)),
             cage: "worker".into(),
-            module: "work".into(),
-            function: "echo".into(),
+            action: CallAction::Run { module: "work".into(), function: "echo".into() },
             arguments: Payload::Bytes(body),
             idempotent: false,
         };

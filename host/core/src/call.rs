@@ -1,6 +1,7 @@
 //! A call of a function of another cage's module, and the way to cages that do not run in this process. The dispatcher uses that
 //! way for calls that find no cage here; what carries them is installed by an interface, and unknown here.
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -19,11 +20,31 @@ pub struct Call {
     /// Made by `RequestContext::for_call`: the last of its callers is who calls.
     pub context: Arc<RequestContext>,
     pub cage: String,
-    pub module: String,
-    pub function: String,
+    pub action: CallAction,
     pub arguments: Payload,
     /// It may run twice without harm, so that a call that may have been lost can be tried on another copy.
     pub idempotent: bool,
+}
+
+/// What a call asks the other cage to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallAction {
+    Run {
+        module: String,
+        function: String,
+    },
+    /// Accept the retried call in the arguments: keep it durably, and make it from then on.
+    AcceptRetried,
+}
+
+/// As errors name it.
+impl fmt::Display for CallAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Run { module, function } => write!(f, "{module}.{function}"),
+            Self::AcceptRetried => f.write_str("acceptance of a retried call"),
+        }
+    }
 }
 
 /// Carries calls to cages elsewhere. One for a cage.

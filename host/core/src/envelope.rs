@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use crate::call::Call;
+use crate::call::{Call, CallAction};
 use crate::error::DispatchError;
 use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
@@ -41,6 +41,8 @@ use crate::values::{Fingerprint, Values};
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 const VERSION: u8 = 1;
 const IDEMPOTENT: u8 = 1;
+/// Stands, with an empty module, for `CallAction::AcceptRetried`.
+const ACCEPT_RETRIED: &str = "accept-retried-call";
 /// A longer text of an error is cut.
 const ERROR_TEXT_BYTES_MAX: usize = 8 << 10;
 /// A longer text of anything else in a head cannot be sent.
@@ -86,7 +88,11 @@ pub struct Malformed {
 /// # Errors
 /// `BadRequest` when a name is too long, or there are too many callers, to be carried.
 pub fn encode_call(call: &Call) -> Result<Message, DispatchError> {
-    let Call { context, cage, module, function, arguments, idempotent } = call;
+    let Call { context, cage, action, arguments, idempotent } = call;
+    let (module, function) = match action {
+        CallAction::Run { module, function } => (module.as_str(), function.as_str()),
+        CallAction::AcceptRetried => ("", ACCEPT_RETRIED),
+    };
     let mut head = BytesMut::with_capacity(256);
     head.put_u8(VERSION);
     head.put_u8(if *idempotent { IDEMPOTENT } else { 0 });
@@ -142,6 +148,11 @@ pub fn decode_call(message: Message, caller: &str) -> Result<Call, Malformed> {
     let facts = reader.facts(caller, &callers)?;
     let arguments = reader.payload(message.body)?;
     reader.end()?;
+    let action = match (&*module, &*function) {
+        ("", ACCEPT_RETRIED) => CallAction::AcceptRetried,
+        ("", other) => return Err(reader.malformed(format!("function {other:?} of no module"))),
+        _ => CallAction::Run { module, function },
+    };
     let context = RequestContext::new(interface.into(), protocol, left, Arc::new(facts)).continued(id, callers);
     if let Some(level) = level {
         context.set_level(level);
@@ -149,7 +160,7 @@ pub fn decode_call(message: Message, caller: &str) -> Result<Call, Malformed> {
     if !description.is_empty() {
         context.describe(&description);
     }
-    Ok(Call { context: Arc::new(context), cage, module, function, arguments, idempotent })
+    Ok(Call { context: Arc::new(context), cage, action, arguments, idempotent })
 }
 
 /// Cuts what cannot be sent as it is.
@@ -441,15 +452,15 @@ mod tests {
         context.set_level(Level::Debug);
         context.describe("invoice 7");
         let context = Arc::new(context.for_call("runner", "front", None));
-        let (cage, module, function) = ("worker".into(), "work".into(), "handle".into());
-        Call { context, cage, module, function, arguments, idempotent: true }
+        let action = CallAction::Run { module: "work".into(), function: "handle".into() };
+        Call { context, cage: "worker".into(), action, arguments, idempotent: true }
     }
 
     #[track_caller]
     fn check_call(arguments: Payload) {
         let sent = call(arguments);
         let came = decode_call(encode_call(&sent).unwrap(), "runner").unwrap();
-        assert_eq!((&came.cage, &came.module, &came.function), (&sent.cage, &sent.module, &sent.function));
+        assert_eq!((&came.cage, &came.action), (&sent.cage, &sent.action));
         assert_eq!((came.arguments, came.idempotent), (sent.arguments, true));
         let (there, here) = (&sent.context, &came.context);
         assert_eq!((here.id, here.level(), here.description()), (there.id, there.level(), there.description()));
@@ -468,6 +479,17 @@ mod tests {
         check_call(Payload::Json(r#"{"args":["é"]}"#.into()));
         check_call(Payload::Bytes(Bytes::from_static(&[0, 255])));
         check_call(Payload::Values(Values::encoded([7; 16], Bytes::from_static(&[1, 2]))));
+    }
+
+    #[test]
+    fn a_retried_call_that_is_handed_over_is_no_function_of_a_module() {
+        let sent = Call { action: CallAction::AcceptRetried, ..call(Payload::Bytes(Bytes::new())) };
+        let came = decode_call(encode_call(&sent).unwrap(), "runner").unwrap();
+        assert_eq!(came.action, CallAction::AcceptRetried);
+        let action = CallAction::Run { module: String::new(), function: "other".into() };
+        let nameless = encode_call(&Call { action, ..sent }).unwrap();
+        let malformed = decode_call(nameless, "runner").unwrap_err().to_string();
+        assert_eq!(malformed, r#"malformed call: function "other" of no module"#);
     }
 
     #[test]

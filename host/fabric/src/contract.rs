@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::fabric::{CopyId, Fabric, Limits, Local, Service};
-use wasmcage_core::call::Call;
+use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Facts, Payload, RequestContext};
@@ -78,6 +78,7 @@ macro_rules! contract {
             answers_arrive
             errors_arrive
             the_context_travels
+            a_retried_call_is_handed_over
             a_caller_is_who_the_fabric_says
             all_copies_are_used
             a_named_copy_is_reached
@@ -218,7 +219,11 @@ impl Service for Probe {
             Payload::Json(json) => json.clone(),
             Payload::Bytes(_) | Payload::Values(_) => String::new(),
         };
-        let answer = match call.function.as_str() {
+        let function = match &call.action {
+            CallAction::Run { function, .. } => function.as_str(),
+            CallAction::AcceptRetried => "echo",
+        };
+        let answer = match function {
             "echo" => Ok(call.arguments),
             "copy" => Ok(Payload::Json(self.copy.to_string())),
             "error" => Err(error_of(&text)),
@@ -277,8 +282,7 @@ pub(super) fn call_of(cage: &str, function: &str, arguments: Payload, timeout: D
     Call {
         context: Arc::new(context.for_call("front", "caller", None)),
         cage: cage.into(),
-        module: "work".into(),
-        function: function.into(),
+        action: CallAction::Run { module: "work".into(), function: function.into() },
         arguments,
         idempotent: false,
     }
@@ -391,7 +395,8 @@ pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
     let made = Call { context: sent.clone(), idempotent: true, ..call("echo") };
     front.call(made, None).await.unwrap();
     let came = worker.probe.last();
-    assert_eq!((&*came.cage, &*came.module, &*came.function, came.idempotent), ("worker", "work", "echo", true));
+    let action = CallAction::Run { module: "work".into(), function: "echo".into() };
+    assert_eq!((&*came.cage, &came.action, came.idempotent), ("worker", &action, true));
     let here = &came.context;
     assert_eq!((here.id, here.level(), here.description()), (sent.id, sent.level(), sent.description()));
     assert_eq!((&here.callers, &*here.interface, &*here.protocol), (&sent.callers, "my_http", "http"));
@@ -401,6 +406,15 @@ pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
     assert_eq!((fact(Facts::USERNAME), fact(Facts::PASSWORD)), (Some("alice"), None));
     assert_eq!((fact(Facts::ORIGIN_CAGE), fact(Facts::SOURCE_CAGE)), (Some("front"), Some("front")));
     assert_eq!(fact(Facts::SOURCE_MODULE), Some("caller"));
+}
+
+pub(super) async fn a_retried_call_is_handed_over(bench: Arc<dyn Bench>) {
+    let worker = Running::start(&*bench, "worker").await;
+    let front = caller(&*bench).await;
+    let handed_over = Call { action: CallAction::AcceptRetried, ..call_with("", "[1]") };
+    let accepted = front.call(handed_over, None).await.unwrap();
+    assert_eq!(accepted, Payload::Json("[1]".into()));
+    assert_eq!(worker.probe.last().action, CallAction::AcceptRetried);
 }
 
 pub(super) async fn a_caller_is_who_the_fabric_says(bench: Arc<dyn Bench>) {

@@ -16,6 +16,7 @@ use crate::host::{ServingLine, Shared, StartError};
 use crate::reload::Reload;
 use wasmcage_config as config;
 use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, RequestTarget, Stamps};
+use wasmcage_core::admission::Admission;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
 use wasmcage_core::drain::Drain;
@@ -90,6 +91,7 @@ impl Cage {
         let level = Arc::new(LevelCell::new(loaded.log_level));
         let log = CageLog::open(name, &shared.directories.logs(name), loaded.log_settings());
         let services = Services {
+            admission: Admission::new(loaded.concurrency, loaded.queue),
             store: Arc::new(Store::new(name, &shared.directories.state(name), loaded.store)),
             resources: Arc::new(Resources::new(name, level.clone(), make_resource(&shared.protocols))),
             locks: Arc::default(),
@@ -111,9 +113,9 @@ impl Cage {
             config: config.clone(),
             modules: modules.clone(),
             loader: shared.loader.clone(),
+            services: services.clone(),
             dispatcher: dispatcher.downgrade(),
             level: level.clone(),
-            tasks: services.tasks.clone(),
             config_signal: config_signal.clone(),
             settings_changed: settings_changed.clone(),
             cache_problem: Mutex::default(),

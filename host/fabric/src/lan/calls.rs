@@ -125,8 +125,7 @@ impl Inner {
                 }
                 Err(Failure::NotRun(text)) => unreachable_cage(&call, &text),
                 Err(Failure::Lost(text)) => {
-                    let error =
-                        DispatchError::Lost(format!("{}.{} of cage {}: {text}", call.module, call.function, call.cage));
+                    let error = DispatchError::Lost(format!("{} of cage {}: {text}", call.action, call.cage));
                     if !call.idempotent {
                         return Err(error);
                     }
@@ -237,5 +236,5 @@ fn unreachable_cage(call: &Call, text: &str) -> DispatchError {
 }
 
 pub(super) fn late(call: &Call) -> DispatchError {
-    DispatchError::DeadlineExceeded(format!("{}.{} of cage {} gave no answer", call.module, call.function, call.cage))
+    DispatchError::DeadlineExceeded(format!("{} of cage {} gave no answer", call.action, call.cage))
 }

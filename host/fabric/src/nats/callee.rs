@@ -93,7 +93,7 @@ pub(super) async fn advertise(
         peers: Places::new(shared.limits.calls_per_peer_max),
         unfinished: Semaphore::new(UNFINISHED_BYTES_MAX.max(shared.limits.body_bytes_max) / UNIT_BYTES + 1),
     });
-    let subject = shared.subjects.call(&shared.local.cage, "*", "*");
+    let subject = shared.subjects.calls(&shared.local.cage);
     *shared.addresses.lock() = vec![format!("{} {subject}", shared.servers)];
     let _addresses = NoAddresses(shared);
     let answered_all = served.run(&mut subscriptions, &drain).await;
@@ -104,7 +104,7 @@ pub(super) async fn advertise(
 
 async fn subscribe(shared: &Shared) -> Option<Subscriptions> {
     let (client, subjects, local) = (&shared.client, &shared.subjects, &shared.local);
-    let calls = subjects.call(&local.cage, "*", "*");
+    let calls = subjects.calls(&local.cage);
     Some(Subscriptions {
         calls: client.queue_subscribe(calls, local.cage.to_string()).await.ok()?,
         copy: client.subscribe(subjects.copy(&local.cage, local.copy, "*")).await.ok()?,

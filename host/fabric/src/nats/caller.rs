@@ -19,7 +19,7 @@ use super::body::{Incoming, Outgoing};
 use super::members::Route;
 use super::packet::{Content, OVERHEAD_BYTES, Opening, Packet, last_token};
 use wasmcage_config::is_name;
-use wasmcage_core::call::Call;
+use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 
@@ -110,8 +110,10 @@ pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -
     if !is_name(&call.cage) {
         return Err(DispatchError::NoSuchCage(format!("{:?} is not the name of a cage", call.cage)));
     }
-    if !is_name(&call.module) {
-        return Err(DispatchError::NoSuchModule(format!("{:?} is not the name of a module", call.module)));
+    if let CallAction::Run { module, .. } = &call.action
+        && !is_name(module)
+    {
+        return Err(DispatchError::NoSuchModule(format!("{module:?} is not the name of a module")));
     }
     let copy = match copy {
         None => None,
@@ -266,7 +268,7 @@ impl<'a> Open<'a> {
         let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
         let (cage, caller): (Arc<str>, _) = (call.cage.as_str().into(), &shared.local.cage);
         let (copy, subject) = match route {
-            Route::Group => (None, shared.subjects.call(&cage, &call.module, caller)),
+            Route::Group => (None, shared.subjects.call(&cage, &call.action, caller)),
             Route::Copy(copy) => (Some(copy), shared.subjects.copy(&cage, copy, caller)),
         };
         let begun = Instant::now();

@@ -3,6 +3,7 @@
 //! | subject | who listens | what for |
 //! |---|---|---|
 //! | `wasmcage.FLOCK.call.CAGE.MODULE.CALLER` | every copy of CAGE, `MODULE` and `CALLER` as `*`, in queue group `CAGE` | a call of any copy |
+//! | `wasmcage.FLOCK.call.CAGE.$retried.CALLER` | the same | a retried call that CALLER hands over |
 //! | `wasmcage.FLOCK.copy.CAGE.COPY.CALLER` | that copy, `CALLER` as `*` | a call of this copy; parts, grants, cancels |
 //! | `wasmcage.FLOCK.cancel.CAGE.CALLER` | every copy of CAGE | a caller left before it knew who took its call |
 //! | `wasmcage.FLOCK.beat.CAGE` | every cage | heartbeats |

@@ -26,6 +26,8 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
+use wasmcage_core::call::CallAction;
+
 use super::super::envelope::{HEAD_BYTES_MAX, Message};
 use super::super::fabric::CopyId;
 
@@ -232,6 +234,9 @@ impl Reader {
     }
 }
 
+/// Stands for the module in the subject of a retried call that is handed over. It cannot be the name of a module.
+const ACCEPT_RETRIED: &str = "$retried";
+
 /// Names of the subjects of a flock. Names of flocks, cages and modules are letters, digits, `-` and `_`, so that each is
 /// one token.
 pub(super) struct Subjects {
@@ -244,8 +249,17 @@ impl Subjects {
     }
 
     /// Any copy of the cage, by the server's choice among those in the cage's queue group.
-    pub(super) fn call(&self, cage: &str, module: &str, caller: &str) -> String {
+    pub(super) fn call(&self, cage: &str, action: &CallAction, caller: &str) -> String {
+        let module = match action {
+            CallAction::Run { module, .. } => module,
+            CallAction::AcceptRetried => ACCEPT_RETRIED,
+        };
         format!("{}.call.{cage}.{module}.{caller}", self.flock)
+    }
+
+    /// Every call of the cage by its queue group.
+    pub(super) fn calls(&self, cage: &str) -> String {
+        format!("{}.call.{cage}.*.*", self.flock)
     }
 
     /// One copy.

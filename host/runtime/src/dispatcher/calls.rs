@@ -5,19 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join, join_all};
-use tokio::time::Instant;
 
+use super::in_flight::InFlight;
 use super::{Dispatcher, contained, finish, hint, no_such_function};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
 use wasmcage_config::InstanceMode;
 use wasmcage_core::admission::Entry;
-use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
+use wasmcage_core::call::{COMMAND_LINE, Call, CallAction, Member, Remote};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
-use wasmcage_core::telemetry::Level;
 use wasmcage_protocol::Endpoint;
 
 /// How the copy of a cage that runs in this process is named among all copies.
@@ -184,7 +183,7 @@ impl Dispatcher {
         options: CallOptions,
     ) -> Call {
         let idempotent = options.idempotent || self.0.config.load().calls.is_idempotent(&cage, &module, &function);
-        Call { context, cage, module, function, arguments, idempotent }
+        Call { context, cage, action: CallAction::Run { module, function }, arguments, idempotent }
     }
 
     /// Calls a cage by its name, wherever it runs: here if it does.
@@ -220,11 +219,11 @@ impl Dispatcher {
 
     /// A call that another cage makes, the last of the context's callers. Whoever made the context knows that for sure.
     async fn called_here(&self, call: Call) -> Result<Payload, DispatchError> {
-        // No module is called so: a retried call is handed over.
-        if call.module.is_empty() {
-            return self.take_over(call).await;
-        }
-        let Call { context, module, function, arguments, .. } = call;
+        let Call { context, action, arguments, .. } = call;
+        let (module, function) = match action {
+            CallAction::Run { module, function } => (module, function),
+            CallAction::AcceptRetried => return self.take_over(&context, arguments).await,
+        };
         self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
@@ -251,9 +250,9 @@ impl Dispatcher {
     /// # Errors
     /// See the kinds.
     pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
-        let mut served = Served::begin(self, endpoint, &call);
+        let in_flight = InFlight::call(self, endpoint, &call.context, || call.action.clone());
         let result = contained(self.called_here(call)).await;
-        served.outcome = Outcome::of(&result);
+        in_flight.finish(Outcome::of(&result));
         result.map(Payload::encoded)
     }
 
@@ -269,15 +268,15 @@ impl Dispatcher {
         function: &str,
         arguments: Payload,
     ) -> Result<Payload, DispatchError> {
-        let (cage, module, function) = (self.0.cage.to_string(), module.to_owned(), function.to_owned());
-        let call = Call { context, cage, module, function, arguments, idempotent: false };
-        let mut served = Served::begin(self, endpoint, &call);
-        let Call { context, module, function, arguments, .. } = call;
-        let request = context.clone();
-        let result = contained(self.enter_and_call(Entry::Outside, context, &module, function, arguments)).await;
-        served.outcome = Outcome::of(&result);
+        let in_flight = InFlight::call(self, endpoint, &context, || CallAction::Run {
+            module: module.to_owned(),
+            function: function.to_owned(),
+        });
+        let work = self.enter_and_call(Entry::Outside, context.clone(), module, function.to_owned(), arguments);
+        let result = contained(work).await;
+        in_flight.finish(Outcome::of(&result));
         if let Err(error) = &result {
-            self.log_failure(endpoint, &request, error);
+            self.log_failure(endpoint, &context, error);
         }
         result
     }
@@ -311,25 +310,21 @@ impl Dispatcher {
             return Err(self.no_such_module(module));
         };
         let context = Self::tighten(context, &version);
-        slot.readings.begin();
-        let (came, mut begun) = (Instant::now(), None);
+        let mut in_flight = InFlight::module(&slot);
         let call = CallHere { slot: &slot, context: context.clone(), function, arguments, entry };
-        let result = self.call_version(version, call, &mut begun).await;
-        let ended = Instant::now();
-        let begun = begun.unwrap_or(ended);
-        slot.readings.end(Outcome::of(&result), begun - came, ended - begun);
+        let result = self.call_version(version, call, &mut in_flight).await;
+        in_flight.finish(Outcome::of(&result));
         if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
             self.log_call_failure(&slot, &context, error);
         }
         result
     }
 
-    /// Says when it began to work, having waited.
     async fn call_version(
         &self,
         version: Arc<Version>,
         call: CallHere<'_>,
-        begun: &mut Option<Instant>,
+        in_flight: &mut InFlight<'_>,
     ) -> Result<Payload, DispatchError> {
         let CallHere { slot, context, function, arguments, entry } = call;
         let listed = version.use_service_function(&function).is_some();
@@ -338,7 +333,7 @@ impl Dispatcher {
         }
         self.check_cycle(slot, &version, &context)?;
         let (version, place) = slot.enter(version, entry, context.deadline).await?;
-        *begun = Some(Instant::now());
+        in_flight.work_begins();
         let mut lease = version.lease(place, context.deadline).await?;
         let version = lease.version().clone();
         let result = match (&version.exports.service, version.exports.function(&function)) {
@@ -376,43 +371,4 @@ struct CallHere<'a> {
     function: String,
     arguments: Payload,
     entry: Entry,
-}
-
-/// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.
-pub(super) struct Served<'a> {
-    endpoint: &'a Endpoint,
-    /// Module and function, for the event; none while nobody reads it.
-    told: Option<(Arc<RequestContext>, String, String)>,
-    begun: Instant,
-    pub(super) outcome: Outcome,
-}
-
-impl<'a> Served<'a> {
-    pub(super) fn begin(dispatcher: &Dispatcher, endpoint: &'a Endpoint, call: &Call) -> Self {
-        endpoint.readings.begin();
-        let level = call.context.level().unwrap_or_else(|| dispatcher.0.level.get());
-        let told = (level >= Level::Debug).then(|| (call.context.clone(), call.module.clone(), call.function.clone()));
-        Self { endpoint, told, begun: Instant::now(), outcome: Outcome::Abandoned }
-    }
-}
-
-impl Drop for Served<'_> {
-    fn drop(&mut self) {
-        let (outcome, elapsed) = (self.outcome, self.begun.elapsed());
-        self.endpoint.readings.end(outcome, Duration::ZERO, elapsed);
-        if let Some((context, module, function)) = &self.told {
-            tracing::debug!(
-                target: "access",
-                cage = %self.endpoint.cage,
-                interface = %self.endpoint.interface,
-                module = %module,
-                function = %function,
-                caller = context.callers.last().map(|caller| &**caller),
-                outcome = outcome.name(),
-                elapsed_us = elapsed.as_micros() as u64,
-                request = %context.tail(),
-                "call completed"
-            );
-        }
-    }
 }

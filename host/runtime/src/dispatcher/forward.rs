@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::in_flight::InFlight;
 use super::{Dispatcher, contained};
 use crate::host_api::Home;
 use crate::module::slot::Slot;
@@ -55,7 +55,8 @@ impl Dispatcher {
             Some(outer) => Arc::new(context.streamed_within(outer, version.home.settings.timeout)),
             None => context,
         };
-        let mut answering = Answering::begin(&slot);
+        let mut in_flight = InFlight::module(&slot);
+        in_flight.work_begins();
         // A task of its own: two guests of the concurrent engine cannot run in one, the second within the first's poll.
         let answered = {
             let (callee, slot, context) = (callee.clone(), slot.clone(), context.clone());
@@ -65,7 +66,7 @@ impl Dispatcher {
             Ok(result) => result,
             Err(error) => Err(DispatchError::Host(format!("the task that handed a request on has ended: {error}"))),
         };
-        answering.outcome = Outcome::of(&result);
+        in_flight.finish(Outcome::of(&result));
         if let Err(error @ (DispatchError::Trap(_) | DispatchError::Host(_))) = &result {
             callee.log_call_failure(&slot, &context, error);
         }
@@ -90,25 +91,5 @@ impl Dispatcher {
             move |error: &DispatchError| this.log_call_failure(&slot, &context, error)
         };
         web::serve(lease, context, request, late).await
-    }
-}
-
-/// Counts the end of it, also when its future is dropped because the caller has ended.
-struct Answering<'a> {
-    slot: &'a Slot,
-    begun: Instant,
-    outcome: Outcome,
-}
-
-impl<'a> Answering<'a> {
-    fn begin(slot: &'a Slot) -> Self {
-        slot.readings.begin();
-        Self { slot, begun: Instant::now(), outcome: Outcome::Abandoned }
-    }
-}
-
-impl Drop for Answering<'_> {
-    fn drop(&mut self) {
-        self.slot.readings.end(self.outcome, std::time::Duration::ZERO, self.begun.elapsed());
     }
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::Instant;
 use wasmcage_config::ExportChoice;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::call::{Call, Remote};
@@ -16,6 +15,7 @@ use wasmcage_core::run_to_end::RunToEnd;
 use wasmcage_protocol::{Dispatch, Endpoint, Route, RouteKind};
 use wasmcage_store::CallEntry;
 
+use super::in_flight::InFlight;
 use super::{Dispatcher, finish};
 use crate::module::slot::Slot;
 use crate::module::version::Version;
@@ -77,12 +77,9 @@ impl Dispatch for InterfaceDispatch {
             let Inner { dispatcher, endpoint, slot, .. } = &*this.0;
             let context = Dispatcher::tighten(request.context.clone(), &version);
             let request = Request { context: context.clone(), ..request };
-            let work = async |dispatcher: &Dispatcher, begun: &mut Option<Instant>| {
-                let mut lease = dispatcher.admit(slot, version, &context, begun).await?;
-                let index = lease.version().exports.handler;
-                let index =
-                    index.ok_or_else(|| DispatchError::Host(format!("module {} lost its handler", endpoint.module)))?;
-                let result = lease.handle(&index, request).await;
+            let work = async |in_flight: &mut InFlight<'_>| {
+                let mut lease = dispatcher.admit(slot, version, &context, in_flight).await?;
+                let result = lease.handle(request).await;
                 finish(lease, result)
             };
             dispatcher.observed(endpoint, slot, &context, work).await
@@ -99,8 +96,8 @@ impl Dispatch for InterfaceDispatch {
         let version = self.version_of(route)?;
         let Inner { dispatcher, endpoint, slot, .. } = &*self.0;
         let context = Arc::new(Dispatcher::tighten(context, &version).streamed(longest));
-        let work = async |dispatcher: &Dispatcher, begun: &mut Option<Instant>| {
-            let lease = dispatcher.admit(slot, version, &context, begun).await?;
+        let work = async |in_flight: &mut InFlight<'_>| {
+            let lease = dispatcher.admit(slot, version, &context, in_flight).await?;
             let late = {
                 let (this, context) = (self.clone(), context.clone());
                 move |error: &DispatchError| {

@@ -2,9 +2,11 @@
 //! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
 
 mod abroad;
+mod attempt;
 mod bindings;
 mod calls;
 mod forward;
+mod in_flight;
 mod interface;
 mod operator;
 mod retried;
@@ -12,12 +14,9 @@ mod retried;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use parking_lot::{Mutex, RwLock};
-use tokio::time::Instant;
-
 use self::abroad::Abroad;
 pub use self::calls::CallOptions;
+use self::in_flight::InFlight;
 pub use self::interface::InterfaceDispatch;
 pub use self::operator::OperatorCall;
 pub use self::retried::{RETRIED_ARGUMENTS_BYTES_MAX, retried_arguments};
@@ -25,15 +24,17 @@ use crate::module::Modules;
 use crate::module::slot::Slot;
 use crate::module::version::{Lease, Version};
 use crate::services::Services;
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
 use wasmcage_config as config;
 use wasmcage_config::CageConfig;
-use wasmcage_core::admission::{Admission, Entry};
+use wasmcage_core::admission::Entry;
 use wasmcage_core::call::Remote;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::RequestContext;
 use wasmcage_core::task;
-use wasmcage_core::telemetry::{Gate, Level, LevelCell};
+use wasmcage_core::telemetry::{Gate, LevelCell};
 use wasmcage_protocol::Endpoint;
 
 /// Failures of requests that are logged in one second; the rest are counted only.
@@ -82,7 +83,6 @@ struct Inner {
     services: Services,
     cages: Arc<Cages>,
     config: Arc<ArcSwap<CageConfig>>,
-    admission: Arc<Admission>,
     level: Arc<LevelCell>,
     failures: Gate,
     /// None while no interface carries calls to cages elsewhere.
@@ -97,13 +97,11 @@ impl Dispatcher {
         cages: Arc<Cages>,
         level: Arc<LevelCell>,
     ) -> Self {
-        let loaded = config.load();
         let dispatcher = Self(Arc::new(Inner {
-            cage: loaded.cage.as_str().into(),
+            cage: config.load().cage.as_str().into(),
             modules,
             services,
             cages: cages.clone(),
-            admission: Admission::new(loaded.concurrency, loaded.queue),
             level,
             failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             remote: RwLock::default(),
@@ -118,10 +116,6 @@ impl Dispatcher {
         &self.0.services
     }
 
-    pub(crate) fn admission(&self) -> Arc<Admission> {
-        self.0.admission.clone()
-    }
-
     pub fn downgrade(&self) -> WeakDispatcher {
         WeakDispatcher(Arc::downgrade(&self.0))
     }
@@ -129,7 +123,7 @@ impl Dispatcher {
     /// Takes over the limits of a changed `cage.toml`.
     pub fn reconfigure(&self) {
         let config = self.0.config.load();
-        self.0.admission.set_limits(config.concurrency, config.queue);
+        self.0.services.admission.set_limits(config.concurrency, config.queue);
         self.0.services.room.set_memory_max(config.guest_memory_bytes);
     }
 
@@ -146,7 +140,7 @@ impl Dispatcher {
 
     /// Requests in work and waiting.
     pub fn load(&self) -> (usize, usize) {
-        (self.0.admission.in_work(), self.0.admission.waiting())
+        (self.0.services.admission.in_work(), self.0.services.admission.waiting())
     }
 
     /// A module's own timeout can only shorten the deadline.
@@ -163,10 +157,10 @@ impl Dispatcher {
         slot: &Slot,
         version: Arc<Version>,
         context: &RequestContext,
-        begun: &mut Option<Instant>,
+        in_flight: &mut InFlight<'_>,
     ) -> Result<Lease, DispatchError> {
         let (version, place) = slot.enter(version, Entry::Outside, context.deadline).await?;
-        *begun = Some(Instant::now());
+        in_flight.work_begins();
         version.lease(place, context.deadline).await
     }
 
@@ -176,14 +170,11 @@ impl Dispatcher {
         endpoint: &Endpoint,
         slot: &Slot,
         context: &RequestContext,
-        work: impl AsyncFnOnce(&Self, &mut Option<Instant>) -> Result<T, DispatchError>,
+        work: impl AsyncFnOnce(&mut InFlight<'_>) -> Result<T, DispatchError>,
     ) -> Result<T, DispatchError> {
-        let mut completion =
-            Completion { dispatcher: self, endpoint, slot, context, begun: None, outcome: Outcome::Abandoned };
-        endpoint.readings.begin();
-        slot.readings.begin();
-        let result = contained(work(self, &mut completion.begun)).await;
-        completion.outcome = Outcome::of(&result);
+        let mut in_flight = InFlight::request(self, endpoint, slot, context);
+        let result = contained(work(&mut in_flight)).await;
+        in_flight.finish(Outcome::of(&result));
         if let Err(error) = &result {
             self.log_failure(endpoint, context, error);
         }
@@ -289,39 +280,4 @@ fn names(names: &[String]) -> String {
 /// A panic is that request's end, not the process's.
 async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
     task::caught_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
-}
-
-/// Counts and tells the end of a request, also when its future is dropped because the client left.
-struct Completion<'a> {
-    dispatcher: &'a Dispatcher,
-    endpoint: &'a Endpoint,
-    slot: &'a Slot,
-    context: &'a RequestContext,
-    /// When work on it began; none while it waits.
-    begun: Option<Instant>,
-    outcome: Outcome,
-}
-
-impl Drop for Completion<'_> {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        let begun = self.begun.unwrap_or(now);
-        let (pending, processing) = (begun - self.context.started, now - begun);
-        self.endpoint.readings.end(self.outcome, pending, processing);
-        self.slot.readings.end(self.outcome, pending, processing);
-        let level = self.context.level().unwrap_or_else(|| self.dispatcher.0.level.get());
-        if level >= Level::Debug {
-            tracing::debug!(
-                target: "access",
-                cage = %self.endpoint.cage,
-                interface = %self.endpoint.interface,
-                module = %self.endpoint.module,
-                outcome = self.outcome.name(),
-                pending_us = pending.as_micros() as u64,
-                elapsed_us = processing.as_micros() as u64,
-                request = %self.context.tail(),
-                "request completed"
-            );
-        }
-    }
 }

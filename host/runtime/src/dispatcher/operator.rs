@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Dispatcher;
-use wasmcage_core::call::{COMMAND_LINE, Call};
+use wasmcage_core::call::{COMMAND_LINE, Call, CallAction};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{Payload, RequestContext};
@@ -34,7 +34,7 @@ impl OperatorCall {
         let context = RequestContext::new(COMMAND_LINE.into(), "control", self.timeout, Arc::default());
         let context = Arc::new(context.for_call(cage, module, None).without_places());
         let Self { cage, module, function, arguments, timeout: _, idempotent } = self;
-        Call { context, cage, module, function, arguments, idempotent }
+        Call { context, cage, action: CallAction::Run { module, function }, arguments, idempotent }
     }
 }
 
@@ -43,9 +43,9 @@ impl Dispatcher {
     /// See the kinds.
     pub async fn call_for_operator(&self, call: OperatorCall) -> Result<Payload, DispatchError> {
         let call = self.operators(call);
-        let told = Told::begin(&call);
+        let log = OperatorLog::begin(&call);
         let result = self.call_cage(call).await;
-        told.end(self, Outcome::of(&result));
+        log.end(self, Outcome::of(&result));
         result
     }
 
@@ -58,49 +58,42 @@ impl Dispatcher {
         call: OperatorCall,
     ) -> Result<Vec<(String, Result<Payload, DispatchError>)>, DispatchError> {
         let call = self.operators(call);
-        let told = Told::begin(&call);
+        let log = OperatorLog::begin(&call);
         let results = self.call_copies(call).await;
         let failed = results.iter().flatten().map(|(_, result)| Outcome::of(result)).find(|one| *one != Outcome::Ok);
-        told.end(self, failed.unwrap_or_else(|| Outcome::of(&results)));
+        log.end(self, failed.unwrap_or_else(|| Outcome::of(&results)));
         results
     }
 
-    pub(super) fn operators(&self, call: OperatorCall) -> Call {
-        let call = match *call.cage == *self.0.cage {
+    pub(super) fn operators(&self, mut call: OperatorCall) -> Call {
+        let config = self.0.config.load();
+        call.idempotent |= config.calls.is_idempotent(&call.cage, &call.module, &call.function);
+        match *call.cage == *self.0.cage {
             true => call.by_command_line(),
             false => call.by(&self.0.cage, COMMAND_LINE),
-        };
-        let idempotent = call.idempotent || self.is_idempotent(&call);
-        Call { idempotent, ..call }
-    }
-
-    /// Whether the caller's configuration says so.
-    fn is_idempotent(&self, call: &Call) -> bool {
-        self.0.config.load().calls.is_idempotent(&call.cage, &call.module, &call.function)
+        }
     }
 }
 
-/// What the log says of an operator's call.
-struct Told {
+/// Writes the log line of an operator's call when that has ended.
+struct OperatorLog {
     context: Arc<RequestContext>,
     callee: String,
-    module: String,
-    function: String,
+    action: CallAction,
     begun: Instant,
 }
 
-impl Told {
+impl OperatorLog {
     fn begin(call: &Call) -> Self {
-        let (callee, module, function) = (call.cage.clone(), call.module.clone(), call.function.clone());
-        Self { context: call.context.clone(), callee, module, function, begun: Instant::now() }
+        let (callee, action) = (call.cage.clone(), call.action.clone());
+        Self { context: call.context.clone(), callee, action, begun: Instant::now() }
     }
 
     fn end(self, dispatcher: &Dispatcher, outcome: Outcome) {
         tracing::info!(
             cage = %dispatcher.0.cage,
             callee = %self.callee,
-            module = %self.module,
-            function = %self.function,
+            function = %self.action,
             outcome = outcome.name(),
             elapsed_ms = self.begun.elapsed().as_millis() as u64,
             request = %self.context.tail(),

@@ -1,26 +1,19 @@
-//! Calls that are made later: checked and written down here for the store, which keeps them until they are done; made here,
-//! attempt by attempt, when an interface says so; handed over to the cage that they are for, and taken over from others.
+//! Calls that are made later: what a module or an operator asks for is checked here and given to the store, which keeps it
+//! until it is done. `attempt.rs` makes them.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 
-use super::calls::Served;
-use super::{Dispatcher, OperatorCall, contained};
+use super::{Dispatcher, OperatorCall};
 use crate::host_api::Home;
 use wasmcage_config::is_name;
-use wasmcage_core::admission::Entry;
-use wasmcage_core::call::Call;
+use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::envelope::{self, Message};
 use wasmcage_core::error::DispatchError;
-use wasmcage_core::readings::Outcome;
-use wasmcage_core::request::{
-    Attempt, Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions,
-};
-use wasmcage_protocol::Endpoint;
-use wasmcage_store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoredTarget, call_time};
+use wasmcage_core::request::{Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
+use wasmcage_store::{DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoredTarget, call_time};
 
 /// Arguments of a retried call.
 pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;
@@ -28,19 +21,6 @@ pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;
 const GIVEN_ID_BYTES_MAX: usize = 256;
 /// A longer name of a function is refused.
 const FUNCTION_BYTES_MAX: usize = 1 << 10;
-/// The function of no module by which a cage hands a call over.
-const ACCEPT: &str = "accept-retried-call";
-
-/// What goes beside the call itself when it is handed over.
-#[derive(Debug, Serialize, Deserialize)]
-struct HandOver {
-    id: String,
-    queue: String,
-    /// Clocks of two machines need not agree.
-    expires_in_ms: Option<u64>,
-    attempts_max: Option<u32>,
-    priority: i8,
-}
 
 impl Dispatcher {
     /// What the store is to accept for a call that a module asks for while it works on `request`: names and grants are
@@ -60,8 +40,8 @@ impl Dispatcher {
         }
         let context = Arc::new(request.for_call(&home.cage, &home.module, None));
         let cage = target.cage.unwrap_or_else(|| home.cage.to_string());
-        let (module, function) = (target.module, target.function);
-        self.new_call(Call { context, cage, module, function, arguments, idempotent: false }, &home.cage, options)
+        let action = CallAction::Run { module: target.module, function: target.function };
+        self.new_call(Call { context, cage, action, arguments, idempotent: false }, &home.cage, options)
     }
 
     /// What the store is to accept for a call that `origin` asks for.
@@ -69,7 +49,8 @@ impl Dispatcher {
         let RetriedOptions { queue, id, expires, not_before, attempts_max, priority } = options;
         let queue = queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
         check_name("queue", &queue)?;
-        check_target(&call)?;
+        let (module, function) = function_of(call.action.clone())?;
+        check_target(&call.cage, &module, &function)?;
         check_attempts(attempts_max)?;
         let bytes = envelope::body_bytes(&call.arguments);
         if bytes > RETRIED_ARGUMENTS_BYTES_MAX {
@@ -89,7 +70,7 @@ impl Dispatcher {
         Ok(NewCall {
             queue,
             id,
-            target: StoredTarget { origin: origin.to_owned(), cage, module: call.module, function: call.function },
+            target: StoredTarget { origin: origin.to_owned(), cage, module, function },
             message,
             expires: expires.and_then(after),
             not_before: not_before.map(|time| after(time).unwrap_or_else(|| call_time(u64::MAX))),
@@ -122,122 +103,8 @@ impl Dispatcher {
         self.accept_retried(call, deadline).await
     }
 
-    /// Makes one attempt at a call, or hands it over to the cage that it is for. The caller holds it in its store.
-    ///
-    /// # Errors
-    /// See the kinds.
-    pub async fn attempt(
-        &self,
-        endpoint: &Endpoint,
-        queue: &str,
-        entry: &CallEntry,
-        message: Vec<u8>,
-        deadline: Deadline,
-    ) -> Result<(), DispatchError> {
-        let message = Bytes::from(message);
-        let call = decode(message.clone(), &entry.target.origin)?;
-        let call = match &entry.target.cage {
-            Some(cage) => self.hand_over(queue, entry, call, cage.clone(), &message, deadline)?,
-            None => {
-                let attempt = Attempt {
-                    id: entry.id.clone(),
-                    number: entry.attempts,
-                    first_started: entry.first_started_ms.map_or_else(SystemTime::now, call_time),
-                    expires: entry.expires_ms.map(call_time),
-                };
-                let context = Arc::new(call.context.retried(&self.0.cage, attempt, deadline));
-                Call { context, ..call }
-            }
-        };
-        let mut served = Served::begin(self, endpoint, &call);
-        let result = match entry.target.cage.is_some() {
-            true => contained(self.call_cage(call)).await,
-            false => contained(self.call_later(call, &entry.target.origin)).await,
-        };
-        served.outcome = Outcome::of(&result);
-        result.map(|_| ())
-    }
-
-    /// A call of a module of this cage that `origin` has asked for.
-    async fn call_later(&self, call: Call, origin: &str) -> Result<Payload, DispatchError> {
-        let Call { context, module, function, arguments, .. } = call;
-        // What may be called can have changed since.
-        self.check_caller(origin, &module, &function)?;
-        self.enter_and_call(Entry::Outside, context, &module, function, arguments).await
-    }
-
-    /// The call by which the other cage is asked to take this one.
-    fn hand_over(
-        &self,
-        queue: &str,
-        entry: &CallEntry,
-        call: Call,
-        cage: String,
-        message: &Bytes,
-        deadline: Deadline,
-    ) -> Result<Call, DispatchError> {
-        let left = |at_ms: u64| call_time(at_ms).duration_since(SystemTime::now()).unwrap_or_default();
-        let beside = HandOver {
-            id: entry.id.clone(),
-            queue: queue.to_owned(),
-            expires_in_ms: entry.expires_ms.map(|at| u64::try_from(left(at).as_millis()).unwrap_or(u64::MAX)),
-            attempts_max: entry.attempts_max,
-            priority: entry.priority,
-        };
-        let beside = serde_json::to_vec(&beside).map_err(|error| DispatchError::Host(error.to_string()))?;
-        let arguments = Message { head: beside.into(), body: message.clone() }.into_bytes();
-        let (module, function) = (String::new(), ACCEPT.to_owned());
-        let context = Arc::new(call.context.with_deadline(deadline));
-        // Copies of a cage have stores of their own: to ask another one could have both take it.
-        Ok(Call { context, cage, module, function, arguments: Payload::Bytes(arguments.into()), idempotent: false })
-    }
-
-    /// Takes over a call of another cage, once for its id. Answers with the id that it has here.
-    pub(super) async fn take_over(&self, call: Call) -> Result<Payload, DispatchError> {
-        let Payload::Bytes(arguments) = call.arguments else { return Err(malformed("no bytes")) };
-        if call.function != ACCEPT {
-            return Err(DispatchError::NoSuchFunction(format!("{} of no module", call.function)));
-        }
-        let caller = call.context.calling_cage();
-        let Message { head, body } = Message::from_bytes(arguments).ok_or_else(|| malformed("it is cut short"))?;
-        let beside: HandOver = serde_json::from_slice(&head).map_err(malformed)?;
-        let inner = decode(body.clone(), caller)?;
-        check_target(&inner)?;
-        check_id(&beside.id, ID_BYTES_MAX)?;
-        check_attempts(beside.attempts_max)?;
-        if *inner.cage != *self.0.cage {
-            return Err(malformed(format_args!("it is for cage {}", inner.cage)));
-        }
-        self.check_caller(caller, &inner.module, &inner.function)?;
-        // What a host made is unique everywhere; what a module chose, in its own cage.
-        let id = match is_fresh(&beside.id) {
-            true => beside.id,
-            false => format!("{caller}/{}", beside.id),
-        };
-        check_id(&id, ID_BYTES_MAX)?;
-        let queue = if self.works_off(&beside.queue) { beside.queue } else { DEFAULT_QUEUE.to_owned() };
-        let expires_in = beside.expires_in_ms.map(std::time::Duration::from_millis);
-        let call_here = NewCall {
-            queue,
-            id,
-            target: StoredTarget {
-                origin: caller.to_owned(),
-                cage: None,
-                module: inner.module,
-                function: inner.function,
-            },
-            message: body.into(),
-            expires: expires_in.and_then(|time| SystemTime::now().checked_add(time)),
-            not_before: None,
-            attempts_max: beside.attempts_max,
-            priority: beside.priority,
-        };
-        let id = self.accept_retried(call_here, call.context.deadline).await?;
-        Ok(Payload::Json(serde_json::Value::String(id).to_string()))
-    }
-
-    /// Whether an interface does.
-    fn works_off(&self, queue: &str) -> bool {
+    /// Whether an interface makes the calls of the queue.
+    pub(super) fn serves_queue(&self, queue: &str) -> bool {
         let config = self.0.config.load();
         let interface = config.interfaces.get(queue).filter(|interface| interface.enabled);
         interface.is_some_and(|interface| interface.serves_queue)
@@ -251,7 +118,7 @@ impl Dispatcher {
         // A store that cannot be read has been told.
         let queues = store.aside(|store| store.call_queues()).await.unwrap_or_default();
         for QueueView { queue, pending, .. } in queues {
-            if pending > 0 && !self.works_off(&queue) && store.retried_queues().warn_of(&queue) {
+            if pending > 0 && !self.serves_queue(&queue) && store.retried_queues().warn_of(&queue) {
                 tracing::warn!(
                     cage = %self.0.cage,
                     queue,
@@ -265,7 +132,7 @@ impl Dispatcher {
 
     /// A call may wait for an interface that is still to come, or that is misspelt.
     fn warn_of_missing(&self, queue: &str) {
-        if !self.works_off(queue) && self.services().store.retried_queues().warn_of(queue) {
+        if !self.serves_queue(queue) && self.services().store.retried_queues().warn_of(queue) {
             tracing::warn!(
                 cage = %self.0.cage,
                 queue,
@@ -283,12 +150,12 @@ pub fn retried_arguments(message: Vec<u8>) -> Result<Payload, DispatchError> {
     decode(message.into(), "").map(|call| call.arguments)
 }
 
-fn decode(message: Bytes, caller: &str) -> Result<Call, DispatchError> {
+pub(super) fn decode(message: Bytes, caller: &str) -> Result<Call, DispatchError> {
     let message = Message::from_bytes(message).ok_or_else(|| malformed("it is cut short"))?;
     envelope::decode_call(message, caller).map_err(malformed)
 }
 
-fn malformed(text: impl std::fmt::Display) -> DispatchError {
+pub(super) fn malformed(text: impl std::fmt::Display) -> DispatchError {
     DispatchError::BadRequest(format!("malformed retried call: {text}"))
 }
 
@@ -299,24 +166,33 @@ fn check_name(what: &str, name: &str) -> Result<(), DispatchError> {
     Err(DispatchError::BadRequest(format!("{name:?} cannot name a {what}")))
 }
 
-fn check_target(call: &Call) -> Result<(), DispatchError> {
-    check_name("cage", &call.cage)?;
-    check_name("module", &call.module)?;
-    if (1..=FUNCTION_BYTES_MAX).contains(&call.function.len()) {
+pub(super) fn check_target(cage: &str, module: &str, function: &str) -> Result<(), DispatchError> {
+    check_name("cage", cage)?;
+    check_name("module", module)?;
+    if (1..=FUNCTION_BYTES_MAX).contains(&function.len()) {
         return Ok(());
     }
-    Err(DispatchError::BadRequest(format!("the function's name has {} bytes", call.function.len())))
+    Err(DispatchError::BadRequest(format!("the function's name has {} bytes", function.len())))
+}
+
+/// # Errors
+/// `BadRequest` for a call that no cage keeps, such as one that hands another over.
+pub(super) fn function_of(action: CallAction) -> Result<(String, String), DispatchError> {
+    match action {
+        CallAction::Run { module, function } => Ok((module, function)),
+        CallAction::AcceptRetried => Err(malformed("it names no function")),
+    }
 }
 
 /// A call of another cage says it, too.
-fn check_attempts(attempts_max: Option<u32>) -> Result<(), DispatchError> {
+pub(super) fn check_attempts(attempts_max: Option<u32>) -> Result<(), DispatchError> {
     match attempts_max {
         Some(0) => Err(DispatchError::BadRequest("a call with no attempt at all".into())),
         _ => Ok(()),
     }
 }
 
-fn check_id(id: &str, bytes_max: usize) -> Result<(), DispatchError> {
+pub(super) fn check_id(id: &str, bytes_max: usize) -> Result<(), DispatchError> {
     if !(1..=bytes_max).contains(&id.len()) || id.chars().any(char::is_control) {
         let text = format!("{id:?} cannot name a call: an id is 1 to {bytes_max} bytes without control characters");
         return Err(DispatchError::BadRequest(text));
@@ -340,7 +216,7 @@ fn fresh_id() -> String {
 }
 
 /// Whether an id was made by a host, or begins with one that was.
-fn is_fresh(id: &str) -> bool {
+pub(super) fn is_fresh(id: &str) -> bool {
     let own = id.split('/').next().unwrap_or_default();
     let Some((digits, hex)) = own.strip_prefix("RT-").and_then(|rest| rest.split_once('-')) else { return false };
     digits.len() == 14

@@ -111,8 +111,7 @@ impl GuestState {
                 "there is no request to hold or wait for anything while the module is being loaded".into(),
             )
         })?;
-        let dispatcher = self.home.dispatcher.upgrade().ok_or_else(|| LockError::TimedOut("draining".into()))?;
-        Ok((dispatcher.services().locks.clone(), request))
+        Ok((self.home.services.locks.clone(), request))
     }
 }
 

@@ -39,7 +39,8 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::dispatcher::WeakDispatcher;
 use crate::module::engine::EngineKind;
 use crate::module::limits::Limits;
-use crate::module::room::{ModuleRoom, Room};
+use crate::module::room::ModuleRoom;
+use crate::services::Services;
 use wasmcage_config::{Grants, ModuleConfig};
 use wasmcage_core::request::{Deadline, RequestContext};
 use wasmcage_core::telemetry::LevelCell;
@@ -64,6 +65,9 @@ pub struct Home {
     granted: ArcSwap<Grants>,
     /// How often grants were narrowed, so that an instance with more of them is found.
     narrowed: AtomicU32,
+    /// The cage's store, resources and locks.
+    pub services: Services,
+    /// For calls of other modules. It holds the modules, which must not keep it alive.
     pub dispatcher: WeakDispatcher,
     /// What its instances take of the memory and the pools that all share.
     pub room: Arc<ModuleRoom>,
@@ -80,20 +84,21 @@ impl Home {
         cage: Arc<str>,
         module: Arc<str>,
         settings: ModuleConfig,
+        services: Services,
         dispatcher: WeakDispatcher,
         cage_level: Arc<LevelCell>,
     ) -> Self {
         let variables = settings.config.keys().filter_map(|key| Some((key.clone(), config::text(&settings, key)?)));
         let variables = variables.collect();
         let log = Arc::new(GuestLog::new(cage.clone(), module.clone(), cage_level));
-        let cage_room = dispatcher.upgrade().map(|dispatcher| dispatcher.services().room.clone());
-        let room = cage_room.unwrap_or_else(|| Room::new(usize::MAX).cage()).module(settings.total_memory_bytes);
+        let room = services.room.module(settings.total_memory_bytes);
         Self {
             cage,
             module,
             granted: ArcSwap::from_pointee(settings.allow.clone()),
             narrowed: AtomicU32::new(0),
             settings,
+            services,
             dispatcher,
             room,
             opening: Semaphore::new(filesystem::OPENING_MAX),

@@ -77,9 +77,7 @@ impl GuestState {
         let caller = self.caller().ok_or_else(|| {
             refused(ResourceError::NOT_PERMITTED, "there is no request to work for while the module is being loaded")
         })?;
-        let dispatcher = self.home.dispatcher.upgrade();
-        let dispatcher = dispatcher.ok_or_else(|| refused(ResourceError::OVERLOADED, "the cage is stopping"))?;
-        let resource = dispatcher.services().resources.granted(name, &self.home.module, &self.home.granted())?;
+        let resource = self.home.services.resources.granted(name, &self.home.module, &self.home.granted())?;
         Ok((resource, caller))
     }
 

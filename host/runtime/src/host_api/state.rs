@@ -135,14 +135,12 @@ impl GuestState {
     /// Resolves when the store can be read without waiting.
     ///
     /// # Errors
-    /// `Unavailable` while the module is being loaded, and when its cage has stopped.
+    /// `Unavailable` while the module is being loaded.
     pub(super) async fn store(&mut self) -> Result<ModuleStore, StoreError> {
         if self.request.is_none() {
             return Err(StoreError::Unavailable("no request is worked on while the module is being loaded".into()));
         }
-        let dispatcher = self.home.dispatcher.upgrade();
-        let dispatcher = dispatcher.ok_or_else(|| StoreError::Unavailable("the cage is stopping".into()))?;
-        let store = dispatcher.services().store.clone();
+        let store = self.home.services.store.clone();
         // What comes of it says the operation that follows.
         let _ = tokio::time::timeout_at(self.deadline().instant(), store.ready()).await;
         Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline() })

@@ -173,7 +173,7 @@ impl HostTransaction for GuestState {
 impl GuestState {
     fn surroundings(&self) -> Option<Surroundings> {
         let caller = self.caller()?;
-        let services = self.home.dispatcher.upgrade()?.services().clone();
+        let services = self.home.services.clone();
         let (module, quota) = (self.home.module.clone(), self.home.settings.state);
         let store = ModuleStore { store: services.store, module, quota };
         Some(Surroundings { caller, store, background: services.background, tasks: services.tasks })

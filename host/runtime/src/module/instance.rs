@@ -115,7 +115,11 @@ impl Instance {
         self.store.data().has_its_directories()
     }
 
-    pub async fn handle(&mut self, index: &ComponentExportIndex, request: Request) -> Result<Reply, DispatchError> {
+    pub async fn call_handler(
+        &mut self,
+        index: &ComponentExportIndex,
+        request: Request,
+    ) -> Result<Reply, DispatchError> {
         let handle = match &self.handle {
             Some(handle) => *handle,
             None => *self.handle.insert(typed(&mut self.store, &self.guest, index, HANDLE)?),

@@ -19,10 +19,10 @@ use super::exports::Exports;
 use super::instance::Instance;
 use crate::host_api::{GuestState, Home};
 use wasmcage_config::InstanceMode;
-use wasmcage_core::admission::{Admission, Bulkhead, Entry, Place, Refusal};
+use wasmcage_core::admission::{Bulkhead, Entry, Place, Refusal};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_core::request::Deadline;
+use wasmcage_core::request::{Deadline, Reply, Request};
 
 /// A function that the `service` export listed.
 pub struct ServiceFunction {
@@ -81,11 +81,8 @@ impl Version {
             InstanceMode::Single => (1, 1),
             InstanceMode::Reuse | InstanceMode::Fresh => (instances.max, lanes),
         };
-        // Without its cage, as at the cage's end, nobody asks for instances any more.
-        let admission =
-            home.dispatcher.upgrade().map_or_else(Admission::unbounded, |dispatcher| dispatcher.admission());
         let pool = Pool {
-            bulkhead: Bulkhead::new(admission, places),
+            bulkhead: Bulkhead::new(home.services.admission.clone(), places),
             idle: (0..shards).map(|_| Mutex::default()).collect(),
             alive: AtomicUsize::new(0),
             retired: AtomicBool::new(false),
@@ -282,6 +279,17 @@ pub struct Lease {
 impl Lease {
     pub fn version(&self) -> &Arc<Version> {
         &self.version
+    }
+
+    /// Has the version's `handler` answer.
+    ///
+    /// # Errors
+    /// `Host` when it exports none, and what the guest's call ends with.
+    pub async fn handle(&mut self, request: Request) -> Result<Reply, DispatchError> {
+        let Some(index) = self.version.exports.handler else {
+            return Err(DispatchError::Host(format!("module {} has no handler any more", self.version.home.module)));
+        };
+        self.call_handler(&index, request).await
     }
 
     /// The call ended as it should: the instance may serve again.

@@ -37,7 +37,7 @@ impl Watched {
         match task::caught_async(self.examine_unguarded(name, known)).await {
             Ok(examined) => examined,
             Err(panic) => {
-                self.tasks.report(&format!("load of module {name}"), &panic);
+                self.services.tasks.report(&format!("load of module {name}"), &panic);
                 let slot = self.modules.get_or_create(name);
                 slot.set_loading(false);
                 self.refuse(&slot, format!("loading it {panic}"), Retry::Soon);
@@ -102,8 +102,9 @@ impl Watched {
                 return Ok(());
             }
             let timeout = settings.timeout.unwrap_or(self.config.load().request_timeout);
-            let (cage, dispatcher) = (self.cage().as_str().into(), self.dispatcher.clone());
-            let home = Home::new(cage, slot.name.clone(), settings.clone(), dispatcher, self.level.clone());
+            let (cage, services) = (self.cage().as_str().into(), self.services.clone());
+            let (dispatcher, level) = (self.dispatcher.clone(), self.level.clone());
+            let home = Home::new(cage, slot.name.clone(), settings.clone(), services, dispatcher, level);
             let loaded = self.loader.load(slot, Arc::new(home), source.clone(), timeout).await;
             self.tell_cache_problem();
             if settings == self.settings(slot) {

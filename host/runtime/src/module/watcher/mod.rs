@@ -26,9 +26,9 @@ use super::loader::Loader;
 use super::retry::Retry;
 use super::slot::Slot;
 use crate::dispatcher::WeakDispatcher;
+use crate::services::Services;
 use wasmcage_config as config;
 use wasmcage_config::{Binding, CageConfig, ConfigSignal};
-use wasmcage_core::task::Tasks;
 use wasmcage_core::telemetry::LevelCell;
 
 pub use self::look::{ignored, module_name};
@@ -47,9 +47,9 @@ pub struct Watched {
     pub config: Arc<ArcSwap<CageConfig>>,
     pub modules: Arc<Modules>,
     pub loader: Arc<Loader>,
+    pub services: Services,
     pub dispatcher: WeakDispatcher,
     pub level: Arc<LevelCell>,
-    pub tasks: Tasks,
     /// Told what happens to a `cage.toml`.
     pub config_signal: Arc<ConfigSignal>,
     /// Told when modules must be looked at again because their settings changed.
