@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use wasmcage::{CompileIn, DispatchError, Host, Payload, StartError};
-use wasmcage_tests::guest;
+use wasmcage_tests::{eventually, guest};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -55,4 +55,27 @@ async fn who_compiles_has_to_be_said() {
     let root = root();
     let error = Host::builder(root.path()).cage("embedded").start().await.err().unwrap();
     assert!(matches!(error, StartError::NoCompiler), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_nobody_waits_for_any_more_is_not_in_work_for_ever() {
+    let root = root();
+    fs::copy(guest("service_echo"), root.path().join("embedded/service_echo.wasm")).unwrap();
+    let host = Host::builder(root.path()).cage("embedded").compile_in(CompileIn::ThisProcess).start().await.unwrap();
+    let readings = || {
+        let cage = host.snapshot().cages.remove(0);
+        cage.modules.into_iter().find(|module| module.module == "service_echo").unwrap().readings
+    };
+    {
+        let cage = host.cage("embedded").unwrap();
+        let call = cage.call("service_echo.slow", Payload::Json(r#"{"args": [60000]}"#.into()), TIMEOUT);
+        let begun = eventually("the call", || (readings().in_work == 1).then_some(()));
+        tokio::select! {
+            result = call => panic!("the guest sleeps longer than this test: {result:?}"),
+            () = begun => {}
+        }
+    }
+    let readings = readings();
+    assert_eq!((readings.in_work, readings.outcomes.get("abandoned")), (0, Some(&1)), "{readings:?}");
+    host.stop().await;
 }

@@ -35,6 +35,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage-web-client", &["config", "core"]),
     ("wasmcage-resource", &["config", "core", "store"]),
     ("wasmcage-protocol", &["config", "core", "resource", "store"]),
+    ("wasmcage-test-util", &["config", "core", "protocol", "store"]),
     ("wasmcage-fabric", &["config", "core", "protocol", "store"]),
     ("wasmcage-runtime", &["config", "core", "protocol", "resource", "store", "web-client"]),
     ("wasmcage", &["config", "core", "protocol", "resource", "runtime", "store"]),

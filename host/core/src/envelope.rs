@@ -48,6 +48,7 @@ const ERROR_TEXT_BYTES_MAX: usize = 8 << 10;
 /// A longer text of anything else in a head cannot be sent.
 const TEXT_BYTES_MAX: usize = 4 << 10;
 const CALLERS_MAX: usize = 1_000;
+const FACTS_MAX: usize = u8::MAX as usize;
 
 /// A head and the body beside it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,8 +115,8 @@ pub fn encode_call(call: &Call) -> Result<Message, DispatchError> {
         put_text(&mut head, caller)?;
     }
     // A value that is too long is not worth the call; the callee sees a request without it.
-    let travelling = |(name, value): &(&str, &str)| Facts::travelling(name).is_some() && value.len() <= TEXT_BYTES_MAX;
-    let facts: Vec<_> = context.facts.iter().filter(travelling).collect();
+    let fits = |(name, value): &(&str, &str)| name.len().max(value.len()) <= TEXT_BYTES_MAX;
+    let facts: Vec<_> = context.facts.public().filter(fits).take(FACTS_MAX).collect();
     head.put_u8(facts.len() as u8);
     for (name, value) in facts {
         put_text(&mut head, name)?;
@@ -401,8 +402,8 @@ impl Reader {
         let mut facts = Facts::default();
         for _ in 0..self.u8()? {
             let (name, value) = (self.text()?, self.text()?);
-            // A newer peer may know more of them.
-            if let Some(name) = Facts::travelling(&name) {
+            // A peer whose fact is secret by its name is not believed: none carries it.
+            if name != Facts::PASSWORD {
                 facts.set(name, value);
             }
         }
@@ -448,6 +449,8 @@ mod tests {
         let mut facts = Facts::default();
         facts.set(Facts::USERNAME, "alice");
         facts.set(Facts::PASSWORD, "secret");
+        facts.set("zmq-identity", "worker-7");
+        facts.set_secret("token", "also secret");
         let context = RequestContext::new("my_web".into(), "web", Duration::from_secs(5), Arc::new(facts));
         context.set_level(Level::Debug);
         context.describe("invoice 7");
@@ -471,7 +474,8 @@ mod tests {
         assert!(here.deadline.left() <= Duration::from_secs(5) && !here.deadline.passed());
         let facts: Vec<_> = here.facts.iter().collect();
         assert!(facts.contains(&("username", "alice")) && facts.contains(&("origin-cage", "runner")), "{facts:?}");
-        assert!(facts.iter().all(|(name, _)| *name != "password"));
+        assert!(facts.contains(&("zmq-identity", "worker-7")), "{facts:?}");
+        assert!(facts.iter().all(|(name, _)| !["password", "token"].contains(name)), "{facts:?}");
     }
 
     #[test]

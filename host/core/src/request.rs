@@ -144,15 +144,24 @@ impl StreamDeadline {
     }
 }
 
-/// What is known of who asks. Modules read them through the WIT interface `context`; the host enforces nothing by them.
+/// What is known of who asks, by name. A protocol may add facts of its own, such as the identity of a peer. Modules read them
+/// through the WIT interface `context`; the host enforces nothing by them.
 #[derive(Clone, Default)]
-pub struct Facts(Vec<(&'static str, String)>);
+pub struct Facts(Vec<Fact>);
 
-/// Without the password.
+#[derive(Clone)]
+struct Fact {
+    name: Cow<'static, str>,
+    value: String,
+    /// For the module that serves the request only: not for the log, nor for modules that it calls.
+    is_secret: bool,
+}
+
+/// Values that are secret are not shown.
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |(name, value)| (name, if name == Self::PASSWORD { "(not shown)" } else { value });
-        f.debug_map().entries(self.iter().map(shown)).finish()
+        let shown = |fact: &Fact| if fact.is_secret { "(not shown)".to_owned() } else { fact.value.clone() };
+        f.debug_map().entries(self.0.iter().map(|fact| (fact.name.to_string(), shown(fact)))).finish()
     }
 }
 
@@ -171,44 +180,41 @@ impl Facts {
     /// W3C trace context, as the request brought it.
     pub const TRACEPARENT: &'static str = "traceparent";
 
-    /// Those that a call takes along.
-    const TRAVELLING: [&'static str; 9] = [
-        Self::PEER_ADDRESS,
-        Self::ENCRYPTED,
-        Self::PEER_NAME,
-        Self::USERNAME,
-        Self::SOURCE_CAGE,
-        Self::SOURCE_MODULE,
-        Self::ORIGIN_CAGE,
-        Self::RETRIED_CALL,
-        Self::TRACEPARENT,
-    ];
-
-    /// The fact of that name, if it is one that a call may bring from elsewhere.
-    pub fn travelling(name: &str) -> Option<&'static str> {
-        Self::TRAVELLING.into_iter().find(|known| *known == name)
+    /// Replaces an earlier fact of the same name. A password is secret by its name.
+    pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) {
+        let name = name.into();
+        let is_secret = name == Self::PASSWORD;
+        self.put(Fact { name, value: value.into(), is_secret });
     }
 
-    /// Replaces an earlier fact of the same name.
-    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
-        let value = value.into();
-        match self.0.iter_mut().find(|(known, _)| *known == name) {
-            Some(fact) => fact.1 = value,
-            None => self.0.push((name, value)),
+    /// A fact that is neither logged nor taken along by the calls of the module that serves the request.
+    pub fn set_secret(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) {
+        self.put(Fact { name: name.into(), value: value.into(), is_secret: true });
+    }
+
+    fn put(&mut self, fact: Fact) {
+        match self.0.iter_mut().find(|known| known.name == fact.name) {
+            Some(known) => *known = fact,
+            None => self.0.push(fact),
         }
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+        self.0.iter().find(|fact| fact.name == name).map(|fact| fact.value.as_str())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0.iter().map(|(name, value)| (*name, value.as_str()))
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|fact| (&*fact.name, fact.value.as_str()))
     }
 
-    /// The facts that a call takes along: who calls is added, a password stays behind.
+    /// Those that are carried to other cages: all but the secret ones.
+    pub fn public(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter(|fact| !fact.is_secret).map(|fact| (&*fact.name, fact.value.as_str()))
+    }
+
+    /// The facts that a call takes along: who calls is added, what is secret stays behind.
     fn for_call(&self, cage: &str, module: &str) -> Self {
-        let mut facts = Self(self.0.iter().filter(|(name, _)| *name != Self::PASSWORD).cloned().collect());
+        let mut facts = Self(self.0.iter().filter(|fact| !fact.is_secret).cloned().collect());
         if facts.get(Self::ORIGIN_CAGE).is_none() {
             facts.set(Self::ORIGIN_CAGE, cage);
         }

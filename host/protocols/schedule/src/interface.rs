@@ -131,6 +131,7 @@ impl Running {
             let route = match route {
                 Ok(Some(route)) => route,
                 Ok(None) => {
+                    endpoint.count_without_module();
                     tracing::warn!(cage, interface, module, %time, "no module is there for a scheduled request");
                     return;
                 }

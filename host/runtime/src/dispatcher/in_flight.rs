@@ -154,3 +154,19 @@ impl Dispatcher {
         context.level().unwrap_or_else(|| self.0.level.get()) >= Level::Debug
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_whose_caller_left_is_counted_as_abandoned() {
+        let slot = Slot::new("work".into());
+        let mut in_flight = InFlight::module(&slot);
+        in_flight.work_begins();
+        assert_eq!(slot.readings.snapshot().in_work, 1);
+        drop(in_flight);
+        let readings = slot.readings.snapshot();
+        assert_eq!((readings.in_work, readings.outcomes.get("abandoned")), (0, Some(&1)), "{readings:?}");
+    }
+}

@@ -1,0 +1,73 @@
+//! The contract of a protocol. A file is acknowledged when it is taken from its directory.
+
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use wasmcage_file::File;
+use wasmcage_protocol::Protocol;
+use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
+use wasmcage_test_util::{TestHost, TestInterface};
+
+#[derive(Default)]
+struct FileSubject {
+    files: AtomicUsize,
+}
+
+/// Makes the directory that the interface waits for.
+struct MakeOnDrop(std::path::PathBuf);
+
+impl Drop for MakeOnDrop {
+    fn drop(&mut self) {
+        fs::create_dir(&self.0).unwrap();
+    }
+}
+
+#[async_trait]
+impl Subject for FileSubject {
+    fn protocol(&self) -> Box<dyn Protocol> {
+        Box::new(File)
+    }
+
+    fn keys(&self, host: &TestHost) -> String {
+        let directory = host.directory().join("in");
+        let _ = fs::create_dir(&directory);
+        keys(&directory)
+    }
+
+    async fn unavailable(&self, host: &TestHost) -> Option<Unavailable> {
+        let directory = host.directory().join("in");
+        let keys = keys(&directory);
+        Some(Unavailable { keys, text: "No such file", kept: Box::new(MakeOnDrop(directory)) })
+    }
+
+    fn keeps_requests(&self) -> bool {
+        true
+    }
+
+    fn is_sequential(&self) -> bool {
+        true
+    }
+
+    async fn ask(&self, host: &TestHost, _: &TestInterface) -> Answer {
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
+        let (begun, without_module) = (host.dispatch.begun(), host.dispatch.without_module());
+        let file = host.directory().join("in").join(format!("{number}.txt"));
+        fs::write(&file, "hello").unwrap();
+        while file.exists() {
+            // Once it is handed again, it was not acknowledged before.
+            if host.dispatch.begun() >= begun + 2 || host.dispatch.without_module() >= without_module + 2 {
+                return Answer::NotDone;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Answer::Done
+    }
+}
+
+fn keys(directory: &std::path::Path) -> String {
+    format!("directory = '{}'\ninterval_ms = 10\nsettle_ms = 0\nretry_ms = 10\nkeep_going = true", directory.display())
+}
+
+wasmcage_test_util::contract!(FileSubject);
