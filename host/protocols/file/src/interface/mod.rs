@@ -281,7 +281,15 @@ impl Watch {
             body_room: None,
         };
         let told = |error: &DispatchError| format!("{error}\nrequest: {}", context.id);
-        match self.cx.dispatch.handle(route, request).await {
+        // Guests run on the lanes.
+        let work = self.cx.tasks.watched("a file's request", self.cx.dispatch.handle(route, request));
+        let result = match self.cx.lanes.next().spawn(work).await {
+            Ok(Some(result)) => result,
+            Ok(None) => return Outcome::Failed(format!("the host panicked\nrequest: {}", context.id)),
+            // The lanes are stopping, and so is the process.
+            Err(error) => return Outcome::NotNow(error.to_string()),
+        };
+        match result {
             Ok(_) => Outcome::Done,
             Err(error @ (DispatchError::Refused(_) | DispatchError::BadRequest(_))) => Outcome::Never(told(&error)),
             Err(
