@@ -28,7 +28,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 pub use self::body::ResponseBody;
 use self::connect::{Connector, Uses};
 pub use self::error::{WebError, WebErrorKind};
-pub use self::tls::{Tls, TlsFileError};
+pub use self::tls::{Tls, TlsFileError, client_config};
 use wasmcage_config::Proxy;
 use wasmcage_core::request::Deadline;
 

@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 
 use super::operation::{is_framing, leaves};
 use wasmcage_config::{ConfigError, Proxy, Section, url_port};
-use wasmcage_web_client::{ClientSettings, Http2, Tls, TlsFileError};
+use wasmcage_web_client::{ClientSettings, Http2, Tls};
 
 /// Connections that the largest pool can have in use.
 const CONNECTIONS_MAX: usize = 10_000;
@@ -137,10 +137,7 @@ fn tls(section: &Section) -> Tls {
     }
     let identity = certificate.as_deref().zip(key.as_deref());
     let tls = Tls::from_files(ca.as_deref(), identity, name).unwrap_or_else(|error| {
-        let file = match &error {
-            TlsFileError::Pem { file, .. } | TlsFileError::Certificate { file, .. } => file,
-        };
-        let is = |path: &Option<PathBuf>| path.as_ref() == Some(file);
+        let is = |path: &Option<PathBuf>| path.as_deref() == Some(error.file());
         table.problem(
             if is(&ca) {
                 "ca"
