@@ -1,5 +1,5 @@
-//! TLS for clients: the certificate authorities that are trusted, public ones or those of a file, and the certificate that this
-//! side shows. Protocols with a client library of their own take `client_config` from here.
+//! TLS for clients: the certificate authorities that are trusted, public ones or those of a file, and the certificate
+//! that this side shows. Protocols with a client library of their own take `client_config` from here.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -78,8 +78,8 @@ impl Tls {
     }
 }
 
-/// Trusts the authorities in the file `ca`, or the public ones if there is none. `identity` names the files of the certificate and
-/// the key that are shown to servers which ask for them.
+/// Trusts the authorities in the file `ca`, or the public ones if there is none. `identity` names the files of the
+/// certificate and the key that are shown to servers which ask for them.
 ///
 /// # Errors
 /// A file cannot be read or used.

@@ -1,6 +1,6 @@
-//! A module's answer to an RPC of format "postage". A function returns any JSON value, which becomes the reply's value; or an
-//! object with the single key `wasmcage:reply` (written by the SDK's `RpcReply`), which can hold an error, an exception, a text
-//! beside the value, and a function to call after the reply is sent.
+//! A module's answer to an RPC of format "postage". A function returns any JSON value, which becomes the reply's value;
+//! or an object with the single key `wasmcage:reply` (written by the SDK's `RpcReply`), which can hold an error, an
+//! exception, a text beside the value, and a function to call after the reply is sent.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -20,8 +20,8 @@ const MESSAGE_HEADER: &str = "message";
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct HandlerAnswer {
     pub(super) content: ReplyContent,
-    /// The function and its argument. It is called once the broker has confirmed the reply; the request is acknowledged after
-    /// that.
+    /// The function and its argument. It is called once the broker has confirmed the reply; the request is acknowledged
+    /// after that.
     pub(super) follow_up: Option<(ModuleFunction, Value)>,
 }
 
@@ -92,8 +92,8 @@ impl HandlerAnswer {
         Ok(Self { content, follow_up: follow_up.transpose()? })
     }
 
-    /// The answer in the reply of a `handler` module: its status tells a value (below 400), an error (4xx) and an exception
-    /// (5xx) apart.
+    /// The answer in the reply of a `handler` module: its status tells a value (below 400), an error (4xx) and an
+    /// exception (5xx) apart.
     ///
     /// # Errors
     /// As for `of_value`, if the body is such an object.

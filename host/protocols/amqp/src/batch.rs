@@ -1,9 +1,10 @@
 //! Publishing in batches: the messages of all participants that are waiting are sent together on one channel, and each
-//! participant gets its result when the broker has confirmed its messages. A broker confirms many messages of one channel by one
-//! frame; with a channel for each participant, broker and client library did half as much.
+//! participant gets its result when the broker has confirmed its messages. A broker confirms many messages of one
+//! channel by one frame; with a channel for each participant, broker and client library did half as much.
 //!
-//! A batch must hold no message that could make the broker close the channel, since the outcome of all others on it would then
-//! be unknown. So only messages of moderate length to exchanges that the resource declares are published here.
+//! A batch must hold no message that could make the broker close the channel, since the outcome of all others on it
+//! would then be unknown. So only messages of moderate length to exchanges that the resource declares are published
+//! here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,8 +133,8 @@ struct BatchWorker {
 }
 
 impl BatchWorker {
-    /// Runs for ever. After a panic it starts again; the participants of the interrupted batch get an error that leaves their
-    /// outcome open.
+    /// Runs for ever. After a panic it starts again; the participants of the interrupted batch get an error that leaves
+    /// their outcome open.
     async fn run(self) {
         while let Err(panic) = caught_async(self.publish_batches()).await {
             tracing::error!(error = %panic, "a part of the host panicked");
@@ -210,8 +211,8 @@ impl PublishBatch {
         Self { sent: sent.await, returned: Vec::new() }
     }
 
-    /// Waits for all confirms, from the last message on: when that is confirmed, most others are, too, so that the task is not
-    /// woken for each.
+    /// Waits for all confirms, from the last message on: when that is confirmed, most others are, too, so that the task
+    /// is not woken for each.
     async fn wait(&mut self) {
         for (_, sent) in self.sent.iter_mut().rev() {
             sent.wait(&mut self.returned).await;
@@ -238,8 +239,8 @@ impl PublishBatch {
         self.sent = rest;
     }
 
-    /// Waits for the other confirms until the last participant's deadline, and reports them. The channel is closed when this
-    /// batch is dropped.
+    /// Waits for the other confirms until the last participant's deadline, and reports them. The channel is closed when
+    /// this batch is dropped.
     async fn wait_for_the_rest(mut self) {
         let Some(last) = self.sent.iter().map(|(job, _)| job.deadline).max() else { return };
         if tokio::time::timeout_at(last.instant(), self.wait()).await.is_ok() {

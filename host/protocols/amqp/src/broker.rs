@@ -1,5 +1,5 @@
-//! The configuration that interfaces and resources share: the broker's address, the user, and TLS. Certificates are read with the
-//! configuration.
+//! The configuration that interfaces and resources share: the broker's address, the user, and TLS. Certificates are
+//! read with the configuration.
 
 use std::fmt;
 use std::sync::Arc;

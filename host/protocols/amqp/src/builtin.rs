@@ -1,5 +1,5 @@
-//! The commands that every Postage program understands (quit, restart), and every GenericApplication (ping, join and leave a
-//! group). `postage_delivery.rs` calls this for messages without a handler.
+//! The commands that every Postage program understands (quit, restart), and every GenericApplication (ping, join and
+//! leave a group). `postage_delivery.rs` calls this for messages without a handler.
 
 use lapin::BasicProperties;
 use serde_json::Value;

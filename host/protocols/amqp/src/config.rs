@@ -150,9 +150,9 @@ pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &
     }
 }
 
-/// The id that distinguishes an application from others at its host. The first application of this process has the process id, as
-/// in Postage, where a process is one application; further ones have `.2`, `.3` behind it. The same cage and name always get the
-/// same id, so an application keeps its queue when its configuration changes.
+/// The id that distinguishes an application from others at its host. The first application of this process has the
+/// process id, as in Postage, where a process is one application; further ones have `.2`, `.3` behind it. The same cage
+/// and name always get the same id, so an application keeps its queue when its configuration changes.
 fn application_pid(cage_directory: &Path, name: &str) -> String {
     static APPLICATIONS: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
     let mut known = APPLICATIONS.lock();
@@ -165,8 +165,8 @@ fn application_pid(cage_directory: &Path, name: &str) -> String {
     if index == 0 { pid.to_string() } else { format!("{pid}.{}", index + 1) }
 }
 
-/// Adds the queues and bindings of a GenericApplication to `topology`. It is addressed by its name, by name and host, by process id
-/// and host, and by its groups.
+/// Adds the queues and bindings of a GenericApplication to `topology`. It is addressed by its name, by name and host,
+/// by process id and host, and by its groups.
 ///
 /// # Errors
 /// The key of the configuration that makes a name too long, and a text that says how long.

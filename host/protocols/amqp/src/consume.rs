@@ -1,5 +1,5 @@
-//! The consumer of one queue, with a channel of its own, on one lane: it takes deliveries, has `deliver.rs` handle them, and
-//! settles them by the verdict that comes back.
+//! The consumer of one queue, with a channel of its own, on one lane: it takes deliveries, has `deliver.rs` handle
+//! them, and settles them by the verdict that comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +57,8 @@ impl QueueConsumer {
         Ok(Self { queue: queue.as_str().into(), channel, live, deliveries })
     }
 
-    /// Consumes until `stop` or a failure. Calls `ended` once with the reason, as soon as no more deliveries are taken; returns
-    /// when those in flight are settled.
+    /// Consumes until `stop` or a failure. Calls `ended` once with the reason, as soon as no more deliveries are taken;
+    /// returns when those in flight are settled.
     pub(super) async fn run(
         self,
         receiver: Arc<Receiver>,
@@ -135,8 +135,8 @@ async fn handle(
     (tag, catch_panic(verdict, redelivered, |panic| receiver.report_panic(&queue, panic)).await)
 }
 
-/// Turns a panic of the host into a verdict on the delivery, so that the queue's other deliveries go on. The message is handled
-/// once more, since it may not have been the cause, and then rejected.
+/// Turns a panic of the host into a verdict on the delivery, so that the queue's other deliveries go on. The message is
+/// handled once more, since it may not have been the cause, and then rejected.
 async fn catch_panic(
     verdict: impl Future<Output = Verdict>,
     redelivered: bool,

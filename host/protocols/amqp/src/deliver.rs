@@ -1,5 +1,5 @@
-//! The way of one delivery: checked, handled in the interface's format (`raw_delivery.rs`, `postage_delivery.rs`), replied
-//! to. `consume.rs` calls this file and settles the delivery last, by the verdict that comes back.
+//! The way of one delivery: checked, handled in the interface's format (`raw_delivery.rs`, `postage_delivery.rs`),
+//! replied to. `consume.rs` calls this file and settles the delivery last, by the verdict that comes back.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use wasmcage_core::request::{Deadline, Facts, Reply, Request, RequestContext};
 use wasmcage_core::task::Panic;
 use wasmcage_protocol::InterfaceContext;
 
-/// The pause before a message goes back to its queue for a fault that is not its own. The broker delivers it again at once.
+/// The pause before a message goes back to its queue for a fault that is not its own. The broker delivers it again at
+/// once.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What all deliveries of an interface share.
@@ -95,8 +96,8 @@ impl Receiver {
         dispatch.handle(route, request).await
     }
 
-    /// Sends the reply if the request asks for one. Returns `verdict` once the broker has confirmed the reply; if it has not,
-    /// the request has to be handled again, or is rejected if its reply can never be sent.
+    /// Sends the reply if the request asks for one. Returns `verdict` once the broker has confirmed the reply; if it
+    /// has not, the request has to be handled again, or is rejected if its reply can never be sent.
     pub(super) async fn reply(
         &self,
         request: &BasicProperties,

@@ -1,5 +1,5 @@
-//! The log lines of this crate: one function per event. Events that a peer can cause at will are throttled, and a line says
-//! how many were suppressed before it.
+//! The log lines of this crate: one function per event. Events that a peer can cause at will are throttled, and a line
+//! says how many were suppressed before it.
 
 use std::sync::Arc;
 use std::time::Duration;

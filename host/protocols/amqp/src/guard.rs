@@ -1,7 +1,7 @@
-//! A filter on the bytes that a broker sends, in front of the client library. It withholds bodies that are too long, properties
-//! that cannot be read and names that are not UTF-8, and ends the connection at an impossible frame. The library alone would
-//! keep a body of any length in memory, read nested tables by recursion, and give up the whole connection at a name that is
-//! not UTF-8. This is pure state without a socket: `stream.rs` feeds it.
+//! A filter on the bytes that a broker sends, in front of the client library. It withholds bodies that are too long,
+//! properties that cannot be read and names that are not UTF-8, and ends the connection at an impossible frame. The
+//! library alone would keep a body of any length in memory, read nested tables by recursion, and give up the whole
+//! connection at a name that is not UTF-8. This is pure state without a socket: `stream.rs` feeds it.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,8 +27,9 @@ pub(super) enum WithheldReason {
     Unreadable,
 }
 
-/// The secret that marks a withheld message. Such a message reaches the library without its body and with a single property,
-/// `cluster-id`, which AMQP leaves unused; its value begins with this secret. It is random so that no peer can forge it.
+/// The secret that marks a withheld message. Such a message reaches the library without its body and with a single
+/// property, `cluster-id`, which AMQP leaves unused; its value begins with this secret. It is random so that no peer
+/// can forge it.
 #[derive(Debug)]
 pub(super) struct Mark(String);
 
@@ -251,8 +252,8 @@ fn replace_content(frame: &[u8], text: &str, out: &mut Vec<u8>) {
     out.push(frame[frame.len() - 1]);
 }
 
-/// Replaces the non-ASCII bytes of exchange and routing key in a `basic.deliver` by question marks if they are not UTF-8.
-/// Returns whether it did.
+/// Replaces the non-ASCII bytes of exchange and routing key in a `basic.deliver` by question marks if they are not
+/// UTF-8. Returns whether it did.
 fn mend_names(payload: &mut [u8]) -> bool {
     // The consumer's tag, then 8 bytes of delivery tag and one for the redelivered flag.
     let exchange = 5 + usize::from(payload.get(4).copied().unwrap_or(0)) + 9;
@@ -293,8 +294,8 @@ enum Property {
 /// The properties in the order of their flags, from the highest bit on; the two lowest bits have no property.
 const PROPERTIES: [Property; 14] = {
     use Property::{Bytes, Table, Text};
-    // Content type and encoding, headers, delivery mode, priority, correlation id, reply-to, expiration, message id, timestamp,
-    // type, user id, app id, cluster id.
+    // Content type and encoding, headers, delivery mode, priority, correlation id, reply-to, expiration, message id,
+    // timestamp, type, user id, app id, cluster id.
     [Text, Text, Table, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
 };
 
@@ -324,8 +325,8 @@ fn text_size(bytes: &[u8]) -> Option<usize> {
     std::str::from_utf8(bytes.get(1..end)?).ok().map(|_| end)
 }
 
-/// The size of a table with its length field; none if it does not end within the bytes, is nested too deep, or has a name
-/// that is not UTF-8. It does not recurse, so that the nesting cannot exhaust the stack.
+/// The size of a table with its length field; none if it does not end within the bytes, is nested too deep, or has a
+/// name that is not UTF-8. It does not recurse, so that the nesting cannot exhaust the stack.
 fn table_size(bytes: &[u8]) -> Option<usize> {
     let length = |at: usize| {
         let length = bytes.get(at..at + 4)?;

@@ -1,6 +1,6 @@
-//! The table `handlers`: it maps keys such as `rpc/command/echo` to functions of `service` modules, each with filters in front of
-//! it: `"checks.urgent > work.echo"`. A function gets the message's content, or the whole message:
-//! `{ function = "audit.note", pass = "message" }`.
+//! The table `handlers`: it maps keys such as `rpc/command/echo` to functions of `service` modules, each with filters
+//! in front of it: `"checks.urgent > work.echo"`. A function gets the message's content, or the whole message: `{
+//! function = "audit.note", pass = "message" }`.
 
 use std::collections::HashMap;
 
@@ -49,8 +49,8 @@ impl ModuleFunction {
 }
 
 impl Handlers {
-    /// Reads the table; none if it is missing, so that the interface's `handler` module gets all messages. `whole` is the default
-    /// for handlers without `pass`. Mistakes are recorded in `section`.
+    /// Reads the table; none if it is missing, so that the interface's `handler` module gets all messages. `whole` is
+    /// the default for handlers without `pass`. Mistakes are recorded in `section`.
     pub(super) fn read(section: &Section, whole: bool) -> Option<Self> {
         let table = section.json_table("handlers");
         if !section.has("handlers") {

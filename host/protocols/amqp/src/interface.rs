@@ -1,5 +1,6 @@
-//! Interface `amqp`: declares its topology and consumes every queue, starts again when the connection or a channel is lost, and
-//! drains. While it consumes it repeats the declarations every now and then, so that a queue that somebody deletes comes back.
+//! Interface `amqp`: declares its topology and consumes every queue, starts again when the connection or a channel is
+//! lost, and drains. While it consumes it repeats the declarations every now and then, so that a queue that somebody
+//! deletes comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,8 @@ use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Li
 
 /// How often the declarations are repeated.
 const DECLARE_INTERVAL: Duration = Duration::from_secs(10);
-/// The pause before a queue is consumed again whose consumer ended; doubled, up to `DECLARE_INTERVAL`, while it keeps ending.
+/// The pause before a queue is consumed again whose consumer ended; doubled, up to `DECLARE_INTERVAL`, while it keeps
+/// ending.
 const PAUSE: Duration = Duration::from_millis(200);
 /// The time the broker has to answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,7 +135,8 @@ impl ConsumeLoop {
         }
     }
 
-    /// Consumes all queues until something stops that. The consumers then take no more deliveries, and finish by themselves.
+    /// Consumes all queues until something stops that. The consumers then take no more deliveries, and finish by
+    /// themselves.
     async fn consume(&mut self, live: &Arc<LiveConnection>) -> StopReason {
         let drain = self.cx.drain.clone();
         let stop = CancellationToken::new();
@@ -185,8 +188,8 @@ impl ConsumeLoop {
         }
     }
 
-    /// Declares everything, and consumes the queues that have no consumer. What the broker refuses is reported, and tried again
-    /// at the next call.
+    /// Declares everything, and consumes the queues that have no consumer. What the broker refuses is reported, and
+    /// tried again at the next call.
     async fn declare_and_consume(
         &mut self,
         live: &LiveConnection,

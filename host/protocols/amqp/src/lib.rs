@@ -1,5 +1,5 @@
-//! Protocol `amqp`: messages of a RabbitMQ broker become requests, and modules publish messages and call services over the broker.
-//! The default format is that of Postage programs.
+//! Protocol `amqp`: messages of a RabbitMQ broker become requests, and modules publish messages and call services over
+//! the broker. The default format is that of Postage programs.
 
 mod answer;
 mod batch;

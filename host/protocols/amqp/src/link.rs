@@ -32,8 +32,8 @@ const PAUSE_LONGEST: Duration = Duration::from_secs(5);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a connection's status is polled: the library does not report the end of every connection as an event.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The codes by which a broker refuses a connection for good: access refused, and not allowed, such as for a virtual host that
-/// does not exist.
+/// The codes by which a broker refuses a connection for good: access refused, and not allowed, such as for a virtual
+/// host that does not exist.
 const FINAL_REPLIES: [u16; 2] = [403, 530];
 
 /// The use of a connection. A broker without room blocks the connections that publish; the others go on.
@@ -65,7 +65,8 @@ pub(super) struct Outage {
 /// The connection, or why there is none.
 pub(super) type LinkState = Result<Arc<LiveConnection>, Outage>;
 
-/// A cage's connection to a broker for one purpose. It is made again when it is lost, until the last `Arc` of it is dropped.
+/// A cage's connection to a broker for one purpose. It is made again when it is lost, until the last `Arc` of it is
+/// dropped.
 pub(super) struct BrokerLink {
     state: watch::Receiver<LinkState>,
     _keeper: AbortOnDropHandle<()>,
@@ -221,8 +222,8 @@ impl LiveConnection {
         self.blocked.borrow().as_ref().map(|why| format!("the broker takes no messages now: {why}"))
     }
 
-    /// Waits until the broker accepts messages or the connection is lost. The client library would keep whatever is sent before
-    /// in memory.
+    /// Waits until the broker accepts messages or the connection is lost. The client library would keep whatever is
+    /// sent before in memory.
     pub(super) async fn unblocked(&self) {
         // This cannot fail: `self` holds the sender.
         let _ = self.blocked.subscribe().wait_for(Option::is_none).await;

@@ -1,4 +1,5 @@
-//! Messages of Postage: JSON objects of its format version 2. They are read from deliveries and replies, and made for both.
+//! Messages of Postage: JSON objects of its format version 2. They are read from deliveries and replies, and made for
+//! both.
 
 use std::borrow::Cow;
 

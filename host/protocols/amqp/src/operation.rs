@@ -1,5 +1,5 @@
-//! Parses the operations of a resource: the actions `message`, `command`, `status`, `result`, `forward`, `publish`, `rpc`, `fetch`,
-//! and the headers that say how and where to send. Nothing here does I/O.
+//! Parses the operations of a resource: the actions `message`, `command`, `status`, `result`, `forward`, `publish`,
+//! `rpc`, `fetch`, and the headers that say how and where to send. Nothing here does I/O.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Deliveries of format "postage": each message goes to the functions that the table `handlers` names for its key, or to the
-//! interface's `handler` module if there is no such table. An RPC is answered by its only handler.
+//! Deliveries of format "postage": each message goes to the functions that the table `handlers` names for its key, or
+//! to the interface's `handler` module if there is no such table. An RPC is answered by its only handler.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -109,8 +109,8 @@ impl Receiver {
         }
     }
 
-    /// Calls the function that a handler named to be called after its reply. The requester has that reply already, so a failure
-    /// only shows in the log and among the dead letters.
+    /// Calls the function that a handler named to be called after its reply. The requester has that reply already, so a
+    /// failure only shows in the log and among the dead letters.
     async fn follow_up(&self, context: &Arc<RequestContext>, function: &ModuleFunction, argument: &Value) -> Verdict {
         match self.call_function(context, function, &argument.to_string()).await {
             Ok(_) => Verdict::Ack,
@@ -120,7 +120,8 @@ impl Receiver {
         }
     }
 
-    /// Calls a handler's filters, then its function, and returns the function's result; none if a filter refused the message.
+    /// Calls a handler's filters, then its function, and returns the function's result; none if a filter refused the
+    /// message.
     async fn call_handler(
         &self,
         context: &Arc<RequestContext>,

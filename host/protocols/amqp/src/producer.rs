@@ -1,5 +1,5 @@
-//! Publishing with confirms: a message counts as published when the broker has confirmed it; a mandatory one is then in a
-//! queue.
+//! Publishing with confirms: a message counts as published when the broker has confirmed it; a mandatory one is then in
+//! a queue.
 
 use futures_util::FutureExt as _;
 use lapin::message::BasicReturnMessage;
@@ -12,8 +12,8 @@ use super::value::check_frame;
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Phase, ResourceError};
 
-/// A longer message is published on a channel of its own: a broker closes the channel over a message that is too long for it,
-/// and the outcome of the others on that channel would be unknown.
+/// A longer message is published on a channel of its own: a broker closes the channel over a message that is too long
+/// for it, and the outcome of the others on that channel would be unknown.
 pub(super) const ALONE_BYTES: usize = 1 << 20;
 /// The error code when no queue is bound for a message.
 pub(super) const UNROUTABLE: &str = "unroutable";
@@ -22,12 +22,12 @@ pub(super) const BLOCKED: &str = "blocked";
 /// The error code when the broker refused a message.
 const NOT_TAKEN: &str = "not-taken";
 
-/// Publishes the messages on a channel that nobody else publishes on, once the broker accepts messages, and waits until it has
-/// confirmed all of them.
+/// Publishes the messages on a channel that nobody else publishes on, once the broker accepts messages, and waits until
+/// it has confirmed all of them.
 ///
 /// # Errors
-/// `too-large` if the properties of one do not fit into a frame, `blocked` if the broker accepted none until the deadline,
-/// `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` if the broker closed the channel.
+/// `too-large` if the properties of one do not fit into a frame, `blocked` if the broker accepted none until the
+/// deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` if the broker closed the channel.
 pub(super) async fn publish(
     channel: &Channel,
     live: &LiveConnection,
@@ -103,8 +103,8 @@ impl PendingConfirms {
         self.confirms.is_empty()
     }
 
-    /// Waits for all confirms; can be cancelled and called again. The library hands a returned message out with whatever is
-    /// confirmed next on the channel, so `returned` collects them for all who publish on it.
+    /// Waits for all confirms; can be cancelled and called again. The library hands a returned message out with
+    /// whatever is confirmed next on the channel, so `returned` collects them for all who publish on it.
     pub(super) async fn wait(&mut self, returned: &mut Vec<BasicReturnMessage>) {
         while let Some(confirm) = self.confirms.last_mut() {
             let confirmation = confirm.await;
@@ -161,8 +161,8 @@ impl PendingConfirms {
     }
 }
 
-/// Takes the returned copies of a message out of `returned`. If two messages are equal in everything, it does not matter which
-/// of them was meant.
+/// Takes the returned copies of a message out of `returned`. If two messages are equal in everything, it does not
+/// matter which of them was meant.
 fn taken_back(message: &OutgoingMessage, returned: &mut Vec<BasicReturnMessage>) -> Vec<BasicReturnMessage> {
     let mut found = Vec::new();
     for (exchange, key) in message.targets.iter().filter(|_| message.mandatory) {

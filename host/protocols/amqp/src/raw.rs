@@ -1,5 +1,6 @@
-//! The mapping of format "raw": a message's properties become headers of the request, and a reply's headers become properties.
-//! Each of the message's own headers is passed as the text `header.NAME`, and all of them with their types as JSON in `headers`.
+//! The mapping of format "raw": a message's properties become headers of the request, and a reply's headers become
+//! properties. Each of the message's own headers is passed as the text `header.NAME`, and all of them with their types
+//! as JSON in `headers`.
 
 use bytes::Bytes;
 use lapin::BasicProperties;

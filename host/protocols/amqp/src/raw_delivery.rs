@@ -1,5 +1,5 @@
-//! Deliveries of format "raw": the message is one request to the interface's `handler` module, and the module's reply goes to
-//! `reply_to`. The mapping of properties and headers is in `raw.rs`.
+//! Deliveries of format "raw": the message is one request to the interface's `handler` module, and the module's reply
+//! goes to `reply_to`. The mapping of properties and headers is in `raw.rs`.
 
 use bytes::Bytes;
 use lapin::BasicProperties;

@@ -1,5 +1,5 @@
-//! Sends the interface's replies to requests. They have a channel of their own, and the broker confirms each before its request
-//! is acknowledged.
+//! Sends the interface's replies to requests. They have a channel of their own, and the broker confirms each before its
+//! request is acknowledged.
 
 use std::sync::Arc;
 
@@ -81,7 +81,8 @@ impl ReplySender {
         }
     }
 
-    /// The channel that short replies share. If there is none, one caller opens it and the others wait, each until its deadline.
+    /// The channel that short replies share. If there is none, one caller opens it and the others wait, each until its
+    /// deadline.
     async fn channel(&self, deadline: Deadline) -> Result<(Channel, Arc<LiveConnection>), String> {
         let made = async {
             let mut shared = self.channel.lock().await;

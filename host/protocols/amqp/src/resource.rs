@@ -1,5 +1,5 @@
-//! Resource `amqp`: a producer of messages and a caller. A connection of its pool is a channel; all of them share the cage's
-//! connection for publishing. In a transaction messages are published at its commit.
+//! Resource `amqp`: a producer of messages and a caller. A connection of its pool is a channel; all of them share the
+//! cage's connection for publishing. In a transaction messages are published at its commit.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,8 +32,8 @@ use wasmcage_resource::{Connection, Operation, OperationReply, Phase, Resource, 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 /// The most bytes of messages that wait for a transaction's commit.
 const PENDING_BYTES_MAX: usize = 64 << 20;
-/// An operation stops waiting before its deadline, so that its caller still gets the error: by a tenth of its time, and by this at
-/// most.
+/// An operation stops waiting before its deadline, so that its caller still gets the error: by a tenth of its time, and
+/// by this at most.
 const REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct AmqpResource {
@@ -233,8 +233,8 @@ impl Connection for AmqpConnection {
 }
 
 impl AmqpConnection {
-    /// Opens the reply queue of a request. A broker without direct reply-to closes the channel that asks for it; from then on this
-    /// resource declares queues.
+    /// Opens the reply queue of a request. A broker without direct reply-to closes the channel that asks for it; from
+    /// then on this resource declares queues.
     async fn open_reply_queue(&mut self, deadline: Deadline) -> Result<ReplyQueue, ResourceError> {
         self.requests += 1;
         let route = self.reply_route.clone();
@@ -290,8 +290,9 @@ impl AmqpConnection {
         }
     }
 
-    /// Turns a reply into the operation's: status 200 with the value as JSON and the text beside it in the header `message`, 422
-    /// with an error's text, or 500 with an exception's. A raw reply has status 200 and all its properties as headers.
+    /// Turns a reply into the operation's: status 200 with the value as JSON and the text beside it in the header
+    /// `message`, 422 with an error's text, or 500 with an exception's. A raw reply has status 200 and all its
+    /// properties as headers.
     fn reply_of(&self, delivery: Delivery) -> OperationReply {
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         if self.defaults.format == Format::Raw {

@@ -1,6 +1,7 @@
-//! Requests that wait for a reply. A request is sent again if no reply comes in time, until the caller's deadline. Each has a
-//! reply queue of its own, as in Postage: most programs do not repeat a correlation id, so only the queue tells whose a reply is.
-//! Replies come over the broker's direct reply-to, to a queue if the broker has no direct reply-to, or through an exchange.
+//! Requests that wait for a reply. A request is sent again if no reply comes in time, until the caller's deadline. Each
+//! has a reply queue of its own, as in Postage: most programs do not repeat a correlation id, so only the queue tells
+//! whose a reply is. Replies come over the broker's direct reply-to, to a queue if the broker has no direct reply-to,
+//! or through an exchange.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Settling: one task for each channel collects the verdicts on its deliveries and sends them to the broker, several with one
-//! acknowledgement where possible. The client library needs some 60 microseconds for each acknowledgement that is waited
-//! for, however many deliveries it covers.
+//! Settling: one task for each channel collects the verdicts on its deliveries and sends them to the broker, several
+//! with one acknowledgement where possible. The client library needs some 60 microseconds for each acknowledgement that
+//! is waited for, however many deliveries it covers.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -13,13 +13,14 @@ use tokio::sync::mpsc;
 
 use super::verdict::Verdict;
 
-/// A batch of verdicts is sent when one in `BATCH_SHARE` of the prefetch is pending, or after `BATCH_TIMEOUT`. Without the
-/// wait few would be pending while one acknowledgement is on its way, and each costs the broker as much as a message.
+/// A batch of verdicts is sent when one in `BATCH_SHARE` of the prefetch is pending, or after `BATCH_TIMEOUT`. Without
+/// the wait few would be pending while one acknowledgement is on its way, and each costs the broker as much as a
+/// message.
 const BATCH_SHARE: u16 = 16;
 const BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Settles deliveries until all senders of verdicts are gone. The channel of verdicts is bounded by the prefetch: the broker
-/// delivers no more messages than that unsettled.
+/// Settles deliveries until all senders of verdicts are gone. The channel of verdicts is bounded by the prefetch: the
+/// broker delivers no more messages than that unsettled.
 pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiver<(u64, Verdict)>, prefetch: u16) {
     let batch_size = usize::from(prefetch / BATCH_SHARE).max(1);
     let (mut plan, mut batch) = (AckPlan::default(), Vec::new());
@@ -52,8 +53,8 @@ async fn send(channel: &Channel, (tag, verdict, multiple): Settlement) -> lapin:
 /// A delivery's tag, the verdict, and whether the verdict holds for all earlier unsettled deliveries, too.
 type Settlement = (u64, Verdict, bool);
 
-/// Finds the acknowledgements that can be combined. A channel numbers its deliveries from 1, so one acknowledgement can cover
-/// all up to a tag once each of them has a verdict.
+/// Finds the acknowledgements that can be combined. A channel numbers its deliveries from 1, so one acknowledgement can
+/// cover all up to a tag once each of them has a verdict.
 #[derive(Debug, Default)]
 struct AckPlan {
     /// The deliveries up to this tag are settled.
@@ -67,8 +68,8 @@ impl AckPlan {
         self.later.insert(tag, Some(verdict));
     }
 
-    /// What is to be sent now. Rejections come before the one acknowledgement that would otherwise cover them, since a tag
-    /// may be settled only once.
+    /// What is to be sent now. Rejections come before the one acknowledgement that would otherwise cover them, since a
+    /// tag may be settled only once.
     fn settlements(&mut self) -> Vec<Settlement> {
         let mut settlements = Vec::new();
         let mut acked = None;

@@ -1,5 +1,6 @@
-//! The byte stream between the client library and a broker. The connection is made and secured here, not by the library: with
-//! `amqps` there is TLS or no connection, and only the configured roots are trusted. Everything that is read passes the guard.
+//! The byte stream between the client library and a broker. The connection is made and secured here, not by the
+//! library: with `amqps` there is TLS or no connection, and only the configured roots are trusted. Everything that is
+//! read passes the guard.
 
 use std::future::Future;
 use std::io;

@@ -1,5 +1,5 @@
-//! Exchanges, queues and bindings: their configuration and their declaration at the broker. They are declared whenever a
-//! connection is made, and every now and then while it lasts; a repeated declaration changes nothing.
+//! Exchanges, queues and bindings: their configuration and their declaration at the broker. They are declared whenever
+//! a connection is made, and every now and then while it lasts; a repeated declaration changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,7 +102,8 @@ pub(super) fn exchanges(section: &Section) -> Vec<ExchangeDeclaration> {
     tables.map(|(name, section)| ExchangeDeclaration::read(name, section)).collect()
 }
 
-/// Whether the broker has this exchange without any declaration: the default exchange, and those that begin with `amq.`.
+/// Whether the broker has this exchange without any declaration: the default exchange, and those that begin with
+/// `amq.`.
 pub(super) fn is_the_brokers_own(exchange: &str) -> bool {
     exchange.is_empty() || exchange.starts_with("amq.")
 }
@@ -165,8 +166,8 @@ impl QueueBinding {
 }
 
 impl Topology {
-    /// Reads the keys `exchanges`, `queues` and `bindings`. An exchange or queue that only a binding names is declared as Postage
-    /// does. Mistakes are recorded in `section`.
+    /// Reads the keys `exchanges`, `queues` and `bindings`. An exchange or queue that only a binding names is declared
+    /// as Postage does. Mistakes are recorded in `section`.
     pub(super) fn read(section: &Section) -> Self {
         let mut topology = Self { exchanges: exchanges(section), ..Self::default() };
         let queues = named(section, "queues", "the name of a queue").into_iter();
@@ -194,7 +195,8 @@ impl Topology {
         self.bindings.push(binding);
     }
 
-    /// Declares everything, and the bindings in `more`. A declaration that the broker refuses does not keep the others from it.
+    /// Declares everything, and the bindings in `more`. A declaration that the broker refuses does not keep the others
+    /// from it.
     ///
     /// # Errors
     /// Why the connection has failed.
@@ -228,7 +230,8 @@ impl Topology {
     }
 }
 
-/// Makes one declaration after the other. The broker closes the channel when it refuses one, so that the next needs a new channel.
+/// Makes one declaration after the other. The broker closes the channel when it refuses one, so that the next needs a
+/// new channel.
 struct Declarer<'a> {
     link: &'a BrokerLink,
     open: Option<(Channel, Arc<LiveConnection>)>,
@@ -264,8 +267,8 @@ pub(super) async fn declare_exchanges(exchanges: &[ExchangeDeclaration], channel
     Ok(())
 }
 
-/// The tables within the table `key`, by their names, which are names in AMQP. A name that AMQP cannot have is recorded as a
-/// mistake of the outer table, since it may be too long to be shown as a key.
+/// The tables within the table `key`, by their names, which are names in AMQP. A name that AMQP cannot have is recorded
+/// as a mistake of the outer table, since it may be too long to be shown as a key.
 fn named(section: &Section, key: &str, what: &str) -> Vec<(ShortString, Section)> {
     let mut found = Vec::new();
     for (name, table) in section.sections(key) {

@@ -1,5 +1,5 @@
-//! The name of the user that runs this process, for fingerprints: from the environment, as in Postage, or else from the password
-//! database.
+//! The name of the user that runs this process, for fingerprints: from the environment, as in Postage, or else from the
+//! password database.
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};

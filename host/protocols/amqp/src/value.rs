@@ -1,5 +1,5 @@
-//! Converts names and table values of AMQP from and to texts and JSON. Every name, header and argument from the configuration, a
-//! guest or a peer is checked here before the client library gets it. Nothing here does I/O.
+//! Converts names and table values of AMQP from and to texts and JSON. Every name, header and argument from the
+//! configuration, a guest or a peer is checked here before the client library gets it. Nothing here does I/O.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

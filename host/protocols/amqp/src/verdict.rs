@@ -1,5 +1,5 @@
-//! The verdict on a delivery: which acknowledgement the broker gets, and what the requester of an RPC is answered. Every
-//! outcome of a request is mapped here and nowhere else.
+//! The verdict on a delivery: which acknowledgement the broker gets, and what the requester of an RPC is answered.
+//! Every outcome of a request is mapped here and nowhere else.
 
 use lapin::message::Delivery;
 use lapin::types::AMQPValue;
@@ -67,7 +67,8 @@ pub(super) fn error_reply(error: &DispatchError, context: &RequestContext) -> Op
     }
 }
 
-/// The number of this attempt, from 1. Quorum queues count deliveries; of other queues only one earlier delivery is known.
+/// The number of this attempt, from 1. Quorum queues count deliveries; of other queues only one earlier delivery is
+/// known.
 pub(super) fn attempt(delivery: &Delivery) -> u64 {
     let headers = delivery.properties.headers().as_ref();
     let counted = headers.and_then(|headers| headers.inner().get("x-delivery-count")).and_then(|count| match count {

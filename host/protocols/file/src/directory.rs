@@ -1,5 +1,5 @@
-//! Opens files beneath a directory, step by step and without following symbolic links, so that no path leads out of the directory,
-//! whatever others do to the tree meanwhile. All functions here block.
+//! Opens files beneath a directory, step by step and without following symbolic links, so that no path leads out of the
+//! directory, whatever others do to the tree meanwhile. All functions here block.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -116,7 +116,8 @@ impl DirectoryHandle {
             return Ok(rustix::fs::renameat(&self.0, name, &to.0, new_name)?);
         }
         match rustix::fs::renameat_with(&self.0, name, &to.0, new_name, RenameFlags::NOREPLACE) {
-            // Some file systems, such as network ones, do not support NOREPLACE. A hard link does not replace a file either.
+            // Some file systems, such as network ones, do not support NOREPLACE. A hard link does not replace a file
+            // either.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 rustix::fs::linkat(&self.0, name, &to.0, new_name, AtFlags::empty())?;
                 self.remove(name)

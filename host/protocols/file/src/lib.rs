@@ -1,7 +1,7 @@
 //! Protocol `file`: the interface watches a directory, the resource reads and writes files in one.
 //!
-//! `directory.rs` opens files without ever leaving a directory, `name.rs` parses names, `temporary.rs` writes files that are complete at
-//! once, `error.rs` turns errors of the file system into the resource's.
+//! `directory.rs` opens files without ever leaving a directory, `name.rs` parses names, `temporary.rs` writes files
+//! that are complete at once, `error.rs` turns errors of the file system into the resource's.
 
 mod directory;
 mod error;

@@ -1,5 +1,5 @@
-//! Files that are being written. They have a hidden name until they are complete, and are locked meanwhile, so that the leftovers of a
-//! crash can be distinguished from files in use.
+//! Files that are being written. They have a hidden name until they are complete, and are locked meanwhile, so that the
+//! leftovers of a crash can be distinguished from files in use.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -53,8 +53,8 @@ impl TemporaryFile {
         Ok(())
     }
 
-    /// Gives the file its name; the directory still has to be flushed. For another file system the file is copied first, so that it is
-    /// complete at once there, too.
+    /// Gives the file its name; the directory still has to be flushed. For another file system the file is copied
+    /// first, so that it is complete at once there, too.
     pub(super) fn place(mut self, parent: &DirectoryHandle, name: &CStr, overwrite: bool) -> io::Result<()> {
         match self.directory.rename(&self.name, parent, name, overwrite) {
             Ok(()) => {

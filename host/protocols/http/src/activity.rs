@@ -1,6 +1,6 @@
-//! The activity of one connection, for its watchdog. `Wire` (bytes), the service (requests) and the bodies record it here, and
-//! `connection.rs` checks it against the limits. A request costs a few relaxed stores and no timer: there is one timer for each
-//! connection, and it fires no more often than the shortest limit.
+//! The activity of one connection, for its watchdog. `Wire` (bytes), the service (requests) and the bodies record it
+//! here, and `connection.rs` checks it against the limits. A request costs a few relaxed stores and no timer: there is
+//! one timer for each connection, and it fires no more often than the shortest limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -17,11 +17,11 @@ pub(super) struct ConnectionLimits {
     pub(super) head: Duration,
     /// While the client accepts no byte.
     pub(super) write: Duration,
-    /// With a request that makes no progress. This is longer than the request's deadline and its body's timeout together, so it is
-    /// only reached if an HTTP/2 client keeps its stream's window closed.
+    /// With a request that makes no progress. This is longer than the request's deadline and its body's timeout
+    /// together, so it is only reached if an HTTP/2 client keeps its stream's window closed.
     pub(super) request: Duration,
-    /// Without a request, once the server accepts no new connections: a request that the client sent before it could know is still
-    /// served.
+    /// Without a request, once the server accepts no new connections: a request that the client sent before it could
+    /// know is still served.
     pub(super) stopping: Duration,
 }
 
@@ -100,7 +100,8 @@ impl ConnectionActivity {
         }
     }
 
-    /// Records that the server is stopping: the next response is the connection's last, and an idle connection is closed soon.
+    /// Records that the server is stopping: the next response is the connection's last, and an idle connection is
+    /// closed soon.
     pub(super) fn stop(&self) {
         self.stopping.store(self.now(), Ordering::Relaxed);
     }
@@ -109,8 +110,8 @@ impl ConnectionActivity {
         self.stopping.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether a GOAWAY of HTTP/2 may be sent, which loses no request that is on its way. A client without a request so far is given
-    /// time for its first one.
+    /// Whether a GOAWAY of HTTP/2 may be sent, which loses no request that is on its way. A client without a request so
+    /// far is given time for its first one.
     pub(super) fn may_send_goaway(&self) -> bool {
         self.multiplexed && self.is_stopping() && self.had_request.load(Ordering::Relaxed)
     }
@@ -146,8 +147,8 @@ impl ConnectionActivity {
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the bytes that the client still sends must be read before the socket is closed: the kernel answers unread bytes with
-    /// a reset, which may overtake the response.
+    /// Whether the bytes that the client still sends must be read before the socket is closed: the kernel answers
+    /// unread bytes with a reset, which may overtake the response.
     pub(super) fn must_linger(&self) -> bool {
         self.unread.load(Ordering::Relaxed) && !self.client_ended.load(Ordering::Relaxed)
     }
@@ -172,8 +173,8 @@ impl ConnectionActivity {
         if end <= now {
             return expired;
         }
-        // A state that begins right after this check lasts at least the shortest limit, so none is missed. Times are rounded down to
-        // milliseconds; a check that is too early is repeated.
+        // A state that begins right after this check lasts at least the shortest limit, so none is missed. Times are
+        // rounded down to milliseconds; a check that is too early is repeated.
         let shortest = if stopping == 0 { limits.shortest() } else { limits.shortest().min(limits.stopping) };
         WatchdogCheck::NextAt(end.min(now + shortest) + Duration::from_millis(1))
     }

@@ -1,5 +1,6 @@
-//! The two bodies of an exchange. `IncomingBody` is the client's; its size is limited, and it is collected for `handler` modules or
-//! streamed. `OutgoingBody` is the one that hyper sends; it keeps the request active until it is sent or dropped.
+//! The two bodies of an exchange. `IncomingBody` is the client's; its size is limited, and it is collected for
+//! `handler` modules or streamed. `OutgoingBody` is the one that hyper sends; it keeps the request active until it is
+//! sent or dropped.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,8 +16,8 @@ use super::activity::{ActiveRequest, ConnectionActivity};
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyRoom, NoRoom};
 
-/// The most memory that is reserved before a body's bytes arrive. Beyond it the buffer doubles as they arrive, up to the announced
-/// length.
+/// The most memory that is reserved before a body's bytes arrive. Beyond it the buffer doubles as they arrive, up to
+/// the announced length.
 const RESERVED_BYTES_MAX: usize = 256 * 1024;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -27,8 +28,8 @@ pub(super) enum BodyError {
     TooLarge { bytes_max: u64 },
     #[error("body not received")]
     Broken(#[source] hyper::Error),
-    /// hyper reads a reset with NO_ERROR as an end in good order, since RFC 9113 section 8.1 lets servers send that. From a client it
-    /// means that the body is incomplete.
+    /// hyper reads a reset with NO_ERROR as an end in good order, since RFC 9113 section 8.1 lets servers send that.
+    /// From a client it means that the body is incomplete.
     #[error("the client reset the stream before the end of its body")]
     Reset,
     #[error(transparent)]
@@ -63,8 +64,8 @@ impl IncomingBody {
         }
     }
 
-    /// Reads the whole body; `room` grows with it. Trailers are dropped: a `handler` module has no place for them, and would trust them
-    /// if they were among the headers.
+    /// Reads the whole body; `room` grows with it. Trailers are dropped: a `handler` module has no place for them, and
+    /// would trust them if they were among the headers.
     pub(super) async fn collect(mut self, room: &mut BodyRoom) -> Result<Bytes, BodyError> {
         if self.ended {
             return Ok(Bytes::new());
@@ -101,7 +102,8 @@ impl IncomingBody {
     }
 }
 
-/// Reserves `buffer` for `needed` bytes and for some of those that follow. `missing` of them are announced, if that is known.
+/// Reserves `buffer` for `needed` bytes and for some of those that follow. `missing` of them are announced, if that is
+/// known.
 fn reserve(buffer: &mut Vec<u8>, needed: usize, missing: Option<usize>, room: &mut BodyRoom) -> Result<(), NoRoom> {
     if needed <= buffer.capacity() {
         return Ok(());

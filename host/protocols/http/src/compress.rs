@@ -1,5 +1,5 @@
-//! Compresses responses of the content types that `compress` names; without that key there is no compression. `interface.rs` calls
-//! this with a finished response, so that interfaces without compression pay nothing.
+//! Compresses responses of the content types that `compress` names; without that key there is no compression.
+//! `interface.rs` calls this with a finished response, so that interfaces without compression pay nothing.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -55,7 +55,8 @@ impl Compress {
         let always = |_: StatusCode, _: Version, _: &HeaderMap, _: &Extensions| true;
         let Ok(response) = Compression::new(ReadyResponse(Some(response))).compress_when(always).call(accepted.0).await;
         let mut response = response.map(|body| ResponseContent::Stream(StreamBody::new(body)));
-        // The library changes the status to 406 if no accepted encoding fits; the client gets the response uncompressed instead.
+        // The library changes the status to 406 if no accepted encoding fits; the client gets the response uncompressed
+        // instead.
         *response.status_mut() = status;
         response
     }

@@ -1,5 +1,5 @@
-//! The configuration of an interface: `[interfaces.NAME]` with `protocol = "http"`, checked. It is read when the section is new or
-//! has changed; all mistakes are reported together.
+//! The configuration of an interface: `[interfaces.NAME]` with `protocol = "http"`, checked. It is read when the
+//! section is new or has changed; all mistakes are reported together.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -35,8 +35,8 @@ pub(super) struct HttpConfig {
     pub(super) header_bytes_max: usize,
     /// `max_headers`: the lines in a head of HTTP/1. Status 431.
     pub(super) headers_max: usize,
-    /// `max_body_bytes`: the size of a request's body. Status 413. The default is smaller for a `handler` module, which gets bodies
-    /// whole, than for a `wasi:http` module, which streams them.
+    /// `max_body_bytes`: the size of a request's body. Status 413. The default is smaller for a `handler` module, which
+    /// gets bodies whole, than for a `wasi:http` module, which streams them.
     pub(super) body_bytes: Option<u64>,
     /// `stream_timeout_ms`: how long a `wasi:http` exchange may take, even if it makes progress.
     pub(super) stream_timeout: Duration,
@@ -54,8 +54,8 @@ pub(super) struct HttpConfig {
     pub(super) body_timeout: Duration,
     /// `write_timeout_ms`: while the client reads no byte of its response.
     pub(super) write_timeout: Duration,
-    /// `stop_grace_ms`: how long a stop waits for the request of a client that has sent none. It is limited to half of a request's
-    /// timeout.
+    /// `stop_grace_ms`: how long a stop waits for the request of a client that has sent none. It is limited to half of
+    /// a request's timeout.
     pub(super) stop_grace: Duration,
     /// `allowed_methods`, and the same as the value of `Allow`. Status 405.
     pub(super) allowed_methods: Vec<Method>,

@@ -1,5 +1,5 @@
-//! Serves one connection, in one task on one lane: TLS handshake, HTTP/1 or HTTP/2, its requests, its end. `server.rs` spawns it.
-//! Connections share only what is read-only, so an error ends one connection alone.
+//! Serves one connection, in one task on one lane: TLS handshake, HTTP/1 or HTTP/2, its requests, its end. `server.rs`
+//! spawns it. Connections share only what is read-only, so an error ends one connection alone.
 
 use std::future::Future;
 use std::io;
@@ -223,8 +223,8 @@ impl ClientConnection {
         }
     }
 
-    /// The context of this connection's requests. `tls` is none on a plain connection; within it is the name in the client's
-    /// certificate, if it showed one.
+    /// The context of this connection's requests. `tls` is none on a plain connection; within it is the name in the
+    /// client's certificate, if it showed one.
     fn context(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<ConnectionContext> {
         let peer = ClientIdentity::new(self.peer.ip(), tls.is_some(), tls.flatten());
         Arc::new(ConnectionContext {
@@ -238,8 +238,9 @@ impl ClientConnection {
 
     /// Runs the connection until it ends, a limit is reached or the drain is forced.
     ///
-    /// When the drain begins, requests may be on their way. HTTP/2 sends a GOAWAY that loses none of them. HTTP/1 has no such thing:
-    /// there the next response says that it is the last, and a connection without a request is closed only after a while.
+    /// When the drain begins, requests may be on their way. HTTP/2 sends a GOAWAY that loses none of them. HTTP/1 has
+    /// no such thing: there the next response says that it is the last, and a connection without a request is closed
+    /// only after a while.
     async fn drive<C>(
         &self,
         connection: &mut C,
@@ -304,8 +305,8 @@ impl ClientConnection {
         .await
     }
 
-    /// Closes the sending side, then reads what the client still sends: a socket that is closed with unread bytes is reset, and the
-    /// reset may overtake the response.
+    /// Closes the sending side, then reads what the client still sends: a socket that is closed with unread bytes is
+    /// reset, and the reset may overtake the response.
     async fn linger<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) {
         let drained = async {
             stream.shutdown().await?;

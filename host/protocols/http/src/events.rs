@@ -1,5 +1,5 @@
-//! The log lines of this crate: one function per event. Events that a client can cause at will are throttled, and a line says how many
-//! were suppressed before it; or they are logged at debug level.
+//! The log lines of this crate: one function per event. Events that a client can cause at will are throttled, and a
+//! line says how many were suppressed before it; or they are logged at debug level.
 
 use std::fmt::Display;
 use std::io;
@@ -90,7 +90,8 @@ impl Events {
         info!(cage = %self.cage, interface = %self.interface, file = %file.display(), "certificate reloaded");
     }
 
-    /// The files have changed and cannot be used; the old certificate stays in use. It is logged once for each content of the files.
+    /// The files have changed and cannot be used; the old certificate stays in use. It is logged once for each content
+    /// of the files.
     pub(super) fn certificates_kept(&self, error: &dyn std::error::Error) {
         let error = error_chain(error);
         warn!(cage = %self.cage, interface = %self.interface, error, "certificate not reloaded");

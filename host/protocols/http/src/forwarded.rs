@@ -1,6 +1,7 @@
-//! The facts of a request: the client's address as the connection or a trusted proxy gives it, the client certificate's name, Basic
-//! credentials, and the trace. `interface.rs` calls this for each request; a request that adds nothing shares its connection's
-//! facts. All input is the client's: parsing never fails, and forwarding headers of an untrusted peer are ignored.
+//! The facts of a request: the client's address as the connection or a trusted proxy gives it, the client certificate's
+//! name, Basic credentials, and the trace. `interface.rs` calls this for each request; a request that adds nothing
+//! shares its connection's facts. All input is the client's: parsing never fails, and forwarding headers of an
+//! untrusted peer are ignored.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The longest chain of proxies that is followed.
 const HOPS_MAX: usize = 32;
 
-/// The header that the trusted proxies write. Only one is read, since a proxy passes the other on as its client sent it.
+/// The header that the trusted proxies write. Only one is read, since a proxy passes the other on as its client sent
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ForwardedHeader {
     /// `X-Forwarded-For` and `X-Forwarded-Proto`.
@@ -102,7 +104,8 @@ struct Hop<'a> {
     proto: Option<&'a str>,
 }
 
-/// Follows the entries from the connection's peer outwards as long as a trusted proxy made them; none if there are no such entries.
+/// Follows the entries from the connection's peer outwards as long as a trusted proxy made them; none if there are no
+/// such entries.
 fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Origin> {
     let trusted = |address: &IpAddr| proxies.nets.iter().any(|net| net.contains(address));
     if proxies.nets.is_empty() || !trusted(&peer) {
@@ -179,8 +182,8 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((username.to_owned(), password.to_owned()))
 }
 
-/// The single `traceparent` header, if it is of version 00 of W3C Trace Context: trace, parent, flags, in lower-case hexadecimal
-/// digits. Any other value is ignored, as the specification demands.
+/// The single `traceparent` header, if it is of version 00 of W3C Trace Context: trace, parent, flags, in lower-case
+/// hexadecimal digits. Any other value is ignored, as the specification demands.
 fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(&TRACEPARENT).iter();
     let value = values.next()?.to_str().ok()?;

@@ -1,5 +1,5 @@
-//! Checks a request's head for what HTTP forbids and hyper allows, and converts it to the parts of a module's `Request`.
-//! `interface.rs` calls this before the body is read.
+//! Checks a request's head for what HTTP forbids and hyper allows, and converts it to the parts of a module's
+//! `Request`. `interface.rs` calls this before the body is read.
 
 use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -74,8 +74,8 @@ pub(super) fn check(parts: &Parts, allowed: &[Method]) -> Result<(), HeadFault> 
     }
 }
 
-/// Checks for RFC 9112 section 6.1: a body is chunked once, as the last coding, which hyper has made sure of. Another coding beneath
-/// it would reach the module undecoded.
+/// Checks for RFC 9112 section 6.1: a body is chunked once, as the last coding, which hyper has made sure of. Another
+/// coding beneath it would reach the module undecoded.
 fn check_coding(parts: &Parts) -> Result<(), HeadFault> {
     let lines = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
@@ -104,8 +104,8 @@ pub(super) fn check_connect(parts: &Parts, has_body: bool) -> Result<(), HeadFau
     if has_body { Err(HeadFault::Content) } else { Ok(()) }
 }
 
-/// Checks for RFC 9112 section 3.2 and RFC 9113 section 8.3.1: there is one host. HTTP/1.0 may have none; HTTP/2 mostly has it in the
-/// target.
+/// Checks for RFC 9112 section 3.2 and RFC 9113 section 8.3.1: there is one host. HTTP/1.0 may have none; HTTP/2 mostly
+/// has it in the target.
 fn host_is_valid(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -134,7 +134,8 @@ fn has_valid_port(authority: &Authority) -> bool {
     authority.port_u16().is_some() || authority.as_str().len() <= authority.host().len() + 1
 }
 
-/// Path and query as they were sent, in whichever form of target; for CONNECT host and port, since there is nothing else.
+/// Path and query as they were sent, in whichever form of target; for CONNECT host and port, since there is nothing
+/// else.
 pub(super) fn target(uri: &Uri) -> String {
     match (uri.path_and_query(), uri.authority()) {
         (Some(target), _) if !target.as_str().is_empty() => target.as_str().to_owned(),
@@ -155,8 +156,8 @@ pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
     parts.uri = Uri::from_parts(target).expect("a target with all of its parts is one");
 }
 
-/// The headers for a module: names in lower case, repeats kept. A value that is not UTF-8 is read as Latin-1, which loses no byte. The
-/// host is a header for every version and form of target; cookies that HTTP/2 has split are joined.
+/// The headers for a module: names in lower case, repeats kept. A value that is not UTF-8 is read as Latin-1, which
+/// loses no byte. The host is a header for every version and form of target; cookies that HTTP/2 has split are joined.
 pub(super) fn headers(parts: &Parts) -> Vec<(String, String)> {
     let mut headers = Vec::with_capacity(parts.headers.len() + 1);
     // A target with a host overrides the header: RFC 9112 section 3.2.2.

@@ -1,5 +1,5 @@
-//! Turns an HTTP request into a request to the dispatcher, and the reply into a response. The cage runs `HttpInterface`; `respond`
-//! serves one request of any connection. Every failure becomes an `ErrorResponse` here.
+//! Turns an HTTP request into a request to the dispatcher, and the reply into a response. The cage runs
+//! `HttpInterface`; `respond` serves one request of any connection. Every failure becomes an `ErrorResponse` here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -87,7 +87,8 @@ pub(super) struct ConnectionContext {
     pub(super) shared: Arc<InterfaceShared>,
     pub(super) peer: ClientIdentity,
     pub(super) activity: Arc<ConnectionActivity>,
-    /// The interface's name. It has a reference count for each connection, since all lanes would contend for a shared one.
+    /// The interface's name. It has a reference count for each connection, since all lanes would contend for a shared
+    /// one.
     pub(super) interface: Arc<str>,
     /// The tunnel that an HTTP/1 connection becomes once the current response is sent.
     pub(super) tunnel: Mutex<Option<Tunnel>>,
@@ -112,7 +113,7 @@ pub(super) async fn respond(
         },
         Err(refusal) => refusal.page(&summary),
     };
-    if connection.activity.is_leaving() && summary.version < Version::HTTP_2 {
+    if connection.activity.is_stopping() && summary.version < Version::HTTP_2 {
         // The connection is closed after this response.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
@@ -142,7 +143,8 @@ async fn serve(
     }
 }
 
-/// Serves a request by a `handler` module, which gets the whole body. Its deadline starts when a slow client has sent that.
+/// Serves a request by a `handler` module, which gets the whole body. Its deadline starts when a slow client has sent
+/// that.
 async fn whole(
     connection: &ConnectionContext,
     route: Route,
@@ -173,7 +175,8 @@ async fn whole(
         .map_err(|error| connection.invalid_reply(&context, &error))
 }
 
-/// Serves a request by a `wasi:http` module: both bodies are streamed. Its deadline starts here, and again with each part of a body.
+/// Serves a request by a `wasi:http` module: both bodies are streamed. Its deadline starts here, and again with each
+/// part of a body.
 async fn streamed(
     connection: &ConnectionContext,
     route: Route,
@@ -199,9 +202,9 @@ async fn streamed(
     reply::streamed(response, &method, header_bytes_max).map_err(|error| connection.invalid_reply(&context, &error))
 }
 
-/// Serves CONNECT by a `wasi:http` module. If that responds with success, the connection (HTTP/1) or the stream (HTTP/2) becomes a
-/// tunnel. After any other response an HTTP/1 connection is closed, since bytes that the client sends into the expected tunnel
-/// must not be read as its next request.
+/// Serves CONNECT by a `wasi:http` module. If that responds with success, the connection (HTTP/1) or the stream
+/// (HTTP/2) becomes a tunnel. After any other response an HTTP/1 connection is closed, since bytes that the client
+/// sends into the expected tunnel must not be read as its next request.
 async fn connect(
     connection: &ConnectionContext,
     route: Route,
@@ -247,8 +250,8 @@ async fn connect(
     Ok(answer)
 }
 
-/// Spawns the tunnel of an HTTP/2 stream. It begins when hyper has sent the response's head, and ends with its connection at the
-/// latest.
+/// Spawns the tunnel of an HTTP/2 stream. It begins when hyper has sent the response's head, and ends with its
+/// connection at the latest.
 fn run_in_stream(connection: &ConnectionContext, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
     let send_task = tunnel::SendTask::expect();
     let (shared, peer) = (connection.shared.clone(), connection.peer.address);
@@ -316,8 +319,8 @@ impl ConnectionContext {
         self.refuse(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
     }
 
-    /// No version of the module can serve now. While the cage has never had such a module, GET and HEAD get the welcome page; any other
-    /// request may have an effect, and a success would look as if it had happened.
+    /// No version of the module can serve now. While the cage has never had such a module, GET and HEAD get the welcome
+    /// page; any other request may have an effect, and a success would look as if it had happened.
     fn without_module(&self, parts: &Parts) -> Result<Response<ResponseContent>, ErrorResponse> {
         let endpoint = &self.shared.endpoint;
         if !self.shared.dispatch.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
@@ -344,7 +347,8 @@ impl ConnectionContext {
         ErrorResponse::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
-    /// There is no memory to keep the module's response until the client has read it. The module has done its work by then.
+    /// There is no memory to keep the module's response until the client has read it. The module has done its work by
+    /// then.
     fn reply_without_room(&self, context: &RequestContext, error: NoRoom) -> ErrorResponse {
         self.shared.events.no_room_for_reply(context, &self.shared.endpoint.module, error);
         let text = "too many and too large answers at the moment";

@@ -1,13 +1,14 @@
-//! Protocol `http`: the interface serves HTTP/1.1 and HTTP/2, plain and over TLS; the resource sends requests to a server.
+//! Protocol `http`: the interface serves HTTP/1.1 and HTTP/2, plain and over TLS; the resource sends requests to a
+//! server.
 //!
-//! `server.rs` accepts connections and picks their lanes; `connection.rs` serves one connection there, on top of `tls.rs` and
-//! `wire.rs`, with `activity.rs` for its watchdog; `interface.rs` turns a request into one for the dispatcher: `head.rs` checks its
-//! head, `forwarded.rs` finds out the client, `body.rs` limits the body; `reply.rs` checks the module's response, `page.rs` makes the
-//! interface's own pages, `compress.rs` comes last; `tunnel.rs` is for CONNECT. `config.rs` reads `cage.toml`, `events.rs` logs.
-//! `client/` is the resource.
+//! `server.rs` accepts connections and picks their lanes; `connection.rs` serves one connection there, on top of
+//! `tls.rs` and `wire.rs`, with `activity.rs` for its watchdog; `interface.rs` turns a request into one for the
+//! dispatcher: `head.rs` checks its head, `forwarded.rs` finds out the client, `body.rs` limits the body; `reply.rs`
+//! checks the module's response, `page.rs` makes the interface's own pages, `compress.rs` comes last; `tunnel.rs` is
+//! for CONNECT. `config.rs` reads `cage.toml`, `events.rs` logs. `client/` is the resource.
 //!
-//! hyper enforces the syntax of heads and chunks, the rules against request smuggling and the lengths of bodies. A module's error
-//! text never goes to a client, and there is neither a queue nor a lock on a request's way.
+//! hyper enforces the syntax of heads and chunks, the rules against request smuggling and the lengths of bodies. A
+//! module's error text never goes to a client, and there is neither a queue nor a lock on a request's way.
 
 mod activity;
 mod body;

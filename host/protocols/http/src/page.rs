@@ -1,5 +1,5 @@
-//! The pages of the interface itself: errors, and the welcome page of a cage without a module. They are text, HTML or JSON by the
-//! client's `Accept`, and disclose nothing of the inside of the cage.
+//! The pages of the interface itself: errors, and the welcome page of a cage without a module. They are text, HTML or
+//! JSON by the client's `Accept`, and disclose nothing of the inside of the cage.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
@@ -135,8 +135,9 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// The index of the offered media type that an `Accept` prefers: by quality, then by how precisely it is named, then by its position
-/// among the offers. It is the first if none is acceptable, since an error in an unwanted type is better than none.
+/// The index of the offered media type that an `Accept` prefers: by quality, then by how precisely it is named, then by
+/// its position among the offers. It is the first if none is acceptable, since an error in an unwanted type is better
+/// than none.
 fn preferred(accept: &str, offers: &[&str]) -> usize {
     let mut best = (0, (0, 0));
     for (index, offer) in offers.iter().enumerate() {
@@ -151,7 +152,8 @@ fn preferred(accept: &str, offers: &[&str]) -> usize {
     best.0
 }
 
-/// The quality in thousandths and the precision that one part of an `Accept` gives to an offer; none if it names another type.
+/// The quality in thousandths and the precision that one part of an `Accept` gives to an offer; none if it names
+/// another type.
 fn score(part: &str, offer: &str) -> Option<(u32, u32)> {
     let mut fields = part.split(';').map(str::trim);
     let range = fields.next()?.to_ascii_lowercase();

@@ -1,5 +1,5 @@
-//! Turns a module's reply into an HTTP response. The reply is untrusted: what HTTP cannot carry, and headers that only the host may
-//! set, become a `ReplyError`. It never panics.
+//! Turns a module's reply into an HTTP response. The reply is untrusted: what HTTP cannot carry, and headers that only
+//! the host may set, become a `ReplyError`. It never panics.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRANSFER_ENCODING,
@@ -94,8 +94,8 @@ pub(super) fn streamed(
     Ok(Response::from_parts(parts, content))
 }
 
-/// The response that begins a tunnel, and the bytes that the module sends through it. By RFC 9110 section 9.3.6 the response to a
-/// successful CONNECT has no content, whatever its status, and no length.
+/// The response that begins a tunnel, and the bytes that the module sends through it. By RFC 9110 section 9.3.6 the
+/// response to a successful CONNECT has no content, whatever its status, and no length.
 ///
 /// # Errors
 /// The first part that HTTP cannot carry.

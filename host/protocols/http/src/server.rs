@@ -1,5 +1,5 @@
-//! One listening socket and its accept loop. The loop runs on the ordinary runtime and gives each connection to the lane with the
-//! fewest. No error ends it, only the drain; when that begins, the port is free at once for a successor.
+//! One listening socket and its accept loop. The loop runs on the ordinary runtime and gives each connection to the
+//! lane with the fewest. No error ends it, only the drain; when that begins, the port is free at once for a successor.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -23,11 +23,12 @@ use wasmcage_protocol::{InterfaceError, Listening};
 /// The pause after an error that would occur again at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How many connections the kernel may keep until they are accepted. A client beyond that has to try again after a second.
+/// How many connections the kernel may keep until they are accepted. A client beyond that has to try again after a
+/// second.
 const BACKLOG: u32 = 4096;
 
-/// How long handshakes that have begun may still complete when the intake stops. Closing the socket resets the connections that the
-/// kernel has made already.
+/// How long handshakes that have begun may still complete when the intake stops. Closing the socket resets the
+/// connections that the kernel has made already.
 const LAST_HANDSHAKES_TIMEOUT: Duration = Duration::from_millis(50);
 
 pub(super) struct Server {
@@ -71,8 +72,8 @@ impl Server {
         format!("{scheme}://{}/", self.acceptor.address)
     }
 
-    /// Serves until the drain has begun and the last connection has ended, or the drain is forced. Dropping this future ends all
-    /// connections.
+    /// Serves until the drain has begun and the last connection has ended, or the drain is forced. Dropping this future
+    /// ends all connections.
     pub(super) async fn run(self, listening: Listening, drain: Drain) {
         // A drain of this interface's connections only, which ends them if this future is dropped.
         let own = ForceOnDrop(drain.child());
@@ -107,9 +108,9 @@ impl Acceptor {
         }
     }
 
-    /// Accepts the clients that the kernel has connected already, or is connecting, which closing the socket would reset. New clients
-    /// are kept out meanwhile: their systems try again after a second, and find either the successor or a closed port. If the kernel
-    /// does not support that, a client that connects in the last moment is reset.
+    /// Accepts the clients that the kernel has connected already, or is connecting, which closing the socket would
+    /// reset. New clients are kept out meanwhile: their systems try again after a second, and find either the successor
+    /// or a closed port. If the kernel does not support that, a client that connects in the last moment is reset.
     async fn accept_the_last(&self, listener: &TcpListener, drain: &Drain, own: &Drain) {
         let until = match drop_new_handshakes(listener) {
             Ok(()) => Instant::now() + LAST_HANDSHAKES_TIMEOUT,
@@ -165,8 +166,8 @@ async fn reload_certificates(tls: Option<&ServerTls>, shared: &InterfaceShared) 
     }
 }
 
-/// Listens on the first of the name's addresses that can be bound. `SO_REUSEADDR` is set, so that a restart need not wait;
-/// `SO_REUSEPORT` is not, so that a port on which another socket listens is an error.
+/// Listens on the first of the name's addresses that can be bound. `SO_REUSEADDR` is set, so that a restart need not
+/// wait; `SO_REUSEPORT` is not, so that a port on which another socket listens is an error.
 async fn listen(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
     let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     for address in tokio::net::lookup_host(address).await? {
@@ -188,8 +189,8 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Has the kernel drop the TCP segments that would begin a new connection: those with SYN and without ACK. Handshakes that have
-/// begun go on.
+/// Has the kernel drop the TCP segments that would begin a new connection: those with SYN and without ACK. Handshakes
+/// that have begun go on.
 fn drop_new_handshakes(listener: &TcpListener) -> io::Result<()> {
     // Classic BPF over the TCP header: the operations as in linux/bpf_common.h, the flags as in RFC 9293 section 3.1.
     const LOAD_BYTE: u16 = 0x30;

@@ -1,5 +1,5 @@
-//! Tests over real sockets, with a fake dispatcher: what clients get back, malicious ones included, and that the next client is
-//! served all the same. Limits are short, and no test sleeps to wait for something.
+//! Tests over real sockets, with a fake dispatcher: what clients get back, malicious ones included, and that the next
+//! client is served all the same. Limits are short, and no test sleeps to wait for something.
 
 mod bodies;
 mod fake;

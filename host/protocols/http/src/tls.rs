@@ -1,5 +1,5 @@
-//! TLS of the server: made of files, and again when the files change. If the new files cannot be used, the old certificate stays in
-//! use.
+//! TLS of the server: made of files, and again when the files change. If the new files cannot be used, the old
+//! certificate stays in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -99,8 +99,8 @@ impl ServerTls {
         self.files.handshake_timeout
     }
 
-    /// Polls the files for ever and reloads changed ones. It compares their contents rather than their times, since links may be swapped
-    /// and clocks have coarse ticks.
+    /// Polls the files for ever and reloads changed ones. It compares their contents rather than their times, since
+    /// links may be swapped and clocks have coarse ticks.
     pub(super) async fn reload_forever(&self, events: &Events) {
         let mut missing = false;
         loop {
@@ -177,7 +177,8 @@ impl TlsFileContents {
             ClientAuth::Optional(file) => builder.with_client_cert_verifier(self.verifier(file, false)?),
             ClientAuth::Required(file) => builder.with_client_cert_verifier(self.verifier(file, true)?),
         };
-        // This refuses a key that is not the certificate's, such as between the replacement of one file and of the other.
+        // This refuses a key that is not the certificate's, such as between the replacement of one file and of the
+        // other.
         let mut config = builder.with_single_cert(chain, key).map_err(certificate)?;
         config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
         Ok(config)
@@ -213,7 +214,8 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     if chain.is_empty() { Err(unusable(pem::Error::NoItemsFound)) } else { Ok(chain) }
 }
 
-/// The name in a client's certificate, which the handshake has verified: its first DNS name, or else its subject's common name.
+/// The name in a client's certificate, which the handshake has verified: its first DNS name, or else its subject's
+/// common name.
 pub(super) fn name_in(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let alternatives = certificate.subject_alternative_name().ok().flatten();

@@ -1,8 +1,8 @@
-//! Tunnels. A `wasi:http` module answers CONNECT with 2xx, and from then on the connection (HTTP/1, RFC 9110 section 9.3.6) or the
-//! stream (HTTP/2, RFC 9113 section 8.5) carries bytes: the client's are the body of the module's request, and the body of the
-//! response goes to the client. `interface.rs` makes a tunnel; `connection.rs` runs it on an HTTP/1 connection, and a task of its own
-//! on an HTTP/2 stream. Each direction ends by itself. An interrupted direction never looks like one that ended in good order, as
-//! far as the protocol can tell them apart.
+//! Tunnels. A `wasi:http` module answers CONNECT with 2xx, and from then on the connection (HTTP/1, RFC 9110 section
+//! 9.3.6) or the stream (HTTP/2, RFC 9113 section 8.5) carries bytes: the client's are the body of the module's
+//! request, and the body of the response goes to the client. `interface.rs` makes a tunnel; `connection.rs` runs it on
+//! an HTTP/1 connection, and a task of its own on an HTTP/2 stream. Each direction ends by itself. An interrupted
+//! direction never looks like one that ended in good order, as far as the protocol can tell them apart.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -110,7 +110,8 @@ pub(super) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Copies bytes until both directions have ended. `ahead` was read from the client already. `send_task` is that of an HTTP/2 stream.
+    /// Copies bytes until both directions have ended. `ahead` was read from the client already. `send_task` is that of
+    /// an HTTP/2 stream.
     ///
     /// # Errors
     /// The tunnel has to be cut: the stream must be reset rather than ended in good order.
@@ -162,7 +163,8 @@ struct ClientEnd<'a> {
 }
 
 impl ClientEnd<'_> {
-    /// Whether the client ended in good order. This cannot be known any more once the other direction has ended; then it is assumed.
+    /// Whether the client ended in good order. This cannot be known any more once the other direction has ended; then
+    /// it is assumed.
     async fn is_in_order(&self) -> bool {
         match self.send_task {
             Some(send_task) => send_task.confirm_end().await || self.ended.load(Ordering::Acquire),
@@ -232,9 +234,9 @@ tokio::task_local! {
     static SEND_TASK_CONTROL: Cell<Option<SendTaskControl>>;
 }
 
-/// The task with which hyper sends the bytes of a tunnel over HTTP/2. When the tunnel's handle is dropped, hyper ends the stream in
-/// good order, and it reads a client's reset as an end in good order. Only this task learns of resets, and dropping the task resets
-/// the stream.
+/// The task with which hyper sends the bytes of a tunnel over HTTP/2. When the tunnel's handle is dropped, hyper ends
+/// the stream in good order, and it reads a client's reset as an end in good order. Only this task learns of resets,
+/// and dropping the task resets the stream.
 pub(super) struct SendTask {
     cut: CancellationToken,
     queries: mpsc::Sender<oneshot::Sender<()>>,
@@ -247,8 +249,8 @@ pub(super) struct SendTaskControl {
 }
 
 impl SendTask {
-    /// Prepares for the task that hyper spawns for the tunnel of this stream. It must be called in the stream's own task, right before
-    /// the response is returned to hyper.
+    /// Prepares for the task that hyper spawns for the tunnel of this stream. It must be called in the stream's own
+    /// task, right before the response is returned to hyper.
     pub(super) fn expect() -> Self {
         let cut = CancellationToken::new();
         let (queries_tx, queries) = mpsc::channel(1);

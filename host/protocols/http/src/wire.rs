@@ -1,8 +1,9 @@
-//! The byte stream of one connection, plain or TLS, between the socket and hyper. It returns the bytes that were read ahead to tell
-//! HTTP/1 from HTTP/2, and records the connection's activity. It changes no byte.
+//! The byte stream of one connection, plain or TLS, between the socket and hyper. It returns the bytes that were read
+//! ahead to tell HTTP/1 from HTTP/2, and records the connection's activity. It changes no byte.
 //!
-//! A client of HTTP/1 may close its sending side and still wait for its response, so hyper is told to tolerate that. hyper then no
-//! longer notices that a client has gone while a request is in flight; `Wire` looks for that whenever hyper flushes.
+//! A client of HTTP/1 may close its sending side and still wait for its response, so hyper is told to tolerate that.
+//! hyper then no longer notices that a client has gone while a request is in flight; `Wire` looks for that whenever
+//! hyper flushes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -24,7 +25,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The buffer for bytes that are read ahead: the preface, or mostly a whole request.
 const AHEAD_BYTES: usize = 2048;
 
-/// The most bytes that are read at once while a request is in flight, such as the next request of a client that pipelines.
+/// The most bytes that are read at once while a request is in flight, such as the next request of a client that
+/// pipelines.
 const WATCHED_BYTES: usize = 512;
 
 pub(super) struct Wire<S> {
@@ -66,8 +68,8 @@ impl<S: Reset> Reset for Wire<S> {
     }
 }
 
-/// Reads until it is certain whether the client began with the HTTP/2 preface; returns the bytes that were read, too. A client that
-/// closes without a byte counts as one of HTTP/1.
+/// Reads until it is certain whether the client began with the HTTP/2 preface; returns the bytes that were read, too. A
+/// client that closes without a byte counts as one of HTTP/1.
 pub(super) async fn speaks_http2<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(bool, BytesMut)> {
     let mut ahead = BytesMut::with_capacity(AHEAD_BYTES);
     loop {

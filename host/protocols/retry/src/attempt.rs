@@ -92,8 +92,8 @@ impl CallAttempt {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Records the result, and retries until the store accepts it. The call keeps its place meanwhile, so that it is not run a second
-    /// time because of the store.
+    /// Records the result, and retries until the store accepts it. The call keeps its place meanwhile, so that it is
+    /// not run a second time because of the store.
     async fn record(&self, end: End) {
         let (store, queue) = (&self.cx.store, &self.cx.endpoint.interface);
         let mut store_status = StoreStatus::default();

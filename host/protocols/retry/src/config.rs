@@ -44,8 +44,8 @@ impl RetryConfig {
         Ok(Self { concurrency, interval, rules })
     }
 
-    /// The pause after so many failed attempts. It doubles each time up to the longest, and varies by a fifth, so that calls that
-    /// failed together are not all retried together.
+    /// The pause after so many failed attempts. It doubles each time up to the longest, and varies by a fifth, so that
+    /// calls that failed together are not all retried together.
     pub(super) fn pause(&self, attempts: u32) -> Duration {
         let longest = self.rules.interval_max;
         let jitter = 0.8 + 0.4 * fastrand::f64();

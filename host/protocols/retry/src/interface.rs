@@ -1,4 +1,5 @@
-//! Processes one queue: finds the calls that are due, starts attempts up to the configured concurrency, and sleeps until more are due.
+//! Processes one queue: finds the calls that are due, starts attempts up to the configured concurrency, and sleeps
+//! until more are due.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -103,7 +104,8 @@ impl QueueWorker {
         store.resume_calls(name, self.config.rules, Deadline::after(WRITE_TIMEOUT)).await
     }
 
-    /// Starts attempts at the calls that are due, as far as there are places. Returns how long until the next one is due.
+    /// Starts attempts at the calls that are due, as far as there are places. Returns how long until the next one is
+    /// due.
     async fn begin_due(&self) -> Result<Duration, StoreError> {
         let (store, name, rules) = (&self.cx.store, &self.cx.endpoint.interface, self.config.rules);
         while self.cx.drain.unless_begun(store.ready()).await.is_some() {

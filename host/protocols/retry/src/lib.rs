@@ -1,5 +1,5 @@
-//! Protocol `retry`: makes calls that were accepted into a queue, and retries them until they succeed. An interface processes the queue
-//! of its name; every cage has an interface `retry`.
+//! Protocol `retry`: makes calls that were accepted into a queue, and retries them until they succeed. An interface
+//! processes the queue of its name; every cage has an interface `retry`.
 
 mod attempt;
 mod config;

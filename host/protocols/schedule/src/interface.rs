@@ -169,8 +169,8 @@ impl Scheduler {
     }
 }
 
-/// Finds the module's version for the request. A module that is not ready may still be compiling; this waits for it as long as the
-/// request may take.
+/// Finds the module's version for the request. A module that is not ready may still be compiling; this waits for it as
+/// long as the request may take.
 async fn wait_for_module(dispatch: &dyn Dispatch, endpoint: &Endpoint) -> Result<Option<Route>, DispatchError> {
     let deadline = Deadline::after(endpoint.timeout());
     loop {

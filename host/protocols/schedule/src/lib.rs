@@ -1,7 +1,8 @@
 //! Protocol `schedule`: requests at the times of a cron expression or an interval.
 //!
-//! `times.rs` computes the times, `planner.rs` decides which of them get a request and when; neither reads the clock or waits.
-//! `interface.rs` does that, and `record.rs` stores the progress for the time after a restart. `config.rs` reads `cage.toml`.
+//! `times.rs` computes the times, `planner.rs` decides which of them get a request and when; neither reads the clock or
+//! waits. `interface.rs` does that, and `record.rs` stores the progress for the time after a restart. `config.rs` reads
+//! `cage.toml`.
 
 mod config;
 mod interface;

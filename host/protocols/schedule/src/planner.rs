@@ -1,5 +1,5 @@
-//! Decides which times get a request, and when. It is pure: the interface passes in the time and the ends of requests, and makes the
-//! requests.
+//! Decides which times get a request, and when. It is pure: the interface passes in the time and the ends of requests,
+//! and makes the requests.
 
 use std::collections::VecDeque;
 
@@ -9,8 +9,9 @@ use super::times::ScheduleTimes;
 
 /// A time that is noticed within this is on time. If it is later, the cage did not run, or its clock was set forward.
 const ON_TIME: SignedDuration = SignedDuration::from_secs(10);
-/// If a clock is set back by less than this, it passes the same times again, and they are not repeated. If it is set back by more, it
-/// was wrong before, and the schedule goes on from the new time, except for times that have had their requests.
+/// If a clock is set back by less than this, it passes the same times again, and they are not repeated. If it is set
+/// back by more, it was wrong before, and the schedule goes on from the new time, except for times that have had their
+/// requests.
 const CLOCK_JUMP: SignedDuration = SignedDuration::from_hours(24);
 const SECOND: SignedDuration = SignedDuration::from_secs(1);
 /// The most times of a downtime that are counted.

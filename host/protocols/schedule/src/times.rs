@@ -17,7 +17,8 @@ pub(super) struct ScheduleTimes {
 #[derive(Clone, Debug)]
 pub(super) enum TimePattern {
     Cron(Box<Cron>),
-    /// An interval in seconds, at least 1. The times are its multiples since 1970 in UTC, so that a restart does not shift them.
+    /// An interval in seconds, at least 1. The times are its multiples since 1970 in UTC, so that a restart does not
+    /// shift them.
     Every(i64),
 }
 

@@ -124,7 +124,7 @@ impl SqlConnection {
     async fn begin_with(&mut self, options: &[(String, String)]) -> Result<(), ResourceError> {
         let options = begin_options(options)?;
         let begun = self.driver.begin(options).await;
-        begun.map_err(|error| self.failure(Phase::BeginOptions, error.into()))?;
+        begun.map_err(|error| self.failure(Phase::Begin, error.into()))?;
         self.transaction = TransactionState::Open;
         Ok(())
     }
@@ -262,7 +262,7 @@ impl Connection for SqlConnection {
 
 fn begin_options(options: &[(String, String)]) -> Result<BeginOptions, ResourceError> {
     let mut begin = BeginOptions::default();
-    let bad = |text: String| ResourceError::harmless(Phase::BeginOptions, ResourceError::BAD_OPERATION, text);
+    let bad = |text: String| ResourceError::harmless(Phase::Begin, ResourceError::BAD_OPERATION, text);
     for (name, value) in options {
         match name.as_str() {
             "isolation" => {

@@ -26,8 +26,8 @@ pub(super) struct StatementResult {
 #[derive(Debug)]
 pub(super) enum RunError {
     Database(sqlx::Error),
-    /// What the connection or the server had cached of the statement no longer fits the database. Nothing ran, and the statement is
-    /// likely to succeed in a new transaction.
+    /// What the connection or the server had cached of the statement no longer fits the database. Nothing ran, and the
+    /// statement is likely to succeed in a new transaction.
     Stale(sqlx::Error),
     /// A parameter's value has the wrong type. Nothing ran.
     Parameter(String),
@@ -48,7 +48,8 @@ impl From<sqlx::Error> for RunError {
     }
 }
 
-/// One connection to a database. If a future of these methods is dropped before its end, the driver has to be dropped, too.
+/// One connection to a database. If a future of these methods is dropped before its end, the driver has to be dropped,
+/// too.
 #[async_trait]
 pub(super) trait DatabaseDriver: Send {
     /// Whether each statement needs a transaction around it, since the next one may run in another session.
@@ -89,7 +90,8 @@ pub(super) trait DatabaseDriver: Send {
     /// Runs a statement and writes its rows.
     ///
     /// # Errors
-    /// See `RunError`. After `Cell`, `TooLarge` and `Abandoned` the driver has to be dropped, and after some errors of the database.
+    /// See `RunError`. After `Cell`, `TooLarge` and `Abandoned` the driver has to be dropped, and after some errors of
+    /// the database.
     async fn run(&mut self, statement: Statement, rows: &mut RowWriter) -> Result<StatementResult, RunError>;
 
     /// # Errors

@@ -1,5 +1,5 @@
-//! Turns a database's errors into those of the resource, and decides whether a retry can succeed and whether the connection can be
-//! used again.
+//! Turns a database's errors into those of the resource, and decides whether a retry can succeed and whether the
+//! connection can be used again.
 
 use std::borrow::Cow;
 
@@ -11,8 +11,8 @@ use super::driver::RunError;
 use super::statement::Dialect;
 use wasmcage_resource::{Phase, ResourceError};
 
-/// The classes of SQLSTATE after which the connection can still be used, since the statement or the transaction is at fault. After all
-/// others it is discarded, such as for lost sessions, full disks, and outdated plans.
+/// The classes of SQLSTATE after which the connection can still be used, since the statement or the transaction is at
+/// fault. After all others it is discarded, such as for lost sessions, full disks, and outdated plans.
 const SAFE_CLASSES: &[&str] = &[
     "02", "21", "22", "23", "25", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45", "54",
     "55", "HY", "P0",
@@ -47,7 +47,7 @@ pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> Resou
 /// The error of a statement, or of a step of a transaction.
 pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, error: RunError) -> ResourceError {
     // Until its commit, a transaction is rolled back with everything in it.
-    let undone = in_transaction && phase != Phase::Commit || phase == Phase::BeginOptions;
+    let undone = in_transaction && phase != Phase::Commit || phase == Phase::Begin;
     let broken = |code: &str, text: String| {
         let text = if undone { text } else { text + OUTCOME_UNKNOWN };
         ResourceError { recoverable: undone, ..ResourceError::fatal(phase, code, text) }
@@ -74,8 +74,8 @@ pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, erro
         RunError::Parameter(text) => ResourceError::harmless(phase, ResourceError::BAD_OPERATION, text),
         RunError::Column(text) => ResourceError::harmless(phase, BAD_RESULT, text),
         RunError::Cell(text) => broken(BAD_RESULT, text),
-        RunError::CellOfWhole(text) if undone => ResourceError::harmless(phase, BAD_RESULT, text),
-        RunError::CellOfWhole(text) => ResourceError {
+        RunError::CellAfterEnd(text) if undone => ResourceError::harmless(phase, BAD_RESULT, text),
+        RunError::CellAfterEnd(text) => ResourceError {
             recoverable: false,
             ..ResourceError::harmless(phase, BAD_RESULT, text + "; the statement itself has run")
         },

@@ -7,15 +7,16 @@
 //! {"statements": [{"sql": "..", "values": {..}}, ..], "values": {..}}
 //! ```
 //!
-//! `{name}` is a parameter: its value never becomes part of the text. A statement's own `values` override the operation's. `{{` and
-//! `}}` stand for braces. Strings, quoted names, comments and dollar quotes are left as they are. One entry is one statement;
-//! several are one transaction. A statement must not begin, commit or roll back a transaction; the caller of the resource does
-//! that. Begin options: `isolation` (`read-uncommitted`, `read-committed`, `repeatable-read`, `serializable`),
-//! `read-only` (`true`, `false`).
+//! `{name}` is a parameter: its value never becomes part of the text. A statement's own `values` override the
+//! operation's. `{{` and `}}` stand for braces. Strings, quoted names, comments and dollar quotes are left as they are.
+//! One entry is one statement; several are one transaction. A statement must not begin, commit or roll back a
+//! transaction; the caller of the resource does that. Begin options: `isolation` (`read-uncommitted`, `read-committed`,
+//! `repeatable-read`, `serializable`), `read-only` (`true`, `false`).
 //!
-//! **Reply.** `{"results": [{"columns": ["a"], "rows": [[1]], "affected": 0, "last_id": null}]}`, one for each statement.
-//! `columns` is empty when there are no rows; `affected` counts the rows that a writing statement changed; `last_id` is the number
-//! that SQLite, MySQL or MariaDB gave to an inserted row. Streamed, each part is `{"columns": [..], "rows": [..]}`.
+//! **Reply.** `{"results": [{"columns": ["a"], "rows": [[1]], "affected": 0, "last_id": null}]}`, one for each
+//! statement. `columns` is empty when there are no rows; `affected` counts the rows that a writing statement changed;
+//! `last_id` is the number that SQLite, MySQL or MariaDB gave to an inserted row. Streamed, each part is `{"columns":
+//! [..], "rows": [..]}`.
 //!
 //! **Values**, in both directions:
 //!
@@ -33,8 +34,9 @@
 //! | `{"uuid": "..."}` | UUID |
 //! | `{"array": [..]}` | array of one dimension, PostgreSQL only |
 //!
-//! A database that lacks a type stores the text: SQLite decimals, dates, JSON and UUIDs, MySQL UUIDs and MariaDB JSON. SQLite
-//! recognizes bools, dates and times by the column's declared type. Timestamps are stored in UTC, times to the microsecond.
+//! A database that lacks a type stores the text: SQLite decimals, dates, JSON and UUIDs, MySQL UUIDs and MariaDB JSON.
+//! SQLite recognizes bools, dates and times by the column's declared type. Timestamps are stored in UTC, times to the
+//! microsecond.
 
 mod connection;
 mod driver;
@@ -85,8 +87,8 @@ impl Resource for SqlResource {
         operation::parse(operation, self.settings.dialect()).map(drop)
     }
 
-    /// True for SQLite and MySQL, which have no way to reset a session. `StatementKind::leaves_session_state` finds only what a
-    /// statement's own words show; triggers and stored functions may do more.
+    /// True for SQLite and MySQL, which have no way to reset a session. `StatementKind::leaves_session_state` finds
+    /// only what a statement's own words show; triggers and stored functions may do more.
     fn keeps_modules_apart(&self) -> bool {
         match self.settings.dialect() {
             Dialect::Sqlite | Dialect::MySql => true,

@@ -1,5 +1,5 @@
-//! Parses an operation's body: statements and their values. All mistakes that can be found without the database are found here,
-//! before anything runs.
+//! Parses an operation's body: statements and their values. All mistakes that can be found without the database are
+//! found here, before anything runs.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! SQLite. A cell's type is that of its value, refined by the column's declared type. A statement is interrupted when nobody waits
-//! for it any more.
+//! SQLite. A cell's type is that of its value, refined by the column's declared type. A statement is interrupted when
+//! nobody waits for it any more.
 
 use std::fs::File;
 use std::io;
@@ -59,9 +59,9 @@ impl SqliteDriver {
         (&mut self.connection).execute(sql).await.map(drop)
     }
 
-    /// Drops the cached statements that were prepared for another schema. The client library keeps a statement's columns from when it
-    /// was prepared, while SQLite prepares it again by itself, and the library's thread panics if there are more columns then.
-    /// `sql` ends with a query for the schema's version.
+    /// Drops the cached statements that were prepared for another schema. The client library keeps a statement's
+    /// columns from when it was prepared, while SQLite prepares it again by itself, and the library's thread panics if
+    /// there are more columns then. `sql` ends with a query for the schema's version.
     async fn check_schema(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
         let row = (&mut self.connection).fetch_one(sql).await?;
         let version: i64 = row.try_get(0)?;
@@ -83,8 +83,8 @@ impl SqliteDriver {
 
 #[async_trait]
 impl driver::DatabaseDriver for SqliteDriver {
-    /// A transaction that may write takes the lock at once: if it read first and another one wrote meanwhile, it would have to fail.
-    /// SQLite's isolation is always serializable, whatever the options say.
+    /// A transaction that may write takes the lock at once: if it read first and another one wrote meanwhile, it would
+    /// have to fail. SQLite's isolation is always serializable, whatever the options say.
     async fn begin(&mut self, options: BeginOptions) -> Result<(), sqlx::Error> {
         let begin = match options.read_only {
             true => "begin; pragma query_only = 1; pragma schema_version",
@@ -134,8 +134,8 @@ impl driver::DatabaseDriver for SqliteDriver {
     }
 }
 
-/// Creates the file with access for its user only. SQLite reads an empty file as a new database, and gives the files that it makes
-/// beside it the same mode.
+/// Creates the file with access for its user only. SQLite reads an empty file as a new database, and gives the files
+/// that it makes beside it the same mode.
 fn make_private(path: &Path) -> io::Result<()> {
     match private::open(path, File::options().write(true).create_new(true)) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

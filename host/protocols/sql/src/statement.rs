@@ -1,5 +1,5 @@
-//! Parses one statement's text: `{name}` becomes a placeholder of the database. The scanner knows just enough of each dialect to
-//! leave strings, quoted names and comments alone, and to refuse statements that are not permitted.
+//! Parses one statement's text: `{name}` becomes a placeholder of the database. The scanner knows just enough of each
+//! dialect to leave strings, quoted names and comments alone, and to refuse statements that are not permitted.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -37,7 +37,8 @@ pub(super) struct StatementKind {
 
 /// The words that begin or end transactions.
 const CONTROL: &[&str] = &["abort", "begin", "commit", "end", "release", "rollback", "savepoint", "start", "xa"];
-/// The words that a statement of SQLite may begin with. Others reach files (`attach`, `vacuum into`) or change the connection.
+/// The words that a statement of SQLite may begin with. Others reach files (`attach`, `vacuum into`) or change the
+/// connection.
 const SQLITE_PERMITTED: &[&str] = &[
     "alter", "analyze", "create", "delete", "drop", "explain", "insert", "reindex", "replace", "select", "update",
     "values", "with",
@@ -50,8 +51,8 @@ const SCHEMA_CHANGES: &[&str] = &["alter", "create", "drop", "rename"];
 const READS: &[&str] = &["explain", "select", "values", "with"];
 /// The most parameters of one statement: PostgreSQL and MySQL count them in 16 bits.
 const PARAMETERS_MAX: usize = 65_535;
-/// The words of PostgreSQL's statements that change prepared statements or load libraries. A reset of the session does not undo
-/// them, or they remove prepared statements on which the connection's cache relies.
+/// The words of PostgreSQL's statements that change prepared statements or load libraries. A reset of the session does
+/// not undo them, or they remove prepared statements on which the connection's cache relies.
 const POSTGRES_SESSION_WORDS: &[&str] = &["deallocate", "discard", "load", "prepare"];
 /// The words that a statement of MySQL can begin with and leave nothing in the session, which cannot be reset.
 const MYSQL_SESSIONLESS_WORDS: &[&str] = &[
@@ -389,8 +390,8 @@ fn comment(rest: &str, nested: bool) -> usize {
     rest.len()
 }
 
-/// The length of the quoted text that `rest` begins with. Without a closing quote it is the whole rest, which the database will
-/// refuse. A doubled quote is read as two strings side by side, with the same result.
+/// The length of the quoted text that `rest` begins with. Without a closing quote it is the whole rest, which the
+/// database will refuse. A doubled quote is read as two strings side by side, with the same result.
 fn quoted(rest: &str, skip: usize, quote: char, backslash: bool) -> usize {
     let mut escaped = false;
     for (at, character) in rest.char_indices().skip(skip) {

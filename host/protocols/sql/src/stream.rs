@@ -1,4 +1,5 @@
-//! A streamed result. The statement runs only while the consumer waits for the next part, so at most one part is read ahead.
+//! A streamed result. The statement runs only while the consumer waits for the next part, so at most one part is read
+//! ahead.
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -134,7 +134,7 @@ async fn an_error_before_anything_runs_is_harmless() {
         (("read-only", "1"), "true, false"),
     ] {
         let error = db.begin(&[(options.0.into(), options.1.into())], soon()).await.unwrap_err();
-        assert!(error.text.contains(text) && error.phase == Phase::BeginOptions && error.recoverable, "{error}");
+        assert!(error.text.contains(text) && error.phase == Phase::Begin && error.recoverable, "{error}");
     }
 }
 

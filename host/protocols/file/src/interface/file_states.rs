@@ -1,5 +1,6 @@
-//! The states of the files in a watched directory: since when a file is unchanged, how often it failed, and whether it is handled but
-//! could not be removed. A file that is gone has no state, so the scan of the directory limits their number.
+//! The states of the files in a watched directory: since when a file is unchanged, how often it failed, and whether it
+//! is handled but could not be removed. A file that is gone has no state, so the scan of the directory limits their
+//! number.
 
 use std::collections::HashMap;
 use std::ffi::CString;

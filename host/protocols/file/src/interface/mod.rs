@@ -1,8 +1,8 @@
-//! Interface `file`: the files of a watched directory become requests, one at a time, in order. A file is removed when its request has
-//! succeeded. If that is not known, the file is handled again, so each file is handled at least once.
+//! Interface `file`: the files of a watched directory become requests, one at a time, in order. A file is removed when
+//! its request has succeeded. If that is not known, the file is handled again, so each file is handled at least once.
 //!
-//! `config.rs` reads `[interfaces.x]`, `watched.rs` is the directory, `file_states.rs` remembers the state of its files, `pattern.rs`
-//! selects them by their names.
+//! `config.rs` reads `[interfaces.x]`, `watched.rs` is the directory, `file_states.rs` remembers the state of its
+//! files, `pattern.rs` selects them by their names.
 
 mod config;
 mod file_states;
@@ -312,7 +312,8 @@ impl DirectoryWatcher {
         }
     }
 
-    /// Removes or moves a file that was handled. If that fails, the file is not handled again, and each pass tries to remove it.
+    /// Removes or moves a file that was handled. If that fails, the file is not handled again, and each pass tries to
+    /// remove it.
     async fn finish(&mut self, file: &WatchedFile) {
         let to_finish = file.clone();
         match self.blocking(move |directory| directory.finish(&to_finish)).await {
@@ -324,7 +325,8 @@ impl DirectoryWatcher {
         }
     }
 
-    /// Moves a file aside that is given up. If that fails, the file is not handled again, and each pass tries to move it.
+    /// Moves a file aside that is given up. If that fails, the file is not handled again, and each pass tries to move
+    /// it.
     async fn give_up(&mut self, file: &WatchedFile, why: &str) {
         let (to_move, text) = (file.clone(), why.to_owned());
         match self.blocking(move |directory| directory.give_up(&to_move, &text)).await {

@@ -92,7 +92,8 @@ impl WatchedDirectory {
         Ok(directory::read(opened, stamp, self.config.bytes_max)?.map_or(FileContent::TooLarge, FileContent::Whole))
     }
 
-    /// Removes a file that was handled, or moves it to the directory `done`. If it has been replaced meanwhile, the new one stays.
+    /// Removes a file that was handled, or moves it to the directory `done`. If it has been replaced meanwhile, the new
+    /// one stays.
     pub(super) fn finish(&self, file: &WatchedFile) -> io::Result<()> {
         if !self.is_unchanged(file)? {
             return Ok(());
@@ -103,8 +104,8 @@ impl WatchedDirectory {
         }
     }
 
-    /// Moves a file that is given up to the directory `failed`, and writes `why` beside it: `a.csv.error`. If that cannot be written, the
-    /// error is returned as a value; the file is moved all the same.
+    /// Moves a file that is given up to the directory `failed`, and writes `why` beside it: `a.csv.error`. If that
+    /// cannot be written, the error is returned as a value; the file is moved all the same.
     pub(super) fn give_up(&self, file: &WatchedFile, why: &str) -> io::Result<Option<io::Error>> {
         if !self.is_unchanged(file)? {
             return Ok(None);
@@ -120,8 +121,8 @@ impl WatchedDirectory {
         Ok(self.directory.stat(&file.name)?.is_some_and(|(_, stamp)| stamp == file.stamp))
     }
 
-    /// Moves the file to another directory, under its name or the next free one: `a.csv`, `a.csv.1`, .. None if the file changed meanwhile
-    /// and stays.
+    /// Moves the file to another directory, under its name or the next free one: `a.csv`, `a.csv.1`, .. None if the
+    /// file changed meanwhile and stays.
     fn move_to(&self, to: &Path, file: &WatchedFile) -> io::Result<Option<CString>> {
         std::fs::create_dir_all(to)?;
         let to = Arc::new(DirectoryHandle::open(to)?);
@@ -134,8 +135,8 @@ impl WatchedDirectory {
         Ok(Some(name))
     }
 
-    /// Moves the file to a directory on another file system. The copy is complete and on the disk before it gets its name, and only then
-    /// the file is removed. A crash in between leaves both, and the file is handled again.
+    /// Moves the file to a directory on another file system. The copy is complete and on the disk before it gets its
+    /// name, and only then the file is removed. A crash in between leaves both, and the file is handled again.
     fn copy_to(&self, to: &Arc<DirectoryHandle>, file: &WatchedFile) -> io::Result<Option<CString>> {
         let (opened, stamp) = self.directory.file(&file.name)?;
         if stamp != file.stamp {

@@ -1,6 +1,7 @@
 //! Resource `file`: reads and writes whole files in a directory. Others see all of a written file or nothing.
 //!
-//! `config.rs` reads `[resources.x]`, `transaction.rs` executes operations, `../temporary.rs` holds a file before its commit.
+//! `config.rs` reads `[resources.x]`, `transaction.rs` executes operations, `../temporary.rs` holds a file before its
+//! commit.
 
 mod config;
 mod transaction;
@@ -72,7 +73,8 @@ impl Resource for FileResource {
 
 struct FileConnection {
     config: Arc<FileResourceConfig>,
-    /// None while an operation runs. If its caller gives up, the transaction is dropped, and the files that it wrote are removed.
+    /// None while an operation runs. If its caller gives up, the transaction is dropped, and the files that it wrote
+    /// are removed.
     transaction: Option<FileTransaction>,
 }
 

@@ -1,4 +1,5 @@
-//! A transaction over files. Until the commit, written files have hidden names and removed files stay. All functions here block.
+//! A transaction over files. Until the commit, written files have hidden names and removed files stay. All functions
+//! here block.
 
 use std::ffi::CString;
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Turns failures of requests into errors of the resource. A request that was not sent can be retried; one that was sent cannot be
-//! undone.
+//! Turns failures of requests into errors of the resource. A request that was not sent can be retried; one that was
+//! sent cannot be undone.
 
 use wasmcage_resource::{Phase, ResourceError};
 use wasmcage_web_client::{WebError, WebErrorKind};

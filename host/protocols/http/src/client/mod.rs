@@ -1,5 +1,6 @@
-//! Resource `http`: requests to one server. `config.rs` reads `[resources.x]`, `operation.rs` turns an operation into a request,
-//! `redirect.rs` decides which redirections are followed, `error.rs` turns failures into the resource's errors.
+//! Resource `http`: requests to one server. `config.rs` reads `[resources.x]`, `operation.rs` turns an operation into a
+//! request, `redirect.rs` decides which redirections are followed, `error.rs` turns failures into the resource's
+//! errors.
 //!
 //! The web client keeps the connections and shares them among requests; the resource's own pool counts requests.
 

@@ -1,5 +1,5 @@
-//! Turns an operation into a request. A module chooses method, path, headers and body; server and configured headers are the
-//! resource's.
+//! Turns an operation into a request. A module chooses method, path, headers and body; server and configured headers
+//! are the resource's.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};

@@ -1,5 +1,5 @@
-//! Follows redirections to the same server, beneath the resource's `url`, up to the configured number. Any other redirection is
-//! returned to the module as the response.
+//! Follows redirections to the same server, beneath the resource's `url`, up to the configured number. Any other
+//! redirection is returned to the module as the response.
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::Uri;

@@ -129,8 +129,8 @@ where
     }
 }
 
-/// A server that reads one request's head from each connection, responds with the next of these texts, and then closes the
-/// connection or stays silent.
+/// A server that reads one request's head from each connection, responds with the next of these texts, and then closes
+/// the connection or stays silent.
 async fn scripted_server(answers: Vec<&'static str>, then_closes: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -127,7 +127,8 @@ impl Dispatch for FakeDispatch {
         })
     }
 
-    /// Echoes the body as it arrives, trailers included. For CONNECT the host is the target: `CONNECT echo:1` does the same as `/echo`.
+    /// Echoes the body as it arrives, trailers included. For CONNECT the host is the target: `CONNECT echo:1` does the
+    /// same as `/echo`.
     async fn stream(
         &self,
         _: Route,

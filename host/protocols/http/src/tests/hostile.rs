@@ -58,7 +58,8 @@ async fn smuggled_requests_are_not_served() {
     server.check_alive().await;
 }
 
-/// With both a length and chunks the chunks count, the length is removed, and the connection ends: RFC 9112 section 6.1.
+/// With both a length and chunks the chunks count, the length is removed, and the connection ends: RFC 9112 section
+/// 6.1.
 #[tokio::test]
 async fn a_length_beside_chunks_does_not_count() {
     let server = TestServer::start(config(), RouteKind::Whole).await;

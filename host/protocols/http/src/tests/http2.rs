@@ -118,8 +118,8 @@ async fn garbage_after_the_preface_ends_the_connection() {
     server.check_alive().await;
 }
 
-/// A proxy whose client has left may reset the stream with NO_ERROR, which hyper reads as the body's end. A handler once got half an
-/// upload as a complete one.
+/// A proxy whose client has left may reset the stream with NO_ERROR, which hyper reads as the body's end. A handler
+/// once got half an upload as a complete one.
 #[tokio::test]
 async fn a_body_that_is_reset_without_an_error_is_incomplete() {
     let server = TestServer::start(config(), RouteKind::Streamed).await;

@@ -69,8 +69,8 @@ async fn a_drain_finishes_what_is_in_flight() {
     assert!(server.drain.complete(TEST_TIMEOUT).await);
 }
 
-/// Requests that are sent after the drain began, on connections from before it: unused ones, used ones, and ones that were not
-/// accepted yet.
+/// Requests that are sent after the drain began, on connections from before it: unused ones, used ones, and ones that
+/// were not accepted yet.
 #[tokio::test]
 async fn a_drain_loses_no_request_of_connections_from_before() {
     let server = TestServer::start(HttpConfig { stop_grace: TEST_TIMEOUT, ..config() }, RouteKind::Whole).await;
@@ -161,7 +161,8 @@ async fn a_client_that_has_gone_makes_room_for_another() {
     let mut client = server.connect().await;
     client.send("GET /wait HTTP/1.1\r\nhost: x\r\n\r\n").await;
     server.until_inside(1).await;
-    // A reset, as when the client's process was killed. A client that only closes its sending side still waits for the response.
+    // A reset, as when the client's process was killed. A client that only closes its sending side still waits for the
+    // response.
     socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
     let found_room = async {

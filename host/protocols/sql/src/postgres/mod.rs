@@ -25,11 +25,11 @@ use super::value::{CellWriter, Value};
 
 pub(super) use self::pooled::PooledPostgresDriver;
 
-/// Without this setting a statement runs to its end, and keeps its locks, even if its connection was dropped. Servers before
-/// version 14, and some operating systems, do not support it.
+/// Without this setting a statement runs to its end, and keeps its locks, even if its connection was dropped. Servers
+/// before version 14, and some operating systems, do not support it.
 const CHECK_CONNECTION: &str = "set client_connection_check_interval = '1s'";
-/// Does what `discard all` does, except for prepared statements and plans, which the connection keeps: cursors, the role, settings,
-/// channels, advisory locks, the values of sequences and temporary tables are as in a new session.
+/// Does what `discard all` does, except for prepared statements and plans, which the connection keeps: cursors, the
+/// role, settings, channels, advisory locks, the values of sequences and temporary tables are as in a new session.
 const RESET: &str = "close all; reset session authorization; reset role; reset all; unlisten *; \
                      select pg_advisory_unlock_all(); discard sequences; discard temp";
 
@@ -145,8 +145,8 @@ fn begin(options: BeginOptions) -> String {
     sql
 }
 
-/// Whether the prepared statement is outdated or missing. The server reports that before anything has run, unless it happens within a
-/// function of the database.
+/// Whether the prepared statement is outdated or missing. The server reports that before anything has run, unless it
+/// happens within a function of the database.
 fn is_stale(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     let Some(error) = error.filter(|error| error.r#where().is_none()) else { return false };

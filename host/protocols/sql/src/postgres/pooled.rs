@@ -1,6 +1,6 @@
-//! PostgreSQL behind a pooler such as PgBouncer, which may run each transaction in another session (`statement_cache = 0`). So
-//! everything runs within a transaction, and the message that ends it also removes all that it has left in the session: settings,
-//! locks and temporary tables. Statements have no names, so that the next `parse` replaces them.
+//! PostgreSQL behind a pooler such as PgBouncer, which may run each transaction in another session (`statement_cache =
+//! 0`). So everything runs within a transaction, and the message that ends it also removes all that it has left in the
+//! session: settings, locks and temporary tables. Statements have no names, so that the next `parse` replaces them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Either, Executor, PgConnection, Postgres, SqlSafeStr, Statement as _,
 };
 
-use super::{NamedArguments, RESET, begin, encode_all, is_stale, write};
+use super::{NamedArguments, RESET, begin, encode_all, is_stale, statement_result, write};
 use crate::driver::{self, BeginOptions, RunError, StatementResult};
 use crate::operation::Statement;
 use crate::rows::RowWriter;
@@ -33,8 +33,8 @@ pub(crate) struct PooledPostgresDriver {
 
 impl PooledPostgresDriver {
     pub(crate) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
-        // A pooler refuses start-up parameters that it does not know. The cache holds one statement: the one whose types are asked
-        // for, which is closed before anything else runs.
+        // A pooler refuses start-up parameters that it does not know. The cache holds one statement: the one whose
+        // types are asked for, which is closed before anything else runs.
         let options = options.clone().statement_cache_capacity(1).extra_float_digits(None);
         let connection = options.connect().await?;
         Ok(Self { connection, in_transaction: false, is_unusable: false, types: HashMap::new() })
