@@ -169,7 +169,7 @@ async fn serve_connection(kind: Kind, stream: TcpStream, tls: TlsAcceptor) {
     }
 }
 
-/// Whether a client has left without closing its TLS session, which is no error here.
+/// Returns whether a client has left without closing its TLS session, which is no error here.
 fn is_hang_up(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }

@@ -76,7 +76,8 @@ impl BatchPublisher {
         &self.link
     }
 
-    /// Whether no broker would close the channel over these messages, so that they can be batched with those of others.
+    /// Returns whether no broker would close the channel over these messages, so that they can be batched with those of
+    /// others.
     pub(super) fn accepts(&self, messages: &[OutgoingMessage]) -> bool {
         let is_declared = |exchange: &ShortString| {
             exchange.as_str().is_empty()

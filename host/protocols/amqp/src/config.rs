@@ -32,7 +32,7 @@ pub(super) struct AmqpConfig {
     pub(super) handlers: Option<Handlers>,
     /// The exchange of replies, whose routing key is the requester's `reply_to`; empty for the default exchange.
     pub(super) reply_exchange: ShortString,
-    /// Whether messages may give the commands `quit` and `restart`.
+    /// True if messages may give the commands `quit` and `restart`.
     pub(super) defaults: bool,
     /// The most attempts for a message that fails, as far as the broker counts them.
     pub(super) attempts: u64,

@@ -28,7 +28,7 @@ use wasmcage_protocol::InterfaceContext;
 /// once.
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
-/// What all deliveries of an interface share.
+/// The state that all deliveries of an interface share.
 pub(super) struct Receiver {
     pub(super) config: AmqpConfig,
     pub(super) cx: InterfaceContext,

@@ -71,7 +71,7 @@ pub(super) struct Guard {
     channels: HashMap<u16, ContentState>,
 }
 
-/// What happens to the next bytes.
+/// The state of the parser, which decides about the next bytes.
 #[derive(Debug)]
 enum FrameState {
     /// They are collected until the frame's head is complete.
@@ -299,7 +299,8 @@ const PROPERTIES: [Property; 14] = {
     [Text, Text, Table, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
 };
 
-/// Whether the library can read these properties, which begin with their flags, and no bytes are left behind them.
+/// Returns whether the library can read these properties, which begin with their flags, and no bytes are left behind
+/// them.
 fn properties_fit(bytes: &[u8]) -> bool {
     let Some(flags) = bytes.get(..2).map(|flags| u16::from_be_bytes([flags[0], flags[1]])) else { return false };
     let mut at = 2;

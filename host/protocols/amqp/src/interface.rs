@@ -93,7 +93,7 @@ struct ConsumeLoop {
     publishing: Arc<BrokerLink>,
     receiver: Arc<Receiver>,
     commands: mpsc::Receiver<InterfaceCommand>,
-    /// For each queue its consumer, if it has one now.
+    /// The consumer of each queue, if it has one now.
     consumers: Vec<Option<AbortOnDropHandle<()>>>,
     /// Why something cannot be declared or consumed now.
     problems: Vec<String>,

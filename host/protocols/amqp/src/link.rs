@@ -201,7 +201,7 @@ impl LiveConnection {
         self.connection.status().connected() && !self.ended.is_cancelled()
     }
 
-    /// Whether a channel of this connection can be used.
+    /// Returns whether a channel of this connection can be used.
     pub(super) fn is_open(&self, channel: &Channel) -> bool {
         self.is_up() && channel.status().connected()
     }

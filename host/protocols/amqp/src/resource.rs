@@ -49,7 +49,7 @@ pub(super) struct AmqpResource {
 
 /// How replies reach this resource.
 struct ReplyRoute {
-    /// As configured.
+    /// The configured address.
     address: ReplyAddress,
     /// Set once the broker has refused direct reply-to.
     no_direct: AtomicBool,
@@ -161,7 +161,7 @@ impl Resource for AmqpResource {
 struct AmqpConnection {
     defaults: Arc<Defaults>,
     publisher: Arc<BatchPublisher>,
-    /// For requests, and for messages that the batch publisher does not accept.
+    /// The channel for requests, and for messages that the batch publisher does not accept.
     channel: Channel,
     live: Arc<LiveConnection>,
     /// The messages to publish at the commit.

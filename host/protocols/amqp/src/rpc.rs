@@ -23,11 +23,11 @@ const DIRECT: &str = "amq.rabbitmq.reply-to";
 /// How replies reach a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ReplyAddress {
-    /// Over the broker's direct reply-to, a pseudo-queue that exists as long as its consumer.
+    /// Replies come over the broker's direct reply-to, a pseudo-queue that exists as long as its consumer.
     Direct,
-    /// In a queue that is declared for one request.
+    /// Replies come to a queue that is declared for one request.
     Queue,
-    /// In such a queue that is bound to this exchange by its own name.
+    /// Replies come to such a queue through this exchange, to which the queue is bound by its name.
     Exchange(ShortString),
 }
 

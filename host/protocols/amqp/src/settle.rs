@@ -68,8 +68,8 @@ impl AckPlan {
         self.later.insert(tag, Some(verdict));
     }
 
-    /// What is to be sent now. Rejections come before the one acknowledgement that would otherwise cover them, since a
-    /// tag may be settled only once.
+    /// Returns the settlements to send now. Rejections come before the one acknowledgement that would otherwise cover
+    /// them, since a tag may be settled only once.
     fn settlements(&mut self) -> Vec<Settlement> {
         let mut settlements = Vec::new();
         let mut acked = None;

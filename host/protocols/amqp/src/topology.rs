@@ -50,7 +50,7 @@ pub(super) struct Topology {
 /// The result of declaring a topology.
 #[derive(Debug, Default)]
 pub(super) struct DeclarationReport {
-    /// For each queue, whether it exists as it was declared.
+    /// True for each queue that exists as it was declared.
     pub(super) queues: Vec<bool>,
     /// Why the broker refused the other declarations, such as which property differs.
     pub(super) problems: Vec<String>,
@@ -84,7 +84,7 @@ impl ExchangeDeclaration {
         Self { name, kind, options, arguments }
     }
 
-    /// Whether only the broker may publish to it. A client's message would close the channel.
+    /// Returns whether only the broker may publish to it. A client's message would close the channel.
     pub(super) fn is_internal(&self) -> bool {
         self.options.internal
     }
@@ -102,8 +102,8 @@ pub(super) fn exchanges(section: &Section) -> Vec<ExchangeDeclaration> {
     tables.map(|(name, section)| ExchangeDeclaration::read(name, section)).collect()
 }
 
-/// Whether the broker has this exchange without any declaration: the default exchange, and those that begin with
-/// `amq.`.
+/// Returns whether the broker has this exchange without any declaration: the default exchange, and those that begin
+/// with `amq.`.
 pub(super) fn is_the_brokers_own(exchange: &str) -> bool {
     exchange.is_empty() || exchange.starts_with("amq.")
 }

@@ -126,7 +126,7 @@ impl DirectoryHandle {
         }
     }
 
-    /// Whether the path leads to this directory.
+    /// Returns whether the path leads to this directory.
     ///
     /// # Errors
     /// `NotFound` if the path does not exist.

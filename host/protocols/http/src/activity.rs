@@ -11,17 +11,17 @@ use tokio::time::Instant;
 /// How long a connection may stay in each state.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ConnectionLimits {
-    /// Without a request, and without a byte of one.
+    /// The time without a request or a byte of one.
     pub(super) idle: Duration,
-    /// From the first byte of a request's head to its last.
+    /// The time from the first byte of a request's head to its last.
     pub(super) head: Duration,
-    /// While the client accepts no byte.
+    /// The time in which the client accepts no byte.
     pub(super) write: Duration,
-    /// With a request that makes no progress. This is longer than the request's deadline and its body's timeout
+    /// The time in which a request makes no progress. It is longer than the request's deadline and its body's timeout
     /// together, so it is only reached if an HTTP/2 client keeps its stream's window closed.
     pub(super) request: Duration,
-    /// Without a request, once the server accepts no new connections: a request that the client sent before it could
-    /// know is still served.
+    /// The time without a request, once the server accepts no new connections: a request that the client sent before it
+    /// could know is still served.
     pub(super) stopping: Duration,
 }
 
@@ -81,7 +81,7 @@ impl ConnectionActivity {
         }
     }
 
-    /// Whether the connection is HTTP/2.
+    /// Returns whether the connection is HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
         self.multiplexed
     }
@@ -110,13 +110,13 @@ impl ConnectionActivity {
         self.stopping.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether a GOAWAY of HTTP/2 may be sent, which loses no request that is on its way. A client without a request so
-    /// far is given time for its first one.
+    /// Returns whether a GOAWAY of HTTP/2 may be sent, which loses no request that is on its way. A client without a
+    /// request so far is given time for its first one.
     pub(super) fn may_send_goaway(&self) -> bool {
         self.multiplexed && self.is_stopping() && self.had_request.load(Ordering::Relaxed)
     }
 
-    /// Whether `Wire` has to look for the end of the client, since hyper does not.
+    /// Returns whether `Wire` has to look for the end of the client, since hyper does not.
     pub(super) fn needs_watching(&self) -> bool {
         !self.multiplexed && self.active.load(Ordering::Relaxed) != 0
     }
@@ -147,13 +147,13 @@ impl ConnectionActivity {
         self.unread.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the bytes that the client still sends must be read before the socket is closed: the kernel answers
-    /// unread bytes with a reset, which may overtake the response.
+    /// Returns whether the bytes that the client still sends must be read before the socket is closed: the kernel
+    /// answers unread bytes with a reset, which may overtake the response.
     pub(super) fn must_linger(&self) -> bool {
         self.unread.load(Ordering::Relaxed) && !self.client_ended.load(Ordering::Relaxed)
     }
 
-    /// Whether no response is partly written, so that raw bytes may be sent.
+    /// Returns whether no response is partly written, so that raw bytes may be sent.
     pub(super) fn is_between_responses(&self) -> bool {
         self.active.load(Ordering::Relaxed) == 0 && self.blocked.load(Ordering::Relaxed) == 0
     }

@@ -83,7 +83,7 @@ impl Compress {
     }
 }
 
-/// Whether a header that is a list of tokens has this one.
+/// Returns whether a header that is a list of tokens has this one.
 fn has_token(headers: &HeaderMap, name: &str, token: &str) -> bool {
     let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))

@@ -49,7 +49,7 @@ pub(super) struct ClientConnection {
 
 /// How a connection ended.
 enum ConnectionEnd<T> {
-    /// By itself, with this result.
+    /// It ended by itself, with this result.
     Completed(T),
     /// A limit was reached.
     TimedOut(WatchdogCheck),

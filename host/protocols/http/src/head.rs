@@ -123,13 +123,13 @@ fn is_http2(parts: &Parts) -> bool {
     parts.version == Version::HTTP_2
 }
 
-/// Whether the value is a host. An empty one is valid: it goes with a target without an authority.
+/// Returns whether the value is a host. An empty one is valid: it goes with a target without an authority.
 fn is_host(host: &HeaderValue) -> bool {
     let host = host.as_bytes();
     host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok_and(|host| has_valid_port(&host)))
 }
 
-/// Whether the port, if any, is a number of 16 bits; `Authority` accepts any digits.
+/// Returns whether the port, if any, is a number of 16 bits; `Authority` accepts any digits.
 fn has_valid_port(authority: &Authority) -> bool {
     authority.port_u16().is_some() || authority.as_str().len() <= authority.host().len() + 1
 }

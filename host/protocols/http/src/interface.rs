@@ -73,7 +73,7 @@ impl Interface for HttpInterface {
     }
 }
 
-/// What the connections of one interface share.
+/// The state that the connections of one interface share.
 pub(super) struct InterfaceShared {
     pub(super) config: HttpConfig,
     pub(super) dispatch: Arc<dyn Dispatch>,
@@ -82,7 +82,7 @@ pub(super) struct InterfaceShared {
     pub(super) bodies: Arc<BodyShare>,
 }
 
-/// What the requests of one connection share.
+/// The state that the requests of one connection share.
 pub(super) struct ConnectionContext {
     pub(super) shared: Arc<InterfaceShared>,
     pub(super) peer: ClientIdentity,

@@ -209,7 +209,7 @@ fn drop_new_handshakes(listener: &TcpListener) -> io::Result<()> {
     ])
 }
 
-/// Whether the error concerns a single connection that is gone already, and not the listening socket.
+/// Returns whether the error concerns a single connection that is gone already, and not the listening socket.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -26,7 +26,7 @@ const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// A longer file of certificates or keys is refused.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Whether clients show a certificate; the file has the authorities that may have signed it.
+/// The rule for client certificates. The file has the authorities that may sign them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ClientAuth {
     None,

@@ -163,8 +163,8 @@ struct ClientEnd<'a> {
 }
 
 impl ClientEnd<'_> {
-    /// Whether the client ended in good order. This cannot be known any more once the other direction has ended; then
-    /// it is assumed.
+    /// Returns whether the client ended in good order. This cannot be known any more once the other direction has
+    /// ended; then it is assumed.
     async fn is_in_order(&self) -> bool {
         match self.send_task {
             Some(send_task) => send_task.confirm_end().await || self.ended.load(Ordering::Acquire),
@@ -230,7 +230,8 @@ async fn copy_to_client(
 }
 
 tokio::task_local! {
-    /// In the task of an HTTP/2 stream: the control of the task that hyper is about to spawn for the stream's tunnel.
+    /// The control of the task that hyper is about to spawn for a tunnel; set in the task of the tunnel's HTTP/2
+    /// stream.
     static SEND_TASK_CONTROL: Cell<Option<SendTaskControl>>;
 }
 
@@ -260,7 +261,7 @@ impl SendTask {
         Self { cut, queries: queries_tx }
     }
 
-    /// Whether the end of the client's bytes was no reset.
+    /// Returns whether the end of the client's bytes was no reset.
     async fn confirm_end(&self) -> bool {
         let (answer, answered) = oneshot::channel();
         self.queries.send(answer).await.is_ok() && answered.await.is_ok()

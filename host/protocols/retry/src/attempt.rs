@@ -152,7 +152,7 @@ pub(super) fn report_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
     }
 }
 
-/// Whether a retry would fail in the same way.
+/// Returns whether a retry would fail in the same way.
 fn is_final(error: &DispatchError) -> bool {
     match error {
         DispatchError::BadRequest(_) | DispatchError::NotPermitted(_) | DispatchError::Refused(_) => true,

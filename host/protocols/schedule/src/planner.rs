@@ -27,7 +27,7 @@ pub(super) struct ScheduleRules {
     pub catch_up_max: usize,
 }
 
-/// What happens at a time while the request of an earlier one is in flight.
+/// The rule for a time that comes while the request of an earlier one is in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Overlap {
     Allow,
@@ -35,7 +35,7 @@ pub(super) enum Overlap {
     Queue,
 }
 
-/// What happens with the times that passed while the cage did not run.
+/// The rule for the times that passed while the cage did not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CatchUp {
     None,

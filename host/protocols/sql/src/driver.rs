@@ -26,7 +26,7 @@ pub(super) struct StatementResult {
 #[derive(Debug)]
 pub(super) enum RunError {
     Database(sqlx::Error),
-    /// What the connection or the server had cached of the statement no longer fits the database. Nothing ran, and the
+    /// The plan that the connection or the server had cached no longer fits the database. Nothing ran, and the
     /// statement is likely to succeed in a new transaction.
     Stale(sqlx::Error),
     /// A parameter's value has the wrong type. Nothing ran.
@@ -52,17 +52,17 @@ impl From<sqlx::Error> for RunError {
 /// too.
 #[async_trait]
 pub(super) trait DatabaseDriver: Send {
-    /// Whether each statement needs a transaction around it, since the next one may run in another session.
+    /// Returns whether each statement needs a transaction around it, since the next one may run in another session.
     fn needs_transactions(&self) -> bool {
         false
     }
 
-    /// Whether the connection must not be used again.
+    /// Returns whether the connection must not be used again.
     fn is_unusable(&self) -> bool {
         false
     }
 
-    /// Whether `reset` removes the state that statements have left in the session.
+    /// Returns whether `reset` removes the state that statements have left in the session.
     fn can_reset(&self) -> bool {
         false
     }

@@ -48,12 +48,12 @@ impl RowWriter {
         Ok(())
     }
 
-    /// Whether the result is not streamed.
+    /// Returns whether the result is not streamed.
     pub(super) fn is_whole(&self) -> bool {
         self.parts.is_none()
     }
 
-    /// Whether there was no row so far.
+    /// Returns whether there was no row so far.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }

@@ -21,7 +21,7 @@ pub(super) struct SqlSettings {
     pub(super) address: DatabaseAddress,
     pub(super) connect_timeout: Duration,
     pub(super) limits: RowLimits,
-    /// With `statement_cache = 0` no statement stays prepared, so that the server may be a connection pooler.
+    /// True with `statement_cache = 0`: no statement stays prepared, so that the server may be a connection pooler.
     pub(super) is_pooled: bool,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum DatabaseAddress {
 
 pub(super) struct SqliteFile {
     pub(super) options: SqliteConnectOptions,
-    /// Whether a missing file is created, readable by its user alone.
+    /// True if a missing file is created, readable by its user alone.
     pub(super) create: bool,
 }
 

@@ -346,13 +346,13 @@ impl Scanner<'_> {
         }
     }
 
-    /// Whether the sign is not a placeholder, but part of MySQL's `@variable` or `:=`.
+    /// Returns whether the sign is not a placeholder, but part of MySQL's `@variable` or `:=`.
     fn is_name(&self, written: &str) -> bool {
         self.dialect == Dialect::MySql && written != "?"
     }
 }
 
-/// Whether the character is part of words: letters, digits, and everything that is not ASCII.
+/// Returns whether the character is part of words: letters, digits, and everything that is not ASCII.
 fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_' || !character.is_ascii()
 }
@@ -362,7 +362,7 @@ fn line(rest: &str) -> usize {
     rest.find('\n').map_or(rest.len(), |end| end + 1)
 }
 
-/// Whether `--` begins a comment in MySQL, which requires white space after it.
+/// Returns whether `--` begins a comment in MySQL, which requires white space after it.
 fn line_comment(rest: &str) -> bool {
     rest[2..].chars().next().is_none_or(|next| next.is_ascii_whitespace() || next.is_ascii_control())
 }

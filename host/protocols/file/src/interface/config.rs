@@ -12,7 +12,7 @@ use wasmcage_core::backoff::doubled;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FileOrder {
     Name,
-    /// By the time of their last change, the oldest first.
+    /// Files are handled by the time of their last change, the oldest first.
     Modified,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct FileInterfaceConfig {
     pub(super) interval: Duration,
     /// A file that has not changed for this time counts as complete.
     pub(super) settle: Duration,
-    /// Whether the module gets the content, or the name only.
+    /// True if the module gets the content, and not the name only.
     pub(super) content: bool,
     pub(super) bytes_max: u64,
     /// The directory for handled files; if none, they are removed.
@@ -34,7 +34,7 @@ pub(super) struct FileInterfaceConfig {
     pub(super) retry_first: Duration,
     pub(super) retry_longest: Duration,
     pub(super) attempts_max: u32,
-    /// Whether the next files are handled while one waits for its retry.
+    /// True if the next files are handled while one waits for its retry.
     pub(super) keep_going: bool,
 }
 

@@ -14,7 +14,7 @@ impl NamePattern {
         Self(vec![b'*'])
     }
 
-    /// Whether the pattern matches the whole name.
+    /// Returns whether the pattern matches the whole name.
     pub(super) fn matches(&self, name: &[u8]) -> bool {
         let pattern = &self.0;
         let (mut at, mut in_name) = (0, 0);

@@ -40,7 +40,7 @@ pub(super) struct WatchedDirectory {
 }
 
 impl WatchedDirectory {
-    /// Whether the configured path leads to another directory now, or to none.
+    /// Returns whether the configured path leads to another directory now, or to none.
     pub(super) fn is_gone(&self) -> io::Result<bool> {
         match self.directory.is_at(&self.config.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),

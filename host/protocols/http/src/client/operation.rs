@@ -56,14 +56,14 @@ fn target(config: &ClientConfig, target: &str) -> Result<Uri, ResourceError> {
     config.base.join(target).ok_or_else(|| bad(format!("{target:?} is no path")))
 }
 
-/// Whether the path may lead out of the resource's `url`: it has a segment `.` or `..`, plain or encoded.
+/// Returns whether the path may lead out of the resource's `url`: it has a segment `.` or `..`, plain or encoded.
 pub(super) fn has_dot_segments(target: &str) -> bool {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let plain = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     plain.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
 }
 
-/// Whether the header determines a message's server or its end.
+/// Returns whether the header determines a message's server or its end.
 pub(super) fn is_framing(name: &HeaderName) -> bool {
     const FRAMING: [HeaderName; 6] = [
         header::CONNECTION,

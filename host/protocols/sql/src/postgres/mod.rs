@@ -145,8 +145,8 @@ fn begin(options: BeginOptions) -> String {
     sql
 }
 
-/// Whether the prepared statement is outdated or missing. The server reports that before anything has run, unless it
-/// happens within a function of the database.
+/// Returns whether the prepared statement is outdated or missing. The server reports that before anything has run,
+/// unless it happens within a function of the database.
 fn is_stale(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     let Some(error) = error.filter(|error| error.r#where().is_none()) else { return false };

@@ -116,7 +116,7 @@ impl PooledPostgresDriver {
     }
 }
 
-/// Whether the error is one of syntax, names or types.
+/// Returns whether the error is one of syntax, names or types.
 fn is_of_class_42(error: &sqlx::Error) -> bool {
     error.as_database_error().and_then(|error| error.code()).is_some_and(|code| code.starts_with("42"))
 }
