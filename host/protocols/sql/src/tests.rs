@@ -257,8 +257,8 @@ async fn another_connection_may_change_the_schema_at_any_time() {
     run(&mut *warm, json!({"sql": "create table t (a)"})).await.unwrap();
     run(&mut *warm, json!({"sql": "insert into t values (1)"})).await.unwrap();
     let all = async |connection: &mut dyn Connection| {
-        let told = run(connection, json!({"sql": "select * from t"})).await.unwrap();
-        told["results"][0].clone()
+        let reply = run(connection, json!({"sql": "select * from t"})).await.unwrap();
+        reply["results"][0].clone()
     };
     for (change, columns) in [
         ("alter table t add column b", json!(["a", "b"])),

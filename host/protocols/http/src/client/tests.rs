@@ -502,8 +502,8 @@ async fn a_server_without_tls_differs_from_one_that_is_slow() {
 #[test]
 fn mistakes_are_reported_together() {
     let refused = |keys: &str, texts: &[&str]| {
-        let told = client(Path::new("/nowhere"), keys).err().expect("it is refused");
-        texts.iter().for_each(|text| assert!(told.contains(text), "{told}"));
+        let error = client(Path::new("/nowhere"), keys).err().expect("it is refused");
+        texts.iter().for_each(|text| assert!(error.contains(text), "{error}"));
     };
     refused("", &["url: required"]);
     refused("url = 'ftp://a'", &["scheme ftp:// is none of http://, https://"]);
