@@ -9,7 +9,7 @@ use super::deliver::Receiver;
 use super::interface::InterfaceCommand;
 use super::message::{PostageMessage, ReplyContent};
 use super::topology::QueueBinding;
-use super::verdict::Verdict;
+use super::verdict::DeliveryVerdict;
 use wasmcage_core::readings;
 
 impl Receiver {
@@ -25,7 +25,7 @@ impl Receiver {
         key: &str,
         message: &PostageMessage<'_>,
         properties: &BasicProperties,
-    ) -> Option<Verdict> {
+    ) -> Option<DeliveryVerdict> {
         let command = match key {
             "message/command/quit" if self.config.defaults => InterfaceCommand::Quit,
             "message/command/restart" if self.config.defaults => InterfaceCommand::Restart,
@@ -33,7 +33,8 @@ impl Receiver {
                 let fingerprint = serde_json::to_value(&self.config.fingerprint).unwrap_or_default();
                 let context = self.context(properties);
                 return Some(
-                    self.reply_with(ReplyContent::success(fingerprint), properties, &context, Verdict::Ack).await,
+                    self.reply_with(ReplyContent::success(fingerprint), properties, &context, DeliveryVerdict::Ack)
+                        .await,
                 );
             }
             "message/command/join_group" | "message/command/leave_group" if self.config.application.is_some() => {
@@ -42,7 +43,7 @@ impl Receiver {
                     Err(why) => {
                         self.events.malformed(&why, message.content.get().len());
                         self.count(readings::Outcome::BadRequest);
-                        return Some(Verdict::Reject);
+                        return Some(DeliveryVerdict::Reject);
                     }
                 }
             }
@@ -51,7 +52,7 @@ impl Receiver {
         self.events.command_received(key);
         // The interface is stopping if nobody receives it.
         let _ = self.commands.send(command).await;
-        Some(Verdict::Ack)
+        Some(DeliveryVerdict::Ack)
     }
 
     /// Joins or leaves a group.

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::deliver::Receiver;
 use super::link::{BrokerLink, LiveConnection};
 use super::settle::settle;
-use super::verdict::Verdict;
+use super::verdict::DeliveryVerdict;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::{Panic, caught_async};
 
@@ -36,7 +36,7 @@ pub(super) struct QueueConsumer {
 }
 
 /// A delivery in flight: resolves to its tag and its verdict.
-type PendingVerdict = BoxFuture<'static, (u64, Verdict)>;
+type PendingVerdict = BoxFuture<'static, (u64, DeliveryVerdict)>;
 
 impl QueueConsumer {
     /// Asks the broker for the queue's messages.
@@ -129,7 +129,7 @@ async fn handle(
     queue: Arc<str>,
     delivery: Delivery,
     live: Arc<LiveConnection>,
-) -> (u64, Verdict) {
+) -> (u64, DeliveryVerdict) {
     let (tag, redelivered) = (delivery.delivery_tag, delivery.redelivered);
     let verdict = receiver.receive(&queue, delivery, &live);
     (tag, catch_panic(verdict, redelivered, |panic| receiver.report_panic(&queue, panic)).await)
@@ -138,15 +138,15 @@ async fn handle(
 /// Turns a panic of the host into a verdict on the delivery, so that the queue's other deliveries go on. The message is
 /// handled once more, since it may not have been the cause, and then rejected.
 async fn catch_panic(
-    verdict: impl Future<Output = Verdict>,
+    verdict: impl Future<Output = DeliveryVerdict>,
     redelivered: bool,
     report: impl FnOnce(&Panic),
-) -> Verdict {
+) -> DeliveryVerdict {
     match caught_async(verdict).await {
         Ok(verdict) => verdict,
         Err(panic) => {
             report(&panic);
-            if redelivered { Verdict::Reject } else { Verdict::Return }
+            if redelivered { DeliveryVerdict::Reject } else { DeliveryVerdict::Return }
         }
     }
 }
@@ -155,10 +155,10 @@ async fn catch_panic(
 fn on_next_lane(
     receiver: &Receiver,
     tag: u64,
-    handled: impl Future<Output = (u64, Verdict)> + Send + 'static,
+    handled: impl Future<Output = (u64, DeliveryVerdict)> + Send + 'static,
 ) -> PendingVerdict {
     let task = AbortOnDropHandle::new(receiver.cx.lanes.next().spawn(handled));
-    async move { task.await.unwrap_or((tag, Verdict::Return)) }.boxed()
+    async move { task.await.unwrap_or((tag, DeliveryVerdict::Return)) }.boxed()
 }
 
 #[cfg(test)]
@@ -168,11 +168,11 @@ mod tests {
     #[tokio::test]
     async fn a_delivery_at_which_the_host_panics_is_tried_once_more_and_then_rejected() {
         let panicking = async || panic!("a bug of {}", "ours");
-        for (redelivered, verdict) in [(false, Verdict::Return), (true, Verdict::Reject)] {
+        for (redelivered, verdict) in [(false, DeliveryVerdict::Return), (true, DeliveryVerdict::Reject)] {
             let mut reported = String::new();
             let result = catch_panic(panicking(), redelivered, |panic| reported.push_str(&panic.text)).await;
             assert_eq!((result, reported.as_str()), (verdict, "a bug of ours"));
         }
-        assert_eq!(catch_panic(async { Verdict::Ack }, false, |_| unreachable!()).await, Verdict::Ack);
+        assert_eq!(catch_panic(async { DeliveryVerdict::Ack }, false, |_| unreachable!()).await, DeliveryVerdict::Ack);
     }
 }

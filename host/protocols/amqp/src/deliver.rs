@@ -12,12 +12,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::config::{AmqpConfig, Format};
-use super::events::Events;
+use super::events::AmqpEvents;
 use super::interface::InterfaceCommand;
 use super::link::LiveConnection;
 use super::replies::{ReplySender, SendError};
 use super::value::check_frame;
-use super::verdict::Verdict;
+use super::verdict::DeliveryVerdict;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings;
 use wasmcage_core::request::{Deadline, Facts, Reply, Request, RequestContext};
@@ -32,7 +32,7 @@ const RETURN_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Receiver {
     pub(super) config: AmqpConfig,
     pub(super) cx: InterfaceContext,
-    pub(super) events: Events,
+    pub(super) events: AmqpEvents,
     replies: ReplySender,
     pub(super) commands: mpsc::Sender<InterfaceCommand>,
     /// The groups that the application is a member of now.
@@ -43,7 +43,7 @@ impl Receiver {
     pub(super) fn new(
         config: AmqpConfig,
         cx: InterfaceContext,
-        events: Events,
+        events: AmqpEvents,
         replies: ReplySender,
         commands: mpsc::Sender<InterfaceCommand>,
     ) -> Self {
@@ -58,17 +58,17 @@ impl Receiver {
     }
 
     /// Handles a delivery and returns how it is to be settled.
-    pub(super) async fn receive(&self, queue: &str, delivery: Delivery, live: &LiveConnection) -> Verdict {
+    pub(super) async fn receive(&self, queue: &str, delivery: Delivery, live: &LiveConnection) -> DeliveryVerdict {
         if let Some(reason) = live.withheld_reason(&delivery.properties) {
             self.events.message_withheld(queue, reason, self.config.broker.body_bytes_max);
             self.count(readings::Outcome::BadRequest);
-            return Verdict::Reject;
+            return DeliveryVerdict::Reject;
         }
         let verdict = match self.config.format {
             Format::Raw => self.receive_raw(delivery).await,
             Format::Postage => self.receive_postage(delivery).await,
         };
-        if verdict == Verdict::Return {
+        if verdict == DeliveryVerdict::Return {
             tokio::select! {
                 () = tokio::time::sleep(RETURN_PAUSE) => {}
                 () = self.cx.drain.stopping() => {}
@@ -104,8 +104,8 @@ impl Receiver {
         reply: BasicProperties,
         body: &[u8],
         context: &RequestContext,
-        verdict: Verdict,
-    ) -> Verdict {
+        verdict: DeliveryVerdict,
+    ) -> DeliveryVerdict {
         let Some(reply_to) = request.reply_to() else { return verdict };
         // The module may have used all of the request's time.
         let deadline = context.deadline.max(Deadline::after(RETURN_PAUSE));
@@ -113,11 +113,11 @@ impl Receiver {
             Ok(()) => verdict,
             Err(SendError::Permanent(why)) => {
                 self.events.invalid_reply(&why, &context.tail());
-                Verdict::Reject
+                DeliveryVerdict::Reject
             }
             Err(SendError::Temporary(why)) => {
                 self.events.reply_failed(&why);
-                Verdict::Return
+                DeliveryVerdict::Return
             }
         }
     }

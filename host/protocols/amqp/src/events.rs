@@ -1,4 +1,4 @@
-//! The log lines of this crate: one function per event. Events that a peer can cause at will are throttled, and a line
+//! The log lines of this crate: one function per event. AmqpEvents that a peer can cause at will are throttled, and a line
 //! says how many were suppressed before it.
 
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl LinkEvents {
 }
 
 /// The events of one interface.
-pub(super) struct Events {
+pub(super) struct AmqpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
     too_long: Gate,
@@ -75,7 +75,7 @@ pub(super) struct Events {
     ended: Gate,
 }
 
-impl Events {
+impl AmqpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
         let throttle = || Gate::new(1, LOG_INTERVAL);
         Self {

@@ -16,7 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::config::AmqpConfig;
 use super::consume::QueueConsumer;
 use super::deliver::Receiver;
-use super::events::Events;
+use super::events::AmqpEvents;
 use super::link::{BrokerLink, LiveConnection, Purpose};
 use super::replies::ReplySender;
 use super::topology::QueueBinding;
@@ -75,7 +75,7 @@ impl Interface for AmqpInterface {
         let link = BrokerLink::shared(cage_directory, broker, Purpose::Consume, &runtime);
         let publishing = BrokerLink::shared(cage_directory, broker, Purpose::Publish, &runtime);
         let replies = ReplySender::new(publishing.clone(), reply_exchange.clone(), &topology.exchanges);
-        let events = Events::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
+        let events = AmqpEvents::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
         let (commands_tx, commands) = mpsc::channel(COMMANDS_MAX);
         let consumers = topology.queues.iter().map(|_| None).collect();
         let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));

@@ -72,8 +72,8 @@ pub(super) struct BrokerLink {
     _keeper: AbortOnDropHandle<()>,
 }
 
-type Links = Mutex<HashMap<(PathBuf, String, Purpose), Weak<BrokerLink>>>;
-static LINKS: LazyLock<Links> = LazyLock::new(Links::default);
+type LinkTable = Mutex<HashMap<(PathBuf, String, Purpose), Weak<BrokerLink>>>;
+static LINKS: LazyLock<LinkTable> = LazyLock::new(LinkTable::default);
 
 impl BrokerLink {
     /// The cage's link to this broker for this purpose, which all callers share. A new one connects on `runtime`.

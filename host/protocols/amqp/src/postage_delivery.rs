@@ -14,19 +14,19 @@ use super::deliver::Receiver;
 use super::handlers::{Handler, ModuleFunction};
 use super::message::{PostageMessage, ReplyContent};
 use super::raw::delivery_headers;
-use super::verdict::{Verdict, attempt, error_reply};
+use super::verdict::{DeliveryVerdict, attempt, error_reply};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings;
 use wasmcage_core::request::{Payload, Reply, RequestContext};
 
 impl Receiver {
-    pub(super) async fn receive_postage(&self, delivery: Delivery) -> Verdict {
+    pub(super) async fn receive_postage(&self, delivery: Delivery) -> DeliveryVerdict {
         let message = match PostageMessage::read(&delivery.data) {
             Ok(message) => message,
             Err(why) => {
                 self.events.malformed(&why, delivery.data.len());
                 self.count(readings::Outcome::BadRequest);
-                return Verdict::Reject;
+                return DeliveryVerdict::Reject;
             }
         };
         let key = message.key();
@@ -41,7 +41,7 @@ impl Receiver {
         if !is_known || (handlers.is_empty() && self.config.handlers.is_some()) {
             self.events.unknown(&key);
             self.count(readings::Outcome::NotFound);
-            return Verdict::Ack;
+            return DeliveryVerdict::Ack;
         }
         match message.is_rpc() {
             true => self.handle_rpc(&delivery, &message, handlers).await,
@@ -50,16 +50,21 @@ impl Receiver {
     }
 
     /// Has all handlers handle the message, one after the other, whatever the ones before returned.
-    async fn handle_message(&self, delivery: &Delivery, message: &PostageMessage<'_>, handlers: &[Handler]) -> Verdict {
+    async fn handle_message(
+        &self,
+        delivery: &Delivery,
+        message: &PostageMessage<'_>,
+        handlers: &[Handler],
+    ) -> DeliveryVerdict {
         let may_retry = attempt(delivery) < self.config.attempts;
         let verdict = |result: Result<(), DispatchError>| {
-            result.map_or_else(|error| Verdict::on_error(&error, may_retry), |()| Verdict::Ack)
+            result.map_or_else(|error| DeliveryVerdict::on_error(&error, may_retry), |()| DeliveryVerdict::Ack)
         };
         if self.config.handlers.is_none() {
             let context = self.context(&delivery.properties);
             return verdict(self.call_module(context, delivery, message).await.map(drop));
         }
-        let mut worst = Verdict::Ack;
+        let mut worst = DeliveryVerdict::Ack;
         for handler in handlers {
             let context = self.context(&delivery.properties);
             let result = self.call_handler(&context, handler, delivery, message).await.map(drop);
@@ -73,7 +78,12 @@ impl Receiver {
         worst
     }
 
-    async fn handle_rpc(&self, delivery: &Delivery, message: &PostageMessage<'_>, handlers: &[Handler]) -> Verdict {
+    async fn handle_rpc(
+        &self,
+        delivery: &Delivery,
+        message: &PostageMessage<'_>,
+        handlers: &[Handler],
+    ) -> DeliveryVerdict {
         let context = self.context(&delivery.properties);
         let result = match handlers.last() {
             Some(handler) => {
@@ -88,21 +98,23 @@ impl Receiver {
         let answer = match result {
             Ok(Some(answer)) => answer.map_err(DispatchError::Failed),
             // A filter refused the message.
-            Ok(None) => return Verdict::Ack,
+            Ok(None) => return DeliveryVerdict::Ack,
             Err(error) => Err(error),
         };
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 return match error_reply(&error, &context) {
-                    Some(content) => self.reply_with(content, &delivery.properties, &context, Verdict::Reject).await,
-                    None => Verdict::Return,
+                    Some(content) => {
+                        self.reply_with(content, &delivery.properties, &context, DeliveryVerdict::Reject).await
+                    }
+                    None => DeliveryVerdict::Return,
                 };
             }
         };
-        let verdict = self.reply_with(answer.content, &delivery.properties, &context, Verdict::Ack).await;
+        let verdict = self.reply_with(answer.content, &delivery.properties, &context, DeliveryVerdict::Ack).await;
         match answer.follow_up {
-            Some((function, argument)) if verdict == Verdict::Ack => {
+            Some((function, argument)) if verdict == DeliveryVerdict::Ack => {
                 self.follow_up(&context, &function, &argument).await
             }
             _ => verdict,
@@ -111,12 +123,17 @@ impl Receiver {
 
     /// Calls the function that a handler named to be called after its reply. The requester has that reply already, so a
     /// failure only shows in the log and among the dead letters.
-    async fn follow_up(&self, context: &Arc<RequestContext>, function: &ModuleFunction, argument: &Value) -> Verdict {
+    async fn follow_up(
+        &self,
+        context: &Arc<RequestContext>,
+        function: &ModuleFunction,
+        argument: &Value,
+    ) -> DeliveryVerdict {
         match self.call_function(context, function, &argument.to_string()).await {
-            Ok(_) => Verdict::Ack,
+            Ok(_) => DeliveryVerdict::Ack,
             // The module named the function: another attempt would send a second reply and fail in the same way.
-            Err(DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_)) => Verdict::Reject,
-            Err(error) => Verdict::on_error(&error, false),
+            Err(DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_)) => DeliveryVerdict::Reject,
+            Err(error) => DeliveryVerdict::on_error(&error, false),
         }
     }
 
@@ -191,8 +208,8 @@ impl Receiver {
         content: ReplyContent,
         request: &BasicProperties,
         context: &RequestContext,
-        verdict: Verdict,
-    ) -> Verdict {
+        verdict: DeliveryVerdict,
+    ) -> DeliveryVerdict {
         let body = content.message(&self.config.fingerprint);
         let json = BasicProperties::default().with_content_type("application/json".into());
         self.reply(request, json, &body, context, verdict).await

@@ -8,7 +8,7 @@ use lapin::types::{AMQPValue, FieldTable};
 
 use super::deliver::Receiver;
 use super::raw::{delivery_headers, property_headers, raw_reply};
-use super::verdict::{Verdict, attempt};
+use super::verdict::{DeliveryVerdict, attempt};
 use wasmcage_core::request::RequestContext;
 
 /// The header of a raw reply with the code of the error that kept the request from being answered.
@@ -17,7 +17,7 @@ const ERROR_HEADER: &str = "error";
 const INVALID_REPLY: &str = "invalid-reply";
 
 impl Receiver {
-    pub(super) async fn receive_raw(&self, delivery: Delivery) -> Verdict {
+    pub(super) async fn receive_raw(&self, delivery: Delivery) -> DeliveryVerdict {
         let may_retry = attempt(&delivery) < self.config.attempts;
         let properties = &delivery.properties;
         let context = self.context(properties);
@@ -26,7 +26,8 @@ impl Receiver {
         headers.extend(property_headers(properties));
         let target = delivery.routing_key.to_string();
         let result = self.handle(context.clone(), action, target, headers, delivery.data.into()).await;
-        let verdict = result.as_ref().map_or_else(|error| Verdict::on_error(error, may_retry), |_| Verdict::Ack);
+        let verdict =
+            result.as_ref().map_or_else(|error| DeliveryVerdict::on_error(error, may_retry), |_| DeliveryVerdict::Ack);
         let (verdict, (reply, body)) = match result {
             Ok(_) if properties.reply_to().is_none() => return verdict,
             Ok(reply) => {
@@ -35,12 +36,12 @@ impl Receiver {
                     // Another attempt would most likely return the same reply.
                     Err(why) => {
                         self.events.invalid_reply(&why, &context.tail());
-                        (Verdict::Reject, raw_error(INVALID_REPLY, "the server failed", &context))
+                        (DeliveryVerdict::Reject, raw_error(INVALID_REPLY, "the server failed", &context))
                     }
                 }
             }
             // The next attempt answers the requester.
-            Err(_) if matches!(verdict, Verdict::Requeue | Verdict::Return) => return verdict,
+            Err(_) if matches!(verdict, DeliveryVerdict::Requeue | DeliveryVerdict::Return) => return verdict,
             Err(error) => (verdict, raw_error(error.code(), error.public_text(), &context)),
         };
         self.reply(properties, reply, &body, &context, verdict).await

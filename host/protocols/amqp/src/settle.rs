@@ -11,7 +11,7 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
 
-use super::verdict::Verdict;
+use super::verdict::DeliveryVerdict;
 
 /// A batch of verdicts is sent when one in `BATCH_SHARE` of the prefetch is pending, or after `BATCH_TIMEOUT`. Without
 /// the wait few would be pending while one acknowledgement is on its way, and each costs the broker as much as a
@@ -21,7 +21,11 @@ const BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// Settles deliveries until all senders of verdicts are gone. The channel of verdicts is bounded by the prefetch: the
 /// broker delivers no more messages than that unsettled.
-pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiver<(u64, Verdict)>, prefetch: u16) {
+pub(super) async fn settle(
+    channel: Channel,
+    mut verdicts: mpsc::UnboundedReceiver<(u64, DeliveryVerdict)>,
+    prefetch: u16,
+) {
     let batch_size = usize::from(prefetch / BATCH_SHARE).max(1);
     let (mut plan, mut batch) = (AckPlan::default(), Vec::new());
     while verdicts.recv_many(&mut batch, prefetch.into()).await > 0 {
@@ -43,15 +47,15 @@ pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiv
 
 async fn send(channel: &Channel, (tag, verdict, multiple): Settlement) -> lapin::Result<()> {
     match verdict {
-        Verdict::Ack => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
-        Verdict::Reject => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
-        Verdict::Requeue => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
-        Verdict::Return => channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await,
+        DeliveryVerdict::Ack => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
+        DeliveryVerdict::Reject => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
+        DeliveryVerdict::Requeue => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
+        DeliveryVerdict::Return => channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await,
     }
 }
 
 /// A delivery's tag, the verdict, and whether the verdict holds for all earlier unsettled deliveries, too.
-type Settlement = (u64, Verdict, bool);
+type Settlement = (u64, DeliveryVerdict, bool);
 
 /// Finds the acknowledgements that can be combined. A channel numbers its deliveries from 1, so one acknowledgement can
 /// cover all up to a tag once each of them has a verdict.
@@ -60,11 +64,11 @@ struct AckPlan {
     /// The deliveries up to this tag are settled.
     settled: u64,
     /// Verdicts on later deliveries; none where it was sent already.
-    later: BTreeMap<u64, Option<Verdict>>,
+    later: BTreeMap<u64, Option<DeliveryVerdict>>,
 }
 
 impl AckPlan {
-    fn add(&mut self, (tag, verdict): (u64, Verdict)) {
+    fn add(&mut self, (tag, verdict): (u64, DeliveryVerdict)) {
         self.later.insert(tag, Some(verdict));
     }
 
@@ -76,14 +80,14 @@ impl AckPlan {
         while let Some(entry) = self.later.first_entry().filter(|entry| *entry.key() == self.settled + 1) {
             self.settled += 1;
             match entry.remove() {
-                Some(Verdict::Ack) => acked = Some((self.settled, acked.is_some())),
+                Some(DeliveryVerdict::Ack) => acked = Some((self.settled, acked.is_some())),
                 Some(verdict) => settlements.push((self.settled, verdict, false)),
                 None => {}
             }
         }
         // The last tag that an acknowledgement covers must not be settled already.
         if let Some((tag, several)) = acked {
-            settlements.push((tag, Verdict::Ack, several));
+            settlements.push((tag, DeliveryVerdict::Ack, several));
         }
         for (tag, verdict) in &mut self.later {
             if let Some(verdict) = verdict.take() {
@@ -96,11 +100,11 @@ impl AckPlan {
 
 #[cfg(test)]
 mod tests {
-    use super::Verdict::{Ack, Reject, Requeue};
+    use super::DeliveryVerdict::{Ack, Reject, Requeue};
     use super::*;
 
     #[track_caller]
-    fn check(plan: &mut AckPlan, verdicts: &[(u64, Verdict)], expected: &[Settlement]) {
+    fn check(plan: &mut AckPlan, verdicts: &[(u64, DeliveryVerdict)], expected: &[Settlement]) {
         verdicts.iter().for_each(|verdict| plan.add(*verdict));
         assert_eq!(plan.settlements(), expected);
     }

@@ -10,7 +10,7 @@ use wasmcage_core::request::RequestContext;
 
 /// How a delivery is settled. If several handlers got the message, the last of their verdicts in this order counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Verdict {
+pub(super) enum DeliveryVerdict {
     Ack,
     /// The broker dead-letters the message, or drops it if its queue has no dead-letter exchange.
     Reject,
@@ -21,7 +21,7 @@ pub(super) enum Verdict {
     Return,
 }
 
-impl Verdict {
+impl DeliveryVerdict {
     /// The verdict on a message whose handling failed. `may_retry`: the message has attempts left.
     pub(super) fn on_error(error: &DispatchError, may_retry: bool) -> Self {
         match error {

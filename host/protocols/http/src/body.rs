@@ -20,7 +20,7 @@ use wasmcage_core::body_budget::{BodyRoom, NoRoom};
 /// the announced length.
 const RESERVED_BYTES_MAX: usize = 256 * 1024;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {

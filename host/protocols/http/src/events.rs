@@ -1,4 +1,4 @@
-//! The log lines of this crate: one function per event. Events that a client can cause at will are throttled, and a
+//! The log lines of this crate: one function per event. HttpEvents that a client can cause at will are throttled, and a
 //! line says how many were suppressed before it; or they are logged at debug level.
 
 use std::fmt::Display;
@@ -19,7 +19,7 @@ use wasmcage_core::telemetry::{Gate, error_chain};
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The events of one interface.
-pub(super) struct Events {
+pub(super) struct HttpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
     refused: Gate,
@@ -30,7 +30,7 @@ pub(super) struct Events {
     room: Gate,
 }
 
-impl Events {
+impl HttpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
         let throttle = || Gate::new(1, LOG_INTERVAL);
         Self {

@@ -20,10 +20,10 @@ use super::activity::{ActiveRequest, ConnectionActivity};
 use super::body::{BodyError, IncomingBody, OutgoingBody, ResponseContent};
 use super::compress::AcceptedEncodings;
 use super::config::HttpConfig;
-use super::events::Events;
+use super::events::HttpEvents;
 use super::forwarded::ClientIdentity;
 use super::page::{self, ErrorResponse, RequestSummary};
-use super::server::Server;
+use super::server::HttpServer;
 use super::tunnel::{self, Tunnel};
 use super::{head, reply};
 use wasmcage_core::body::StreamBody;
@@ -60,9 +60,9 @@ pub(super) struct HttpInterface {
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, .. } = cx;
-        let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
+        let events = HttpEvents::new(endpoint.cage.clone(), endpoint.interface.clone());
         let bodies = Arc::new(BodyShare::new(bodies));
-        let server = Server::bind(
+        let server = HttpServer::bind(
             InterfaceShared { config: self.config, dispatch, endpoint: endpoint.clone(), events, bodies },
             lanes,
         )
@@ -78,7 +78,7 @@ pub(super) struct InterfaceShared {
     pub(super) config: HttpConfig,
     pub(super) dispatch: Arc<dyn Dispatch>,
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) events: Events,
+    pub(super) events: HttpEvents,
     pub(super) bodies: Arc<BodyShare>,
 }
 

@@ -31,7 +31,7 @@ const BACKLOG: u32 = 4096;
 /// connections that the kernel has made already.
 const LAST_HANDSHAKES_TIMEOUT: Duration = Duration::from_millis(50);
 
-pub(super) struct Server {
+pub(super) struct HttpServer {
     listener: TcpListener,
     acceptor: Acceptor,
 }
@@ -45,7 +45,7 @@ struct Acceptor {
     counts: Arc<ConnectionCounts>,
 }
 
-impl Server {
+impl HttpServer {
     /// # Errors
     /// `Listen` if the address cannot be bound, `Setup` if the certificates cannot be used.
     pub(super) async fn bind(shared: InterfaceShared, lanes: Arc<Lanes>) -> Result<Self, InterfaceError> {

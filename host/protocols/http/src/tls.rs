@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::events::Events;
+use super::events::HttpEvents;
 use wasmcage_core::regular_file;
 
 pub(super) const ALPN_HTTP2: &[u8] = b"h2";
@@ -101,7 +101,7 @@ impl ServerTls {
 
     /// Polls the files for ever and reloads changed ones. It compares their contents rather than their times, since
     /// links may be swapped and clocks have coarse ticks.
-    pub(super) async fn reload_forever(&self, events: &Events) {
+    pub(super) async fn reload_forever(&self, events: &HttpEvents) {
         let mut missing = false;
         loop {
             tokio::time::sleep(self.files.reload_interval).await;
@@ -120,7 +120,7 @@ impl ServerTls {
         }
     }
 
-    fn reload(&self, contents: &TlsFileContents, events: &Events) {
+    fn reload(&self, contents: &TlsFileContents, events: &HttpEvents) {
         let hash = contents.hash();
         if std::mem::replace(&mut *self.last_tried.lock(), hash) == hash {
             return;

@@ -21,12 +21,11 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::activity::{ActiveRequest, ConnectionActivity};
+use super::body::BoxError;
 use wasmcage_core::body::StreamBody;
 
 /// How many bytes are read from the client at once. If a module reads nothing, up to three times as much is buffered.
 const CHUNK_BYTES: usize = 16 * 1024;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a tunnel was cut.
 #[derive(Debug, thiserror::Error)]

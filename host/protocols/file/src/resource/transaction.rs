@@ -38,7 +38,7 @@ enum FileChange {
 
 /// The headers of an operation, parsed.
 #[derive(Default)]
-struct OperationOptions {
+struct FileOptions {
     overwrite: Option<bool>,
     remove: Option<bool>,
     after: Option<String>,
@@ -50,7 +50,7 @@ struct OperationOptions {
 /// # Errors
 /// The operation is invalid.
 pub(super) fn check(operation: &Operation) -> Result<(), ResourceError> {
-    OperationOptions::read(operation)?;
+    FileOptions::read(operation)?;
     if !(operation.action == "list" && operation.target.is_empty()) {
         parse(&operation.target)?;
     }
@@ -65,7 +65,7 @@ impl FileTransaction {
     }
 
     pub(super) fn execute(&mut self, operation: Operation) -> Result<OperationReply, ResourceError> {
-        let options = OperationOptions::read(&operation)?;
+        let options = FileOptions::read(&operation)?;
         let failed = |error: io::Error| error::harmless(Phase::Execute, &operation.target, &error);
         if operation.action == "list" {
             return self.list(&operation.target, &options);
@@ -118,7 +118,7 @@ impl FileTransaction {
 
     /// Opens a file to be streamed.
     pub(super) fn open(&self, operation: &Operation) -> Result<(OperationReply, File), ResourceError> {
-        if operation.action != "read" || OperationOptions::read(operation)?.remove == Some(true) {
+        if operation.action != "read" || FileOptions::read(operation)?.remove == Some(true) {
             return Err(bad("only `read` without `remove` comes in parts"));
         }
         let name = parse(&operation.target)?;
@@ -173,7 +173,7 @@ impl FileTransaction {
     }
 
     /// Lists a directory by name, without its subdirectories' files. Names that are not UTF-8 are left out.
-    fn list(&self, target: &str, options: &OperationOptions) -> Result<OperationReply, ResourceError> {
+    fn list(&self, target: &str, options: &FileOptions) -> Result<OperationReply, ResourceError> {
         let failed = |error: io::Error| error::harmless(Phase::Execute, target, &error);
         let parts = match target {
             "" => Vec::new(),
@@ -210,7 +210,7 @@ impl FileTransaction {
     }
 }
 
-impl OperationOptions {
+impl FileOptions {
     fn read(operation: &Operation) -> Result<Self, ResourceError> {
         let mut options = Self::default();
         for (name, value) in &operation.headers {

@@ -320,12 +320,12 @@ async fn http2_is_used_where_the_server_is_known_to_support_it() {
 }
 
 /// A certificate authority, with its certificate in `ca.pem` of a directory.
-struct Authority {
+struct TestAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -408,7 +408,7 @@ async fn tunnels() -> (String, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_private_authority_counts_beside_the_public_ones_and_through_a_tunnel() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (address, _) = server(Some(authority.acceptor(30, &[b"h2", b"http/1.1"]))).await;
     let port = address.rsplit(':').next().unwrap();
     let (proxy, made) = tunnels().await;
@@ -445,7 +445,7 @@ async fn a_port_that_does_not_exist_is_a_mistake() {
 
 #[tokio::test]
 async fn only_configured_authorities_are_trusted() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (address, _) = server(Some(authority.acceptor(30, &[b"h2", b"http/1.1"]))).await;
     let ca = "tls = { ca = 'ca.pem' }";
     assert!(body(&get(&authority.client(&address, ca)).await.unwrap()).contains(" HTTP/2.0\n"));
@@ -455,12 +455,12 @@ async fn only_configured_authorities_are_trusted() {
     check(get(&authority.client(&address, "")).await, "tls", Phase::Connect, true);
     let named = "tls = { ca = 'ca.pem', server_name = 'other.example' }";
     check(get(&authority.client(&address, named)).await, "tls", Phase::Connect, true);
-    check(get(&Authority::new().client(&address, ca)).await, "tls", Phase::Connect, true);
+    check(get(&TestAuthority::new().client(&address, ca)).await, "tls", Phase::Connect, true);
 }
 
 #[tokio::test]
 async fn a_server_may_ask_for_a_certificate() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let (address, seen) = server(Some(authority.acceptor_of(30, &[], Some(&clients)))).await;
     let with = "tls = { ca = 'ca.pem', certificate = 'me.pem', key = 'me.key' }";
     clients.identify(authority.directory.path());
@@ -479,7 +479,7 @@ async fn a_server_may_ask_for_a_certificate() {
 
 #[tokio::test]
 async fn an_expired_certificate_is_refused() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     // It was valid from yesterday, for no day at all.
     let (address, _) = server(Some(authority.acceptor(0, &[]))).await;
     let error = get(&authority.client(&address, "tls = { ca = 'ca.pem' }")).await.unwrap_err();
@@ -488,7 +488,7 @@ async fn an_expired_certificate_is_refused() {
 
 #[tokio::test]
 async fn a_server_without_tls_differs_from_one_that_is_slow() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (address, _) = server(None).await;
     check(get(&authority.client(&address, "")).await, "tls", Phase::Connect, true);
     // It accepts the connection and stays silent.

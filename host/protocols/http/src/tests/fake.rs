@@ -17,10 +17,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::super::config::HttpConfig;
-use super::super::events::Events;
+use super::super::events::HttpEvents;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
 use super::super::interface::InterfaceShared;
-use super::super::server::Server;
+use super::super::server::HttpServer;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyBudget, BodyShare};
 use wasmcage_core::call::{Call, Remote};
@@ -314,13 +314,13 @@ impl TestServer {
         let fake = FakeDispatch::new(kind);
         let budget = Arc::new(BodyBudget::new(body_bytes));
         let bodies = Arc::new(BodyShare::new(budget.clone()));
-        let events = Events::new("runner".into(), "my_http".into());
+        let events = HttpEvents::new("runner".into(), "my_http".into());
         let endpoint =
             Endpoint::new("my_http".into(), "http", "runner".into(), "interface_my_http".into(), TEST_TIMEOUT);
         let endpoint = Arc::new(endpoint);
         let shared =
             InterfaceShared { config, dispatch: Arc::new(fake.clone()), endpoint: endpoint.clone(), events, bodies };
-        let server = Server::bind(shared, lanes.clone()).await?;
+        let server = HttpServer::bind(shared, lanes.clone()).await?;
         let url = server.url();
         let address = url.split('/').nth(2).unwrap().parse().unwrap();
         let drain = Drain::new();

@@ -20,12 +20,12 @@ use super::fake::{RawClient, TEST_TIMEOUT, TestServer, config};
 use wasmcage_protocol::{InterfaceError, RouteKind};
 
 /// A certificate authority, and a directory with the files of a server.
-struct Authority {
+struct TestAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -107,7 +107,7 @@ async fn facts(server: &TestServer, client: &TlsConnector) -> Option<String> {
 
 #[tokio::test]
 async fn both_versions_are_negotiated() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let server = TestServer::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
     let plain = authority.client(None, &[]);
     assert_eq!(facts(&server, &plain).await.as_deref(), Some("peer-address=127.0.0.1;encrypted=true"));
@@ -125,7 +125,7 @@ async fn both_versions_are_negotiated() {
 
 #[tokio::test]
 async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let config = HttpConfig { allowed_methods: vec![http::Method::CONNECT], ..authority.config(ClientAuth::None) };
     let server = TestServer::start(config, RouteKind::Streamed).await;
     let opened = async || {
@@ -149,12 +149,12 @@ async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
 
 #[tokio::test]
 async fn clients_are_known_by_their_certificates() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let ca = || authority.path().join("ca.pem");
     let known = authority.client(Some(authority.issue(&["worker.example"], "somebody")), &[]);
     let unnamed = authority.client(Some(authority.issue(&[], "somebody")), &[]);
     let anonymous = authority.client(None, &[]);
-    let stranger = Authority::new();
+    let stranger = TestAuthority::new();
     let foreign = authority.client(Some(stranger.issue(&["worker.example"], "somebody")), &[]);
     let name = |name: &str| Some(format!("peer-address=127.0.0.1;encrypted=true;peer-name={name}"));
 
@@ -172,7 +172,7 @@ async fn clients_are_known_by_their_certificates() {
 
 #[tokio::test]
 async fn new_files_are_loaded_and_unusable_ones_are_not() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let server = TestServer::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
     let client = authority.client(None, &[]);
     assert!(connect(&server, &client, "renewed.example").await.is_err());
@@ -189,7 +189,7 @@ async fn new_files_are_loaded_and_unusable_ones_are_not() {
 
 #[tokio::test]
 async fn a_slow_handshake_delays_nobody_else() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let mut config = authority.config(ClientAuth::None);
     if let Some(files) = &mut config.tls {
         files.handshake_timeout = Duration::from_millis(50);
@@ -205,7 +205,7 @@ async fn a_slow_handshake_delays_nobody_else() {
 
 #[tokio::test]
 async fn unusable_files_are_reported_at_start() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     std::fs::write(authority.path().join("key.pem"), authority.issue(&[], "other").1).unwrap();
     let Err(InterfaceError::Setup { source: Some(source), .. }) =
         TestServer::try_start(authority.config(ClientAuth::None), None).await
