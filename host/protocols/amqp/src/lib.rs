@@ -36,9 +36,9 @@ use wasmcage_config::{ConfigError, Section};
 use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
-pub struct Amqp;
+pub struct AmqpProtocol;
 
-impl Protocol for Amqp {
+impl Protocol for AmqpProtocol {
     fn name(&self) -> &'static str {
         "amqp"
     }

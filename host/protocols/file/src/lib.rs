@@ -20,9 +20,9 @@ use wasmcage_resource::Resource;
 const NAME: &str = "file";
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-pub struct File;
+pub struct FileProtocol;
 
-impl Protocol for File {
+impl Protocol for FileProtocol {
     fn name(&self) -> &'static str {
         NAME
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::File;
+use super::FileProtocol;
 use wasmcage_config::testing::resource_section;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol as _;
@@ -25,7 +25,7 @@ fn soon() -> Deadline {
 
 fn resource(directory: &Path, lines: &str) -> Result<Box<dyn Resource>, String> {
     let section = resource_section("file", directory, lines).map_err(|error| error.to_string())?;
-    File.resource(section).map_err(|error| error.to_string())
+    FileProtocol.resource(section).map_err(|error| error.to_string())
 }
 
 impl Fixture {

@@ -36,9 +36,9 @@ use wasmcage_resource::Resource;
 
 const NAME: &str = "http";
 
-pub struct Http;
+pub struct HttpProtocol;
 
-impl Protocol for Http {
+impl Protocol for HttpProtocol {
     fn name(&self) -> &'static str {
         NAME
     }

@@ -10,9 +10,9 @@ use self::interface::RetryInterface;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_protocol::{Interface, Protocol};
 
-pub struct Retry;
+pub struct RetryProtocol;
 
-impl Protocol for Retry {
+impl Protocol for RetryProtocol {
     fn name(&self) -> &'static str {
         "retry"
     }

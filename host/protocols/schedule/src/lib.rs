@@ -15,9 +15,9 @@ use wasmcage_protocol::{Interface, Protocol};
 
 const NAME: &str = "schedule";
 
-pub struct Schedule;
+pub struct ScheduleProtocol;
 
-impl Protocol for Schedule {
+impl Protocol for ScheduleProtocol {
     fn name(&self) -> &'static str {
         NAME
     }

@@ -64,9 +64,9 @@ use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
 use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 
-pub struct Sql;
+pub struct SqlProtocol;
 
-impl Protocol for Sql {
+impl Protocol for SqlProtocol {
     fn name(&self) -> &'static str {
         "sql"
     }
