@@ -1,4 +1,4 @@
-//! The log lines of this crate: one function per event. AmqpEvents that a peer can cause at will are throttled, and a line
+//! The log lines of this crate: one function per event. Events that a peer can cause at will are throttled, and a line
 //! says how many were suppressed before it.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! The log lines of this crate: one function per event. HttpEvents that a client can cause at will are throttled, and a
+//! The log lines of this crate: one function per event. Events that a client can cause at will are throttled, and a
 //! line says how many were suppressed before it; or they are logged at debug level.
 
 use std::fmt::Display;
