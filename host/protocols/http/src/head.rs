@@ -3,7 +3,7 @@
 
 use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::uri::{PathAndQuery, Scheme, TestAuthority};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
 /// Why a request is refused because of its head.
@@ -126,11 +126,11 @@ fn is_http2(parts: &Parts) -> bool {
 /// Returns whether the value is a host. An empty one is valid: it goes with a target without an authority.
 fn is_host(host: &HeaderValue) -> bool {
     let host = host.as_bytes();
-    host.is_empty() || (!host.contains(&b'@') && TestAuthority::try_from(host).is_ok_and(|host| has_valid_port(&host)))
+    host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok_and(|host| has_valid_port(&host)))
 }
 
-/// Returns whether the port, if any, is a number of 16 bits; `TestAuthority` accepts any digits.
-fn has_valid_port(authority: &TestAuthority) -> bool {
+/// Returns whether the port, if any, is a number of 16 bits; `Authority` accepts any digits.
+fn has_valid_port(authority: &Authority) -> bool {
     authority.port_u16().is_some() || authority.as_str().len() <= authority.host().len() + 1
 }
 
@@ -146,11 +146,11 @@ pub(super) fn target(uri: &Uri) -> String {
 
 /// Adds scheme and host to the target, as `wasi:http` requires. Only a client of HTTP/1.0 may have given no host.
 pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
-    let host = || TestAuthority::try_from(parts.headers.get(HOST)?.as_bytes()).ok();
+    let host = || Authority::try_from(parts.headers.get(HOST)?.as_bytes()).ok();
     let authority = parts.uri.authority().cloned().or_else(host);
     let mut target = std::mem::take(&mut parts.uri).into_parts();
     target.scheme = Some(if encrypted { Scheme::HTTPS } else { Scheme::HTTP });
-    target.authority = Some(authority.unwrap_or_else(|| TestAuthority::from_static("localhost")));
+    target.authority = Some(authority.unwrap_or_else(|| Authority::from_static("localhost")));
     let path = target.path_and_query.take();
     target.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
     parts.uri = Uri::from_parts(target).expect("a target with all of its parts is one");
@@ -161,7 +161,7 @@ pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
 pub(super) fn headers(parts: &Parts) -> Vec<(String, String)> {
     let mut headers = Vec::with_capacity(parts.headers.len() + 1);
     // A target with a host overrides the header: RFC 9112 section 3.2.2.
-    let host = parts.uri.authority().map(TestAuthority::as_str);
+    let host = parts.uri.authority().map(Authority::as_str);
     if let Some(host) = host {
         headers.push((HOST.as_str().to_owned(), host.to_owned()));
     }

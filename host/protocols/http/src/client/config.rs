@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::uri::{PathAndQuery, Scheme, TestAuthority};
+use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
@@ -29,7 +29,7 @@ pub(super) struct ClientConfig {
 /// The key `url`: every request's URL is beneath it.
 pub(super) struct BaseUrl {
     pub(super) scheme: Scheme,
-    pub(super) authority: TestAuthority,
+    pub(super) authority: Authority,
     /// Empty, or a path that begins with a slash and does not end with one.
     pub(super) path: String,
 }
