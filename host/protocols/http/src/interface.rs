@@ -106,7 +106,7 @@ pub(super) async fn respond(
     let accepted = config.compress.as_ref().map(|compress| (compress, AcceptedEncodings::of(&parts.headers)));
     let body = IncomingBody::new(incoming, &connection.activity);
     let served = task::caught_async(serve(&connection, parts, body)).await;
-    let mut response = match served.unwrap_or_else(|panic| Err(connection.panicked(&panic))) {
+    let mut response = match served.unwrap_or_else(|panic| Err(connection.report_panic(&panic))) {
         Ok(response) => match accepted {
             Some((compress, accepted)) => compress.apply(accepted, &summary.method, response).await,
             None => response,
@@ -126,18 +126,20 @@ async fn serve(
     mut body: IncomingBody,
 ) -> Result<Response<ResponseContent>, ErrorResponse> {
     let config = &connection.shared.config;
-    head::check(&parts, &config.allowed_methods).map_err(|fault| connection.head_refused(fault))?;
+    head::check(&parts, &config.allowed_methods).map_err(|fault| connection.refuse_head(fault))?;
     // The module's version that is current now serves this request, however long its body takes.
-    match connection.shared.dispatch.route().map_err(|error| connection.not_routed(&error))? {
-        None => connection.without_module(&parts),
+    match connection.shared.dispatch.route().map_err(|error| connection.refuse_not_routed(&error))? {
+        None => connection.respond_without_module(&parts),
         Some(route) => {
             let kind = route.kind();
             let allowed = body.allow(config.body_bytes_max(kind));
-            allowed.map_err(|error| connection.body_refused(&error))?;
+            allowed.map_err(|error| connection.refuse_body(&error))?;
             match kind {
-                RouteKind::Whole => whole(connection, route, parts, body).await,
-                RouteKind::Streamed if parts.method == Method::CONNECT => connect(connection, route, parts, body).await,
-                RouteKind::Streamed => streamed(connection, route, parts, body).await,
+                RouteKind::Whole => serve_whole(connection, route, parts, body).await,
+                RouteKind::Streamed if parts.method == Method::CONNECT => {
+                    serve_connect(connection, route, parts, body).await
+                }
+                RouteKind::Streamed => serve_streamed(connection, route, parts, body).await,
             }
         }
     }
@@ -145,7 +147,7 @@ async fn serve(
 
 /// Serves a request by a `handler` module, which gets the whole body. Its deadline starts when a slow client has sent
 /// that.
-async fn whole(
+async fn serve_whole(
     connection: &ConnectionContext,
     route: Route,
     parts: Parts,
@@ -154,8 +156,8 @@ async fn whole(
     let config = &connection.shared.config;
     let mut room = connection.shared.bodies.room(connection.peer.address);
     let body = match tokio::time::timeout(config.body_timeout, body.collect(&mut room)).await {
-        Ok(body) => body.map_err(|error| connection.body_refused(&error))?,
-        Err(_) => return Err(connection.body_late()),
+        Ok(body) => body.map_err(|error| connection.refuse_body(&error))?,
+        Err(_) => return Err(connection.refuse_late_body()),
     };
     let context = connection.context(&parts);
     let request = wasmcage_core::request::Request {
@@ -169,15 +171,15 @@ async fn whole(
     let mut reply =
         connection.shared.dispatch.handle(route, request).await.map_err(|error| dispatch_error(context.id, &error))?;
     let mut room = connection.shared.bodies.room(connection.peer.address);
-    room.grow(reply.body.len()).map_err(|error| connection.reply_without_room(&context, error))?;
+    room.grow(reply.body.len()).map_err(|error| connection.refuse_reply_without_room(&context, error))?;
     reply.body = room.hold(reply.body);
     reply::whole(reply, &parts.method, config.response_header_bytes_max)
-        .map_err(|error| connection.invalid_reply(&context, &error))
+        .map_err(|error| connection.refuse_invalid_reply(&context, &error))
 }
 
 /// Serves a request by a `wasi:http` module: both bodies are streamed. Its deadline starts here, and again with each
 /// part of a body.
-async fn streamed(
+async fn serve_streamed(
     connection: &ConnectionContext,
     route: Route,
     mut parts: Parts,
@@ -194,18 +196,19 @@ async fn streamed(
             if too_large.load(Ordering::Relaxed) {
                 // The module failed because the client's body was cut.
                 let bytes_max = connection.shared.config.body_bytes_max(RouteKind::Streamed);
-                return connection.body_refused(&BodyError::TooLarge { bytes_max });
+                return connection.refuse_body(&BodyError::TooLarge { bytes_max });
             }
             dispatch_error(context.id, &error)
         })?;
     let header_bytes_max = connection.shared.config.response_header_bytes_max;
-    reply::streamed(response, &method, header_bytes_max).map_err(|error| connection.invalid_reply(&context, &error))
+    reply::streamed(response, &method, header_bytes_max)
+        .map_err(|error| connection.refuse_invalid_reply(&context, &error))
 }
 
 /// Serves CONNECT by a `wasi:http` module. If that responds with success, the connection (HTTP/1) or the stream
 /// (HTTP/2) becomes a tunnel. After any other response an HTTP/1 connection is closed, since bytes that the client
 /// sends into the expected tunnel must not be read as its next request.
-async fn connect(
+async fn serve_connect(
     connection: &ConnectionContext,
     route: Route,
     mut parts: Parts,
@@ -217,7 +220,7 @@ async fn connect(
         refusal.close = true;
         refusal
     };
-    head::check_connect(&parts, !body.is_end_stream()).map_err(|fault| closing(connection.head_refused(fault)))?;
+    head::check_connect(&parts, !body.is_end_stream()).map_err(|fault| closing(connection.refuse_head(fault)))?;
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let version = parts.version;
     let context = connection.context(&parts);
@@ -227,7 +230,7 @@ async fn connect(
     let longest = config.stream_timeout;
     let answered = connection.shared.dispatch.stream(route, context.clone(), request, longest).await;
     let response = answered.map_err(|error| closing(dispatch_error(context.id, &error)))?;
-    let invalid = |error: reply::ReplyError| closing(connection.invalid_reply(&context, &error));
+    let invalid = |error: reply::ReplyError| closing(connection.refuse_invalid_reply(&context, &error));
     if !response.status().is_success() {
         input.close();
         let answer = reply::streamed(response, &Method::CONNECT, config.response_header_bytes_max);
@@ -287,7 +290,7 @@ impl ConnectionContext {
         ErrorResponse::new(request, status, code, text)
     }
 
-    fn head_refused(&self, fault: head::HeadFault) -> ErrorResponse {
+    fn refuse_head(&self, fault: head::HeadFault) -> ErrorResponse {
         let mut refusal = self.refuse(fault.status(), fault.code(), fault.text(), fault.text());
         if fault == head::HeadFault::Method {
             refusal.allow = Some(self.shared.config.allow.clone());
@@ -296,7 +299,7 @@ impl ConnectionContext {
         refusal
     }
 
-    fn body_refused(&self, error: &BodyError) -> ErrorResponse {
+    fn refuse_body(&self, error: &BodyError) -> ErrorResponse {
         let (status, code, text) = match error {
             BodyError::TooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "the request's body is larger than allowed here")
@@ -314,14 +317,14 @@ impl ConnectionContext {
         refusal
     }
 
-    fn body_late(&self) -> ErrorResponse {
+    fn refuse_late_body(&self) -> ErrorResponse {
         let text = "the request's body did not come in time";
         self.refuse(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
     }
 
-    /// No version of the module can serve now. While the cage has never had such a module, GET and HEAD get the welcome
-    /// page; any other request may have an effect, and a success would look as if it had happened.
-    fn without_module(&self, parts: &Parts) -> Result<Response<ResponseContent>, ErrorResponse> {
+    /// The response if no version of the module can serve now. While the cage has never had such a module, GET and HEAD
+    /// get the welcome page; any other request may have an effect, and a success would look as if it had happened.
+    fn respond_without_module(&self, parts: &Parts) -> Result<Response<ResponseContent>, ErrorResponse> {
         let endpoint = &self.shared.endpoint;
         if !self.shared.dispatch.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
             let target = head::target(&parts.uri);
@@ -334,28 +337,28 @@ impl ConnectionContext {
         Err(ErrorResponse::new(request, StatusCode::SERVICE_UNAVAILABLE, "module-not-ready", text))
     }
 
-    /// The module cannot serve this interface at all.
-    fn not_routed(&self, error: &DispatchError) -> ErrorResponse {
+    /// The response if the module cannot serve this interface at all.
+    fn refuse_not_routed(&self, error: &DispatchError) -> ErrorResponse {
         let request = RequestId::new();
         self.shared.events.not_routed(request, &self.shared.endpoint.module, error);
         dispatch_error(request, error)
     }
 
-    /// The module's response cannot be sent. The status is 502, since this server is a gateway to the module.
-    fn invalid_reply(&self, context: &RequestContext, error: &reply::ReplyError) -> ErrorResponse {
+    /// The response if the module's cannot be sent. The status is 502, since this server is a gateway to the module.
+    fn refuse_invalid_reply(&self, context: &RequestContext, error: &reply::ReplyError) -> ErrorResponse {
         self.shared.events.invalid_reply(context, &self.shared.endpoint.module, error);
         ErrorResponse::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
-    /// There is no memory to keep the module's response until the client has read it. The module has done its work by
-    /// then.
-    fn reply_without_room(&self, context: &RequestContext, error: NoRoom) -> ErrorResponse {
+    /// The response if there is no memory to keep the module's until the client has read it. The module has done its
+    /// work by then.
+    fn refuse_reply_without_room(&self, context: &RequestContext, error: NoRoom) -> ErrorResponse {
         self.shared.events.no_room_for_reply(context, &self.shared.endpoint.module, error);
         let text = "too many and too large answers at the moment";
         ErrorResponse::new(context.id, StatusCode::SERVICE_UNAVAILABLE, "overloaded", text)
     }
 
-    fn panicked(&self, panic: &Panic) -> ErrorResponse {
+    fn report_panic(&self, panic: &Panic) -> ErrorResponse {
         let request = RequestId::new();
         self.shared.events.panicked(request, panic);
         dispatch_error(request, &DispatchError::Host(String::new()))
