@@ -89,7 +89,7 @@ impl Receiver {
         let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
         let Some(route) = dispatch.route()? else {
             self.events.no_module(&endpoint.module);
-            self.count(readings::Outcome::NotFound);
+            endpoint.count_without_module();
             return Err(DispatchError::NoSuchModule(endpoint.module.to_string()));
         };
         let request = Request { context, action: action.to_owned(), target, headers, body, body_room: None };

@@ -93,7 +93,7 @@ impl QueueWorker {
         self.cx.store.aside(move |store| store.look_for_calls(&name, &rules)).await
     }
 
-    /// Makes the calls due again whose attempts an earlier run of the process did not finish.
+    /// Makes the calls due at once that failed before the process started and wait for a retry.
     async fn resume(&self) -> Result<(), StoreError> {
         let (store, name) = (&self.cx.store, &self.cx.endpoint.interface);
         store.ready().await;
