@@ -5,14 +5,14 @@ use lapin::BasicProperties;
 use serde_json::Value;
 
 use super::config::GROUPS_MAX;
-use super::deliver::Receiver;
+use super::deliver::DeliveryReceiver;
 use super::interface::InterfaceCommand;
 use super::message::{PostageMessage, ReplyContent};
 use super::topology::QueueBinding;
 use super::verdict::DeliveryVerdict;
 use wasmcage_core::readings;
 
-impl Receiver {
+impl DeliveryReceiver {
     /// The bindings of the application's own queue to its groups.
     pub(super) fn groups(&self) -> Vec<QueueBinding> {
         let Some(application) = &self.config.application else { return Vec::new() };

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::deliver::Receiver;
+use super::deliver::DeliveryReceiver;
 use super::link::{BrokerLink, LiveConnection};
 use super::settle::settle;
 use super::verdict::DeliveryVerdict;
@@ -61,7 +61,7 @@ impl QueueConsumer {
     /// returns when those in flight are settled.
     pub(super) async fn run(
         self,
-        receiver: Arc<Receiver>,
+        receiver: Arc<DeliveryReceiver>,
         stop: CancellationToken,
         ended: impl Fn(String) + Send + Sync,
     ) {
@@ -75,7 +75,7 @@ impl QueueConsumer {
 
     async fn consume(
         mut self,
-        receiver: &Arc<Receiver>,
+        receiver: &Arc<DeliveryReceiver>,
         stop: CancellationToken,
         ended: &(impl Fn(String) + Send + Sync),
     ) {
@@ -114,7 +114,7 @@ impl QueueConsumer {
     }
 
     /// Starts to handle a delivery.
-    fn start(&self, receiver: &Arc<Receiver>, delivery: Delivery, in_flight: usize) -> PendingVerdict {
+    fn start(&self, receiver: &Arc<DeliveryReceiver>, delivery: Delivery, in_flight: usize) -> PendingVerdict {
         let tag = delivery.delivery_tag;
         let handled = handle(receiver.clone(), self.queue.clone(), delivery, self.live.clone());
         match in_flight < LOCAL_MAX {
@@ -125,7 +125,7 @@ impl QueueConsumer {
 }
 
 async fn handle(
-    receiver: Arc<Receiver>,
+    receiver: Arc<DeliveryReceiver>,
     queue: Arc<str>,
     delivery: Delivery,
     live: Arc<LiveConnection>,
@@ -153,7 +153,7 @@ async fn catch_panic(
 
 /// Runs the future on the next lane. If that lane is gone the process is ending, and the delivery returns to its queue.
 fn on_next_lane(
-    receiver: &Receiver,
+    receiver: &DeliveryReceiver,
     tag: u64,
     handled: impl Future<Output = (u64, DeliveryVerdict)> + Send + 'static,
 ) -> PendingVerdict {

@@ -29,7 +29,7 @@ use wasmcage_protocol::InterfaceContext;
 const RETURN_PAUSE: Duration = Duration::from_millis(500);
 
 /// The state that all deliveries of an interface share.
-pub(super) struct Receiver {
+pub(super) struct DeliveryReceiver {
     pub(super) config: AmqpConfig,
     pub(super) cx: InterfaceContext,
     pub(super) events: AmqpEvents,
@@ -39,7 +39,7 @@ pub(super) struct Receiver {
     pub(super) groups: Mutex<BTreeSet<String>>,
 }
 
-impl Receiver {
+impl DeliveryReceiver {
     pub(super) fn new(
         config: AmqpConfig,
         cx: InterfaceContext,

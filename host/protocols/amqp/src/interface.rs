@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::config::AmqpConfig;
 use super::consume::QueueConsumer;
-use super::deliver::Receiver;
+use super::deliver::DeliveryReceiver;
 use super::events::AmqpEvents;
 use super::link::{BrokerLink, LiveConnection, Purpose};
 use super::replies::ReplySender;
@@ -78,7 +78,7 @@ impl Interface for AmqpInterface {
         let events = AmqpEvents::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
         let (commands_tx, commands) = mpsc::channel(COMMANDS_MAX);
         let consumers = topology.queues.iter().map(|_| None).collect();
-        let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));
+        let receiver = Arc::new(DeliveryReceiver::new(self.config, cx.clone(), events, replies, commands_tx));
         let (problems, consumed, ending) = (Vec::new(), Vec::new(), Vec::new());
         ConsumeLoop { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, ending }
             .run()
@@ -91,7 +91,7 @@ struct ConsumeLoop {
     cx: InterfaceContext,
     link: Arc<BrokerLink>,
     publishing: Arc<BrokerLink>,
-    receiver: Arc<Receiver>,
+    receiver: Arc<DeliveryReceiver>,
     commands: mpsc::Receiver<InterfaceCommand>,
     /// The consumer of each queue, if it has one now.
     consumers: Vec<Option<AbortOnDropHandle<()>>>,

@@ -10,7 +10,7 @@ use lapin::message::Delivery;
 use serde_json::Value;
 
 use super::answer::HandlerAnswer;
-use super::deliver::Receiver;
+use super::deliver::DeliveryReceiver;
 use super::handlers::{Handler, ModuleFunction};
 use super::message::{PostageMessage, ReplyContent};
 use super::raw::delivery_headers;
@@ -19,7 +19,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings;
 use wasmcage_core::request::{Payload, Reply, RequestContext};
 
-impl Receiver {
+impl DeliveryReceiver {
     pub(super) async fn receive_postage(&self, delivery: Delivery) -> DeliveryVerdict {
         let message = match PostageMessage::read(&delivery.data) {
             Ok(message) => message,

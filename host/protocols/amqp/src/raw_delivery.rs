@@ -6,7 +6,7 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable};
 
-use super::deliver::Receiver;
+use super::deliver::DeliveryReceiver;
 use super::raw::{delivery_headers, property_headers, raw_reply};
 use super::verdict::{DeliveryVerdict, attempt};
 use wasmcage_core::request::RequestContext;
@@ -16,7 +16,7 @@ const ERROR_HEADER: &str = "error";
 /// The code when a module's reply cannot be sent.
 const INVALID_REPLY: &str = "invalid-reply";
 
-impl Receiver {
+impl DeliveryReceiver {
     pub(super) async fn receive_raw(&self, delivery: Delivery) -> DeliveryVerdict {
         let may_retry = attempt(&delivery) < self.config.attempts;
         let properties = &delivery.properties;
