@@ -1,8 +1,9 @@
-//! Messages of RabbitMQ through a `handler` guest, beside the client library alone on the same broker: consuming with
-//! acknowledgements, round trips of an rpc, publishing with confirms from many places.
+//! Compares messages of RabbitMQ through a `handler` guest with the client library alone on the same broker: consuming
+//! with acknowledgements, round trips of an RPC, and publishing with confirms by many callers.
 //!
-//! `AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F cargo bench -p wasmcage-benches --bench amqp` after `tests/run guests`. 200 bytes, transient;
-//! medians of interleaved rounds. Queues `bench-*` of that broker are deleted.
+//! `AMQP_URL=amqp://guest:guest@127.0.0.1:5672/%2F cargo bench -p wasmcage-benches --bench amqp` after `tests/run
+//! guests`. Messages have 200 bytes and are transient; the figures are medians of interleaved rounds. Queues `bench-*`
+//! of that broker are deleted.
 
 #![allow(
     clippy::unwrap_used,
@@ -118,7 +119,7 @@ fn cage(url: &str, queue: &str) -> BenchCage {
     BenchCage::start(&[("hello", "interface_in")], &toml).expect("the guests are built")
 }
 
-/// From the first message taken to the last: until the queue is empty and the cage idle.
+/// The time from the first message to the last, when the queue is empty and the cage idle.
 fn cage_consume(runtime: &Runtime, connection: &Connection, url: &str) -> Duration {
     let channel = runtime.block_on(fill(connection, "bench-cage"));
     let cage = cage(url, "bench-cage");
@@ -142,7 +143,7 @@ fn cage_consume(runtime: &Runtime, connection: &Connection, url: &str) -> Durati
     elapsed
 }
 
-/// Median of requests over direct reply-to, one after another.
+/// The median of requests over direct reply-to, one after the other.
 async fn ask(connection: &Connection, queue: &str) -> Duration {
     let channel = connection.create_channel().await.unwrap();
     let options = BasicConsumeOptions { no_ack: true, ..Default::default() };
@@ -210,7 +211,7 @@ async fn bare_publish(connection: &Connection) -> Duration {
     elapsed
 }
 
-/// What so many requests at once do, each publishing one message after the other, over the channels of the resource's pool.
+/// Measures concurrent requests that each publish one message after the other over the channels of the resource's pool.
 fn cage_publish(runtime: &Runtime, connection: &Connection, url: &str) -> Duration {
     let own = runtime.block_on(channel(connection));
     runtime.block_on(declare(&own, "bench-publish"));
@@ -231,7 +232,7 @@ fn cage_publish(runtime: &Runtime, connection: &Connection, url: &str) -> Durati
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
     };
-    // Makes instances and channels.
+    // The warm-up makes instances and channels.
     runtime.block_on(join_all((0..PUBLISHERS).map(|_| ask(10))));
     let begun = Instant::now();
     runtime.block_on(join_all((0..PUBLISHERS).map(|_| ask(MESSAGES as usize / PUBLISHERS))));

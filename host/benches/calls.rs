@@ -1,6 +1,8 @@
-//! Calls inside the process: into a `service`, from one guest to another, to another cage's; and a plain typed export.
+//! Measures calls within the process: of the host to a `service`, of a guest to another, and of a typed export through
+//! a binding.
 //!
-//! `cargo bench -p wasmcage-benches --bench calls` after `tests/run guests`. One call after another on one thread; medians.
+//! `cargo bench -p wasmcage-benches --bench calls` after `tests/run guests`. Calls run one after the other on one
+//! thread; the figures are medians.
 
 #![allow(
     clippy::unwrap_used,

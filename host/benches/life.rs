@@ -1,5 +1,5 @@
-//! A module's way from its file to the first answer, the start of a cage with many modules, a thousand swaps under load,
-//! and memory.
+//! Measures the time from a module's file to its first response, the start of a cage with many modules, a thousand
+//! swaps under load, and memory.
 //!
 //! `cargo bench -p wasmcage-benches --bench life` after `tests/run guests`.
 
@@ -50,13 +50,14 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// A number that no earlier run of this bench on this machine has used, so that its component was never compiled.
+/// A number that no earlier run of this bench on this machine has used, so that its component has not been compiled
+/// yet.
 fn unique(number: usize) -> usize {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as usize;
     10_000 + (std::process::id() as usize * 31 + seconds / 3600 * 7 + number * 1_009) % 89_999
 }
 
-/// Guest `hello` with another greeting of the same length.
+/// The guest `hello` with another greeting of the same length.
 fn greeting(number: usize) -> Vec<u8> {
     let from = b"Hello, world !";
     let mut bytes = std::fs::read(guest_file("hello").unwrap()).unwrap();
@@ -71,7 +72,7 @@ fn rename_into(cage: &BenchCage, bytes: &[u8]) {
     std::fs::rename(temporary, cage.directory().join("interface_web.wasm")).unwrap();
 }
 
-/// From the rename to the first answer of the new version, settling included.
+/// The time from the rename to the first response of the new version, including the wait until the file settles.
 fn overwrite(cage: &BenchCage, bytes: &[u8], number: usize) -> Duration {
     let expected = format!("Hello, v{number:05}!");
     let mut stream = TcpStream::connect(cage.address()).unwrap();
@@ -88,7 +89,7 @@ fn get(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n").unwrap();
     let mut buffer = [0; 1024];
     let mut text = String::new();
-    // The answer may come in two pieces, head and body.
+    // Head and body of the response may arrive separately.
     while !text.ends_with('!') {
         let read = stream.read(&mut buffer).unwrap();
         assert!(read > 0, "the server hung up: {text}");
@@ -132,7 +133,8 @@ fn swaps(cage: &BenchCage, variants: &[Vec<u8>]) {
     println!("| memory before and after them | {before} MiB, {} MiB |", resident_mib());
 }
 
-/// Answers, and answers of a version older than the one active when the request began. A failed request panics.
+/// Counts responses, and those of a version older than the one that was active when the request began. A failed request
+/// panics.
 fn client(address: SocketAddr, visible: &AtomicUsize, begun: &AtomicUsize, stop: &AtomicBool) -> (usize, usize) {
     let mut stream = TcpStream::connect(address).unwrap();
     let (mut served, mut old) = (0, 0);
@@ -153,12 +155,12 @@ fn many_modules() {
         std::fs::create_dir(root.path().join("bench")).unwrap();
         for number in 0..MODULES {
             let file = root.path().join("bench").join(format!("module{number}.wasm"));
-            // All different: nothing is loaded once for several.
+            // The modules differ, so that none is loaded for several.
             std::fs::write(file, greeting(20_000 + number)).unwrap();
         }
         root
     };
-    // Compiled by the first start, found compiled by the second.
+    // The first start compiles them, the second finds them compiled.
     wait_for(&BenchCage::start_in(prepare()));
     let root = prepare();
     let begun = Instant::now();
@@ -168,7 +170,7 @@ fn many_modules() {
     println!("| memory with them | {} MiB |", resident_mib());
 }
 
-/// What two looping guests and a memory bomb cost a module beside them, and when they end.
+/// Measures how two looping guests and a memory bomb slow a module beside them down, and when they are stopped.
 fn neighbours() {
     const TIMEOUT: Duration = Duration::from_millis(500);
     let toml = format!(

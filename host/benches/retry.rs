@@ -1,6 +1,8 @@
-//! Retried calls: durable accepts, and what a call costs from its acceptance to its end, whatever waits before and beside it.
+//! Measures retried calls: durable accepts, and the cost of a call from its acceptance to its end, with short and long
+//! queues.
 //!
-//! `cargo bench -p wasmcage-benches --bench retry`; `WASMCAGE_BENCH_PENDING` is the length of the long queue, 1,000,000 if not set.
+//! `cargo bench -p wasmcage-benches --bench retry`; `WASMCAGE_BENCH_PENDING` is the length of the long queue, 1,000,000
+//! if not set.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +23,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CALLERS: usize = 64;
 const ACCEPTS: usize = 40_000;
-/// Of which the cost is measured, one after the other.
+/// How many calls are measured, one after the other.
 const CALLS: usize = 300;
 const RULES: Rules = Rules {
     keep_order: false,
@@ -43,7 +45,7 @@ fn main() {
         let rate = ACCEPTS as f64 / begun.elapsed().as_secs_f64();
         println!("| durable accepts per second, {CALLERS} callers | {rate:.0} |");
         row(&store, ACCEPTS).await;
-        // Half of them ready, half waiting for their time.
+        // Half of the calls are ready, half wait for their time.
         accept_many(&store, (pending - ACCEPTS) / 2, Some(Duration::from_secs(3600))).await;
         accept_many(&store, (pending - ACCEPTS) / 2, None).await;
         row(&store, pending).await;
@@ -101,7 +103,7 @@ fn patience() -> Deadline {
     Deadline::after(Duration::from_secs(60))
 }
 
-/// What the process has in memory itself, pages of files not counted.
+/// The process's own memory, without pages of files.
 fn resident_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));

@@ -1,9 +1,10 @@
-//! Requests per second and latency of one "hello" through each way of serving it, side by side in one run.
+//! Measures requests per second and latency of a "hello", for each way of serving it, interleaved in one run.
 //!
-//! `cargo bench -p wasmcage-benches --bench serving` after `tests/run guests`. The load comes from `wrk` (Debian: `apt-get install wrk`) when
-//! it is on PATH, else from a small generator in this file. `wasmtime serve` takes part when `wasmtime` is on PATH (`cargo
-//! install wasmtime-cli --version 48.0.8`). Rounds are interleaved and medians printed, because machines drift; compare
-//! figures of one run only. `WASMCAGE_BENCH_SECONDS` (3) and `WASMCAGE_BENCH_ROUNDS` (3) change the length.
+//! `cargo bench -p wasmcage-benches --bench serving` after `tests/run guests`. The load comes from `wrk` (Debian:
+//! `apt-get install wrk`) when it is on PATH, else from a small generator in this file. `wasmtime serve` takes part
+//! when `wasmtime` is on PATH (`cargo install wasmtime-cli --version 48.0.8`). Rounds are interleaved and medians
+//! printed, because machines drift; compare figures of one run only. `WASMCAGE_BENCH_SECONDS` (3) and
+//! `WASMCAGE_BENCH_ROUNDS` (3) change the length.
 
 #![allow(
     clippy::unwrap_used,
@@ -25,7 +26,7 @@ use wasmcage_benches::{BenchCage, guest_file};
 
 const CONNECTIONS: usize = 64;
 
-/// As the program has it; for raw hyper too.
+/// The allocator of the program, also for raw hyper.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -78,24 +79,25 @@ fn main() {
     print_table(&mut figures);
 }
 
-/// Starts a server; none when this machine lacks what it needs.
+/// Starts a server; none if this machine lacks a program that it needs.
 type Start = fn() -> Option<Server>;
 
-/// A running server; stopped when it is dropped.
+/// A running server. Dropping it stops the server.
 struct Server {
     address: SocketAddr,
     stop: Stop,
 }
 
 impl Server {
-    /// Processor time that the server has used, user and system: less noisy than its speed on a shared machine.
+    /// The processor time that the server has used, user and system. It varies less than the speed on a shared machine.
     fn cpu(&self) -> Duration {
         let pid = match &self.stop {
             Stop::Process(child) => child.id(),
             Stop::Runtime { .. } | Stop::Cage { .. } => std::process::id(),
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        // Fields 14 and 15, counted after the program's name, which may hold spaces; 100 ticks a second on Linux.
+        // These are fields 14 and 15, counted after the program's name, which may have spaces; Linux has 100 ticks a
+        // second.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let ticks: u64 = [11, 12].into_iter().map(|field| fields[field].parse::<u64>().unwrap()).sum();
         Duration::from_millis(ticks * 10)
@@ -140,7 +142,7 @@ fn raw_hyper() -> Option<Server> {
                 let connection = hyper::server::conn::http1::Builder::new()
                     .timer(TokioTimer::new())
                     .serve_connection(TokioIo::new(stream), hello);
-                // The load generator hangs up when it has enough.
+                // The load generator closes its connections at the end.
                 let _ = connection.await;
             });
         }
@@ -158,7 +160,7 @@ fn cage(guest: &str, settings: &str) -> Option<Server> {
 
 fn wasmtime_serve(arguments: &[&str]) -> Option<Server> {
     let file = guest_file("wasi_http_p2")?;
-    // A port that was free a moment ago; nothing else here asks for one meanwhile.
+    // This port was free a moment ago, and nothing else in this bench opens one meanwhile.
     let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let child = Command::new("wasmtime")
         .args(["serve", "-Scli", "--addr", &address.to_string()])
@@ -184,7 +186,7 @@ struct Figure {
     per_second: f64,
     p50_us: f64,
     p99_us: f64,
-    /// Of the server, for each request.
+    /// The processor time of the server for each request.
     cpu_us: f64,
 }
 
@@ -222,7 +224,7 @@ fn parse_wrk(text: &str) -> Figure {
     Figure { per_second, p50_us: micros("50%"), p99_us: micros("99%"), cpu_us: 0.0 }
 }
 
-/// Without wrk: one thread, one request at a time on each connection.
+/// The load generator without wrk: one thread, with one request at a time on each connection.
 fn generate(address: SocketAddr, duration: Duration) -> Figure {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

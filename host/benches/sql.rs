@@ -1,8 +1,8 @@
-//! `select 1` in a guest's loop, beside the same statement on the same library from Rust: what modules pay for the way through
-//! the cage, its pool and JSON.
+//! Compares `select 1` in a guest's loop with the same statement through the same library from Rust: the cost of the
+//! cage, its pool and JSON.
 //!
-//! `cargo bench -p wasmcage-benches --bench sql` after `tests/run guests`. One call after another; rounds alternate, medians. PostgreSQL when
-//! `DATABASE_URL` names a server.
+//! `cargo bench -p wasmcage-benches --bench sql` after `tests/run guests`. Calls run one after
+//! the other, rounds alternate, and the figures are medians. PostgreSQL is measured if `DATABASE_URL` names a server.
 
 #![allow(
     clippy::unwrap_used,

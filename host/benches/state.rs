@@ -1,7 +1,8 @@
-//! The durable store: writes by many callers and by one, against one sync of the disk for each, and reads; the same by a
-//! module.
+//! Measures the durable store: writes by many callers and by one, compared with a disk sync for each write, and reads;
+//! and the same by a module.
 //!
-//! `cargo bench -p wasmcage-benches --bench state` after `tests/run guests`. In the directory for temporary files: `TMPDIR` chooses the disk.
+//! `cargo bench -p wasmcage-benches --bench state` after `tests/run guests`. Files are in the directory for temporary
+//! files, so `TMPDIR` chooses the disk.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,13 +25,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const VALUE_BYTES: usize = 200;
 const CALLERS: usize = 64;
-/// Of each measurement.
+/// The time of each measurement.
 const ROUND: Duration = Duration::from_secs(2);
 const ROUNDS: usize = 3;
-/// Of a module, in each call.
+/// How often a module repeats an operation in each call.
 const GETS: u32 = 20_000;
 const SETS: u32 = 200;
-/// With a disk that others use, too.
+/// A limit that is long enough even if others use the disk, too.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("keys");
 
@@ -75,7 +76,7 @@ fn main() {
     guests();
 }
 
-/// The same through a module, which repeats an operation in each call: what that costs, and not what the call does.
+/// Measures the same through a module. It repeats an operation in each call, so that the call itself hardly counts.
 fn guests() {
     let Some(cage) = BenchCage::start(&[("state_user", "user")], "") else {
         println!("not run: state of a module; the guests are not built");
@@ -97,7 +98,7 @@ fn guests() {
 struct Guest(BenchCage);
 
 impl Guest {
-    /// How long so many calls at once take, each of which does `function` so many times.
+    /// The time of so many concurrent calls, each of which repeats `function` so many times.
     fn calls(&self, callers: usize, function: &str, times: u32) -> Duration {
         let dispatcher = self.0.host().cage("bench").unwrap().dispatcher().clone();
         let begun = Instant::now();
@@ -140,7 +141,8 @@ fn repeat(mut work: impl FnMut(usize)) -> Measured {
     Measured::of(started, durations)
 }
 
-/// Into a file that has its size, as a log written in place has: the least that durability costs.
+/// Measures syncs of a file of constant size, such as a log that is written in place: the lower limit for durable
+/// writes.
 fn syncs(directory: &Path) -> Measured {
     let file = std::fs::File::create(directory.join("log")).unwrap();
     file.write_all_at(&vec![1; 16 << 20], 0).unwrap();

@@ -1,5 +1,5 @@
-//! wasmcage's own fabrics as echo servers and clients, each side a process of its own: this bench's binary again, with the
-//! arguments that `rpc_peers` takes. A native service answers, so that no guest is measured.
+//! wasmcage's own fabrics as echo servers and clients. Each side is a process of its own: this bench's binary with the
+//! arguments of `rpc_peers`. A native service answers, so that no guest is measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub(crate) const LANES: usize = 2;
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Certificates for both cages, for a year from now; directories for both.
+/// Makes certificates for both cages, valid for a year, and a directory for each.
 pub(crate) fn prepare(directory: &Path) {
     let authority = Authority::create(&directory.join("authority"), "default").unwrap();
     for cage in ["worker", "front"] {
@@ -36,7 +36,7 @@ pub(crate) fn prepare(directory: &Path) {
     }
 }
 
-/// `[interfaces.rpc]` of the cage that is called. `url`: of the NATS server.
+/// The configuration `[interfaces.rpc]` of the called cage; `url` is that of the NATS server.
 pub(crate) fn worker_toml(kind: &str, url: Option<&str>) -> String {
     match kind {
         "tls" => "[interfaces.rpc]\nlisten = \"127.0.0.1:0\"\nmulticast = false\n".to_owned(),
@@ -46,7 +46,7 @@ pub(crate) fn worker_toml(kind: &str, url: Option<&str>) -> String {
     }
 }
 
-/// `[interfaces.rpc]` of the cage that calls. `address` is what `serve` printed.
+/// The configuration `[interfaces.rpc]` of the calling cage; `address` is the one that `serve` printed.
 pub(crate) fn front_toml(kind: &str, address: &str) -> String {
     match kind {
         "tls" => format!("[interfaces.rpc]\npeers = {{ worker = [\"{address}\"] }}\nmulticast = false\n"),
@@ -60,7 +60,8 @@ fn nats_toml(url: &str) -> String {
     format!("[interfaces.rpc]\nfabric = \"nats\"\nnats = {{ url = \"{url}\" }}\n")
 }
 
-/// Where the cage meets others of its machine: with `tls`, each has a machine of its own as far as it can tell.
+/// The directory in which the cage finds others of its machine. With `tls` each cage has its own, as if on a machine of
+/// its own.
 pub(crate) fn meeting(directory: &Path, cage: &str, kind: &str) -> PathBuf {
     match kind {
         "tls" => directory.join(format!("run-{cage}")),
@@ -68,7 +69,7 @@ pub(crate) fn meeting(directory: &Path, cage: &str, kind: &str) -> PathBuf {
     }
 }
 
-/// Serves until the process ends. Returns what `load` has to be told.
+/// Serves until the process ends. Returns the address for `load`.
 pub(crate) async fn serve(kind: &str, directory: &Path, url: Option<&str>) -> String {
     fs::write(directory.join("worker/cage.toml"), worker_toml(kind, url)).unwrap();
     let fabric = open(directory, "worker", &meeting(directory, "worker", kind), lanes()).await;
@@ -81,7 +82,7 @@ pub(crate) async fn serve(kind: &str, directory: &Path, url: Option<&str>) -> St
     url.map_or_else(|| address.trim_start_matches("tls://").to_owned(), str::to_owned)
 }
 
-/// One line of JSON.
+/// Runs the load, and returns the figures as one line of JSON.
 pub(crate) async fn load(kind: &str, directory: &Path, address: &str, load: Load) -> String {
     fs::write(directory.join("front/cage.toml"), front_toml(kind, address)).unwrap();
     let lanes = lanes();
@@ -96,7 +97,7 @@ pub(crate) fn lanes() -> Arc<Lanes> {
     Arc::new(Lanes::start(LANES).unwrap())
 }
 
-/// The fabric that the cage's `cage.toml` asks for.
+/// Opens the fabric that the cage's `cage.toml` configures.
 pub(crate) async fn open(root: &Path, cage: &str, meeting: &Path, lanes: Arc<Lanes>) -> Arc<dyn Fabric> {
     let config = wasmcage::cage::load_config(root, cage, "bench", &wasmcage_bin::protocols()).unwrap();
     let rpc = RpcConfig::read(config.interfaces["rpc"].section.clone()).unwrap();
@@ -144,7 +145,7 @@ impl Echo for Client {
         }
     }
 
-    /// Calls are made on the lanes, as requests are served there.
+    /// Calls run on the lanes, on which requests are served.
     fn spawn<T: Send + 'static>(
         &self,
         caller: usize,

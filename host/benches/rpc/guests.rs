@@ -1,4 +1,4 @@
-//! A guest that calls a guest of another process: two hosts, each in a process of its own.
+//! Measures a guest that calls a guest of another process: two hosts, each in a process of its own.
 
 use std::fs;
 use std::path::Path;
@@ -21,13 +21,13 @@ const GUEST: &str = "service_echo";
 
 /// Medians, in microseconds.
 pub(crate) struct Figures {
-    /// Host to guest.
+    /// From the host to a guest.
     pub(crate) direct_us: f64,
-    /// Host to guest to guest of the other process.
+    /// From the host to a guest to a guest of the other process.
     pub(crate) through_us: f64,
 }
 
-/// None when the guests are not built.
+/// Measures these calls; none if the guests are not built.
 pub(crate) fn measure(kind: &str) -> Option<Figures> {
     guest_file(GUEST)?;
     let directory = tempfile::tempdir().unwrap();
@@ -42,8 +42,8 @@ pub(crate) fn measure(kind: &str) -> Option<Figures> {
     Some(Figures { direct_us: figure("direct_us"), through_us: figure("through_us") })
 }
 
-/// The called side. Returns its address with the host, which serves as long as it lives. Over Unix sockets the caller
-/// finds it by itself.
+/// Starts the called side. Returns the host and its address; the host serves until it is dropped. Over Unix sockets the
+/// caller needs no address.
 pub(crate) async fn serve(kind: &str, directory: &Path) -> (Host, String) {
     let host = start(kind, directory, "worker", &worker_toml(kind, None)).await;
     let address = host.serving().into_iter().find(|line| line.address.starts_with("tls://"));
@@ -51,7 +51,7 @@ pub(crate) async fn serve(kind: &str, directory: &Path) -> (Host, String) {
     (host, address)
 }
 
-/// The calling side. Prints one line of JSON.
+/// Runs the calling side, and returns the figures as one line of JSON.
 pub(crate) async fn load(kind: &str, directory: &Path, address: &str) -> String {
     let permission = format!("[modules.{GUEST}]\nallow = {{ cages = [\"worker\"] }}\n");
     let host = start(kind, directory, "front", &(front_toml(kind, address) + &permission)).await;
@@ -74,7 +74,7 @@ async fn start(kind: &str, directory: &Path, cage: &str, toml: &str) -> Host {
     Host::start(options).await.unwrap()
 }
 
-/// One call after the other on one lane, where requests are served; the median.
+/// The median of calls, one after the other, on one lane.
 async fn calls(host: &Host, function: &'static str, arguments: Payload) -> Duration {
     let dispatcher = host.cage("front").unwrap().dispatcher().clone();
     let calls = async move {

@@ -1,11 +1,12 @@
-//! Calls between processes: wasmcage's fabrics beside raw frames, tarpc, tonic and async-nats, all over loopback, each side
-//! a process of its own; a guest that calls a guest of another process; a thousand advertised cages.
+//! Measures calls between processes: wasmcage's fabrics beside raw frames, tarpc, tonic and async-nats, all over
+//! loopback, each side in a process of its own; a guest that calls a guest of another process; a thousand advertised
+//! cages.
 //!
-//! `cargo bench -p wasmcage-benches --bench rpc` after `tests/run guests`. Rounds are interleaved and medians printed, because machines drift;
-//! compare figures of one run only. `WASMCAGE_BENCH_SECONDS` (2) and `WASMCAGE_BENCH_ROUNDS` (3) change the length.
-//! The others are in `benches/rpc_peers`, a package of its own that is built here. `NATS_SERVER` may name a server.
-//! Every peer has one connection and a runtime of two threads. A lan cage has a connection for each of its two lanes, and so
-//! have the raw frames "as lanes", which show what of the difference is the lanes' doing.
+//! `cargo bench -p wasmcage-benches --bench rpc` after `tests/run guests`. Rounds are interleaved and medians printed,
+//! because machines drift; compare figures of one run only. `WASMCAGE_BENCH_SECONDS` (2) and `WASMCAGE_BENCH_ROUNDS`
+//! (3) change the length. The others are in `benches/rpc_peers`, a package of its own that is built here. `NATS_SERVER`
+//! may name a server. Every peer has one connection and a runtime of two threads. A lan cage has a connection for each
+//! of its two lanes, and so have the raw frames "as lanes", which show how much of the difference is due to the lanes.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +31,7 @@ use wasmcage_core::telemetry::{self, TerminalOptions};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Body bytes, callers, callers with big bodies beside them.
+/// The bytes of a body, the callers, and the callers with big bodies beside them.
 const CELLS: [(usize, usize, usize); 5] = [(200, 1, 0), (200, 16, 0), (200, 64, 0), (64 << 10, 16, 0), (200, 1, 8)];
 const BIG_BYTES: usize = 900_000;
 const SEQUENTIAL: usize = 0;
@@ -68,12 +69,12 @@ fn main() {
     goals.print();
 }
 
-/// As another process of this bench; false when the arguments ask for no such part.
+/// Runs as another process of this bench; false if the arguments name no such part.
 fn part(arguments: &[&str]) -> bool {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let serving = |line: &str| {
         println!("{line}");
-        // Until whoever started this process closes its end.
+        // This ends when the starting process closes its side.
         std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
     };
     telemetry::install(TerminalOptions::off());
@@ -112,12 +113,12 @@ fn part(arguments: &[&str]) -> bool {
         }
         _ => return false,
     }
-    // What still runs in the background has no part in the figures.
+    // Work that is still running in the background must not count.
     runtime.shutdown_background();
     true
 }
 
-/// Native echo services of every kind under the same loads.
+/// Measures native echo services of every kind under the same loads.
 fn echo(duration: Duration, rounds: u64, goals: &mut Goals) {
     let directory = tempfile::tempdir().unwrap();
     let nats = NatsServer::start();
@@ -159,7 +160,7 @@ fn echo(duration: Duration, rounds: u64, goals: &mut Goals) {
     goals.least("nats, 200 B, 64 callers: rate of async-nats'", ratio(SIXTY_FOUR, NATS, REQUESTS, rate), 0.8);
 }
 
-/// All that this machine can run, with their servers running.
+/// All kinds that this machine can run, with running servers.
 fn contestants(directory: &Path, nats: Option<&NatsServer>) -> Vec<Contestant> {
     let this = processes::this();
     let fabric = |name, kind: &'static str, url| {
@@ -199,7 +200,7 @@ fn peers(directory: &Path) -> Option<(PathBuf, PathBuf)> {
     Some((program, keys))
 }
 
-/// Guest to guest of another process, beside the round trip of raw hyper.
+/// Measures calls from guest to guest of another process, beside the round trip of raw hyper.
 fn guests(duration: Duration, rounds: u64, goals: &mut Goals) {
     let directory = tempfile::tempdir().unwrap();
     let hyper = peers(directory.path()).map(|(program, keys)| Contestant::start("", &program, "http1", keys, None));
@@ -232,14 +233,14 @@ fn guests(duration: Duration, rounds: u64, goals: &mut Goals) {
     goals.most("guest to remote guest, mutual TLS: p50 of raw hyper's", hyper.map(|hyper| inner / hyper), 2.0);
 }
 
-/// A cage among a thousand.
+/// Measures a cage among a thousand others.
 fn many(goals: &mut Goals) {
     println!("\n| a cage among 1,000 others | found | one looked up us | all listed us | idle, % of a core |");
     println!("|---|---|---|---|---|");
     for way in ["registry", "multicast"] {
         let many::Figures { found, lookup_us, list_us, idle_percent } = many::measure(way);
         println!("| {way} | {found} | {lookup_us:.2} | {list_us:.0} | {idle_percent:.2} |");
-        // Of a thousand announcements at once, some are lost and made good by later ones.
+        // Of a thousand announcements at once some are lost, and later ones replace them.
         let of_all = |value| (found * 100 >= many::CAGES as u64 * 99).then_some(value);
         goals.most(&format!("1,000 cages by {way}: lookup us"), of_all(lookup_us), 1.0);
         goals.most(&format!("1,000 cages by {way}: idle % of a core"), of_all(idle_percent), 1.0);
@@ -252,7 +253,7 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Of each figure by itself.
+/// The median of each figure by itself.
 fn median_of(list: &[Measured]) -> Measured {
     let of = |value: fn(&Measured) -> f64| median(list.iter().map(value));
     Measured {
@@ -263,7 +264,7 @@ fn median_of(list: &[Measured]) -> Measured {
     }
 }
 
-/// What was to be reached, and whether it was.
+/// The goals, each with a text that says whether it was reached.
 struct Goals(Vec<String>);
 
 impl Goals {

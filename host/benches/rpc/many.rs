@@ -1,4 +1,5 @@
-//! What a thousand advertised cages cost a cage that does not call them: to look one up, to list all, and to be idle.
+//! Measures the cost of a thousand advertised cages for a cage that does not call them: looking one up, listing all,
+//! and idling.
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
@@ -20,20 +21,20 @@ pub(crate) const CAGES: usize = 1_000;
 const LOOKUPS: u32 = 1_000_000;
 const LISTS: u32 = 100;
 const FOUND_WITHIN: Duration = Duration::from_secs(30);
-/// After the last was found, until what it set off is over.
+/// The pause after the last cage was found, until the work that it caused is over.
 const SETTLE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Figures {
-    /// Fewer than all when they did not appear in time.
+    /// Fewer than all if they did not appear in time.
     pub(crate) found: u64,
     pub(crate) lookup_us: f64,
     pub(crate) list_us: f64,
-    /// Of one core.
+    /// The share of one core.
     pub(crate) idle_percent: f64,
 }
 
-/// `way`: `registry` or `multicast`.
+/// Measures with `way`, which is `registry` or `multicast`.
 pub(crate) fn measure(way: &str) -> Figures {
     let directory = tempfile::tempdir().unwrap();
     let port = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port().to_string();
@@ -56,7 +57,7 @@ fn name(number: usize) -> String {
     format!("cage_{number}")
 }
 
-/// Cages as others see them: sockets that listen, or announcements. They last as long as what is returned.
+/// Advertises cages by listening sockets or announcements, until the returned value is dropped.
 pub(crate) fn advertise(way: &str, directory: &Path, port: u16) -> Vec<Box<dyn std::any::Any>> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -68,7 +69,7 @@ pub(crate) fn advertise(way: &str, directory: &Path, port: u16) -> Vec<Box<dyn s
         }
         let local = Local { flock: "default".into(), cage: name(number).into(), copy, node: "bench".into() };
         let settings = MulticastSettings { port, loopback_only: true };
-        // The daemon, one for all of them, takes so many commands at once and no more.
+        // The daemon is one for all cages and accepts only so many commands at once.
         let multicast = patiently(|| Multicast::start(settings, local.clone(), Arc::new(|_| {})));
         patiently(|| multicast.announce((Ipv4Addr::LOCALHOST, 1).into()));
         Box::new(multicast)
@@ -87,10 +88,10 @@ fn patiently<T, E: std::fmt::Debug>(attempt: impl Fn() -> Result<T, E>) -> T {
     }
 }
 
-/// The cage that looks. Prints one line of JSON.
+/// Runs the cage that finds the others, and prints one line of JSON.
 pub(crate) async fn look(way: &str, directory: &Path, port: u16) -> String {
     let multicast = way == "multicast";
-    // Without keys nobody on the network is looked for.
+    // Without keys there is no discovery on the network.
     prepare(directory);
     let toml = format!(
         "[interfaces.rpc]\nmulticast = {multicast}\nmulticast_loopback = {multicast}\nmulticast_port = {port}\n"
@@ -112,7 +113,7 @@ pub(crate) async fn look(way: &str, directory: &Path, port: u16) -> String {
     json!({ "found": found.len(), "lookup_us": lookup, "list_us": list, "idle_percent": idle * 100.0 }).to_string()
 }
 
-/// Microseconds for each time.
+/// The mean microseconds of a repetition.
 fn each(times: u32, work: impl Fn()) -> f64 {
     let begun = Instant::now();
     (0..times).for_each(|_| work());

@@ -1,4 +1,5 @@
-//! The processes that the bench measures: started with arguments, known by the address they print, ended when dropped.
+//! The processes that the bench measures. They are started with arguments, print their address, and are ended when
+//! dropped.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use serde_json::Value;
 use crate::load::Load;
 use wasmcage_benches::target;
 
-/// One way of having bodies echoed.
+/// One kind of echo service.
 pub(crate) struct Contestant {
     pub(crate) name: &'static str,
     program: PathBuf,
@@ -21,7 +22,7 @@ pub(crate) struct Contestant {
 }
 
 impl Contestant {
-    /// Starts its server. `directory` has its keys.
+    /// Starts the server. `directory` has its keys.
     pub(crate) fn start(
         name: &'static str,
         program: &Path,
@@ -52,24 +53,24 @@ impl Contestant {
     }
 }
 
-/// What `Figures` of the load are here.
+/// The `Figures` of the load, as this bench reads them.
 #[derive(Clone, Copy)]
 pub(crate) struct Measured {
     pub(crate) per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
-    /// Of the client's process, for each call.
+    /// The processor time of the client's process for each call.
     pub(crate) cpu_us: f64,
 }
 
-/// A process that prints a line when it is ready, and ends when its input does.
+/// A process that prints a line when it is ready, and ends when its input is closed.
 pub(crate) struct Server {
     process: Child,
     input: Option<ChildStdin>,
 }
 
 impl Server {
-    /// The process and its line.
+    /// Starts the process, and returns it with its line.
     pub(crate) fn start(mut command: Command) -> (Self, String) {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (process.stdin.take(), process.stdout.take().unwrap());
@@ -87,7 +88,7 @@ impl Drop for Server {
     }
 }
 
-/// A NATS server of its own, ended when dropped.
+/// A NATS server for this bench; dropping it ends the server.
 pub(crate) struct NatsServer {
     process: Child,
     pub(crate) url: String,
@@ -95,7 +96,7 @@ pub(crate) struct NatsServer {
 }
 
 impl NatsServer {
-    /// `NATS_SERVER` names the program; none when it cannot be started.
+    /// Starts the program that `NATS_SERVER` names; none if it cannot be started.
     pub(crate) fn start() -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".into());
@@ -122,19 +123,19 @@ impl Drop for NatsServer {
     }
 }
 
-/// This binary, to be another process of the bench.
+/// This binary, to be started as another process of the bench.
 pub(crate) fn this() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// The line of JSON that a process prints.
+/// Runs a process, and reads the line of JSON that it prints.
 pub(crate) fn json(mut command: Command) -> Value {
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().unwrap();
     assert!(output.status.success(), "{command:?} failed");
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// The program that the peers are in, built beside this one; none when it cannot be.
+/// Builds the program of the peers beside this one; none if that fails.
 pub(crate) fn peers() -> Option<PathBuf> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/rpc_peers/Cargo.toml");
     let built = target().with_file_name("rpc-peers");

@@ -1,4 +1,4 @@
-//! What the benches share: a cage in this process, its guests, medians.
+//! Shared by the benches: a cage in this process, its guests, medians.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot be set up has nothing to measure")]
 
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use wasmcage::host::{Host, HostOptions};
 use wasmcage_core::telemetry::{self, TerminalOptions};
 
-/// A started host in a directory of its own; stopped when it is dropped.
+/// A running host in a directory of its own. Dropping it stops the host.
 pub struct BenchCage {
     host: Option<Host>,
     pub runtime: tokio::runtime::Runtime,
@@ -16,7 +16,7 @@ pub struct BenchCage {
 }
 
 impl BenchCage {
-    /// Cage `bench` with these guests as modules and this `cage.toml`; none when a guest is not built.
+    /// Starts the cage `bench` with these guests as modules and this `cage.toml`; none if a guest is not built.
     pub fn start(modules: &[(&str, &str)], toml: &str) -> Option<Self> {
         telemetry::install(TerminalOptions::off());
         let root = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ impl BenchCage {
         self.root.path().join("bench")
     }
 
-    /// Address of the only interface.
+    /// The address of the only interface.
     pub fn address(&self) -> std::net::SocketAddr {
         let serving = self.host().serving();
         serving[0].address.trim_start_matches("http://").trim_end_matches('/').parse().unwrap()
@@ -64,7 +64,7 @@ pub fn guest_file(name: &str) -> Option<PathBuf> {
     file.is_file().then_some(file)
 }
 
-/// `target/release`: a bench binary is in its `deps`.
+/// The directory `target/release`; a bench binary is in its `deps`.
 pub fn target() -> PathBuf {
     let binary = std::env::current_exe().unwrap();
     binary.parent().and_then(Path::parent).unwrap().to_owned()

@@ -19,12 +19,12 @@ macro_rules! protocols {
 /// Every protocol that this build has, and the names of those that it was built without.
 pub fn protocols() -> Protocols {
     protocols! {
-        "amqp": wasmcage_amqp::Amqp,
-        "file": wasmcage_file::File,
-        "http": wasmcage_http::Http,
-        "retry": wasmcage_retry::Retry,
-        "schedule": wasmcage_schedule::Schedule,
-        "sql": wasmcage_sql::Sql,
+        "amqp": wasmcage_amqp::AmqpProtocol,
+        "file": wasmcage_file::FileProtocol,
+        "http": wasmcage_http::HttpProtocol,
+        "retry": wasmcage_retry::RetryProtocol,
+        "schedule": wasmcage_schedule::ScheduleProtocol,
+        "sql": wasmcage_sql::SqlProtocol,
     }
 }
 

@@ -50,8 +50,8 @@ impl Body for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(of_body(&error)))),
-            // hyper takes a reset without an error for an end in good order, which it is only after the end of the body: RFC
-            // 9113 section 8.1. Proxies send it when the server behind them broke off.
+            // hyper takes a reset without an error for an end in good order, which it is only after the end of the
+            // body: RFC 9113 section 8.1. Proxies send it when the server behind them broke off.
             Poll::Ready(None) if this.http2 && !this.incoming.is_end_stream() => {
                 this.http2 = false;
                 let error = WebError::new(WebErrorKind::Disconnected, "the server reset the answer before its end");

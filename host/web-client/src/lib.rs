@@ -1,7 +1,8 @@
 //! Requests to servers outside: connections that are kept and used again, limits of time and size, errors that say what
 //! went wrong where. Used by resources of the protocol that speaks HTTP and by guests' own requests; knows neither.
 //!
-//! `connect.rs` makes connections, `proxy.rs` those through a proxy, `tls.rs` secures them, `body.rs` bounds what comes back, `error.rs` names failures.
+//! `connect.rs` makes connections, `proxy.rs` those through a proxy, `tls.rs` secures them, `body.rs` bounds what comes
+//! back, `error.rs` names failures.
 
 mod body;
 mod connect;
@@ -28,7 +29,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 pub use self::body::ResponseBody;
 use self::connect::{Connector, Uses};
 pub use self::error::{WebError, WebErrorKind};
-pub use self::tls::{Tls, TlsFileError};
+pub use self::tls::{Tls, TlsFileError, client_config};
 use wasmcage_config::Proxy;
 use wasmcage_core::request::Deadline;
 
@@ -101,8 +102,8 @@ impl Client {
         Self { pool: builder.build(Connector::new(settings, proxy.clone())), proxy }
     }
 
-    /// Resolves when the response's head is there. `head` has an absolute URI. A request without side effects that met a
-    /// kept connection just when the server closed it is sent again, if its body is whole.
+    /// Resolves when the response's head is there. `head` has an absolute URI. A request without side effects that met
+    /// a kept connection just when the server closed it is sent again, if its body is whole.
     ///
     /// # Errors
     /// See the kinds.

@@ -1,4 +1,4 @@
-//! HTTP/1.1 by hyper, without TLS: the round trip that calls between guests are held against.
+//! HTTP/1.1 by hyper, without TLS: the round trip with which calls between guests are compared.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::load::Echo;
 
-/// Answers until the peer closes.
+/// Serves a connection until the peer closes it.
 pub async fn serve(stream: TcpStream) -> Result<()> {
     let echo = service_fn(async |request: Request<Incoming>| {
         let body = request.into_body().collect().await?.to_bytes();
@@ -25,7 +25,7 @@ pub async fn serve(stream: TcpStream) -> Result<()> {
     Ok(Builder::new().serve_connection(TokioIo::new(stream), echo).await?)
 }
 
-/// A request waits for the one before it.
+/// A client with one connection; each request waits for the one before it.
 #[derive(Clone)]
 pub struct Client(Arc<Mutex<SendRequest<Full<Bytes>>>>);
 

@@ -1,4 +1,5 @@
-//! The load all peers get: some callers, one body size, a time; rate, latencies and CPU of this process.
+//! The load for all peers: a number of callers, a body size and a time. The results are rate, latencies and CPU time of
+//! this process.
 //!
 //! Compiled into `rpc_peers` and, by its path, into the bench `rpc`, so that every figure comes from the same loop.
 
@@ -16,10 +17,10 @@ const WARM_UP: Duration = Duration::from_millis(200);
 
 /// A client of an echo service on the other side of one connection.
 pub(crate) trait Echo: Clone + Send + Sync + 'static {
-    /// The length of what came back, or what went wrong.
+    /// Sends a body, and returns the length of the response or the error.
     fn call(&self, body: Bytes) -> impl Future<Output = Result<usize, String>> + Send;
 
-    /// Where the caller of this number runs.
+    /// Spawns the caller with this number.
     fn spawn<T: Send + 'static>(
         &self,
         _caller: usize,
@@ -34,7 +35,7 @@ pub(crate) struct Load {
     pub(crate) body_bytes: usize,
     pub(crate) callers: usize,
     pub(crate) duration: Duration,
-    /// Callers that are not counted: what the counted calls have to live beside.
+    /// Callers whose calls are not counted: the load beside the counted ones.
     pub(crate) beside: usize,
     pub(crate) beside_body_bytes: usize,
 }
@@ -43,12 +44,12 @@ pub(crate) struct Figures {
     pub(crate) calls_per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
-    /// CPU time of the client's process, the callers beside included.
+    /// The CPU time of the client's process, including the callers that are not counted.
     pub(crate) cpu_us_per_call_client: f64,
 }
 
 impl Figures {
-    /// One line of JSON.
+    /// One line of JSON with the figures.
     pub(crate) fn to_json(&self) -> String {
         format!(
             "{{\"calls_per_second\":{:.0},\"p50_us\":{:.1},\"p99_us\":{:.1},\"cpu_us_per_call_client\":{:.2}}}",
@@ -89,7 +90,7 @@ pub(crate) async fn run(client: impl Echo, load: Load) -> Result<Figures, String
     })
 }
 
-/// One caller: the next call begins when the last one is answered.
+/// Runs one caller, which begins the next call when the last one is answered.
 async fn calls(client: impl Echo, body_bytes: usize, over: Arc<AtomicBool>) -> Result<Vec<Duration>, String> {
     let body = Bytes::from(vec![b'x'; body_bytes]);
     let mut latencies = Vec::with_capacity(1 << 16);
@@ -112,13 +113,13 @@ async fn gather(callers: Vec<JoinHandle<Result<Vec<Duration>, String>>>) -> Resu
     Ok(all)
 }
 
-/// Microseconds at this share of the sorted latencies.
+/// The latency in microseconds at this share of the sorted ones.
 fn at(sorted: &[Duration], share: f64) -> f64 {
     let index = (sorted.len() as f64 * share) as usize;
     sorted.get(index.min(sorted.len().saturating_sub(1))).map_or(f64::NAN, |latency| latency.as_secs_f64() * 1e6)
 }
 
-/// Of this process so far.
+/// The CPU time of this process so far.
 pub(crate) fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

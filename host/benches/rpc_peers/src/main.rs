@@ -5,8 +5,8 @@
 //! rpc_peers serve KIND DIR [URL]                          prints its address, answers until its input is closed
 //! rpc_peers load KIND DIR ADDRESS BYTES CALLERS SECONDS   prints one line of JSON
 //! ```
-//! The address is a port of 127.0.0.1; with kind `nats`, that of the NATS server. `benches/rpc` takes the same arguments
-//! for wasmcage's own fabrics.
+//! The address is a port of 127.0.0.1; with kind `nats`, that of the NATS server. `benches/rpc` takes the same
+//! arguments for wasmcage's own fabrics.
 
 mod http1;
 mod load;
@@ -47,16 +47,16 @@ enum Command {
     /// Answer until standard input is closed.
     Serve {
         kind: Kind,
-        /// With the keys.
+        /// The directory with the keys.
         directory: PathBuf,
-        /// Of the NATS server; the others listen on a free port.
+        /// The URL of the NATS server; other kinds listen on a free port.
         url: Option<String>,
     },
     /// Call over one connection and print the figures.
     Load {
         kind: Kind,
         directory: PathBuf,
-        /// What `serve` printed.
+        /// The address that `serve` printed.
         address: String,
         bytes: usize,
         callers: usize,
@@ -103,7 +103,7 @@ fn main() -> Result<()> {
     })
 }
 
-/// What `load` needs to find this server.
+/// Starts a server, and returns the address for `load`.
 async fn serve(kind: Kind, keys: PathBuf, url: Option<String>) -> Result<String> {
     if kind == Kind::Nats {
         let url = url.context("nats needs the address of its server")?;
@@ -169,7 +169,7 @@ async fn serve_connection(kind: Kind, stream: TcpStream, tls: TlsAcceptor) {
     }
 }
 
-/// A client that leaves without closing its TLS session is not news.
+/// Returns whether a client has left without closing its TLS session, which is no error here.
 fn is_hang_up(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
@@ -187,7 +187,7 @@ async fn call(kind: Kind, address: &str, keys: &Path, load: Load) -> Result<Stri
     Ok(figures.map_err(|error| anyhow!(error))?.to_json())
 }
 
-/// A connection for each thread, made there.
+/// Makes a connection for each thread, on that thread.
 async fn connect_each(address: &str, keys: &Path) -> Result<raw::Clients> {
     let threads = Arc::new(Threads::start()?);
     let mut clients = Vec::new();

@@ -8,7 +8,7 @@ use crate::load::Echo;
 
 const SUBJECT: &str = "rpc_peers.echo";
 
-/// Subscribed when this returns; answers in the background until the server goes.
+/// Subscribes, and answers in the background until the server ends.
 pub async fn serve(url: &str) -> Result<()> {
     let client = async_nats::connect(url).await.with_context(|| format!("cannot connect to {url}"))?;
     let mut requests = client.queue_subscribe(SUBJECT, "echo".to_owned()).await?;
@@ -18,7 +18,7 @@ pub async fn serve(url: &str) -> Result<()> {
             let client = client.clone();
             tokio::spawn(async move {
                 if let Some(reply) = request.reply {
-                    // Fails when the connection is gone; the caller sees no answer.
+                    // This fails if the connection is lost; the caller then gets no answer.
                     let _ = client.publish(reply, request.payload).await;
                 }
             });

@@ -1,6 +1,7 @@
-//! The least that multiplexes: `[length u32][id u64][body]`, a task per request, writes gathered into one.
+//! A minimal multiplexing protocol: frames `[length u32][id u64][body]`, a task for each request, several frames in one
+//! write.
 //!
-//! No deadlines, no flow control, no permissions: the floor that an rpc with all of them is held against.
+//! It has no deadlines, flow control or permissions: the lower limit with which an RPC that has them is compared.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -20,12 +21,12 @@ use crate::threads::Threads;
 type Message = (u64, Bytes);
 
 const QUEUED_MAX: usize = 1024;
-/// Messages are gathered into one write up to this many bytes.
+/// The most bytes of messages that are joined into one write.
 const WRITE_BYTES: usize = 64 << 10;
-/// Longer bodies are written from where they are.
+/// Longer bodies are not copied, but written by themselves.
 const COPIED_BYTES_MAX: usize = 8 << 10;
 
-/// Answers until the peer closes.
+/// Serves a connection until the peer closes it.
 pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Result<()> {
     let (mut reader, writer) = tokio::io::split(stream);
     let (answers, outgoing) = mpsc::channel(QUEUED_MAX);
@@ -34,7 +35,7 @@ pub async fn serve(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Resu
     while let Some((id, body)) = read(&mut reader, &mut buffer).await? {
         let answers = answers.clone();
         tokio::spawn(async move {
-            // Fails when the connection is gone, and the caller with it.
+            // This fails if the connection is lost, and the caller with it.
             let _ = answers.send((id, body)).await;
         });
     }
@@ -61,7 +62,7 @@ impl Client {
             let mut buffer = BytesMut::with_capacity(WRITE_BYTES);
             while let Ok(Some((id, body))) = read(&mut reader, &mut buffer).await {
                 if let Some(caller) = answered.waiting.lock().remove(&id) {
-                    // Fails when the caller gave up.
+                    // This fails if the caller has given up.
                     let _ = caller.send(body);
                 }
             }
@@ -81,7 +82,7 @@ impl Echo for Client {
     }
 }
 
-/// A client for each thread, with callers that stay on theirs.
+/// A client for each thread; each caller stays on its thread.
 #[derive(Clone)]
 pub struct Clients {
     pub clients: Arc<[Client]>,
@@ -89,7 +90,7 @@ pub struct Clients {
 }
 
 tokio::task_local! {
-    /// Which of the clients its calls go through.
+    /// The index of the client that a caller uses.
     static CLIENT: usize;
 }
 

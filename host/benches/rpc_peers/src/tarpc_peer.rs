@@ -15,7 +15,7 @@ use crate::load::Echo;
 const IN_FLIGHT_MAX: usize = 1024;
 const FRAME_BYTES_MAX: usize = 16 << 20;
 
-// `ByteBuf`: a `Vec<u8>` would go through bincode one number at a time.
+// `ByteBuf`, since bincode encodes a `Vec<u8>` byte by byte.
 #[tarpc::service]
 trait EchoService {
     async fn echo(body: ByteBuf) -> ByteBuf;
@@ -34,7 +34,7 @@ fn frames() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(FRAME_BYTES_MAX).new_codec()
 }
 
-/// Answers until the peer closes.
+/// Serves a connection until the peer closes it.
 pub async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let framed = tarpc::tokio_util::codec::Framed::new(stream, frames());
     let transport = serde_transport::new(framed, Bincode::default());

@@ -6,7 +6,7 @@ use tokio::runtime::{Builder, Handle};
 
 const THREADS: usize = 2;
 
-/// They end with the process.
+/// The threads, which end with the process.
 pub struct Threads {
     handles: [Handle; THREADS],
     next: AtomicUsize,
@@ -29,7 +29,7 @@ impl Threads {
         &self.handles[thread]
     }
 
-    /// In turn.
+    /// The next thread, in turn.
     pub fn next(&self) -> &Handle {
         self.handle(self.next.fetch_add(1, Ordering::Relaxed) % THREADS)
     }

@@ -1,4 +1,4 @@
-//! Certificates for both sides and a mutual TLS 1.3 stream between them; with the peers that go without, a plain one.
+//! Certificates for both sides, and a mutual TLS 1.3 stream between them, or a plain stream for kinds without TLS.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-/// The name in the one certificate both sides show.
+/// The name in the certificate, which both sides share.
 pub const NAME: &str = "peer.rpc-peers.test";
 
 /// Writes `ca.pem`, `cert.pem` and `key.pem`.

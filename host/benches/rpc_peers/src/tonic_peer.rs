@@ -70,7 +70,7 @@ pub async fn serve(listener: TcpListener, keys: &Path) -> Result<()> {
     let (identity, ca) = identity(keys)?;
     let connections = TcpListenerStream::new(listener).map(|connection| {
         connection.inspect(|stream| {
-            // Without it a small answer may wait 40 ms; nothing is lost when the option is refused.
+            // Without this option a small answer may be delayed by 40 ms; it does no harm if the option is refused.
             let _ = stream.set_nodelay(true);
         })
     });

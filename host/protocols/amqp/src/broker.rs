@@ -1,23 +1,20 @@
-//! Which broker, who we are to it, and TLS: the keys that interfaces and resources share. Files are read when the
-//! configuration is.
+//! The configuration that interfaces and resources share: the broker's address, the user, and TLS. Certificates are
+//! read with the configuration.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 
 use super::value::{FRAME_BYTES_MAX, short};
 use wasmcage_config::Section;
-use wasmcage_core::regular_file;
+use wasmcage_web_client::{TlsFileError, client_config};
 
 const PORT: u16 = 5672;
 const TLS_PORT: u16 = 5671;
 
-/// How to reach a broker.
+/// The address of a broker, and how to connect to it.
 #[derive(Clone)]
 pub(super) struct Broker {
     pub(super) host: String,
@@ -25,20 +22,20 @@ pub(super) struct Broker {
     pub(super) vhost: String,
     pub(super) user: String,
     pub(super) password: String,
-    pub(super) tls: Option<Tls>,
-    /// Of a message that comes in; longer ones are refused.
+    pub(super) tls: Option<BrokerTls>,
+    /// The longest body of an incoming message; longer ones are rejected.
     pub(super) body_bytes_max: u64,
     pub(super) heartbeat_s: u16,
 }
 
 #[derive(Clone)]
-pub(super) struct Tls {
+pub(super) struct BrokerTls {
     pub(super) config: Arc<ClientConfig>,
-    /// The files' names: what tells two configurations apart.
-    name: String,
+    /// The names of the files, by which two configurations differ.
+    files: String,
 }
 
-/// Without the password.
+/// Leaves out the password.
 impl fmt::Display for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls.is_some() { "amqps" } else { "amqp" };
@@ -48,17 +45,17 @@ impl fmt::Display for Broker {
 }
 
 impl Broker {
-    /// Mistakes are recorded in `section`.
+    /// Reads the keys of the section. Mistakes are recorded in it.
     pub(super) fn read(section: &Section) -> Self {
         let url = url(section);
         let authority = |read: fn(&AMQPUri) -> String| url.as_ref().map(read).filter(|text| !text.is_empty());
-        let key = |key: &str, of_url: Option<String>, variables: &[&str], default: &str| {
+        let key = |key: &str, in_url: Option<String>, variables: &[&str], default: &str| {
             let set = section.optional_string(key);
-            if set.is_some() && of_url.is_some() {
+            if set.is_some() && in_url.is_some() {
                 section.problem(key, "said by url, too");
             }
             let variable = || variables.iter().find_map(|name| std::env::var(name).ok());
-            set.or(of_url).or_else(variable).unwrap_or_else(|| default.to_owned())
+            set.or(in_url).or_else(variable).unwrap_or_else(|| default.to_owned())
         };
         let with_user = section.optional_string("url").is_some_and(|url| url.contains('@'));
         let of_user = |text: Option<String>| text.filter(|_| with_user);
@@ -83,7 +80,7 @@ impl Broker {
         }
     }
 
-    /// What the client library greets the broker with. The connection itself is `stream.rs`'s.
+    /// The parameters of AMQP's handshake, for the client library. `stream.rs` makes the connection.
     pub(super) fn uri(&self) -> AMQPUri {
         let mut uri = AMQPUri { vhost: self.vhost.clone(), ..AMQPUri::default() };
         uri.authority.host.clone_from(&self.host);
@@ -95,9 +92,9 @@ impl Broker {
         uri
     }
 
-    /// Equal for brokers that one connection serves.
+    /// A key that is equal for configurations which can share a connection.
     pub(super) fn key(&self) -> String {
-        let tls = self.tls.as_ref().map_or("", |tls| &tls.name);
+        let tls = self.tls.as_ref().map_or("", |tls| &tls.files);
         format!("{self}\n{}\n{tls}\n{}\n{}", self.password, self.body_bytes_max, self.heartbeat_s)
     }
 }
@@ -117,8 +114,8 @@ fn url(section: &Section) -> Option<AMQPUri> {
     }
 }
 
-/// With a table `tls`, or `amqps://`: the public roots, or those of `tls.ca` and no others.
-fn tls(section: &Section, by_url: bool) -> Option<Tls> {
+/// TLS is used with a table `tls` or a URL `amqps://`. It trusts the public authorities, or only those in `tls.ca`.
+fn tls(section: &Section, by_url: bool) -> Option<BrokerTls> {
     let table = section.table("tls");
     if table.is_none() && !by_url {
         return None;
@@ -126,12 +123,18 @@ fn tls(section: &Section, by_url: bool) -> Option<Tls> {
     let (mut ca, mut certificate, mut key) = (None, None, None);
     if let Some(table) = table {
         (ca, certificate, key) = (table.path("ca"), table.path("certificate"), table.path("key"));
-        // The section around it reports its mistakes, too.
+        // The enclosing section reports its mistakes, too.
         let _ = table.finish();
     }
-    let name = format!("{ca:?} {certificate:?} {key:?}");
-    match client_config(ca.as_deref(), certificate.as_deref(), key.as_deref()) {
-        Ok(config) => Some(Tls { config: Arc::new(config), name }),
+    let files = format!("{ca:?} {certificate:?} {key:?}");
+    let config = match certificate.is_some() == key.is_some() {
+        true => {
+            client_config(ca.as_deref(), certificate.as_deref().zip(key.as_deref())).map_err(|error| tls_text(&error))
+        }
+        false => Err("certificate and key go together".into()),
+    };
+    match config {
+        Ok(config) => Some(BrokerTls { config: Arc::new(config), files }),
         Err(text) => {
             section.problem("tls", text);
             None
@@ -139,35 +142,12 @@ fn tls(section: &Section, by_url: bool) -> Option<Tls> {
     }
 }
 
-fn client_config(ca: Option<&Path>, certificate: Option<&Path>, key: Option<&Path>) -> Result<ClientConfig, String> {
-    let certificates = |file: &Path| -> Result<Vec<CertificateDer<'static>>, String> {
-        let read = regular_file::read_pem(file)
-            .and_then(|pem| CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>());
-        let read = read.map_err(|error| format!("cannot use {}: {error}", file.display()))?;
-        if read.is_empty() { Err(format!("{} has no certificate", file.display())) } else { Ok(read) }
-    };
-    let mut roots = RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(file) => {
-            for root in certificates(file)? {
-                roots.add(root).map_err(|error| format!("cannot use {}: {error}", file.display()))?;
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots);
-    match (certificate, key) {
-        (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(certificate), Some(key)) => {
-            let chain = certificates(certificate)?;
-            let read = regular_file::read_pem(key).and_then(|pem| PrivateKeyDer::from_pem_slice(&pem));
-            let key = read.map_err(|error| format!("cannot use {}: {error}", key.display()))?;
-            builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())
-        }
-        (Some(_), None) | (None, Some(_)) => Err("certificate and key go together".into()),
+/// The error in the words of this section, whose keys it cannot name.
+fn tls_text(error: &TlsFileError) -> String {
+    match error {
+        TlsFileError::Pem { file, source } => format!("cannot use {}: {source}", file.display()),
+        TlsFileError::NoCertificate { file } => format!("{} has no certificate", file.display()),
+        TlsFileError::Authority { file, source } => format!("cannot use {}: {source}", file.display()),
+        TlsFileError::Identity { source, .. } => source.to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! The keys of an interface.
+//! The configuration of an interface.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -8,62 +8,63 @@ use parking_lot::Mutex;
 
 use super::broker::Broker;
 use super::handlers::Handlers;
-use super::message::Fingerprint;
-use super::topology::{Binding, Exchange, Queue, Topology, is_the_brokers_own};
+use super::message::PostageFingerprint;
+use super::topology::{ExchangeDeclaration, QueueBinding, QueueDeclaration, Topology, is_the_brokers_own};
 use super::user::user;
 use super::value::short;
 use wasmcage_config::{ConfigError, Section};
 
-/// Of Postage's class GenericApplication.
+/// The exchange of Postage's class GenericApplication.
 const APPLICATION_EXCHANGE: &str = "generic-application-exchange";
-/// Groups of an application.
+/// The most groups of an application.
 pub(super) const GROUPS_MAX: usize = 1_000;
 
 #[derive(Clone)]
 pub(super) struct AmqpConfig {
     pub(super) broker: Broker,
-    /// Cages do not share connections.
+    /// Connections are shared within this cage only.
     pub(super) cage_directory: PathBuf,
     pub(super) topology: Topology,
-    /// Deliveries of one queue that are in work at once.
+    /// The most unsettled deliveries of each queue.
     pub(super) prefetch: u16,
     pub(super) format: Format,
-    /// None: the interface's `handler` module answers everything.
+    /// None if the interface's `handler` module gets all messages.
     pub(super) handlers: Option<Handlers>,
-    /// Where replies go, with the requester's `reply_to` as their key; the broker's own if it has no name.
+    /// The exchange of replies, whose routing key is the requester's `reply_to`; empty for the default exchange.
     pub(super) reply_exchange: ShortString,
-    /// The commands `quit` and `restart` are obeyed.
+    /// True if messages may give the commands `quit` and `restart`.
     pub(super) defaults: bool,
-    /// How often a message that fails is tried, as far as the broker tells.
+    /// The most attempts for a message that fails, as far as the broker counts them.
     pub(super) attempts: u64,
     pub(super) application: Option<Application>,
-    pub(super) fingerprint: Fingerprint,
+    pub(super) fingerprint: PostageFingerprint,
 }
 
+/// The format of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Postage,
     Raw,
 }
 
-/// A GenericApplication's names.
+/// The names of a GenericApplication.
 #[derive(Clone, Debug)]
 pub(super) struct Application {
     name: String,
-    /// The queue that is this process's own.
+    /// The queue of this process alone.
     own_queue: ShortString,
-    /// Those that it joins by itself.
+    /// The groups that it joins at its start.
     pub(super) groups: BTreeSet<String>,
 }
 
 impl Application {
-    /// By which its own queue gets what is said to all of a group.
+    /// The binding by which the application's own queue gets the messages to all members of a group.
     ///
     /// # Errors
     /// The group's name is too long.
-    pub(super) fn in_group(&self, group: &str) -> Result<Binding, String> {
+    pub(super) fn group_binding(&self, group: &str) -> Result<QueueBinding, String> {
         let key = short(&format!("{}#{group}", self.name), "the key of a group")?;
-        Ok(Binding::new(APPLICATION_EXCHANGE.into(), self.own_queue.clone(), key))
+        Ok(QueueBinding::new(APPLICATION_EXCHANGE.into(), self.own_queue.clone(), key))
     }
 }
 
@@ -118,28 +119,28 @@ impl AmqpConfig {
     }
 }
 
-/// `reply_exchange`, declared like others unless it is the broker's own.
-pub(super) fn reply_exchange(section: &Section, exchanges: &mut Vec<Exchange>) -> ShortString {
+/// Reads `reply_exchange`, and adds its declaration to `exchanges` unless the broker has it anyway.
+pub(super) fn reply_exchange(section: &Section, exchanges: &mut Vec<ExchangeDeclaration>) -> ShortString {
     let name = short(&section.string("reply_exchange", ""), "the name of an exchange").unwrap_or_else(|text| {
         section.problem("reply_exchange", text);
         ShortString::default()
     });
     if !is_the_brokers_own(name.as_str()) && !exchanges.iter().any(|known| known.name == name) {
-        exchanges.push(Exchange::direct(name.clone()));
+        exchanges.push(ExchangeDeclaration::direct(name.clone()));
     }
     name
 }
 
-/// What others learn of this cage by its messages; `fingerprint = { name, type }` says how it is called.
-pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &str) -> Fingerprint {
+/// This cage as its messages name it; `fingerprint = { name, type }` in the configuration changes name and type.
+pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &str) -> PostageFingerprint {
     let table = section.table("fingerprint");
     let key = |key: &str| table.as_ref().and_then(|table| table.optional_string(key));
     let cage = section.directory().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let name = key("name").or_else(|| application.map(str::to_owned)).unwrap_or(cage);
     let kind = key("type").unwrap_or_else(|| "application".into());
-    // The section around it reports its mistakes, too.
+    // The enclosing section reports its mistakes, too.
     let _ = table.map(Section::finish);
-    Fingerprint {
+    PostageFingerprint {
         name,
         kind,
         pid: std::process::id().to_string(),
@@ -149,32 +150,33 @@ pub(super) fn fingerprint(section: &Section, application: Option<&str>, vhost: &
     }
 }
 
-/// By which an application is told from others at its host. The first of this process has the process's own number, as in the
-/// original, where a process is one application; further ones have `.2`, `.3` behind it. The same cage and name, the same
-/// text: an application keeps its queue when its configuration changes.
+/// The id that distinguishes an application from others at its host. The first application of this process has the
+/// process id, as in Postage, where a process is one application; further ones have `.2`, `.3` behind it. The same cage
+/// and name always get the same id, so an application keeps its queue when its configuration changes.
 fn application_pid(cage_directory: &Path, name: &str) -> String {
     static APPLICATIONS: Mutex<Vec<(PathBuf, String)>> = Mutex::new(Vec::new());
     let mut known = APPLICATIONS.lock();
     let found = known.iter().position(|(directory, known)| directory == cage_directory && known == name);
-    let place = found.unwrap_or_else(|| {
+    let index = found.unwrap_or_else(|| {
         known.push((cage_directory.to_owned(), name.to_owned()));
         known.len() - 1
     });
     let pid = std::process::id();
-    if place == 0 { pid.to_string() } else { format!("{pid}.{}", place + 1) }
+    if index == 0 { pid.to_string() } else { format!("{pid}.{}", index + 1) }
 }
 
-/// The queues and keys by which a GenericApplication is found: by its name, at its host, as this process, in groups.
+/// Adds the queues and bindings of a GenericApplication to `topology`. It is addressed by its name, by name and host,
+/// by process id and host, and by its groups.
 ///
 /// # Errors
-/// The key of the configuration that makes a name too long, and how long that is.
+/// The key of the configuration that makes a name too long, and a text that says how long.
 fn application(
     topology: &mut Topology,
     name: String,
     groups: &[String],
-    fingerprint: &Fingerprint,
+    fingerprint: &PostageFingerprint,
 ) -> Result<Application, (&'static str, String)> {
-    let Fingerprint { pid, host, .. } = fingerprint;
+    let PostageFingerprint { pid, host, .. } = fingerprint;
     let of_name = |text: String| short(&text, "a name of the application's").map_err(|why| ("application", why));
     if name.is_empty() {
         return Err(("application", "an application has a name".into()));
@@ -185,10 +187,10 @@ fn application(
     let (own_name, at_host, own) =
         (of_name(name.clone())?, of_name(format!("{name}@{host}"))?, of_name(format!("{pid}@{host}"))?);
     for queue in [&own_name, &at_host, &own] {
-        topology.queues.push(Queue::named(queue.clone(), true));
+        topology.queues.push(QueueDeclaration::named(queue.clone(), true));
     }
     let mut bind = |queue: &ShortString, key: ShortString| {
-        topology.bind(Binding::new(APPLICATION_EXCHANGE.into(), queue.clone(), key));
+        topology.bind(QueueBinding::new(APPLICATION_EXCHANGE.into(), queue.clone(), key));
     };
     bind(&own_name, of_name(format!("{name}/rr"))?);
     bind(&own, own_name.clone());
@@ -218,8 +220,8 @@ mod tests {
 
     #[track_caller]
     fn check_refused(keys: &str, text: &str) {
-        let told = read(keys).map(|_| ()).expect_err("it is refused");
-        assert!(told.contains(text), "{told}");
+        let error = read(keys).map(|_| ()).expect_err("it is refused");
+        assert!(error.contains(text), "{error}");
     }
 
     #[test]
@@ -235,7 +237,7 @@ mod tests {
     #[test]
     fn an_application_has_its_queues_and_keys() {
         let config = read("application = 'a'\ngroups = ['g']").unwrap();
-        let Fingerprint { pid, host, .. } = &config.fingerprint;
+        let PostageFingerprint { pid, host, .. } = &config.fingerprint;
         let bindings: Vec<_> = config.topology.bindings.iter().map(|b| format!("{} {}", b.queue, b.key)).collect();
         let own = format!("{pid}@{host}");
         let expected = [
@@ -249,13 +251,13 @@ mod tests {
         ];
         assert_eq!(bindings, expected);
         let application = config.application.unwrap();
-        let group = application.in_group(application.groups.first().unwrap()).unwrap();
+        let group = application.group_binding(application.groups.first().unwrap()).unwrap();
         assert_eq!(format!("{} {}", group.queue, group.key), format!("{own} a#g"));
         assert_eq!(config.topology.exchanges.len(), 1);
     }
 
     #[test]
-    fn applications_of_one_process_are_told_apart() {
+    fn applications_of_one_process_have_different_ids() {
         let pid = |cage: &str, name: &str| application_pid(Path::new(cage), name);
         assert_eq!(pid("/c", "x"), pid("/c", "x"));
         let all = [pid("/c", "x"), pid("/c", "y"), pid("/d", "x")];
@@ -264,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_are_reported() {
         check_refused("", "nothing to consume");
         check_refused("application = 'a'\nurl = 'http://x'", "scheme http:// is none of amqp://");
         check_refused("application = 'a'\nurl = 'x'", "expected amqp://");
@@ -279,9 +281,9 @@ mod tests {
         check_refused("bindings = [{ queue = 'q' }]", "required");
     }
 
-    /// Every place of an interface that takes a name: what has no place on the wire is told with its key, and 255 bytes have.
+    /// Each key that takes a name accepts 255 bytes, and reports a longer name with the key.
     #[test]
-    fn names_that_are_no_names_of_amqp_are_told_with_their_keys() {
+    fn names_that_amqp_cannot_have_are_reported_with_their_keys() {
         let places = [
             ("queues.NAME = {}", "interfaces.test.queues"),
             ("queues.q = {}\nexchanges.NAME = {}", "interfaces.test.exchanges"),
@@ -300,14 +302,14 @@ mod tests {
         for (keys, key) in places {
             for bytes in [256, 260, 100_000] {
                 let name = format!("'{}'", "x".repeat(bytes));
-                let told = read(&keys.replace("NAME", &name)).map(|_| ()).expect_err(key);
-                assert!(told.contains(key) && told.contains("longer than 255 bytes"), "{key}: {told}");
-                assert!(told.len() < 1_000, "{key}: {} bytes", told.len());
+                let error = read(&keys.replace("NAME", &name)).map(|_| ()).expect_err(key);
+                assert!(error.contains(key) && error.contains("longer than 255 bytes"), "{key}: {error}");
+                assert!(error.len() < 1_000, "{key}: {} bytes", error.len());
             }
         }
         for keys in ["queues.NAME = {}", "bindings = [{ exchange = NAME, queue = 'q' }]", "application = NAME"] {
-            let told = read(&keys.replace("NAME", "''")).map(|_| ()).expect_err(keys);
-            assert!(told.contains("must not be empty") || told.contains("has a name"), "{told}");
+            let error = read(&keys.replace("NAME", "''")).map(|_| ()).expect_err(keys);
+            assert!(error.contains("must not be empty") || error.contains("has a name"), "{error}");
         }
         let longest = format!("'{}'", "x".repeat(255));
         for (keys, key) in places.into_iter().filter(|(_, key)| !matches!(*key, "application" | "groups")) {

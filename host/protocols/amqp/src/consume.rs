@@ -1,5 +1,5 @@
-//! Consuming one queue, on a channel of its own and on one lane: takes deliveries, has them handled, settles them. What a
-//! delivery comes to is decided in `deliver.rs`.
+//! The consumer of one queue, with a channel of its own, on one lane: it takes deliveries, has `deliver.rs` handle
+//! them, and settles them by the verdict that comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,82 +15,86 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::deliver::Receiver;
-use super::link::{Link, Live};
-use super::settle::{Verdict, settle};
+use super::deliver::DeliveryReceiver;
+use super::link::{BrokerLink, LiveConnection};
+use super::settle::settle;
+use super::verdict::DeliveryVerdict;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::{Panic, caught_async};
 
-/// Deliveries of a queue beyond so many in work go to the lanes in turn.
+/// The most deliveries of a queue that run on its consumer's lane; further ones go to the lanes in turn.
 const LOCAL_MAX: usize = 16;
-/// For what is asked of a broker, at the beginning and at the end.
+/// The time the broker has to answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A queue that is being consumed.
-pub(super) struct Consuming {
+/// A queue, and the channel on which it is consumed.
+pub(super) struct QueueConsumer {
     queue: Arc<str>,
     channel: Channel,
-    live: Arc<Live>,
+    live: Arc<LiveConnection>,
     deliveries: Consumer,
 }
 
-/// A delivery in work: its tag, and what becomes of it.
-type Work = BoxFuture<'static, (u64, Verdict)>;
+/// A delivery in flight: resolves to its tag and its verdict.
+type PendingVerdict = BoxFuture<'static, (u64, DeliveryVerdict)>;
 
-impl Consuming {
+impl QueueConsumer {
+    /// Asks the broker for the queue's messages.
+    ///
     /// # Errors
-    /// Why the broker does not let it be consumed.
-    pub(super) async fn begin(link: &Link, queue: &ShortString, prefetch: u16) -> Result<Self, String> {
+    /// Why the queue cannot be consumed.
+    pub(super) async fn open(link: &BrokerLink, queue: &ShortString, prefetch: u16) -> Result<Self, String> {
         let (channel, live) = link.channel(Deadline::after(BROKER_TIMEOUT)).await?;
-        let begun = async {
+        let opened = async {
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             let options = BasicConsumeOptions::default();
             channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default()).await
         };
-        let deliveries = match tokio::time::timeout(BROKER_TIMEOUT, begun).await {
-            Ok(begun) => begun.map_err(|error| format!("cannot consume queue {queue}: {error}"))?,
+        let deliveries = match tokio::time::timeout(BROKER_TIMEOUT, opened).await {
+            Ok(opened) => opened.map_err(|error| format!("cannot consume queue {queue}: {error}"))?,
             Err(_) => return Err(format!("cannot consume queue {queue}: the broker does not answer")),
         };
         Ok(Self { queue: queue.as_str().into(), channel, live, deliveries })
     }
 
-    /// Calls `ended` once, as soon as it takes no more, with the reason; returns when everything it took is settled.
+    /// Consumes until `stop` or a failure. Calls `ended` once with the reason, as soon as no more deliveries are taken;
+    /// returns when those in flight are settled.
     pub(super) async fn run(
         self,
-        receiver: Arc<Receiver>,
+        receiver: Arc<DeliveryReceiver>,
         stop: CancellationToken,
         ended: impl Fn(String) + Send + Sync,
     ) {
         let queue = self.queue.clone();
         if let Err(panic) = caught_async(self.consume(&receiver, stop, &ended)).await {
-            receiver.panicked(&queue, &panic);
-            // What it had in work goes back to the queue with the channel.
+            receiver.report_panic(&queue, &panic);
+            // The channel is closed now, which returns the deliveries in flight to the queue.
             ended(format!("queue {queue}: the host {panic}"));
         }
     }
 
     async fn consume(
         mut self,
-        receiver: &Arc<Receiver>,
+        receiver: &Arc<DeliveryReceiver>,
         stop: CancellationToken,
         ended: &(impl Fn(String) + Send + Sync),
     ) {
         let prefetch = receiver.config.prefetch;
-        let (verdicts, waiting) = mpsc::unbounded_channel();
-        let settler = AbortOnDropHandle::new(tokio::spawn(settle(self.channel.clone(), waiting, prefetch)));
-        let mut in_work: FuturesUnordered<Work> = FuturesUnordered::new();
+        let (verdicts, pending) = mpsc::unbounded_channel();
+        let settler = AbortOnDropHandle::new(tokio::spawn(settle(self.channel.clone(), pending, prefetch)));
+        let mut in_flight: FuturesUnordered<PendingVerdict> = FuturesUnordered::new();
         let queue = self.queue.clone();
         let why = loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break "stopped".to_owned(),
-                Some(verdict) = in_work.next() => {
+                Some(verdict) = in_flight.next() => {
                     if verdicts.send(verdict).is_err() {
                         break format!("queue {queue}: nothing can be acknowledged any more");
                     }
                 }
-                delivery = self.deliveries.next(), if in_work.len() < prefetch.into() => match delivery {
-                    Some(Ok(delivery)) => in_work.push(self.work(receiver, delivery, in_work.len())),
+                delivery = self.deliveries.next(), if in_flight.len() < prefetch.into() => match delivery {
+                    Some(Ok(delivery)) => in_flight.push(self.start(receiver, delivery, in_flight.len())),
                     Some(Err(error)) => break format!("queue {queue}: {error}"),
                     None => break format!("queue {queue}: the broker cancelled the consumer: was the queue deleted?"),
                 },
@@ -98,10 +102,10 @@ impl Consuming {
         };
         ended(why);
         let tag = self.deliveries.tag();
-        // What the broker has sent beyond this goes back with the end of the channel.
+        // Deliveries that were received and not taken return to the queue when the channel is closed.
         let cancelled = self.channel.basic_cancel(tag, BasicCancelOptions::default());
         let _ = tokio::time::timeout(BROKER_TIMEOUT, cancelled).await;
-        while let Some(verdict) = in_work.next().await {
+        while let Some(verdict) = in_flight.next().await {
             let _ = verdicts.send(verdict);
         }
         drop(verdicts);
@@ -109,38 +113,52 @@ impl Consuming {
         let _ = tokio::time::timeout(BROKER_TIMEOUT, self.channel.close(200, "done".into())).await;
     }
 
-    fn work(&self, receiver: &Arc<Receiver>, delivery: Delivery, in_work: usize) -> Work {
+    /// Starts to handle a delivery.
+    fn start(&self, receiver: &Arc<DeliveryReceiver>, delivery: Delivery, in_flight: usize) -> PendingVerdict {
         let tag = delivery.delivery_tag;
-        let work = handle(receiver.clone(), self.queue.clone(), delivery, self.live.clone());
-        match in_work < LOCAL_MAX {
-            true => work.boxed(),
-            false => elsewhere(receiver, tag, work),
+        let handled = handle(receiver.clone(), self.queue.clone(), delivery, self.live.clone());
+        match in_flight < LOCAL_MAX {
+            true => handled.boxed(),
+            false => on_next_lane(receiver, tag, handled),
         }
     }
 }
 
-async fn handle(receiver: Arc<Receiver>, queue: Arc<str>, delivery: Delivery, live: Arc<Live>) -> (u64, Verdict) {
+async fn handle(
+    receiver: Arc<DeliveryReceiver>,
+    queue: Arc<str>,
+    delivery: Delivery,
+    live: Arc<LiveConnection>,
+) -> (u64, DeliveryVerdict) {
     let (tag, redelivered) = (delivery.delivery_tag, delivery.redelivered);
-    let work = receiver.receive(&queue, delivery, &live);
-    (tag, contained(work, redelivered, |panic| receiver.panicked(&queue, panic)).await)
+    let verdict = receiver.receive(&queue, delivery, &live);
+    (tag, catch_panic(verdict, redelivered, |panic| receiver.report_panic(&queue, panic)).await)
 }
 
-/// A panic of the host's own is that delivery's end, and not its queue's: it is tried once more, since something else may have
-/// been at fault, and then rejected.
-async fn contained(work: impl Future<Output = Verdict>, redelivered: bool, tell: impl FnOnce(&Panic)) -> Verdict {
-    match caught_async(work).await {
+/// Turns a panic of the host into a verdict on the delivery, so that the queue's other deliveries go on. The message is
+/// handled once more, since it may not have been the cause, and then rejected.
+async fn catch_panic(
+    verdict: impl Future<Output = DeliveryVerdict>,
+    redelivered: bool,
+    report: impl FnOnce(&Panic),
+) -> DeliveryVerdict {
+    match caught_async(verdict).await {
         Ok(verdict) => verdict,
         Err(panic) => {
-            tell(&panic);
-            if redelivered { Verdict::Reject } else { Verdict::Return }
+            report(&panic);
+            if redelivered { DeliveryVerdict::Reject } else { DeliveryVerdict::Return }
         }
     }
 }
 
-/// The work, on the next lane. When that is gone the process ends, and the delivery goes back to its queue.
-fn elsewhere(receiver: &Receiver, tag: u64, work: impl Future<Output = (u64, Verdict)> + Send + 'static) -> Work {
-    let task = AbortOnDropHandle::new(receiver.cx.lanes.next().spawn(work));
-    async move { task.await.unwrap_or((tag, Verdict::Return)) }.boxed()
+/// Runs the future on the next lane. If that lane is gone the process is ending, and the delivery returns to its queue.
+fn on_next_lane(
+    receiver: &DeliveryReceiver,
+    tag: u64,
+    handled: impl Future<Output = (u64, DeliveryVerdict)> + Send + 'static,
+) -> PendingVerdict {
+    let task = AbortOnDropHandle::new(receiver.cx.lanes.next().spawn(handled));
+    async move { task.await.unwrap_or((tag, DeliveryVerdict::Return)) }.boxed()
 }
 
 #[cfg(test)]
@@ -150,11 +168,11 @@ mod tests {
     #[tokio::test]
     async fn a_delivery_at_which_the_host_panics_is_tried_once_more_and_then_rejected() {
         let panicking = async || panic!("a bug of {}", "ours");
-        for (redelivered, verdict) in [(false, Verdict::Return), (true, Verdict::Reject)] {
-            let mut told = String::new();
-            let result = contained(panicking(), redelivered, |panic| told.push_str(&panic.text)).await;
-            assert_eq!((result, told.as_str()), (verdict, "a bug of ours"));
+        for (redelivered, verdict) in [(false, DeliveryVerdict::Return), (true, DeliveryVerdict::Reject)] {
+            let mut reported = String::new();
+            let result = catch_panic(panicking(), redelivered, |panic| reported.push_str(&panic.text)).await;
+            assert_eq!((result, reported.as_str()), (verdict, "a bug of ours"));
         }
-        assert_eq!(contained(async { Verdict::Ack }, false, |_| unreachable!()).await, Verdict::Ack);
+        assert_eq!(catch_panic(async { DeliveryVerdict::Ack }, false, |_| unreachable!()).await, DeliveryVerdict::Ack);
     }
 }

@@ -1,18 +1,18 @@
-//! What AMQP tells its operator: one function per event. Called by every other file of this folder. What outsiders can cause
-//! at will is logged seldom, with the number of lines left out.
+//! The log lines of this crate: one function per event. Events that a peer can cause at will are throttled, and a line
+//! says how many were suppressed before it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::guard::Refusal;
+use super::guard::WithheldReason;
 use super::link::Purpose;
 use wasmcage_core::task::Panic;
 use wasmcage_core::telemetry::Gate;
 
-/// One line of a kind in this time; what comes between is counted.
-const SELDOM: Duration = Duration::from_secs(10);
+/// A throttled event is logged once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 fn counted(suppressed: u64) -> Option<u64> {
     (suppressed > 0).then_some(suppressed)
@@ -28,14 +28,14 @@ pub(super) struct LinkEvents {
 
 impl LinkEvents {
     pub(super) fn new(cage: String, broker: String, purpose: Purpose) -> Self {
-        Self { cage, broker, purpose, unreachable: Gate::new(1, SELDOM) }
+        Self { cage, broker, purpose, unreachable: Gate::new(1, LOG_INTERVAL) }
     }
 
     pub(super) fn connected(&self) {
         info!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, "broker connected");
     }
 
-    /// A bug of the host's: the part begins anew.
+    /// The host panicked; the task is started again.
     pub(super) fn panicked(&self, panic: &Panic) {
         error!(cage = %self.cage, broker = %self.broker, purpose = ?self.purpose, error = %panic, "a part of the host panicked");
     }
@@ -61,7 +61,7 @@ impl LinkEvents {
 }
 
 /// The events of one interface.
-pub(super) struct Events {
+pub(super) struct AmqpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
     too_long: Gate,
@@ -75,30 +75,30 @@ pub(super) struct Events {
     ended: Gate,
 }
 
-impl Events {
+impl AmqpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        let seldom = || Gate::new(1, SELDOM);
+        let throttle = || Gate::new(1, LOG_INTERVAL);
         Self {
             cage,
             interface,
-            too_long: seldom(),
-            unreadable: seldom(),
-            malformed: seldom(),
-            filter: seldom(),
-            reply: seldom(),
-            module: seldom(),
-            fan_out: seldom(),
-            invalid: seldom(),
-            ended: seldom(),
+            too_long: throttle(),
+            unreadable: throttle(),
+            malformed: throttle(),
+            filter: throttle(),
+            reply: throttle(),
+            module: throttle(),
+            fan_out: throttle(),
+            invalid: throttle(),
+            ended: throttle(),
         }
     }
 
-    /// What the broker does not take, once; it is tried again all the time.
+    /// The broker refuses a declaration. Each problem is logged once, though the declaration is tried again and again.
     pub(super) fn problem(&self, why: &str) {
         error!(cage = %self.cage, interface = %self.interface, error = why, "the broker does not take a declaration");
     }
 
-    /// One queue is consumed no more; the others are.
+    /// One queue's consumer ended; the other queues are still consumed.
     pub(super) fn consumer_ended(&self, why: &str) {
         if let Some(suppressed) = self.ended.pass() {
             let suppressed = counted(suppressed);
@@ -106,33 +106,35 @@ impl Events {
         }
     }
 
+    /// The connection was lost, and all queues are consumed again once there is a new one.
     pub(super) fn resumed(&self, why: &str) {
         warn!(cage = %self.cage, interface = %self.interface, why, "consuming begins anew");
     }
 
-    pub(super) fn told_to(&self, what: &str) {
-        info!(cage = %self.cage, interface = %self.interface, command = what, "command of a message");
+    /// A message with a built-in command was received.
+    pub(super) fn command_received(&self, command: &str) {
+        info!(cage = %self.cage, interface = %self.interface, command, "command of a message");
     }
 
-    /// A message that was not even read.
-    pub(super) fn message_refused(&self, queue: &str, refusal: Refusal, body_bytes_max: u64) {
-        let gate = match refusal {
-            Refusal::TooLong { .. } => &self.too_long,
-            Refusal::Unreadable => &self.unreadable,
+    /// The guard withheld a message.
+    pub(super) fn message_withheld(&self, queue: &str, reason: WithheldReason, body_bytes_max: u64) {
+        let gate = match reason {
+            WithheldReason::TooLong { .. } => &self.too_long,
+            WithheldReason::Unreadable => &self.unreadable,
         };
         let Some(suppressed) = gate.pass() else { return };
         let suppressed = counted(suppressed);
-        match refusal {
-            Refusal::TooLong { bytes } => warn!(
+        match reason {
+            WithheldReason::TooLong { bytes } => warn!(
                 cage = %self.cage, interface = %self.interface, queue, bytes, body_bytes_max, suppressed, "message too long"
             ),
-            Refusal::Unreadable => {
+            WithheldReason::Unreadable => {
                 warn!(cage = %self.cage, interface = %self.interface, queue, suppressed, "message with unreadable properties");
             }
         }
     }
 
-    /// What it says stays untold: a log is read by more people than a queue.
+    /// A message cannot be parsed. Its content is not logged: more people can read a log than a queue.
     pub(super) fn malformed(&self, why: &str, bytes: usize) {
         let Some(suppressed) = self.malformed.pass() else { return };
         let suppressed = counted(suppressed);
@@ -143,7 +145,7 @@ impl Events {
         debug!(cage = %self.cage, interface = %self.interface, key, "message without a handler");
     }
 
-    /// The message waits in its queue.
+    /// The interface's module does not exist; the message stays in its queue.
     pub(super) fn no_module(&self, module: &str) {
         if let Some(suppressed) = self.module.pass() {
             let suppressed = counted(suppressed);
@@ -151,7 +153,7 @@ impl Events {
         }
     }
 
-    /// A module's reply that has no place in a message: it would be the same the next time.
+    /// A module's reply cannot be sent as a message, nor could it at another attempt.
     pub(super) fn invalid_reply(&self, why: &str, request: &dyn std::fmt::Display) {
         if let Some(suppressed) = self.invalid.pass() {
             let suppressed = counted(suppressed);

@@ -1,6 +1,7 @@
-//! What the client library is spared of a broker's bytes: contents that are too long, properties that cannot be read, names
-//! that are no text, and frames that cannot be. The library keeps a content of any length in memory, reads tables by recursion,
-//! and gives up the whole connection at a name that is no UTF-8. Pure state, no socket: `stream.rs` feeds it.
+//! A filter on the bytes that a broker sends, in front of the client library. It withholds bodies that are too long,
+//! properties that cannot be read and names that are not UTF-8, and ends the connection at an impossible frame. The
+//! library alone would keep a body of any length in memory, read nested tables by recursion, and give up the whole
+//! connection at a name that is not UTF-8. This is pure state without a socket: `stream.rs` feeds it.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,18 +18,18 @@ const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 
-/// Why a message was not let through.
+/// Why the guard withheld a message from the client library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    TooLong {
-        bytes: u64,
-    },
-    /// Properties or names that cannot be read: tables nested too deep, or no tables at all; no UTF-8.
+pub(super) enum WithheldReason {
+    /// The body is longer than the configured limit.
+    TooLong { bytes: u64 },
+    /// Properties or names cannot be read: a table is malformed or nested too deep, a text is not UTF-8.
     Unreadable,
 }
 
-/// How a message that was not let through is told from others: it arrives without its body, and of its properties there is
-/// one, which AMQP leaves unused, with this mark in it. Random, so that no peer can write it.
+/// The secret that marks a withheld message. Such a message reaches the library without its body and with a single
+/// property, `cluster-id`, which AMQP leaves unused; its value begins with this secret. It is random so that no peer
+/// can forge it.
 #[derive(Debug)]
 pub(super) struct Mark(String);
 
@@ -42,91 +43,98 @@ impl Mark {
         Ok(Self(format!("{:032x}", u128::from_be_bytes(random))))
     }
 
-    fn text(&self, refusal: Refusal) -> String {
-        let bytes = match refusal {
-            Refusal::TooLong { bytes } => bytes.to_string(),
-            Refusal::Unreadable => String::new(),
+    /// The value of the property that marks a message.
+    fn text(&self, reason: WithheldReason) -> String {
+        let bytes = match reason {
+            WithheldReason::TooLong { bytes } => bytes.to_string(),
+            WithheldReason::Unreadable => String::new(),
         };
         format!("{}:{bytes}", self.0)
     }
 
-    /// Why the message with these properties is not here; none if it is.
-    pub(super) fn refusal(&self, properties: &BasicProperties) -> Option<Refusal> {
+    /// Why the message with these properties was withheld; none if it was not.
+    pub(super) fn withheld_reason(&self, properties: &BasicProperties) -> Option<WithheldReason> {
         let text = properties.cluster_id().as_ref()?.as_str();
         let bytes = text.strip_prefix(&self.0)?.strip_prefix(':')?;
-        Some(bytes.parse().map_or(Refusal::Unreadable, |bytes| Refusal::TooLong { bytes }))
+        Some(bytes.parse().map_or(WithheldReason::Unreadable, |bytes| WithheldReason::TooLong { bytes }))
     }
 }
 
-/// One connection's incoming bytes.
+/// The filter on the incoming bytes of one connection.
 #[derive(Debug)]
 pub(super) struct Guard {
     body_bytes_max: u64,
     mark: Arc<Mark>,
-    state: State,
-    /// A frame's head, or a whole frame that has to be looked at.
+    state: FrameState,
+    /// The part that has arrived of a frame's head, or of a frame that has to be inspected whole.
     frame: Vec<u8>,
-    channels: HashMap<u16, Channel>,
+    channels: HashMap<u16, ContentState>,
 }
 
+/// The state of the parser, which decides about the next bytes.
 #[derive(Debug)]
-enum State {
+enum FrameState {
+    /// They are collected until the frame's head is complete.
     Head,
-    /// Until the frame has so many bytes.
+    /// They are collected until the frame has this many bytes, and inspected then.
     Whole(usize),
+    /// This many bytes of the frame are passed on.
     Pass(usize),
+    /// This many bytes of the frame are dropped.
     Drop(usize),
 }
 
+/// The message that is arriving on a channel.
 #[derive(Debug, Default)]
-struct Channel {
-    /// The message that is coming was published here and comes back: its length is no stranger's choice.
+struct ContentState {
+    /// The message was published by this process and is returned as unroutable: its length is not limited.
     is_returned: bool,
-    /// Exchange or routing key of the message that is coming were no text.
+    /// The message's exchange or routing key is not UTF-8.
     is_misnamed: bool,
-    /// So much of a refused content is still to come.
-    refused_bytes: u64,
+    /// Bytes of a withheld body that are still to arrive.
+    withheld_bytes: u64,
 }
 
 impl Guard {
     pub(super) fn new(body_bytes_max: u64, mark: Arc<Mark>) -> Self {
-        Self { body_bytes_max, mark, state: State::Head, frame: Vec::new(), channels: HashMap::new() }
+        Self { body_bytes_max, mark, state: FrameState::Head, frame: Vec::new(), channels: HashMap::new() }
     }
 
-    /// Takes what came, appends to `out` what may be read.
+    /// Takes bytes that have arrived, and appends to `out` those that the library may read.
     ///
     /// # Errors
-    /// `InvalidData`: this is no AMQP, and the connection is of no more use.
+    /// `InvalidData`: this is not AMQP, and the connection has to be closed.
     pub(super) fn feed(&mut self, mut input: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         while !input.is_empty() {
             match self.state {
-                State::Head => {
+                FrameState::Head => {
                     if self.fill(&mut input, FRAME_HEAD_BYTES) {
                         self.head(out)?;
                     }
                 }
-                State::Whole(size) => {
+                FrameState::Whole(size) => {
                     if self.fill(&mut input, size) {
                         self.whole(out)?;
                         self.frame.clear();
-                        self.state = State::Head;
+                        self.state = FrameState::Head;
                     }
                 }
-                State::Pass(left) => {
+                FrameState::Pass(left) => {
                     let taken = take(&mut input, left);
                     out.extend_from_slice(taken);
-                    self.state = if taken.len() < left { State::Pass(left - taken.len()) } else { State::Head };
+                    self.state =
+                        if taken.len() < left { FrameState::Pass(left - taken.len()) } else { FrameState::Head };
                 }
-                State::Drop(left) => {
+                FrameState::Drop(left) => {
                     let taken = take(&mut input, left).len();
-                    self.state = if taken < left { State::Drop(left - taken) } else { State::Head };
+                    self.state = if taken < left { FrameState::Drop(left - taken) } else { FrameState::Head };
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether the frame now has so many bytes.
+    /// Moves bytes from `input` to the frame until it has `size` of them; whether it has.
     fn fill(&mut self, input: &mut &[u8], size: usize) -> bool {
         let missing = size - self.frame.len();
         self.frame.extend_from_slice(take(input, missing));
@@ -145,20 +153,20 @@ impl Guard {
         }
         // The byte after the payload marks its end.
         self.state = match kind {
-            METHOD | HEADER => State::Whole(FRAME_HEAD_BYTES + size + 1),
-            BODY => match self.channels.get_mut(&channel).filter(|channel| channel.refused_bytes > 0) {
+            METHOD | HEADER => FrameState::Whole(FRAME_HEAD_BYTES + size + 1),
+            BODY => match self.channels.get_mut(&channel).filter(|channel| channel.withheld_bytes > 0) {
                 Some(channel) => {
-                    channel.refused_bytes = channel.refused_bytes.saturating_sub(size as u64);
-                    State::Drop(size + 1)
+                    channel.withheld_bytes = channel.withheld_bytes.saturating_sub(size as u64);
+                    FrameState::Drop(size + 1)
                 }
-                None => State::Pass(size + 1),
+                None => FrameState::Pass(size + 1),
             },
-            _ => State::Pass(size + 1),
+            _ => FrameState::Pass(size + 1),
         };
-        if let State::Pass(_) = self.state {
+        if let FrameState::Pass(_) = self.state {
             out.extend_from_slice(&self.frame);
         }
-        if !matches!(self.state, State::Whole(_)) {
+        if !matches!(self.state, FrameState::Whole(_)) {
             self.frame.clear();
         }
         Ok(())
@@ -176,25 +184,28 @@ impl Guard {
         let Some(size) = payload.get(4..12).map(|size| u64::from_be_bytes(size.try_into().expect("8 bytes"))) else {
             return Err(invalid("a content header without a size".into()));
         };
-        let coming = self.channels.entry(channel).or_default();
-        let refusal = if coming.is_misnamed || !properties_fit(&payload[12..]) {
-            Refusal::Unreadable
-        } else if size > self.body_bytes_max && !coming.is_returned {
-            Refusal::TooLong { bytes: size }
+        let content = self.channels.entry(channel).or_default();
+        let reason = if content.is_misnamed || !properties_fit(&payload[12..]) {
+            WithheldReason::Unreadable
+        } else if size > self.body_bytes_max && !content.is_returned {
+            WithheldReason::TooLong { bytes: size }
         } else {
             out.extend_from_slice(frame);
             return Ok(());
         };
-        coming.refused_bytes = size;
-        replace_content(frame, &self.mark.text(refusal), out);
+        content.withheld_bytes = size;
+        replace_content(frame, &self.mark.text(reason), out);
         Ok(())
     }
 
-    /// Notes what kind of content begins; refuses a greeting that cannot be read.
+    /// Remembers what kind of content a method frame announces.
+    ///
+    /// # Errors
+    /// The broker's greeting cannot be read.
     fn method(&mut self, channel: u16) -> io::Result<()> {
         let end = self.frame.len() - 1;
         let payload = &mut self.frame[FRAME_HEAD_BYTES..end];
-        let coming = match payload.get(..4) {
+        let content = match payload.get(..4) {
             // connection.start, with the server's properties after two bytes of version
             Some([0, 10, 0, 10]) => {
                 return match payload.get(6..).is_some_and(|rest| table_size(rest).is_some()) {
@@ -203,30 +214,30 @@ impl Guard {
                 };
             }
             // basic.deliver
-            Some([0, 60, 0, 60]) => Channel { is_misnamed: mend_names(payload), ..Channel::default() },
+            Some([0, 60, 0, 60]) => ContentState { is_misnamed: mend_names(payload), ..ContentState::default() },
             // basic.return
-            Some([0, 60, 0, 50]) => Channel { is_returned: true, ..Channel::default() },
+            Some([0, 60, 0, 50]) => ContentState { is_returned: true, ..ContentState::default() },
             // basic.get-ok
-            Some([0, 60, 0, 71]) => Channel::default(),
-            // connection.close, channel.close: the broker cuts the text that says why, be it within a character
+            Some([0, 60, 0, 71]) => ContentState::default(),
+            // connection.close, channel.close: the broker may cut the text with its reason within a character
             Some([0, 10, 0, 50] | [0, 20, 0, 40]) => {
                 mend_text(payload, 6);
                 self.channels.remove(&channel);
                 return Ok(());
             }
-            // channel.close-ok: its number may be used anew
+            // channel.close-ok: the channel's number may be used again
             Some([0, 20, 0, 41]) => {
                 self.channels.remove(&channel);
                 return Ok(());
             }
             Some(_) | None => return Ok(()),
         };
-        self.channels.insert(channel, coming);
+        self.channels.insert(channel, content);
         Ok(())
     }
 }
 
-/// The header of an empty content of the same class, with one property: this text.
+/// Appends the header of an empty content of the same class whose only property, `cluster-id`, is this text.
 fn replace_content(frame: &[u8], text: &str, out: &mut Vec<u8>) {
     const CLUSTER_ID: u16 = 1 << 2;
     let payload = &frame[FRAME_HEAD_BYTES..];
@@ -241,16 +252,17 @@ fn replace_content(frame: &[u8], text: &str, out: &mut Vec<u8>) {
     out.push(frame[frame.len() - 1]);
 }
 
-/// Puts question marks in place of bytes that make exchange or routing key of a `basic.deliver` no text; whether there were any.
+/// Replaces the non-ASCII bytes of exchange and routing key in a `basic.deliver` by question marks if they are not
+/// UTF-8. Returns whether it did.
 fn mend_names(payload: &mut [u8]) -> bool {
-    // The consumer's tag, then 8 bytes of delivery tag and one that tells of a redelivery.
+    // The consumer's tag, then 8 bytes of delivery tag and one for the redelivered flag.
     let exchange = 5 + usize::from(payload.get(4).copied().unwrap_or(0)) + 9;
     let key = exchange + 1 + usize::from(payload.get(exchange).copied().unwrap_or(0));
     let mended = [mend_text(payload, exchange), mend_text(payload, key)];
     mended.contains(&true)
 }
 
-/// The same for one text, where it begins with its length.
+/// Does the same for one text; `at` is the position of its length byte.
 fn mend_text(payload: &mut [u8], at: usize) -> bool {
     let end = at + 1 + usize::from(payload.get(at).copied().unwrap_or(0));
     let Some(text) = payload.get_mut(at + 1..end).filter(|text| std::str::from_utf8(text).is_err()) else {
@@ -260,6 +272,7 @@ fn mend_text(payload: &mut [u8], at: usize) -> bool {
     true
 }
 
+/// Removes up to `most` bytes from the beginning of `input`.
 fn take<'a>(input: &mut &'a [u8], most: usize) -> &'a [u8] {
     let (taken, rest) = input.split_at(most.min(input.len()));
     *input = rest;
@@ -270,7 +283,7 @@ fn invalid(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// A property as it is on the wire.
+/// How a property is encoded.
 #[derive(Clone, Copy)]
 enum Property {
     Text,
@@ -278,15 +291,16 @@ enum Property {
     Bytes(usize),
 }
 
-/// From the highest bit of the flags on; the two lowest are nobody's.
+/// The properties in the order of their flags, from the highest bit on; the two lowest bits have no property.
 const PROPERTIES: [Property; 14] = {
     use Property::{Bytes, Table, Text};
-    // Content type and encoding, headers, delivery mode, priority, correlation id, reply-to, expiration, message id, timestamp,
-    // type, user id, app id, cluster id.
+    // Content type and encoding, headers, delivery mode, priority, correlation id, reply-to, expiration, message id,
+    // timestamp, type, user id, app id, cluster id.
     [Text, Text, Table, Bytes(1), Bytes(1), Text, Text, Text, Text, Bytes(8), Text, Text, Text, Text]
 };
 
-/// Whether the library can read these properties, which begin with their flags, and is done with them at their end.
+/// Returns whether the library can read these properties, which begin with their flags, and no bytes are left behind
+/// them.
 fn properties_fit(bytes: &[u8]) -> bool {
     let Some(flags) = bytes.get(..2).map(|flags| u16::from_be_bytes([flags[0], flags[1]])) else { return false };
     let mut at = 2;
@@ -306,14 +320,14 @@ fn properties_fit(bytes: &[u8]) -> bool {
     flags & 0b11 == 0 && at == bytes.len()
 }
 
-/// Of a text with the byte before it; none if it is cut off, or no UTF-8.
+/// The size of a text with its length byte; none if it is cut off or not UTF-8.
 fn text_size(bytes: &[u8]) -> Option<usize> {
     let end = 1 + usize::from(*bytes.first()?);
     std::str::from_utf8(bytes.get(1..end)?).ok().map(|_| end)
 }
 
-/// Of a table with the length that it begins with; none unless it ends within the bytes, is not nested too deep, and has
-/// names that are UTF-8. Without recursion.
+/// The size of a table with its length field; none if it does not end within the bytes, is nested too deep, or has a
+/// name that is not UTF-8. It does not recurse, so that the nesting cannot exhaust the stack.
 fn table_size(bytes: &[u8]) -> Option<usize> {
     let length = |at: usize| {
         let length = bytes.get(at..at + 4)?;
@@ -375,7 +389,7 @@ mod tests {
         frame(METHOD, &payload)
     }
 
-    /// With a content type, or with one and a table.
+    /// A content header with a content type, and with a table of headers if there is one.
     fn header(size: u64, table: Option<&[u8]>) -> Vec<u8> {
         let mut properties = vec![if table.is_some() { 0xa0 } else { 0x80 }, 0, 1, b't'];
         properties.extend(table.unwrap_or_default());
@@ -389,7 +403,7 @@ mod tests {
         frame(HEADER, &payload)
     }
 
-    /// Tables within tables.
+    /// A table that is nested so deep.
     fn nested(depth: usize) -> Vec<u8> {
         let mut table = vec![0, 0, 0, 0];
         for _ in 1..depth {
@@ -413,7 +427,7 @@ mod tests {
         out
     }
 
-    /// Fed in pieces of every size, the same comes out.
+    /// Checks that the output is the same whatever pieces the input arrives in.
     #[track_caller]
     fn check(input: &[u8], expected: &[u8]) {
         for piece in [1, 3, 7, 100, input.len()] {
@@ -421,7 +435,7 @@ mod tests {
         }
     }
 
-    /// The header that stands for a content which was refused.
+    /// The header in place of a withheld content.
     fn marked(text: &str) -> Vec<u8> {
         let mut properties = vec![0, 4, text.len() as u8];
         properties.extend(text.as_bytes());
@@ -443,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_comes_back_to_its_sender_may_be_long() {
+    fn a_message_that_is_returned_to_its_sender_may_be_long() {
         let returned = frame(METHOD, &[0, 60, 0, 50, 1, 56, 0, 0, 0]);
         let input = [returned, header(11, None), frame(BODY, &[1; 11])].concat();
         check(&input, &input);
@@ -456,7 +470,7 @@ mod tests {
             let input = [deliver(b"k"), header(2, Some(&table)), frame(BODY, b"ab")].concat();
             check(&input, &[deliver(b"k"), marked("mark:")].concat());
         }
-        // No UTF-8, cut off, more than the flags say, flags that nobody knows.
+        // Not UTF-8, cut off, more bytes than the flags announce, unknown flags.
         for properties in
             [&[0x80, 0, 1, 0xff][..], &[0x80, 0, 9, b't'], &[0x80, 0, 1, b't', 0], &[0x80, 1, 1, b't'], &[0x80]]
         {
@@ -466,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_text_are_mended_and_their_message_is_left_out() {
+    fn a_message_with_names_that_are_not_utf_8_is_left_out() {
         let input = [deliver(b"a\xffb"), header(2, None), frame(BODY, b"ab"), deliver("é".as_bytes()), header(0, None)];
         let expected = [deliver(b"a?b"), marked("mark:"), deliver("é".as_bytes()), header(0, None)];
         check(&input.concat(), &expected.concat());
@@ -485,16 +499,16 @@ mod tests {
     fn a_mark_says_why_and_nobody_else_can_write_one() {
         let mark = Mark::new().unwrap();
         let of = |text: &str| BasicProperties::default().with_cluster_id(text.into());
-        for refusal in [Refusal::TooLong { bytes: u64::MAX }, Refusal::Unreadable] {
-            assert_eq!(mark.refusal(&of(&mark.text(refusal))), Some(refusal));
-            assert_eq!(Mark::new().unwrap().refusal(&of(&mark.text(refusal))), None);
+        for reason in [WithheldReason::TooLong { bytes: u64::MAX }, WithheldReason::Unreadable] {
+            assert_eq!(mark.withheld_reason(&of(&mark.text(reason))), Some(reason));
+            assert_eq!(Mark::new().unwrap().withheld_reason(&of(&mark.text(reason))), None);
         }
-        assert_eq!(mark.refusal(&of(":5")), None);
-        assert_eq!(mark.refusal(&BasicProperties::default()), None);
+        assert_eq!(mark.withheld_reason(&of(":5")), None);
+        assert_eq!(mark.withheld_reason(&BasicProperties::default()), None);
     }
 
     #[test]
-    fn what_is_no_amqp_ends_the_connection() {
+    fn bytes_that_are_not_amqp_end_the_connection() {
         let greeting = [&[0, 10, 0, 10, 0, 9][..], &nested(1_000)].concat();
         for input in [b"HTTP/1.1 400".to_vec(), vec![BODY, 0, 1, 255, 0, 0, 0], frame(METHOD, &greeting)] {
             let mut guard = Guard::new(10, mark());

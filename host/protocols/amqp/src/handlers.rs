@@ -1,6 +1,6 @@
-//! Which functions a message goes to: the table `handlers`, from keys such as `rpc/command/echo` to functions of `service`
-//! modules, each behind filters: `"checks.urgent > work.echo"`. What a function gets, the content or the whole message, may be
-//! said for each: `{ function = "audit.note", pass = "message" }`.
+//! The table `handlers`: it maps keys such as `rpc/command/echo` to functions of `service` modules, each with filters
+//! in front of it: `"checks.urgent > work.echo"`. A function gets the message's content, or the whole message: `{
+//! function = "audit.note", pass = "message" }`.
 
 use std::collections::HashMap;
 
@@ -11,36 +11,37 @@ use wasmcage_config::Section;
 const KEY: &str = "expected a key such as message/command/NAME, message/status/NAME or rpc/command/NAME";
 const FUNCTION: &str = "expected MODULE.FUNCTION, with filters before it: \"MODULE.FILTER > MODULE.FUNCTION\", or \
                         { function = \"..\", pass = \"content\" or \"message\" }";
-/// For one key, and filters of one handler.
+/// The most handlers of one key, and filters of one handler.
 const HANDLERS_MAX: usize = 100;
 
 /// A function of a module of this cage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Function {
+pub(super) struct ModuleFunction {
     pub(super) module: String,
     pub(super) name: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Handler {
-    /// In this order; each may change the message or refuse it.
-    pub(super) filters: Vec<Function>,
-    pub(super) function: Function,
-    /// It gets the whole message, not only its content.
+    /// They are called in this order; each may change the message or refuse it.
+    pub(super) filters: Vec<ModuleFunction>,
+    pub(super) function: ModuleFunction,
+    /// The functions get the whole message, not only its content.
     pub(super) whole: bool,
 }
 
+/// The handlers by the messages' keys.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Handlers(HashMap<String, Vec<Handler>>);
 
-impl std::fmt::Display for Function {
+impl std::fmt::Display for ModuleFunction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}", self.module, self.name)
     }
 }
 
-impl Function {
-    /// `MODULE.FUNCTION`; none if it is not.
+impl ModuleFunction {
+    /// Parses `MODULE.FUNCTION`.
     pub(super) fn read(text: &str) -> Option<Self> {
         let (module, name) = text.trim().split_once('.')?;
         (!module.is_empty() && !name.is_empty()).then(|| Self { module: module.to_owned(), name: name.to_owned() })
@@ -48,7 +49,8 @@ impl Function {
 }
 
 impl Handlers {
-    /// None: a `handler` module answers. `whole` is what functions get that say nothing else. Mistakes are recorded in `section`.
+    /// Reads the table; none if it is missing, so that the interface's `handler` module gets all messages. `whole` is
+    /// the default for handlers without `pass`. Mistakes are recorded in `section`.
     pub(super) fn read(section: &Section, whole: bool) -> Option<Self> {
         let table = section.json_table("handlers");
         if !section.has("handlers") {
@@ -56,7 +58,7 @@ impl Handlers {
         }
         let mut handlers = HashMap::new();
         for (key, value) in table {
-            match read_one(&key, value, whole) {
+            match handlers_of_key(&key, value, whole) {
                 Ok(read) => {
                     handlers.insert(key, read);
                 }
@@ -66,13 +68,13 @@ impl Handlers {
         Some(Self(handlers))
     }
 
-    /// Empty: nobody.
+    /// The handlers of a key; empty if it has none.
     pub(super) fn of(&self, key: &str) -> &[Handler] {
         self.0.get(key).map_or(&[], Vec::as_slice)
     }
 }
 
-fn read_one(key: &str, value: Value, whole: bool) -> Result<Vec<Handler>, String> {
+fn handlers_of_key(key: &str, value: Value, whole: bool) -> Result<Vec<Handler>, String> {
     let is_rpc = key.strip_prefix("rpc/command/").is_some_and(|name| !name.is_empty());
     let is_message = key.strip_prefix("message/").is_some_and(|rest| rest.contains('/'));
     if !is_rpc && !is_message {
@@ -109,7 +111,7 @@ fn handler(value: &Value, whole: bool) -> Result<Handler, String> {
         }
         _ => return Err(FUNCTION.into()),
     };
-    let functions: Option<Vec<Function>> = text.split('>').map(Function::read).collect();
+    let functions: Option<Vec<ModuleFunction>> = text.split('>').map(ModuleFunction::read).collect();
     let mut filters = functions.filter(|functions| functions.len() <= HANDLERS_MAX).ok_or(FUNCTION)?;
     let function = filters.pop().ok_or(FUNCTION)?;
     Ok(Handler { filters, function, whole })
@@ -121,36 +123,36 @@ mod tests {
 
     use super::*;
 
-    fn function(module: &str, name: &str) -> Function {
-        Function { module: module.into(), name: name.into() }
+    fn function(module: &str, name: &str) -> ModuleFunction {
+        ModuleFunction { module: module.into(), name: name.into() }
     }
 
     #[test]
     fn functions_and_filters_are_read() {
-        let read = read_one("message/command/x", json!(["a.f > b.g", "c.h"]), false).unwrap();
+        let read = handlers_of_key("message/command/x", json!(["a.f > b.g", "c.h"]), false).unwrap();
         assert_eq!(read[0], Handler { filters: vec![function("a", "f")], function: function("b", "g"), whole: false });
         assert_eq!(read[1], Handler { filters: vec![], function: function("c", "h"), whole: false });
-        assert!(read_one("rpc/command/x", json!("a.f"), false).is_ok());
+        assert!(handlers_of_key("rpc/command/x", json!("a.f"), false).is_ok());
     }
 
     #[test]
-    fn what_a_function_gets_is_said_for_each() {
+    fn each_handler_may_choose_between_content_and_message() {
         let mixed = json!(["a.f", { "function": "a.g > b.h", "pass": "message" }, { "function": "a.i" }]);
         let whole = |default| {
-            let read = read_one("message/command/x", mixed.clone(), default).unwrap();
+            let read = handlers_of_key("message/command/x", mixed.clone(), default).unwrap();
             read.iter().map(|handler| handler.whole).collect::<Vec<_>>()
         };
         assert_eq!(whole(false), [false, true, false]);
         assert_eq!(whole(true), [true, true, true]);
-        let read = read_one("rpc/command/x", json!({ "function": "a.f", "pass": "content" }), true).unwrap();
+        let read = handlers_of_key("rpc/command/x", json!({ "function": "a.f", "pass": "content" }), true).unwrap();
         assert_eq!(read, [Handler { filters: vec![], function: function("a", "f"), whole: false }]);
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_are_reported() {
         let check = |key: &str, value: Value, text: &str| {
-            let told = read_one(key, value, false).unwrap_err();
-            assert!(told.contains(text), "{told}");
+            let error = handlers_of_key(key, value, false).unwrap_err();
+            assert!(error.contains(text), "{error}");
         };
         check("echo", json!("a.f"), "expected a key such as");
         check("rpc/status/x", json!("a.f"), "expected a key such as");

@@ -1,5 +1,6 @@
-//! Interface `amqp`: declares, consumes every queue, begins anew when the broker or a channel is lost, and drains. While it
-//! consumes it looks every now and then whether everything is still declared, so that what others delete comes back.
+//! Interface `amqp`: declares its topology and consumes every queue, starts again when the connection or a channel is
+//! lost, and drains. While it consumes it repeats the declarations every now and then, so that a queue that somebody
+//! deletes comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,51 +14,52 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::AmqpConfig;
-use super::consume::Consuming;
-use super::deliver::Receiver;
-use super::events::Events;
-use super::link::{Link, Live, Purpose};
-use super::replies::Replies;
-use super::topology::Binding;
+use super::consume::QueueConsumer;
+use super::deliver::DeliveryReceiver;
+use super::events::AmqpEvents;
+use super::link::{BrokerLink, LiveConnection, Purpose};
+use super::replies::ReplySender;
+use super::topology::QueueBinding;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
 
-/// Between looks at what is declared.
-const LOOK: Duration = Duration::from_secs(10);
-/// Before what has ended begins anew; doubled, up to `LOOK`, as long as it goes on ending.
+/// How often the declarations are repeated.
+const DECLARE_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause before a queue is consumed again whose consumer ended; doubled, up to `DECLARE_INTERVAL`, while it keeps
+/// ending.
 const PAUSE: Duration = Duration::from_millis(200);
-/// For what is asked of a broker.
+/// The time the broker has to answer.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Commands that wait to be obeyed; who brings one more waits.
+/// The most commands in the queue; whoever sends one more waits.
 const COMMANDS_MAX: usize = 16;
 
 pub(super) struct AmqpInterface {
     config: AmqpConfig,
 }
 
-/// What messages tell the interface to do.
+/// A command that a message gave to the interface.
 #[derive(Debug)]
-pub(super) enum Command {
+pub(super) enum InterfaceCommand {
     Quit,
     Restart,
-    /// The application's own queue gets what is said to all of a group.
-    Join(Binding),
-    Leave(Binding),
+    /// Binds the application's own queue to a group.
+    Join(QueueBinding),
+    Leave(QueueBinding),
 }
 
 /// Why consuming stopped.
-enum End {
+enum StopReason {
     Drain,
     Quit,
     Restart,
     Lost(String),
-    /// Nothing can be consumed, and the broker says why.
+    /// The broker lets no queue be consumed, for this reason.
     Refused(String),
 }
 
-/// A queue whose consumer takes no more, by its number, and why.
-type Ended = (usize, String);
+/// The index of a queue whose consumer has ended, and why.
+type EndedConsumer = (usize, String);
 
 impl AmqpInterface {
     pub(super) fn new(config: AmqpConfig) -> Self {
@@ -70,61 +72,61 @@ impl Interface for AmqpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let AmqpConfig { broker, cage_directory, topology, reply_exchange, .. } = &self.config;
         let runtime = Handle::current();
-        let link = Link::of(cage_directory, broker, Purpose::Consume, &runtime);
-        let publishing = Link::of(cage_directory, broker, Purpose::Publish, &runtime);
-        let replies = Replies::new(publishing.clone(), reply_exchange.clone(), &topology.exchanges);
-        let events = Events::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
+        let link = BrokerLink::shared(cage_directory, broker, Purpose::Consume, &runtime);
+        let publishing = BrokerLink::shared(cage_directory, broker, Purpose::Publish, &runtime);
+        let replies = ReplySender::new(publishing.clone(), reply_exchange.clone(), &topology.exchanges);
+        let events = AmqpEvents::new(cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
         let (commands_tx, commands) = mpsc::channel(COMMANDS_MAX);
         let consumers = topology.queues.iter().map(|_| None).collect();
-        let receiver = Arc::new(Receiver::new(self.config, cx.clone(), events, replies, commands_tx));
-        let (problems, consumed, leaving) = (Vec::new(), Vec::new(), Vec::new());
-        Rounds { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, leaving }
+        let receiver = Arc::new(DeliveryReceiver::new(self.config, cx.clone(), events, replies, commands_tx));
+        let (problems, consumed, ending) = (Vec::new(), Vec::new(), Vec::new());
+        ConsumeLoop { cx, link, publishing, receiver, commands, consumers, problems, consumed, listening: None, ending }
             .run()
             .await
     }
 }
 
-/// The interface's life: rounds of declaring and consuming, one for each connection.
-struct Rounds {
+/// Declares and consumes, once for each connection that is made.
+struct ConsumeLoop {
     cx: InterfaceContext,
-    link: Arc<Link>,
-    publishing: Arc<Link>,
-    receiver: Arc<Receiver>,
-    commands: mpsc::Receiver<Command>,
-    /// One for each queue that is consumed now.
+    link: Arc<BrokerLink>,
+    publishing: Arc<BrokerLink>,
+    receiver: Arc<DeliveryReceiver>,
+    commands: mpsc::Receiver<InterfaceCommand>,
+    /// The consumer of each queue, if it has one now.
     consumers: Vec<Option<AbortOnDropHandle<()>>>,
-    /// What cannot be declared or consumed now.
+    /// Why something cannot be declared or consumed now.
     problems: Vec<String>,
-    /// The queues that are consumed, as the endpoint knows them.
+    /// The names of the queues that are consumed, as last reported to the endpoint.
     consumed: Vec<String>,
-    /// While there are such queues.
+    /// Held while there are such queues.
     listening: Option<Listening>,
-    /// Consumers that take no more, and finish what they have.
-    leaving: Vec<AbortOnDropHandle<()>>,
+    /// Consumers that take no more deliveries, and finish those in flight.
+    ending: Vec<AbortOnDropHandle<()>>,
 }
 
-impl Rounds {
+impl ConsumeLoop {
     async fn run(mut self) -> Result<(), InterfaceError> {
         let drain = self.cx.drain.clone();
         let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
         loop {
-            self.tell();
+            self.report_status();
             let live = tokio::select! {
                 () = drain.stopping() => return self.finish().await,
                 live = self.link.live() => live,
                 Ok(()) = consuming.changed() => continue,
                 Ok(()) = publishing.changed() => continue,
             };
-            let end = self.round(&live).await;
-            self.release();
-            match end {
-                End::Drain | End::Quit => return self.finish().await,
-                End::Restart => {}
-                End::Lost(why) => {
+            let reason = self.consume(&live).await;
+            self.release_consumers();
+            match reason {
+                StopReason::Drain | StopReason::Quit => return self.finish().await,
+                StopReason::Restart => {}
+                StopReason::Lost(why) => {
                     self.receiver.events.resumed(&why);
                     tokio::time::sleep(PAUSE).await;
                 }
-                End::Refused(text) => {
+                StopReason::Refused(text) => {
                     let interface = self.cx.endpoint.interface.to_string();
                     self.finish().await?;
                     return Err(InterfaceError::Setup { interface, text, source: None });
@@ -133,79 +135,83 @@ impl Rounds {
         }
     }
 
-    /// Consumes until something ends all of it. The consumers then take no more, and are left to finish.
-    async fn round(&mut self, live: &Arc<Live>) -> End {
+    /// Consumes all queues until something stops that. The consumers then take no more deliveries, and finish by
+    /// themselves.
+    async fn consume(&mut self, live: &Arc<LiveConnection>) -> StopReason {
         let drain = self.cx.drain.clone();
         let stop = CancellationToken::new();
         let _stopped_at_the_end = stop.clone().drop_guard();
-        // Each consumer tells its end once.
-        let (ended_tx, mut ended) = mpsc::unbounded_channel::<Ended>();
+        let (ended_tx, mut ended) = mpsc::unbounded_channel::<EndedConsumer>();
         let (mut consuming, mut publishing) = (self.link.changes(), self.publishing.changes());
-        let (mut look_at, mut backoff, mut is_hurried) = (Instant::now(), Backoff::new(PAUSE, LOOK), false);
+        let (mut declare_at, mut backoff) = (Instant::now(), Backoff::new(PAUSE, DECLARE_INTERVAL));
+        // The next declaration is early, because of a consumer that ended.
+        let mut is_early = false;
         loop {
             tokio::select! {
-                () = drain.stopping() => return End::Drain,
-                why = self.link.lost(live) => return End::Lost(why),
+                () = drain.stopping() => return StopReason::Drain,
+                why = self.link.lost(live) => return StopReason::Lost(why),
                 Some((queue, why)) = ended.recv() => {
                     if !live.is_up() {
-                        return End::Lost(why);
+                        return StopReason::Lost(why);
                     }
                     self.receiver.events.consumer_ended(&why);
-                    self.leaving.retain(|consumer| !consumer.is_finished());
-                    self.leaving.extend(self.consumers[queue].take());
+                    self.ending.retain(|consumer| !consumer.is_finished());
+                    self.ending.extend(self.consumers[queue].take());
                     self.announce();
-                    (look_at, is_hurried) = (Instant::now() + backoff.pause(), true);
+                    (declare_at, is_early) = (Instant::now() + backoff.pause(), true);
                 }
-                () = tokio::time::sleep_until(look_at) => {
-                    if !std::mem::take(&mut is_hurried) {
+                () = tokio::time::sleep_until(declare_at) => {
+                    if !std::mem::take(&mut is_early) {
                         backoff.reset();
                     }
-                    let looked = tokio::select! {
-                        () = drain.stopping() => return End::Drain,
-                        looked = self.look(live, &stop, &ended_tx) => looked,
+                    let done = tokio::select! {
+                        () = drain.stopping() => return StopReason::Drain,
+                        done = self.declare_and_consume(live, &stop, &ended_tx) => done,
                     };
-                    if let Err(end) = looked {
-                        return end;
+                    if let Err(reason) = done {
+                        return reason;
                     }
-                    look_at = Instant::now() + LOOK;
+                    declare_at = Instant::now() + DECLARE_INTERVAL;
                 }
                 Some(command) = self.commands.recv() => {
-                    let obeyed = tokio::select! {
-                        () = drain.stopping() => return End::Drain,
-                        obeyed = self.obey(command, live) => obeyed,
+                    let stopped = tokio::select! {
+                        () = drain.stopping() => return StopReason::Drain,
+                        stopped = self.execute(command, live) => stopped,
                     };
-                    if let Some(end) = obeyed {
-                        return end;
+                    if let Some(reason) = stopped {
+                        return reason;
                     }
                 }
-                Ok(()) = consuming.changed() => self.tell(),
-                Ok(()) = publishing.changed() => self.tell(),
+                Ok(()) = consuming.changed() => self.report_status(),
+                Ok(()) = publishing.changed() => self.report_status(),
             }
         }
     }
 
-    /// Declares everything, and consumes what is not consumed yet. What the broker does not take is told, and tried again.
-    async fn look(
+    /// Declares everything, and consumes the queues that have no consumer. What the broker refuses is reported, and
+    /// tried again at the next call.
+    async fn declare_and_consume(
         &mut self,
-        live: &Live,
+        live: &LiveConnection,
         stop: &CancellationToken,
-        ended: &mpsc::UnboundedSender<Ended>,
-    ) -> Result<(), End> {
+        ended: &mpsc::UnboundedSender<EndedConsumer>,
+    ) -> Result<(), StopReason> {
         let (receiver, groups) = (self.receiver.clone(), self.receiver.groups());
         let topology = &receiver.config.topology;
         let declared = tokio::time::timeout(BROKER_TIMEOUT, topology.declare(&groups, &self.link)).await;
         let mut problems = match declared {
-            Ok(Err(why)) => return Err(End::Lost(why)),
+            Ok(Err(why)) => return Err(StopReason::Lost(why)),
             Err(_) => vec!["the broker does not answer".to_owned()],
             Ok(Ok(declared)) => {
                 let mut problems = declared.problems;
                 let missing = |index: &usize| declared.queues[*index] && self.consumers[*index].is_none();
                 let missing: Vec<usize> = (0..topology.queues.len()).filter(missing).collect();
                 for index in missing {
-                    match Consuming::begin(&self.link, &topology.queues[index].name, receiver.config.prefetch).await {
+                    match QueueConsumer::open(&self.link, &topology.queues[index].name, receiver.config.prefetch).await
+                    {
                         Ok(consuming) => self.consumers[index] = Some(self.spawn(consuming, index, stop, ended)),
                         Err(why) if live.is_up() => problems.push(why),
-                        Err(why) => return Err(End::Lost(why)),
+                        Err(why) => return Err(StopReason::Lost(why)),
                     }
                 }
                 problems
@@ -215,35 +221,35 @@ impl Rounds {
         let is_new = |problem: &&String| !problems.contains(problem);
         self.problems.iter().filter(is_new).for_each(|problem| receiver.events.problem(problem));
         self.announce();
-        self.tell();
+        self.report_status();
         match self.consumed.is_empty() && !self.problems.is_empty() && live.is_up() {
-            true => Err(End::Refused(self.problems.join("; "))),
+            true => Err(StopReason::Refused(self.problems.join("; "))),
             false => Ok(()),
         }
     }
 
-    /// The consumer, on the next lane.
+    /// Runs the consumer on the next lane.
     fn spawn(
         &self,
-        consuming: Consuming,
+        consuming: QueueConsumer,
         index: usize,
         stop: &CancellationToken,
-        ended: &mpsc::UnboundedSender<Ended>,
+        ended: &mpsc::UnboundedSender<EndedConsumer>,
     ) -> AbortOnDropHandle<()> {
         let ended = ended.clone();
-        // The round has ended for another reason if nobody listens.
+        // Nobody receives this if consuming has stopped for another reason.
         let ended = move |why| drop(ended.send((index, why)));
         let run = consuming.run(self.receiver.clone(), stop.clone(), ended);
         AbortOnDropHandle::new(self.cx.lanes.next().spawn(run))
     }
 
-    /// What a message told. None: nothing ends by it.
-    async fn obey(&self, command: Command, live: &Live) -> Option<End> {
+    /// Executes a command; returns a reason if it stops the consumers.
+    async fn execute(&self, command: InterfaceCommand, live: &LiveConnection) -> Option<StopReason> {
         let (binding, join) = match command {
-            Command::Quit => return Some(End::Quit),
-            Command::Restart => return Some(End::Restart),
-            Command::Join(binding) => (binding, true),
-            Command::Leave(binding) => (binding, false),
+            InterfaceCommand::Quit => return Some(StopReason::Quit),
+            InterfaceCommand::Restart => return Some(StopReason::Restart),
+            InterfaceCommand::Join(binding) => (binding, true),
+            InterfaceCommand::Leave(binding) => (binding, false),
         };
         let done = async {
             let (channel, _) = self.link.channel(Deadline::after(BROKER_TIMEOUT)).await?;
@@ -254,13 +260,13 @@ impl Rounds {
         };
         match tokio::time::timeout(BROKER_TIMEOUT, done).await {
             Ok(Err(why)) if live.is_up() => self.receiver.events.problem(&why),
-            // Groups are bound with everything else at the next look.
+            // The next declaration binds the groups, too.
             Ok(_) | Err(_) => {}
         }
         None
     }
 
-    /// Tells the endpoint which queues are consumed now, when that has changed.
+    /// Reports to the endpoint which queues are consumed now, if that has changed.
     fn announce(&mut self) {
         let queues = self.receiver.config.topology.queues.iter().zip(&self.consumers);
         let consumed: Vec<String> =
@@ -273,30 +279,30 @@ impl Rounds {
         self.consumed = consumed;
     }
 
-    /// Tells an operator what does not work now.
-    fn tell(&self) {
-        let mut troubles = self.problems.clone();
+    /// Sets the endpoint's status: what does not work now.
+    fn report_status(&self) {
+        let mut problems = self.problems.clone();
         let broker = &self.receiver.config.broker;
-        let publishing = self.publishing.trouble().map(|why| format!("{broker}: {why}"));
-        troubles.extend(self.link.trouble().map(|why| format!("{broker}: {why}")));
-        // Mostly both connections have the same.
-        troubles.extend(publishing.filter(|trouble| !troubles.contains(trouble)));
-        self.cx.endpoint.set_status((!troubles.is_empty()).then(|| troubles.join("; ")));
+        let publishing = self.publishing.problem().map(|why| format!("{broker}: {why}"));
+        problems.extend(self.link.problem().map(|why| format!("{broker}: {why}")));
+        // Mostly both connections have the same problem.
+        problems.extend(publishing.filter(|problem| !problems.contains(problem)));
+        self.cx.endpoint.set_status((!problems.is_empty()).then(|| problems.join("; ")));
     }
 
-    /// The consumers of the round finish what they have.
-    fn release(&mut self) {
-        self.leaving.retain(|consumer| !consumer.is_finished());
-        self.leaving.extend(self.consumers.iter_mut().filter_map(Option::take));
+    /// Lets the consumers finish their deliveries in flight.
+    fn release_consumers(&mut self) {
+        self.ending.retain(|consumer| !consumer.is_finished());
+        self.ending.extend(self.consumers.iter_mut().filter_map(Option::take));
         self.problems.clear();
         self.consumed.clear();
         self.listening = None;
     }
 
-    /// Waits for what is in work.
+    /// Waits until no delivery is in flight.
     async fn finish(self) -> Result<(), InterfaceError> {
         self.cx.endpoint.set_status(None);
-        join_all(self.leaving).await;
+        join_all(self.ending).await;
         Ok(())
     }
 }

@@ -1,22 +1,24 @@
-//! Protocol `amqp`: messages of a RabbitMQ broker come in as requests, and modules publish and call over it. At home among
-//! Postage programs, whose messages and conventions are the default format.
+//! Protocol `amqp`: messages of a RabbitMQ broker become requests, and modules publish messages and call services over
+//! the broker. The default format is that of Postage programs.
 
 mod answer;
+mod batch;
 mod broker;
+mod builtin;
 mod config;
 mod consume;
 mod deliver;
 mod events;
-mod group;
 mod guard;
 mod handlers;
 mod interface;
 mod link;
 mod message;
 mod operation;
-mod own;
+mod postage_delivery;
 mod producer;
 mod raw;
+mod raw_delivery;
 mod replies;
 mod resource;
 mod rpc;
@@ -25,6 +27,7 @@ mod stream;
 mod topology;
 mod user;
 mod value;
+mod verdict;
 
 use self::config::AmqpConfig;
 use self::interface::AmqpInterface;
@@ -33,9 +36,9 @@ use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
-pub struct Amqp;
+pub struct AmqpProtocol;
 
-impl Protocol for Amqp {
+impl Protocol for AmqpProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new("amqp")
     }

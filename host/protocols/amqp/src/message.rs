@@ -1,5 +1,5 @@
-//! Messages as Postage has them: JSON objects of format version 2. Read from deliveries and from replies, made for producers
-//! and for replies.
+//! Messages of Postage: JSON objects of its format version 2. They are read from deliveries and replies, and made for
+//! both.
 
 use std::borrow::Cow;
 
@@ -11,9 +11,9 @@ use super::value::shown;
 
 const VERSION: &str = "2";
 
-/// Who sent a message; all strings.
+/// The sender of a message, in Postage's term. All values are strings.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Fingerprint {
+pub(super) struct PostageFingerprint {
     pub(super) name: String,
     #[serde(rename = "type")]
     pub(super) kind: String,
@@ -23,9 +23,9 @@ pub(super) struct Fingerprint {
     pub(super) vhost: String,
 }
 
-/// A message that came. Contents stay as they were written.
+/// A message that was received. Its content stays JSON text, exactly as it was written.
 #[derive(Debug, Deserialize)]
-pub(super) struct Incoming<'a> {
+pub(super) struct PostageMessage<'a> {
     #[serde(rename = "type", borrow)]
     pub(super) kind: Cow<'a, str>,
     #[serde(borrow)]
@@ -38,14 +38,14 @@ pub(super) struct Incoming<'a> {
     pub(super) content: &'a RawValue,
 }
 
-impl<'a> Incoming<'a> {
+impl<'a> PostageMessage<'a> {
     /// # Errors
-    /// Why these bytes are no such message; none of them is repeated.
+    /// Why these bytes are no such message. The text repeats none of them.
     pub(super) fn read(body: &'a [u8]) -> Result<Self, String> {
-        serde_json::from_slice(body).map_err(|error| why(&error))
+        serde_json::from_slice(body).map_err(|error| parse_error(&error))
     }
 
-    /// What handlers are found by.
+    /// The key in the table `handlers`.
     pub(super) fn key(&self) -> String {
         format!("{}/{}/{}", self.category, self.kind, self.name)
     }
@@ -55,8 +55,8 @@ impl<'a> Incoming<'a> {
     }
 }
 
-/// What is wrong with a text that should be a message: where, and not what, since that may be anybody's secret.
-fn why(error: &serde_json::Error) -> String {
+/// Says where a message is wrong. It does not say what is there, since that may be a secret.
+fn parse_error(error: &serde_json::Error) -> String {
     let (line, column) = (error.line(), error.column());
     match error.is_data() {
         true => {
@@ -66,10 +66,10 @@ fn why(error: &serde_json::Error) -> String {
     }
 }
 
-/// The content of a reply.
+/// The content of a reply to an RPC.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Outcome {
-    /// `text` goes with the value, and is mostly empty.
+pub(super) enum ReplyContent {
+    /// `text` is a message beside the value, and mostly empty.
     Success {
         value: Value,
         text: String,
@@ -82,7 +82,7 @@ pub(super) enum Outcome {
 }
 
 #[derive(Deserialize)]
-struct ResultContent {
+struct WireContent {
     #[serde(rename = "type")]
     kind: String,
     #[serde(default)]
@@ -91,16 +91,15 @@ struct ResultContent {
     message: Value,
 }
 
-impl Outcome {
+impl ReplyContent {
     pub(super) fn success(value: Value) -> Self {
         Self::Success { value, text: String::new() }
     }
 
-    /// Of a reply; one that cannot be read is an error that says so.
+    /// Reads the body of a reply. One that is malformed becomes an error that says so.
     pub(super) fn read(body: &[u8]) -> Self {
-        let read = Incoming::read(body).and_then(|reply| {
-            serde_json::from_str::<ResultContent>(reply.content.get())
-                .map_err(|_| "its content is no result".to_owned())
+        let read = PostageMessage::read(body).and_then(|reply| {
+            serde_json::from_str::<WireContent>(reply.content.get()).map_err(|_| "its content is no result".to_owned())
         });
         let text = |value: Value| match value {
             Value::String(text) => text,
@@ -118,7 +117,7 @@ impl Outcome {
         }
     }
 
-    /// As the content of a message.
+    /// The `content` of the message.
     pub(super) fn content(self) -> Value {
         match self {
             Self::Success { value, text } => json!({"type": "success", "value": value, "message": text}),
@@ -127,13 +126,20 @@ impl Outcome {
         }
     }
 
-    pub(super) fn message(self, fingerprint: &Fingerprint) -> Vec<u8> {
+    /// The whole message.
+    pub(super) fn message(self, fingerprint: &PostageFingerprint) -> Vec<u8> {
         encode("message", "result", "none", self.content(), fingerprint)
     }
 }
 
-/// A whole message.
-pub(super) fn encode(category: &str, kind: &str, name: &str, content: Value, fingerprint: &Fingerprint) -> Vec<u8> {
+/// Encodes a message.
+pub(super) fn encode(
+    category: &str,
+    kind: &str,
+    name: &str,
+    content: Value,
+    fingerprint: &PostageFingerprint,
+) -> Vec<u8> {
     let message = json!({
         "type": kind, "name": name, "category": category, "version": VERSION,
         "fingerprint": fingerprint, "content": content, "_reserved": {},
@@ -145,42 +151,42 @@ pub(super) fn encode(category: &str, kind: &str, name: &str, content: Value, fin
 mod tests {
     use super::*;
 
-    fn fingerprint() -> Fingerprint {
+    fn fingerprint() -> PostageFingerprint {
         let text = || "x".to_owned();
-        Fingerprint { name: text(), kind: text(), pid: text(), host: text(), user: text(), vhost: text() }
+        PostageFingerprint { name: text(), kind: text(), pid: text(), host: text(), user: text(), vhost: text() }
     }
 
     #[test]
-    fn outcomes_survive_the_way() {
-        for outcome in [
-            Outcome::success(json!({"a": [1, null]})),
-            Outcome::Success { value: json!(5), text: "as asked".into() },
-            Outcome::Error("no".into()),
-            Outcome::Exception { name: "ValueError".into(), text: "no".into() },
+    fn replies_are_read_as_they_were_written() {
+        for content in [
+            ReplyContent::success(json!({"a": [1, null]})),
+            ReplyContent::Success { value: json!(5), text: "as asked".into() },
+            ReplyContent::Error("no".into()),
+            ReplyContent::Exception { name: "ValueError".into(), text: "no".into() },
         ] {
-            assert_eq!(Outcome::read(&outcome.clone().message(&fingerprint())), outcome);
+            assert_eq!(ReplyContent::read(&content.clone().message(&fingerprint())), content);
         }
     }
 
     #[test]
-    fn what_is_no_reply_is_an_error_that_says_so() {
+    fn a_malformed_reply_is_an_error_that_says_so() {
         for body in [&b"{"[..], b"[1]", b"{\"type\": 1}", b"\xff", b""] {
-            assert!(matches!(Outcome::read(body), Outcome::Error(text) if text.contains("cannot be read")));
+            assert!(matches!(ReplyContent::read(body), ReplyContent::Error(text) if text.contains("cannot be read")));
         }
         let odd = encode("message", "result", "none", json!({"type": "odd"}), &fingerprint());
-        assert!(matches!(Outcome::read(&odd), Outcome::Error(text) if text.contains("odd")));
+        assert!(matches!(ReplyContent::read(&odd), ReplyContent::Error(text) if text.contains("odd")));
     }
 
     #[test]
-    fn what_is_wrong_with_a_message_is_told_without_its_contents() {
+    fn the_error_of_a_malformed_message_does_not_repeat_it() {
         let secret = "hush".repeat(1_000);
         for body in [
             format!("\"{secret}\""),
             format!("{{\"type\": \"{secret}\", {secret}"),
             format!("{{\"type\":[\"{secret}\"]}}"),
         ] {
-            let told = Incoming::read(body.as_bytes()).unwrap_err();
-            assert!(!told.contains("hush") && told.contains("column"), "{told}");
+            let error = PostageMessage::read(body.as_bytes()).unwrap_err();
+            assert!(!error.contains("hush") && error.contains("column"), "{error}");
         }
     }
 
@@ -188,11 +194,11 @@ mod tests {
     fn messages_of_the_original_are_read() {
         let body = br#"{"_reserved": {}, "category": "rpc", "name": "echo", "version": "2", "type": "command",
             "content": {"parameters": {"a": 1.50}}, "fingerprint": {"name": null, "pid": "7"}}"#;
-        let message = Incoming::read(body).unwrap();
+        let message = PostageMessage::read(body).unwrap();
         assert_eq!(message.key(), "rpc/command/echo");
         assert_eq!(message.content.get(), r#"{"parameters": {"a": 1.50}}"#);
         let deep = format!(r#"{{"type":"t","category":"c","content":{}1{}}}"#, "[".repeat(50_000), "]".repeat(50_000));
-        // The content's depth is its reader's concern.
-        let _ = Incoming::read(deep.as_bytes());
+        // The content is not parsed here, so its depth does not matter.
+        let _ = PostageMessage::read(deep.as_bytes());
     }
 }

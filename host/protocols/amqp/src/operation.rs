@@ -1,5 +1,5 @@
-//! What a resource is asked: actions `message`, `command`, `status`, `result`, `forward`, `publish`, `rpc`, `fetch`, and the
-//! headers that say where to and how. Pure: nothing here speaks to a broker.
+//! Parses the operations of a resource: the actions `message`, `command`, `status`, `result`, `forward`, `publish`,
+//! `rpc`, `fetch`, and the headers that say how and where to send. Nothing here does I/O.
 
 use std::time::Duration;
 
@@ -8,28 +8,28 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde_json::{Map, Value, json};
 
 use super::config::Format;
-use super::message::{Fingerprint, Outcome, encode};
+use super::message::{PostageFingerprint, ReplyContent, encode};
 use super::raw::{HEADERS, typed_headers};
 use super::value::{FRAME_BYTES_MAX, SHORT_BYTES_MAX, check_frame, short, shown};
 use wasmcage_resource::Operation;
 
-/// Exchanges and keys that one message goes to.
-const TARGETS_MAX: usize = 100;
+/// The most destinations of one message.
+const DESTINATIONS_MAX: usize = 100;
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
-/// Headers by which RabbitMQ sends copies of a message; it closes the channel over one that is no list of texts.
-const COPIES: [&str; 2] = ["CC", "BCC"];
+/// The headers by which RabbitMQ sends copies of a message. It closes the channel if one is not a list of texts.
+const COPY_HEADERS: [&str; 2] = ["CC", "BCC"];
 
 /// An exchange and a routing key.
-pub(super) type Target = (ShortString, ShortString);
+pub(super) type Destination = (ShortString, ShortString);
 
-/// What is the same for all messages of a resource.
+/// The configuration of a resource: what holds for a message unless its headers say otherwise.
 #[derive(Clone, Debug)]
 pub(super) struct Defaults {
-    pub(super) targets: Vec<Target>,
+    pub(super) targets: Vec<Destination>,
     pub(super) format: Format,
-    pub(super) fingerprint: Fingerprint,
+    pub(super) fingerprint: PostageFingerprint,
     pub(super) mandatory: bool,
     pub(super) persistent: bool,
     pub(super) rpc_timeout: Duration,
@@ -38,32 +38,33 @@ pub(super) struct Defaults {
 
 /// A message to be sent.
 #[derive(Clone, Debug)]
-pub(super) struct Outgoing {
-    pub(super) targets: Vec<Target>,
+pub(super) struct OutgoingMessage {
+    pub(super) targets: Vec<Destination>,
     pub(super) properties: BasicProperties,
     pub(super) body: Vec<u8>,
     pub(super) mandatory: bool,
 }
 
+/// An operation, parsed.
 #[derive(Clone, Debug)]
-pub(super) enum Asked {
-    Publish(Outgoing),
+pub(super) enum AmqpAction {
+    Publish(OutgoingMessage),
     Rpc {
-        request: Outgoing,
+        request: OutgoingMessage,
         timeout: Duration,
         retries: u32,
         queue_only: bool,
     },
-    /// The next reply in a queue that `queue_only` returned.
+    /// Fetches the next reply from a queue that an earlier `queue_only` returned.
     Fetch {
         queue: ShortString,
         timeout: Duration,
     },
 }
 
-impl Asked {
+impl AmqpAction {
     /// # Errors
-    /// What is wrong with the operation.
+    /// Why the operation is invalid.
     pub(super) fn read(operation: &Operation, defaults: &Defaults) -> Result<Self, String> {
         let Operation { action, target, headers, body } = operation;
         let mut headers = Headers::read(headers, defaults)?;
@@ -79,7 +80,7 @@ impl Asked {
             true => body.to_vec(),
             false => {
                 headers.properties = headers.properties.with_content_type("application/json".into());
-                postage(action, target, body, headers.text.take(), &defaults.fingerprint)?
+                encode_postage(action, target, body, headers.text.take(), &defaults.fingerprint)?
             }
         };
         if headers.text.is_some() {
@@ -91,20 +92,21 @@ impl Asked {
             return Err("no exchange: `eks` of the resource, or the header key or eks, says where to".into());
         }
         if action != "rpc" {
-            return Ok(Self::Publish(Outgoing { targets, properties, body, mandatory }));
+            return Ok(Self::Publish(OutgoingMessage { targets, properties, body, mandatory }));
         }
         targets.truncate(1);
-        let request = Outgoing { targets, properties, body, mandatory };
+        let request = OutgoingMessage { targets, properties, body, mandatory };
         Ok(Self::Rpc { request, timeout, retries, queue_only })
     }
 }
 
-fn postage(
+/// Encodes the body of a Postage message.
+fn encode_postage(
     action: &str,
     name: &str,
     body: &[u8],
     text: Option<String>,
-    fingerprint: &Fingerprint,
+    fingerprint: &PostageFingerprint,
 ) -> Result<Vec<u8>, String> {
     if text.is_some() && action != "result" {
         return Err("header message: it goes with the value of a result".into());
@@ -122,8 +124,8 @@ fn postage(
         "command" => encode("message", "command", named?, json!({"parameters": json()?}), fingerprint),
         "rpc" => encode("rpc", "command", named?, json!({"parameters": json()?}), fingerprint),
         "status" => encode("message", "status", named?, json!({}), fingerprint),
-        "result" => Outcome::Success { value: json()?, text: text.unwrap_or_default() }.message(fingerprint),
-        // As it came: with its own sender.
+        "result" => ReplyContent::Success { value: json()?, text: text.unwrap_or_default() }.message(fingerprint),
+        // A forwarded message keeps its first sender's fingerprint.
         "forward" => match serde_json::from_slice::<Map<String, Value>>(body) {
             Ok(_) => body.to_vec(),
             Err(error) => return Err(format!("what is forwarded is no message: {error}")),
@@ -137,14 +139,15 @@ fn postage(
     })
 }
 
+/// An operation's headers, parsed.
 struct Headers {
-    targets: Vec<Target>,
+    targets: Vec<Destination>,
     properties: BasicProperties,
     mandatory: bool,
     timeout: Duration,
     retries: u32,
     queue_only: bool,
-    /// What goes with the value of a result.
+    /// The text beside the value of a result.
     text: Option<String>,
 }
 
@@ -177,7 +180,7 @@ impl Headers {
                 "correlation-id" => properties.with_correlation_id(text()?),
                 "reply-to" => properties.with_reply_to(text()?),
                 "expiration" => {
-                    // Anything else closes the channel.
+                    // RabbitMQ closes the channel if this is no number.
                     number()?;
                     properties.with_expiration(text()?)
                 }
@@ -233,19 +236,19 @@ impl Headers {
     }
 }
 
-/// `[["exchange", "key"], ..]`
-fn targets(text: &str) -> Result<Vec<Target>, String> {
+/// Parses `[["exchange", "key"], ..]`.
+fn targets(text: &str) -> Result<Vec<Destination>, String> {
     let read: Vec<(String, String)> = serde_json::from_str(text)
         .map_err(|_| format!("header eks: expected [[\"exchange\", \"key\"], ..], got {}", shown(text)))?;
-    if read.len() > TARGETS_MAX {
-        return Err(format!("header eks: at most {TARGETS_MAX}"));
+    if read.len() > DESTINATIONS_MAX {
+        return Err(format!("header eks: at most {DESTINATIONS_MAX}"));
     }
     read.iter().map(|(exchange, key)| Ok((short(exchange, "exchange")?, short(key, "key")?))).collect()
 }
 
 fn check_copies(table: &FieldTable) -> Result<(), String> {
     let is_text = |value: &AMQPValue| matches!(value, AMQPValue::LongString(text) if text.len() <= SHORT_BYTES_MAX);
-    for name in COPIES {
+    for name in COPY_HEADERS {
         let fits = match table.inner().get(name) {
             None => true,
             Some(AMQPValue::FieldArray(keys)) => keys.as_slice().iter().all(is_text),
@@ -269,7 +272,7 @@ mod tests {
         Defaults {
             targets: vec![("first".into(), "a".into()), ("second".into(), "b".into())],
             format,
-            fingerprint: Fingerprint {
+            fingerprint: PostageFingerprint {
                 name: text(),
                 kind: text(),
                 pid: text(),
@@ -284,24 +287,24 @@ mod tests {
         }
     }
 
-    fn read(action: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Result<Asked, String> {
+    fn read(action: &str, target: &str, headers: &[(&str, &str)], body: &str) -> Result<AmqpAction, String> {
         let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let body = body.to_owned().into();
         let operation = Operation { action: action.into(), target: target.into(), headers, body };
-        Asked::read(&operation, &defaults(Format::Postage))
+        AmqpAction::read(&operation, &defaults(Format::Postage))
     }
 
-    fn targets_of(targets: &[Target]) -> Vec<(&str, &str)> {
+    fn targets_of(targets: &[Destination]) -> Vec<(&str, &str)> {
         targets.iter().map(|(exchange, key)| (exchange.as_str(), key.as_str())).collect()
     }
 
-    fn published(action: &str, target: &str, headers: &[(&str, &str)], body: &str) -> (Vec<Target>, Value) {
-        let Ok(Asked::Publish(out)) = read(action, target, headers, body) else { panic!("it is published") };
+    fn published(action: &str, target: &str, headers: &[(&str, &str)], body: &str) -> (Vec<Destination>, Value) {
+        let Ok(AmqpAction::Publish(out)) = read(action, target, headers, body) else { panic!("it is published") };
         (out.targets, serde_json::from_slice(&out.body).unwrap())
     }
 
     #[test]
-    fn messages_are_those_of_the_original() {
+    fn messages_equal_those_of_postage() {
         let (targets, body) = published("command", "rotate", &[], r#"{"size": 1}"#);
         assert_eq!(targets.len(), 2);
         assert_eq!(
@@ -324,7 +327,7 @@ mod tests {
         assert_eq!(targets_of(&targets), [("first", "k")]);
         let (targets, _) = published("command", "x", &[("key", "k"), ("eks", r#"[["e", "l"]]"#)], "");
         assert_eq!(targets_of(&targets), [("e", "l")]);
-        let Ok(Asked::Rpc { request, .. }) = read("rpc", "x", &[], "") else { panic!("it is an rpc") };
+        let Ok(AmqpAction::Rpc { request, .. }) = read("rpc", "x", &[], "") else { panic!("it is an rpc") };
         assert_eq!(targets_of(&request.targets), [("first", "a")]);
     }
 
@@ -332,7 +335,8 @@ mod tests {
     fn headers_have_types_and_a_result_a_text() {
         let headers =
             [("headers", r#"{"N": 5, "list": ["a", null], "when": {"$timestamp": 7}}"#), ("header.Text", "5")];
-        let Ok(Asked::Publish(out)) = read("result", "", &[&headers[..], &[("message", "five")]].concat(), "5") else {
+        let Ok(AmqpAction::Publish(out)) = read("result", "", &[&headers[..], &[("message", "five")]].concat(), "5")
+        else {
             panic!("it is published")
         };
         let table = out.properties.headers().as_ref().unwrap().inner();
@@ -343,12 +347,12 @@ mod tests {
         assert_eq!(body["content"], json!({"type": "success", "value": 5, "message": "five"}));
     }
 
-    /// What a broker closes a channel or a connection over is refused before it is sent.
+    /// A message over which a broker would close the channel or the connection is refused before it is sent.
     #[test]
-    fn messages_that_no_broker_takes_are_refused() {
+    fn messages_that_no_broker_accepts_are_refused() {
         let check = |headers: &[(&str, &str)], text: &str| {
-            let told = read("message", "", headers, "").unwrap_err();
-            assert!(told.contains(text) && told.len() < 300, "{told}");
+            let error = read("message", "", headers, "").unwrap_err();
+            assert!(error.contains(text) && error.len() < 300, "{error}");
         };
         let long = |bytes: usize| "x".repeat(bytes);
         for bytes in [256, 260, 100_000] {
@@ -383,10 +387,10 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_are_reported() {
         let check = |action: &str, headers: &[(&str, &str)], body: &str, text: &str| {
-            let told = read(action, "", headers, body).unwrap_err();
-            assert!(told.contains(text), "{told}");
+            let error = read(action, "", headers, body).unwrap_err();
+            assert!(error.contains(text), "{error}");
         };
         check("command", &[], "", "needs a name");
         check("shout", &[], "", "there is no action");

@@ -1,37 +1,37 @@
-//! Publishing with confirms: what is said to be published is at the broker, in a queue when it is mandatory.
+//! Publishing with confirms: a message counts as published when the broker has confirmed it; a mandatory one is then in
+//! a queue.
 
 use futures_util::FutureExt as _;
 use lapin::message::BasicReturnMessage;
 use lapin::options::BasicPublishOptions;
-
 use lapin::{Channel, Confirmation, ErrorKind, PublisherConfirm};
 
-use super::link::Live;
-use super::operation::Outgoing;
+use super::link::LiveConnection;
+use super::operation::OutgoingMessage;
 use super::value::check_frame;
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Phase, ResourceError};
 
-/// A longer message goes on a channel of its own. A broker closes the channel over one that is too long for it, which would
-/// leave what others sent on it in doubt.
+/// A longer message is published on a channel of its own: a broker closes the channel over a message that is too long
+/// for it, and the outcome of the others on that channel would be unknown.
 pub(super) const ALONE_BYTES: usize = 1 << 20;
-/// A message that no queue was there for.
+/// The error code when no queue is bound for a message.
 pub(super) const UNROUTABLE: &str = "unroutable";
-/// The broker has no room: nothing was sent.
+/// The error code when the broker has no room. Nothing was sent.
 pub(super) const BLOCKED: &str = "blocked";
-/// The broker said no.
+/// The error code when the broker refused a message.
 const NOT_TAKEN: &str = "not-taken";
 
-/// Publishes all on a channel that nobody else publishes on, as soon as the broker takes messages, then waits until it has
-/// confirmed all.
+/// Publishes the messages on a channel that nobody else publishes on, once the broker accepts messages, and waits until
+/// it has confirmed all of them.
 ///
 /// # Errors
-/// `too-large` when the properties of one do not fit into a frame, `blocked` when the broker took none until the deadline,
-/// `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` when the broker closed the channel.
+/// `too-large` if the properties of one do not fit into a frame, `blocked` if the broker accepted none until the
+/// deadline, `unroutable`, `not-taken`, `timed-out`, `disconnected`, or `amqp-CODE` if the broker closed the channel.
 pub(super) async fn publish(
     channel: &Channel,
-    live: &Live,
-    messages: &[Outgoing],
+    live: &LiveConnection,
+    messages: &[OutgoingMessage],
     deadline: Deadline,
     phase: Phase,
 ) -> Result<(), ResourceError> {
@@ -41,9 +41,9 @@ pub(super) async fn publish(
         return Err(ResourceError::harmless(phase, BLOCKED, why));
     }
     let published = async {
-        let (mut sent, mut returned) = (Sent::send(channel, messages).await, Vec::new());
-        sent.confirmed(&mut returned).await;
-        sent.judged(messages, &mut returned, phase)
+        let (mut sent, mut returned) = (PendingConfirms::send(channel, messages).await, Vec::new());
+        sent.wait(&mut returned).await;
+        sent.result(messages, &mut returned, phase)
     };
     match tokio::time::timeout_at(deadline.instant(), published).await {
         Ok(result) => result,
@@ -53,30 +53,34 @@ pub(super) async fn publish(
 
 /// # Errors
 /// `too-large`, and nothing was sent.
-pub(super) fn check_frames(messages: &[Outgoing], frame_bytes_max: usize, phase: Phase) -> Result<(), ResourceError> {
+pub(super) fn check_frames(
+    messages: &[OutgoingMessage],
+    frame_bytes_max: usize,
+    phase: Phase,
+) -> Result<(), ResourceError> {
     let fits = messages.iter().try_for_each(|message| check_frame(&message.properties, frame_bytes_max));
     fits.map_err(|text| ResourceError::harmless(phase, ResourceError::TOO_LARGE, text))
 }
 
-/// Of messages that may have arrived, or will.
-pub(super) fn unconfirmed(live: &Live, phase: Phase) -> ResourceError {
+/// The error for messages that were sent and may have arrived, or still will.
+pub(super) fn unconfirmed(live: &LiveConnection, phase: Phase) -> ResourceError {
     let text = live.blocked().unwrap_or_else(|| "the broker did not confirm in time".into());
     ResourceError::fatal(phase, ResourceError::TIMED_OUT, text)
 }
 
-/// Messages of one participant that were sent, and what the broker has said of them.
+/// The messages of one participant that were sent, and what the broker has confirmed of them.
 #[derive(Default)]
-pub(super) struct Sent {
+pub(super) struct PendingConfirms {
     count: usize,
-    /// Those that are still to come.
+    /// The confirms that are still to come.
     confirms: Vec<PublisherConfirm>,
     refused: usize,
     failure: Option<lapin::Error>,
 }
 
-impl Sent {
-    /// One after the other, as far as the channel lives.
-    pub(super) async fn send(channel: &Channel, messages: &[Outgoing]) -> Self {
+impl PendingConfirms {
+    /// Sends the messages one after the other, until the channel fails.
+    pub(super) async fn send(channel: &Channel, messages: &[OutgoingMessage]) -> Self {
         let mut sent = Self::default();
         for message in messages {
             for (exchange, key) in &message.targets {
@@ -99,27 +103,27 @@ impl Sent {
         self.confirms.is_empty()
     }
 
-    /// Waits for all confirms; can be cancelled and called again. The library gives a returned message to whatever is
-    /// confirmed next on its channel, so that they are collected for all who publish on it.
-    pub(super) async fn confirmed(&mut self, returned: &mut Vec<BasicReturnMessage>) {
+    /// Waits for all confirms; can be cancelled and called again. The library hands a returned message out with
+    /// whatever is confirmed next on the channel, so `returned` collects them for all who publish on it.
+    pub(super) async fn wait(&mut self, returned: &mut Vec<BasicReturnMessage>) {
         while let Some(confirm) = self.confirms.last_mut() {
             let confirmation = confirm.await;
             self.confirms.pop();
-            self.note(confirmation, returned);
+            self.record(confirmation, returned);
         }
     }
 
-    /// Takes the confirms that are there.
-    pub(super) fn look(&mut self, returned: &mut Vec<BasicReturnMessage>) {
+    /// Takes the confirms that have arrived, without waiting.
+    pub(super) fn poll(&mut self, returned: &mut Vec<BasicReturnMessage>) {
         for mut confirm in std::mem::take(&mut self.confirms) {
             match (&mut confirm).now_or_never() {
-                Some(confirmation) => self.note(confirmation, returned),
+                Some(confirmation) => self.record(confirmation, returned),
                 None => self.confirms.push(confirm),
             }
         }
     }
 
-    fn note(&mut self, confirmation: lapin::Result<Confirmation>, returned: &mut Vec<BasicReturnMessage>) {
+    fn record(&mut self, confirmation: lapin::Result<Confirmation>, returned: &mut Vec<BasicReturnMessage>) {
         match confirmation {
             Ok(Confirmation::Ack(message)) => returned.extend(message),
             Ok(Confirmation::Nack(message)) => {
@@ -131,10 +135,10 @@ impl Sent {
         }
     }
 
-    /// What became of these messages. Those of `returned` that are among them are taken out of it.
-    pub(super) fn judged(
+    /// The participant's result. Its own messages are taken out of `returned`.
+    pub(super) fn result(
         &self,
-        messages: &[Outgoing],
+        messages: &[OutgoingMessage],
         returned: &mut Vec<BasicReturnMessage>,
         phase: Phase,
     ) -> Result<(), ResourceError> {
@@ -152,14 +156,14 @@ impl Sent {
                 ResourceError::harmless(phase, UNROUTABLE, text)
             }
         };
-        // What went well cannot be taken back.
+        // Messages that a queue has got cannot be undone.
         Err(ResourceError { recoverable: own.len() + self.refused == self.count, ..error })
     }
 }
 
-/// Takes what came back of a message out of `returned`. Of two that are the same in everything it does not matter which is
-/// meant.
-fn taken_back(message: &Outgoing, returned: &mut Vec<BasicReturnMessage>) -> Vec<BasicReturnMessage> {
+/// Takes the returned copies of a message out of `returned`. If two messages are equal in everything, it does not
+/// matter which of them was meant.
+fn taken_back(message: &OutgoingMessage, returned: &mut Vec<BasicReturnMessage>) -> Vec<BasicReturnMessage> {
     let mut found = Vec::new();
     for (exchange, key) in message.targets.iter().filter(|_| message.mandatory) {
         let is_it = |back: &BasicReturnMessage| {
@@ -173,7 +177,7 @@ fn taken_back(message: &Outgoing, returned: &mut Vec<BasicReturnMessage>) -> Vec
     found
 }
 
-/// Of a channel or connection that is of no more use.
+/// The error of a channel or connection that has failed.
 pub(super) fn failed(error: &lapin::Error, phase: Phase) -> ResourceError {
     let code = match error.kind() {
         ErrorKind::ProtocolError(error) => format!("amqp-{}", error.get_id()),

@@ -1,5 +1,6 @@
-//! Messages of format "raw": their properties as headers of a request, and a reply's headers as properties. A message's own
-//! headers come twice: each as `header.NAME`, a text, and all of them with their types as JSON in `headers`.
+//! The mapping of format "raw": a message's properties become headers of the request, and a reply's headers become
+//! properties. Each of the message's own headers is passed as the text `header.NAME`, and all of them with their types
+//! as JSON in `headers`.
 
 use bytes::Bytes;
 use lapin::BasicProperties;
@@ -10,11 +11,11 @@ use serde_json::{Map, Value};
 use super::value::{json_of_table, short, table_of, text_of};
 use wasmcage_core::request::Reply;
 
-/// All headers of a message, with their types.
+/// The header with all headers of a message and their types, as JSON.
 pub(super) const HEADERS: &str = "headers";
 
-/// Where a delivery came from.
-pub(super) fn facts_of(delivery: &Delivery) -> Vec<(String, String)> {
+/// The request headers that say where a delivery came from.
+pub(super) fn delivery_headers(delivery: &Delivery) -> Vec<(String, String)> {
     let mut headers = vec![
         ("exchange".to_owned(), delivery.exchange.to_string()),
         ("routing-key".to_owned(), delivery.routing_key.to_string()),
@@ -25,8 +26,8 @@ pub(super) fn facts_of(delivery: &Delivery) -> Vec<(String, String)> {
     headers
 }
 
-/// A message's properties; its own headers as `header.NAME`, their names as they were sent.
-pub(super) fn properties_of(properties: &BasicProperties) -> Vec<(String, String)> {
+/// The request headers for a message's properties. Its own headers are `header.NAME`, with the name as it was sent.
+pub(super) fn property_headers(properties: &BasicProperties) -> Vec<(String, String)> {
     let texts = [
         ("content-type", properties.content_type()),
         ("content-encoding", properties.content_encoding()),
@@ -52,20 +53,20 @@ pub(super) fn properties_of(properties: &BasicProperties) -> Vec<(String, String
     texts.chain(numbers).chain(own).chain(typed).collect()
 }
 
-/// Headers with their types, as a module writes them.
+/// Reads the JSON object in which a module gives headers with their types.
 ///
 /// # Errors
-/// This is no JSON object, or has something that AMQP has no place for.
+/// The text is no JSON object, or has a value that AMQP cannot express.
 pub(super) fn typed_headers(text: &str) -> Result<FieldTable, String> {
     let values: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| format!("header {HEADERS}: expected a JSON object: {error}"))?;
     table_of(values).map_err(|why| format!("header {HEADERS}: {why}"))
 }
 
-/// A module's reply as a message.
+/// Turns a module's reply into the properties and body of a message.
 ///
 /// # Errors
-/// Which header cannot be sent, and why.
+/// A header cannot be sent; the text says which, and why.
 pub(super) fn raw_reply(reply: Reply) -> Result<(BasicProperties, Bytes), String> {
     let (mut properties, mut table) = (BasicProperties::default(), FieldTable::default());
     for (name, value) in reply.headers {
@@ -97,15 +98,15 @@ mod tests {
         let mut table = FieldTable::default();
         table.insert("X-Colour".into(), AMQPValue::LongString("red".into()));
         table.insert("x-list".into(), AMQPValue::FieldArray(list));
-        let headers = properties_of(&BasicProperties::default().with_headers(table.clone()));
+        let headers = property_headers(&BasicProperties::default().with_headers(table.clone()));
         let of = |name: &str| &*headers.iter().find(|(known, _)| known == name).unwrap().1;
         assert_eq!((of("header.X-Colour"), of("header.x-list")), ("red", r#"["a",2]"#));
         assert_eq!(typed_headers(of(HEADERS)).unwrap(), table);
-        assert!(properties_of(&BasicProperties::default()).is_empty());
+        assert!(property_headers(&BasicProperties::default()).is_empty());
     }
 
     #[test]
-    fn a_reply_that_cannot_be_sent_is_told() {
+    fn a_reply_that_cannot_be_sent_is_an_error() {
         let reply = |name: &str, value: &str| {
             raw_reply(Reply { status: 200, headers: vec![(name.into(), value.into())], body: Bytes::new() })
         };

@@ -1,5 +1,5 @@
-//! Resource `amqp`: a producer of messages and a caller. A connection of its pool is a channel; all of them share the cage's
-//! connection for publishing. In a transaction messages are published at its commit.
+//! Resource `amqp`: a producer of messages and a caller. A connection of its pool is a channel; all of them share the
+//! cage's connection for publishing. In a transaction messages are published at its commit.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,50 +14,52 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, ConfirmSelectOptio
 use lapin::types::{FieldTable, ShortString};
 use tokio::runtime::Handle;
 
+use super::batch::BatchPublisher;
 use super::broker::Broker;
 use super::config::{Format, fingerprint, reply_exchange};
-use super::group::Group;
-use super::link::{Link, Live, Purpose};
-use super::message::Outcome;
-use super::operation::{Asked, Defaults, Outgoing};
+use super::link::{BrokerLink, LiveConnection, Purpose};
+use super::message::ReplyContent;
+use super::operation::{AmqpAction, Defaults, OutgoingMessage};
 use super::producer::{failed, publish};
-use super::raw::properties_of;
-use super::rpc::{ReplyPlace, ReplyQueue, check_length, declare};
-use super::topology::{Exchange, exchanges, is_the_brokers_own, key};
+use super::raw::property_headers;
+use super::rpc::{ReplyAddress, ReplyQueue, check_length, declare};
+use super::topology::{ExchangeDeclaration, exchanges, is_the_brokers_own, key};
 use super::value::short;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, Resource, ResourceError};
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
-/// Bytes of messages that wait for a transaction's commit.
-const HELD_BYTES_MAX: usize = 64 << 20;
-/// What is left of an operation's time when it gives up waiting, so that its caller learns why: a tenth, up to this.
+/// The most bytes of messages that wait for a transaction's commit.
+const PENDING_BYTES_MAX: usize = 64 << 20;
+/// An operation stops waiting before its deadline, so that its caller still gets the error: by a tenth of its time, and
+/// by this at most.
 const REPORT_TIME_MAX: Duration = Duration::from_secs(1);
 
 pub(super) struct AmqpResource {
     broker: Broker,
     cage_directory: PathBuf,
-    exchanges: Arc<[Exchange]>,
+    exchanges: Arc<[ExchangeDeclaration]>,
     defaults: Arc<Defaults>,
-    /// Where the connection is kept: the runtime that made this resource, if that runs on one.
+    /// The runtime that the connection's task runs on: the one on which this resource was made, if any.
     runtime: Option<Handle>,
-    group: OnceLock<Arc<Group>>,
-    replies: Arc<Replies>,
+    publisher: OnceLock<Arc<BatchPublisher>>,
+    reply_route: Arc<ReplyRoute>,
 }
 
-/// Where replies come.
-struct Replies {
-    place: ReplyPlace,
-    /// Set once the broker was seen to have no direct reply-to.
+/// How replies reach this resource.
+struct ReplyRoute {
+    /// The configured address.
+    address: ReplyAddress,
+    /// Set once the broker has refused direct reply-to.
     no_direct: AtomicBool,
 }
 
-impl Replies {
-    fn place(&self) -> &ReplyPlace {
+impl ReplyRoute {
+    fn address(&self) -> &ReplyAddress {
         match self.no_direct.load(Ordering::Relaxed) {
-            true => &ReplyPlace::Queue,
-            false => &self.place,
+            true => &ReplyAddress::Queue,
+            false => &self.address,
         }
     }
 }
@@ -77,7 +79,7 @@ impl AmqpResource {
             });
             let _ = table.finish();
             if !is_the_brokers_own(exchange.as_str()) && !exchanges.iter().any(|known| known.name == exchange) {
-                exchanges.push(Exchange::direct(exchange.clone()));
+                exchanges.push(ExchangeDeclaration::direct(exchange.clone()));
             }
             targets.push((exchange, key));
         }
@@ -91,11 +93,11 @@ impl AmqpResource {
             rpc_timeout: section.milliseconds("rpc_timeout_ms", Duration::from_secs(30), 1..=DAY_MS),
             rpc_retries: section.integer("rpc_retries", 4, 0..=1_000) as u32,
         };
-        let places = [("direct", ReplyPlace::Direct), ("exclusive", ReplyPlace::Queue)];
-        let mut place = section.choice("reply_queue", &places, ReplyPlace::Direct);
+        let addresses = [("direct", ReplyAddress::Direct), ("exclusive", ReplyAddress::Queue)];
+        let mut address = section.choice("reply_queue", &addresses, ReplyAddress::Direct);
         let through = reply_exchange(&section, &mut exchanges);
         if !through.as_str().is_empty() {
-            place = ReplyPlace::Exchange(through);
+            address = ReplyAddress::Exchange(through);
         }
         let cage_directory = section.directory().to_owned();
         section.finish()?;
@@ -105,13 +107,13 @@ impl AmqpResource {
             exchanges: exchanges.into(),
             defaults: Arc::new(defaults),
             runtime: Handle::try_current().ok(),
-            group: OnceLock::new(),
-            replies: Arc::new(Replies { place, no_direct: AtomicBool::new(false) }),
+            publisher: OnceLock::new(),
+            reply_route: Arc::new(ReplyRoute { address, no_direct: AtomicBool::new(false) }),
         })
     }
 }
 
-/// When an operation gives up waiting, so that something is left for telling why.
+/// The time until which an operation waits; see `REPORT_TIME_MAX`.
 fn with_time_to_report(deadline: Deadline) -> Deadline {
     let left = deadline.left();
     deadline.within(left.saturating_sub((left / 10).min(REPORT_TIME_MAX)))
@@ -120,54 +122,54 @@ fn with_time_to_report(deadline: Deadline) -> Deadline {
 #[async_trait]
 impl Resource for AmqpResource {
     fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
-        Asked::read(operation, &self.defaults).map(drop).map_err(|text| bad(Phase::Check, text))
+        AmqpAction::read(operation, &self.defaults).map(drop).map_err(|text| bad(Phase::Check, text))
     }
 
-    /// A request is at its service before the commit, and a fetched reply is gone.
+    /// A request is sent before the commit, and a fetched reply is taken from its queue.
     fn undoes(&self, operation: &Operation) -> bool {
         !matches!(operation.action.as_str(), "rpc" | "fetch")
     }
 
     fn trouble(&self) -> Option<String> {
-        let why = self.group.get()?.link().trouble()?;
+        let why = self.publisher.get()?.link().problem()?;
         Some(format!("{}: {why}", self.broker))
     }
 
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
         let deadline = with_time_to_report(deadline);
-        let group = self.group.get_or_init(|| {
+        let publisher = self.publisher.get_or_init(|| {
             let runtime = self.runtime.clone().unwrap_or_else(Handle::current);
-            let link = Link::of(&self.cage_directory, &self.broker, Purpose::Publish, &runtime);
-            Arc::new(Group::new(link, self.exchanges.clone(), &runtime))
+            let link = BrokerLink::shared(&self.cage_directory, &self.broker, Purpose::Publish, &runtime);
+            Arc::new(BatchPublisher::new(link, self.exchanges.clone(), &runtime))
         });
-        let made = group.link().publishing_channel(&self.exchanges, deadline).await;
+        let made = publisher.link().publishing_channel(&self.exchanges, deadline).await;
         let (channel, live) =
             made.map_err(|text| ResourceError::harmless(Phase::Connect, ResourceError::CONNECT, text))?;
         Ok(Box::new(AmqpConnection {
             defaults: self.defaults.clone(),
-            group: group.clone(),
+            publisher: publisher.clone(),
             channel,
             live,
-            held: Vec::new(),
-            held_bytes: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
             requests: 0,
-            replies: self.replies.clone(),
+            reply_route: self.reply_route.clone(),
         }))
     }
 }
 
 struct AmqpConnection {
     defaults: Arc<Defaults>,
-    group: Arc<Group>,
-    /// For what is asked, and for what goes to exchanges that are not the resource's.
+    publisher: Arc<BatchPublisher>,
+    /// The channel for requests, and for messages that the batch publisher does not accept.
     channel: Channel,
-    live: Arc<Live>,
-    /// Published at the commit.
-    held: Vec<Outgoing>,
-    held_bytes: usize,
-    /// So far, on this channel.
+    live: Arc<LiveConnection>,
+    /// The messages to publish at the commit.
+    pending: Vec<OutgoingMessage>,
+    pending_bytes: usize,
+    /// How many requests were sent on this channel.
     requests: u64,
-    replies: Arc<Replies>,
+    reply_route: Arc<ReplyRoute>,
 }
 
 #[async_trait]
@@ -181,48 +183,48 @@ impl Connection for AmqpConnection {
 
     async fn execute(&mut self, operation: Operation, deadline: Deadline) -> Result<OperationReply, ResourceError> {
         let deadline = with_time_to_report(deadline);
-        let asked = Asked::read(&operation, &self.defaults).map_err(|text| bad(Phase::Execute, text))?;
-        match asked {
-            Asked::Publish(message) => {
-                self.held_bytes += message.body.len();
-                if self.held_bytes > HELD_BYTES_MAX {
-                    let text = format!("messages of more than {HELD_BYTES_MAX} bytes in one transaction");
+        let action = AmqpAction::read(&operation, &self.defaults).map_err(|text| bad(Phase::Execute, text))?;
+        match action {
+            AmqpAction::Publish(message) => {
+                self.pending_bytes += message.body.len();
+                if self.pending_bytes > PENDING_BYTES_MAX {
+                    let text = format!("messages of more than {PENDING_BYTES_MAX} bytes in one transaction");
                     return Err(ResourceError::harmless(Phase::Execute, ResourceError::TOO_LARGE, text));
                 }
-                self.held.push(message);
+                self.pending.push(message);
                 Ok(OperationReply { status: 200, ..OperationReply::default() })
             }
-            Asked::Rpc { request, queue_only: true, .. } => self.ask_into_queue(request, deadline).await,
-            Asked::Rpc { request, timeout, retries, queue_only: false } => {
+            AmqpAction::Rpc { request, queue_only: true, .. } => self.request_into_queue(request, deadline).await,
+            AmqpAction::Rpc { request, timeout, retries, queue_only: false } => {
                 let mut queue = self.open_reply_queue(deadline).await?;
-                let reply = queue.ask(&self.channel, &self.live, request, timeout, retries, deadline).await?;
-                // A channel that cannot do that is not used again, and its reply is as good.
-                let _ = queue.end(&self.channel).await;
+                let reply = queue.request(&self.channel, &self.live, request, timeout, retries, deadline).await?;
+                // The reply counts even if this fails; the channel is not used again then.
+                let _ = queue.close(&self.channel).await;
                 Ok(self.reply_of(reply))
             }
-            Asked::Fetch { queue, timeout } => self.fetch(queue, deadline.within(timeout)).await,
+            AmqpAction::Fetch { queue, timeout } => self.fetch(queue, deadline.within(timeout)).await,
         }
     }
 
     async fn commit(&mut self, deadline: Deadline) -> Result<(), ResourceError> {
         let deadline = with_time_to_report(deadline);
-        let held = std::mem::take(&mut self.held);
-        self.held_bytes = 0;
-        match held.is_empty() {
+        let pending = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
+        match pending.is_empty() {
             true => Ok(()),
-            false if self.group.takes(&held) => self.group.publish(held, deadline, Phase::Commit).await,
-            false => publish(&self.channel, &self.live, &held, deadline, Phase::Commit).await,
+            false if self.publisher.accepts(&pending) => self.publisher.publish(pending, deadline, Phase::Commit).await,
+            false => publish(&self.channel, &self.live, &pending, deadline, Phase::Commit).await,
         }
     }
 
     async fn rollback(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
-        self.held.clear();
-        self.held_bytes = 0;
+        self.pending.clear();
+        self.pending_bytes = 0;
         Ok(())
     }
 
     fn is_used_up(&self) -> bool {
-        !self.live.carries(&self.channel)
+        !self.live.is_open(&self.channel)
     }
 
     async fn is_healthy(&mut self) -> bool {
@@ -231,33 +233,38 @@ impl Connection for AmqpConnection {
 }
 
 impl AmqpConnection {
-    /// A broker without direct reply-to closes the channel that asks for it: that happens once.
+    /// Opens the reply queue of a request. A broker without direct reply-to closes the channel that asks for it; from
+    /// then on this resource declares queues.
     async fn open_reply_queue(&mut self, deadline: Deadline) -> Result<ReplyQueue, ResourceError> {
         self.requests += 1;
-        let replies = self.replies.clone();
-        match ReplyQueue::open(&self.channel, replies.place(), self.requests).await {
+        let route = self.reply_route.clone();
+        match ReplyQueue::open(&self.channel, route.address(), self.requests).await {
             Ok(queue) => return Ok(queue),
-            Err(_) if *replies.place() == ReplyPlace::Direct && self.requests == 1 && self.live.is_up() => {
-                replies.no_direct.store(true, Ordering::Relaxed);
+            Err(_) if *route.address() == ReplyAddress::Direct && self.requests == 1 && self.live.is_up() => {
+                route.no_direct.store(true, Ordering::Relaxed);
             }
             Err(error) => return Err(failed(&error, Phase::Execute)),
         }
         let broken = |text: String| ResourceError::fatal(Phase::Execute, ResourceError::CONNECT, text);
-        (self.channel, self.live) = self.group.link().channel(deadline).await.map_err(broken)?;
+        (self.channel, self.live) = self.publisher.link().channel(deadline).await.map_err(broken)?;
         let confirmed = self.channel.confirm_select(ConfirmSelectOptions::default()).await;
         confirmed.map_err(|error| failed(&error, Phase::Execute))?;
-        let opened = ReplyQueue::open(&self.channel, replies.place(), self.requests).await;
+        let opened = ReplyQueue::open(&self.channel, route.address(), self.requests).await;
         opened.map_err(|error| failed(&error, Phase::Execute))
     }
 
-    /// The reply's queue is all that is waited for; `fetch` takes the reply.
-    async fn ask_into_queue(&self, request: Outgoing, deadline: Deadline) -> Result<OperationReply, ResourceError> {
-        let place = match self.replies.place() {
-            through @ ReplyPlace::Exchange(_) => through,
-            ReplyPlace::Direct | ReplyPlace::Queue => &ReplyPlace::Queue,
+    /// Sends a request and returns the name of its reply queue without waiting for the reply; `fetch` takes that later.
+    async fn request_into_queue(
+        &self,
+        request: OutgoingMessage,
+        deadline: Deadline,
+    ) -> Result<OperationReply, ResourceError> {
+        let address = match self.reply_route.address() {
+            through @ ReplyAddress::Exchange(_) => through,
+            ReplyAddress::Direct | ReplyAddress::Queue => &ReplyAddress::Queue,
         };
-        let queue = declare(&self.channel, place).await.map_err(|error| failed(&error, Phase::Execute))?;
-        let request = Outgoing { properties: request.properties.with_reply_to(queue.clone()), ..request };
+        let queue = declare(&self.channel, address).await.map_err(|error| failed(&error, Phase::Execute))?;
+        let request = OutgoingMessage { properties: request.properties.with_reply_to(queue.clone()), ..request };
         publish(&self.channel, &self.live, &[request], deadline, Phase::Execute).await?;
         let body = queue.to_string().into();
         Ok(OperationReply { status: 200, headers: Vec::new(), body })
@@ -269,7 +276,7 @@ impl AmqpConnection {
         let consumed = self.channel.basic_consume(queue, "".into(), options, FieldTable::default());
         let mut replies = consumed.await.map_err(wrong)?;
         let next = tokio::time::timeout_at(deadline.instant(), replies.next()).await;
-        // The last consumer of such a queue takes it along.
+        // The broker deletes the queue with its last consumer.
         let cancelled = self.channel.basic_cancel(replies.tag(), BasicCancelOptions::default()).await;
         match next {
             Ok(Some(Ok(delivery))) => {
@@ -283,22 +290,23 @@ impl AmqpConnection {
         }
     }
 
-    /// 200 with the value as JSON, and in `message` what was said with it; 422 with an error's text, 500 with an exception's; raw replies with
-    /// all their properties.
+    /// Turns a reply into the operation's: status 200 with the value as JSON and the text beside it in the header
+    /// `message`, 422 with an error's text, or 500 with an exception's. A raw reply has status 200 and all its
+    /// properties as headers.
     fn reply_of(&self, delivery: Delivery) -> OperationReply {
         let text = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         if self.defaults.format == Format::Raw {
-            let headers = properties_of(&delivery.properties);
+            let headers = property_headers(&delivery.properties);
             return OperationReply { status: 200, headers, body: delivery.data.into() };
         }
-        let (status, headers, body) = match Outcome::read(&delivery.data) {
-            Outcome::Success { value, text: said } => {
-                let said = Some(text("message", &said)).filter(|(_, said)| !said.is_empty());
-                let headers = [text("content-type", "application/json")].into_iter().chain(said).collect();
+        let (status, headers, body) = match ReplyContent::read(&delivery.data) {
+            ReplyContent::Success { value, text: message } => {
+                let message = Some(text("message", &message)).filter(|(_, message)| !message.is_empty());
+                let headers = [text("content-type", "application/json")].into_iter().chain(message).collect();
                 (200, headers, value.to_string())
             }
-            Outcome::Error(error) => (422, Vec::new(), error),
-            Outcome::Exception { name, text: error } => (500, vec![text("exception", &name)], error),
+            ReplyContent::Error(error) => (422, Vec::new(), error),
+            ReplyContent::Exception { name, text: error } => (500, vec![text("exception", &name)], error),
         };
         OperationReply { status, headers, body: body.into() }
     }
@@ -321,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_names_of_amqp_are_told_with_their_keys() {
+    fn names_that_amqp_cannot_have_are_reported_with_their_keys() {
         let places = [
             ("eks = [{ exchange = NAME }]", "eks[0].exchange"),
             ("eks = [{ exchange = 'e', key = NAME }]", "eks[0].key"),
@@ -332,9 +340,9 @@ mod tests {
         ];
         for (keys, key) in places {
             for bytes in [256, 260, 100_000] {
-                let told = read(&keys.replace("NAME", &format!("'{}'", "x".repeat(bytes)))).expect_err(key);
-                assert!(told.contains(key) && told.contains("longer than 255 bytes"), "{key}: {told}");
-                assert!(told.len() < 1_000, "{key}: {} bytes", told.len());
+                let error = read(&keys.replace("NAME", &format!("'{}'", "x".repeat(bytes)))).expect_err(key);
+                assert!(error.contains(key) && error.contains("longer than 255 bytes"), "{key}: {error}");
+                assert!(error.len() < 1_000, "{key}: {} bytes", error.len());
             }
             assert_eq!(read(&keys.replace("NAME", &format!("'{}'", "x".repeat(255)))), Ok(()), "{key}");
         }
@@ -343,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn something_is_left_of_an_operations_time_for_telling_why() {
+    fn an_operation_keeps_some_of_its_time_to_report_an_error() {
         let left = |seconds: u64| {
             let deadline = Deadline::after(Duration::from_secs(seconds));
             deadline.instant() - with_time_to_report(deadline).instant()

@@ -1,6 +1,7 @@
-//! Asking for a reply: sent again when none comes, within the caller's deadline. Each request has a reply queue of its own, as in
-//! Postage: most programs repeat no correlation id, so that nothing but the queue tells whose a reply is. Replies come over the
-//! broker's direct reply-to; to a queue where the broker has no such thing; or through an exchange.
+//! Requests that wait for a reply. A request is sent again if no reply comes in time, until the caller's deadline. Each
+//! has a reply queue of its own, as in Postage: most programs do not repeat a correlation id, so only the queue tells
+//! whose a reply is. Replies come over the broker's direct reply-to, to a queue if the broker has no direct reply-to,
+//! or through an exchange.
 
 use std::time::Duration;
 
@@ -10,27 +11,27 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, QueueBindOptions, 
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 
-use super::guard::Refusal;
-use super::link::Live;
-use super::operation::Outgoing;
+use super::guard::WithheldReason;
+use super::link::LiveConnection;
+use super::operation::OutgoingMessage;
 use super::producer::{failed, publish};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Phase, ResourceError};
 
 const DIRECT: &str = "amq.rabbitmq.reply-to";
 
-/// Where the replies of a resource come.
+/// How replies reach a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ReplyPlace {
-    /// Over the broker's direct reply-to: it makes up a name at each beginning, and forgets it at the end.
+pub(super) enum ReplyAddress {
+    /// Replies come over the broker's direct reply-to, a pseudo-queue that exists as long as its consumer.
     Direct,
-    /// To a queue that is declared for one request.
+    /// Replies come to a queue that is declared for one request.
     Queue,
-    /// To such a queue, through this exchange, whose key is the queue's name.
+    /// Replies come to such a queue through this exchange, to which the queue is bound by its name.
     Exchange(ShortString),
 }
 
-/// Where the replies to one request come. Ended, whatever still comes for it goes nowhere.
+/// The replies to one request. Those that come after `close` are lost.
 pub(super) struct ReplyQueue {
     name: ShortString,
     replies: Consumer,
@@ -38,17 +39,17 @@ pub(super) struct ReplyQueue {
 }
 
 impl ReplyQueue {
-    /// `number` tells the requests of a channel apart.
+    /// Opens the reply queue of a channel's request with this number.
     ///
     /// # Errors
-    /// The broker's; the channel is then closed.
-    pub(super) async fn open(channel: &Channel, place: &ReplyPlace, number: u64) -> lapin::Result<Self> {
-        let name = match place {
-            ReplyPlace::Direct => DIRECT.into(),
-            ReplyPlace::Queue | ReplyPlace::Exchange(_) => declare(channel, place).await?,
+    /// The broker refuses the queue, and closes the channel.
+    pub(super) async fn open(channel: &Channel, address: &ReplyAddress, number: u64) -> lapin::Result<Self> {
+        let name = match address {
+            ReplyAddress::Direct => DIRECT.into(),
+            ReplyAddress::Queue | ReplyAddress::Exchange(_) => declare(channel, address).await?,
         };
-        let is_direct = *place == ReplyPlace::Direct;
-        // Whether the broker has direct reply-to is seen at the first request of a channel.
+        let is_direct = *address == ReplyAddress::Direct;
+        // The first request of a channel waits for the answer, to learn whether the broker has direct reply-to.
         let nowait = is_direct && number > 1;
         let options = BasicConsumeOptions { no_ack: true, exclusive: !is_direct, nowait, ..Default::default() };
         let tag = format!("reply-{number}").into();
@@ -56,25 +57,27 @@ impl ReplyQueue {
         Ok(Self { name, replies, correlation: number.to_string().into() })
     }
 
-    /// Takes no reply any more. A queue goes with its last consumer.
-    pub(super) async fn end(self, channel: &Channel) -> lapin::Result<()> {
+    /// Cancels the consumer. The broker deletes a queue with its last consumer.
+    pub(super) async fn close(self, channel: &Channel) -> lapin::Result<()> {
         channel.basic_cancel(self.replies.tag(), BasicCancelOptions { nowait: true }).await
     }
 
+    /// Sends the request up to `retries + 1` times and returns the first reply.
+    ///
     /// # Errors
-    /// `unroutable` and others of publishing; `timed-out` when no reply came to any try; `too-large`.
-    pub(super) async fn ask(
+    /// Those of `producer::publish`; `timed-out` if no attempt got a reply; `too-large`.
+    pub(super) async fn request(
         &mut self,
         channel: &Channel,
-        live: &Live,
-        request: Outgoing,
+        live: &LiveConnection,
+        request: OutgoingMessage,
         timeout: Duration,
         retries: u32,
         deadline: Deadline,
     ) -> Result<Delivery, ResourceError> {
         let properties = request.properties.with_reply_to(self.name.clone());
         let properties = properties.with_correlation_id(self.correlation.clone());
-        let request = [Outgoing { properties, ..request }];
+        let request = [OutgoingMessage { properties, ..request }];
         for _ in 0..=retries {
             publish(channel, live, &request, deadline, Phase::Execute).await?;
             match self.next(live, deadline.within(timeout)).await? {
@@ -88,7 +91,7 @@ impl ReplyQueue {
         Err(ResourceError::fatal(Phase::Execute, ResourceError::TIMED_OUT, text))
     }
 
-    async fn next(&mut self, live: &Live, deadline: Deadline) -> Result<Option<Delivery>, ResourceError> {
+    async fn next(&mut self, live: &LiveConnection, deadline: Deadline) -> Result<Option<Delivery>, ResourceError> {
         loop {
             let next = tokio::time::timeout_at(deadline.instant(), self.replies.next()).await;
             let delivery = match next {
@@ -101,7 +104,7 @@ impl ReplyQueue {
                 }
             };
             check_length(live, &delivery)?;
-            // The queue is this request's alone; a reply that names another one is somebody's mistake.
+            // No other request uses this queue, so a reply with another correlation id was sent by mistake.
             if delivery.properties.correlation_id().as_ref().is_none_or(|id| *id == self.correlation) {
                 return Ok(Some(delivery));
             }
@@ -109,11 +112,11 @@ impl ReplyQueue {
     }
 }
 
-/// A queue for replies that goes with its connection, and with its last consumer.
-pub(super) async fn declare(channel: &Channel, place: &ReplyPlace) -> lapin::Result<ShortString> {
+/// Declares a reply queue. The broker deletes it with its connection, or with its last consumer.
+pub(super) async fn declare(channel: &Channel, address: &ReplyAddress) -> lapin::Result<ShortString> {
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..Default::default() };
     let name = channel.queue_declare("".into(), options, FieldTable::default()).await?.name().clone();
-    if let ReplyPlace::Exchange(exchange) = place {
+    if let ReplyAddress::Exchange(exchange) = address {
         let options = QueueBindOptions::default();
         channel.queue_bind(name.clone(), exchange.clone(), name.clone(), options, FieldTable::default()).await?;
     }
@@ -121,12 +124,14 @@ pub(super) async fn declare(channel: &Channel, place: &ReplyPlace) -> lapin::Res
 }
 
 /// # Errors
-/// `too-large`: the guard kept it out.
-pub(super) fn check_length(live: &Live, delivery: &Delivery) -> Result<(), ResourceError> {
-    let text = match live.refusal(&delivery.properties) {
+/// `too-large`: the guard withheld the reply.
+pub(super) fn check_length(live: &LiveConnection, delivery: &Delivery) -> Result<(), ResourceError> {
+    let text = match live.withheld_reason(&delivery.properties) {
         None => return Ok(()),
-        Some(Refusal::TooLong { bytes }) => format!("the reply has {bytes} bytes, which is more than max_body_bytes"),
-        Some(Refusal::Unreadable) => "the reply's properties cannot be read".to_owned(),
+        Some(WithheldReason::TooLong { bytes }) => {
+            format!("the reply has {bytes} bytes, which is more than max_body_bytes")
+        }
+        Some(WithheldReason::Unreadable) => "the reply's properties cannot be read".to_owned(),
     };
     Err(ResourceError::fatal(Phase::Execute, ResourceError::TOO_LARGE, text))
 }

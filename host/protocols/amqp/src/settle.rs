@@ -1,5 +1,6 @@
-//! Acknowledging: one task for each channel takes the verdicts on deliveries and tells the broker, several at once where it
-//! can. The client library takes some 60 microseconds for each acknowledgement that is waited for, whatever it covers.
+//! Settling: one task for each channel collects the verdicts on its deliveries and sends them to the broker, several
+//! with one acknowledgement where possible. The client library needs some 60 microseconds for each acknowledgement that
+//! is waited for, however many deliveries it covers.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -10,110 +11,107 @@ use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use tokio::sync::mpsc;
 
-/// Verdicts are told when this part of the prefetch waits, or after `PATIENCE`: while one acknowledgement is on its way few
-/// come, and each costs the broker as much as a message.
-const TOGETHER_SHARE: u16 = 16;
-const PATIENCE: Duration = Duration::from_millis(1);
+use super::verdict::DeliveryVerdict;
 
-/// What becomes of a delivery. Of several handlers' verdicts the last in this order counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Verdict {
-    Ack,
-    /// Dead-lettered, or gone.
-    Reject,
-    /// Back into the queue; counts towards its delivery limit.
-    Requeue,
-    /// Back into the queue, and not the message's fault. RabbitMQ 3 counts it towards the delivery limit all the same.
-    Return,
-}
+/// A batch of verdicts is sent when one in `BATCH_SHARE` of the prefetch is pending, or after `BATCH_TIMEOUT`. Without
+/// the wait few would be pending while one acknowledgement is on its way, and each costs the broker as much as a
+/// message.
+const BATCH_SHARE: u16 = 16;
+const BATCH_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Runs until no more verdicts come. Bounded by the prefetch: the broker sends no more than that without verdicts.
-pub(super) async fn settle(channel: Channel, mut verdicts: mpsc::UnboundedReceiver<(u64, Verdict)>, prefetch: u16) {
-    let together = usize::from(prefetch / TOGETHER_SHARE).max(1);
-    let (mut plan, mut batch) = (Plan::default(), Vec::new());
+/// Settles deliveries until all senders of verdicts are gone. The channel of verdicts is bounded by the prefetch: the
+/// broker delivers no more messages than that unsettled.
+pub(super) async fn settle(
+    channel: Channel,
+    mut verdicts: mpsc::UnboundedReceiver<(u64, DeliveryVerdict)>,
+    prefetch: u16,
+) {
+    let batch_size = usize::from(prefetch / BATCH_SHARE).max(1);
+    let (mut plan, mut batch) = (AckPlan::default(), Vec::new());
     while verdicts.recv_many(&mut batch, prefetch.into()).await > 0 {
-        let mut patience = pin!(tokio::time::sleep(PATIENCE));
-        while batch.len() < together {
-            let missing = together - batch.len();
+        let mut timeout = pin!(tokio::time::sleep(BATCH_TIMEOUT));
+        while batch.len() < batch_size {
+            let missing = batch_size - batch.len();
             tokio::select! {
                 biased;
                 more = verdicts.recv_many(&mut batch, missing) => if more == 0 { break },
-                () = &mut patience => break,
+                () = &mut timeout => break,
             }
         }
         batch.drain(..).for_each(|verdict| plan.add(verdict));
-        let steps = plan.steps();
-        // A channel that has failed returns everything to its queues; its consumer notices.
-        let _ = join_all(steps.into_iter().map(|step| take(&channel, step))).await;
+        let settlements = plan.settlements();
+        // A channel that has failed returns everything to its queue, and its consumer ends.
+        let _ = join_all(settlements.into_iter().map(|settlement| send(&channel, settlement))).await;
     }
 }
 
-async fn take(channel: &Channel, (tag, verdict, multiple): Step) -> lapin::Result<()> {
+async fn send(channel: &Channel, (tag, verdict, multiple): Settlement) -> lapin::Result<()> {
     match verdict {
-        Verdict::Ack => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
-        Verdict::Reject => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
-        Verdict::Requeue => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
-        Verdict::Return => channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await,
+        DeliveryVerdict::Ack => channel.basic_ack(tag, BasicAckOptions { multiple }).await,
+        DeliveryVerdict::Reject => channel.basic_reject(tag, BasicRejectOptions { requeue: false }).await,
+        DeliveryVerdict::Requeue => channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await,
+        DeliveryVerdict::Return => channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).await,
     }
 }
 
-/// Tag, verdict, and whether it is for all earlier ones, too.
-type Step = (u64, Verdict, bool);
+/// A delivery's tag, the verdict, and whether the verdict holds for all earlier unsettled deliveries, too.
+type Settlement = (u64, DeliveryVerdict, bool);
 
-/// Which acknowledgements can be put together: a channel counts its deliveries from 1, so that all up to one are settled
-/// when none is missing.
+/// Finds the acknowledgements that can be combined. A channel numbers its deliveries from 1, so one acknowledgement can
+/// cover all up to a tag once each of them has a verdict.
 #[derive(Debug, Default)]
-struct Plan {
-    /// All up to this one are settled, and told.
-    told: u64,
-    /// Later ones: those to tell, and those told already.
-    later: BTreeMap<u64, Option<Verdict>>,
+struct AckPlan {
+    /// The deliveries up to this tag are settled.
+    settled: u64,
+    /// Verdicts on later deliveries; none where it was sent already.
+    later: BTreeMap<u64, Option<DeliveryVerdict>>,
 }
 
-impl Plan {
-    fn add(&mut self, (tag, verdict): (u64, Verdict)) {
+impl AckPlan {
+    fn add(&mut self, (tag, verdict): (u64, DeliveryVerdict)) {
         self.later.insert(tag, Some(verdict));
     }
 
-    fn steps(&mut self) -> Vec<Step> {
-        let mut steps = Vec::new();
+    /// Returns the settlements to send now. Rejections come before the one acknowledgement that would otherwise cover
+    /// them, since a tag may be settled only once.
+    fn settlements(&mut self) -> Vec<Settlement> {
+        let mut settlements = Vec::new();
         let mut acked = None;
-        // The others before the one acknowledgement that covers them: a tag is told once.
-        while let Some(entry) = self.later.first_entry().filter(|entry| *entry.key() == self.told + 1) {
-            self.told += 1;
+        while let Some(entry) = self.later.first_entry().filter(|entry| *entry.key() == self.settled + 1) {
+            self.settled += 1;
             match entry.remove() {
-                Some(Verdict::Ack) => acked = Some((self.told, acked.is_some())),
-                Some(verdict) => steps.push((self.told, verdict, false)),
+                Some(DeliveryVerdict::Ack) => acked = Some((self.settled, acked.is_some())),
+                Some(verdict) => settlements.push((self.settled, verdict, false)),
                 None => {}
             }
         }
-        // An acknowledgement of several needs one at its end that is still to be told.
+        // The last tag that an acknowledgement covers must not be settled already.
         if let Some((tag, several)) = acked {
-            steps.push((tag, Verdict::Ack, several));
+            settlements.push((tag, DeliveryVerdict::Ack, several));
         }
         for (tag, verdict) in &mut self.later {
             if let Some(verdict) = verdict.take() {
-                steps.push((*tag, verdict, false));
+                settlements.push((*tag, verdict, false));
             }
         }
-        steps
+        settlements
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Verdict::{Ack, Reject, Requeue};
+    use super::DeliveryVerdict::{Ack, Reject, Requeue};
     use super::*;
 
     #[track_caller]
-    fn check(plan: &mut Plan, verdicts: &[(u64, Verdict)], expected: &[Step]) {
+    fn check(plan: &mut AckPlan, verdicts: &[(u64, DeliveryVerdict)], expected: &[Settlement]) {
         verdicts.iter().for_each(|verdict| plan.add(*verdict));
-        assert_eq!(plan.steps(), expected);
+        assert_eq!(plan.settlements(), expected);
     }
 
     #[test]
-    fn acknowledgements_are_put_together() {
-        let mut plan = Plan::default();
+    fn acknowledgements_are_combined() {
+        let mut plan = AckPlan::default();
         check(&mut plan, &[(1, Ack)], &[(1, Ack, false)]);
         check(&mut plan, &[(3, Ack), (2, Ack), (4, Ack)], &[(4, Ack, true)]);
         check(&mut plan, &[(7, Ack), (6, Ack)], &[(6, Ack, false), (7, Ack, false)]);
@@ -127,13 +125,13 @@ mod tests {
         assert!(plan.later.is_empty());
     }
 
-    /// Whatever the order and the portions, each tag is told once, by its verdict.
+    /// In whatever order and portions the verdicts come, each tag is settled once, by its own verdict.
     #[test]
-    fn every_delivery_is_told_once() {
+    fn every_delivery_is_settled_once() {
         arbtest::arbtest(|choices| {
             let count = choices.int_in_range(1..=40_u64)?;
             let mut tags: Vec<u64> = (1..=count).collect();
-            let (mut plan, mut verdicts, mut told) = (Plan::default(), BTreeMap::new(), BTreeMap::new());
+            let (mut plan, mut verdicts, mut settled) = (AckPlan::default(), BTreeMap::new(), BTreeMap::new());
             while !tags.is_empty() {
                 for _ in 0..choices.int_in_range(1..=tags.len())? {
                     let tag = tags.swap_remove(choices.choose_index(tags.len())?);
@@ -141,17 +139,17 @@ mod tests {
                     verdicts.insert(tag, verdict);
                     plan.add((tag, verdict));
                 }
-                for (tag, verdict, multiple) in plan.steps() {
+                for (tag, verdict, multiple) in plan.settlements() {
                     if multiple {
                         for earlier in 1..tag {
-                            assert!(verdicts.contains_key(&earlier), "{earlier} is not settled, and acknowledged");
-                            told.entry(earlier).or_insert(Ack);
+                            assert!(verdicts.contains_key(&earlier), "{earlier} has no verdict, and is acknowledged");
+                            settled.entry(earlier).or_insert(Ack);
                         }
                     }
-                    assert_eq!(told.insert(tag, verdict), None);
+                    assert_eq!(settled.insert(tag, verdict), None);
                 }
             }
-            assert_eq!(told, verdicts);
+            assert_eq!(settled, verdicts);
             Ok(())
         });
     }

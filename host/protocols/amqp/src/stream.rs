@@ -1,5 +1,6 @@
-//! The bytes between the client library and a broker. The connection is made and secured here, not by the library: `amqps`
-//! is TLS or nothing, with the roots that are configured and no others; and everything read passes the guard.
+//! The byte stream between the client library and a broker. The connection is made and secured here, not by the
+//! library: with `amqps` there is TLS or no connection, and only the configured roots are trusted. Everything that is
+//! read passes the guard.
 
 use std::future::Future;
 use std::io;
@@ -23,29 +24,33 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::broker::Broker;
 use super::guard::{Guard, Mark};
 
-/// For TCP, and then for TLS.
+/// The time for TCP, and again for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const READ_BYTES: usize = 64 * 1024;
 
 trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Socket for S {}
 
-/// What the library reads from and writes to.
-pub(super) struct Guarded {
+/// The stream that the library reads from and writes to.
+pub(super) struct GuardedStream {
     socket: Box<dyn Socket>,
     guard: Guard,
-    /// Read and let through, not yet taken.
+    /// Bytes that passed the guard, and how many of them the library has read.
     ready: Vec<u8>,
     taken: usize,
     buffer: Box<[u8]>,
     ended: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
-/// Connects, with TLS when the broker is to have it.
+/// Connects, with TLS if the broker is configured so. `ended` makes every read fail.
 ///
 /// # Errors
-/// The operating system's; `TimedOut`; those of TLS.
-pub(super) async fn connect(broker: &Broker, mark: Arc<Mark>, ended: CancellationToken) -> io::Result<Compat<Guarded>> {
+/// Those of the operating system and of TLS; `TimedOut`.
+pub(super) async fn connect(
+    broker: &Broker,
+    mark: Arc<Mark>,
+    ended: CancellationToken,
+) -> io::Result<Compat<GuardedStream>> {
     let address = (broker.host.as_str(), broker.port);
     let socket = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await??;
     socket.set_nodelay(true)?;
@@ -57,7 +62,7 @@ pub(super) async fn connect(broker: &Broker, mark: Arc<Mark>, ended: Cancellatio
             Box::new(tokio::time::timeout(CONNECT_TIMEOUT, connector.connect(name, socket)).await??)
         }
     };
-    Ok(Compat::new(Guarded {
+    Ok(Compat::new(GuardedStream {
         socket,
         guard: Guard::new(broker.body_bytes_max, mark),
         ready: Vec::new(),
@@ -67,7 +72,7 @@ pub(super) async fn connect(broker: &Broker, mark: Arc<Mark>, ended: Cancellatio
     }))
 }
 
-impl AsyncRead for Guarded {
+impl AsyncRead for GuardedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         while this.taken == this.ready.len() {
@@ -91,7 +96,7 @@ impl AsyncRead for Guarded {
     }
 }
 
-impl AsyncWrite for Guarded {
+impl AsyncWrite for GuardedStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, bytes)
     }
@@ -117,18 +122,18 @@ impl AsyncWrite for Guarded {
     }
 }
 
-/// The runtime as the library wants it: tokio's, with connections that are `Guarded`.
+/// The library's view of tokio, with `GuardedStream` as its type of connections.
 #[derive(Clone, Debug)]
-pub(super) struct Kit(Tokio);
+pub(super) struct GuardedRuntime(Tokio);
 
-/// Of the runtime that the caller runs on.
-pub(super) fn runtime() -> Runtime<Kit> {
-    Runtime::new(Kit(Tokio::default().with_handle(Handle::current())))
+/// Wraps the runtime on which the caller runs.
+pub(super) fn runtime() -> Runtime<GuardedRuntime> {
+    Runtime::new(GuardedRuntime(Tokio::default().with_handle(Handle::current())))
 }
 
-impl RuntimeKit for Kit {}
+impl RuntimeKit for GuardedRuntime {}
 
-impl Executor for Kit {
+impl Executor for GuardedRuntime {
     type Task<T: Send + 'static> = <Tokio as Executor>::Task<T>;
 
     fn block_on<T, F: Future<Output = T>>(&self, future: F) -> T {
@@ -144,8 +149,8 @@ impl Executor for Kit {
     }
 }
 
-impl Reactor for Kit {
-    type TcpStream = Compat<Guarded>;
+impl Reactor for GuardedRuntime {
+    type TcpStream = Compat<GuardedStream>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: io::Read + io::Write + Send + 'static>(
@@ -163,7 +168,7 @@ impl Reactor for Kit {
         self.0.interval(period)
     }
 
-    /// Connections are made by `connect` only.
+    /// Always fails: the library gets its connections from `connect`.
     fn tcp_connect_addr(
         &self,
         _address: SocketAddr,

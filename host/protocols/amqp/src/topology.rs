@@ -1,5 +1,5 @@
-//! Exchanges, queues and bindings: what the configuration says of them, and their declaration. Declared anew whenever a
-//! connection was made, and every now and then while it lasts; the broker takes a declaration that changes nothing.
+//! Exchanges, queues and bindings: their configuration and their declaration at the broker. They are declared whenever
+//! a connection is made, and every now and then while it lasts; a repeated declaration changes nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,16 +8,16 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
 
-use super::link::{Link, Live};
+use super::link::{BrokerLink, LiveConnection};
 use super::value::{short, table_of};
 use wasmcage_config::Section;
 use wasmcage_core::request::Deadline;
 
-/// For a channel to declare on.
+/// The time to get a channel for the declarations.
 const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug)]
-pub(super) struct Exchange {
+pub(super) struct ExchangeDeclaration {
     pub(super) name: ShortString,
     kind: ExchangeKind,
     options: ExchangeDeclareOptions,
@@ -25,14 +25,14 @@ pub(super) struct Exchange {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Queue {
+pub(super) struct QueueDeclaration {
     pub(super) name: ShortString,
     options: QueueDeclareOptions,
     arguments: FieldTable,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Binding {
+pub(super) struct QueueBinding {
     pub(super) exchange: ShortString,
     pub(super) queue: ShortString,
     pub(super) key: ShortString,
@@ -42,22 +42,22 @@ pub(super) struct Binding {
 /// All that an interface declares; it consumes every queue.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Topology {
-    pub(super) exchanges: Vec<Exchange>,
-    pub(super) queues: Vec<Queue>,
-    pub(super) bindings: Vec<Binding>,
+    pub(super) exchanges: Vec<ExchangeDeclaration>,
+    pub(super) queues: Vec<QueueDeclaration>,
+    pub(super) bindings: Vec<QueueBinding>,
 }
 
-/// What came of a declaration.
+/// The result of declaring a topology.
 #[derive(Debug, Default)]
-pub(super) struct Declared {
-    /// For each queue, whether it is there as it was declared.
+pub(super) struct DeclarationReport {
+    /// True for each queue that exists as it was declared.
     pub(super) queues: Vec<bool>,
-    /// What the broker says of the rest: which property differs.
+    /// Why the broker refused the other declarations, such as which property differs.
     pub(super) problems: Vec<String>,
 }
 
-impl Exchange {
-    /// As Postage declares one: direct and durable.
+impl ExchangeDeclaration {
+    /// The exchange that Postage declares: direct and durable.
     pub(super) fn direct(name: ShortString) -> Self {
         Self {
             name,
@@ -79,12 +79,12 @@ impl Exchange {
             nowait: false,
         };
         let arguments = arguments(&section);
-        // The section around it reports its mistakes, too.
+        // The enclosing section reports its mistakes, too.
         let _ = section.finish();
         Self { name, kind, options, arguments }
     }
 
-    /// Whether a message to it would close the channel.
+    /// Returns whether only the broker may publish to it. A client's message would close the channel.
     pub(super) fn is_internal(&self) -> bool {
         self.options.internal
     }
@@ -96,19 +96,20 @@ impl Exchange {
     }
 }
 
-/// `[x.exchanges.NAME]`, each.
-pub(super) fn exchanges(section: &Section) -> Vec<Exchange> {
+/// The tables `[x.exchanges.NAME]`.
+pub(super) fn exchanges(section: &Section) -> Vec<ExchangeDeclaration> {
     let tables = named(section, "exchanges", "the name of an exchange").into_iter();
-    tables.map(|(name, section)| Exchange::read(name, section)).collect()
+    tables.map(|(name, section)| ExchangeDeclaration::read(name, section)).collect()
 }
 
-/// Whether the broker has an exchange of that name without anybody's declaration.
+/// Returns whether the broker has this exchange without any declaration: the default exchange, and those that begin
+/// with `amq.`.
 pub(super) fn is_the_brokers_own(exchange: &str) -> bool {
     exchange.is_empty() || exchange.starts_with("amq.")
 }
 
-impl Queue {
-    /// As Postage declares one that is given by its name, or with `auto_delete` only.
+impl QueueDeclaration {
+    /// The queue that Postage declares if it knows only its name.
     pub(super) fn named(name: ShortString, auto_delete: bool) -> Self {
         Self {
             name,
@@ -133,7 +134,7 @@ impl Queue {
         if is_quorum {
             arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         }
-        // The section around it reports its mistakes, too.
+        // The enclosing section reports its mistakes, too.
         let _ = section.finish();
         Self { name, options, arguments }
     }
@@ -145,7 +146,7 @@ impl Queue {
     }
 }
 
-impl Binding {
+impl QueueBinding {
     pub(super) fn new(exchange: ShortString, queue: ShortString, key: ShortString) -> Self {
         Self { exchange, queue, key, arguments: FieldTable::default() }
     }
@@ -157,7 +158,6 @@ impl Binding {
         bound.map_err(|error| format!("cannot bind queue {queue} to exchange {exchange} with key {key}: {error}"))
     }
 
-    /// Takes it back.
     pub(super) async fn remove(&self, channel: &Channel) -> Result<(), String> {
         let Self { exchange, queue, key, arguments } = self;
         let unbound = channel.queue_unbind(queue.clone(), exchange.clone(), key.clone(), arguments.clone()).await;
@@ -166,86 +166,88 @@ impl Binding {
 }
 
 impl Topology {
-    /// Exchanges and queues that a binding names without a table of their own are declared as Postage does. Mistakes are
-    /// recorded in `section`.
+    /// Reads the keys `exchanges`, `queues` and `bindings`. An exchange or queue that only a binding names is declared
+    /// as Postage does. Mistakes are recorded in `section`.
     pub(super) fn read(section: &Section) -> Self {
         let mut topology = Self { exchanges: exchanges(section), ..Self::default() };
         let queues = named(section, "queues", "the name of a queue").into_iter();
-        topology.queues = queues.map(|(name, section)| Queue::read(name, section)).collect();
+        topology.queues = queues.map(|(name, section)| QueueDeclaration::read(name, section)).collect();
         for table in section.tables("bindings") {
             let (exchange, queue) = (required_name(&table, "exchange"), required_name(&table, "queue"));
             let (key, arguments) = (key(&table), arguments(&table));
             let _ = table.finish();
             if let (Some(exchange), Some(queue)) = (exchange, queue) {
-                topology.bind(Binding { exchange, queue, key, arguments });
+                topology.bind(QueueBinding { exchange, queue, key, arguments });
             }
         }
         topology
     }
 
-    /// Adds a binding, and its ends where they are new.
-    pub(super) fn bind(&mut self, binding: Binding) {
+    /// Adds a binding, and its exchange and queue if they are new.
+    pub(super) fn bind(&mut self, binding: QueueBinding) {
         let exchange = &binding.exchange;
         if !is_the_brokers_own(exchange.as_str()) && !self.exchanges.iter().any(|known| known.name == *exchange) {
-            self.exchanges.push(Exchange::direct(exchange.clone()));
+            self.exchanges.push(ExchangeDeclaration::direct(exchange.clone()));
         }
         if !self.queues.iter().any(|queue| queue.name == binding.queue) {
-            self.queues.push(Queue::named(binding.queue.clone(), false));
+            self.queues.push(QueueDeclaration::named(binding.queue.clone(), false));
         }
         self.bindings.push(binding);
     }
 
-    /// Declares everything, and `more` bindings. What cannot be declared keeps nothing else from it.
+    /// Declares everything, and the bindings in `more`. A declaration that the broker refuses does not keep the others
+    /// from it.
     ///
     /// # Errors
-    /// Why the connection is of no more use.
-    pub(super) async fn declare(&self, more: &[Binding], link: &Link) -> Result<Declared, String> {
-        let mut declaring = Declaring { link, open: None };
-        let (mut declared, mut unusable) = (Declared::default(), Vec::new());
+    /// Why the connection has failed.
+    pub(super) async fn declare(&self, more: &[QueueBinding], link: &BrokerLink) -> Result<DeclarationReport, String> {
+        let mut declarer = Declarer { link, open: None };
+        let (mut report, mut unusable) = (DeclarationReport::default(), Vec::new());
         for exchange in &self.exchanges {
-            if let Err(problem) = declaring.attempt(async |channel| exchange.declare(channel).await).await? {
-                declared.problems.push(problem);
+            if let Err(problem) = declarer.attempt(async |channel| exchange.declare(channel).await).await? {
+                report.problems.push(problem);
                 unusable.push(&exchange.name);
             }
         }
         for queue in &self.queues {
-            let result = declaring.attempt(async |channel| queue.declare(channel).await).await?;
-            declared.queues.push(result.is_ok());
-            declared.problems.extend(result.err());
+            let result = declarer.attempt(async |channel| queue.declare(channel).await).await?;
+            report.queues.push(result.is_ok());
+            report.problems.extend(result.err());
         }
-        let usable = |binding: &&Binding| {
+        let usable = |binding: &&QueueBinding| {
             let is_known = self
                 .queues
                 .iter()
-                .zip(&declared.queues)
-                .any(|(queue, is_there)| *is_there && queue.name == binding.queue);
+                .zip(&report.queues)
+                .any(|(queue, is_declared)| *is_declared && queue.name == binding.queue);
             is_known && !unusable.contains(&&binding.exchange)
         };
         for binding in self.bindings.iter().chain(more).filter(usable) {
-            let result = declaring.attempt(async |channel| binding.declare(channel).await).await?;
-            declared.problems.extend(result.err());
+            let result = declarer.attempt(async |channel| binding.declare(channel).await).await?;
+            report.problems.extend(result.err());
         }
-        Ok(declared)
+        Ok(report)
     }
 }
 
-/// Declares one thing after the other. The broker closes the channel at one that it does not take.
-struct Declaring<'a> {
-    link: &'a Link,
-    open: Option<(Channel, Arc<Live>)>,
+/// Makes one declaration after the other. The broker closes the channel when it refuses one, so that the next needs a
+/// new channel.
+struct Declarer<'a> {
+    link: &'a BrokerLink,
+    open: Option<(Channel, Arc<LiveConnection>)>,
 }
 
-impl Declaring<'_> {
-    /// The step's own failure within; without, that of the connection.
+impl Declarer<'_> {
+    /// The inner error is a refused declaration, the outer one a failed connection.
     async fn attempt(
         &mut self,
-        step: impl AsyncFnOnce(&Channel) -> Result<(), String>,
+        declare: impl AsyncFnOnce(&Channel) -> Result<(), String>,
     ) -> Result<Result<(), String>, String> {
         let (channel, live) = match self.open.take() {
             Some(open) => open,
             None => self.link.channel(Deadline::after(CHANNEL_TIMEOUT)).await?,
         };
-        match step(&channel).await {
+        match declare(&channel).await {
             Ok(()) => {
                 self.open = Some((channel, live));
                 Ok(Ok(()))
@@ -257,16 +259,16 @@ impl Declaring<'_> {
 }
 
 /// # Errors
-/// What cannot be declared; the channel is then closed.
-pub(super) async fn declare_exchanges(exchanges: &[Exchange], channel: &Channel) -> Result<(), String> {
+/// Why an exchange cannot be declared; the channel is closed then.
+pub(super) async fn declare_exchanges(exchanges: &[ExchangeDeclaration], channel: &Channel) -> Result<(), String> {
     for exchange in exchanges {
         exchange.declare(channel).await?;
     }
     Ok(())
 }
 
-/// The tables of a table whose names are those of the wire. Others are mistakes, told at the outer table: such a name is no key
-/// to repeat whole.
+/// The tables within the table `key`, by their names, which are names in AMQP. A name that AMQP cannot have is recorded
+/// as a mistake of the outer table, since it may be too long to be shown as a key.
 fn named(section: &Section, key: &str, what: &str) -> Vec<(ShortString, Section)> {
     let mut found = Vec::new();
     for (name, table) in section.sections(key) {
@@ -278,7 +280,7 @@ fn named(section: &Section, key: &str, what: &str) -> Vec<(ShortString, Section)
     found
 }
 
-/// The name under a key that must be set; none, and a mistake, if it is none.
+/// The name under a key that is required. None, with a mistake recorded, if it is missing or AMQP cannot have it.
 pub(super) fn required_name(section: &Section, key: &str) -> Option<ShortString> {
     if !section.has(key) {
         section.required_string(key);

@@ -1,46 +1,46 @@
-//! Who runs this process, as a fingerprint says it: what the environment says, as Postage does, else what the password database
-//! says of the user's number.
+//! The name of the user that runs this process, for fingerprints: from the environment, as in Postage, or else from the
+//! password database.
 
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// A directory service that takes longer is not waited for: the number has to do.
+/// How long a directory service may take; after that the user's id stands for the name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(5);
-/// Of one line of the database.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// The longest line of the database that is read.
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Looked for once.
+/// The user's name. It is looked up once.
 pub(super) fn user() -> String {
     static USER: LazyLock<String> = LazyLock::new(|| {
-        let said = ["LOGNAME", "USER", "LNAME", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok());
-        said.filter(|name| !name.is_empty()).unwrap_or_else(|| of_number(rustix::process::getuid().as_raw()))
+        let name = ["LOGNAME", "USER", "LNAME", "USERNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| name_of(rustix::process::getuid().as_raw()))
     });
     USER.clone()
 }
 
-/// The number itself, if nobody knows a name.
-fn of_number(number: u32) -> String {
+/// The name of the user with this id, or the id itself if it has no name.
+fn name_of(uid: u32) -> String {
     let file = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let found = named(&file, number).or_else(|| named(&asked(number).unwrap_or_default(), number));
-    found.unwrap_or_else(|| number.to_string())
+    let found = find(&file, uid).or_else(|| find(&getent(uid).unwrap_or_default(), uid));
+    found.unwrap_or_else(|| uid.to_string())
 }
 
-/// By lines such as `name:x:1000:1000:..`.
-fn named(lines: &str, number: u32) -> Option<String> {
+/// Finds the name in lines such as `name:x:1000:1000:..`.
+fn find(lines: &str, uid: u32) -> Option<String> {
     lines.lines().find_map(|line| {
         let mut fields = line.split(':');
-        let (name, known) = (fields.next()?, fields.nth(1)?);
-        (known.parse() == Ok(number) && !name.is_empty()).then(|| name.to_owned())
+        let (name, id) = (fields.next()?, fields.nth(1)?);
+        (id.parse() == Ok(uid) && !name.is_empty()).then(|| name.to_owned())
     })
 }
 
-/// What the system's other databases say, such as those of a network.
-fn asked(number: u32) -> Option<String> {
+/// The user's line in the system's other databases, such as those of a network.
+fn getent(uid: u32) -> Option<String> {
     let mut command = Command::new("getent");
-    command.args(["passwd", &number.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.args(["passwd", &uid.to_string()]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().ok()?;
     let until = Instant::now() + LOOKUP_TIMEOUT;
     while child.try_wait().ok()?.is_none() {
@@ -49,7 +49,7 @@ fn asked(number: u32) -> Option<String> {
             let _ = child.wait();
             return None;
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     let mut line = String::new();
     child.stdout.take()?.take(LINE_BYTES_MAX).read_to_string(&mut line).ok()?;
@@ -64,11 +64,11 @@ mod tests {
     fn a_user_is_known_without_an_environment() {
         assert!(!user().is_empty());
         let lines = "root:x:0:0:root:/root:/bin/sh\n\nodd\n:x:7:7\nann:x:1000:1000::/home/ann:/bin/sh\n";
-        assert_eq!(named(lines, 1000).as_deref(), Some("ann"));
-        assert_eq!(named(lines, 0).as_deref(), Some("root"));
-        assert_eq!(named(lines, 7), None);
-        assert_eq!(named(lines, 5), None);
-        assert_eq!(of_number(0), "root");
-        assert_eq!(of_number(4_000_000_000), "4000000000");
+        assert_eq!(find(lines, 1000).as_deref(), Some("ann"));
+        assert_eq!(find(lines, 0).as_deref(), Some("root"));
+        assert_eq!(find(lines, 7), None);
+        assert_eq!(find(lines, 5), None);
+        assert_eq!(name_of(0), "root");
+        assert_eq!(name_of(4_000_000_000), "4000000000");
     }
 }

@@ -1,5 +1,5 @@
-//! Names and table values as AMQP has them, from texts and JSON and back. Pure: called wherever a name, a header or an argument
-//! comes from a configuration, a guest or a peer, so that none of them meets the client library unchecked.
+//! Converts names and table values of AMQP from and to texts and JSON. Every name, header and argument from the
+//! configuration, a guest or a peer is checked here before the client library gets it. Nothing here does I/O.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -7,29 +7,29 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, ByteArray, DecimalValue, FieldArray, FieldTable, ShortString};
 use serde_json::{Map, Number, Value, json};
 
-/// Of names, keys and most properties.
+/// The longest name, key or property (but headers).
 pub(super) const SHORT_BYTES_MAX: usize = 255;
-/// Tables and lists within tables of a message's headers, the outermost included.
+/// The deepest nesting of tables and lists in a message's headers, the outermost table included.
 pub(super) const DEPTH_MAX: usize = 16;
-/// What clients and RabbitMQ agree on unless the broker is configured to take less.
+/// The longest frame; RabbitMQ's default, and a broker may be configured for less.
 pub(super) const FRAME_BYTES_MAX: usize = 131_072;
-/// Head and end of a frame, and what a content header has before its properties.
+/// The head and end of a frame, and the part of a content header before its properties.
 const HEADER_FRAME_BYTES: usize = 8 + 14;
-/// So much of a name is repeated in an error.
+/// How much of a name an error repeats.
 const SHOWN_CHARS: usize = 40;
 
-/// JSON has no form of its own for these; each is an object with this one key.
+/// Values that JSON cannot express are objects with one of these as their single key.
 const TIMESTAMP: &str = "$timestamp";
 const BYTES: &str = "$bytes";
 const DECIMAL: &str = "$decimal";
 const DOUBLE: &str = "$double";
-/// Around a table that would look like one of the others.
+/// The key around a table that would look like one of the others.
 const TABLE: &str = "$table";
 
-/// A name of the wire; `what` says whose in the error.
+/// Makes a name of AMQP; `what` describes it in the error.
 ///
 /// # Errors
-/// It is too long, and how long it may be.
+/// The text is too long.
 pub(super) fn short(text: &str, what: &str) -> Result<ShortString, String> {
     ShortString::try_new(text).map_err(|_| {
         let bytes = text.len();
@@ -37,7 +37,7 @@ pub(super) fn short(text: &str, what: &str) -> Result<ShortString, String> {
     })
 }
 
-/// The beginning of a name, in quotes.
+/// A name in quotes for an error text, cut if it is long.
 pub(super) fn shown(name: &str) -> String {
     match name.char_indices().nth(SHOWN_CHARS) {
         None => format!("{name:?}"),
@@ -45,10 +45,10 @@ pub(super) fn shown(name: &str) -> String {
     }
 }
 
-/// A table of JSON values.
+/// Converts a JSON object to a table.
 ///
 /// # Errors
-/// Which value has no place in AMQP, and why.
+/// AMQP cannot express a value; the text says which, and why.
 pub(super) fn table_of(values: Map<String, Value>) -> Result<FieldTable, String> {
     table_at(values, 1)
 }
@@ -96,7 +96,7 @@ fn number_of(number: &Number) -> Result<AMQPValue, String> {
     }
 }
 
-/// What `{"$..": ..}` stands for; none for an ordinary table.
+/// The value of an object such as `{"$timestamp": ..}`; none for an ordinary table.
 fn special(values: &Map<String, Value>) -> Result<Option<AMQPValue>, String> {
     let (1, Some((key, value))) = (values.len(), values.iter().next()) else { return Ok(None) };
     let wrong = |expected: &str| format!("{key}: expected {expected}");
@@ -142,7 +142,7 @@ fn decimal_text(DecimalValue { scale, value }: DecimalValue) -> String {
     if fraction.is_empty() { whole.to_owned() } else { format!("{whole}.{fraction}") }
 }
 
-/// A table as a JSON object; `table_of` makes the same table of it, but for the widths of integers.
+/// Converts a table to a JSON object. `table_of` converts it back; only the widths of integers differ.
 pub(super) fn json_of_table(table: &FieldTable) -> Map<String, Value> {
     table.inner().iter().map(|(name, value)| (name.to_string(), json_of(value))).collect()
 }
@@ -185,7 +185,7 @@ fn json_of_bytes(bytes: &[u8]) -> Value {
     json!({ BYTES: STANDARD.encode(bytes) })
 }
 
-/// A value as a module gets it in a header of its own: a text as it is, anything else as JSON.
+/// A value as text, for a request header: a text as it is, anything else as JSON.
 pub(super) fn text_of(value: &AMQPValue) -> String {
     match (value, json_of(value)) {
         (AMQPValue::Void, _) => String::new(),
@@ -196,11 +196,10 @@ pub(super) fn text_of(value: &AMQPValue) -> String {
     }
 }
 
-/// Whether a broker takes these properties: they travel in one frame, and a longer one would end the connection that all
-/// share.
+/// Checks that properties fit into one frame. A broker would close the whole connection over a longer frame.
 ///
 /// # Errors
-/// How long they are, and how long they may be.
+/// The text says how long they are, and how long they may be.
 pub(super) fn check_frame(properties: &BasicProperties, frame_bytes_max: usize) -> Result<(), String> {
     let bytes = HEADER_FRAME_BYTES + properties_bytes(properties);
     match bytes <= frame_bytes_max {
@@ -233,7 +232,7 @@ fn table_bytes(table: &FieldTable) -> usize {
     4 + table.inner().iter().map(|(name, value)| 1 + name.as_str().len() + value_bytes(value)).sum::<usize>()
 }
 
-/// With the byte that tells the type.
+/// The encoded size of a value, with the byte for its type.
 fn value_bytes(value: &AMQPValue) -> usize {
     1 + match value {
         AMQPValue::Void => 0,
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn values_survive_the_way_to_json_and_back() {
+    fn values_are_the_same_after_conversion_to_json_and_back() {
         let values = json!({
             "text": "é", "number": -5, "float": 1.5, "flag": true, "none": null, "list": [1, "x", [null]],
             "table": {"a": {"b": 1}, "": 2}, "when": {"$timestamp": 1_700_000_000}, "bytes": {"$bytes": "AP8="},
@@ -293,10 +292,10 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_place_in_amqp_is_told() {
+    fn values_that_amqp_cannot_express_are_refused() {
         let check = |value: Value, text: &str| {
-            let told = value_at(value, 1).unwrap_err();
-            assert!(told.contains(text), "{told}");
+            let error = value_at(value, 1).unwrap_err();
+            assert!(error.contains(text), "{error}");
         };
         check(json!(u64::MAX), "signed integer of 64 bits");
         check(json!({ "x".repeat(256): 1 }), "longer than 255");
@@ -312,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_has_the_length_that_is_reckoned() {
+    fn the_computed_length_of_a_frame_is_right() {
         let properties = |bytes: usize| {
             let mut table = FieldTable::default();
             table.insert("a".into(), AMQPValue::LongString("x".repeat(bytes).into()));
             BasicProperties::default().with_headers(table)
         };
         assert!(check_frame(&properties(100), 4_096).is_ok());
-        let told = check_frame(&properties(140_000), FRAME_BYTES_MAX).unwrap_err();
-        assert!(told.contains("131072"), "{told}");
+        let error = check_frame(&properties(140_000), FRAME_BYTES_MAX).unwrap_err();
+        assert!(error.contains("131072"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! What the file system says, as a module sees it.
+//! Turns errors of the file system into errors of the resource.
 
 use std::io;
 
@@ -11,18 +11,18 @@ pub(super) const EXISTS: &str = "exists";
 const NOT_A_FILE: &str = "not-a-file";
 const IO: &str = "io";
 
-/// Nothing irreversible was done.
+/// The error of an operation that has changed nothing irreversibly.
 pub(super) fn harmless(phase: Phase, what: &str, error: &io::Error) -> ResourceError {
     ResourceError::harmless(phase, code(error), format!("{what}: {error}"))
 }
 
-/// Part of it was done.
+/// The error of a commit that was carried out in part.
 pub(super) fn halfway(what: &str, error: &io::Error) -> ResourceError {
     ResourceError { recoverable: false, ..harmless(Phase::Commit, what, error) }
 }
 
 fn code(error: &io::Error) -> &'static str {
-    // What is a symbolic link is not followed.
+    // The name is a symbolic link, which is not followed.
     if Errno::from_io_error(error) == Some(Errno::LOOP) {
         return NOT_A_FILE;
     }

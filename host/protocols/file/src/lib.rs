@@ -1,7 +1,7 @@
-//! Protocol `file`: a directory as a resource, and a watched directory as an interface.
+//! Protocol `file`: the interface watches a directory, the resource reads and writes files in one.
 //!
-//! `directory.rs` reaches files without ever leaving a directory, `name.rs` says which names there are, `error.rs` speaks
-//! the pool's language. Out: `resource/`. In: `interface/`.
+//! `directory.rs` opens files without ever leaving a directory, `name.rs` parses names, `temporary.rs` writes files
+//! that are complete at once, `error.rs` turns errors of the file system into the resource's.
 
 mod directory;
 mod error;
@@ -18,12 +18,11 @@ use wasmcage_protocol::{Interface, Protocol};
 use wasmcage_resource::Resource;
 
 const NAME: &str = "file";
-/// One day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-pub struct File;
+pub struct FileProtocol;
 
-impl Protocol for File {
+impl Protocol for FileProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new(NAME)
     }

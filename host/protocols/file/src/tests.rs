@@ -1,4 +1,4 @@
-//! Transactions over files, as a pool drives them.
+//! Tests of the resource, as a pool uses it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -8,13 +8,13 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::File;
+use super::FileProtocol;
 use wasmcage_config::testing::resource_section;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol as _;
 use wasmcage_resource::{Connection, Operation, OperationReply, Resource, ResourceError};
 
-struct Bench {
+struct Fixture {
     directory: TempDir,
     resource: Box<dyn Resource>,
 }
@@ -25,10 +25,10 @@ fn soon() -> Deadline {
 
 fn resource(directory: &Path, lines: &str) -> Result<Box<dyn Resource>, String> {
     let section = resource_section("file", directory, lines).map_err(|error| error.to_string())?;
-    File.resource(section).map_err(|error| error.to_string())
+    FileProtocol.resource(section).map_err(|error| error.to_string())
 }
 
-impl Bench {
+impl Fixture {
     fn new(lines: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let resource = resource(directory.path(), &format!("directory = \".\"\n{lines}")).unwrap();
@@ -90,78 +90,78 @@ fn owned(files: &[(&str, &str)]) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn what_is_written_is_there_at_the_commit_and_not_before() {
-    let bench = Bench::new("permissions = \"640\"");
-    fs::write(bench.directory.path().join("a"), "old").unwrap();
-    let mut connection = bench.begun().await;
+async fn a_written_file_appears_at_the_commit_and_not_before() {
+    let fixture = Fixture::new("permissions = \"640\"");
+    fs::write(fixture.directory.path().join("a"), "old").unwrap();
+    let mut connection = fixture.begun().await;
     connection.execute(write("a", "new"), soon()).await.unwrap();
     connection.execute(write("sub/deep/b", "b"), soon()).await.unwrap();
-    assert_eq!(fs::read_to_string(bench.directory.path().join("a")).unwrap(), "old");
-    assert!(!bench.directory.path().join("sub/deep/b").exists());
+    assert_eq!(fs::read_to_string(fixture.directory.path().join("a")).unwrap(), "old");
+    assert!(!fixture.directory.path().join("sub/deep/b").exists());
     connection.commit(soon()).await.unwrap();
-    assert_eq!(bench.files(), owned(&[("a", "new"), ("sub/deep/b", "b")]));
-    let mode = fs::metadata(bench.directory.path().join("a")).unwrap().permissions().mode();
+    assert_eq!(fixture.files(), owned(&[("a", "new"), ("sub/deep/b", "b")]));
+    let mode = fs::metadata(fixture.directory.path().join("a")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
 }
 
 #[tokio::test]
-async fn a_rollback_or_nobody_who_waits_leaves_nothing() {
-    let bench = Bench::new("");
-    fs::write(bench.directory.path().join("a"), "old").unwrap();
-    let mut connection = bench.begun().await;
+async fn a_rollback_or_a_dropped_connection_leaves_nothing() {
+    let fixture = Fixture::new("");
+    fs::write(fixture.directory.path().join("a"), "old").unwrap();
+    let mut connection = fixture.begun().await;
     connection.execute(write("a", "new"), soon()).await.unwrap();
     connection.execute(operation("delete", "a"), soon()).await.unwrap();
-    assert_eq!(bench.files().len(), 2);
+    assert_eq!(fixture.files().len(), 2);
     connection.rollback(soon()).await.unwrap();
-    assert_eq!(bench.files(), owned(&[("a", "old")]));
+    assert_eq!(fixture.files(), owned(&[("a", "old")]));
 
-    let mut connection = bench.begun().await;
+    let mut connection = fixture.begun().await;
     connection.execute(write("b", "new"), soon()).await.unwrap();
     drop(connection);
-    assert_eq!(bench.files(), owned(&[("a", "old")]));
+    assert_eq!(fixture.files(), owned(&[("a", "old")]));
 }
 
 #[tokio::test]
 async fn a_file_that_must_not_be_replaced_is_not() {
-    let bench = Bench::new("");
+    let fixture = Fixture::new("");
     let carefully = |body| with(write("a", body), "overwrite", "false");
-    // Two of them at once: the second learns it at its commit.
-    let (mut first, mut second) = (bench.begun().await, bench.begun().await);
+    // Of two concurrent transactions the second fails at its commit.
+    let (mut first, mut second) = (fixture.begun().await, fixture.begun().await);
     first.execute(carefully("first"), soon()).await.unwrap();
     second.execute(carefully("second"), soon()).await.unwrap();
     first.commit(soon()).await.unwrap();
     let error = second.commit(soon()).await.unwrap_err();
     assert_eq!((error.code.as_str(), error.recoverable), ("exists", true));
-    assert_eq!(bench.code(carefully("third")).await, "exists");
-    assert_eq!(bench.files(), owned(&[("a", "first")]));
+    assert_eq!(fixture.code(carefully("third")).await, "exists");
+    assert_eq!(fixture.files(), owned(&[("a", "first")]));
 }
 
 #[tokio::test]
 async fn a_commit_that_fails_halfway_says_so() {
-    let bench = Bench::new("");
-    let mut connection = bench.begun().await;
+    let fixture = Fixture::new("");
+    let mut connection = fixture.begun().await;
     connection.execute(write("a", "a"), soon()).await.unwrap();
     connection.execute(write("b", "b"), soon()).await.unwrap();
-    fs::create_dir(bench.directory.path().join("b")).unwrap();
+    fs::create_dir(fixture.directory.path().join("b")).unwrap();
     let error = connection.commit(soon()).await.unwrap_err();
     assert!(!error.recoverable, "{error:?}");
-    assert_eq!(bench.files(), owned(&[("a", "a")]));
+    assert_eq!(fixture.files(), owned(&[("a", "a")]));
 }
 
 #[tokio::test]
 async fn files_are_read_listed_and_removed() {
-    let bench = Bench::new("max_bytes = 10");
+    let fixture = Fixture::new("max_bytes = 10");
     for name in ["a", "b", "c", "sub/d"] {
-        bench.alone(write(name, "content")).await.unwrap();
+        fixture.alone(write(name, "content")).await.unwrap();
     }
-    let reply = bench.alone(operation("read", "a")).await.unwrap();
+    let reply = fixture.alone(operation("read", "a")).await.unwrap();
     assert_eq!((reply.status, &*reply.body), (200, &b"content"[..]));
     assert_eq!(reply.headers[0], ("size".into(), "7".into()));
-    assert_eq!(bench.code(operation("read", "z")).await, "not-found");
-    assert_eq!(bench.code(operation("read", "sub")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("read", "z")).await, "not-found");
+    assert_eq!(fixture.code(operation("read", "sub")).await, "not-a-file");
 
     let listed = async |target: &str, name: &str, value: &str| {
-        let reply = bench.alone(with(operation("list", target), name, value)).await.unwrap();
+        let reply = fixture.alone(with(operation("list", target), name, value)).await.unwrap();
         let files: Vec<Value> = serde_json::from_slice(&reply.body).unwrap();
         let names: Vec<_> = files.iter().map(|file| file["name"].as_str().unwrap().to_owned()).collect();
         (names.join(" "), reply.headers[0].1.clone())
@@ -170,22 +170,22 @@ async fn files_are_read_listed_and_removed() {
     assert_eq!(listed("", "after", "b").await, ("c sub".into(), "false".into()));
     assert_eq!(listed("sub", "limit", "9").await, ("d".into(), "false".into()));
 
-    let stat = bench.alone(operation("stat", "sub")).await.unwrap();
+    let stat = fixture.alone(operation("stat", "sub")).await.unwrap();
     assert!(stat.headers.contains(&("kind".into(), "directory".into())));
-    assert_eq!(bench.alone(operation("stat", "z/z")).await.unwrap().status, 404);
-    assert_eq!(bench.alone(operation("delete", "z")).await.unwrap().status, 404);
-    assert_eq!(bench.alone(operation("delete", "b")).await.unwrap().status, 200);
-    bench.alone(with(operation("read", "c"), "remove", "true")).await.unwrap();
-    assert_eq!(bench.files(), owned(&[("a", "content"), ("sub/d", "content")]));
+    assert_eq!(fixture.alone(operation("stat", "z/z")).await.unwrap().status, 404);
+    assert_eq!(fixture.alone(operation("delete", "z")).await.unwrap().status, 404);
+    assert_eq!(fixture.alone(operation("delete", "b")).await.unwrap().status, 200);
+    fixture.alone(with(operation("read", "c"), "remove", "true")).await.unwrap();
+    assert_eq!(fixture.files(), owned(&[("a", "content"), ("sub/d", "content")]));
 }
 
 #[tokio::test]
 async fn a_long_file_comes_in_parts() {
-    let bench = Bench::new("max_bytes = 10");
+    let fixture = Fixture::new("max_bytes = 10");
     let content: String = (0..30_000).map(|number| format!("{number}\n")).collect();
-    fs::write(bench.directory.path().join("long"), &content).unwrap();
-    assert_eq!(bench.code(operation("read", "long")).await, ResourceError::TOO_LARGE);
-    let connection = bench.resource.connect(soon()).await.unwrap();
+    fs::write(fixture.directory.path().join("long"), &content).unwrap();
+    assert_eq!(fixture.code(operation("read", "long")).await, ResourceError::TOO_LARGE);
+    let connection = fixture.resource.connect(soon()).await.unwrap();
     let (reply, mut stream) = connection.open(operation("read", "long"), &[], soon()).await.unwrap();
     assert_eq!(reply.headers[0].1, content.len().to_string());
     let mut parts = Vec::new();
@@ -199,85 +199,85 @@ async fn a_long_file_comes_in_parts() {
 async fn nothing_leads_out_of_the_directory() {
     let outside = TempDir::new().unwrap();
     fs::write(outside.path().join("secret"), "secret").unwrap();
-    let bench = Bench::new("");
-    symlink(outside.path(), bench.directory.path().join("out")).unwrap();
-    symlink(outside.path().join("secret"), bench.directory.path().join("link")).unwrap();
+    let fixture = Fixture::new("");
+    symlink(outside.path(), fixture.directory.path().join("out")).unwrap();
+    symlink(outside.path().join("secret"), fixture.directory.path().join("link")).unwrap();
     for name in ["../x", "/etc/passwd", "a/../../x", ""] {
-        assert_eq!(bench.code(operation("read", name)).await, ResourceError::BAD_OPERATION, "{name}");
+        assert_eq!(fixture.code(operation("read", name)).await, ResourceError::BAD_OPERATION, "{name}");
     }
-    assert_eq!(bench.code(operation("read", "link")).await, "not-a-file");
-    assert_eq!(bench.code(operation("read", "out/secret")).await, "not-a-file");
-    assert_eq!(bench.code(write("out/x", "x")).await, "not-a-file");
-    assert_eq!(bench.code(operation("list", "out")).await, "not-a-file");
-    assert_eq!(bench.code(operation("delete", "link")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("read", "link")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("read", "out/secret")).await, "not-a-file");
+    assert_eq!(fixture.code(write("out/x", "x")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("list", "out")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("delete", "link")).await, "not-a-file");
     // A link is replaced, not followed.
-    bench.alone(write("link", "mine")).await.unwrap();
-    assert_eq!(bench.files(), owned(&[("link", "mine")]));
+    fixture.alone(write("link", "mine")).await.unwrap();
+    assert_eq!(fixture.files(), owned(&[("link", "mine")]));
     assert_eq!(fs::read_to_string(outside.path().join("secret")).unwrap(), "secret");
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]
-async fn what_is_no_ordinary_file_is_not_waited_for() {
-    let bench = Bench::new("");
-    let pipe = bench.directory.path().join("pipe");
+async fn opening_a_pipe_does_not_wait() {
+    let fixture = Fixture::new("");
+    let pipe = fixture.directory.path().join("pipe");
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
-    assert_eq!(bench.code(operation("read", "pipe")).await, "not-a-file");
+    assert_eq!(fixture.code(operation("read", "pipe")).await, "not-a-file");
 }
 
 #[tokio::test]
-async fn leftovers_of_a_crash_are_removed_and_what_is_in_work_is_not() {
-    let bench = Bench::new("");
-    fs::write(bench.directory.path().join(".wasmcage-0123.tmp"), "half").unwrap();
-    let mut writing = bench.begun().await;
-    assert_eq!(bench.files(), []);
+async fn leftovers_of_a_crash_are_removed_and_files_in_use_are_not() {
+    let fixture = Fixture::new("");
+    fs::write(fixture.directory.path().join(".wasmcage-0123.tmp"), "half").unwrap();
+    let mut writing = fixture.begun().await;
+    assert_eq!(fixture.files(), []);
     writing.execute(write("a", "a"), soon()).await.unwrap();
-    // Another one of the same directory begins meanwhile.
-    let other = resource(bench.directory.path(), "directory = \".\"").unwrap();
+    // Another resource with the same directory starts meanwhile.
+    let other = resource(fixture.directory.path(), "directory = \".\"").unwrap();
     other.connect(soon()).await.unwrap();
-    assert_eq!(bench.files().len(), 1);
+    assert_eq!(fixture.files().len(), 1);
     writing.commit(soon()).await.unwrap();
-    assert_eq!(bench.files(), owned(&[("a", "a")]));
+    assert_eq!(fixture.files(), owned(&[("a", "a")]));
 }
 
 #[tokio::test]
-async fn what_a_directory_does_not_understand_is_refused() {
-    let bench = Bench::new("");
+async fn invalid_operations_are_refused() {
+    let fixture = Fixture::new("");
     for operation in [
         operation("append", "a"),
         with(write("a", ""), "overwrite", "perhaps"),
         with(operation("read", "a"), "overwrite", "true"),
         write(".wasmcage-1.tmp", "x"),
     ] {
-        assert_eq!(bench.code(operation).await, ResourceError::BAD_OPERATION);
+        assert_eq!(fixture.code(operation).await, ResourceError::BAD_OPERATION);
     }
-    let mut connection = bench.resource.connect(soon()).await.unwrap();
+    let mut connection = fixture.resource.connect(soon()).await.unwrap();
     let error = connection.begin(&[("isolation".into(), "x".into())], soon()).await.unwrap_err();
     assert_eq!(error.code, ResourceError::BAD_OPERATION);
 
-    let gone = resource(bench.directory.path(), "directory = \"gone\"").unwrap();
+    let gone = resource(fixture.directory.path(), "directory = \"gone\"").unwrap();
     let error = gone.connect(soon()).await.err().unwrap();
     assert_eq!((error.code.as_str(), error.recoverable), ("not-found", true));
-    let refused = resource(bench.directory.path(), "permissions = \"rw\"\nmax_byte = 1").err().unwrap();
+    let refused = resource(fixture.directory.path(), "permissions = \"rw\"\nmax_byte = 1").err().unwrap();
     for text in ["directory: required", "three octal digits", "did you mean `max_bytes`"] {
         assert!(refused.contains(text), "{refused}");
     }
 }
 
 #[tokio::test]
-async fn a_file_comes_whole_from_another_file_system_too() {
+async fn a_file_is_complete_at_once_from_another_file_system_too() {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(elsewhere) = TempDir::new_in("/dev/shm") else { return println!("not run: there is no /dev/shm here") };
     let device = |path: &Path| fs::metadata(path).unwrap().dev();
-    let bench = Bench::new(&format!("temporary = {:?}\npermissions = \"640\"", elsewhere.path()));
-    if device(elsewhere.path()) == device(bench.directory.path()) {
+    let fixture = Fixture::new(&format!("temporary = {:?}\npermissions = \"640\"", elsewhere.path()));
+    if device(elsewhere.path()) == device(fixture.directory.path()) {
         return println!("not run: /dev/shm is no file system of its own here");
     }
-    bench.alone(write("a/b", "one")).await.unwrap();
-    bench.alone(write("a/b", "two")).await.unwrap();
-    assert_eq!(bench.code(with(write("a/b", "three"), "overwrite", "false")).await, "exists");
-    assert_eq!(bench.files(), [("a/b".to_owned(), "two".to_owned())], "nothing unfinished is left");
-    let mode = fs::metadata(bench.directory.path().join("a/b")).unwrap().permissions().mode();
+    fixture.alone(write("a/b", "one")).await.unwrap();
+    fixture.alone(write("a/b", "two")).await.unwrap();
+    assert_eq!(fixture.code(with(write("a/b", "three"), "overwrite", "false")).await, "exists");
+    assert_eq!(fixture.files(), [("a/b".to_owned(), "two".to_owned())], "nothing unfinished is left");
+    let mode = fs::metadata(fixture.directory.path().join("a/b")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
     assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0, "nor where it was written");
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use wasmcage_file::File;
+use wasmcage_file::FileProtocol;
 use wasmcage_protocol::Protocol;
 use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
@@ -27,7 +27,7 @@ impl Drop for MakeOnDrop {
 #[async_trait]
 impl Subject for FileSubject {
     fn protocol(&self) -> Box<dyn Protocol> {
-        Box::new(File)
+        Box::new(FileProtocol)
     }
 
     fn keys(&self, host: &TestHost) -> String {

@@ -1,5 +1,6 @@
-//! The two bodies of an exchange. `Inbound` is what the client sends, bounded, collected for `handler` modules or handed
-//! on as it comes; `Outbound` is what hyper sends, and holds the request active until it is sent or dropped.
+//! The two bodies of an exchange. `IncomingBody` is the client's; its size is limited, and it is collected for
+//! `handler` modules or streamed. `OutgoingBody` is the one that hyper sends; it keeps the request active until it is
+//! sent or dropped.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,14 +12,15 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::pulse::{Active, Pulse};
+use super::activity::{ActiveRequest, ConnectionActivity};
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyRoom, NoRoom};
 
-/// Memory taken ahead of a body's bytes; past it the buffer doubles as they come, up to what was announced.
+/// The most memory that is reserved before a body's bytes arrive. Beyond it the buffer doubles as they arrive, up to
+/// the announced length.
 const RESERVED_BYTES_MAX: usize = 256 * 1024;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
@@ -26,34 +28,34 @@ pub(super) enum BodyError {
     TooLarge { bytes_max: u64 },
     #[error("body not received")]
     Broken(#[source] hyper::Error),
-    /// hyper takes a reset without an error for an end in good order, as RFC 9113 section 8.1 lets servers send it; a client's
-    /// leaves its body unfinished.
+    /// hyper reads a reset with NO_ERROR as an end in good order, since RFC 9113 section 8.1 lets servers send that.
+    /// From a client it means that the body is incomplete.
     #[error("the client reset the stream before the end of its body")]
     Reset,
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
 }
 
-/// A request's body. Ends with `TooLarge` as soon as more came than is allowed.
-pub(super) struct Inbound {
+/// A request's body. It ends with `TooLarge` as soon as more bytes than allowed have arrived.
+pub(super) struct IncomingBody {
     incoming: Incoming,
     bytes_max: u64,
     bytes_left: u64,
     ended: bool,
     too_large: Option<Arc<AtomicBool>>,
-    pulse: Arc<Pulse>,
+    activity: Arc<ConnectionActivity>,
 }
 
-impl Inbound {
-    pub(super) fn new(incoming: Incoming, pulse: &Arc<Pulse>) -> Self {
+impl IncomingBody {
+    pub(super) fn new(incoming: Incoming, activity: &Arc<ConnectionActivity>) -> Self {
         let ended = incoming.is_end_stream();
-        Self { incoming, bytes_max: 0, bytes_left: 0, ended, too_large: None, pulse: pulse.clone() }
+        Self { incoming, bytes_max: 0, bytes_left: 0, ended, too_large: None, activity: activity.clone() }
     }
 
-    /// Lets so many bytes in; none before.
+    /// Sets the limit, which is zero before.
     ///
     /// # Errors
-    /// Before a byte is read: the client announced more.
+    /// The client has announced a longer body.
     pub(super) fn allow(&mut self, bytes_max: u64) -> Result<(), BodyError> {
         (self.bytes_max, self.bytes_left) = (bytes_max, bytes_max);
         match self.incoming.size_hint().lower() > bytes_max {
@@ -62,8 +64,8 @@ impl Inbound {
         }
     }
 
-    /// The whole body, for which `room` is made as it comes. Trailers are dropped: a `handler` module has no place for them,
-    /// and among the headers they would be believed.
+    /// Reads the whole body; `room` grows with it. Trailers are dropped: a `handler` module has no place for them, and
+    /// would trust them if they were among the headers.
     pub(super) async fn collect(mut self, room: &mut BodyRoom) -> Result<Bytes, BodyError> {
         if self.ended {
             return Ok(Bytes::new());
@@ -92,7 +94,7 @@ impl Inbound {
         Ok(if whole.is_empty() { first } else { Bytes::from(whole) })
     }
 
-    /// As a streaming module takes it; the flag tells later whether it was cut for its size.
+    /// Turns this into the body that a streaming module gets. The flag is set if the body is cut because of its size.
     pub(super) fn stream(mut self) -> (StreamBody, Arc<AtomicBool>) {
         let flag = Arc::new(AtomicBool::new(false));
         self.too_large = Some(flag.clone());
@@ -100,12 +102,13 @@ impl Inbound {
     }
 }
 
-/// Makes `buffer` good for `needed` bytes and some of those that follow, of which `missing` are announced, if that is known.
+/// Reserves `buffer` for `needed` bytes and for some of those that follow. `missing` of them are announced, if that is
+/// known.
 fn reserve(buffer: &mut Vec<u8>, needed: usize, missing: Option<usize>, room: &mut BodyRoom) -> Result<(), NoRoom> {
     if needed <= buffer.capacity() {
         return Ok(());
     }
-    // An announcement costs the client nothing, so it reserves only so much; and no more than it says, if it says anything.
+    // A client can announce any length at no cost, so it reserves only a limited part; and no more than announced.
     let ahead = missing.map_or(needed, |missing| missing.min(needed.max(RESERVED_BYTES_MAX)));
     let capacity = needed.saturating_add(ahead);
     room.grow(capacity)?;
@@ -113,19 +116,19 @@ fn reserve(buffer: &mut Vec<u8>, needed: usize, missing: Option<usize>, room: &m
     Ok(())
 }
 
-impl Body for Inbound {
+impl Body for IncomingBody {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Some(frame) = ready!(Pin::new(&mut self.incoming).poll_frame(cx)) else {
-            // Chunked bodies of HTTP/1 do not tell, but end too early with an error.
-            let reset = self.pulse.is_multiplexed() && !self.incoming.is_end_stream();
+            // In HTTP/1 an incomplete body ends with an error.
+            let reset = self.activity.is_multiplexed() && !self.incoming.is_end_stream();
             self.ended = true;
             return Poll::Ready(reset.then_some(Err(BodyError::Reset)));
         };
         let frame = frame.map_err(BodyError::Broken)?;
-        self.pulse.progressed();
+        self.activity.record_progress();
         if let Some(data) = frame.data_ref() {
             let Some(left) = self.bytes_left.checked_sub(data.len() as u64) else {
                 if let Some(flag) = &self.too_large {
@@ -148,35 +151,35 @@ impl Body for Inbound {
     }
 }
 
-impl Drop for Inbound {
+impl Drop for IncomingBody {
     fn drop(&mut self) {
         if !self.ended {
-            self.pulse.body_left_unread();
+            self.activity.body_left_unread();
         }
     }
 }
 
-/// What an answer consists of.
-pub(super) enum Content {
+/// The body of a response.
+pub(super) enum ResponseContent {
     Empty,
     Whole(Bytes),
     Stream(StreamBody),
 }
 
-impl Content {
-    /// Its length, when that is known before it is sent.
+impl ResponseContent {
+    /// The length, if it is known before it is sent.
     pub(super) fn exact_bytes(&self) -> Option<u64> {
         self.size_hint().exact()
     }
 }
 
-impl From<Bytes> for Content {
+impl From<Bytes> for ResponseContent {
     fn from(bytes: Bytes) -> Self {
         if bytes.is_empty() { Self::Empty } else { Self::Whole(bytes) }
     }
 }
 
-impl Body for Content {
+impl Body for ResponseContent {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -210,13 +213,13 @@ impl Body for Content {
     }
 }
 
-/// An answer's body on its way out.
-pub(super) struct Outbound {
-    pub(super) content: Content,
-    pub(super) active: Active,
+/// The body of a response while hyper sends it.
+pub(super) struct OutgoingBody {
+    pub(super) content: ResponseContent,
+    pub(super) active: ActiveRequest,
 }
 
-impl Body for Outbound {
+impl Body for OutgoingBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -224,7 +227,7 @@ impl Body for Outbound {
         let body = self.get_mut();
         let frame = Pin::new(&mut body.content).poll_frame(cx);
         if frame.is_ready() {
-            body.active.progressed();
+            body.active.record_progress();
         }
         frame
     }

@@ -1,5 +1,5 @@
-//! `[interfaces.NAME]` with `protocol = "http"`, read into values that cannot be wrong. Called once when the section is
-//! new or changed; all mistakes are reported together.
+//! The configuration of an interface: `[interfaces.NAME]` with `protocol = "http"`, checked. It is read when the
+//! section is new or has changed; all mistakes are reported together.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -17,54 +17,54 @@ use wasmcage_protocol::RouteKind;
 const METHODS: [Method; 7] =
     [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS];
 
-/// The default of `max_body_bytes` for a body that is collected, for one that streams, and its upper bound.
+/// The default of `max_body_bytes` for a body that is collected and for one that is streamed, and its upper bound.
 const WHOLE_BODY_BYTES_MAX: u64 = 8 << 20;
 const STREAMED_BODY_BYTES_MAX: u64 = 1 << 30;
 const BODY_BYTES_MAX: u64 = 64 << 30;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// Times and sizes are limits: at each, the client gets an answer that says so, or its connection is closed.
+/// All times and sizes are limits: at each, the client gets an error response, or its connection is closed.
 #[derive(Clone, Debug)]
 pub(super) struct HttpConfig {
     /// `listen`: host and port; port 0 is any free one.
     pub(super) listen: String,
-    /// `max_connections`: one more is closed unread.
+    /// `max_connections`: a further one is closed unread.
     pub(super) connections_max: usize,
-    /// `max_header_bytes`: of a request's head, trailers as well. 431.
+    /// `max_header_bytes`: the size of a request's head, and of its trailers. Status 431.
     pub(super) header_bytes_max: usize,
-    /// `max_headers`: lines in a head of HTTP/1. 431.
+    /// `max_headers`: the lines in a head of HTTP/1. Status 431.
     pub(super) headers_max: usize,
-    /// `max_body_bytes`: of a request. 413. Without it, what a `handler` module gets whole may be smaller than what a
-    /// `wasi:http` module gets as it comes.
+    /// `max_body_bytes`: the size of a request's body. Status 413. The default is smaller for a `handler` module, which
+    /// gets bodies whole, than for a `wasi:http` module, which streams them.
     pub(super) body_bytes: Option<u64>,
-    /// `stream_timeout_ms`: how long a `wasi:http` exchange may take at most, however much still moves.
+    /// `stream_timeout_ms`: how long a `wasi:http` exchange may take, even if it makes progress.
     pub(super) stream_timeout: Duration,
-    /// `max_response_header_bytes`: of a module's answer. 502.
+    /// `max_response_header_bytes`: the size of a module's headers. Status 502.
     pub(super) response_header_bytes_max: usize,
-    /// `max_streams`: requests at once on one HTTP/2 connection.
+    /// `max_streams`: concurrent requests on one HTTP/2 connection.
     pub(super) streams_max: u32,
-    /// `keep_alive`: more than one request on an HTTP/1 connection.
+    /// `keep_alive`: whether an HTTP/1 connection serves more than one request.
     pub(super) keep_alive: bool,
     /// `idle_timeout_ms`: between requests, and before the first.
     pub(super) idle_timeout: Duration,
-    /// `header_timeout_ms`: from a head's first byte to its last. 408.
+    /// `header_timeout_ms`: from a head's first byte to its last. Status 408.
     pub(super) header_timeout: Duration,
-    /// `body_timeout_ms`: for the whole body of a request to a `handler` module. 408.
+    /// `body_timeout_ms`: for the whole body of a request to a `handler` module. Status 408.
     pub(super) body_timeout: Duration,
-    /// `write_timeout_ms`: the client takes no byte of its answer.
+    /// `write_timeout_ms`: while the client reads no byte of its response.
     pub(super) write_timeout: Duration,
-    /// `stop_grace_ms`: how long a stop leaves clients without a request the time to send one. At most half of the time that a
-    /// request may take.
+    /// `stop_grace_ms`: how long a stop waits for the request of a client that has sent none. It is limited to half of
+    /// a request's timeout.
     pub(super) stop_grace: Duration,
-    /// `allowed_methods`; and the same as `Allow` lists it. 405.
+    /// `allowed_methods`, and the same as the value of `Allow`. Status 405.
     pub(super) allowed_methods: Vec<Method>,
     pub(super) allow: HeaderValue,
     /// `trusted_proxies`, `forwarded_header`.
     pub(super) trusted_proxies: TrustedProxies,
     /// `compress`, `compress_min_bytes`.
     pub(super) compress: Option<Compress>,
-    /// `[interfaces.NAME.tls]`: none is plain HTTP.
+    /// `[interfaces.NAME.tls]`: without it, plain HTTP is spoken.
     pub(super) tls: Option<TlsFiles>,
 }
 
@@ -106,7 +106,7 @@ impl HttpConfig {
         Ok(config)
     }
 
-    /// What a request's body may have, by how its module takes it.
+    /// The largest body of a request, by how its module gets it.
     pub(super) fn body_bytes_max(&self, kind: RouteKind) -> u64 {
         self.body_bytes.unwrap_or(match kind {
             RouteKind::Whole => WHOLE_BODY_BYTES_MAX,
@@ -119,7 +119,7 @@ fn methods(section: &Section) -> Vec<Method> {
     section.parsed_list("allowed_methods", METHODS.to_vec(), "a method, such as \"GET\"")
 }
 
-/// An address is a network of one.
+/// A network; an address stands for the network with just that address.
 struct Net(IpNet);
 
 impl FromStr for Net {
@@ -142,7 +142,7 @@ fn trusted_proxies(section: &Section) -> TrustedProxies {
     TrustedProxies { nets: nets.into_iter().map(|net| net.0).collect(), header }
 }
 
-/// `text/*`, `application/json`.
+/// A pattern such as `text/*` or `application/json`.
 struct ContentType(String);
 
 impl FromStr for ContentType {
@@ -176,16 +176,20 @@ fn tls(section: Section) -> TlsFiles {
         file.unwrap_or_default()
     };
     #[derive(Clone, Copy)]
-    enum Asked {
+    enum ClientAuthChoice {
         None,
         Optional,
         Required,
     }
-    let choices = [("none", Asked::None), ("optional", Asked::Optional), ("required", Asked::Required)];
-    let client_auth = match section.choice("client_auth", &choices, Asked::None) {
-        Asked::None => ClientAuth::None,
-        Asked::Optional => ClientAuth::Optional(file("client_ca")),
-        Asked::Required => ClientAuth::Required(file("client_ca")),
+    let choices = [
+        ("none", ClientAuthChoice::None),
+        ("optional", ClientAuthChoice::Optional),
+        ("required", ClientAuthChoice::Required),
+    ];
+    let client_auth = match section.choice("client_auth", &choices, ClientAuthChoice::None) {
+        ClientAuthChoice::None => ClientAuth::None,
+        ClientAuthChoice::Optional => ClientAuth::Optional(file("client_ca")),
+        ClientAuthChoice::Required => ClientAuth::Required(file("client_ca")),
     };
     let files = TlsFiles {
         certificate: file("certificate"),
@@ -194,7 +198,7 @@ fn tls(section: Section) -> TlsFiles {
         handshake_timeout: section.milliseconds("handshake_timeout_ms", Duration::from_secs(5), 1..=DAY_MS),
         reload_interval: section.milliseconds("reload_ms", Duration::from_secs(5), 100..=DAY_MS),
     };
-    // Its mistakes are among those of the interface's section.
+    // The enclosing section reports its mistakes.
     let _ = section.finish();
     files
 }
@@ -224,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_said_is_safe() {
+    fn the_defaults_are_safe() {
         let config = read("").unwrap();
         assert_eq!(config.listen, "127.0.0.1:8080");
         assert_eq!(config.allow, "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
@@ -232,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_the_cages_own() {
+    fn file_names_are_relative_to_the_cage() {
         let config = read("[interfaces.my_http.tls]\ncertificate = \"cert.pem\"\nkey = \"/etc/key.pem\"").unwrap();
         let tls = config.tls.unwrap();
         assert_eq!(tls.certificate, Path::new("/cages/runner/cert.pem"));
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_together() {
+    fn mistakes_are_reported_together() {
         check_refused("listen = \"8080\"\nmax_conections = 5", &["listen", "max_connections"]);
         check_refused("listen = \":80\"", &["listen"]);
         check_refused("listen = \"a:b\"", &["listen"]);

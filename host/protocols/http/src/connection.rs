@@ -1,5 +1,5 @@
-//! The life of one connection, in one task on one lane: TLS handshake, HTTP/1 or HTTP/2, its requests, its end. Spawned by
-//! `server.rs`. Nothing here is shared with another connection but what is read only; an error ends this connection alone.
+//! Serves one connection, in one task on one lane: TLS handshake, HTTP/1 or HTTP/2, its requests, its end. `server.rs`
+//! spawns it. Connections share only what is read-only, so an error ends one connection alone.
 
 use std::future::Future;
 use std::io;
@@ -18,62 +18,65 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::forwarded::Peer;
-use super::interface::{Site, Visit, answer};
-use super::pulse::{Limits, Pulse, Verdict};
-use super::tls::{self, Tls};
-use super::tunnel::{Orders, Tunnel};
+use super::activity::{ConnectionActivity, ConnectionLimits, WatchdogCheck};
+use super::forwarded::ClientIdentity;
+use super::interface::{ConnectionContext, InterfaceShared, respond};
+use super::tls::{self, ServerTls};
+use super::tunnel::{SendTaskControl, Tunnel};
 use super::wire::{self, Reset, Wire};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::task::{self, Panic};
 use wasmcage_core::telemetry::error_chain;
 
-/// How long, and for how many bytes, a client may go on sending after its answer before the socket is closed on it.
+/// How long a client may go on sending after its response, and how many bytes, before the socket is closed.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// How long an HTTP/2 connection may take to say goodbye.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long an idle connection may take to close in good order.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// For a client that never finished its request's head.
-const HEAD_TIMEOUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+/// The response to a client that did not finish its request's head in time.
+const HEAD_TIMEOUT_RESPONSE: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-pub(super) struct Connection {
-    pub(super) site: Arc<Site>,
-    pub(super) tls: Option<Arc<Tls>>,
+pub(super) struct ClientConnection {
+    pub(super) shared: Arc<InterfaceShared>,
+    pub(super) tls: Option<Arc<ServerTls>>,
     pub(super) lanes: Arc<Lanes>,
     pub(super) drain: Drain,
     pub(super) peer: SocketAddr,
 }
 
-/// Why a conversation was left.
-enum End<T> {
-    /// It came to its end by itself.
-    Over(T),
-    Late(Verdict),
+/// How a connection ended.
+enum ConnectionEnd<T> {
+    /// It ended by itself, with this result.
+    Completed(T),
+    /// A limit was reached.
+    TimedOut(WatchdogCheck),
+    /// The drain was forced.
     Forced,
 }
 
-impl Connection {
+impl ClientConnection {
+    /// Serves the connection until it ends.
     pub(super) async fn serve(self, socket: TcpStream) {
         let served = match &self.tls {
             Some(tls) => self.serve_tls(tls, socket).await,
             None => self.serve_plain(socket).await,
         };
         if let Err(error) = served {
-            self.site.events.connection_ended(self.peer, &error);
+            self.shared.events.connection_ended(self.peer, &error);
         }
     }
 
     async fn serve_plain(&self, socket: TcpStream) -> io::Result<()> {
         let mut stream = registered(socket)?;
-        let idle = self.site.config.idle_timeout;
+        let idle = self.shared.config.idle_timeout;
         let opening = tokio::select! {
-            // First: what has come already is served, though the drain has begun.
+            // Bytes that have arrived are served, even if the drain has begun.
             biased;
             opening = timeout(idle, wire::speaks_http2(&mut stream)) => opening,
-            () = self.given_up() => return Ok(()),
+            () = self.stop_grace_passed() => return Ok(()),
         };
         match opening {
             Ok(Ok((_, ahead))) if ahead.is_empty() => Ok(()),
@@ -84,18 +87,18 @@ impl Connection {
         }
     }
 
-    /// Resolves when the server has been stopping for so long that a client which has sent nothing will hardly do so.
-    async fn given_up(&self) {
+    /// Waits until the server has been stopping for the time that a silent client gets.
+    async fn stop_grace_passed(&self) {
         self.drain.stopping().await;
         tokio::time::sleep(self.stop_grace()).await;
     }
 
-    /// A stop waits for requests only as long as one may take, of which this must leave something.
+    /// The configured time, and at most half of a request's timeout: a stop waits no longer than that timeout.
     fn stop_grace(&self) -> Duration {
-        self.site.config.stop_grace.min(self.site.endpoint.timeout() / 2)
+        self.shared.config.stop_grace.min(self.shared.endpoint.timeout() / 2)
     }
 
-    async fn serve_tls(&self, tls: &Tls, socket: TcpStream) -> io::Result<()> {
+    async fn serve_tls(&self, tls: &ServerTls, socket: TcpStream) -> io::Result<()> {
         let stream = registered(socket)?;
         let handshake = tokio::select! {
             biased;
@@ -105,11 +108,11 @@ impl Connection {
         let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                self.site.events.handshake_failed(self.peer, &error);
+                self.shared.events.handshake_failed(self.peer, &error);
                 return Ok(());
             }
             Err(_) => {
-                self.site.events.handshake_failed(self.peer, &"handshake_timeout_ms passed");
+                self.shared.events.handshake_failed(self.peer, &"handshake_timeout_ms passed");
                 return Ok(());
             }
         };
@@ -126,64 +129,70 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
     {
-        let config = &self.site.config;
-        let visit = self.visit(false, tls);
-        let pulse = visit.pulse.clone();
-        let visited = visit.clone();
-        let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
+        let config = &self.shared.config;
+        let context = self.context(false, tls);
+        let activity = context.activity.clone();
+        let for_requests = context.clone();
+        let wire = TokioIo::new(Wire::new(stream, ahead, activity.clone()));
         let mut builder = http1::Builder::new();
         builder.keep_alive(config.keep_alive).half_close(true).max_header_size(config.header_bytes_max);
         if config.headers_max != HYPER_HEADERS_MAX {
             builder.max_headers(config.headers_max);
         }
-        let mut conversation =
-            builder.serve_connection(wire, service_fn(move |request| answer(visited.clone(), request)));
-        let end = self.attend(&mut conversation, http1::Connection::graceful_shutdown, &pulse).await;
-        let http1::Parts { io, read_buf, .. } = conversation.into_parts();
+        let mut connection =
+            builder.serve_connection(wire, service_fn(move |request| respond(for_requests.clone(), request)));
+        let end = self.drive(&mut connection, http1::Connection::graceful_shutdown, &activity).await;
+        let http1::Parts { io, read_buf, .. } = connection.into_parts();
         let mut wire = io.into_inner();
-        let tunnel = visit.tunnel.lock().take();
+        let tunnel = context.tunnel.lock().take();
         match end {
-            End::Over(result) if let Some(tunnel) = tunnel => {
-                // Then hyper has sent the head of the answer that begins it.
+            ConnectionEnd::Completed(result) if let Some(tunnel) = tunnel => {
+                // If it succeeded, hyper has sent the head of the response that begins the tunnel.
                 result.map_err(io::Error::other)?;
-                Box::pin(self.tunnel(wire, read_buf, tunnel, &pulse)).await
+                Box::pin(self.tunnel(wire, read_buf, tunnel, &activity)).await
             }
-            End::Over(result) => {
-                // What was not understood, or not read to its end, may still be arriving.
-                if pulse.must_linger() || result.as_ref().is_err_and(hyper::Error::is_parse) {
+            ConnectionEnd::Completed(result) => {
+                // The rest of a malformed or unread request may still be arriving.
+                if activity.must_linger() || result.as_ref().is_err_and(hyper::Error::is_parse) {
                     self.linger(&mut wire).await;
                 }
                 result.map_err(io::Error::other)
             }
-            End::Late(Verdict::SlowHead) if pulse.between_answers() => {
-                timeout(LINGER, wire.write_all(HEAD_TIMEOUT)).await??;
+            ConnectionEnd::TimedOut(WatchdogCheck::SlowHead) if activity.is_between_responses() => {
+                timeout(LINGER, wire.write_all(HEAD_TIMEOUT_RESPONSE)).await??;
                 self.linger(&mut wire).await;
                 Ok(())
             }
-            End::Late(verdict) => late(verdict),
-            End::Forced => Ok(()),
+            ConnectionEnd::TimedOut(limit) => timed_out(limit),
+            ConnectionEnd::Forced => Ok(()),
         }
     }
 
-    /// The rest of a connection of HTTP/1, under the same watchdog and the same orders as its requests.
-    async fn tunnel<S>(&self, mut wire: Wire<S>, ahead: Bytes, tunnel: Tunnel, pulse: &Pulse) -> io::Result<()>
+    /// Serves the tunnel that an HTTP/1 connection has become, under the same watchdog and drain as its requests.
+    async fn tunnel<S>(
+        &self,
+        mut wire: Wire<S>,
+        ahead: Bytes,
+        tunnel: Tunnel,
+        activity: &ConnectionActivity,
+    ) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Reset + Unpin,
     {
         let end = {
             let mut run = pin!(tunnel.run(&mut wire, ahead, None));
-            self.attend(&mut run, |_| {}, pulse).await
+            self.drive(&mut run, |_| {}, activity).await
         };
         let result = match end {
-            End::Over(Ok(())) => {
-                if pulse.must_linger() {
+            ConnectionEnd::Completed(Ok(())) => {
+                if activity.must_linger() {
                     self.linger(&mut wire).await;
                 }
                 return Ok(());
             }
-            End::Over(Err(error)) => Err(io::Error::other(error_chain(&error))),
-            End::Late(verdict) => late(verdict),
-            End::Forced => Ok(()),
+            ConnectionEnd::Completed(Err(error)) => Err(io::Error::other(error_chain(&error))),
+            ConnectionEnd::TimedOut(limit) => timed_out(limit),
+            ConnectionEnd::Forced => Ok(()),
         };
         wire.reset_on_drop();
         result
@@ -193,105 +202,113 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let config = &self.site.config;
-        let visit = self.visit(true, tls);
-        let pulse = visit.pulse.clone();
-        let wire = TokioIo::new(Wire::new(stream, ahead, pulse.clone()));
+        let config = &self.shared.config;
+        let context = self.context(true, tls);
+        let activity = context.activity.clone();
+        let wire = TokioIo::new(Wire::new(stream, ahead, activity.clone()));
         let mut builder = http2::Builder::new(OverLanes(self.lanes.clone()));
         builder
             .timer(TokioTimer::new())
             .max_concurrent_streams(config.streams_max)
             .max_header_list_size(config.header_bytes_max as u32)
-            // A peer that vanished with streams open is noticed.
+            // Notices a peer that has vanished with open streams.
             .keep_alive_interval(config.idle_timeout)
             .keep_alive_timeout(config.write_timeout);
-        let mut conversation =
-            builder.serve_connection(wire, service_fn(move |request| answer(visit.clone(), request)));
-        match self.attend(&mut conversation, http2::Connection::graceful_shutdown, &pulse).await {
-            End::Over(result) => result.map_err(io::Error::other),
-            End::Late(verdict) => late(verdict),
-            End::Forced => Ok(()),
+        let mut connection =
+            builder.serve_connection(wire, service_fn(move |request| respond(context.clone(), request)));
+        match self.drive(&mut connection, http2::Connection::graceful_shutdown, &activity).await {
+            ConnectionEnd::Completed(result) => result.map_err(io::Error::other),
+            ConnectionEnd::TimedOut(limit) => timed_out(limit),
+            ConnectionEnd::Forced => Ok(()),
         }
     }
 
-    /// `tls`: the name in the client's certificate, if it showed one; none on a plain connection.
-    fn visit(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<Visit> {
-        let peer = Peer::new(self.peer.ip(), tls.is_some(), tls.flatten());
-        Arc::new(Visit {
+    /// The context of this connection's requests. `tls` is none on a plain connection; within it is the name in the
+    /// client's certificate, if it showed one.
+    fn context(&self, multiplexed: bool, tls: Option<Option<String>>) -> Arc<ConnectionContext> {
+        let peer = ClientIdentity::new(self.peer.ip(), tls.is_some(), tls.flatten());
+        Arc::new(ConnectionContext {
             peer,
-            pulse: Arc::new(Pulse::new(multiplexed)),
-            interface: Arc::from(&*self.site.endpoint.interface),
-            site: self.site.clone(),
+            activity: Arc::new(ConnectionActivity::new(multiplexed)),
+            interface: Arc::from(&*self.shared.endpoint.interface),
+            shared: self.shared.clone(),
             tunnel: Mutex::new(None),
         })
     }
 
-    /// Drives a conversation, under the watchdog and the drain's orders. Those are polled only when they have woken this
-    /// task themselves: a poll of the conversation costs them nothing.
+    /// Runs the connection until it ends, a limit is reached or the drain is forced.
     ///
-    /// When the drain begins, requests may be on their way. HTTP/2 says goodbye so that none is lost. HTTP/1 cannot: there the
-    /// next answer says that it is the last, and a connection without a request is closed only after a while.
-    async fn attend<C>(&self, conversation: &mut C, finish: impl Fn(Pin<&mut C>), pulse: &Pulse) -> End<C::Output>
+    /// When the drain begins, requests may be on their way. HTTP/2 sends a GOAWAY that loses none of them. HTTP/1 has
+    /// no such thing: there the next response says that it is the last, and a connection without a request is closed
+    /// only after a while.
+    async fn drive<C>(
+        &self,
+        connection: &mut C,
+        finish: impl Fn(Pin<&mut C>),
+        activity: &ConnectionActivity,
+    ) -> ConnectionEnd<C::Output>
     where
         C: Future + Unpin,
     {
-        let config = &self.site.config;
-        // Asked anew each time: the request's timeout may change while the connection is open.
-        let limits = || Limits {
+        let config = &self.shared.config;
+        // Computed for each check, since the request's timeout may change while the connection is open.
+        let limits = || ConnectionLimits {
             idle: config.idle_timeout,
             head: config.header_timeout,
             write: config.write_timeout,
-            request: self.site.endpoint.timeout() + config.body_timeout + config.write_timeout,
-            leaving: self.stop_grace(),
+            request: self.shared.endpoint.timeout() + config.body_timeout + config.write_timeout,
+            stopping: self.stop_grace(),
         };
-        let mut orders = FuturesUnordered::from_iter([order(&self.drain, false), order(&self.drain, true)]);
-        let mut watch = pin!(sleep_until(Instant::now() + limits().shortest()));
+        // Within this set a signal is polled only when it has woken the task, not at each poll of the connection.
+        let mut signals =
+            FuturesUnordered::from_iter([drain_signal(&self.drain, false), drain_signal(&self.drain, true)]);
+        let mut watchdog = pin!(sleep_until(Instant::now() + limits().shortest()));
         if self.drain.begun() {
-            // Before its first request is read, whose answer must say so.
-            pulse.leave();
+            // This comes before the first request is read, since its response must say so.
+            activity.stop();
         }
-        let (mut goodbye, mut farewell) = (false, false);
+        let (mut goaway_sent, mut closing) = (false, false);
         std::future::poll_fn(move |cx| {
             loop {
-                // Before any order: a request that has come is served.
-                if let Poll::Ready(result) = Pin::new(&mut *conversation).poll(cx) {
-                    return Poll::Ready(End::Over(result));
+                // The connection comes before the signals, so that a request that has arrived is served.
+                if let Poll::Ready(result) = Pin::new(&mut *connection).poll(cx) {
+                    return Poll::Ready(ConnectionEnd::Completed(result));
                 }
-                if !goodbye && pulse.can_say_goodbye() {
-                    goodbye = true;
-                    finish(Pin::new(&mut *conversation));
+                if !goaway_sent && activity.may_send_goaway() {
+                    goaway_sent = true;
+                    finish(Pin::new(&mut *connection));
                     continue;
                 }
-                match orders.poll_next_unpin(cx) {
-                    Poll::Ready(Some(true)) => return Poll::Ready(End::Forced),
+                match signals.poll_next_unpin(cx) {
+                    Poll::Ready(Some(true)) => return Poll::Ready(ConnectionEnd::Forced),
                     Poll::Ready(Some(false)) => {
-                        pulse.leave();
-                        watch.as_mut().reset(Instant::now());
+                        activity.stop();
+                        watchdog.as_mut().reset(Instant::now());
                         continue;
                     }
                     Poll::Ready(None) | Poll::Pending => {}
                 }
-                if watch.as_mut().poll(cx).is_pending() {
+                if watchdog.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                match pulse.verdict(&limits(), Instant::now()) {
-                    Verdict::Wait(until) => watch.as_mut().reset(until),
-                    Verdict::Idle if !farewell => {
-                        farewell = true;
-                        finish(Pin::new(&mut *conversation));
-                        watch.as_mut().reset(Instant::now() + FAREWELL);
+                match activity.check(&limits(), Instant::now()) {
+                    WatchdogCheck::NextAt(until) => watchdog.as_mut().reset(until),
+                    WatchdogCheck::Idle if !closing => {
+                        closing = true;
+                        finish(Pin::new(&mut *connection));
+                        watchdog.as_mut().reset(Instant::now() + CLOSE_TIMEOUT);
                     }
-                    late => return Poll::Ready(End::Late(late)),
+                    limit => return Poll::Ready(ConnectionEnd::TimedOut(limit)),
                 }
             }
         })
         .await
     }
 
-    /// Ends the sending, then takes what the client still sends: a socket that is closed on unread bytes is reset, and the
-    /// reset overtakes the answer.
+    /// Closes the sending side, then reads what the client still sends: a socket that is closed with unread bytes is
+    /// reset, and the reset may overtake the response.
     async fn linger<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) {
-        let taken = async {
+        let drained = async {
             stream.shutdown().await?;
             let mut rest = stream.take(LINGER_BYTES_MAX as u64);
             let mut buffer = vec![0; 16 * 1024];
@@ -299,29 +316,29 @@ impl Connection {
             io::Result::Ok(())
         };
         tokio::select! {
-            // However it ends, the connection is over, and its answer was sent.
-            _ = taken => {}
+            // The result does not matter: the response was sent, and the connection is over.
+            _ = drained => {}
             () = tokio::time::sleep(LINGER) => {}
             () = self.drain.forcing() => {}
         }
     }
 }
 
-/// What a connection that was left because of its client is logged with.
-fn late(verdict: Verdict) -> io::Result<()> {
-    let text = match verdict {
-        Verdict::Wait(_) | Verdict::Idle => return Ok(()),
-        Verdict::SlowHead => "header_timeout_ms passed",
-        Verdict::Stuck => "write_timeout_ms passed",
+/// The error to log for a connection whose client reached a limit; idle connections are no error.
+fn timed_out(limit: WatchdogCheck) -> io::Result<()> {
+    let text = match limit {
+        WatchdogCheck::NextAt(_) | WatchdogCheck::Idle => return Ok(()),
+        WatchdogCheck::SlowHead => "header_timeout_ms passed",
+        WatchdogCheck::Stuck => "write_timeout_ms passed",
     };
     Err(io::Error::new(io::ErrorKind::TimedOut, text))
 }
 
-/// Hyper keeps so many headers on the stack, and on the heap when any number is set.
+/// Hyper's default limit on headers, for which it keeps them on the stack; with any other limit they are on the heap.
 const HYPER_HEADERS_MAX: usize = 100;
 
-/// Resolves, to whether it must be dropped, when this connection may take no more requests, or must end.
-async fn order(drain: &Drain, forced: bool) -> bool {
+/// Waits until the drain stops the intake, or is forced; returns `forced`.
+async fn drain_signal(drain: &Drain, forced: bool) -> bool {
     if forced {
         drain.forcing().await;
     } else {
@@ -330,14 +347,15 @@ async fn order(drain: &Drain, forced: bool) -> bool {
     forced
 }
 
+/// Registers the socket with this lane's runtime.
 fn registered(socket: TcpStream) -> io::Result<tokio::net::TcpStream> {
     socket.set_nonblocking(true)?;
-    // Answers are written whole; none is held back to be joined by another.
+    // Responses are written whole, so none should be delayed to be joined with the next.
     socket.set_nodelay(true)?;
     tokio::net::TcpStream::from_std(socket)
 }
 
-/// The streams of an HTTP/2 connection run on all lanes in turn: one connection can use every core.
+/// Runs the streams of an HTTP/2 connection on all lanes in turn, so that one connection can use every core.
 #[derive(Clone)]
 struct OverLanes(Arc<Lanes>);
 
@@ -348,15 +366,15 @@ where
 {
     fn execute(&self, stream: F) {
         let lane = self.0.next();
-        match Orders::taken() {
-            None => lane.spawn(async move { tell(task::caught_async(Orders::may_come(stream)).await) }),
-            Some(orders) => lane.spawn(async move { tell(task::caught_async(orders.obeyed(stream)).await) }),
+        match SendTaskControl::take() {
+            None => lane.spawn(async move { log_panic(task::caught_async(SendTaskControl::scope(stream)).await) }),
+            Some(control) => lane.spawn(async move { log_panic(task::caught_async(control.run(stream)).await) }),
         };
     }
 }
 
-fn tell<T>(ended: Result<T, Panic>) {
-    if let Err(panic) = ended {
+fn log_panic<T>(result: Result<T, Panic>) {
+    if let Err(panic) = result {
         tracing::error!(error = %panic, "a stream of HTTP/2 panicked");
     }
 }

@@ -1,5 +1,5 @@
-//! What an HTTP interface tells its operator: one function per event, which logs and counts it. Called by every other file
-//! of this folder. What outsiders can cause at will is logged seldom, with the number of lines left out, or at debug.
+//! The log lines of this crate: one function per event. Events that a client can cause at will are throttled, and a
+//! line says how many were suppressed before it; or they are logged at debug level.
 
 use std::fmt::Display;
 use std::io;
@@ -15,11 +15,11 @@ use wasmcage_core::request::{RequestContext, RequestId};
 use wasmcage_core::task::Panic;
 use wasmcage_core::telemetry::{Gate, error_chain};
 
-/// One line of a kind in this time; what comes between is counted.
-const SELDOM: Duration = Duration::from_secs(10);
+/// A throttled event is logged once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The events of one interface.
-pub(super) struct Events {
+pub(super) struct HttpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
     refused: Gate,
@@ -30,18 +30,18 @@ pub(super) struct Events {
     room: Gate,
 }
 
-impl Events {
+impl HttpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        let seldom = || Gate::new(1, SELDOM);
+        let throttle = || Gate::new(1, LOG_INTERVAL);
         Self {
             cage,
             interface,
-            refused: seldom(),
-            accept: seldom(),
-            reply: seldom(),
-            route: seldom(),
-            missing: seldom(),
-            room: seldom(),
+            refused: throttle(),
+            accept: throttle(),
+            reply: throttle(),
+            route: throttle(),
+            missing: throttle(),
+            room: throttle(),
         }
     }
 
@@ -49,7 +49,7 @@ impl Events {
         info!(cage = %self.cage, interface = %self.interface, connections, "interface stopped listening");
     }
 
-    /// The limit on connections is reached: this one was closed unread.
+    /// A connection was closed unread at the limit on connections.
     pub(super) fn connection_refused(&self, connections_max: usize) {
         if let Some(suppressed) = self.refused.pass() {
             let suppressed = counted(suppressed);
@@ -57,7 +57,7 @@ impl Events {
         }
     }
 
-    /// The process or the machine is out of something; the intake goes on after a pause.
+    /// The process or the machine is short of a resource; accepting continues after a pause.
     pub(super) fn accept_failed(&self, error: &io::Error) {
         if let Some(suppressed) = self.accept.pass() {
             let suppressed = counted(suppressed);
@@ -69,7 +69,7 @@ impl Events {
         debug!(cage = %self.cage, interface = %self.interface, address = %peer, %error, "connection ended");
     }
 
-    /// A tunnel over HTTP/2 was cut. What its module did wrong has been told by the dispatcher.
+    /// A tunnel over HTTP/2 was cut. If its module failed, the dispatcher has logged that.
     pub(super) fn tunnel_cut(&self, request: RequestId, peer: IpAddr, error: &dyn std::error::Error) {
         let error = error_chain(error);
         debug!(
@@ -77,7 +77,7 @@ impl Events {
         );
     }
 
-    /// A request's panic has been caught before; this is one of the connection itself.
+    /// The connection's own task panicked; a panic of a request is `panicked`.
     pub(super) fn connection_panicked(&self, peer: SocketAddr, panic: &Panic) {
         error!(cage = %self.cage, interface = %self.interface, address = %peer, error = %panic, "connection panicked");
     }
@@ -90,21 +90,22 @@ impl Events {
         info!(cage = %self.cage, interface = %self.interface, file = %file.display(), "certificate reloaded");
     }
 
-    /// The files changed into something unusable; the old certificate serves on. Once per content of the files.
+    /// The files have changed and cannot be used; the old certificate stays in use. It is logged once for each content
+    /// of the files.
     pub(super) fn certificates_kept(&self, error: &dyn std::error::Error) {
         let error = error_chain(error);
         warn!(cage = %self.cage, interface = %self.interface, error, "certificate not reloaded");
     }
 
-    /// Answered here, without a module: the client's fault or its absence.
-    pub(super) fn turned_away(&self, request: RequestId, peer: IpAddr, code: &str, detail: &str) {
+    /// The interface refused a request because of the client, without a module.
+    pub(super) fn request_refused(&self, request: RequestId, peer: IpAddr, code: &str, detail: &str) {
         debug!(
             cage = %self.cage, interface = %self.interface, address = %peer, code, error = detail, request = %tail(request),
             "request turned away"
         );
     }
 
-    /// There is a module, and it cannot serve this interface.
+    /// There is a module, but it cannot serve this interface.
     pub(super) fn not_routed(&self, request: RequestId, module: &str, error: &dyn Display) {
         if let Some(suppressed) = self.route.pass() {
             error!(
@@ -114,7 +115,7 @@ impl Events {
         }
     }
 
-    /// A request was turned away because the module is compiling, was refused, or has gone.
+    /// A request was refused because the module is compiling, cannot be loaded, or was removed.
     pub(super) fn no_module(&self, request: RequestId, module: &str) {
         if let Some(suppressed) = self.missing.pass() {
             let suppressed = counted(suppressed);
@@ -125,8 +126,8 @@ impl Events {
         }
     }
 
-    /// The module answered with something that HTTP cannot carry.
-    pub(super) fn reply_unfit(&self, context: &RequestContext, module: &str, error: &dyn Display) {
+    /// HTTP cannot carry the module's response.
+    pub(super) fn invalid_reply(&self, context: &RequestContext, module: &str, error: &dyn Display) {
         if let Some(suppressed) = self.reply.pass() {
             let suppressed = counted(suppressed);
             warn!(
@@ -136,7 +137,7 @@ impl Events {
         }
     }
 
-    /// The budget for bodies has no fair share left for a request's.
+    /// The memory budget for bodies has no fair share left for a request's body.
     pub(super) fn no_room_for_body(&self, error: NoRoom) {
         if let Some(suppressed) = self.room.pass() {
             let suppressed = counted(suppressed);
@@ -144,7 +145,7 @@ impl Events {
         }
     }
 
-    /// Nor for an answer, though the module has done its work.
+    /// The memory budget for bodies has no fair share left for a response, though the module has done its work.
     pub(super) fn no_room_for_reply(&self, context: &RequestContext, module: &str, error: NoRoom) {
         if let Some(suppressed) = self.room.pass() {
             let suppressed = counted(suppressed);
@@ -163,12 +164,12 @@ impl Events {
     }
 }
 
-/// A field that is left out when nothing was.
+/// The log field for suppressed lines; none if there were none.
 fn counted(suppressed: u64) -> Option<u64> {
     (suppressed > 0).then_some(suppressed)
 }
 
-/// How a line about a request ends that has no context yet.
+/// The end of a log line about a request that has no context yet.
 fn tail(request: RequestId) -> impl Display {
     std::fmt::from_fn(move |f| write!(f, "RQ-{}", request.short()))
 }

@@ -1,7 +1,7 @@
-//! Who asks: the facts of a request, from the connection, from what a trusted proxy says, from Basic credentials, and the
-//! trace that it belongs to.
-//! Called by `interface.rs` for each request; one that adds nothing shares its connection's facts. Foreign input: never
-//! fails, believes nothing that an untrusted peer says of itself.
+//! The facts of a request: the client's address as the connection or a trusted proxy gives it, the client certificate's
+//! name, Basic credentials, and the trace. `interface.rs` calls this for each request; a request that adds nothing
+//! shares its connection's facts. All input is the client's: parsing never fails, and forwarding headers of an
+//! untrusted peer are ignored.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// More proxies in a row than this are not followed.
+/// The longest chain of proxies that is followed.
 const HOPS_MAX: usize = 32;
 
-/// Which header the trusted proxies write. Only one: a proxy passes the other on as its client sent it.
+/// The header that the trusted proxies write. Only one is read, since a proxy passes the other on as its client sent
+/// it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ForwardedHeader {
     /// `X-Forwarded-For` and `X-Forwarded-Proto`.
@@ -29,22 +30,22 @@ pub(super) enum ForwardedHeader {
     Forwarded,
 }
 
-/// Whose word is taken for another's address.
+/// The proxies whose forwarding headers are trusted.
 #[derive(Clone, Debug)]
 pub(super) struct TrustedProxies {
     pub(super) nets: Vec<IpNet>,
     pub(super) header: ForwardedHeader,
 }
 
-/// What the connection itself shows of its client.
-pub(super) struct Peer {
+/// The client as its connection shows it.
+pub(super) struct ClientIdentity {
     pub(super) address: IpAddr,
     encrypted: bool,
     name: Option<String>,
     facts: Arc<Facts>,
 }
 
-impl Peer {
+impl ClientIdentity {
     pub(super) fn new(address: IpAddr, encrypted: bool, name: Option<String>) -> Self {
         // An IPv4 client of an IPv6 socket is known by its IPv4 address, also to `trusted_proxies`.
         let address = address.to_canonical();
@@ -52,7 +53,7 @@ impl Peer {
         Self { address, encrypted, name, facts }
     }
 
-    /// The facts of one request on this connection.
+    /// The facts of one request of this connection.
     pub(super) fn facts(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Arc<Facts> {
         let credentials = credentials(headers);
         let origin = origin(self.address, headers, proxies);
@@ -89,21 +90,22 @@ fn facts(address: IpAddr, encrypted: bool, name: Option<&str>) -> Facts {
     facts
 }
 
-/// Where a request came from, by the word of trusted proxies.
+/// The origin of a request, according to trusted proxies.
 #[derive(Debug, PartialEq, Eq)]
 struct Origin {
     address: IpAddr,
-    /// None: the proxy does not say.
+    /// None if the proxy does not say.
     encrypted: Option<bool>,
 }
 
-/// One proxy's word of its own client.
+/// One proxy's entry about its own client.
 struct Hop<'a> {
     address: &'a str,
     proto: Option<&'a str>,
 }
 
-/// Walks from the connection's peer outwards as long as a trusted proxy vouches; none when there is nothing to walk.
+/// Follows the entries from the connection's peer outwards as long as a trusted proxy made them; none if there are no
+/// such entries.
 fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Origin> {
     let trusted = |address: &IpAddr| proxies.nets.iter().any(|net| net.contains(address));
     if proxies.nets.is_empty() || !trusted(&peer) {
@@ -113,7 +115,7 @@ fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Option
     for hop in hops(headers, proxies.header).take(HOPS_MAX) {
         let Some(address) = hop_address(hop.address) else { break };
         origin.address = address;
-        // The scheme of the outermost hop that is vouched for is the client's own.
+        // The scheme in the outermost trusted entry is the client's own.
         if let Some(proto) = hop.proto {
             origin.encrypted = Some(proto.eq_ignore_ascii_case("https"));
         }
@@ -122,14 +124,14 @@ fn origin(peer: IpAddr, headers: &HeaderMap, proxies: &TrustedProxies) -> Option
         }
     }
     if proxies.header == ForwardedHeader::XForwarded {
-        // Not a list in step with the addresses: the nearest proxy's word counts.
+        // The schemes need not correspond to the addresses one by one, so the nearest proxy's counts.
         let proto = last(headers, &X_FORWARDED_PROTO).next();
         origin.encrypted = proto.map(|proto| proto.eq_ignore_ascii_case("https"));
     }
     (origin.address != peer || origin.encrypted.is_some()).then_some(origin)
 }
 
-/// The nearest first.
+/// The entries in the header, the nearest proxy's first.
 fn hops(headers: &HeaderMap, header: ForwardedHeader) -> Box<dyn Iterator<Item = Hop<'_>> + '_> {
     match header {
         ForwardedHeader::XForwarded => {
@@ -148,13 +150,13 @@ fn hops(headers: &HeaderMap, header: ForwardedHeader) -> Box<dyn Iterator<Item =
     }
 }
 
-/// The elements of a header that is a list, the last first.
+/// The elements of a header that is a list, in reverse order.
 fn last<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
     let values: Vec<&HeaderValue> = headers.get_all(name).iter().collect();
     values.into_iter().rev().flat_map(|value| value.to_str().unwrap_or_default().rsplit(',').map(str::trim))
 }
 
-/// `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`; none for names such as `unknown`.
+/// Parses `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`; none for names such as `unknown`.
 fn hop_address(text: &str) -> Option<IpAddr> {
     let address = text.parse::<IpAddr>().ok().or_else(|| {
         let socket = text.parse::<std::net::SocketAddr>().ok().map(|socket| socket.ip());
@@ -163,7 +165,7 @@ fn hop_address(text: &str) -> Option<IpAddr> {
     address.map(|address| address.to_canonical())
 }
 
-/// User name and password of `Authorization: Basic`; none when there are none, or several, or they cannot be read.
+/// User name and password of `Authorization: Basic`; none if the header is missing, repeated or malformed.
 fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let value = values.next()?.to_str().ok()?;
@@ -180,8 +182,8 @@ fn credentials(headers: &HeaderMap) -> Option<(String, String)> {
     Some((username.to_owned(), password.to_owned()))
 }
 
-/// The one `traceparent` header, when it is of version 00 of W3C Trace Context: trace, parent, flags, in lower-case
-/// hexadecimal digits. Anything else is as if there were none, as the specification asks.
+/// The single `traceparent` header, if it is of version 00 of W3C Trace Context: trace, parent, flags, in lower-case
+/// hexadecimal digits. Any other value is ignored, as the specification demands.
 fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let mut values = headers.get_all(&TRACEPARENT).iter();
     let value = values.next()?.to_str().ok()?;
@@ -210,17 +212,17 @@ mod tests {
         headers
     }
 
-    /// Address and encryption that a request from `peer` is taken to have, `10.0.0.0/8` and `::1` being trusted.
+    /// Checks the address and encryption in the facts of a request from `peer`, with `10.0.0.0/8` and `::1` trusted.
     fn check(header: ForwardedHeader, peer: &str, lines: &[(&'static str, &str)], expected: (&str, bool)) {
         let nets = vec!["10.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
-        let peer = Peer::new(peer.parse().unwrap(), false, None);
+        let peer = ClientIdentity::new(peer.parse().unwrap(), false, None);
         let facts = peer.facts(&headers(lines), &TrustedProxies { nets, header });
         let found = (facts.get(Facts::PEER_ADDRESS).unwrap(), facts.get(Facts::ENCRYPTED).is_some());
         assert_eq!(found, expected, "{lines:?}");
     }
 
     #[test]
-    fn only_trusted_proxies_speak_for_others() {
+    fn only_trusted_proxies_are_believed() {
         let x = ForwardedHeader::XForwarded;
         check(
             x,
@@ -234,7 +236,7 @@ mod tests {
         check(x, "::1", &[("x-forwarded-for", "[2001:db8::1]:4711")], ("2001:db8::1", false));
         check(x, "10.0.0.1", &[("x-forwarded-proto", "https")], ("10.0.0.1", true));
         check(x, "10.0.0.1", &[("x-forwarded-proto", "http, https")], ("10.0.0.1", true));
-        // What the client made up stands on the left.
+        // The entry on the left is forged by the client.
         check(x, "10.0.0.1", &[("x-forwarded-for", "1.1.1.1, 198.51.100.1, 10.0.0.2")], ("198.51.100.1", false));
         check(
             x,
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_read_as_its_rfc_says() {
+    fn forwarded_is_parsed_by_its_rfc() {
         let f = ForwardedHeader::Forwarded;
         check(f, "10.0.0.1", &[("forwarded", "for=198.51.100.1;proto=https")], ("198.51.100.1", true));
         check(f, "10.0.0.1", &[("forwarded", "For=\"[2001:db8::1]:80\" ; Proto=http")], ("2001:db8::1", false));
@@ -280,7 +282,7 @@ mod tests {
     #[test]
     fn a_well_formed_trace_is_a_fact() {
         let check = |lines: &[(&'static str, &str)], expected: bool| {
-            let peer = Peer::new("192.0.2.1".parse().unwrap(), false, None);
+            let peer = ClientIdentity::new("192.0.2.1".parse().unwrap(), false, None);
             let none = TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded };
             let facts = peer.facts(&headers(lines), &none);
             assert_eq!(facts.get(Facts::TRACEPARENT), expected.then(|| lines[0].1), "{lines:?}");
@@ -306,7 +308,7 @@ mod tests {
 
     #[test]
     fn requests_that_add_nothing_share_their_facts() {
-        let peer = Peer::new("192.0.2.1".parse().unwrap(), true, Some("client".into()));
+        let peer = ClientIdentity::new("192.0.2.1".parse().unwrap(), true, Some("client".into()));
         let none = TrustedProxies { nets: Vec::new(), header: ForwardedHeader::XForwarded };
         let facts = peer.facts(&headers(&[("x-forwarded-for", "1.1.1.1")]), &none);
         assert!(Arc::ptr_eq(&facts, &peer.facts));

@@ -1,24 +1,24 @@
-//! A request's head: what hyper lets through and HTTP does not, and the head as a module's `Request` has it. Called by
-//! `interface.rs` before anything of the body is read.
+//! Checks a request's head for what HTTP forbids and hyper allows, and converts it to the parts of a module's
+//! `Request`. `interface.rs` calls this before the body is read.
 
 use http::header::{COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version};
 
-/// Why a request is answered on sight of its head.
+/// Why a request is refused because of its head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeadFault {
-    /// No host, or several, or none that could be one.
+    /// The host is missing, repeated or malformed.
     Host,
     /// An expectation other than `100-continue`.
     Expectation,
     Method,
-    /// A body in chunks of chunks, which no server can know the end of for sure.
+    /// The body is chunked more than once, so that servers may disagree about its end.
     Chunks,
-    /// A body in a transfer coding that is not taken off here, such as gzip.
+    /// The body has a transfer coding that is not decoded here, such as gzip.
     Coding,
-    /// A CONNECT that names no host with a port, or something else.
+    /// A CONNECT whose target is anything but a host with a port.
     Destination,
     /// A CONNECT with a body.
     Content,
@@ -56,6 +56,8 @@ impl HeadFault {
     }
 }
 
+/// Checks a head.
+///
 /// # Errors
 /// The first fault found.
 pub(super) fn check(parts: &Parts, allowed: &[Method]) -> Result<(), HeadFault> {
@@ -72,8 +74,8 @@ pub(super) fn check(parts: &Parts, allowed: &[Method]) -> Result<(), HeadFault> 
     }
 }
 
-/// RFC 9112 section 6.1: chunked once, as the last coding, which hyper has made sure of. A coding beneath it would reach the
-/// module as it is.
+/// Checks for RFC 9112 section 6.1: a body is chunked once, as the last coding, which hyper has made sure of. Another
+/// coding beneath it would reach the module undecoded.
 fn check_coding(parts: &Parts) -> Result<(), HeadFault> {
     let lines = parts.headers.get_all(TRANSFER_ENCODING).iter();
     let codings = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
@@ -89,9 +91,10 @@ fn check_coding(parts: &Parts) -> Result<(), HeadFault> {
     Ok(())
 }
 
-/// What a tunnel can begin with, beyond what `check` wants: RFC 9110 section 9.3.6.
+/// Checks the head of a CONNECT, after `check`, for RFC 9110 section 9.3.6.
+///
 /// # Errors
-/// `Destination`, or `Content` when a body follows.
+/// `Destination`, or `Content` if a body follows.
 pub(super) fn check_connect(parts: &Parts, has_body: bool) -> Result<(), HeadFault> {
     let uri = &parts.uri;
     let names_host = uri.host().is_some_and(|host| !host.is_empty()) && uri.port_u16().is_some_and(|port| port > 0);
@@ -101,7 +104,8 @@ pub(super) fn check_connect(parts: &Parts, has_body: bool) -> Result<(), HeadFau
     if has_body { Err(HeadFault::Content) } else { Ok(()) }
 }
 
-/// RFC 9112 section 3.2 and RFC 9113 section 8.3.1: one host; HTTP/1.0 may have none, HTTP/2 mostly has it in the target.
+/// Checks for RFC 9112 section 3.2 and RFC 9113 section 8.3.1: there is one host. HTTP/1.0 may have none; HTTP/2 mostly
+/// has it in the target.
 fn host_is_valid(parts: &Parts) -> bool {
     let mut hosts = parts.headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -119,18 +123,19 @@ fn is_http2(parts: &Parts) -> bool {
     parts.version == Version::HTTP_2
 }
 
-/// An empty host is one: a target without an authority has it.
+/// Returns whether the value is a host. An empty one is valid: it goes with a target without an authority.
 fn is_host(host: &HeaderValue) -> bool {
     let host = host.as_bytes();
     host.is_empty() || (!host.contains(&b'@') && Authority::try_from(host).is_ok_and(|host| has_valid_port(&host)))
 }
 
-/// `Authority` takes any digits for a port.
+/// Returns whether the port, if any, is a number of 16 bits; `Authority` accepts any digits.
 fn has_valid_port(authority: &Authority) -> bool {
     authority.port_u16().is_some() || authority.as_str().len() <= authority.host().len() + 1
 }
 
-/// Path and query as sent, whichever form the target has; host and port where CONNECT says nothing else.
+/// Path and query as they were sent, in whichever form of target; for CONNECT host and port, since there is nothing
+/// else.
 pub(super) fn target(uri: &Uri) -> String {
     match (uri.path_and_query(), uri.authority()) {
         (Some(target), _) if !target.as_str().is_empty() => target.as_str().to_owned(),
@@ -139,7 +144,7 @@ pub(super) fn target(uri: &Uri) -> String {
     }
 }
 
-/// Gives the target a scheme and a host, as `wasi:http` wants them; only HTTP/1.0 clients may have named no host.
+/// Adds scheme and host to the target, as `wasi:http` requires. Only a client of HTTP/1.0 may have given no host.
 pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
     let host = || Authority::try_from(parts.headers.get(HOST)?.as_bytes()).ok();
     let authority = parts.uri.authority().cloned().or_else(host);
@@ -151,8 +156,8 @@ pub(super) fn complete_target(parts: &mut Parts, encrypted: bool) {
     parts.uri = Uri::from_parts(target).expect("a target with all of its parts is one");
 }
 
-/// Lower-case names, repeats kept. A value that is not UTF-8 is read as Latin-1, which loses no byte. The host is a header
-/// in every version and form of target; cookies that HTTP/2 split are one again.
+/// The headers for a module: names in lower case, repeats kept. A value that is not UTF-8 is read as Latin-1, which
+/// loses no byte. The host is a header for every version and form of target; cookies that HTTP/2 has split are joined.
 pub(super) fn headers(parts: &Parts) -> Vec<(String, String)> {
     let mut headers = Vec::with_capacity(parts.headers.len() + 1);
     // A target with a host overrides the header: RFC 9112 section 3.2.2.

@@ -1,5 +1,5 @@
-//! From an HTTP request to the dispatcher and back. `HttpInterface` is what the cage runs; `answer` serves one request, on
-//! whichever connection `connection.rs` read it from. Everything that can go wrong becomes a `Refusal` here.
+//! Turns an HTTP request into a request to the dispatcher, and the reply into a response. The cage runs
+//! `HttpInterface`; `respond` serves one request of any connection. Every failure becomes an `ErrorResponse` here.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 
-use super::body::{BodyError, Content, Inbound, Outbound};
-use super::compress::Offer;
+use super::activity::{ActiveRequest, ConnectionActivity};
+use super::body::{BodyError, IncomingBody, OutgoingBody, ResponseContent};
+use super::compress::AcceptedEncodings;
 use super::config::HttpConfig;
-use super::events::Events;
-use super::forwarded::Peer;
-use super::page::{self, Reader, Refusal};
-use super::pulse::{Active, Pulse};
-use super::server::Server;
+use super::events::HttpEvents;
+use super::forwarded::ClientIdentity;
+use super::page::{self, ErrorResponse, RequestSummary};
+use super::server::HttpServer;
 use super::tunnel::{self, Tunnel};
 use super::{head, reply};
 use wasmcage_core::body::StreamBody;
@@ -33,7 +33,7 @@ use wasmcage_core::request::{Facts, RequestContext, RequestId};
 use wasmcage_core::task::{self, Panic};
 use wasmcage_protocol::{Address, Dispatch, Endpoint, Interface, InterfaceContext, InterfaceError, Route, RouteKind};
 
-/// HTTP's column of the error table.
+/// The HTTP status of each error of the dispatcher.
 fn status(error: &DispatchError) -> StatusCode {
     match error {
         DispatchError::BadRequest(_) => StatusCode::BAD_REQUEST,
@@ -60,88 +60,106 @@ pub(super) struct HttpInterface {
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
         let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, .. } = cx;
-        let events = Events::new(endpoint.cage.clone(), endpoint.interface.clone());
+        let events = HttpEvents::new(endpoint.cage.clone(), endpoint.interface.clone());
         let bodies = Arc::new(BodyShare::new(bodies));
-        let server =
-            Server::bind(Site { config: self.config, dispatch, endpoint: endpoint.clone(), events, bodies }, lanes)
-                .await?;
+        let server = HttpServer::bind(
+            InterfaceShared { config: self.config, dispatch, endpoint: endpoint.clone(), events, bodies },
+            lanes,
+        )
+        .await?;
         let listening = endpoint.listen(Address::Outside(server.url()));
         server.run(listening, drain).await;
         Ok(())
     }
 }
 
-/// All that the connections of one interface share.
-pub(super) struct Site {
+/// The state that the connections of one interface share.
+pub(super) struct InterfaceShared {
     pub(super) config: HttpConfig,
     pub(super) dispatch: Arc<dyn Dispatch>,
     pub(super) endpoint: Arc<Endpoint>,
-    pub(super) events: Events,
+    pub(super) events: HttpEvents,
     pub(super) bodies: Arc<BodyShare>,
 }
 
-/// A connection, as its requests see it.
-pub(super) struct Visit {
-    pub(super) site: Arc<Site>,
-    pub(super) peer: Peer,
-    pub(super) pulse: Arc<Pulse>,
-    /// The interface's name, counted per connection: a count shared by all lanes would be fought over.
+/// The state that the requests of one connection share.
+pub(super) struct ConnectionContext {
+    pub(super) shared: Arc<InterfaceShared>,
+    pub(super) peer: ClientIdentity,
+    pub(super) activity: Arc<ConnectionActivity>,
+    /// The interface's name. It has a reference count for each connection, since all lanes would contend for a shared
+    /// one.
     pub(super) interface: Arc<str>,
-    /// What a connection of HTTP/1 becomes after the answer that is being sent.
+    /// The tunnel that an HTTP/1 connection becomes once the current response is sent.
     pub(super) tunnel: Mutex<Option<Tunnel>>,
 }
 
-/// Serves one request; whatever happens, there is an answer.
-pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Result<Response<Outbound>, Infallible> {
-    let active = Active::begin(&visit.pulse);
-    let config = &visit.site.config;
+/// Serves one request. There is a response whatever happens.
+pub(super) async fn respond(
+    connection: Arc<ConnectionContext>,
+    request: Request<Incoming>,
+) -> Result<Response<OutgoingBody>, Infallible> {
+    let active = ActiveRequest::begin(&connection.activity);
+    let config = &connection.shared.config;
     let (parts, incoming) = request.into_parts();
-    let reader = Reader::of(&parts);
-    let offer = config.compress.as_ref().map(|compress| (compress, Offer::of(&parts.headers)));
-    let body = Inbound::new(incoming, &visit.pulse);
-    let served = task::caught_async(serve(&visit, parts, body)).await;
-    let mut response = match served.unwrap_or_else(|panic| Err(visit.panicked(&panic))) {
-        Ok(response) => match offer {
-            Some((compress, offer)) => compress.apply(offer, &reader.method, response).await,
+    let summary = RequestSummary::of(&parts);
+    let accepted = config.compress.as_ref().map(|compress| (compress, AcceptedEncodings::of(&parts.headers)));
+    let body = IncomingBody::new(incoming, &connection.activity);
+    let served = task::caught_async(serve(&connection, parts, body)).await;
+    let mut response = match served.unwrap_or_else(|panic| Err(connection.report_panic(&panic))) {
+        Ok(response) => match accepted {
+            Some((compress, accepted)) => compress.apply(accepted, &summary.method, response).await,
             None => response,
         },
-        Err(refusal) => refusal.page(&reader),
+        Err(refusal) => refusal.page(&summary),
     };
-    if visit.pulse.is_leaving() && reader.version < Version::HTTP_2 {
-        // The next request would meet a closed connection.
+    if connection.activity.is_stopping() && summary.version < Version::HTTP_2 {
+        // The connection is closed after this response.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response.map(|content| Outbound { content, active }))
+    Ok(response.map(|content| OutgoingBody { content, active }))
 }
 
-async fn serve(visit: &Visit, parts: Parts, mut body: Inbound) -> Result<Response<Content>, Refusal> {
-    let config = &visit.site.config;
-    head::check(&parts, &config.allowed_methods).map_err(|fault| visit.head_refused(fault))?;
-    // The version that is current now serves this request, however long its body takes.
-    match visit.site.dispatch.route().map_err(|error| visit.not_routed(&error))? {
-        None => visit.without_module(&parts),
+async fn serve(
+    connection: &ConnectionContext,
+    parts: Parts,
+    mut body: IncomingBody,
+) -> Result<Response<ResponseContent>, ErrorResponse> {
+    let config = &connection.shared.config;
+    head::check(&parts, &config.allowed_methods).map_err(|fault| connection.refuse_head(fault))?;
+    // The module's version that is current now serves this request, however long its body takes.
+    match connection.shared.dispatch.route().map_err(|error| connection.refuse_not_routed(&error))? {
+        None => connection.respond_without_module(&parts),
         Some(route) => {
             let kind = route.kind();
             let allowed = body.allow(config.body_bytes_max(kind));
-            allowed.map_err(|error| visit.body_refused(&error))?;
+            allowed.map_err(|error| connection.refuse_body(&error))?;
             match kind {
-                RouteKind::Whole => whole(visit, route, parts, body).await,
-                RouteKind::Streamed if parts.method == Method::CONNECT => tunnelled(visit, route, parts, body).await,
-                RouteKind::Streamed => streamed(visit, route, parts, body).await,
+                RouteKind::Whole => serve_whole(connection, route, parts, body).await,
+                RouteKind::Streamed if parts.method == Method::CONNECT => {
+                    serve_connect(connection, route, parts, body).await
+                }
+                RouteKind::Streamed => serve_streamed(connection, route, parts, body).await,
             }
         }
     }
 }
 
-/// A `handler` module: it gets the body at once, and its deadline does not run while a slow client sends.
-async fn whole(visit: &Visit, route: Route, parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
-    let config = &visit.site.config;
-    let mut room = visit.site.bodies.room(visit.peer.address);
+/// Serves a request by a `handler` module, which gets the whole body. Its deadline starts when a slow client has sent
+/// that.
+async fn serve_whole(
+    connection: &ConnectionContext,
+    route: Route,
+    parts: Parts,
+    body: IncomingBody,
+) -> Result<Response<ResponseContent>, ErrorResponse> {
+    let config = &connection.shared.config;
+    let mut room = connection.shared.bodies.room(connection.peer.address);
     let body = match tokio::time::timeout(config.body_timeout, body.collect(&mut room)).await {
-        Ok(body) => body.map_err(|error| visit.body_refused(&error))?,
-        Err(_) => return Err(visit.body_late()),
+        Ok(body) => body.map_err(|error| connection.refuse_body(&error))?,
+        Err(_) => return Err(connection.refuse_late_body()),
     };
-    let context = visit.context(&parts);
+    let context = connection.context(&parts);
     let request = wasmcage_core::request::Request {
         context: context.clone(),
         action: parts.method.as_str().to_owned(),
@@ -150,182 +168,199 @@ async fn whole(visit: &Visit, route: Route, parts: Parts, body: Inbound) -> Resu
         body,
         body_room: Some(room),
     };
-    let mut reply = visit.site.dispatch.handle(route, request).await.map_err(|error| refused(context.id, &error))?;
-    let mut room = visit.site.bodies.room(visit.peer.address);
-    room.grow(reply.body.len()).map_err(|error| visit.reply_without_room(&context, error))?;
+    let mut reply =
+        connection.shared.dispatch.handle(route, request).await.map_err(|error| dispatch_error(context.id, &error))?;
+    let mut room = connection.shared.bodies.room(connection.peer.address);
+    room.grow(reply.body.len()).map_err(|error| connection.refuse_reply_without_room(&context, error))?;
     reply.body = room.hold(reply.body);
-    reply::whole(reply, &parts.method, config.response_header_bytes_max).map_err(|error| visit.unfit(&context, &error))
+    reply::whole(reply, &parts.method, config.response_header_bytes_max)
+        .map_err(|error| connection.refuse_invalid_reply(&context, &error))
 }
 
-/// A `wasi:http` module: bodies stream both ways; its deadline runs from here, and anew with each part that moves.
-async fn streamed(visit: &Visit, route: Route, mut parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
-    let context = visit.context(&parts);
+/// Serves a request by a `wasi:http` module: both bodies are streamed. Its deadline starts here, and again with each
+/// part of a body.
+async fn serve_streamed(
+    connection: &ConnectionContext,
+    route: Route,
+    mut parts: Parts,
+    body: IncomingBody,
+) -> Result<Response<ResponseContent>, ErrorResponse> {
+    let context = connection.context(&parts);
     head::complete_target(&mut parts, context.facts.get(Facts::ENCRYPTED).is_some());
     let method = parts.method.clone();
     let (body, too_large) = body.stream();
     let request = Request::from_parts(parts, body);
-    let longest = visit.site.config.stream_timeout;
-    let response = visit.site.dispatch.stream(route, context.clone(), request, longest).await.map_err(|error| {
-        if too_large.load(Ordering::Relaxed) {
-            // The module could not but fail: the client's body is the cause.
-            let bytes_max = visit.site.config.body_bytes_max(RouteKind::Streamed);
-            return visit.body_refused(&BodyError::TooLarge { bytes_max });
-        }
-        refused(context.id, &error)
-    })?;
-    let header_bytes_max = visit.site.config.response_header_bytes_max;
-    reply::streamed(response, &method, header_bytes_max).map_err(|error| visit.unfit(&context, &error))
+    let longest = connection.shared.config.stream_timeout;
+    let response =
+        connection.shared.dispatch.stream(route, context.clone(), request, longest).await.map_err(|error| {
+            if too_large.load(Ordering::Relaxed) {
+                // The module failed because the client's body was cut.
+                let bytes_max = connection.shared.config.body_bytes_max(RouteKind::Streamed);
+                return connection.refuse_body(&BodyError::TooLarge { bytes_max });
+            }
+            dispatch_error(context.id, &error)
+        })?;
+    let header_bytes_max = connection.shared.config.response_header_bytes_max;
+    reply::streamed(response, &method, header_bytes_max)
+        .map_err(|error| connection.refuse_invalid_reply(&context, &error))
 }
 
-/// CONNECT to a `wasi:http` module: if it answers with success, the connection or the stream becomes a tunnel; any other answer
-/// is an ordinary one, after which a connection of HTTP/1 is closed: what a client sends into the tunnel that it hopes for must
-/// not be taken for its next request.
-async fn tunnelled(visit: &Visit, route: Route, mut parts: Parts, body: Inbound) -> Result<Response<Content>, Refusal> {
-    let config = &visit.site.config;
-    let closing = |mut refusal: Refusal| {
-        visit.pulse.body_left_unread();
+/// Serves CONNECT by a `wasi:http` module. If that responds with success, the connection (HTTP/1) or the stream
+/// (HTTP/2) becomes a tunnel. After any other response an HTTP/1 connection is closed, since bytes that the client
+/// sends into the expected tunnel must not be read as its next request.
+async fn serve_connect(
+    connection: &ConnectionContext,
+    route: Route,
+    mut parts: Parts,
+    body: IncomingBody,
+) -> Result<Response<ResponseContent>, ErrorResponse> {
+    let config = &connection.shared.config;
+    let closing = |mut refusal: ErrorResponse| {
+        connection.activity.body_left_unread();
         refusal.close = true;
         refusal
     };
-    head::check_connect(&parts, !body.is_end_stream()).map_err(|fault| closing(visit.head_refused(fault)))?;
+    head::check_connect(&parts, !body.is_end_stream()).map_err(|fault| closing(connection.refuse_head(fault)))?;
     let upgrade = parts.extensions.remove::<OnUpgrade>();
     let version = parts.version;
-    let context = visit.context(&parts);
+    let context = connection.context(&parts);
     head::complete_target(&mut parts, context.facts.get(Facts::ENCRYPTED).is_some());
-    let (door, entrance) = tunnel::entrance();
-    let request = Request::from_parts(parts, StreamBody::new(entrance));
+    let (input, request_body) = tunnel::request_body();
+    let request = Request::from_parts(parts, StreamBody::new(request_body));
     let longest = config.stream_timeout;
-    let answered = visit.site.dispatch.stream(route, context.clone(), request, longest).await;
-    let response = answered.map_err(|error| closing(refused(context.id, &error)))?;
-    let unfit = |error: reply::ReplyError| closing(visit.unfit(&context, &error));
+    let answered = connection.shared.dispatch.stream(route, context.clone(), request, longest).await;
+    let response = answered.map_err(|error| closing(dispatch_error(context.id, &error)))?;
+    let invalid = |error: reply::ReplyError| closing(connection.refuse_invalid_reply(&context, &error));
     if !response.status().is_success() {
-        door.close();
+        input.close();
         let answer = reply::streamed(response, &Method::CONNECT, config.response_header_bytes_max);
-        let mut answer = answer.map_err(unfit)?;
+        let mut answer = answer.map_err(invalid)?;
         if version < Version::HTTP_2 {
-            visit.pulse.body_left_unread();
+            connection.activity.body_left_unread();
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         return Ok(answer);
     }
-    let (answer, from_module) = reply::tunnel(response, config.response_header_bytes_max).map_err(unfit)?;
+    let (answer, from_module) = reply::tunnel(response, config.response_header_bytes_max).map_err(invalid)?;
     let bytes_max = config.body_bytes_max(RouteKind::Streamed);
-    // After the module's own last deadline, and the time for what it left.
-    let latest = context.started + longest.max(visit.site.endpoint.timeout()) + config.write_timeout;
-    let tunnel = Tunnel { door, from_module, bytes_max, latest, active: Active::begin(&visit.pulse) };
+    // The module's own last deadline, and the time for the client to read the rest.
+    let latest = context.started + longest.max(connection.shared.endpoint.timeout()) + config.write_timeout;
+    let tunnel = Tunnel { input, from_module, bytes_max, latest, active: ActiveRequest::begin(&connection.activity) };
     match upgrade {
-        Some(upgrade) if version == Version::HTTP_2 => run_in_stream(visit, context.id, upgrade, tunnel),
-        Some(_) | None => *visit.tunnel.lock() = Some(tunnel),
+        Some(upgrade) if version == Version::HTTP_2 => run_in_stream(connection, context.id, upgrade, tunnel),
+        Some(_) | None => *connection.tunnel.lock() = Some(tunnel),
     }
     Ok(answer)
 }
 
-/// The tunnel of a stream of HTTP/2 begins when hyper has sent the answer's head. It ends with its connection at the latest.
-fn run_in_stream(visit: &Visit, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
-    let sender = tunnel::Sender::expected();
-    let (site, peer) = (visit.site.clone(), visit.peer.address);
+/// Spawns the tunnel of an HTTP/2 stream. It begins when hyper has sent the response's head, and ends with its
+/// connection at the latest.
+fn run_in_stream(connection: &ConnectionContext, request: RequestId, upgrade: OnUpgrade, tunnel: Tunnel) {
+    let send_task = tunnel::SendTask::expect();
+    let (shared, peer) = (connection.shared.clone(), connection.peer.address);
     tokio::spawn(async move {
-        // It fails when the client has left by then.
+        // The upgrade fails if the client has left by then.
         let Ok(upgraded) = upgrade.await else { return };
         let mut stream = TokioIo::new(upgraded);
-        match task::caught_async(tunnel.run(&mut stream, Bytes::new(), Some(&sender))).await {
+        match task::caught_async(tunnel.run(&mut stream, Bytes::new(), Some(&send_task))).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => site.events.tunnel_cut(request, peer, &error),
-            Err(panic) => site.events.panicked(request, &panic),
+            Ok(Err(error)) => shared.events.tunnel_cut(request, peer, &error),
+            Err(panic) => shared.events.panicked(request, &panic),
         }
-        sender.cut().await;
-        // Not before: it would end the stream in good order.
+        send_task.cut().await;
+        // An earlier drop would end the stream in good order.
         drop(stream);
     });
 }
 
-/// Logged by the dispatcher, which knows the cause.
-fn refused(request: RequestId, error: &DispatchError) -> Refusal {
-    Refusal::new(request, status(error), error.code(), error.public_text())
+/// The response to an error of the dispatcher, which has logged it.
+fn dispatch_error(request: RequestId, error: &DispatchError) -> ErrorResponse {
+    ErrorResponse::new(request, status(error), error.code(), error.public_text())
 }
 
-impl Visit {
+impl ConnectionContext {
     fn context(&self, parts: &Parts) -> Arc<RequestContext> {
-        let facts = self.peer.facts(&parts.headers, &self.site.config.trusted_proxies);
-        Arc::new(RequestContext::new(self.interface.clone(), super::NAME, self.site.endpoint.timeout(), facts))
+        let facts = self.peer.facts(&parts.headers, &self.shared.config.trusted_proxies);
+        Arc::new(RequestContext::new(self.interface.clone(), super::NAME, self.shared.endpoint.timeout(), facts))
     }
 
-    fn turned_away(&self, status: StatusCode, code: &'static str, text: &'static str, detail: &str) -> Refusal {
+    fn refuse(&self, status: StatusCode, code: &'static str, text: &'static str, detail: &str) -> ErrorResponse {
         let request = RequestId::new();
-        self.site.events.turned_away(request, self.peer.address, code, detail);
-        Refusal::new(request, status, code, text)
+        self.shared.events.request_refused(request, self.peer.address, code, detail);
+        ErrorResponse::new(request, status, code, text)
     }
 
-    fn head_refused(&self, fault: head::HeadFault) -> Refusal {
-        let mut refusal = self.turned_away(fault.status(), fault.code(), fault.text(), fault.text());
+    fn refuse_head(&self, fault: head::HeadFault) -> ErrorResponse {
+        let mut refusal = self.refuse(fault.status(), fault.code(), fault.text(), fault.text());
         if fault == head::HeadFault::Method {
-            refusal.allow = Some(self.site.config.allow.clone());
+            refusal.allow = Some(self.shared.config.allow.clone());
         }
         refusal.close = matches!(fault, head::HeadFault::Chunks | head::HeadFault::Coding);
         refusal
     }
 
-    fn body_refused(&self, error: &BodyError) -> Refusal {
+    fn refuse_body(&self, error: &BodyError) -> ErrorResponse {
         let (status, code, text) = match error {
             BodyError::TooLarge { .. } => {
                 (StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", "the request's body is larger than allowed here")
             }
             BodyError::NoRoom(error) => {
-                self.site.events.no_room_for_body(*error);
+                self.shared.events.no_room_for_body(*error);
                 (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many and too large requests at the moment")
             }
             BodyError::Broken(_) | BodyError::Reset => {
                 (StatusCode::BAD_REQUEST, "bad-request", "the request's body cannot be read")
             }
         };
-        let mut refusal = self.turned_away(status, code, text, &error.to_string());
+        let mut refusal = self.refuse(status, code, text, &error.to_string());
         refusal.close = true;
         refusal
     }
 
-    fn body_late(&self) -> Refusal {
+    fn refuse_late_body(&self) -> ErrorResponse {
         let text = "the request's body did not come in time";
-        self.turned_away(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
+        self.refuse(StatusCode::REQUEST_TIMEOUT, "body-timeout", text, text)
     }
 
-    /// No version of the module can serve now. A browser is told so in a friendly way while nobody has given the cage such a
-    /// module; everything else may be work, which must not look as if it was done.
-    fn without_module(&self, parts: &Parts) -> Result<Response<Content>, Refusal> {
-        let endpoint = &self.site.endpoint;
-        if !self.site.dispatch.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
+    /// The response if no version of the module can serve now. While the cage has never had such a module, GET and HEAD
+    /// get the welcome page; any other request may have an effect, and a success would look as if it had happened.
+    fn respond_without_module(&self, parts: &Parts) -> Result<Response<ResponseContent>, ErrorResponse> {
+        let endpoint = &self.shared.endpoint;
+        if !self.shared.dispatch.has_had_module() && matches!(parts.method, Method::GET | Method::HEAD) {
             let target = head::target(&parts.uri);
-            return Ok(page::up_and_running(&target, &endpoint.cage, &endpoint.module, &Reader::of(parts)));
+            return Ok(page::welcome(&target, &endpoint.cage, &endpoint.module, &RequestSummary::of(parts)));
         }
         endpoint.count_without_module();
         let request = RequestId::new();
-        self.site.events.no_module(request, &endpoint.module);
+        self.shared.events.no_module(request, &endpoint.module);
         let text = "the module that answers here is not ready";
-        Err(Refusal::new(request, StatusCode::SERVICE_UNAVAILABLE, "module-not-ready", text))
+        Err(ErrorResponse::new(request, StatusCode::SERVICE_UNAVAILABLE, "module-not-ready", text))
     }
 
-    /// The module cannot serve this interface at all.
-    fn not_routed(&self, error: &DispatchError) -> Refusal {
+    /// The response if the module cannot serve this interface at all.
+    fn refuse_not_routed(&self, error: &DispatchError) -> ErrorResponse {
         let request = RequestId::new();
-        self.site.events.not_routed(request, &self.site.endpoint.module, error);
-        refused(request, error)
+        self.shared.events.not_routed(request, &self.shared.endpoint.module, error);
+        dispatch_error(request, error)
     }
 
-    /// A module's answer that cannot be sent: 502, since the module is what stands behind this server.
-    fn unfit(&self, context: &RequestContext, error: &reply::ReplyError) -> Refusal {
-        self.site.events.reply_unfit(context, &self.site.endpoint.module, error);
-        Refusal::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
+    /// The response if the module's cannot be sent. The status is 502, since this server is a gateway to the module.
+    fn refuse_invalid_reply(&self, context: &RequestContext, error: &reply::ReplyError) -> ErrorResponse {
+        self.shared.events.invalid_reply(context, &self.shared.endpoint.module, error);
+        ErrorResponse::new(context.id, StatusCode::BAD_GATEWAY, "invalid-reply", "the request failed")
     }
 
-    /// The module's answer is too much to keep until its client has taken it. What the module did is done.
-    fn reply_without_room(&self, context: &RequestContext, error: NoRoom) -> Refusal {
-        self.site.events.no_room_for_reply(context, &self.site.endpoint.module, error);
+    /// The response if there is no memory to keep the module's until the client has read it. The module has done its
+    /// work by then.
+    fn refuse_reply_without_room(&self, context: &RequestContext, error: NoRoom) -> ErrorResponse {
+        self.shared.events.no_room_for_reply(context, &self.shared.endpoint.module, error);
         let text = "too many and too large answers at the moment";
-        Refusal::new(context.id, StatusCode::SERVICE_UNAVAILABLE, "overloaded", text)
+        ErrorResponse::new(context.id, StatusCode::SERVICE_UNAVAILABLE, "overloaded", text)
     }
 
-    fn panicked(&self, panic: &Panic) -> Refusal {
+    fn report_panic(&self, panic: &Panic) -> ErrorResponse {
         let request = RequestId::new();
-        self.site.events.panicked(request, panic);
-        refused(request, &DispatchError::Host(String::new()))
+        self.shared.events.panicked(request, panic);
+        dispatch_error(request, &DispatchError::Host(String::new()))
     }
 }

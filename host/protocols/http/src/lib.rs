@@ -1,14 +1,16 @@
-//! HTTP/1.1 and HTTP/2, plain and over TLS, in front of one module.
+//! Protocol `http`: the interface serves HTTP/1.1 and HTTP/2, plain and over TLS; the resource sends requests to a
+//! server.
 //!
-//! `server.rs` accepts and picks a lane; `connection.rs` serves one connection there, with `tls.rs` and `wire.rs` below it
-//! and `pulse.rs` as its watchdog; `interface.rs` turns a request into one for the dispatcher: `head.rs` checks its head,
-//! `forwarded.rs` knows who asks, `body.rs` bounds what comes; `reply.rs` checks what the module answered, `page.rs` is what
-//! is answered without one, `compress.rs` comes last; `tunnel.rs` is what CONNECT may lead to. `config.rs` reads
-//! `cage.toml`, `events.rs` logs. `client/` is the outbound side.
+//! `server.rs` accepts connections and picks their lanes; `connection.rs` serves one connection there, on top of
+//! `tls.rs` and `wire.rs`, with `activity.rs` for its watchdog; `interface.rs` turns a request into one for the
+//! dispatcher: `head.rs` checks its head, `forwarded.rs` finds out the client, `body.rs` limits the body; `reply.rs`
+//! checks the module's response, `page.rs` makes the interface's own pages, `compress.rs` comes last; `tunnel.rs` is
+//! for CONNECT. `config.rs` reads `cage.toml`, `events.rs` logs. `client/` is the resource.
 //!
-//! What hyper enforces is left to hyper: the syntax of heads and chunks, the rules against request smuggling, the lengths
-//! of bodies. Never here: a module's text to a client, a queue, a lock on the path of a request.
+//! hyper enforces the syntax of heads and chunks, the rules against request smuggling and the lengths of bodies. A
+//! module's error text never goes to a client, and there is neither a queue nor a lock on a request's way.
 
+mod activity;
 mod body;
 mod client;
 mod compress;
@@ -19,7 +21,6 @@ mod forwarded;
 mod head;
 mod interface;
 mod page;
-mod pulse;
 mod reply;
 mod server;
 mod tls;
@@ -35,9 +36,9 @@ use wasmcage_resource::Resource;
 
 const NAME: &str = "http";
 
-pub struct Http;
+pub struct HttpProtocol;
 
-impl Protocol for Http {
+impl Protocol for HttpProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new(NAME).target(RequestTarget::HandlerOrWasiHttp)
     }
@@ -47,6 +48,6 @@ impl Protocol for Http {
     }
 
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
-        Ok(Box::new(client::Server::read(section)?))
+        Ok(Box::new(client::HttpResource::read(section)?))
     }
 }

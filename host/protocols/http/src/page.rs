@@ -1,12 +1,12 @@
-//! The pages that the interface itself answers with: errors, and the one that says that no module is here yet. Chooses
-//! between text, HTML and JSON by the client's `Accept`. Says nothing of the inside of the cage.
+//! The pages of the interface itself: errors, and the welcome page of a cage without a module. They are text, HTML or
+//! JSON by the client's `Accept`, and disclose nothing of the inside of the cage.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 
-use super::body::Content;
+use super::body::ResponseContent;
 use wasmcage_core::request::RequestId;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -15,17 +15,17 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const HTML: &str = "text/html; charset=utf-8";
 const JSON: &str = "application/json";
 
-/// More parts of an `Accept` than this are not looked at.
+/// Further parts of an `Accept` are ignored.
 const ACCEPT_PARTS_MAX: usize = 64;
 
-/// What must be known of a request to answer it after its head is gone.
-pub(super) struct Reader {
+/// The parts of a request's head that a response still needs once a module has taken the head.
+pub(super) struct RequestSummary {
     accept: Option<HeaderValue>,
     pub(super) method: Method,
     pub(super) version: Version,
 }
 
-impl Reader {
+impl RequestSummary {
     pub(super) fn of(parts: &Parts) -> Self {
         Self { accept: accept(&parts.headers).cloned(), method: parts.method.clone(), version: parts.version }
     }
@@ -39,36 +39,36 @@ fn accept(headers: &HeaderMap) -> Option<&HeaderValue> {
     headers.get(http::header::ACCEPT)
 }
 
-/// An answer without a module's part in it.
+/// An error that the interface answers with, instead of a module.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ErrorResponse {
     pub(super) request: RequestId,
     pub(super) status: StatusCode,
-    /// Stable, for programs.
+    /// The stable code, for programs.
     pub(super) code: &'static str,
-    /// For people outside.
+    /// The text for people. It must not disclose anything.
     pub(super) text: &'static str,
-    /// The methods, for 405.
+    /// The allowed methods, with status 405.
     pub(super) allow: Option<HeaderValue>,
-    /// What follows on the connection is not to be trusted, or not wanted.
+    /// The connection is closed after it, since what follows cannot be trusted or is unwanted.
     pub(super) close: bool,
 }
 
-impl Refusal {
+impl ErrorResponse {
     pub(super) fn new(request: RequestId, status: StatusCode, code: &'static str, text: &'static str) -> Self {
         Self { request, status, code, text, allow: None, close: false }
     }
 
-    pub(super) fn page(self, reader: &Reader) -> Response<Content> {
+    pub(super) fn page(self, summary: &RequestSummary) -> Response<ResponseContent> {
         let request = self.request.to_string();
-        let (kind, body) = match preferred(reader.accept(), &["text/plain", "application/json"]) {
+        let (kind, body) = match preferred(summary.accept(), &["text/plain", "application/json"]) {
             1 => {
                 let body = serde_json::json!({ "code": self.code, "text": self.text, "request_id": request });
                 (JSON, format!("{body}\n"))
             }
             _ => (TEXT, format!("{}: {}\nrequest {request}\n", self.code, self.text)),
         };
-        let mut response = page(self.status, kind, body, reader);
+        let mut response = page(self.status, kind, body, summary);
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, HeaderValue::from_str(&request).expect("a request id is of digits and letters"));
         if let Some(allow) = self.allow {
@@ -77,22 +77,22 @@ impl Refusal {
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        // The rest of what the client sends is not worth waiting for. HTTP/2 ends the stream instead.
+        // The rest of the body is not worth waiting for. HTTP/2 ends the stream instead.
         let unread = matches!(self.status, StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE);
-        if (unread || self.close) && reader.version < Version::HTTP_2 {
+        if (unread || self.close) && summary.version < Version::HTTP_2 {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 }
 
-/// No module yet: the interface shows that it is there, and what to do next.
-pub(super) fn up_and_running(target: &str, cage: &str, module: &str, reader: &Reader) -> Response<Content> {
+/// The welcome page of a cage without a module: the server runs, and how to make a module.
+pub(super) fn welcome(target: &str, cage: &str, module: &str, summary: &RequestSummary) -> Response<ResponseContent> {
     const TITLE: &str = "wasmcage HTTP server is up and running";
-    // Names of cages and modules are of letters, digits, `_` and `-`.
+    // Names of cages and modules need no escaping: they consist of letters, digits, `_` and `-`.
     let next = format!("It has no module yet: put {module}.wasm into cages/{cage}, or make one: ");
     let make = format!("wasmcage new rust {module} --cage {cage} && wasmcage build {cage}");
-    let (kind, body) = match preferred(reader.accept(), &["text/plain", "text/html"]) {
+    let (kind, body) = match preferred(summary.accept(), &["text/plain", "text/html"]) {
         1 => (
             HTML,
             format!(
@@ -103,12 +103,13 @@ pub(super) fn up_and_running(target: &str, cage: &str, module: &str, reader: &Re
         ),
         _ => (TEXT, format!("{TITLE}\nURL: {target}\n{next}{make}\n")),
     };
-    page(StatusCode::OK, kind, body, reader)
+    page(StatusCode::OK, kind, body, summary)
 }
 
-fn page(status: StatusCode, kind: &'static str, body: String, reader: &Reader) -> Response<Content> {
+fn page(status: StatusCode, kind: &'static str, body: String, summary: &RequestSummary) -> Response<ResponseContent> {
     let bytes = body.len();
-    let content = if reader.method == Method::HEAD { Content::Empty } else { Content::from(Bytes::from(body)) };
+    let content =
+        if summary.method == Method::HEAD { ResponseContent::Empty } else { ResponseContent::from(Bytes::from(body)) };
     let mut response = Response::new(content);
     *response.status_mut() = status;
     let headers = response.headers_mut();
@@ -134,13 +135,14 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Index of the offered media type that an `Accept` likes best: by its quality, then by how precisely it is named, then by
-/// its place among the offers. The first when none is acceptable: an error in an unwanted type beats none.
+/// The index of the offered media type that an `Accept` prefers: by quality, then by how precisely it is named, then by
+/// its position among the offers. It is the first if none is acceptable, since an error in an unwanted type is better
+/// than none.
 fn preferred(accept: &str, offers: &[&str]) -> usize {
     let mut best = (0, (0, 0));
     for (index, offer) in offers.iter().enumerate() {
         let score = accept.split(',').take(ACCEPT_PARTS_MAX).filter_map(|part| score(part, offer)).max_by_key(
-            // The most precise part decides about an offer.
+            // The most precise part that matches an offer decides.
             |(quality, precision)| (*precision, *quality),
         );
         if let Some(score) = score.filter(|score| score.0 > 0 && *score > best.1) {
@@ -150,7 +152,8 @@ fn preferred(accept: &str, offers: &[&str]) -> usize {
     best.0
 }
 
-/// Quality in thousandths, and precision, that one part of an `Accept` gives to an offer; none when it is of other types.
+/// The quality in thousandths and the precision that one part of an `Accept` gives to an offer; none if it names
+/// another type.
 fn score(part: &str, offer: &str) -> Option<(u32, u32)> {
     let mut fields = part.split(';').map(str::trim);
     let range = fields.next()?.to_ascii_lowercase();
@@ -159,7 +162,7 @@ fn score(part: &str, offer: &str) -> Option<(u32, u32)> {
         ("*", "*") => 1,
         (k, "*") if k == kind => 2,
         (k, s) if k == kind && s == subtype => 3,
-        // `application/problem+json` and its like are read by what reads JSON.
+        // A client that reads `application/problem+json` or the like reads JSON.
         (k, s) if k == kind && s.strip_suffix(subtype).is_some_and(|s| s.ends_with('+')) => 3,
         _ => return None,
     };
@@ -205,23 +208,19 @@ mod tests {
         check("*/*", pages, "text/plain");
     }
 
-    fn reader(accept: &str, method: Method) -> Reader {
-        Reader { accept: HeaderValue::from_str(accept).ok(), method, version: Version::HTTP_11 }
+    fn summary(accept: &str, method: Method) -> RequestSummary {
+        RequestSummary { accept: HeaderValue::from_str(accept).ok(), method, version: Version::HTTP_11 }
     }
 
-    async fn text(response: Response<Content>) -> String {
+    async fn text(response: Response<ResponseContent>) -> String {
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     #[tokio::test]
     async fn the_url_is_not_markup() {
-        let page = up_and_running(
-            "/<script>alert('\"&')</script>",
-            "hello",
-            "interface_web",
-            &reader("text/html", Method::GET),
-        );
+        let page =
+            welcome("/<script>alert('\"&')</script>", "hello", "interface_web", &summary("text/html", Method::GET));
         let body = text(page).await;
         assert!(body.contains("URL: /&lt;script&gt;alert(&#39;&quot;&amp;&#39;)&lt;/script&gt;"), "{body}");
     }
@@ -229,17 +228,20 @@ mod tests {
     #[tokio::test]
     async fn an_error_page_is_complete() {
         let request = RequestId::new();
-        let refusal = || Refusal::new(request, StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many requests");
-        let page = refusal().page(&reader("application/json", Method::GET));
+        let refusal =
+            || ErrorResponse::new(request, StatusCode::SERVICE_UNAVAILABLE, "overloaded", "too many requests");
+        let page = refusal().page(&summary("application/json", Method::GET));
         assert_eq!(page.status(), 503);
         assert_eq!(page.headers()[RETRY_AFTER], "1");
         assert_eq!(page.headers()[REQUEST_ID], request.to_string().as_str());
         let json: serde_json::Value = serde_json::from_str(&text(page).await).unwrap();
         assert_eq!(json["code"], "overloaded");
         assert_eq!(json["request_id"], request.to_string());
-        let head = refusal().page(&reader("*/*", Method::HEAD));
+        let head = refusal().page(&summary("*/*", Method::HEAD));
         assert_ne!(head.headers()[CONTENT_LENGTH], "0");
         assert_eq!(text(head).await, "");
-        assert!(text(refusal().page(&reader("*/*", Method::GET))).await.starts_with("overloaded: too many requests\n"));
+        assert!(
+            text(refusal().page(&summary("*/*", Method::GET))).await.starts_with("overloaded: too many requests\n")
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! A module's answer, made fit for HTTP. A guest is hostile input: what the protocol cannot carry, and what would let a
-//! guest speak over its host's head, becomes a `ReplyError`. Called by `interface.rs`; never panics.
+//! Turns a module's reply into an HTTP response. The reply is untrusted: what HTTP cannot carry, and headers that only
+//! the host may set, become a `ReplyError`. It never panics.
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, InvalidHeaderName, InvalidHeaderValue, TRANSFER_ENCODING,
@@ -9,12 +9,12 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
 
-use super::body::Content;
+use super::body::ResponseContent;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::request::Reply;
 use wasmcage_core::task;
 
-/// How much of a name is shown in an error.
+/// How much of a name an error shows.
 const SHOWN_CHARACTERS_MAX: usize = 60;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,24 +36,29 @@ pub(super) enum ReplyError {
 }
 
 /// The response of a `handler` module.
+///
 /// # Errors
-/// The first thing HTTP cannot carry.
-pub(super) fn whole(reply: Reply, method: &Method, header_bytes_max: usize) -> Result<Response<Content>, ReplyError> {
+/// The first part that HTTP cannot carry.
+pub(super) fn whole(
+    reply: Reply,
+    method: &Method,
+    header_bytes_max: usize,
+) -> Result<Response<ResponseContent>, ReplyError> {
     let status = status(reply.status, method)?;
     let mut headers = checked_headers(reply.headers, header_bytes_max)?;
     let announced = headers.remove(CONTENT_LENGTH);
     let content = if bodiless(status) {
-        Content::Empty
+        ResponseContent::Empty
     } else if *method == Method::HEAD {
         let length = match announced {
-            // The module made no body for HEAD; then only itself knows how long it would be.
+            // The module made no body for HEAD, so only the module knows its length.
             Some(length) if reply.body.is_empty() && is_number(&length) => length,
             _ => HeaderValue::from(reply.body.len()),
         };
         headers.insert(CONTENT_LENGTH, length);
-        Content::Empty
+        ResponseContent::Empty
     } else {
-        Content::from(reply.body)
+        ResponseContent::from(reply.body)
     };
     let mut response = Response::new(content);
     *response.status_mut() = status;
@@ -61,18 +66,19 @@ pub(super) fn whole(reply: Reply, method: &Method, header_bytes_max: usize) -> R
     Ok(response)
 }
 
-/// The response of a streaming module. The body's length is hyper's to enforce, against what the module announced.
+/// The response of a streaming module. hyper checks the body's length against the announced one.
+///
 /// # Errors
-/// The first thing HTTP cannot carry.
+/// The first part that HTTP cannot carry.
 pub(super) fn streamed(
     response: Response<StreamBody>,
     method: &Method,
     header_bytes_max: usize,
-) -> Result<Response<Content>, ReplyError> {
+) -> Result<Response<ResponseContent>, ReplyError> {
     let (mut parts, body) = response.into_parts();
     status(parts.status.as_u16(), method)?;
     check_headers(&parts.headers, header_bytes_max)?;
-    // Only what hyper may trust: one number, or nothing.
+    // hyper trusts the header, so it must be a single number, or missing.
     if parts.headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
         || parts.headers.get(CONTENT_LENGTH).is_some_and(|length| !is_number(length))
         || (bodiless(parts.status) && parts.status != StatusCode::NOT_MODIFIED)
@@ -81,40 +87,41 @@ pub(super) fn streamed(
     }
     let content = if bodiless(parts.status) || *method == Method::HEAD {
         discard(body);
-        Content::Empty
+        ResponseContent::Empty
     } else {
-        Content::Stream(body)
+        ResponseContent::Stream(body)
     };
     Ok(Response::from_parts(parts, content))
 }
 
-/// The head of the answer that begins a tunnel, a success to CONNECT, and what the module sends through it. RFC 9110 section
-/// 9.3.6: it has no content, whatever its status, and no length.
+/// The response that begins a tunnel, and the bytes that the module sends through it. By RFC 9110 section 9.3.6 the
+/// response to a successful CONNECT has no content, whatever its status, and no length.
+///
 /// # Errors
-/// The first thing HTTP cannot carry.
+/// The first part that HTTP cannot carry.
 pub(super) fn tunnel(
     response: Response<StreamBody>,
     header_bytes_max: usize,
-) -> Result<(Response<Content>, StreamBody), ReplyError> {
+) -> Result<(Response<ResponseContent>, StreamBody), ReplyError> {
     let (mut parts, body) = response.into_parts();
     check_headers(&parts.headers, header_bytes_max)?;
     parts.headers.remove(CONTENT_LENGTH);
-    Ok((Response::from_parts(parts, Content::Empty), body))
+    Ok((Response::from_parts(parts, ResponseContent::Empty), body))
 }
 
-/// Lets the module write its body to the end, as it does for GET, though nobody gets it; its deadline bounds that.
+/// Lets the module write its whole body, as for GET, and drops it. The module's deadline limits that.
 fn discard(mut body: StreamBody) {
     if !body.is_end_stream() {
         tokio::spawn(async move {
-            let taken = task::caught_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
-            if let Err(panic) = taken {
+            let result = task::caught_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
+            if let Err(panic) = result {
                 tracing::error!(error = %panic, "the body of an answer to HEAD panicked");
             }
         });
     }
 }
 
-/// What belongs to the connection, of which a module knows nothing.
+/// The headers that describe the connection, which only the host may set.
 static CONNECTION_HEADERS: [HeaderName; 5] = [
     CONNECTION,
     TRANSFER_ENCODING,
@@ -136,7 +143,7 @@ fn bodiless(status: StatusCode) -> bool {
 }
 
 fn checked_headers(lines: Vec<(String, String)>, bytes_max: usize) -> Result<HeaderMap, ReplyError> {
-    // Before anything is built: a guest's list may be as large as its memory.
+    // This comes first, since a guest's list may be as large as its memory.
     check_size(lines.iter().map(|(name, value)| line_bytes(name, value.as_bytes())).sum(), bytes_max)?;
     let count = lines.len();
     let mut headers = HeaderMap::with_capacity(count.min(64));
@@ -152,13 +159,13 @@ fn checked_headers(lines: Vec<(String, String)>, bytes_max: usize) -> Result<Hea
             Ok(value) => value,
             Err(error) => return Err(ReplyError::Value(shown(name.as_str()), error)),
         };
-        // `append` would panic.
+        // `append` panics if there are too many.
         headers.try_append(name, value).map_err(|_| ReplyError::TooMany(count))?;
     }
     Ok(headers)
 }
 
-/// Those of a streaming module, which are valid ones.
+/// Checks the headers of a streaming module, whose syntax is valid already.
 fn check_headers(headers: &HeaderMap, bytes_max: usize) -> Result<(), ReplyError> {
     if let Some(name) = CONNECTION_HEADERS.iter().find(|name| headers.contains_key(*name)) {
         return Err(ReplyError::Connection(name.clone()));
@@ -170,7 +177,7 @@ fn check_size(bytes: usize, bytes_max: usize) -> Result<(), ReplyError> {
     if bytes > bytes_max { Err(ReplyError::TooLarge { bytes, bytes_max }) } else { Ok(()) }
 }
 
-/// With `: ` and the line's end; an empty header is not free either.
+/// The size of a header, with `: ` and the line's end, so that an empty header counts, too.
 fn line_bytes(name: &str, value: &[u8]) -> usize {
     name.len() + value.len() + 4
 }
@@ -203,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn what_http_cannot_carry_is_refused() {
+    fn a_reply_that_http_cannot_carry_is_refused() {
         for status in [0, 99, 100, 101, 199, 600, 999, 1000, u16::MAX] {
             check_refused(status, &[], &format!("status {status} is not in 200 to 599"));
         }
@@ -240,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_true() {
+    fn lengths_are_correct() {
         check_answer(Method::GET, reply(200, &[], "hello"), None, Some(5));
         check_answer(Method::GET, reply(200, &[("content-length", "7")], "hello"), None, Some(5));
         check_answer(Method::GET, reply(204, &[("content-length", "5")], "hello"), None, Some(0));

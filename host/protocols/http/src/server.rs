@@ -1,5 +1,5 @@
-//! One listening socket and its accept loop. The loop runs on the ordinary runtime and hands each connection to the lane
-//! with the fewest; no error ends it, only the drain, at whose beginning the port is free at once for a successor.
+//! One listening socket and its accept loop. The loop runs on the ordinary runtime and gives each connection to the
+//! lane with the fewest. No error ends it, only the drain; when that begins, the port is free at once for a successor.
 
 use std::io;
 use std::net::{SocketAddr, TcpStream};
@@ -13,116 +13,117 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::connection;
-use super::interface::Site;
-use super::tls::Tls;
+use super::interface::InterfaceShared;
+use super::tls::ServerTls;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::task;
 use wasmcage_protocol::{InterfaceError, Listening};
 
-/// The pause after an error that the next attempt would meet again, such as too many open files.
+/// The pause after an error that would occur again at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections that the kernel may hold until they are accepted. A burst over it costs its clients a second each.
+/// How many connections the kernel may keep until they are accepted. A client beyond that has to try again after a
+/// second.
 const BACKLOG: u32 = 4096;
 
-/// How long clients that the kernel is about to connect are still taken when the intake stops: closing the socket resets what
-/// it has connected already.
-const LAST_HANDSHAKES: Duration = Duration::from_millis(50);
+/// How long handshakes that have begun may still complete when the intake stops. Closing the socket resets the
+/// connections that the kernel has made already.
+const LAST_HANDSHAKES_TIMEOUT: Duration = Duration::from_millis(50);
 
-pub(super) struct Server {
+pub(super) struct HttpServer {
     listener: TcpListener,
-    intake: Intake,
+    acceptor: Acceptor,
 }
 
-/// Where accepted connections go.
-struct Intake {
+/// Accepts connections and gives them to lanes.
+struct Acceptor {
     address: SocketAddr,
-    site: Arc<Site>,
-    tls: Option<Arc<Tls>>,
+    shared: Arc<InterfaceShared>,
+    tls: Option<Arc<ServerTls>>,
     lanes: Arc<Lanes>,
-    seats: Arc<Seats>,
+    counts: Arc<ConnectionCounts>,
 }
 
-impl Server {
+impl HttpServer {
     /// # Errors
-    /// `Listen` when the address cannot be had, `Setup` when the certificates cannot be used.
-    pub(super) async fn bind(site: Site, lanes: Arc<Lanes>) -> Result<Self, InterfaceError> {
-        let tls = match site.config.tls.clone() {
-            Some(files) => Some(Arc::new(Tls::load(files).await.map_err(|error| InterfaceError::Setup {
-                interface: site.endpoint.interface.to_string(),
+    /// `Listen` if the address cannot be bound, `Setup` if the certificates cannot be used.
+    pub(super) async fn bind(shared: InterfaceShared, lanes: Arc<Lanes>) -> Result<Self, InterfaceError> {
+        let tls = match shared.config.tls.clone() {
+            Some(files) => Some(Arc::new(ServerTls::load(files).await.map_err(|error| InterfaceError::Setup {
+                interface: shared.endpoint.interface.to_string(),
                 text: "tls cannot be set up".to_owned(),
                 source: Some(Box::new(error)),
             })?)),
             None => None,
         };
-        let (listener, address) = listen(&site.config.listen).await.map_err(|source| InterfaceError::Listen {
-            interface: site.endpoint.interface.to_string(),
-            address: site.config.listen.clone(),
+        let (listener, address) = listen(&shared.config.listen).await.map_err(|source| InterfaceError::Listen {
+            interface: shared.endpoint.interface.to_string(),
+            address: shared.config.listen.clone(),
             source,
         })?;
-        let seats = Arc::new(Seats::new(lanes.count()));
-        Ok(Self { listener, intake: Intake { address, site: Arc::new(site), tls, lanes, seats } })
+        let counts = Arc::new(ConnectionCounts::new(lanes.count()));
+        Ok(Self { listener, acceptor: Acceptor { address, shared: Arc::new(shared), tls, lanes, counts } })
     }
 
-    /// Where clients find it.
+    /// The URL for clients.
     pub(super) fn url(&self) -> String {
-        let scheme = if self.intake.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://{}/", self.intake.address)
+        let scheme = if self.acceptor.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/", self.acceptor.address)
     }
 
-    /// Serves until the drain begins and the last connection has ended, or until it is forced. Dropping this future ends
-    /// all connections.
+    /// Serves until the drain has begun and the last connection has ended, or the drain is forced. Dropping this future
+    /// ends all connections.
     pub(super) async fn run(self, listening: Listening, drain: Drain) {
-        // Counts this interface's connections, and ends them with this future.
+        // A drain of this interface's connections only, which ends them if this future is dropped.
         let own = ForceOnDrop(drain.child());
         tokio::select! {
-            () = self.intake.accept_forever(&self.listener, &drain, &own.0) => {}
-            () = reload_certificates(self.intake.tls.as_deref(), &self.intake.site) => {}
+            () = self.acceptor.accept_forever(&self.listener, &drain, &own.0) => {}
+            () = reload_certificates(self.acceptor.tls.as_deref(), &self.acceptor.shared) => {}
             () = drain.stopping() => {}
         }
-        let Self { listener, intake } = self;
-        intake.accept_the_last(&listener, &drain, &own.0).await;
+        let Self { listener, acceptor } = self;
+        acceptor.accept_the_last(&listener, &drain, &own.0).await;
         drop(listener);
         drop(listening);
-        intake.site.events.stopped(intake.seats.total());
-        // Whoever drains the cage sets the time and forces; then the connections drop by themselves.
+        acceptor.shared.events.stopped(acceptor.counts.total());
+        // There is no timeout here: when the cage's drain is forced, the connections end by themselves.
         own.0.complete(Duration::MAX).await;
     }
 }
 
-impl Intake {
+impl Acceptor {
     async fn accept_forever(&self, listener: &TcpListener, drain: &Drain, own: &Drain) {
         loop {
             let accepted = listener.accept().await;
-            // The lane's runtime is another one.
+            // The socket leaves this runtime, since the lane has its own.
             match accepted.and_then(|(socket, peer)| Ok((socket.into_std()?, peer))) {
-                Ok((socket, peer)) => self.seat(socket, peer, drain, own),
+                Ok((socket, peer)) => self.spawn(socket, peer, drain, own),
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    self.site.events.accept_failed(&error);
+                    self.shared.events.accept_failed(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
     }
 
-    /// Clients that the kernel has connected already, or is about to, are served rather than reset. New ones are not let in
-    /// meanwhile: their systems try again in a second, and find either the successor or a closed port. Where the kernel cannot
-    /// be told so, a client that connects in the very last moment is reset.
+    /// Accepts the clients that the kernel has connected already, or is connecting, which closing the socket would
+    /// reset. New clients are kept out meanwhile: their systems try again after a second, and find either the successor
+    /// or a closed port. If the kernel does not support that, a client that connects in the last moment is reset.
     async fn accept_the_last(&self, listener: &TcpListener, drain: &Drain, own: &Drain) {
-        let until = match let_nobody_in(listener) {
-            Ok(()) => Instant::now() + LAST_HANDSHAKES,
+        let until = match drop_new_handshakes(listener) {
+            Ok(()) => Instant::now() + LAST_HANDSHAKES_TIMEOUT,
             Err(_) => Instant::now(),
         };
         for _ in 0..BACKLOG {
-            // A timeout of zero takes what is there.
+            // With a timeout of zero this accepts what is there.
             match timeout_at(until, listener.accept()).await {
                 Ok(accepted) => match accepted.and_then(|(socket, peer)| Ok((socket.into_std()?, peer))) {
-                    Ok((socket, peer)) => self.seat(socket, peer, drain, own),
+                    Ok((socket, peer)) => self.spawn(socket, peer, drain, own),
                     Err(error) if is_of_one_connection(&error) => {}
                     Err(error) => {
-                        self.site.events.accept_failed(&error);
+                        self.shared.events.accept_failed(&error);
                         return;
                     }
                 },
@@ -131,42 +132,42 @@ impl Intake {
         }
     }
 
-    /// Hands a connection to a lane, where it stays.
-    fn seat(&self, socket: TcpStream, peer: SocketAddr, drain: &Drain, own: &Drain) {
-        let connections_max = self.site.config.connections_max;
-        if self.seats.total() >= connections_max {
-            self.site.events.connection_refused(connections_max);
+    /// Serves the connection on a lane, where it stays until it ends.
+    fn spawn(&self, socket: TcpStream, peer: SocketAddr, drain: &Drain, own: &Drain) {
+        let connections_max = self.shared.config.connections_max;
+        if self.counts.total() >= connections_max {
+            self.shared.events.connection_refused(connections_max);
             return;
         }
-        let lane = self.seats.least_taken();
-        let seat = Seat::take(&self.seats, lane, drain, own);
-        let connection = connection::Connection {
-            site: self.site.clone(),
+        let lane = self.counts.least_loaded_lane();
+        let slot = ConnectionSlot::take(&self.counts, lane, drain, own);
+        let connection = connection::ClientConnection {
+            shared: self.shared.clone(),
             tls: self.tls.clone(),
             lanes: self.lanes.clone(),
             drain: own.clone(),
             peer,
         };
         self.lanes.handle(lane).spawn(async move {
-            let _seat = seat;
-            let (site, peer) = (connection.site.clone(), connection.peer);
+            let _seat = slot;
+            let (shared, peer) = (connection.shared.clone(), connection.peer);
             if let Err(panic) = task::caught_async(connection.serve(socket)).await {
-                site.events.connection_panicked(peer, &panic);
+                shared.events.connection_panicked(peer, &panic);
             }
         });
     }
 }
 
-/// Never ends: without TLS there is nothing to reload.
-async fn reload_certificates(tls: Option<&Tls>, site: &Site) {
+/// Runs for ever, without TLS as well, when there is nothing to reload.
+async fn reload_certificates(tls: Option<&ServerTls>, shared: &InterfaceShared) {
     match tls {
-        Some(tls) => tls.reload_forever(&site.events).await,
+        Some(tls) => tls.reload_forever(&shared.events).await,
         None => std::future::pending().await,
     }
 }
 
-/// The first of the address's meanings that can be had. With `SO_REUSEADDR` a restart need not wait; without
-/// `SO_REUSEPORT` a port that another socket listens at is an error.
+/// Listens on the first of the name's addresses that can be bound. `SO_REUSEADDR` is set, so that a restart need not
+/// wait; `SO_REUSEPORT` is not, so that a port on which another socket listens is an error.
 async fn listen(address: &str) -> io::Result<(TcpListener, SocketAddr)> {
     let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
     for address in tokio::net::lookup_host(address).await? {
@@ -188,9 +189,9 @@ fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Has the kernel drop what would begin a new connection: TCP segments with SYN and without ACK. Handshakes that have begun go
-/// on.
-fn let_nobody_in(listener: &TcpListener) -> io::Result<()> {
+/// Has the kernel drop the TCP segments that would begin a new connection: those with SYN and without ACK. Handshakes
+/// that have begun go on.
+fn drop_new_handshakes(listener: &TcpListener) -> io::Result<()> {
     // Classic BPF over the TCP header: the operations as in linux/bpf_common.h, the flags as in RFC 9293 section 3.1.
     const LOAD_BYTE: u16 = 0x30;
     const AND: u16 = 0x54;
@@ -208,7 +209,7 @@ fn let_nobody_in(listener: &TcpListener) -> io::Result<()> {
     ])
 }
 
-/// Errors that concern a connection that is gone already, not the socket that listens.
+/// Returns whether the error concerns a single connection that is gone already, and not the listening socket.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -223,6 +224,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Forces the drain when it is dropped.
 struct ForceOnDrop(Drain);
 
 impl Drop for ForceOnDrop {
@@ -231,41 +233,41 @@ impl Drop for ForceOnDrop {
     }
 }
 
-/// Open connections, by lane. Only the accept loop adds, so the limit holds.
-struct Seats(Box<[AtomicUsize]>);
+/// The number of open connections by lane. Only the accept loop adds to it, so the limit holds.
+struct ConnectionCounts(Box<[AtomicUsize]>);
 
-impl Seats {
+impl ConnectionCounts {
     fn new(lanes: usize) -> Self {
         Self((0..lanes).map(|_| AtomicUsize::new(0)).collect())
     }
 
     fn total(&self) -> usize {
-        self.0.iter().map(|taken| taken.load(Ordering::Relaxed)).sum()
+        self.0.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
-    fn least_taken(&self) -> usize {
-        let taken = self.0.iter().enumerate().min_by_key(|(_, taken)| taken.load(Ordering::Relaxed));
-        taken.map_or(0, |(lane, _)| lane)
+    fn least_loaded_lane(&self) -> usize {
+        let least = self.0.iter().enumerate().min_by_key(|(_, count)| count.load(Ordering::Relaxed));
+        least.map_or(0, |(lane, _)| lane)
     }
 }
 
-/// Held by a connection's task for its whole life.
-struct Seat {
-    seats: Arc<Seats>,
+/// Counts a connection while its task runs.
+struct ConnectionSlot {
+    counts: Arc<ConnectionCounts>,
     lane: usize,
     _tracked: [TaskTrackerToken; 2],
 }
 
-impl Seat {
-    fn take(seats: &Arc<Seats>, lane: usize, drain: &Drain, own: &Drain) -> Self {
-        seats.0[lane].fetch_add(1, Ordering::Relaxed);
-        Self { seats: seats.clone(), lane, _tracked: [drain.token(), own.token()] }
+impl ConnectionSlot {
+    fn take(counts: &Arc<ConnectionCounts>, lane: usize, drain: &Drain, own: &Drain) -> Self {
+        counts.0[lane].fetch_add(1, Ordering::Relaxed);
+        Self { counts: counts.clone(), lane, _tracked: [drain.token(), own.token()] }
     }
 }
 
-impl Drop for Seat {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.seats.0[self.lane].fetch_sub(1, Ordering::Relaxed);
+        self.counts.0[self.lane].fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -275,12 +277,13 @@ mod tests {
 
     #[test]
     fn connections_spread_over_the_lanes() {
-        let seats = Arc::new(Seats::new(3));
+        let counts = Arc::new(ConnectionCounts::new(3));
         let drain = Drain::new();
-        let taken: Vec<Seat> = (0..5).map(|_| Seat::take(&seats, seats.least_taken(), &drain, &drain)).collect();
-        assert_eq!(taken.iter().map(|seat| seat.lane).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
-        assert_eq!((seats.total(), seats.least_taken()), (5, 2));
+        let taken: Vec<ConnectionSlot> =
+            (0..5).map(|_| ConnectionSlot::take(&counts, counts.least_loaded_lane(), &drain, &drain)).collect();
+        assert_eq!(taken.iter().map(|slot| slot.lane).collect::<Vec<_>>(), [0, 1, 2, 0, 1]);
+        assert_eq!((counts.total(), counts.least_loaded_lane()), (5, 2));
         drop(taken);
-        assert_eq!(seats.total(), 0);
+        assert_eq!(counts.total(), 0);
     }
 }

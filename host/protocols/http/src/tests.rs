@@ -1,5 +1,5 @@
-//! The wire, byte by byte, against a fake in place of the dispatcher: what clients of every kind of malice get back, and
-//! that the next client is served all the same. Real sockets on free ports; limits are short, and no test waits by time.
+//! Tests over real sockets, with a fake dispatcher: what clients get back, malicious ones included, and that the next
+//! client is served all the same. Limits are short, and no test sleeps to wait for something.
 
 mod bodies;
 mod fake;

@@ -1,5 +1,5 @@
-//! TLS by rustls: the server's side made of files, made anew when the files change. Used by `server.rs` and
-//! `connection.rs`. New files that cannot be used change nothing: the old certificate serves on.
+//! TLS of the server: made of files, and again when the files change. If the new files cannot be used, the old
+//! certificate stays in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,31 +18,31 @@ use tokio_rustls::TlsAcceptor;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::events::Events;
+use super::events::HttpEvents;
 use wasmcage_core::regular_file;
 
 pub(super) const ALPN_HTTP2: &[u8] = b"h2";
+const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// A longer file of certificates or keys is refused.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const ALPN_HTTP1: &[u8] = b"http/1.1";
 
-/// Whether clients show a certificate, and of whom.
+/// The rule for client certificates. The file has the authorities that may sign them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ClientAuth {
     None,
-    /// A client without a certificate is served; one with a wrong one is not.
+    /// A client without a certificate is served; one with an invalid certificate is not.
     Optional(PathBuf),
     Required(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TlsFiles {
-    /// PEM, the server's own certificate first.
+    /// A PEM file, with the server's own certificate first.
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
     pub(super) client_auth: ClientAuth,
     pub(super) handshake_timeout: Duration,
-    /// How often the files are looked at.
+    /// How often the files are polled.
     pub(super) reload_interval: Duration,
 }
 
@@ -75,20 +75,20 @@ pub(super) enum TlsError {
     },
 }
 
-pub(super) struct Tls {
+pub(super) struct ServerTls {
     files: TlsFiles,
     current: ArcSwap<ServerConfig>,
-    /// Hash of what was tried last, so that a bad change is told once.
-    tried: Mutex<[u8; 32]>,
+    /// The hash of the contents that were tried last, so that unusable files are logged once.
+    last_tried: Mutex<[u8; 32]>,
 }
 
-impl Tls {
+impl ServerTls {
     /// # Errors
-    /// What makes the files unusable.
+    /// The files cannot be read or used.
     pub(super) async fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let contents = Contents::read(&files).await?;
+        let contents = TlsFileContents::read(&files).await?;
         let config = contents.config(&files)?;
-        Ok(Self { files, current: ArcSwap::from_pointee(config), tried: Mutex::new(contents.hash()) })
+        Ok(Self { files, current: ArcSwap::from_pointee(config), last_tried: Mutex::new(contents.hash()) })
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
@@ -99,17 +99,18 @@ impl Tls {
         self.files.handshake_timeout
     }
 
-    /// The files' contents are compared rather than their times: links are swapped, and clocks have coarse ticks.
-    pub(super) async fn reload_forever(&self, events: &Events) {
+    /// Polls the files for ever and reloads changed ones. It compares their contents rather than their times, since
+    /// links may be swapped and clocks have coarse ticks.
+    pub(super) async fn reload_forever(&self, events: &HttpEvents) {
         let mut missing = false;
         loop {
             tokio::time::sleep(self.files.reload_interval).await;
-            match Contents::read(&self.files).await {
+            match TlsFileContents::read(&self.files).await {
                 Ok(contents) => {
                     missing = false;
                     self.reload(&contents, events);
                 }
-                // While a file is being replaced it may be away.
+                // A file may be missing while it is being replaced.
                 Err(error) if !missing => {
                     missing = true;
                     events.certificates_kept(&error);
@@ -119,9 +120,9 @@ impl Tls {
         }
     }
 
-    fn reload(&self, contents: &Contents, events: &Events) {
+    fn reload(&self, contents: &TlsFileContents, events: &HttpEvents) {
         let hash = contents.hash();
-        if std::mem::replace(&mut *self.tried.lock(), hash) == hash {
+        if std::mem::replace(&mut *self.last_tried.lock(), hash) == hash {
             return;
         }
         match contents.config(&self.files) {
@@ -134,14 +135,14 @@ impl Tls {
     }
 }
 
-/// What the files hold at one moment.
-struct Contents {
+/// The contents of all files at one moment.
+struct TlsFileContents {
     certificate: Vec<u8>,
     key: Vec<u8>,
     client_ca: Vec<u8>,
 }
 
-impl Contents {
+impl TlsFileContents {
     async fn read(files: &TlsFiles) -> Result<Self, TlsError> {
         Ok(Self {
             certificate: read(&files.certificate).await?,
@@ -176,7 +177,8 @@ impl Contents {
             ClientAuth::Optional(file) => builder.with_client_cert_verifier(self.verifier(file, false)?),
             ClientAuth::Required(file) => builder.with_client_cert_verifier(self.verifier(file, true)?),
         };
-        // Also refuses a key that is not the certificate's, as between the replacement of one file and of the other.
+        // This refuses a key that is not the certificate's, such as between the replacement of one file and of the
+        // other.
         let mut config = builder.with_single_cert(chain, key).map_err(certificate)?;
         config.alpn_protocols = vec![ALPN_HTTP2.to_vec(), ALPN_HTTP1.to_vec()];
         Ok(config)
@@ -212,7 +214,8 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     if chain.is_empty() { Err(unusable(pem::Error::NoItemsFound)) } else { Ok(chain) }
 }
 
-/// Who a certificate names: its first DNS name, else the common name of its subject. The handshake has verified it.
+/// The name in a client's certificate, which the handshake has verified: its first DNS name, or else its subject's
+/// common name.
 pub(super) fn name_in(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let alternatives = certificate.subject_alternative_name().ok().flatten();

@@ -1,8 +1,8 @@
-//! Tunnels: a `wasi:http` module answers CONNECT with 2xx, and from then on the connection (HTTP/1, RFC 9110 section 9.3.6)
-//! or the stream (HTTP/2, RFC 9113 section 8.5) carries bytes: the client's are the body of the module's request, the body of
-//! its answer goes to the client. Made by `interface.rs`; run by `connection.rs` on a connection of HTTP/1, and in a task of
-//! its own on a stream of HTTP/2. Each direction ends by itself. What breaks off never looks like an end in good order, in
-//! either direction, as far as the protocol can tell them apart.
+//! Tunnels. A `wasi:http` module answers CONNECT with 2xx, and from then on the connection (HTTP/1, RFC 9110 section
+//! 9.3.6) or the stream (HTTP/2, RFC 9113 section 8.5) carries bytes: the client's are the body of the module's
+//! request, and the body of the response goes to the client. `interface.rs` makes a tunnel; `connection.rs` runs it on
+//! an HTTP/1 connection, and a task of its own on an HTTP/2 stream. Each direction ends by itself. An interrupted
+//! direction never looks like one that ended in good order, as far as the protocol can tell them apart.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -20,13 +20,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::pulse::{Active, Pulse};
+use super::activity::{ActiveRequest, ConnectionActivity};
+use super::body::BoxError;
 use wasmcage_core::body::StreamBody;
 
-/// Read at once from the client. A module that takes nothing holds up its client with three times as much in memory.
+/// How many bytes are read from the client at once. If a module reads nothing, up to three times as much is buffered.
 const CHUNK_BYTES: usize = 16 * 1024;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a tunnel was cut.
 #[derive(Debug, thiserror::Error)]
@@ -38,18 +37,19 @@ pub(super) enum TunnelError {
     #[error("more came through the tunnel than max_body_bytes = {bytes_max}")]
     TooLarge { bytes_max: u64 },
     #[error("stream_timeout_ms passed")]
-    Late,
+    TimedOut,
 }
 
-enum Piece {
+/// A part of the client's bytes.
+enum TunnelChunk {
     Data(Bytes),
-    /// The client ended its sending in good order.
+    /// The client closed its sending side in good order.
     End,
 }
 
-/// The body of a CONNECT request. A module that reads it before it has answered waits.
-pub(super) struct Entrance {
-    pieces: mpsc::Receiver<Piece>,
+/// The body of a CONNECT request. It has no bytes before the module has responded.
+pub(super) struct TunnelBody {
+    chunks: mpsc::Receiver<TunnelChunk>,
     ended: bool,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Entrance {
 #[error("the tunnel's client has left")]
 struct ClientLeft;
 
-impl Body for Entrance {
+impl Body for TunnelBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -65,11 +65,11 @@ impl Body for Entrance {
         if self.ended {
             return Poll::Ready(None);
         }
-        let piece = ready!(self.pieces.poll_recv(cx));
-        self.ended = !matches!(piece, Some(Piece::Data(_)));
-        Poll::Ready(match piece {
-            Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
-            Some(Piece::End) => None,
+        let chunk = ready!(self.chunks.poll_recv(cx));
+        self.ended = !matches!(chunk, Some(TunnelChunk::Data(_)));
+        Poll::Ready(match chunk {
+            Some(TunnelChunk::Data(data)) => Some(Ok(Frame::data(data))),
+            Some(TunnelChunk::End) => None,
             None => Some(Err(ClientLeft.into())),
         })
     }
@@ -79,65 +79,74 @@ impl Body for Entrance {
     }
 }
 
-/// The other side of an `Entrance`.
-pub(super) struct Door(mpsc::Sender<Piece>);
+/// The sending side of a `TunnelBody`.
+pub(super) struct TunnelInput(mpsc::Sender<TunnelChunk>);
 
-pub(super) fn entrance() -> (Door, Entrance) {
-    let (door, pieces) = mpsc::channel(1);
-    (Door(door), Entrance { pieces, ended: false })
+/// The body for the request to the module, and its sending side.
+pub(super) fn request_body() -> (TunnelInput, TunnelBody) {
+    let (input, chunks) = mpsc::channel(1);
+    (TunnelInput(input), TunnelBody { chunks, ended: false })
 }
 
-impl Door {
-    /// There is no tunnel, so that the request has no body. (Dropped, it would seem to have lost one.)
+impl TunnelInput {
+    /// Ends the body in good order, since there is no tunnel. A mere drop would look like a client that has left.
     pub(super) fn close(self) {
-        // There is room: nothing was sent before. A module that has gone does not read it.
-        let _ = self.0.try_send(Piece::End);
+        // The channel has room, since nothing was sent before. It fails only if the module has gone.
+        let _ = self.0.try_send(TunnelChunk::End);
     }
 }
 
-/// What a module agreed to.
+/// A tunnel that a module has agreed to.
 pub(super) struct Tunnel {
-    pub(super) door: Door,
+    pub(super) input: TunnelInput,
     pub(super) from_module: StreamBody,
-    /// From the client.
+    /// The most bytes from the client.
     pub(super) bytes_max: u64,
-    /// When it is cut however much moves.
+    /// When the tunnel is cut, even if it makes progress.
     pub(super) latest: Instant,
-    /// Keeps the connection from being idle.
-    pub(super) active: Active,
+    /// Counts as a request, so that the connection is not idle.
+    pub(super) active: ActiveRequest,
 }
 
 impl Tunnel {
-    /// Carries bytes until both directions have ended. `ahead` has come already. `sender` belongs to a stream of HTTP/2.
+    /// Copies bytes until both directions have ended. `ahead` was read from the client already. `send_task` is that of
+    /// an HTTP/2 stream.
     ///
     /// # Errors
-    /// When it has to be cut: the stream must not end as if all was well.
+    /// The tunnel has to be cut: the stream must be reset rather than ended in good order.
     pub(super) async fn run<S: AsyncRead + AsyncWrite>(
         self,
         stream: S,
         ahead: Bytes,
-        sender: Option<&Sender>,
+        send_task: Option<&SendTask>,
     ) -> Result<(), TunnelError> {
-        let Self { door, from_module, bytes_max, latest, active } = self;
+        let Self { input, from_module, bytes_max, latest, active } = self;
         let (reader, writer) = tokio::io::split(stream);
         let ended = AtomicBool::new(false);
-        let inwards = inwards(reader, ahead, door.0, bytes_max, active.pulse(), Client { sender, ended: &ended });
-        let outwards = outwards(from_module, writer, active.pulse(), &ended);
+        let copy_from_client = copy_from_client(
+            reader,
+            ahead,
+            input.0,
+            bytes_max,
+            active.activity(),
+            ClientEnd { send_task, ended: &ended },
+        );
+        let copy_to_client = copy_to_client(from_module, writer, active.activity(), &ended);
         let both = async {
             tokio::select! {
                 biased;
-                result = try_join(inwards, outwards) => result.map(drop),
-                () = lost(sender, &ended) => Err(TunnelError::Client(io::ErrorKind::ConnectionReset.into())),
+                result = try_join(copy_from_client, copy_to_client) => result.map(drop),
+                () = wait_for_reset(send_task, &ended) => Err(TunnelError::Client(io::ErrorKind::ConnectionReset.into())),
             }
         };
-        timeout_at(latest, both).await.unwrap_or(Err(TunnelError::Late))
+        timeout_at(latest, both).await.unwrap_or(Err(TunnelError::TimedOut))
     }
 }
 
-/// Resolves when a stream of HTTP/2 was reset before its end was sent.
-async fn lost(sender: Option<&Sender>, ended: &AtomicBool) {
-    if let Some(sender) = sender {
-        sender.gone().await;
+/// Waits until an HTTP/2 stream is reset before its end was sent.
+async fn wait_for_reset(send_task: Option<&SendTask>, ended: &AtomicBool) {
+    if let Some(send_task) = send_task {
+        send_task.ended().await;
         if !ended.load(Ordering::Acquire) {
             return;
         }
@@ -145,30 +154,32 @@ async fn lost(sender: Option<&Sender>, ended: &AtomicBool) {
     std::future::pending().await
 }
 
-/// Whoever may know better what the end of a client's bytes means.
-struct Client<'a> {
-    sender: Option<&'a Sender>,
+/// Tells whether the end of the client's bytes is one in good order.
+struct ClientEnd<'a> {
+    send_task: Option<&'a SendTask>,
+    /// Set when the other direction has ended.
     ended: &'a AtomicBool,
 }
 
-impl Client<'_> {
-    /// Whether the end of its bytes is one in good order. After the end of the other direction nobody knows it any more.
-    async fn ended_well(&self) -> bool {
-        match self.sender {
-            Some(sender) => sender.confirm_end().await || self.ended.load(Ordering::Acquire),
+impl ClientEnd<'_> {
+    /// Returns whether the client ended in good order. This cannot be known any more once the other direction has
+    /// ended; then it is assumed.
+    async fn is_in_order(&self) -> bool {
+        match self.send_task {
+            Some(send_task) => send_task.confirm_end().await || self.ended.load(Ordering::Acquire),
             None => true,
         }
     }
 }
 
-/// From the client to the module, up to the client's end, or as long as the module wants it.
-async fn inwards(
+/// Copies bytes from the client to the module, until the client ends or the module stops reading.
+async fn copy_from_client(
     mut reader: impl AsyncRead + Unpin,
     ahead: Bytes,
-    door: mpsc::Sender<Piece>,
+    input: mpsc::Sender<TunnelChunk>,
     bytes_max: u64,
-    pulse: &Pulse,
-    client: Client<'_>,
+    activity: &ConnectionActivity,
+    client: ClientEnd<'_>,
 ) -> Result<(), TunnelError> {
     let mut bytes_left = bytes_max;
     let mut buffer = BytesMut::from(ahead);
@@ -177,39 +188,39 @@ async fn inwards(
             buffer.reserve(CHUNK_BYTES);
             let count = tokio::select! {
                 biased;
-                () = door.closed() => break,
+                () = input.closed() => break,
                 count = reader.read_buf(&mut buffer) => count.map_err(TunnelError::Client)?,
             };
             if count == 0 {
-                if !client.ended_well().await {
+                if !client.is_in_order().await {
                     return Err(TunnelError::Client(io::ErrorKind::ConnectionReset.into()));
                 }
-                // A module that reads no more does not want to know.
-                let _ = door.send(Piece::End).await;
+                // It fails only if the module has stopped reading.
+                let _ = input.send(TunnelChunk::End).await;
                 return Ok(());
             }
         }
-        pulse.progressed();
+        activity.record_progress();
         let data = buffer.split().freeze();
         bytes_left = bytes_left.checked_sub(data.len() as u64).ok_or(TunnelError::TooLarge { bytes_max })?;
-        if door.send(Piece::Data(data)).await.is_err() {
+        if input.send(TunnelChunk::Data(data)).await.is_err() {
             break;
         }
     }
-    pulse.body_left_unread();
+    activity.body_left_unread();
     Ok(())
 }
 
-/// From the module to the client. Trailers have no place in a tunnel.
-async fn outwards(
+/// Copies bytes from the module to the client. Trailers are dropped: a tunnel has none.
+async fn copy_to_client(
     mut body: StreamBody,
     mut writer: impl AsyncWrite + Unpin,
-    pulse: &Pulse,
+    activity: &ConnectionActivity,
     ended: &AtomicBool,
 ) -> Result<(), TunnelError> {
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(TunnelError::Module)?.into_data() else { continue };
-        pulse.progressed();
+        activity.record_progress();
         writer.write_all(&data).await.map_err(TunnelError::Client)?;
         writer.flush().await.map_err(TunnelError::Client)?;
     }
@@ -218,79 +229,81 @@ async fn outwards(
 }
 
 tokio::task_local! {
-    /// Of a stream of HTTP/2: what the task obeys that hyper is going to spawn for the stream's tunnel.
-    static ORDERS: Cell<Option<Orders>>;
+    /// The control of the task that hyper is about to spawn for a tunnel; set in the task of the tunnel's HTTP/2
+    /// stream.
+    static SEND_TASK_CONTROL: Cell<Option<SendTaskControl>>;
 }
 
-/// The task by which hyper sends what is written into a tunnel over HTTP/2. hyper ends the stream in good order when its
-/// handle is dropped, and reads a client's reset as an end in good order; this task knows of resets, and resets the stream
-/// when it is dropped.
-pub(super) struct Sender {
+/// The task with which hyper sends the bytes of a tunnel over HTTP/2. When the tunnel's handle is dropped, hyper ends
+/// the stream in good order, and it reads a client's reset as an end in good order. Only this task learns of resets,
+/// and dropping the task resets the stream.
+pub(super) struct SendTask {
     cut: CancellationToken,
-    questions: mpsc::Sender<oneshot::Sender<()>>,
+    queries: mpsc::Sender<oneshot::Sender<()>>,
 }
 
-/// The task's side of a `Sender`.
-pub(super) struct Orders {
+/// The task's side of a `SendTask`.
+pub(super) struct SendTaskControl {
     cut: CancellationToken,
-    questions: mpsc::Receiver<oneshot::Sender<()>>,
+    queries: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
-impl Sender {
-    /// For the tunnel of the stream that this is called in; the answer must be returned to hyper next.
-    pub(super) fn expected() -> Self {
+impl SendTask {
+    /// Prepares for the task that hyper spawns for the tunnel of this stream. It must be called in the stream's own
+    /// task, right before the response is returned to hyper.
+    pub(super) fn expect() -> Self {
         let cut = CancellationToken::new();
-        let (ask, questions) = mpsc::channel(1);
-        let orders = Orders { cut: cut.clone(), questions };
-        // Without a place for them they are dropped, and the task is taken for gone.
-        let _ = ORDERS.try_with(|place| place.set(Some(orders)));
-        Self { cut, questions: ask }
+        let (queries_tx, queries) = mpsc::channel(1);
+        let control = SendTaskControl { cut: cut.clone(), queries };
+        // Outside of a stream's task the control is dropped, and the send task counts as ended.
+        let _ = SEND_TASK_CONTROL.try_with(|place| place.set(Some(control)));
+        Self { cut, queries: queries_tx }
     }
 
-    /// Whether the client's end is one, and no reset.
+    /// Returns whether the end of the client's bytes was no reset.
     async fn confirm_end(&self) -> bool {
         let (answer, answered) = oneshot::channel();
-        self.questions.send(answer).await.is_ok() && answered.await.is_ok()
+        self.queries.send(answer).await.is_ok() && answered.await.is_ok()
     }
 
-    /// Resolves when the task has ended: after the end was sent, or because the stream was reset.
-    async fn gone(&self) {
-        self.questions.closed().await;
+    /// Waits until the task has ended, because the stream's end was sent or the stream was reset.
+    async fn ended(&self) {
+        self.queries.closed().await;
     }
 
-    /// Resets the stream, as long as its handle is there.
+    /// Resets the stream. The tunnel's handle must not be dropped before.
     pub(super) async fn cut(&self) {
         self.cut.cancel();
-        self.gone().await;
+        self.ended().await;
     }
 }
 
-impl Orders {
-    /// Those that the task being spawned here has to obey, if it is a tunnel's.
-    pub(super) fn taken() -> Option<Self> {
-        ORDERS.try_with(Cell::take).ok().flatten()
+impl SendTaskControl {
+    /// Takes the control for the task that is being spawned, if it is a tunnel's.
+    pub(super) fn take() -> Option<Self> {
+        SEND_TASK_CONTROL.try_with(Cell::take).ok().flatten()
     }
 
-    /// A stream in which a tunnel may begin.
-    pub(super) async fn may_come<T>(stream: impl Future<Output = T>) -> T {
-        ORDERS.scope(Cell::new(None), stream).await
+    /// Runs a stream's task, in which a tunnel may begin.
+    pub(super) async fn scope<T>(stream: impl Future<Output = T>) -> T {
+        SEND_TASK_CONTROL.scope(Cell::new(None), stream).await
     }
 
-    /// The tunnel's task itself.
-    pub(super) async fn obeyed(mut self, task: impl Future) {
+    /// Runs the task of a tunnel.
+    pub(super) async fn run(mut self, task: impl Future) {
         let mut task = pin!(task);
         loop {
             let answer = tokio::select! {
                 biased;
                 () = self.cut.cancelled() => return,
                 _ = &mut task => return,
-                Some(answer) = self.questions.recv() => answer,
+                Some(answer) = self.queries.recv() => answer,
             };
-            // A reset from before the question is seen now, if not before.
+            // This poll sees a reset that came before the query.
             if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
                 return;
             }
-            // Whoever asked may have gone.
+            // The asking side may have gone.
             let _ = answer.send(());
         }
     }

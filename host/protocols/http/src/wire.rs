@@ -1,8 +1,9 @@
-//! The bytes of one connection, plain or TLS, between the socket and hyper: gives back what was read ahead to tell HTTP/1
-//! from HTTP/2, and reports to the connection's `Pulse`. Changes no byte.
+//! The byte stream of one connection, plain or TLS, between the socket and hyper. It returns the bytes that were read
+//! ahead to tell HTTP/1 from HTTP/2, and records the connection's activity. It changes no byte.
 //!
-//! A client of HTTP/1 that only ends its sending still wants its answer, so hyper is told to tolerate that. It then no longer
-//! looks whether the client is there at all while a request is in work; `Wire` does so whenever hyper flushes.
+//! A client of HTTP/1 may close its sending side and still wait for its response, so hyper is told to tolerate that.
+//! hyper then no longer notices that a client has gone while a request is in flight; `Wire` looks for that whenever
+//! hyper flushes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,32 +17,33 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::pulse::Pulse;
+use super::activity::ConnectionActivity;
 
-/// How an HTTP/2 client that knows what it talks to begins.
+/// The first bytes of an HTTP/2 connection, RFC 9113 section 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Room for what is read ahead: the preface and, mostly, a whole request.
+/// The buffer for bytes that are read ahead: the preface, or mostly a whole request.
 const AHEAD_BYTES: usize = 2048;
 
-/// Bytes taken at most while a request is in work, such as the next request of a client that does not wait.
+/// The most bytes that are read at once while a request is in flight, such as the next request of a client that
+/// pipelines.
 const WATCHED_BYTES: usize = 512;
 
 pub(super) struct Wire<S> {
     stream: S,
     ahead: BytesMut,
-    /// The client ended its sending while a request was in work.
+    /// The client closed its sending side while a request was in flight.
     ended: bool,
-    pulse: Arc<Pulse>,
+    activity: Arc<ConnectionActivity>,
 }
 
 impl<S> Wire<S> {
-    pub(super) fn new(stream: S, ahead: BytesMut, pulse: Arc<Pulse>) -> Self {
-        Self { stream, ahead, ended: false, pulse }
+    pub(super) fn new(stream: S, ahead: BytesMut, activity: Arc<ConnectionActivity>) -> Self {
+        Self { stream, ahead, ended: false, activity }
     }
 }
 
-/// A socket that can end so that its peer does not take that for an end in good order.
+/// A socket that can be reset, so that its peer does not read the end as one in good order.
 pub(super) trait Reset {
     /// From now on, dropping the socket resets the connection.
     fn reset_on_drop(&self);
@@ -49,7 +51,7 @@ pub(super) trait Reset {
 
 impl Reset for TcpStream {
     fn reset_on_drop(&self) {
-        // A socket that refuses is closed in the ordinary way: nothing better can be done.
+        // If this fails, the socket is closed in the ordinary way.
         let _ = SockRef::from(self).set_linger(Some(Duration::ZERO));
     }
 }
@@ -66,8 +68,8 @@ impl<S: Reset> Reset for Wire<S> {
     }
 }
 
-/// Reads until it is sure whether the client opened with the HTTP/2 preface; returns what it read as well. The client
-/// that closes without a byte is one of HTTP/1.
+/// Reads until it is certain whether the client began with the HTTP/2 preface; returns the bytes that were read, too. A
+/// client that closes without a byte counts as one of HTTP/1.
 pub(super) async fn speaks_http2<S: AsyncRead + Unpin>(stream: &mut S) -> io::Result<(bool, BytesMut)> {
     let mut ahead = BytesMut::with_capacity(AHEAD_BYTES);
     loop {
@@ -94,7 +96,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             if wire.ahead.is_empty() {
                 wire.ahead = BytesMut::new();
             }
-            wire.pulse.bytes_came();
+            wire.activity.bytes_received();
             return Poll::Ready(Ok(()));
         }
         if wire.ended {
@@ -104,9 +106,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
         let result = Pin::new(&mut wire.stream).poll_read(cx, buffer);
         if let Poll::Ready(Ok(())) = result {
             if buffer.filled().len() > before {
-                wire.pulse.bytes_came();
+                wire.activity.bytes_received();
             } else {
-                wire.pulse.client_ended();
+                wire.activity.client_ended();
             }
         }
         result
@@ -114,12 +116,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    /// Whether the client of a request in work is still there; what it sends meanwhile is kept for hyper.
+    /// Looks whether the client of a request in flight has gone; bytes that it has sent are kept for hyper.
     ///
     /// # Errors
-    /// The connection's, such as a reset.
+    /// The connection has failed, such as by a reset.
     fn watch(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.ended || !self.ahead.is_empty() || !self.pulse.is_watched() {
+        if self.ended || !self.ahead.is_empty() || !self.activity.needs_watching() {
             return Ok(());
         }
         let mut bytes = [0; WATCHED_BYTES];
@@ -128,7 +130,7 @@ impl<S: AsyncRead + Unpin> Wire<S> {
             Poll::Pending => {}
             Poll::Ready(Ok(())) if !buffer.filled().is_empty() => self.ahead.extend_from_slice(buffer.filled()),
             Poll::Ready(Ok(())) => self.end(),
-            // TLS without a farewell; whether something is missing is told by the lengths in HTTP.
+            // TLS ended without close_notify. HTTP's own lengths show whether bytes are missing.
             Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => self.end(),
             Poll::Ready(Err(error)) => return Err(error),
         }
@@ -137,15 +139,16 @@ impl<S: AsyncRead + Unpin> Wire<S> {
 
     fn end(&mut self) {
         self.ended = true;
-        self.pulse.client_ended();
+        self.activity.client_ended();
     }
 }
 
 impl<S: AsyncWrite + Unpin> Wire<S> {
-    fn noted<T>(&self, result: Poll<T>) -> Poll<T> {
+    /// Records whether a write made progress.
+    fn record<T>(&self, result: Poll<T>) -> Poll<T> {
         match result {
-            Poll::Ready(_) => self.pulse.write_went(),
-            Poll::Pending => self.pulse.write_blocked(),
+            Poll::Ready(_) => self.activity.write_progressed(),
+            Poll::Pending => self.activity.write_blocked(),
         }
         result
     }
@@ -155,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
         let result = Pin::new(&mut wire.stream).poll_write(cx, buffer);
-        wire.noted(result)
+        wire.record(result)
     }
 
     fn poll_write_vectored(
@@ -165,7 +168,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     ) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
         let result = Pin::new(&mut wire.stream).poll_write_vectored(cx, buffers);
-        wire.noted(result)
+        wire.record(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -176,13 +179,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         let wire = self.get_mut();
         wire.watch(cx)?;
         let result = Pin::new(&mut wire.stream).poll_flush(cx);
-        wire.noted(result)
+        wire.record(result)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.get_mut();
         let result = Pin::new(&mut wire.stream).poll_shutdown(cx);
-        wire.noted(result)
+        wire.record(result)
     }
 }
 
@@ -191,7 +194,7 @@ mod tests {
     use super::*;
 
     async fn check(sent: &'static [u8], http2: bool) {
-        // One byte at a time, as the slowest client would.
+        // The bytes arrive one at a time.
         let (mut client, mut server) = tokio::io::duplex(1);
         let client = tokio::spawn(async move {
             // The server may have seen enough before the last byte.
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_preface_tells() {
+    async fn http2_is_recognized_by_its_preface() {
         check(PREFACE, true).await;
         check(b"PRI * HTTP/1.1\r\n\r\n", false).await;
         check(b"GET / HTTP/1.1\r\n\r\n", false).await;

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use wasmcage_http::Http;
+use wasmcage_http::HttpProtocol;
 use wasmcage_protocol::Protocol;
 use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
@@ -16,7 +16,7 @@ struct HttpSubject;
 #[async_trait]
 impl Subject for HttpSubject {
     fn protocol(&self) -> Box<dyn Protocol> {
-        Box::new(Http)
+        Box::new(HttpProtocol)
     }
 
     fn keys(&self, _: &TestHost) -> String {

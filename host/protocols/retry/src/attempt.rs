@@ -1,71 +1,73 @@
-//! One attempt at one call, and the record of how it ended.
+//! Runs one attempt at a call and records its result in the store.
 
 use std::time::{Instant, SystemTime};
 
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::config::RetryConfig;
-use super::interface::{STORE_PAUSE, Trouble, WRITE_PATIENCE};
+use super::interface::{STORE_RETRY_PAUSE, StoreStatus, WRITE_TIMEOUT};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task;
 use wasmcage_protocol::InterfaceContext;
 use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
 
-/// How long a call that does not end at its deadline is waited for; guests are stopped there.
-const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
+/// How long a call may go on after its deadline, at which guests are stopped.
+const DEADLINE_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// A call whose attempt is on record as begun.
-pub(super) struct Attempted {
+/// An attempt whose beginning is recorded in the store.
+pub(super) struct CallAttempt {
     pub(super) cx: InterfaceContext,
     pub(super) config: RetryConfig,
-    /// Its place, which it gives back however it ends.
+    /// Its place among the queue's concurrent calls, which is freed when this is dropped.
     pub(super) _in_work: InWork,
-    /// A drain waits for it from its beginning on.
+    /// Makes a drain wait for the attempt from its beginning on.
     pub(super) _in_flight: TaskTrackerToken,
     pub(super) sequence: u64,
     pub(super) entry: CallEntry,
 }
 
-impl Attempted {
+impl CallAttempt {
+    /// Runs the attempt until its result is recorded, or the drain is forced.
     pub(super) async fn run(self) {
         let drain = self.cx.drain.clone();
         let ended = async {
-            // A call whose attempt panics is made again later, like others, and not at once for ever.
-            if let Err(panic) = task::caught_async(self.to_its_end()).await {
+            // A call whose attempt panics is retried after a pause, like others.
+            if let Err(panic) = task::caught_async(self.run_and_record()).await {
                 self.cx.tasks.report("an attempt at a retried call", &panic);
                 self.record(End::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
             }
         };
         tokio::select! {
             () = ended => {}
-            // It is begun again by whoever works off the queue next.
+            // The call is made again when the queue is processed next.
             () = drain.forcing() => {}
         }
     }
 
-    async fn to_its_end(&self) {
+    async fn run_and_record(&self) {
         let end = match self.message().await {
-            Ok(Some(message)) => self.end_of(self.made(message).await),
-            // It was dropped, or moved, since.
+            Ok(Some(message)) => self.end_of(self.call(message).await),
+            // The call was dropped or moved meanwhile.
             Ok(None) => return,
             Err(error) => self.not_run(format!("the store cannot be read: {error}")),
         };
         self.record(end).await;
     }
 
+    /// The call's arguments; none if the call does not exist any more.
     async fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let sequence = self.sequence;
         self.cx.store.aside(move |store| store.call_message(sequence)).await
     }
 
-    async fn made(&self, message: Vec<u8>) -> Result<(), DispatchError> {
+    async fn call(&self, message: Vec<u8>) -> Result<(), DispatchError> {
         let InterfaceContext { dispatch, endpoint, .. } = &self.cx;
         let expires_in = self.entry.expires_ms.map(|at| call_time(at).duration_since(SystemTime::now()));
         let timeout = endpoint.timeout().min(expires_in.map_or(endpoint.timeout(), Result::unwrap_or_default));
         let deadline = Deadline::after(timeout);
         let attempt = dispatch.attempt(&self.entry, message, deadline);
-        let ended = tokio::time::timeout_at(deadline.instant() + GRACE, attempt).await;
+        let ended = tokio::time::timeout_at(deadline.instant() + DEADLINE_GRACE, attempt).await;
         ended.unwrap_or_else(|_| Err(DispatchError::DeadlineExceeded("it did not end at its deadline".into())))
     }
 
@@ -73,7 +75,7 @@ impl Attempted {
         match result {
             Ok(()) => End::Done,
             Err(error) if is_final(&error) => End::Never(error.to_string()),
-            // A cage that stops has not begun with it, and must not use up what may be its only attempt.
+            // A draining cage has not run the call, and must not use up what may be its only attempt.
             Err(error @ DispatchError::Draining) => self.not_run(error.to_string()),
             Err(error) => End::Later { error: error.to_string(), due_ms: self.next_ms() },
         }
@@ -90,26 +92,27 @@ impl Attempted {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The call keeps its place until its end is on record: what was done is not done again for the store's sake.
+    /// Records the result, and retries until the store accepts it. The call keeps its place meanwhile, so that it is
+    /// not run a second time because of the store.
     async fn record(&self, end: End) {
         let (store, queue) = (&self.cx.store, &self.cx.endpoint.interface);
-        let mut trouble = Trouble::default();
+        let mut store_status = StoreStatus::default();
         loop {
-            let deadline = Deadline::after(WRITE_PATIENCE);
+            let deadline = Deadline::after(WRITE_TIMEOUT);
             match store.finish_call(queue, self.config.rules, self.sequence, end.clone(), deadline).await {
-                Ok(finished) => return self.tell(&end, finished),
-                Err(error) => trouble.tell(&self.cx, &error),
+                Ok(finished) => return self.log(&end, finished),
+                Err(error) => store_status.report_error(&self.cx, &error),
             }
-            tokio::time::sleep(STORE_PAUSE).await;
+            tokio::time::sleep(STORE_RETRY_PAUSE).await;
         }
     }
 
-    fn tell(&self, end: &End, finished: Finished) {
+    fn log(&self, end: &End, finished: Finished) {
         let (cage, interface) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface);
         let CallEntry { id, target, attempts, .. } = &self.entry;
         let (module, function) = (&target.module, &target.function);
         match (finished, end) {
-            (Finished::GivenUp(given_up), _) => tell_given_up(&self.cx, &given_up),
+            (Finished::GivenUp(given_up), _) => report_given_up(&self.cx, &given_up),
             (Finished::Later, End::Later { error, .. } | End::NotRun { error, .. }) => {
                 tracing::info!(
                     cage,
@@ -129,8 +132,8 @@ impl Attempted {
     }
 }
 
-/// A call that nobody will make again by itself.
-pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
+/// Logs a call that will not be retried any more.
+pub(super) fn report_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
     let GivenUp { entry, displaced } = given_up;
     let (cage, interface) = (&*cx.endpoint.cage, &*cx.endpoint.interface);
     let CallEntry { id, target, error, attempts, .. } = entry;
@@ -149,7 +152,7 @@ pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
     }
 }
 
-/// Whether the same call would end in the same way again.
+/// Returns whether a retry would fail in the same way.
 fn is_final(error: &DispatchError) -> bool {
     match error {
         DispatchError::BadRequest(_) | DispatchError::NotPermitted(_) | DispatchError::Refused(_) => true,

@@ -1,4 +1,4 @@
-//! What `[interfaces.NAME] protocol = "retry"` may say.
+//! The configuration of an interface: `[interfaces.NAME]` with `protocol = "retry"`.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use wasmcage_store::Rules;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const DAY_MS: u64 = DAY.as_secs() * 1000;
 
-/// Of one queue.
+/// The configuration of one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RetryConfig {
-    /// Calls that are made at once.
+    /// The most calls that run at once.
     pub concurrency: usize,
-    /// Before the second attempt; doubled for each further one.
+    /// The pause before the second attempt; it doubles for each further one.
     pub interval: Duration,
     pub rules: Rules,
 }
@@ -32,7 +32,7 @@ impl RetryConfig {
         let interval = section.milliseconds("retry_interval_ms", Duration::from_secs(1), 1..=DAY_MS);
         let interval_max = section.milliseconds("retry_interval_max_ms", Duration::from_secs(120), 1..=DAY_MS);
         let retention =
-            section.parsed("retention", Span(3 * DAY), "a time such as \"3d\", \"12h\", \"30m\" or \"90s\"");
+            section.parsed("retention", TimeSpan(3 * DAY), "a time such as \"3d\", \"12h\", \"30m\" or \"90s\"");
         let rules = Rules {
             keep_order,
             interval_max: interval_max.max(interval),
@@ -44,8 +44,8 @@ impl RetryConfig {
         Ok(Self { concurrency, interval, rules })
     }
 
-    /// How long to wait after so many attempts that failed: doubled each time, up to the longest, and a fifth more or less,
-    /// so that calls that failed together do not all come back together.
+    /// The pause after so many failed attempts. It doubles each time up to the longest, and varies by a fifth, so that
+    /// calls that failed together are not all retried together.
     pub(super) fn pause(&self, attempts: u32) -> Duration {
         let longest = self.rules.interval_max;
         let jitter = 0.8 + 0.4 * fastrand::f64();
@@ -53,11 +53,11 @@ impl RetryConfig {
     }
 }
 
-/// `3d`, `12h`, `30m`, `90s`; from a second to ten years.
+/// A time such as `3d`, `12h`, `30m` or `90s`, from a second to ten years.
 #[derive(Debug, PartialEq, Eq)]
-struct Span(Duration);
+struct TimeSpan(Duration);
 
-impl FromStr for Span {
+impl FromStr for TimeSpan {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -103,9 +103,13 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_read() {
+    fn time_spans_are_parsed() {
         let check = |text: &str, seconds: Option<u64>| {
-            assert_eq!(text.parse::<Span>().ok(), seconds.map(|seconds| Span(Duration::from_secs(seconds))), "{text}");
+            assert_eq!(
+                text.parse::<TimeSpan>().ok(),
+                seconds.map(|seconds| TimeSpan(Duration::from_secs(seconds))),
+                "{text}"
+            );
         };
         check("3d", Some(259_200));
         check("12h", Some(43_200));

@@ -1,5 +1,5 @@
-//! Protocol `retry`: makes calls that were accepted before, again and again until they succeed. An interface works off the
-//! queue of its name; every cage has one called `retry`.
+//! Protocol `retry`: makes calls that were accepted into a queue, and retries them until they succeed. An interface
+//! processes the queue of its name; every cage has an interface `retry`.
 
 mod attempt;
 mod config;
@@ -10,9 +10,9 @@ use self::interface::RetryInterface;
 use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
 use wasmcage_protocol::{Interface, Protocol};
 
-pub struct Retry;
+pub struct RetryProtocol;
 
-impl Protocol for Retry {
+impl Protocol for RetryProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new("retry").target(RequestTarget::NamedModule).in_every_cage().serves_queue()
     }

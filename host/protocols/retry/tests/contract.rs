@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
-use wasmcage_retry::Retry;
+use wasmcage_retry::RetryProtocol;
 use wasmcage_store::{CallsWanted, NewCall, StoredTarget};
 use wasmcage_test_util::contract::{Answer, Subject, TIMEOUT};
 use wasmcage_test_util::{TestHost, TestInterface};
@@ -19,7 +19,7 @@ struct RetrySubject {
 #[async_trait]
 impl Subject for RetrySubject {
     fn protocol(&self) -> Box<dyn Protocol> {
-        Box::new(Retry)
+        Box::new(RetryProtocol)
     }
 
     fn keys(&self, _: &TestHost) -> String {

@@ -1,7 +1,8 @@
-//! Protocol `schedule`: requests at times that a cron expression names.
+//! Protocol `schedule`: requests at the times of a cron expression or an interval.
 //!
-//! `times.rs` knows the times, `planner.rs` decides which of them get a request and when; neither asks for the time or waits.
-//! `interface.rs` does that, with `record.rs` for what must be known again after a restart. `config.rs` reads `cage.toml`.
+//! `times.rs` computes the times, `planner.rs` decides which of them get a request and when; neither reads the clock or
+//! waits. `interface.rs` does that, and `record.rs` stores the progress for the time after a restart. `config.rs` reads
+//! `cage.toml`.
 
 mod config;
 mod interface;
@@ -14,9 +15,9 @@ use wasmcage_protocol::{Interface, Protocol};
 
 const NAME: &str = "schedule";
 
-pub struct Schedule;
+pub struct ScheduleProtocol;
 
-impl Protocol for Schedule {
+impl Protocol for ScheduleProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new(NAME)
     }

@@ -1,4 +1,4 @@
-//! How far a schedule has come, kept in the cage's store for schedules that catch up.
+//! Stores a schedule's progress in the cage's store, for schedules that catch up.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,69 +7,71 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::NAME;
-use super::planner::{Progress, Stretch};
+use super::planner::{Progress, TimeRange};
 use wasmcage_core::request::Deadline;
 use wasmcage_store::{Space, Store, StoreError};
 
-/// A tick waits no longer for the store.
+/// How long a tick waits for the store.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(super) struct Record {
+pub(super) struct ProgressRecord {
     store: Arc<Store>,
     key: Vec<u8>,
-    /// Another schedule of the same name has come no way yet.
+    /// The schedule's cron expression or interval, and time zone. If it changes, the progress is ignored.
     schedule: String,
 }
 
+/// The stored JSON. Times are seconds since 1970.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredProgress {
     schedule: String,
-    /// Times up to this one are settled. Seconds since 1970, like all here.
+    /// Times up to this one are settled.
     settled: i64,
-    /// Since when the clock had not leapt; records of earlier versions do not say it.
+    /// The time from which the clock has advanced without a jump; records of earlier versions do not have it.
     since: Option<i64>,
-    /// Settled stretches from before it did.
+    /// Settled ranges from before a jump of the clock.
     #[serde(default)]
     past: Vec<(i64, i64)>,
 }
 
-impl Stored {
+impl StoredProgress {
     fn progress(&self) -> Option<Progress> {
         let time = |seconds| Timestamp::from_second(seconds).ok();
-        let past = self.past.iter().map(|(after, to)| Some(Stretch { after: time(*after)?, to: time(*to)? }));
-        let seen = time(self.settled)?;
+        let past = self.past.iter().map(|(after, to)| Some(TimeRange { after: time(*after)?, to: time(*to)? }));
+        let decided_to = time(self.settled)?;
         Some(Progress {
-            since: self.since.map_or(Some(seen), time)?.min(seen),
-            seen,
+            since: self.since.map_or(Some(decided_to), time)?.min(decided_to),
+            decided_to,
             past: past.collect::<Option<_>>()?,
         })
     }
 }
 
-impl Record {
+impl ProgressRecord {
     pub(super) fn new(store: Arc<Store>, interface: &str, schedule: &str) -> Self {
         Self { store, key: format!("{NAME}/{interface}").into_bytes(), schedule: schedule.to_owned() }
     }
 
-    /// None when nothing is known of this schedule.
+    /// Loads the progress; none if there is none of this schedule.
     ///
     /// # Errors
-    /// The store's.
+    /// The store cannot be read.
     pub(super) async fn load(&self) -> Result<Option<Progress>, StoreError> {
         self.store.ready().await;
         let key = self.key.clone();
         let read = self.store.aside(move |store| store.read(|reader| reader.get(Space::Interfaces, &key)));
         let Some(bytes) = read.await? else { return Ok(None) };
-        let stored = serde_json::from_slice::<Stored>(&bytes).ok().filter(|stored| stored.schedule == self.schedule);
+        let stored =
+            serde_json::from_slice::<StoredProgress>(&bytes).ok().filter(|stored| stored.schedule == self.schedule);
         Ok(stored.and_then(|stored| stored.progress()))
     }
 
     /// # Errors
-    /// The store's.
+    /// The store cannot be written.
     pub(super) async fn save(&self, settled: &Progress) -> Result<(), StoreError> {
-        let stored = Stored {
+        let stored = StoredProgress {
             schedule: self.schedule.clone(),
-            settled: settled.seen.as_second(),
+            settled: settled.decided_to.as_second(),
             since: Some(settled.since.as_second()),
             past: settled.past.iter().map(|past| (past.after.as_second(), past.to.as_second())).collect(),
         };

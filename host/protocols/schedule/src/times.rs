@@ -1,4 +1,4 @@
-//! The times that a schedule names: those of a cron expression in a time zone, or every so many seconds.
+//! The times of a schedule: those of a cron expression in a time zone, or every so many seconds.
 
 use std::fmt;
 
@@ -7,45 +7,46 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 #[derive(Clone, Debug)]
-pub(super) struct Times {
-    pub pattern: Pattern,
+pub(super) struct ScheduleTimes {
+    pub pattern: TimePattern,
     pub zone: TimeZone,
-    /// As it is written, to be told from another schedule.
-    pub written: String,
+    /// The configured text, by which a changed schedule is recognized.
+    pub source: String,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Pattern {
+pub(super) enum TimePattern {
     Cron(Box<Cron>),
-    /// Seconds, at least 1. The times are whole multiples since 1970 in UTC, so that a restart changes none.
+    /// An interval in seconds, at least 1. The times are its multiples since 1970 in UTC, so that a restart does not
+    /// shift them.
     Every(i64),
 }
 
-impl Times {
-    /// The first one after `time`; none when there is none before the year 5000.
+impl ScheduleTimes {
+    /// The first time after `time`; none if there is none before the year 5000.
     pub(super) fn after(&self, time: Timestamp) -> Option<Timestamp> {
         match &self.pattern {
-            Pattern::Cron(cron) => {
+            TimePattern::Cron(cron) => {
                 let next = cron.find_next_occurrence(&time.to_zoned(self.zone.clone()), false).ok()?;
                 Some(next.timestamp())
             }
-            Pattern::Every(seconds) => multiple(time.as_second().div_euclid(*seconds).checked_add(1)?, *seconds),
+            TimePattern::Every(seconds) => multiple(time.as_second().div_euclid(*seconds).checked_add(1)?, *seconds),
         }
     }
 
-    /// The last one up to `time`, which is a whole second.
+    /// The last time up to `time`, which has to be a whole second.
     pub(super) fn up_to(&self, time: Timestamp) -> Option<Timestamp> {
         match &self.pattern {
-            Pattern::Cron(cron) => {
+            TimePattern::Cron(cron) => {
                 let last = cron.find_previous_occurrence(&time.to_zoned(self.zone.clone()), true).ok()?;
                 Some(last.timestamp())
             }
-            Pattern::Every(seconds) => multiple(time.as_second().div_euclid(*seconds), *seconds),
+            TimePattern::Every(seconds) => multiple(time.as_second().div_euclid(*seconds), *seconds),
         }
     }
 
-    /// As RFC 3339 in the schedule's zone, such as `2026-11-22T03:00:00+01:00`.
-    pub(super) fn shown(&self, time: Timestamp) -> impl fmt::Display {
+    /// The time by RFC 3339 in the schedule's zone, such as `2026-11-22T03:00:00+01:00`.
+    pub(super) fn display(&self, time: Timestamp) -> impl fmt::Display {
         time.to_zoned(self.zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
     }
 }
@@ -58,21 +59,25 @@ fn multiple(count: i64, seconds: i64) -> Option<Timestamp> {
 mod tests {
     use super::*;
 
-    /// Berlin by its rule, so that the machine needs no table of zones.
+    /// Berlin's time zone by its rule, so that the test needs no time zone database.
     fn berlin() -> TimeZone {
         TimeZone::posix("CET-1CEST,M3.5.0,M10.5.0/3").unwrap()
     }
 
-    fn times(cron: &str) -> Times {
-        Times { pattern: Pattern::Cron(Box::new(cron.parse().unwrap())), zone: berlin(), written: String::new() }
+    fn times(cron: &str) -> ScheduleTimes {
+        ScheduleTimes {
+            pattern: TimePattern::Cron(Box::new(cron.parse().unwrap())),
+            zone: berlin(),
+            source: String::new(),
+        }
     }
 
     #[track_caller]
-    fn check(times: &Times, from: &str, expected: &[&str]) {
+    fn check(times: &ScheduleTimes, from: &str, expected: &[&str]) {
         let mut time: Timestamp = from.parse().unwrap();
         for expected in expected {
             time = times.after(time).unwrap();
-            assert_eq!(times.shown(time).to_string(), *expected);
+            assert_eq!(times.display(time).to_string(), *expected);
         }
     }
 
@@ -128,16 +133,16 @@ mod tests {
 
     #[test]
     fn intervals_are_counted_from_1970() {
-        let every = Times { pattern: Pattern::Every(900), zone: TimeZone::UTC, written: String::new() };
+        let every = ScheduleTimes { pattern: TimePattern::Every(900), zone: TimeZone::UTC, source: String::new() };
         check(&every, "2026-11-21T12:00:00.5Z", &["2026-11-21T12:15:00+00:00", "2026-11-21T12:30:00+00:00"]);
         check(&every, "1969-12-31T23:50:00Z", &["1970-01-01T00:00:00+00:00"]);
         assert_eq!(every.after(Timestamp::MAX), None);
     }
 
-    /// What is counted backwards after a downtime is what would have come.
+    /// After a downtime times are counted backwards, which must give the same ones.
     #[test]
     fn backwards_are_the_same_times_as_forwards() {
-        let every = Times { pattern: Pattern::Every(7_000), zone: TimeZone::UTC, written: String::new() };
+        let every = ScheduleTimes { pattern: TimePattern::Every(7_000), zone: TimeZone::UTC, source: String::new() };
         let crons =
             ["30 2 * * *", "0 */30 * * * *", "*/7 2 * * *", "0 0 L * *", "15 2,3 * * 0", "@hourly", "0 0 3 * * *"];
         for times in crons.map(times).into_iter().chain([every]) {

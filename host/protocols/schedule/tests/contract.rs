@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use wasmcage_protocol::Protocol;
-use wasmcage_schedule::Schedule;
+use wasmcage_schedule::ScheduleProtocol;
 use wasmcage_test_util::contract::{Answer, Subject};
 use wasmcage_test_util::{TestHost, TestInterface};
 
@@ -12,7 +12,7 @@ struct ScheduleSubject;
 #[async_trait]
 impl Subject for ScheduleSubject {
     fn protocol(&self) -> Box<dyn Protocol> {
-        Box::new(Schedule)
+        Box::new(ScheduleProtocol)
     }
 
     fn keys(&self, _: &TestHost) -> String {

@@ -1,12 +1,12 @@
-//! One connection as the pool sees it: operations, transactions, streams, whatever the database.
+//! One connection for the resource's pool: operations, transactions and streams, for any database.
 
 use async_trait::async_trait;
 
-use super::driver::{Begin, Driver, RunError};
+use super::driver::{BeginOptions, DatabaseDriver, RunError};
 use super::error;
 use super::operation::{self, Statement};
-use super::rows::{Limits, Rows};
-use super::statement::{Dialect, Kind};
+use super::rows::{RowLimits, RowWriter};
+use super::statement::{Dialect, StatementKind};
 use super::stream::ResultStream;
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, ResourceError, Reuse};
@@ -18,58 +18,66 @@ const ISOLATION: &[(&str, &str)] = &[
     ("serializable", "serializable"),
 ];
 
-pub(super) struct Session {
-    driver: Box<dyn Driver>,
+pub(super) struct SqlConnection {
+    driver: Box<dyn DatabaseDriver>,
     dialect: Dialect,
-    limits: Limits,
-    transaction: Transaction,
-    /// Statements have run since the session was new.
+    limits: RowLimits,
+    transaction: TransactionState,
+    /// Statements have run since the session was new or reset.
     used: bool,
-    /// One of them may have left what no reset takes away.
-    marked: bool,
-    /// The last failure was of what is cached of a statement.
-    stale: bool,
+    /// One of them may have left state that no reset removes.
+    has_session_state: bool,
+    /// The last failure was `RunError::Stale`.
+    was_stale: bool,
 }
 
-/// Of a statement that cannot run in a transaction, such as `vacuum`: nothing ran.
+/// PostgreSQL's code for a statement that cannot run in a transaction, such as `vacuum`. Nothing ran.
 const NOT_IN_TRANSACTION: &str = "25001";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transaction {
+enum TransactionState {
     None,
     Open,
-    /// A statement failed. PostgreSQL would answer a commit of it with a rollback, and no error.
+    /// A statement failed. PostgreSQL would roll it back at a commit without an error.
     Failed,
 }
 
-impl Session {
-    pub(super) fn new(driver: Box<dyn Driver>, dialect: Dialect, limits: Limits) -> Self {
-        Self { driver, dialect, limits, transaction: Transaction::None, used: false, marked: false, stale: false }
+impl SqlConnection {
+    pub(super) fn new(driver: Box<dyn DatabaseDriver>, dialect: Dialect, limits: RowLimits) -> Self {
+        Self {
+            driver,
+            dialect,
+            limits,
+            transaction: TransactionState::None,
+            used: false,
+            has_session_state: false,
+            was_stale: false,
+        }
     }
 
     fn failure(&mut self, phase: Phase, error: RunError) -> ResourceError {
-        self.stale = matches!(error, RunError::Stale(_));
-        let in_transaction = self.transaction != Transaction::None;
+        self.was_stale = matches!(error, RunError::Stale(_));
+        let in_transaction = self.transaction != TransactionState::None;
         error::running(phase, self.dialect, in_transaction, error)
     }
 
-    /// To be called before each statement of a module's.
-    fn note(&mut self, statement: &Statement) -> Kind {
+    /// Records the effects of a module's statement. It must be called before the statement runs.
+    fn record(&mut self, statement: &Statement) -> StatementKind {
         self.used = true;
-        self.marked |= statement.kind.marks_session;
+        self.has_session_state |= statement.kind.leaves_session_state;
         statement.kind
     }
 
-    /// `{"columns":..,"affected":..}` of one statement, appended to `json`.
+    /// Runs one statement and appends `{"columns":..,"affected":..}` to `json`.
     async fn run(&mut self, statement: Statement, json: &mut Vec<u8>) -> Result<(), RunError> {
-        let mut rows = Rows::whole(self.limits, json.len());
-        let kind = self.note(&statement);
-        let done = self.driver.run(statement, &mut rows).await?;
+        let mut rows = RowWriter::whole(self.limits, json.len());
+        let kind = self.record(&statement);
+        let result = self.driver.run(statement, &mut rows).await?;
         json.push(b'{');
         json.extend_from_slice(&rows.finish().await?);
-        // Databases count the rows that were read, or those of an earlier statement, too.
-        let affected = if kind.writes { done.affected } else { 0 };
-        let last_id = done.last_id.filter(|_| kind.writes);
+        // Without a write, databases report the rows that were read, or those of an earlier statement.
+        let affected = if kind.writes { result.affected } else { 0 };
+        let last_id = result.last_id.filter(|_| kind.writes);
         let last_id = last_id.map_or("null".to_owned(), |id| id.to_string());
         json.extend_from_slice(format!(",\"affected\":{affected},\"last_id\":{last_id}}}").as_bytes());
         Ok(())
@@ -94,21 +102,21 @@ impl Session {
         Ok(OperationReply { status: 200, headers: Vec::new(), body: json.into() })
     }
 
-    /// Runs a statement whose rows are sent as they come; in a transaction of its own where options ask for one.
+    /// Runs a statement whose rows are streamed, and commits its own transaction if it has one.
     pub(super) async fn stream(
         mut self: Box<Self>,
         statement: Statement,
-        mut rows: Rows,
+        mut rows: RowWriter,
     ) -> Result<Box<Self>, ResourceError> {
-        self.note(&statement);
+        self.record(&statement);
         if let Err(error) = self.driver.run(statement, &mut rows).await {
             return Err(self.failure(Phase::Execute, error));
         }
         if let Err(error) = rows.finish().await {
             return Err(self.failure(Phase::Execute, error));
         }
-        if self.transaction == Transaction::Open {
-            self.end().await?;
+        if self.transaction == TransactionState::Open {
+            self.commit_transaction().await?;
         }
         Ok(self)
     }
@@ -117,29 +125,29 @@ impl Session {
         let options = begin_options(options)?;
         let begun = self.driver.begin(options).await;
         begun.map_err(|error| self.failure(Phase::Begin, error.into()))?;
-        self.transaction = Transaction::Open;
+        self.transaction = TransactionState::Open;
         Ok(())
     }
 
-    async fn end(&mut self) -> Result<(), ResourceError> {
-        if self.transaction == Transaction::Failed {
+    async fn commit_transaction(&mut self) -> Result<(), ResourceError> {
+        if self.transaction == TransactionState::Failed {
             let text = "a statement of the transaction failed: it can be rolled back only";
             return Err(ResourceError::harmless(Phase::Commit, ResourceError::BAD_OPERATION, text));
         }
         let committed = self.driver.commit().await;
         committed.map_err(|error| self.failure(Phase::Commit, error.into()))?;
-        self.transaction = Transaction::None;
+        self.transaction = TransactionState::None;
         Ok(())
     }
 
-    async fn undo(&mut self) -> Result<(), ResourceError> {
+    async fn roll_back(&mut self) -> Result<(), ResourceError> {
         let rolled_back = self.driver.rollback().await;
         rolled_back.map_err(|error| self.failure(Phase::Rollback, error.into()))?;
-        self.transaction = Transaction::None;
+        self.transaction = TransactionState::None;
         Ok(())
     }
 
-    /// The statements as a transaction; after an error that is not terminal, nothing of it is left.
+    /// Runs the statements as one transaction. After an error that is not terminal it is rolled back.
     async fn transact(
         &mut self,
         statements: Vec<Statement>,
@@ -147,14 +155,14 @@ impl Session {
     ) -> Result<OperationReply, ResourceError> {
         self.begin_with(options).await?;
         let result = match self.execute_statements(statements).await {
-            Ok(reply) => self.end().await.map(|()| reply),
+            Ok(reply) => self.commit_transaction().await.map(|()| reply),
             Err(error) => Err(error),
         };
         match result {
             Err(error) if !error.terminal => {
-                let stale = self.stale;
-                let terminal = self.undo().await.is_err();
-                self.stale = stale;
+                let was_stale = self.was_stale;
+                let terminal = self.roll_back().await.is_err();
+                self.was_stale = was_stale;
                 Err(ResourceError { terminal, ..error })
             }
             result => result,
@@ -163,15 +171,15 @@ impl Session {
 
     async fn execute_statements(&mut self, statements: Vec<Statement>) -> Result<OperationReply, ResourceError> {
         let result = self.run_all(statements).await;
-        if result.is_err() && self.transaction == Transaction::Open {
-            self.transaction = Transaction::Failed;
+        if result.is_err() && self.transaction == TransactionState::Open {
+            self.transaction = TransactionState::Failed;
         }
         result
     }
 }
 
 #[async_trait]
-impl Connection for Session {
+impl Connection for SqlConnection {
     async fn begin(&mut self, options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
         self.begin_with(options).await
     }
@@ -182,14 +190,14 @@ impl Connection for Session {
     }
 
     async fn commit(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
-        self.end().await
+        self.commit_transaction().await
     }
 
     async fn rollback(&mut self, _deadline: Deadline) -> Result<(), ResourceError> {
-        self.undo().await
+        self.roll_back().await
     }
 
-    /// One statement without options is a transaction to the database anyway.
+    /// A single statement without options is a transaction by itself, so it needs none around it.
     async fn execute_alone(
         &mut self,
         operation: Operation,
@@ -201,10 +209,10 @@ impl Connection for Session {
         if is_plain && !self.driver.needs_transactions() {
             return self.run_all(statements).await;
         }
-        self.stale = false;
+        self.was_stale = false;
         match self.transact(statements, options).await {
-            // Nothing of it is left: once more, with what the database says now.
-            Err(error) if self.stale && !error.terminal => {
+            // It was rolled back, and is retried with what is prepared anew.
+            Err(error) if self.was_stale && !error.terminal => {
                 self.transact(operation::parse(&operation, self.dialect)?, options).await
             }
             Err(error) if is_plain && error.code == NOT_IN_TRANSACTION && !error.terminal => {
@@ -234,7 +242,7 @@ impl Connection for Session {
     }
 
     fn reuse(&self) -> Reuse {
-        if self.transaction != Transaction::None || self.marked || self.driver.is_spent() {
+        if self.transaction != TransactionState::None || self.has_session_state || self.driver.is_unusable() {
             return Reuse::Never;
         }
         if self.used && self.driver.can_reset() { Reuse::AfterReset } else { Reuse::AsItIs }
@@ -248,12 +256,12 @@ impl Connection for Session {
     }
 
     async fn is_healthy(&mut self) -> bool {
-        self.transaction == Transaction::None && self.driver.ping().await.is_ok()
+        self.transaction == TransactionState::None && self.driver.ping().await.is_ok()
     }
 }
 
-fn begin_options(options: &[(String, String)]) -> Result<Begin, ResourceError> {
-    let mut begin = Begin::default();
+fn begin_options(options: &[(String, String)]) -> Result<BeginOptions, ResourceError> {
+    let mut begin = BeginOptions::default();
     let bad = |text: String| ResourceError::harmless(Phase::Begin, ResourceError::BAD_OPERATION, text);
     for (name, value) in options {
         match name.as_str() {

@@ -1,44 +1,44 @@
-//! What a connection needs of one database; and what all drivers do alike.
+//! The trait that each kind of database implements, and what all of them do alike.
 
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt};
 use sqlx::{Database, Either};
 
 use super::operation::Statement;
-use super::rows::{Rows, WriteCell};
+use super::rows::{RowWriter, WriteCell};
 
-/// Begin options.
+/// The options of a transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Begin {
-    /// As SQL writes it, such as `repeatable read`.
+pub(super) struct BeginOptions {
+    /// The level in SQL's words, such as `repeatable read`.
     pub(super) isolation: Option<&'static str>,
     pub(super) read_only: bool,
 }
 
-/// What a statement did besides giving rows.
+/// The result of a statement besides its rows.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Done {
+pub(super) struct StatementResult {
     pub(super) affected: u64,
     pub(super) last_id: Option<i64>,
 }
 
-/// Why a statement did not do what it was to do.
+/// Why a statement failed.
 #[derive(Debug)]
 pub(super) enum RunError {
     Database(sqlx::Error),
-    /// What the connection or the server had cached of the statement no longer fits the database: nothing ran, and the same
-    /// statement is likely to do in a new transaction.
+    /// The plan that the connection or the server had cached no longer fits the database. Nothing ran, and the
+    /// statement is likely to succeed in a new transaction.
     Stale(sqlx::Error),
-    /// The value of a parameter is of another type than the database wants: nothing ran.
+    /// A parameter's value has the wrong type. Nothing ran.
     Parameter(String),
-    /// A cell's type has no form in JSON.
+    /// A cell's type cannot be expressed in JSON.
     Cell(String),
-    /// The same, of a statement that ran to its end.
-    CellOfWhole(String),
-    /// The type of a column has no form in JSON: nothing ran.
+    /// A cell's type cannot be expressed in JSON, and the statement ran to its end.
+    CellAfterEnd(String),
+    /// A column's type cannot be expressed in JSON. Nothing ran.
     Column(String),
     TooLarge(String),
-    /// The consumer of a stream is gone.
+    /// The consumer of the stream has gone.
     Abandoned,
 }
 
@@ -48,35 +48,36 @@ impl From<sqlx::Error> for RunError {
     }
 }
 
-/// One connection to a database. A future that is dropped leaves a driver that is to be dropped.
+/// One connection to a database. If a future of these methods is dropped before its end, the driver has to be dropped,
+/// too.
 #[async_trait]
-pub(super) trait Driver: Send {
-    /// Whether each statement needs a transaction around it, since the server that it runs on may be another one after it.
+pub(super) trait DatabaseDriver: Send {
+    /// Returns whether each statement needs a transaction around it, since the next one may run in another session.
     fn needs_transactions(&self) -> bool {
         false
     }
 
-    /// Whether it must not be used again.
-    fn is_spent(&self) -> bool {
+    /// Returns whether the connection must not be used again.
+    fn is_unusable(&self) -> bool {
         false
     }
 
-    /// Whether `reset` takes away what statements have left in the session.
+    /// Returns whether `reset` removes the state that statements have left in the session.
     fn can_reset(&self) -> bool {
         false
     }
 
-    /// Makes the session as it was when the connection was new; prepared statements stay.
+    /// Resets the session to that of a new connection; prepared statements stay.
     ///
     /// # Errors
-    /// The connection is of no more use.
+    /// The connection cannot be used any more.
     async fn reset(&mut self) -> Result<(), sqlx::Error> {
         Ok(())
     }
 
     /// # Errors
-    /// The database's, or a connection's that broke.
-    async fn begin(&mut self, options: Begin) -> Result<(), sqlx::Error>;
+    /// The database refuses, or the connection is broken.
+    async fn begin(&mut self, options: BeginOptions) -> Result<(), sqlx::Error>;
 
     /// # Errors
     /// See `begin`.
@@ -86,42 +87,45 @@ pub(super) trait Driver: Send {
     /// See `begin`.
     async fn rollback(&mut self) -> Result<(), sqlx::Error>;
 
+    /// Runs a statement and writes its rows.
+    ///
     /// # Errors
-    /// See the kinds; after `Cell`, `TooLarge` and `Abandoned` the driver is to be dropped, and after some of the database's.
-    async fn run(&mut self, statement: Statement, rows: &mut Rows) -> Result<Done, RunError>;
+    /// See `RunError`. After `Cell`, `TooLarge` and `Abandoned` the driver has to be dropped, and after some errors of
+    /// the database.
+    async fn run(&mut self, statement: Statement, rows: &mut RowWriter) -> Result<StatementResult, RunError>;
 
     /// # Errors
     /// The connection is broken.
     async fn ping(&mut self) -> Result<(), sqlx::Error>;
 }
 
-/// Takes all that a statement gives.
+/// Reads all rows and results of a statement.
 pub(super) async fn drain<D: Database>(
     mut stream: impl Stream<Item = Result<Either<D::QueryResult, D::Row>, sqlx::Error>> + Unpin + Send,
-    rows: &mut Rows,
-    done: fn(D::QueryResult) -> Done,
+    rows: &mut RowWriter,
+    result_of: fn(D::QueryResult) -> StatementResult,
     write: WriteCell<D::Row>,
-) -> Result<Done, RunError> {
-    let mut last = Done::default();
-    let mut unwritten = None;
+) -> Result<StatementResult, RunError> {
+    let mut last = StatementResult::default();
+    let mut cell_error = None;
     while let Some(next) = stream.next().await {
         match next? {
-            Either::Left(result) => last = done(result),
-            // The rest of its rows is read, so that the connection can be used again.
-            Either::Right(_) if unwritten.is_some() => rows.skip()?,
+            Either::Left(result) => last = result_of(result),
+            // The other rows are read, so that the connection can be used again.
+            Either::Right(_) if cell_error.is_some() => rows.skip()?,
             Either::Right(row) => match rows.add::<D>(row, write).await {
-                Err(RunError::Cell(text)) if rows.are_whole() => unwritten = Some(text),
+                Err(RunError::Cell(text)) if rows.is_whole() => cell_error = Some(text),
                 added => added?,
             },
         }
     }
-    match unwritten {
+    match cell_error {
         None => Ok(last),
-        Some(text) => Err(RunError::CellOfWhole(text)),
+        Some(text) => Err(RunError::CellAfterEnd(text)),
     }
 }
 
-/// For a cell whose type has no form in JSON.
+/// The error text for a type that cannot be expressed in JSON.
 pub(super) fn unknown_type(name: &str, cast: &str) -> String {
     format!("type {name} has no form in JSON: cast it, as in {cast}")
 }

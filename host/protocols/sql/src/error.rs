@@ -1,4 +1,5 @@
-//! What a database's errors mean: may it be tried again, can the connection be used again.
+//! Turns a database's errors into those of the resource, and decides whether a retry can succeed and whether the
+//! connection can be used again.
 
 use std::borrow::Cow;
 
@@ -10,30 +11,30 @@ use super::driver::RunError;
 use super::statement::Dialect;
 use wasmcage_resource::{Phase, ResourceError};
 
-/// Classes of SQLSTATE after which the connection is as good as before: the statement, or the transaction, is at fault. All
-/// others discard it, among them lost sessions, full disks, and plans that no longer fit.
+/// The classes of SQLSTATE after which the connection can still be used, since the statement or the transaction is at
+/// fault. After all others it is discarded, such as for lost sessions, full disks, and outdated plans.
 const SAFE_CLASSES: &[&str] = &[
     "02", "21", "22", "23", "25", "27", "28", "2B", "2F", "34", "38", "39", "3D", "3F", "40", "42", "44", "45", "54",
     "55", "HY", "P0",
 ];
 
-/// SQLite's primary codes after which the connection is as good as before.
+/// SQLite's primary codes after which the connection can still be used.
 const SAFE_SQLITE: &[i32] = &[1, 5, 6, 8, 9, 18, 19, 20, 23, 25];
 
-/// Code of a result that has no form in JSON.
+/// The error code of a result that cannot be expressed in JSON.
 const BAD_RESULT: &str = "bad-result";
-const MAYBE: &str = "; whether it took effect is not known";
-/// Bytes that are told of a detail or a hint of the server's.
+const OUTCOME_UNKNOWN: &str = "; whether it took effect is not known";
+/// How many bytes of a server's detail or hint are passed on.
 const DETAIL_BYTES_MAX: usize = 1_024;
-/// Codes of PostgreSQL's that tell of statements that another client has prepared, or taken away, in the same session.
-const MIXED_UP: &[&str] = &["08P01", "26000", "42P05"];
-const POOLER: &str = "; if the server is a pooler of connections such as PgBouncer, set `statement_cache = 0`";
+/// PostgreSQL's codes for prepared statements that another client has made or removed in the same session.
+const SHARED_SESSION: &[&str] = &["08P01", "26000", "42P05"];
+const POOLER_HINT: &str = "; if the server is a pooler of connections such as PgBouncer, set `statement_cache = 0`";
 
-/// Why there is no connection.
+/// The error of an attempt to connect.
 pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> ResourceError {
     let harmless = |code: &str, text| ResourceError::harmless(Phase::Connect, code, format!("{target}: {text}"));
     match error {
-        Error::Database(error) => harmless(&code(dialect, error.code()), told(&**error)),
+        Error::Database(error) => harmless(&code(dialect, error.code()), server_text(&**error)),
         Error::Tls(error) => harmless("tls", error.to_string()),
         Error::Io(error) if error.get_ref().is_some_and(|error| error.is::<rustls::Error>()) => {
             harmless("tls", error.to_string())
@@ -43,21 +44,21 @@ pub(super) fn connecting(target: &str, dialect: Dialect, error: &Error) -> Resou
     }
 }
 
-/// Why a statement, or a step of a transaction, did not do what it was to do.
+/// The error of a statement, or of a step of a transaction.
 pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, error: RunError) -> ResourceError {
-    // What was done within a transaction goes with it, until it is being committed.
+    // Until its commit, a transaction is rolled back with everything in it.
     let undone = in_transaction && phase != Phase::Commit || phase == Phase::Begin;
     let broken = |code: &str, text: String| {
-        let text = if undone { text } else { text + MAYBE };
+        let text = if undone { text } else { text + OUTCOME_UNKNOWN };
         ResourceError { recoverable: undone, ..ResourceError::fatal(phase, code, text) }
     };
     match error {
         RunError::Database(Error::Database(error)) => {
             let code = code(dialect, error.code());
-            let text = told(&*error);
-            if dialect == Dialect::Postgres && MIXED_UP.contains(&code.as_str()) {
+            let text = server_text(&*error);
+            if dialect == Dialect::Postgres && SHARED_SESSION.contains(&code.as_str()) {
                 let recoverable = code != "08P01" || undone;
-                return ResourceError { recoverable, ..ResourceError::fatal(phase, code, text + POOLER) };
+                return ResourceError { recoverable, ..ResourceError::fatal(phase, code, text + POOLER_HINT) };
             }
             if is_safe(dialect, &code, error.code()) {
                 return ResourceError::harmless(phase, code, text);
@@ -66,15 +67,15 @@ pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, erro
         }
         RunError::Database(error) => broken(ResourceError::DISCONNECTED, text_of(&error)),
         RunError::Stale(Error::Database(error)) => {
-            let text = told(&*error) + "; nothing ran: the transaction can be tried again";
+            let text = server_text(&*error) + "; nothing ran: the transaction can be tried again";
             ResourceError::harmless(phase, code(dialect, error.code()), text)
         }
         RunError::Stale(error) => broken(ResourceError::DISCONNECTED, text_of(&error)),
         RunError::Parameter(text) => ResourceError::harmless(phase, ResourceError::BAD_OPERATION, text),
         RunError::Column(text) => ResourceError::harmless(phase, BAD_RESULT, text),
         RunError::Cell(text) => broken(BAD_RESULT, text),
-        RunError::CellOfWhole(text) if undone => ResourceError::harmless(phase, BAD_RESULT, text),
-        RunError::CellOfWhole(text) => ResourceError {
+        RunError::CellAfterEnd(text) if undone => ResourceError::harmless(phase, BAD_RESULT, text),
+        RunError::CellAfterEnd(text) => ResourceError {
             recoverable: false,
             ..ResourceError::harmless(phase, BAD_RESULT, text + "; the statement itself has run")
         },
@@ -83,8 +84,8 @@ pub(super) fn running(phase: Phase, dialect: Dialect, in_transaction: bool, erro
     }
 }
 
-/// What the server says, with the detail and the hint that PostgreSQL gives beside it.
-fn told(error: &dyn DatabaseError) -> String {
+/// The server's message, with PostgreSQL's detail and hint.
+fn server_text(error: &dyn DatabaseError) -> String {
     let mut text = error.message().to_owned();
     let Some(error) = error.try_downcast_ref::<PgDatabaseError>() else { return text };
     for (name, more) in [("detail", error.detail()), ("hint", error.hint())] {
@@ -96,7 +97,7 @@ fn told(error: &dyn DatabaseError) -> String {
     text
 }
 
-/// An error of the client library's, without the place in its source that it puts behind some.
+/// The text of the client library's error, without the link into its source that some have at their end.
 fn text_of(error: &Error) -> String {
     let text = error.to_string();
     match text.rfind(" (sqlx") {
@@ -118,7 +119,7 @@ fn is_safe(dialect: Dialect, code: &str, raw: Option<Cow<'_, str>>) -> bool {
     }
 }
 
-/// An SQLSTATE, or SQLite's name of a code.
+/// The error code: an SQLSTATE, or SQLite's name of its code.
 fn code(dialect: Dialect, raw: Option<Cow<'_, str>>) -> String {
     let raw = raw.unwrap_or_default();
     match dialect {

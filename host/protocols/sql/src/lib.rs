@@ -7,15 +7,16 @@
 //! {"statements": [{"sql": "..", "values": {..}}, ..], "values": {..}}
 //! ```
 //!
-//! `{name}` is a parameter: its value never becomes part of the text. A statement's own `values` hide the operation's. `{{` and
-//! `}}` are braces. Strings, quoted names, comments and dollar quotes are left as they are. One entry is one statement;
-//! several are one transaction. What begins, commits or rolls back a transaction is for the caller of the resource, not for a
-//! statement. Begin options: `isolation` (`read-uncommitted`, `read-committed`, `repeatable-read`, `serializable`),
-//! `read-only` (`true`, `false`).
+//! `{name}` is a parameter: its value never becomes part of the text. A statement's own `values` override the
+//! operation's. `{{` and `}}` stand for braces. Strings, quoted names, comments and dollar quotes are left as they are.
+//! One entry is one statement; several are one transaction. A statement must not begin, commit or roll back a
+//! transaction; the caller of the resource does that. Begin options: `isolation` (`read-uncommitted`, `read-committed`,
+//! `repeatable-read`, `serializable`), `read-only` (`true`, `false`).
 //!
-//! **Reply.** `{"results": [{"columns": ["a"], "rows": [[1]], "affected": 0, "last_id": null}]}`, one for each statement.
-//! `columns` is empty when there are no rows; `affected` counts the rows that a writing statement changed; `last_id` is the number
-//! that SQLite, MySQL or MariaDB gave to an inserted row. Streamed, each part is `{"columns": [..], "rows": [..]}`.
+//! **Reply.** `{"results": [{"columns": ["a"], "rows": [[1]], "affected": 0, "last_id": null}]}`, one for each
+//! statement. `columns` is empty when there are no rows; `affected` counts the rows that a writing statement changed;
+//! `last_id` is the number that SQLite, MySQL or MariaDB gave to an inserted row. Streamed, each part is `{"columns":
+//! [..], "rows": [..]}`.
 //!
 //! **Values**, in both directions:
 //!
@@ -28,13 +29,14 @@
 //! | `{"bytes": "AAE="}` | bytes, base64 |
 //! | `{"date": "2026-11-21"}`, `{"time": "10:00:00.5"}` | date, time of day (MySQL: also a time span) |
 //! | `{"datetime": "2026-11-21T10:00:00.123456"}` | date and time without zone |
-//! | `{"timestamp": "2026-11-21T10:00:00.123456Z"}` | moment |
+//! | `{"timestamp": "2026-11-21T10:00:00.123456Z"}` | moment in time |
 //! | `{"json": ..}` | JSON document |
 //! | `{"uuid": "..."}` | UUID |
 //! | `{"array": [..]}` | array of one dimension, PostgreSQL only |
 //!
-//! A database without a type keeps its text: SQLite decimals, dates, JSON and UUIDs, MySQL UUIDs and MariaDB JSON. SQLite tells
-//! bools, dates and times by the column's declared type. Moments are kept in UTC, times to the microsecond.
+//! A database that lacks a type stores the text: SQLite decimals, dates, JSON and UUIDs, MySQL UUIDs and MariaDB JSON.
+//! SQLite recognizes bools, dates and times by the column's declared type. Timestamps are stored in UTC, times to the
+//! microsecond.
 
 mod connection;
 mod driver;
@@ -51,44 +53,42 @@ mod stream;
 mod tests;
 mod value;
 
-use std::time::Duration;
-
 use async_trait::async_trait;
 
-use self::connection::Session;
-use self::driver::Driver;
-use self::settings::{Settings, Target};
+use self::connection::SqlConnection;
+use self::driver::DatabaseDriver;
+use self::settings::{DatabaseAddress, SqlSettings};
 use self::statement::Dialect;
 use wasmcage_config::{ConfigError, ProtocolInfo, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
 use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 
-pub struct Sql;
+pub struct SqlProtocol;
 
-impl Protocol for Sql {
+impl Protocol for SqlProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new("sql")
     }
 
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
-        Ok(Box::new(Database { settings: Settings::read(section)? }))
+        Ok(Box::new(SqlResource { settings: SqlSettings::read(section)? }))
     }
 }
 
-/// One database, as configured.
-struct Database {
-    settings: Settings,
+/// A resource: one database, as configured.
+struct SqlResource {
+    settings: SqlSettings,
 }
 
 #[async_trait]
-impl Resource for Database {
+impl Resource for SqlResource {
     fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
         operation::parse(operation, self.settings.dialect()).map(drop)
     }
 
-    /// SQLite and MySQL have no way to reset a session: see `Kind::marks_session` for what a statement's words tell, and
-    /// triggers and stored functions may do more.
+    /// True for SQLite and MySQL, which have no way to reset a session. `StatementKind::leaves_session_state` finds
+    /// only what a statement's own words show; triggers and stored functions may do more.
     fn keeps_modules_apart(&self) -> bool {
         match self.settings.dialect() {
             Dialect::Sqlite | Dialect::MySql => true,
@@ -97,32 +97,32 @@ impl Resource for Database {
     }
 
     async fn connect(&self, deadline: Deadline) -> Result<Box<dyn Connection>, ResourceError> {
-        let Settings { target, connect_timeout, limits, is_pooled } = &self.settings;
+        let SqlSettings { address, connect_timeout, limits, is_pooled } = &self.settings;
         let until = deadline.within(*connect_timeout);
         let connecting = async {
-            let driver: Result<Box<dyn Driver>, sqlx::Error> = match target {
-                Target::Sqlite(file) => sqlite::Driver::connect(file).await.map(|driver| Box::new(driver) as _),
-                Target::Postgres(options) if *is_pooled => {
-                    postgres::Pooled::connect(options).await.map(|driver| Box::new(driver) as _)
+            let driver: Result<Box<dyn DatabaseDriver>, sqlx::Error> = match address {
+                DatabaseAddress::Sqlite(file) => {
+                    sqlite::SqliteDriver::connect(file).await.map(|driver| Box::new(driver) as _)
                 }
-                Target::Postgres(options) => {
-                    postgres::Driver::connect(options).await.map(|driver| Box::new(driver) as _)
+                DatabaseAddress::Postgres(options) if *is_pooled => {
+                    postgres::PooledPostgresDriver::connect(options).await.map(|driver| Box::new(driver) as _)
                 }
-                Target::MySql(options) => mysql::Driver::connect(options).await.map(|driver| Box::new(driver) as _),
+                DatabaseAddress::Postgres(options) => {
+                    postgres::PostgresDriver::connect(options).await.map(|driver| Box::new(driver) as _)
+                }
+                DatabaseAddress::MySql(options) => {
+                    mysql::MySqlDriver::connect(options).await.map(|driver| Box::new(driver) as _)
+                }
             };
             driver
         };
         match tokio::time::timeout_at(until.instant(), connecting).await {
-            Ok(Ok(driver)) => Ok(Box::new(Session::new(driver, self.settings.dialect(), *limits))),
-            Ok(Err(error)) => Err(error::connecting(&target.to_string(), self.settings.dialect(), &error)),
+            Ok(Ok(driver)) => Ok(Box::new(SqlConnection::new(driver, self.settings.dialect(), *limits))),
+            Ok(Err(error)) => Err(error::connecting(&address.to_string(), self.settings.dialect(), &error)),
             Err(_) => {
-                let text = format!("no connection to {target} in time ({} ms at most)", millis(*connect_timeout));
+                let text = format!("no connection to {address} in time ({} ms at most)", connect_timeout.as_millis());
                 Err(ResourceError::harmless(Phase::Connect, ResourceError::TIMED_OUT, text))
             }
         }
     }
-}
-
-fn millis(duration: Duration) -> u128 {
-    duration.as_millis()
 }

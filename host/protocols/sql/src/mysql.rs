@@ -1,4 +1,4 @@
-//! MySQL and MariaDB: types by the column, moments in UTC.
+//! MySQL and MariaDB. A cell's type is its column's; timestamps are in UTC.
 
 use async_trait::async_trait;
 use sqlx::mysql::types::{MySqlTime, MySqlTimeSign};
@@ -9,16 +9,16 @@ use sqlx::{
     ValueRef,
 };
 
-use super::driver::{self, Begin, Done, RunError};
+use super::driver::{self, BeginOptions, RunError, StatementResult};
 use super::operation::Statement;
-use super::rows::Rows;
-use super::value::{Cell, Value};
+use super::rows::RowWriter;
+use super::value::{CellWriter, Value};
 
-pub(super) struct Driver {
+pub(super) struct MySqlDriver {
     connection: MySqlConnection,
 }
 
-impl Driver {
+impl MySqlDriver {
     pub(super) async fn connect(options: &MySqlConnectOptions) -> Result<Self, sqlx::Error> {
         Ok(Self { connection: options.connect().await? })
     }
@@ -29,10 +29,10 @@ impl Driver {
 }
 
 #[async_trait]
-impl driver::Driver for Driver {
-    async fn begin(&mut self, options: Begin) -> Result<(), sqlx::Error> {
+impl driver::DatabaseDriver for MySqlDriver {
+    async fn begin(&mut self, options: BeginOptions) -> Result<(), sqlx::Error> {
         if let Some(isolation) = options.isolation {
-            // Holds for the next transaction only.
+            // This holds for the next transaction only.
             self.control(format!("set transaction isolation level {isolation}")).await?;
         }
         self.control(if options.read_only { "start transaction read only" } else { "start transaction" }).await
@@ -46,13 +46,13 @@ impl driver::Driver for Driver {
         self.control("rollback").await
     }
 
-    async fn run(&mut self, statement: Statement, rows: &mut Rows) -> Result<Done, RunError> {
+    async fn run(&mut self, statement: Statement, rows: &mut RowWriter) -> Result<StatementResult, RunError> {
         let mut arguments = MySqlArguments::default();
         for (name, value) in statement.arguments {
             bind(&mut arguments, value).map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
         }
         let query = sqlx::query_with::<MySql, _>(AssertSqlSafe(statement.sql), arguments);
-        driver::drain::<MySql>((&mut self.connection).fetch_many(query), rows, done, write).await
+        driver::drain::<MySql>((&mut self.connection).fetch_many(query), rows, statement_result, write).await
     }
 
     async fn ping(&mut self) -> Result<(), sqlx::Error> {
@@ -60,13 +60,13 @@ impl driver::Driver for Driver {
     }
 }
 
-fn done(result: MySqlQueryResult) -> Done {
-    // Zero: no number was given to a row.
+fn statement_result(result: MySqlQueryResult) -> StatementResult {
+    // Zero stands for none.
     let last_id = i64::try_from(result.last_insert_id()).ok().filter(|id| *id != 0);
-    Done { affected: result.rows_affected(), last_id }
+    StatementResult { affected: result.rows_affected(), last_id }
 }
 
-/// A number as its text, so that all its digits are kept.
+/// A decimal number, sent as text so that all digits are kept.
 struct DecimalText(String);
 
 impl Type<MySql> for DecimalText {
@@ -116,7 +116,7 @@ fn time(time: jiff::civil::Time) -> Result<NaiveTime, String> {
     NaiveTime::from_hms_micro_opt(hour, minute, second, micros).ok_or_else(|| "out of range".to_owned())
 }
 
-fn write(row: &MySqlRow, index: usize, cell: Cell<'_>) -> Result<(), String> {
+fn write(row: &MySqlRow, index: usize, cell: CellWriter<'_>) -> Result<(), String> {
     let value = row.try_get_raw(index).map_err(|error| error.to_string())?;
     if value.is_null() {
         cell.null();
@@ -135,7 +135,7 @@ fn write(row: &MySqlRow, index: usize, cell: Cell<'_>) -> Result<(), String> {
         "DOUBLE" => cell.float(decoded(value)?),
         "DECIMAL" => cell.tagged("decimal", decoded::<&str>(value)?),
         "DATE" => cell.tagged("date", decoded::<NaiveDate>(value)?),
-        "TIME" => cell.tagged("time", Span(decoded(value)?)),
+        "TIME" => cell.tagged("time", TimeText(decoded(value)?)),
         "DATETIME" => cell.tagged("datetime", decoded::<NaiveDateTime>(value)?.format("%Y-%m-%dT%H:%M:%S%.f")),
         "TIMESTAMP" => cell.tagged("timestamp", decoded::<DateTime<Utc>>(value)?.format("%Y-%m-%dT%H:%M:%S%.fZ")),
         "JSON" => cell.json(decoded(value)?),
@@ -147,10 +147,10 @@ fn write(row: &MySqlRow, index: usize, cell: Cell<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// `-838:59:59.000001`
-struct Span(MySqlTime);
+/// A time of day or a time span, written such as `-838:59:59.000001`.
+struct TimeText(MySqlTime);
 
-impl std::fmt::Display for Span {
+impl std::fmt::Display for TimeText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self(time) = self;
         let sign = if matches!(time.sign(), MySqlTimeSign::Negative) { "-" } else { "" };

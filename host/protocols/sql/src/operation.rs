@@ -1,57 +1,59 @@
-//! The body of an operation: statements and their values. All that can be known to be wrong is found here, before anything runs.
+//! Parses an operation's body: statements and their values. All mistakes that can be found without the database are
+//! found here, before anything runs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::statement::{self, Dialect, Kind, Template};
+use super::statement::{self, Dialect, StatementKind, Template};
 use super::value::Value;
 use wasmcage_resource::{Operation, Phase, ResourceError};
 
-/// Statements of one operation.
+/// The most statements of one operation.
 const STATEMENTS_MAX: usize = 10_000;
 
-type Values = HashMap<String, Value>;
+type NamedValues = HashMap<String, Value>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Body {
+struct OperationBody {
     sql: Option<String>,
-    statements: Option<Vec<Entry>>,
+    statements: Option<Vec<StatementEntry>>,
     #[serde(default)]
-    values: Values,
+    values: NamedValues,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct StatementEntry {
     sql: String,
     #[serde(default)]
-    values: Values,
+    values: NamedValues,
 }
 
-/// A statement that has all it needs.
+/// A statement with its values.
 #[derive(Debug)]
 pub(super) struct Statement {
     pub(super) sql: Arc<str>,
     /// Names and values in the order of the placeholders.
     pub(super) arguments: Vec<(String, Value)>,
-    pub(super) kind: Kind,
+    pub(super) kind: StatementKind,
 }
 
-/// At least one statement.
+/// Parses an operation into at least one statement.
 ///
 /// # Errors
-/// `BAD_OPERATION`, harmless.
+/// `BAD_OPERATION`; it is harmless.
 pub(super) fn parse(operation: &Operation, dialect: Dialect) -> Result<Vec<Statement>, ResourceError> {
     let bad = |text: String| ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text);
     if operation.action != "execute" {
         return Err(bad(format!("action {:?}: a database knows `execute` only", operation.action)));
     }
-    let body: Body = serde_json::from_slice(&operation.body).map_err(|error| bad(format!("the body: {error}")))?;
+    let body: OperationBody =
+        serde_json::from_slice(&operation.body).map_err(|error| bad(format!("the body: {error}")))?;
     let entries = match (body.sql, body.statements) {
-        (Some(sql), None) => vec![Entry { sql, values: Values::new() }],
+        (Some(sql), None) => vec![StatementEntry { sql, values: NamedValues::new() }],
         (None, Some(statements)) => statements,
         _ => return Err(bad("the body: either `sql` or `statements`".into())),
     };
@@ -62,14 +64,14 @@ pub(super) fn parse(operation: &Operation, dialect: Dialect) -> Result<Vec<State
     let mut statements = Vec::with_capacity(entries.len());
     for (index, entry) in entries.into_iter().enumerate() {
         let statement = statement::parse(&entry.sql, dialect)
-            .and_then(|template| bound(template, entry.values, &body.values))
+            .and_then(|template| bind(template, entry.values, &body.values))
             .map_err(|text| bad(if several { format!("statement {}: {text}", index + 1) } else { text }))?;
         statements.push(statement);
     }
     Ok(statements)
 }
 
-fn bound(template: Template, own: Values, shared: &Values) -> Result<Statement, String> {
+fn bind(template: Template, own: NamedValues, shared: &NamedValues) -> Result<Statement, String> {
     let Template { sql, parameters, kind } = template;
     let mut arguments = Vec::with_capacity(parameters.len());
     for name in parameters {

@@ -1,42 +1,42 @@
-//! Rows on their way to a guest, as JSON within bounds: whole, or part by part.
+//! Writes rows as JSON, within limits: as a whole result, or streamed in parts.
 
 use bytes::Bytes;
 use sqlx::{Column, Database, Row};
 use tokio::sync::mpsc;
 
 use super::driver::RunError;
-use super::value::Cell;
+use super::value::CellWriter;
 
-/// A part of a streamed result is sent when it has become so long. One row may be longer.
+/// A part of a streamed result is sent once it has this length. A single row may be longer.
 const PART_BYTES: usize = 64 << 10;
 
-/// Of one result, and of one row of a stream.
+/// The limits of a whole result; `bytes` also limits each row of a stream.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct RowLimits {
     pub(super) rows: u64,
     pub(super) bytes: usize,
 }
 
-/// Writes one cell. The error says what has no form in JSON.
-pub(super) type WriteCell<R> = fn(&R, usize, Cell<'_>) -> Result<(), String>;
+/// Writes one cell. The error says what cannot be expressed in JSON.
+pub(super) type WriteCell<R> = fn(&R, usize, CellWriter<'_>) -> Result<(), String>;
 
-pub(super) struct Rows {
-    /// `"columns":[..],"rows":[[..],[..]` without the last bracket, once there is a row.
+pub(super) struct RowWriter {
+    /// Once there is a row, `"columns":[..],"rows":[[..],[..]` without the last bracket.
     json: Vec<u8>,
     count: u64,
-    limits: Limits,
-    /// Bytes of the operation's other results.
-    before: usize,
+    limits: RowLimits,
+    /// The bytes of the operation's other results.
+    bytes_before: usize,
     parts: Option<mpsc::Sender<Bytes>>,
 }
 
-impl Rows {
-    pub(super) fn whole(limits: Limits, before: usize) -> Self {
-        Self { json: Vec::new(), count: 0, limits, before, parts: None }
+impl RowWriter {
+    pub(super) fn whole(limits: RowLimits, bytes_before: usize) -> Self {
+        Self { json: Vec::new(), count: 0, limits, bytes_before, parts: None }
     }
 
-    pub(super) fn streamed(limits: Limits, parts: mpsc::Sender<Bytes>) -> Self {
-        Self { json: Vec::new(), count: 0, limits, before: 0, parts: Some(parts) }
+    pub(super) fn streamed(limits: RowLimits, parts: mpsc::Sender<Bytes>) -> Self {
+        Self { json: Vec::new(), count: 0, limits, bytes_before: 0, parts: Some(parts) }
     }
 
     pub(super) async fn add<D: Database>(&mut self, row: D::Row, write: WriteCell<D::Row>) -> Result<(), RunError> {
@@ -48,13 +48,13 @@ impl Rows {
         Ok(())
     }
 
-    /// Whether the result is given whole, and not part by part.
-    pub(super) fn are_whole(&self) -> bool {
+    /// Returns whether the result is not streamed.
+    pub(super) fn is_whole(&self) -> bool {
         self.parts.is_none()
     }
 
-    /// Whether there was no row yet.
-    pub(super) fn are_none(&self) -> bool {
+    /// Returns whether there was no row so far.
+    pub(super) fn is_empty(&self) -> bool {
         self.count == 0
     }
 
@@ -66,7 +66,7 @@ impl Rows {
 
     fn check_count(&self) -> Result<(), RunError> {
         let rows = self.limits.rows;
-        match self.are_whole() && self.count > rows {
+        match self.is_whole() && self.count > rows {
             true => Err(RunError::TooLarge(format!("more than {rows} rows (`max_rows`)"))),
             false => Ok(()),
         }
@@ -84,7 +84,7 @@ impl Rows {
             if index > 0 {
                 self.json.push(b',');
             }
-            write(row, index, Cell(&mut self.json))
+            write(row, index, CellWriter(&mut self.json))
                 .map_err(|text| RunError::Cell(format!("column {:?}: {text}", row.columns()[index].name())))?;
         }
         self.json.push(b']');
@@ -92,7 +92,7 @@ impl Rows {
         self.check_count()?;
         let bytes = self.limits.bytes;
         let streamed = self.parts.is_some();
-        let length = if streamed { self.json.len() - start } else { self.before + self.json.len() };
+        let length = if streamed { self.json.len() - start } else { self.bytes_before + self.json.len() };
         if length > bytes {
             let what = if streamed { "a row" } else { "the result" };
             return Err(RunError::TooLarge(format!("{what} is longer than {bytes} bytes (`max_result_bytes`)")));
@@ -106,7 +106,7 @@ impl Rows {
             if index > 0 {
                 self.json.push(b',');
             }
-            Cell(&mut self.json).text(name);
+            CellWriter(&mut self.json).text(name);
         }
         self.json.extend_from_slice(b"],\"rows\":[");
     }
@@ -120,7 +120,7 @@ impl Rows {
         }
     }
 
-    /// `"columns":[..],"rows":[..]`; what was streamed has been sent.
+    /// Returns `"columns":[..],"rows":[..]`, or sends the last part of a stream.
     pub(super) async fn finish(mut self) -> Result<Vec<u8>, RunError> {
         if self.parts.is_some() {
             if !self.json.is_empty() {

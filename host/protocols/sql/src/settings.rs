@@ -1,4 +1,4 @@
-//! What `[resources.x]` says of a database.
+//! The configuration of a resource: `[resources.x]` with `protocol = "sql"`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 
-use super::rows::Limits;
+use super::rows::RowLimits;
 use super::statement::Dialect;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::regular_file;
@@ -17,16 +17,16 @@ use wasmcage_core::regular_file;
 /// A longer file of certificates is refused.
 const CA_BYTES_MAX: u64 = 1 << 20;
 
-pub(super) struct Settings {
-    pub(super) target: Target,
+pub(super) struct SqlSettings {
+    pub(super) address: DatabaseAddress,
     pub(super) connect_timeout: Duration,
-    pub(super) limits: Limits,
-    /// No statement is prepared for longer than it runs, so that a server may be a pooler of connections.
+    pub(super) limits: RowLimits,
+    /// True with `statement_cache = 0`: no statement stays prepared, so that the server may be a connection pooler.
     pub(super) is_pooled: bool,
 }
 
-/// Where the database is. Displayed without user and password.
-pub(super) enum Target {
+/// The address of the database. `Display` leaves out user and password.
+pub(super) enum DatabaseAddress {
     Sqlite(SqliteFile),
     Postgres(PgConnectOptions),
     MySql(MySqlConnectOptions),
@@ -34,59 +34,59 @@ pub(super) enum Target {
 
 pub(super) struct SqliteFile {
     pub(super) options: SqliteConnectOptions,
-    /// Whether it is made if it is not there, for its user alone.
+    /// True if a missing file is created, readable by its user alone.
     pub(super) create: bool,
 }
 
-/// How a connection over the network is protected.
+/// The protection of a connection over the network.
 #[derive(Clone, Copy)]
-enum Tls {
+enum TlsMode {
     /// The server's certificate and name are checked.
     Verify,
-    /// Nobody can listen, but who the server is, is not checked.
+    /// The connection is encrypted, but the server is not authenticated.
     Encrypt,
     Off,
 }
 
-impl Settings {
+impl SqlSettings {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
         let hour = 3_600_000;
         let connect_timeout = section.milliseconds("connect_timeout_ms", Duration::from_secs(5), 1..=hour);
-        let limits = Limits {
+        let limits = RowLimits {
             rows: section.integer("max_rows", 10_000, 1..=1_000_000_000),
             bytes: section.integer("max_result_bytes", 16 << 20, 1024..=1 << 30) as usize,
         };
         let statements = section.integer("statement_cache", 100, 0..=10_000) as usize;
-        let target = match (section.has("path"), section.has("url")) {
+        let address = match (section.has("path"), section.has("url")) {
             (true, false) => sqlite(&section, statements),
             (false, true) => server(&section, statements),
             _ => {
                 section.refuse(
                     "either `path`, of a SQLite file, or `url`, such as \"postgres://user:password@host/database\"",
                 );
-                // What belongs to either is not unknown.
+                // The keys of both kinds are read, so that they are not reported as unknown.
                 drop((sqlite(&section, statements), server(&section, statements)));
                 None
             }
         };
         let whole = section.clone();
         section.finish()?;
-        let target = target.ok_or_else(|| whole.refused("it names no database"))?;
-        Ok(Self { target, connect_timeout, limits, is_pooled: statements == 0 })
+        let address = address.ok_or_else(|| whole.refused("it names no database"))?;
+        Ok(Self { address, connect_timeout, limits, is_pooled: statements == 0 })
     }
 
     pub(super) fn dialect(&self) -> Dialect {
-        match self.target {
-            Target::Sqlite(_) => Dialect::Sqlite,
-            Target::Postgres(_) => Dialect::Postgres,
-            Target::MySql(_) => Dialect::MySql,
+        match self.address {
+            DatabaseAddress::Sqlite(_) => Dialect::Sqlite,
+            DatabaseAddress::Postgres(_) => Dialect::Postgres,
+            DatabaseAddress::MySql(_) => Dialect::MySql,
         }
     }
 }
 
-fn sqlite(section: &Section, statements: usize) -> Option<Target> {
+fn sqlite(section: &Section, statements: usize) -> Option<DatabaseAddress> {
     let path = section.path("path");
     let create = section.flag("create", true);
     let busy_timeout = section.milliseconds("busy_timeout_ms", Duration::from_secs(5), 0..=3_600_000);
@@ -97,12 +97,13 @@ fn sqlite(section: &Section, statements: usize) -> Option<Target> {
         .busy_timeout(busy_timeout)
         .statement_cache_capacity(statements)
         .disable_statement_logging();
-    Some(Target::Sqlite(SqliteFile { options, create }))
+    Some(DatabaseAddress::Sqlite(SqliteFile { options, create }))
 }
 
-fn server(section: &Section, statements: usize) -> Option<Target> {
+fn server(section: &Section, statements: usize) -> Option<DatabaseAddress> {
     const WHAT: &str = "a URL such as \"postgres://user:password@host/database\" or \"mysql://..\"";
-    let choices = &[("verify", Some(Tls::Verify)), ("encrypt", Some(Tls::Encrypt)), ("off", Some(Tls::Off))];
+    let choices =
+        &[("verify", Some(TlsMode::Verify)), ("encrypt", Some(TlsMode::Encrypt)), ("off", Some(TlsMode::Off))];
     let tls = section.choice("tls", choices, None);
     let ca_file = section.path("ca_file");
     let url = section.optional_string("url")?;
@@ -113,7 +114,7 @@ fn server(section: &Section, statements: usize) -> Option<Target> {
         section.problem("url", format!("`{parameter}` in the URL: write `tls` and `ca_file` beside it"));
         return None;
     }
-    // The parser's own errors show nothing of the URL.
+    // The parser's errors do not contain the URL.
     let problem = |error: sqlx::Error| section.problem("url", format!("expected {WHAT}: {error}"));
     let ca = match ca_file.map(|path| regular_file::read(&path, CA_BYTES_MAX).map_err(|error| (path, error))) {
         None => None,
@@ -126,28 +127,28 @@ fn server(section: &Section, statements: usize) -> Option<Target> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => {
             let options = PgConnectOptions::from_str(&url).map_err(problem).ok()?;
-            let near = options.get_socket().is_some() || is_near(options.get_host());
-            let mode = match tls.unwrap_or(default_tls(near)) {
-                Tls::Verify => PgSslMode::VerifyFull,
-                Tls::Encrypt => PgSslMode::Require,
-                Tls::Off => PgSslMode::Disable,
+            let is_local = options.get_socket().is_some() || is_local_host(options.get_host());
+            let mode = match tls.unwrap_or(default_tls(is_local)) {
+                TlsMode::Verify => PgSslMode::VerifyFull,
+                TlsMode::Encrypt => PgSslMode::Require,
+                TlsMode::Off => PgSslMode::Disable,
             };
             let options = options.ssl_mode(mode).statement_cache_capacity(statements).disable_statement_logging();
-            Some(Target::Postgres(match ca {
+            Some(DatabaseAddress::Postgres(match ca {
                 Some(pem) => options.ssl_root_cert_from_pem(pem),
                 None => options,
             }))
         }
         Some("mysql" | "mariadb") => {
             let options = MySqlConnectOptions::from_str(&url).map_err(problem).ok()?;
-            let near = options.get_socket().is_some() || is_near(options.get_host());
-            let mode = match tls.unwrap_or(default_tls(near)) {
-                Tls::Verify => MySqlSslMode::VerifyIdentity,
-                Tls::Encrypt => MySqlSslMode::Required,
-                Tls::Off => MySqlSslMode::Disabled,
+            let is_local = options.get_socket().is_some() || is_local_host(options.get_host());
+            let mode = match tls.unwrap_or(default_tls(is_local)) {
+                TlsMode::Verify => MySqlSslMode::VerifyIdentity,
+                TlsMode::Encrypt => MySqlSslMode::Required,
+                TlsMode::Off => MySqlSslMode::Disabled,
             };
             let options = options.ssl_mode(mode).statement_cache_capacity(statements).disable_statement_logging();
-            Some(Target::MySql(match ca {
+            Some(DatabaseAddress::MySql(match ca {
                 Some(pem) => options.ssl_ca_from_pem(pem),
                 None => options,
             }))
@@ -163,23 +164,23 @@ fn server(section: &Section, statements: usize) -> Option<Target> {
     }
 }
 
-/// Bytes that do not leave the machine need no protection from its network.
-fn default_tls(near: bool) -> Tls {
-    if near { Tls::Off } else { Tls::Verify }
+/// The default of `tls`: a connection within the machine needs no protection from the network.
+fn default_tls(is_local: bool) -> TlsMode {
+    if is_local { TlsMode::Off } else { TlsMode::Verify }
 }
 
-fn is_near(host: &str) -> bool {
+fn is_local_host(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
     host == "localhost" || host.starts_with('/') || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// The first parameter of the URL that would say again what `tls` and `ca_file` say.
+/// The first parameter of the URL that configures TLS, which is what `tls` and `ca_file` are for.
 fn tls_parameter(url: &str) -> Option<&str> {
     let (_, query) = url.split_once('?')?;
     query.split('&').map(|pair| pair.split('=').next().unwrap_or(pair)).find(|key| key.starts_with("ssl"))
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for DatabaseAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(file) => write!(f, "{}", file.options.get_filename().display()),

@@ -1,5 +1,5 @@
-//! One statement's text: `{name}` becomes a placeholder of the database. Knows just enough of each dialect's words to leave
-//! strings, quoted names and comments alone, and to see what a statement must not be.
+//! Parses one statement's text: `{name}` becomes a placeholder of the database. The scanner knows just enough of each
+//! dialect to leave strings, quoted names and comments alone, and to refuse statements that are not permitted.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,63 +15,72 @@ pub(super) enum Dialect {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Template {
     pub(super) sql: String,
-    /// Names of the values in the order in which they are bound.
+    /// The names of the values in the order in which they are bound.
     pub(super) parameters: Vec<String>,
-    pub(super) kind: Kind,
+    pub(super) kind: StatementKind,
 }
 
-/// What a statement does, as far as its words tell.
+/// The effects of a statement, as far as its words show them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Kind {
+pub(super) struct StatementKind {
     /// It changes rows.
     pub(super) writes: bool,
     /// Each row that it changes is a new one.
     pub(super) inserts: bool,
-    /// It gives rows.
+    /// It returns rows.
     pub(super) gives_rows: bool,
     /// It may change which columns a table has.
     pub(super) changes_schema: bool,
-    /// It may leave something in the session that nothing but the connection's end takes away.
-    pub(super) marks_session: bool,
+    /// It may leave state in the session that only the connection's end removes.
+    pub(super) leaves_session_state: bool,
 }
 
-/// What begins or ends transactions.
+/// The words that begin or end transactions.
 const CONTROL: &[&str] = &["abort", "begin", "commit", "end", "release", "rollback", "savepoint", "start", "xa"];
-/// All that a statement of SQLite may begin with: others reach files (`attach`, `vacuum into`) or change the connection.
-const SQLITE: &[&str] = &[
+/// The words that a statement of SQLite may begin with. Others reach files (`attach`, `vacuum into`) or change the
+/// connection.
+const SQLITE_PERMITTED: &[&str] = &[
     "alter", "analyze", "create", "delete", "drop", "explain", "insert", "reindex", "replace", "select", "update",
     "values", "with",
 ];
-/// What may follow a semicolon within `create trigger`.
+/// The words that may follow a semicolon within `create trigger`.
 const SQLITE_INNER: &[&str] = &["delete", "end", "insert", "replace", "select", "update", "values", "with"];
 const WRITES: &[&str] = &["delete", "insert", "merge", "replace", "update"];
-const CHANGES: &[&str] = &["alter", "create", "drop", "rename"];
-/// What gives rows without a `returning`.
+const SCHEMA_CHANGES: &[&str] = &["alter", "create", "drop", "rename"];
+/// The words of statements that return rows without a `returning`.
 const READS: &[&str] = &["explain", "select", "values", "with"];
-/// Parameters of one statement: PostgreSQL and MySQL count them in 16 bits.
+/// The most parameters of one statement: PostgreSQL and MySQL count them in 16 bits.
 const PARAMETERS_MAX: usize = 65_535;
-/// PostgreSQL's statements about prepared statements and loaded libraries, which no reset of a session undoes, or which take
-/// away those that the connection's cache counts on.
-const POSTGRES_MARKS: &[&str] = &["deallocate", "discard", "load", "prepare"];
-/// All that a statement of MySQL may begin with to leave nothing in the session: it has no reset but a new connection.
-const MYSQL_UNMARKED: &[&str] = &[
+/// The words of PostgreSQL's statements that change prepared statements or load libraries. A reset of the session does
+/// not undo them, or they remove prepared statements on which the connection's cache relies.
+const POSTGRES_SESSION_WORDS: &[&str] = &["deallocate", "discard", "load", "prepare"];
+/// The words that a statement of MySQL can begin with and leave nothing in the session, which cannot be reset.
+const MYSQL_SESSIONLESS_WORDS: &[&str] = &[
     "alter", "analyze", "check", "create", "delete", "desc", "describe", "drop", "explain", "grant", "insert",
     "optimize", "rename", "repair", "replace", "revoke", "select", "show", "table", "truncate", "update", "values",
     "with",
 ];
 
+/// Parses a statement.
+///
 /// # Errors
-/// What is wrong with it.
+/// Why the text is no statement, or none that is permitted.
 pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
     if text.contains('\0') {
         return Err("a statement cannot contain a null character".into());
     }
     let mut scanner = Scanner { text, dialect, at: 0 };
     let mut template =
-        Template { sql: String::with_capacity(text.len()), parameters: Vec::new(), kind: Kind::default() };
+        Template { sql: String::with_capacity(text.len()), parameters: Vec::new(), kind: StatementKind::default() };
     let mut numbers = HashMap::new();
-    let mut shape =
-        Shape { dialect, words: 0, first: String::new(), second: String::new(), fresh: true, seen: Seen::default() };
+    let mut classifier = StatementClassifier {
+        dialect,
+        words: 0,
+        first: String::new(),
+        second: String::new(),
+        at_start: true,
+        keywords: Keywords::default(),
+    };
     while let Some((token, range)) = scanner.next() {
         let (start, written) = (range.start, &text[range]);
         match token {
@@ -82,39 +91,39 @@ pub(super) fn parse(text: &str, dialect: Dialect) -> Result<Template, String> {
                     return Err(format!("`{written}` as a placeholder: write a parameter as {{name}}"));
                 }
                 if written == "@" {
-                    shape.variable(&text[..start], &text[scanner.at..]);
+                    classifier.variable(&text[..start], &text[scanner.at..]);
                 }
-                shape.token(None)?;
+                classifier.token(None)?;
                 template.sql.push_str(written);
             }
             Token::Semicolon => {
-                shape.semicolon();
+                classifier.semicolon();
                 template.sql.push(';');
             }
             Token::Word => {
                 let word = written.to_ascii_lowercase();
-                shape.word(&word);
-                shape.token(Some(word))?;
+                classifier.word(&word);
+                classifier.token(Some(word))?;
                 template.sql.push_str(written);
             }
             Token::Brace => {
-                shape.token(None)?;
+                classifier.token(None)?;
                 template.sql.push_str(&written[..1]);
             }
             Token::Parameter => {
-                shape.token(None)?;
+                classifier.token(None)?;
                 template.parameter(&written[1..written.len() - 1], dialect, &mut numbers)?;
             }
             Token::Bad(text) => return Err(text.into()),
         }
     }
-    shape.end()?;
-    template.kind = shape.kind(text);
+    classifier.end()?;
+    template.kind = classifier.kind(text);
     Ok(template)
 }
 
 impl Template {
-    /// `numbers` has those of the names that were seen.
+    /// Appends the placeholder of a parameter. `numbers` has the numbers of the names so far.
     fn parameter<'a>(
         &mut self,
         name: &'a str,
@@ -139,32 +148,36 @@ impl Template {
     }
 }
 
-/// Which words the statement begins with, and what follows semicolons.
-struct Shape {
+/// Classifies a statement by the words it begins with, other keywords in it, and what follows semicolons.
+struct StatementClassifier {
     dialect: Dialect,
     words: usize,
     first: String,
     second: String,
-    /// Nothing was seen since the beginning or a semicolon.
-    fresh: bool,
-    seen: Seen,
+    /// The next token is the first one, or the first after a semicolon.
+    at_start: bool,
+    keywords: Keywords,
 }
 
-/// Which of the words and signs that matter there were anywhere.
+/// The keywords and signs that were found anywhere in the statement.
 #[derive(Default)]
-struct Seen {
+struct Keywords {
     write: bool,
     insert: bool,
     returning: bool,
     conflict: bool,
-    mysql_mark: bool,
-    /// The client's own end of a stream, as in `copy t from stdin`.
+    mysql_session_state: bool,
+    /// A stream of the client's, as in `copy t from stdin`.
     client_stream: bool,
 }
 
-impl Shape {
+impl StatementClassifier {
+    /// Takes the next token, with its text if it is a word.
+    ///
+    /// # Errors
+    /// A second statement begins.
     fn token(&mut self, word: Option<String>) -> Result<(), String> {
-        let fresh = std::mem::take(&mut self.fresh);
+        let at_start = std::mem::take(&mut self.at_start);
         let word = word.unwrap_or_default();
         if self.words == 1 {
             self.second.clone_from(&word);
@@ -174,10 +187,10 @@ impl Shape {
             self.first = word;
             return Ok(());
         }
-        if !fresh {
+        if !at_start {
             return Ok(());
         }
-        // Bodies of triggers and functions have semicolons.
+        // The bodies of triggers and functions contain semicolons.
         if self.first != "create" {
             return Err("one statement at a time: give several as several entries of `statements`".into());
         }
@@ -187,50 +200,56 @@ impl Shape {
         Ok(())
     }
 
-    /// Called before `token`.
+    /// Records a keyword. It must be called before `token`.
     fn word(&mut self, word: &str) {
-        let seen = &mut self.seen;
+        let keywords = &mut self.keywords;
         if WRITES.contains(&word) && (self.words == 0 || self.first == "with" && word != "replace") {
-            seen.write = true;
-            seen.insert |= matches!(word, "insert" | "replace");
+            keywords.write = true;
+            keywords.insert |= matches!(word, "insert" | "replace");
         }
-        seen.returning |= word == "returning";
-        seen.conflict |= word == "conflict";
-        seen.mysql_mark |= word == "temporary";
-        seen.client_stream |= matches!(word, "stdin" | "stdout" | "local");
+        keywords.returning |= word == "returning";
+        keywords.conflict |= word == "conflict";
+        keywords.mysql_session_state |= word == "temporary";
+        keywords.client_stream |= matches!(word, "stdin" | "stdout" | "local");
     }
 
-    /// `@x` is a variable of the session, `@@x` one of the system, which only `set` changes.
+    /// Records a variable of MySQL: `@x` belongs to the session, `@@x` to the system, and only `set` changes that.
     fn variable(&mut self, before: &str, after: &str) {
-        self.seen.mysql_mark |= !before.ends_with('@') && !after.starts_with('@');
+        self.keywords.mysql_session_state |= !before.ends_with('@') && !after.starts_with('@');
     }
 
-    fn kind(&self, text: &str) -> Kind {
-        let Self { dialect, first, seen, .. } = self;
+    fn kind(&self, text: &str) -> StatementKind {
+        let Self { dialect, first, keywords, .. } = self;
         let first = first.as_str();
-        let marks_session = match dialect {
-            Dialect::Postgres => POSTGRES_MARKS.contains(&first),
+        let leaves_session_state = match dialect {
+            Dialect::Postgres => POSTGRES_SESSION_WORDS.contains(&first),
             Dialect::MySql => {
-                !MYSQL_UNMARKED.contains(&first) || seen.mysql_mark || contains_ignoring_case(text, "get_lock")
+                !MYSQL_SESSIONLESS_WORDS.contains(&first)
+                    || keywords.mysql_session_state
+                    || contains_ignoring_case(text, "get_lock")
             }
-            // `create temp view`, `create table "temp".x`: a name has no other spelling.
+            // This finds `create temp view` and `create table "temp".x`; the word has no other spelling.
             Dialect::Sqlite => first == "create" && contains_ignoring_case(text, "temp"),
         };
-        Kind {
-            writes: seen.write,
-            inserts: seen.insert && !seen.conflict,
-            gives_rows: READS.contains(&first) || seen.returning,
-            changes_schema: CHANGES.contains(&first),
-            marks_session,
+        StatementKind {
+            writes: keywords.write,
+            inserts: keywords.insert && !keywords.conflict,
+            gives_rows: READS.contains(&first) || keywords.returning,
+            changes_schema: SCHEMA_CHANGES.contains(&first),
+            leaves_session_state,
         }
     }
 
     fn semicolon(&mut self) {
-        self.fresh = true;
+        self.at_start = true;
     }
 
+    /// Checks the whole statement.
+    ///
+    /// # Errors
+    /// The statement is not permitted.
     fn end(&self) -> Result<(), String> {
-        let Self { dialect, words, first, second, seen, .. } = self;
+        let Self { dialect, words, first, second, keywords, .. } = self;
         if *words == 0 {
             return Err("there is no statement in the text".into());
         }
@@ -240,14 +259,14 @@ impl Shape {
         if control {
             return Err(format!("`{first}`: transactions are begun and ended by the operation, not by a statement"));
         }
-        if seen.client_stream && (first == "copy" || first == "load") {
+        if keywords.client_stream && (first == "copy" || first == "load") {
             return Err(format!(
                 "`{first}` with data of the client's is not possible here: insert rows with parameters, several statements \
                  in one operation, and read them with `select`"
             ));
         }
-        if *dialect == Dialect::Sqlite && !SQLITE.contains(&first.as_str()) {
-            return Err(format!("`{first}` is not permitted (permitted: {})", SQLITE.join(", ")));
+        if *dialect == Dialect::Sqlite && !SQLITE_PERMITTED.contains(&first.as_str()) {
+            return Err(format!("`{first}` is not permitted (permitted: {})", SQLITE_PERMITTED.join(", ")));
         }
         Ok(())
     }
@@ -294,7 +313,7 @@ impl Scanner<'_> {
             ' ' | '\t' | '\n' | '\r' | '\x0c' => (Token::Space, 1),
             '-' if rest.starts_with("--") && (dialect != MySql || line_comment(rest)) => (Token::Space, line(rest)),
             '#' if dialect == MySql => (Token::Space, line(rest)),
-            // MySQL runs what is within `/*! */`.
+            // MySQL executes the text within `/*! */`.
             '/' if rest.starts_with("/*!") && dialect == MySql => (Token::Bad("`/*!` is not permitted"), 3),
             '/' if rest.starts_with("/*M!") && dialect == MySql => (Token::Bad("`/*M!` is not permitted"), 4),
             '/' if rest.starts_with("/*") => (Token::Space, comment(rest, dialect == Postgres)),
@@ -327,26 +346,28 @@ impl Scanner<'_> {
         }
     }
 
-    /// Whether what was just scanned is a name, not a placeholder: MySQL's `@variable` and `:=`.
+    /// Returns whether the sign is not a placeholder, but part of MySQL's `@variable` or `:=`.
     fn is_name(&self, written: &str) -> bool {
         self.dialect == Dialect::MySql && written != "?"
     }
 }
 
-/// Letters and digits; all that is not ASCII is part of words.
+/// Returns whether the character is part of words: letters, digits, and everything that is not ASCII.
 fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_' || !character.is_ascii()
 }
 
+/// The length of the line that `rest` begins with.
 fn line(rest: &str) -> usize {
     rest.find('\n').map_or(rest.len(), |end| end + 1)
 }
 
-/// MySQL wants white space after `--`.
+/// Returns whether `--` begins a comment in MySQL, which requires white space after it.
 fn line_comment(rest: &str) -> bool {
     rest[2..].chars().next().is_none_or(|next| next.is_ascii_whitespace() || next.is_ascii_control())
 }
 
+/// The length of the block comment that `rest` begins with.
 fn comment(rest: &str, nested: bool) -> usize {
     let bytes = rest.as_bytes();
     let (mut at, mut depth) = (2, 1);
@@ -369,8 +390,8 @@ fn comment(rest: &str, nested: bool) -> usize {
     rest.len()
 }
 
-/// To the closing quote, or to the end of the text: the database will tell. A doubled quote comes out as two strings side by
-/// side, which is as good.
+/// The length of the quoted text that `rest` begins with. Without a closing quote it is the whole rest, which the
+/// database will refuse. A doubled quote is read as two strings side by side, with the same result.
 fn quoted(rest: &str, skip: usize, quote: char, backslash: bool) -> usize {
     let mut escaped = false;
     for (at, character) in rest.char_indices().skip(skip) {
@@ -384,7 +405,7 @@ fn quoted(rest: &str, skip: usize, quote: char, backslash: bool) -> usize {
     rest.len()
 }
 
-/// `$$..$$` and `$tag$..$tag$`.
+/// The length of `$$..$$` or `$tag$..$tag$` at the beginning of `rest`, if it begins so.
 fn dollar_quoted(rest: &str) -> Option<usize> {
     let tag_end = rest[1..].find('$')? + 2;
     let tag = &rest[..tag_end];
@@ -393,11 +414,12 @@ fn dollar_quoted(rest: &str) -> Option<usize> {
     is_tag.then(|| rest[tag_end..].find(tag).map_or(rest.len(), |end| tag_end + end + tag.len()))
 }
 
+/// The length of `{name}` at the beginning of `rest`, if it begins so.
 fn parameter(rest: &str) -> Option<usize> {
     let name = rest[1..].find('}').map(|end| &rest[1..=end])?;
-    let fits = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+    let is_name = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    fits.then_some(name.len() + 2)
+    is_name.then_some(name.len() + 2)
 }
 
 #[cfg(test)]
@@ -450,12 +472,12 @@ mod tests {
         check(MySql, "select '\\'{a}', `{a}`, 1--1, {b} # {a}", "select '\\'{a}', `{a}`, 1--1, ? # {a}", &["b"]);
         check(MySql, "select @@version, @a", "select @@version, @a", &[]);
         check(Sqlite, "select [{a}], `{a}`", "select [{a}], `{a}`", &[]);
-        // What is not closed runs to the end.
+        // A string that is not closed runs to the end.
         check(Sqlite, "select '{a}", "select '{a}", &[]);
     }
 
     #[test]
-    fn what_is_no_statement_of_its_own_is_refused() {
+    fn a_text_that_is_not_one_permitted_statement_is_refused() {
         use Dialect::*;
         for dialect in [Sqlite, Postgres, MySql] {
             refused(dialect, "select 1; select 2", "one statement at a time");
@@ -490,9 +512,10 @@ mod tests {
     }
 
     #[test]
-    fn it_is_seen_what_a_statement_does() {
+    fn the_effects_of_a_statement_are_recognized() {
         use Dialect::*;
-        let kind = |writes, inserts, gives_rows| Kind { writes, inserts, gives_rows, ..Kind::default() };
+        let kind =
+            |writes, inserts, gives_rows| StatementKind { writes, inserts, gives_rows, ..StatementKind::default() };
         for (text, expected) in [
             ("insert into t values (1)", kind(true, true, false)),
             ("insert into t values (1) returning id", kind(true, true, true)),
@@ -501,14 +524,14 @@ mod tests {
             ("with x as (select 1) insert into t select * from x", kind(true, true, true)),
             ("with x as (select 1) select replace(a, 'b', 'c') from x", kind(false, false, true)),
             ("select 'insert'", kind(false, false, true)),
-            ("create table t (a)", Kind { changes_schema: true, ..Kind::default() }),
+            ("create table t (a)", StatementKind { changes_schema: true, ..StatementKind::default() }),
         ] {
             assert_eq!(parse(text, Sqlite).unwrap().kind, expected, "{text}");
         }
     }
 
     #[test]
-    fn it_is_seen_what_stays_in_a_session_that_cannot_be_reset() {
+    fn state_that_stays_in_the_session_is_recognized() {
         use Dialect::*;
         for (dialect, text, marks) in [
             (Postgres, "select set_config('a.b', 'c', false)", false),
@@ -533,7 +556,7 @@ mod tests {
             (MySql, "use other", true),
             (MySql, "lock tables t write", true),
         ] {
-            assert_eq!(parse(text, dialect).unwrap().kind.marks_session, marks, "{text}");
+            assert_eq!(parse(text, dialect).unwrap().kind.leaves_session_state, marks, "{text}");
         }
     }
 

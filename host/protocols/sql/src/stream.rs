@@ -1,27 +1,27 @@
-//! A result that comes part by part. The statement goes on only while the consumer waits for the next part, so that nothing
-//! is read ahead of it but one part.
+//! A streamed result. The statement runs only while the consumer waits for the next part, so at most one part is read
+//! ahead.
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
-use super::connection::Session;
+use super::connection::SqlConnection;
 use super::operation::Statement;
-use super::rows::{Limits, Rows};
+use super::rows::{RowLimits, RowWriter};
 use wasmcage_resource::{Connection, ReplyStream, ResourceError};
 
 pub(super) struct ResultStream {
-    /// Owns the connection until it ends.
-    running: Option<BoxFuture<'static, Result<Box<Session>, ResourceError>>>,
+    /// The statement, which owns the connection until it ends.
+    running: Option<BoxFuture<'static, Result<Box<SqlConnection>, ResourceError>>>,
     parts: mpsc::Receiver<Bytes>,
-    session: Option<Box<Session>>,
+    session: Option<Box<SqlConnection>>,
 }
 
 impl ResultStream {
-    pub(super) fn new(session: Box<Session>, statement: Statement, limits: Limits) -> Self {
+    pub(super) fn new(session: Box<SqlConnection>, statement: Statement, limits: RowLimits) -> Self {
         let (sender, parts) = mpsc::channel(1);
-        let running = session.stream(statement, Rows::streamed(limits, sender));
+        let running = session.stream(statement, RowWriter::streamed(limits, sender));
         Self { running: Some(Box::pin(running)), parts, session: None }
     }
 }
@@ -38,7 +38,7 @@ impl ReplyStream for ResultStream {
                 self.session = Some(ended?);
             }
         }
-        // What was sent before the end.
+        // A part may have been sent right before the end.
         Ok(self.parts.recv().await)
     }
 

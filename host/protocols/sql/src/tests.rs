@@ -1,18 +1,18 @@
-//! Connections to SQLite, and what settings are read as. The servers are in the tests of whole cages.
+//! Tests of connections to SQLite, and of the settings. Database servers are part of the tests of whole cages.
 
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::Database;
-use super::settings::Settings;
+use super::SqlResource;
+use super::settings::SqlSettings;
 use wasmcage_config as config;
 use wasmcage_config::{Environment, ProtocolInfo};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, Phase, Resource, ResourceError};
 
-fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
+fn settings(directory: &Path, lines: &str) -> Result<SqlSettings, String> {
     let toml = format!("[resources.db]\nprotocol = \"sql\"\n{lines}\n");
     let environment = Environment {
         cage: "test",
@@ -24,12 +24,12 @@ fn settings(directory: &Path, lines: &str) -> Result<Settings, String> {
     };
     let sources = [(directory.join("cage.toml"), toml)];
     let config = config::parse(&sources, &environment).map_err(|error| error.to_string())?;
-    Settings::read(config.resources["db"].section.clone()).map_err(|error| error.to_string())
+    SqlSettings::read(config.resources["db"].section.clone()).map_err(|error| error.to_string())
 }
 
-fn database(directory: &Path) -> Database {
+fn database(directory: &Path) -> SqlResource {
     let settings = settings(directory, "path = \"test.db\"\nmax_rows = 100\nmax_result_bytes = 10_000").unwrap();
-    Database { settings }
+    SqlResource { settings }
 }
 
 fn soon() -> Deadline {
@@ -86,7 +86,7 @@ async fn a_failed_statement_undoes_those_before_it() {
     assert_eq!(reply["results"][0]["rows"], json!([[0]]));
     run(&mut *db, json!({"statements": [insert(1), insert(2)]})).await.unwrap();
 
-    // Step by step, with a failure between: nothing is committed.
+    // Of a transaction in steps nothing is committed if one fails.
     db.begin(&[], soon()).await.unwrap();
     db.execute(operation(insert(3)), soon()).await.unwrap();
     db.execute(operation(insert(3)), soon()).await.unwrap_err();
@@ -98,7 +98,7 @@ async fn a_failed_statement_undoes_those_before_it() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_before_it_runs_is_harmless() {
+async fn an_error_before_anything_runs_is_harmless() {
     let directory = tempfile::tempdir().unwrap();
     let database = database(directory.path());
     let check = |action: &str, body: &str| {
@@ -182,11 +182,11 @@ async fn a_stream_is_not_read_ahead_and_gives_its_connection_back() {
     assert!(count == 50_000 && parts > 1, "{count} rows in {parts} parts");
     let mut db = stream.finish().expect("the connection");
     run(&mut *db, json!({"sql": "create table t (a)"})).await.expect("nothing is read-only any more");
-    // An endless result that is dropped after its first part.
+    // An endless result is dropped after its first part.
     let (_, mut stream) = db.open(numbers(i64::MAX), &[], soon()).await.unwrap();
     assert!(stream.next().await.unwrap().is_some());
     drop(stream);
-    // A failure is told, and ends the stream.
+    // An error is returned, and ends the stream.
     let db = database.connect(soon()).await.unwrap();
     let (_, mut stream) = db.open(operation(json!({"sql": "select nothing"})), &[], soon()).await.unwrap();
     assert_eq!(stream.next().await.unwrap_err().code, "SQLITE_ERROR");
@@ -197,12 +197,12 @@ async fn a_stream_is_not_read_ahead_and_gives_its_connection_back() {
 }
 
 #[tokio::test]
-async fn a_statement_that_nobody_waits_for_ends() {
+async fn a_statement_that_nobody_waits_for_is_interrupted() {
     let directory = tempfile::tempdir().unwrap();
     let database = database(directory.path());
     let mut db = database.connect(soon()).await.unwrap();
     run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
-    // It holds the lock for writing, and gives no rows at which it could be seen that nobody takes them.
+    // It holds the lock for writing and returns no rows, so only the interruption can end it.
     let endless =
         "insert into t with recursive n(i) as (select 1 union all select i + 1 from n) select i from n where i < 0";
     let waiting = tokio::time::timeout(Duration::from_millis(50), run(&mut *db, json!({"sql": endless}))).await;
@@ -213,7 +213,7 @@ async fn a_statement_that_nobody_waits_for_ends() {
 }
 
 #[tokio::test]
-async fn a_new_file_is_its_users_alone_and_one_that_is_there_keeps_its_mode() {
+async fn a_new_file_is_private_and_an_existing_one_keeps_its_mode() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let mode = |name: &str| {
@@ -228,17 +228,17 @@ async fn a_new_file_is_its_users_alone_and_one_that_is_there_keeps_its_mode() {
     let mut db = database(directory.path()).connect(soon()).await.unwrap();
     run(&mut *db, json!({"sql": "insert into t values (1)"})).await.unwrap();
     assert_eq!(mode("test.db"), Some(0o640));
-    // One that is not to be made is not.
-    let none = Database { settings: settings(directory.path(), "path = \"none.db\"\ncreate = false").unwrap() };
+    // Without `create` no file is made.
+    let none = SqlResource { settings: settings(directory.path(), "path = \"none.db\"\ncreate = false").unwrap() };
     assert_eq!(none.connect(soon()).await.err().map(|error| error.phase), Some(Phase::Connect));
     assert_eq!(mode("none.db"), None);
 }
 
 #[tokio::test]
-async fn statements_need_not_be_kept() {
+async fn the_statement_cache_can_be_off() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(directory.path(), "path = \"test.db\"\nstatement_cache = 0").unwrap();
-    let mut db = Database { settings }.connect(soon()).await.unwrap();
+    let mut db = SqlResource { settings }.connect(soon()).await.unwrap();
     run(&mut *db, json!({"sql": "create table t (a)"})).await.unwrap();
     for number in 0..3 {
         let insert = json!({"sql": "insert into t values ({n})", "values": {"n": number}});
@@ -257,8 +257,8 @@ async fn another_connection_may_change_the_schema_at_any_time() {
     run(&mut *warm, json!({"sql": "create table t (a)"})).await.unwrap();
     run(&mut *warm, json!({"sql": "insert into t values (1)"})).await.unwrap();
     let all = async |connection: &mut dyn Connection| {
-        let told = run(connection, json!({"sql": "select * from t"})).await.unwrap();
-        told["results"][0].clone()
+        let reply = run(connection, json!({"sql": "select * from t"})).await.unwrap();
+        reply["results"][0].clone()
     };
     for (change, columns) in [
         ("alter table t add column b", json!(["a", "b"])),
@@ -272,7 +272,7 @@ async fn another_connection_may_change_the_schema_at_any_time() {
         run(&mut *warm, returning.clone()).await.unwrap();
         assert_eq!(run(&mut *other, returning).await.unwrap()["results"][0]["columns"], columns, "{change}");
     }
-    // In a transaction, and within one operation.
+    // It may also happen in a transaction, or within one operation.
     let read_only = [("read-only".to_owned(), "true".to_owned())];
     let select = || operation(json!({"sql": "select * from t"}));
     warm.execute_alone(select(), &read_only, soon()).await.unwrap();
@@ -287,9 +287,9 @@ async fn another_connection_may_change_the_schema_at_any_time() {
 }
 
 #[test]
-fn settings_are_read_and_mistakes_told() {
+fn settings_are_read_and_mistakes_are_reported() {
     let directory = tempfile::tempdir().unwrap();
-    let read = |lines: &str| settings(directory.path(), lines).map(|settings| settings.target.to_string());
+    let read = |lines: &str| settings(directory.path(), lines).map(|settings| settings.address.to_string());
     let file = directory.path().join("a.db").display().to_string();
     assert_eq!(read("path = \"a.db\"\ncreate = false\nbusy_timeout_ms = 100"), Ok(file));
     let url = "url = \"postgres://me:secret@db.example:5433/name\"";

@@ -1,4 +1,4 @@
-//! Values of parameters, and how cells are written: see the table in `sql/mod.rs`.
+//! Reads the values of parameters, and writes cells, as JSON. The table of types is in `lib.rs`.
 
 use std::fmt::{self, Display, Write as _};
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::value::RawValue;
 use sqlx::types::Uuid;
 
-/// Digits of a decimal number: PostgreSQL's own bound is 147,455.
+/// The most digits of a decimal number; PostgreSQL's own limit is 147,455.
 const DECIMAL_DIGITS_MAX: usize = 20_000;
 
 /// The value of a parameter, checked.
@@ -28,13 +28,13 @@ pub(super) enum Value {
     Time(Time),
     DateTime(DateTime),
     Timestamp(Timestamp),
-    /// A document as text.
+    /// A JSON document as text.
     Json(String),
     Uuid(Uuid),
     Array(Vec<Value>),
 }
 
-/// An optional sign, digits, and perhaps a point and more digits.
+/// The text of a decimal number: an optional sign, digits, and optionally a point and more digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Decimal(pub(super) String);
 
@@ -51,7 +51,7 @@ impl FromStr for Decimal {
 }
 
 impl Value {
-    /// What it is, for texts of errors.
+    /// The name of the type, for error texts.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -158,10 +158,10 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-/// Writes cells as JSON.
-pub(super) struct Cell<'a>(pub(super) &'a mut Vec<u8>);
+/// Writes one cell as JSON.
+pub(super) struct CellWriter<'a>(pub(super) &'a mut Vec<u8>);
 
-impl Cell<'_> {
+impl CellWriter<'_> {
     pub(super) fn null(self) {
         self.0.extend_from_slice(b"null");
     }
@@ -185,7 +185,7 @@ impl Cell<'_> {
         self.number(value.is_finite(), value, || serde_json::to_vec(&value));
     }
 
-    /// With as few digits as tell it from its neighbours of the same size.
+    /// Writes as few digits as identify a float of 32 bits.
     pub(super) fn float32(self, value: f32) {
         self.number(value.is_finite(), f64::from(value), || serde_json::to_vec(&value));
     }
@@ -200,11 +200,11 @@ impl Cell<'_> {
     }
 
     pub(super) fn text(self, text: &str) {
-        // Writing a text into memory cannot fail.
+        // Writing into memory cannot fail.
         let _ = serde_json::to_writer(self.0, text);
     }
 
-    /// `value` must not need escapes.
+    /// Writes `{"tag":"value"}`. The value must not need escapes.
     pub(super) fn tagged(self, tag: &str, value: impl Display) {
         self.display(format_args!("{{\"{tag}\":\"{value}\"}}"));
     }
@@ -213,7 +213,7 @@ impl Cell<'_> {
         self.tagged("bytes", base64::display::Base64Display::new(bytes, &STANDARD));
     }
 
-    /// A document, which must be JSON.
+    /// Writes a JSON document; a malformed one is written as text.
     pub(super) fn json(self, document: &str) {
         match serde_json::from_str::<&RawValue>(document) {
             Ok(document) => self.display(format_args!("{{\"json\":{}}}", document.get())),

@@ -1,43 +1,44 @@
-//! `[interfaces.x]` with `protocol = "file"`.
+//! The configuration of an interface: `[interfaces.x]` with `protocol = "file"`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::pattern::Pattern;
+use super::pattern::NamePattern;
 use crate::DAY_MS;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::backoff::doubled;
 
+/// The order in which files are handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
+pub(super) enum FileOrder {
     Name,
-    /// The oldest first.
+    /// Files are handled by the time of their last change, the oldest first.
     Modified,
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct SourceConfig {
+pub(super) struct FileInterfaceConfig {
     pub(super) directory: PathBuf,
-    pub(super) pattern: Pattern,
-    pub(super) order: Order,
+    pub(super) pattern: NamePattern,
+    pub(super) order: FileOrder,
     pub(super) interval: Duration,
-    /// A file that did not change for so long is complete.
+    /// A file that has not changed for this time counts as complete.
     pub(super) settle: Duration,
-    /// Whether the module gets the content, or the name only.
+    /// True if the module gets the content, and not the name only.
     pub(super) content: bool,
     pub(super) bytes_max: u64,
-    /// Where files go that were handled; none: they are removed.
+    /// The directory for handled files; if none, they are removed.
     pub(super) done: Option<PathBuf>,
-    /// Where files go that are given up.
+    /// The directory for files that are given up.
     pub(super) failed: PathBuf,
     pub(super) retry_first: Duration,
     pub(super) retry_longest: Duration,
     pub(super) attempts_max: u32,
-    /// Whether a file that failed lets the next ones go first.
+    /// True if the next files are handled while one waits for its retry.
     pub(super) keep_going: bool,
 }
 
-impl SourceConfig {
+impl FileInterfaceConfig {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
@@ -45,12 +46,12 @@ impl SourceConfig {
             section.problem("directory", "required and not set; expected a path");
         }
         let directory = section.path("directory").unwrap_or_default();
-        let orders = [("name", Order::Name), ("modified", Order::Modified)];
+        let orders = [("name", FileOrder::Name), ("modified", FileOrder::Modified)];
         let milliseconds = |key, default, min| section.milliseconds(key, Duration::from_millis(default), min..=DAY_MS);
         let pattern = "a pattern of names such as \"*.csv\"; `*` is any text, `?` any character";
         let config = Self {
-            pattern: section.parsed("pattern", Pattern::any(), pattern),
-            order: section.choice("order", &orders, Order::Name),
+            pattern: section.parsed("pattern", NamePattern::any(), pattern),
+            order: section.choice("order", &orders, FileOrder::Name),
             interval: milliseconds("interval_ms", 1_000, 10),
             settle: milliseconds("settle_ms", 500, 0),
             content: section.flag("content", true),
@@ -72,7 +73,7 @@ impl SourceConfig {
         Ok(config)
     }
 
-    /// The pause after so many failures of the same file.
+    /// The pause before a retry, after so many failures of the same file.
     pub(super) fn retry_after(&self, failures: u32) -> Duration {
         doubled(self.retry_first, self.retry_longest, failures.max(1))
     }

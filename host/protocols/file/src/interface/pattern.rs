@@ -1,23 +1,24 @@
-//! Which names are meant: `*.csv`, `order-????.xml`.
+//! Patterns of file names: `*.csv`, `order-????.xml`.
 
 use std::str::FromStr;
 
-/// Characters of a pattern; the work of a match is bounded by this times those of a name.
+/// The longest pattern. The work of a match is limited by this times the length of a name.
 const BYTES_MAX: usize = 255;
 
+/// A pattern: `*` stands for any bytes, `?` for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pattern(Vec<u8>);
+pub(super) struct NamePattern(Vec<u8>);
 
-impl Pattern {
+impl NamePattern {
     pub(super) fn any() -> Self {
         Self(vec![b'*'])
     }
 
-    /// `?` is one byte.
-    pub(super) fn fits(&self, name: &[u8]) -> bool {
+    /// Returns whether the pattern matches the whole name.
+    pub(super) fn matches(&self, name: &[u8]) -> bool {
         let pattern = &self.0;
         let (mut at, mut in_name) = (0, 0);
-        // Where the last `*` is, and what it has swallowed so far.
+        // The position of the last `*`, and up to where it matches so far.
         let mut star: Option<(usize, usize)> = None;
         while in_name < name.len() {
             match pattern.get(at) {
@@ -30,10 +31,10 @@ impl Pattern {
                     in_name += 1;
                 }
                 Some(_) | None => {
-                    let Some((star_at, swallowed)) = star else { return false };
-                    star = Some((star_at, swallowed + 1));
+                    let Some((star_at, matched)) = star else { return false };
+                    star = Some((star_at, matched + 1));
                     at = star_at + 1;
-                    in_name = swallowed + 1;
+                    in_name = matched + 1;
                 }
             }
         }
@@ -41,7 +42,7 @@ impl Pattern {
     }
 }
 
-impl FromStr for Pattern {
+impl FromStr for NamePattern {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -55,10 +56,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns_fit_whole_names() {
+    fn patterns_match_whole_names() {
         let check = |pattern: &str, name: &str, fits| {
-            let pattern: Pattern = pattern.parse().unwrap();
-            assert_eq!(pattern.fits(name.as_bytes()), fits, "{pattern:?} {name}");
+            let pattern: NamePattern = pattern.parse().unwrap();
+            assert_eq!(pattern.matches(name.as_bytes()), fits, "{pattern:?} {name}");
         };
         check("*", "", true);
         check("*.csv", "a.csv", true);
@@ -69,7 +70,7 @@ mod tests {
         check("*a*b*", "xxaxxbxx", true);
         check("*a*b*", "xxbxxaxx", false);
         check("a[b]", "a[b]", true);
-        assert!("a/b".parse::<Pattern>().is_err());
-        assert!("".parse::<Pattern>().is_err());
+        assert!("a/b".parse::<NamePattern>().is_err());
+        assert!("".parse::<NamePattern>().is_err());
     }
 }

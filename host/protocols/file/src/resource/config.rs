@@ -1,4 +1,4 @@
-//! `[resources.x]` with `protocol = "file"`.
+//! The configuration of a resource: `[resources.x]` with `protocol = "file"`.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,17 @@ use rustix::fs::Mode;
 
 use wasmcage_config::{ConfigError, Section};
 
-pub(super) struct ResourceConfig {
+pub(super) struct FileResourceConfig {
     pub(super) directory: PathBuf,
-    /// On the same file system it costs a rename; on another one, a copy.
+    /// The directory for unfinished files. On the same file system a commit is a rename, on another one a copy.
     pub(super) temporary: PathBuf,
-    /// As the process's umask has it, if none.
+    /// The permissions of new files; by default those of the process's umask.
     pub(super) permissions: Option<Mode>,
-    /// Of a file that is read whole.
+    /// The largest file that is read whole.
     pub(super) bytes_max: u64,
 }
 
-impl ResourceConfig {
+impl FileResourceConfig {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
@@ -36,6 +36,7 @@ impl ResourceConfig {
     }
 }
 
+/// Permissions written as three octal digits.
 struct Permissions(Mode);
 
 impl std::str::FromStr for Permissions {

@@ -1,6 +1,7 @@
-//! A directory as a resource: whole files, written so that others see all of one or nothing.
+//! Resource `file`: reads and writes whole files in a directory. Others see all of a written file or nothing.
 //!
-//! `config.rs` reads `[resources.x]`, `transaction.rs` does what is asked, `../temporary.rs` is a file before its commit.
+//! `config.rs` reads `[resources.x]`, `transaction.rs` executes operations, `../temporary.rs` holds a file before its
+//! commit.
 
 mod config;
 mod transaction;
@@ -15,21 +16,21 @@ use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout_at;
 
-use self::config::ResourceConfig;
-use self::transaction::Transaction;
-use super::directory::Directory;
+use self::config::FileResourceConfig;
+use self::transaction::FileTransaction;
+use super::directory::DirectoryHandle;
 use super::{error, temporary};
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
 
-/// Bytes of one part of a file that is read in parts.
+/// The size of the parts in which a file is streamed.
 const PART_BYTES: usize = 64 * 1024;
 
 /// `[resources.x]` with `protocol = "file"`.
 pub(super) struct FileResource {
-    config: Arc<ResourceConfig>,
-    /// What a crash left behind is removed once.
+    config: Arc<FileResourceConfig>,
+    /// Set once the leftovers of a crash have been removed.
     swept: OnceCell<()>,
 }
 
@@ -37,7 +38,7 @@ impl FileResource {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
-        Ok(Self { config: Arc::new(ResourceConfig::read(section)?), swept: OnceCell::new() })
+        Ok(Self { config: Arc::new(FileResourceConfig::read(section)?), swept: OnceCell::new() })
     }
 }
 
@@ -52,9 +53,9 @@ impl Resource for FileResource {
         let sweep = || async {
             let directory = self.config.directory.display().to_string();
             blocking(Phase::Connect, deadline, move || {
-                let swept = Directory::open(&config.directory)
-                    .and_then(|_| Directory::open(&config.temporary))
-                    .and_then(|home| temporary::sweep(&home));
+                let swept = DirectoryHandle::open(&config.directory)
+                    .and_then(|_| DirectoryHandle::open(&config.temporary))
+                    .and_then(|directory| temporary::sweep(&directory));
                 swept.map_err(|error| error::harmless(Phase::Connect, &directory, &error))
             })
             .await
@@ -71,9 +72,10 @@ impl Resource for FileResource {
 }
 
 struct FileConnection {
-    config: Arc<ResourceConfig>,
-    /// Away while it works: if nobody waits for that any more, it is dropped, and what it wrote is removed.
-    transaction: Option<Transaction>,
+    config: Arc<FileResourceConfig>,
+    /// None while an operation runs. If its caller gives up, the transaction is dropped, and the files that it wrote
+    /// are removed.
+    transaction: Option<FileTransaction>,
 }
 
 #[async_trait]
@@ -86,7 +88,7 @@ impl Connection for FileConnection {
         let config = self.config.clone();
         let begun = blocking(Phase::Begin, deadline, move || {
             let directory = config.directory.display().to_string();
-            Transaction::begin(config).map_err(|error| error::harmless(Phase::Begin, &directory, &error))
+            FileTransaction::begin(config).map_err(|error| error::harmless(Phase::Begin, &directory, &error))
         });
         self.transaction = Some(begun.await?);
         Ok(())
@@ -106,7 +108,7 @@ impl Connection for FileConnection {
     async fn commit(&mut self, deadline: Deadline) -> Result<(), ResourceError> {
         let transaction = self.take(Phase::Commit)?;
         let committed = blocking(Phase::Commit, deadline, move || transaction.commit()).await;
-        // A commit that is late goes on, and may come to its end.
+        // A commit goes on after its deadline, and may succeed.
         committed.map_err(|error| match error.code == ResourceError::TIMED_OUT {
             true => ResourceError { recoverable: false, ..error },
             false => error,
@@ -132,7 +134,7 @@ impl Connection for FileConnection {
         let transaction = self.take(Phase::Execute)?;
         let opened = blocking(Phase::Execute, deadline, move || transaction.open(&operation)).await;
         let (reply, file) = opened?;
-        Ok((reply, Box::new(Parts { file: Some(file), deadline })))
+        Ok((reply, Box::new(FileStream { file: Some(file), deadline })))
     }
 
     async fn is_healthy(&mut self) -> bool {
@@ -141,12 +143,12 @@ impl Connection for FileConnection {
 }
 
 impl FileConnection {
-    fn take(&mut self, phase: Phase) -> Result<Transaction, ResourceError> {
+    fn take(&mut self, phase: Phase) -> Result<FileTransaction, ResourceError> {
         self.transaction.take().ok_or_else(|| ResourceError::fatal(phase, "io", "there is no transaction"))
     }
 }
 
-/// Runs where blocking does no harm. After the deadline it runs on, unheard.
+/// Runs the work on a thread for blocking. After the deadline it goes on, but its result is dropped.
 async fn blocking<T: Send + 'static>(
     phase: Phase,
     deadline: Deadline,
@@ -161,18 +163,18 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// A file that is read part by part.
-struct Parts {
+/// A file that is streamed in parts.
+struct FileStream {
     file: Option<File>,
     deadline: Deadline,
 }
 
 #[async_trait]
-impl ReplyStream for Parts {
+impl ReplyStream for FileStream {
     async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
         let Some(mut file) = self.file.take() else { return Ok(None) };
         let (file, part) = blocking(Phase::Execute, self.deadline, move || {
-            let part = part(&mut file).map_err(|error| error::harmless(Phase::Execute, "reading", &error))?;
+            let part = read_part(&mut file).map_err(|error| error::harmless(Phase::Execute, "reading", &error))?;
             Ok((file, part))
         })
         .await?;
@@ -184,8 +186,8 @@ impl ReplyStream for Parts {
     }
 }
 
-/// Empty at the end.
-fn part(file: &mut File) -> io::Result<Bytes> {
+/// Reads the next part, which is empty at the end.
+fn read_part(file: &mut File) -> io::Result<Bytes> {
     let mut part = Vec::new();
     file.take(PART_BYTES as u64).read_to_end(&mut part)?;
     Ok(part.into())

@@ -1,4 +1,5 @@
-//! One transaction over files: what is written waits under another name, what is removed stays, until the commit. Blocks.
+//! A transaction over files. Until the commit, written files have hidden names and removed files stay. All functions
+//! here block.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -10,59 +11,61 @@ use bytes::Bytes;
 use rustix::fs::FileType;
 use serde_json::json;
 
-use super::config::ResourceConfig;
-use crate::directory::{self, Directory, Stamp};
+use super::config::FileResourceConfig;
+use crate::directory::{self, DirectoryHandle, FileStamp};
 use crate::error::{self, bad};
-use crate::name::{self, Name};
-use crate::temporary::Temporary;
+use crate::name::{self, FileName};
+use crate::temporary::TemporaryFile;
 use wasmcage_resource::{Operation, OperationReply, Phase, ResourceError};
 
-/// Files that one transaction may change.
+/// The most changes of one transaction.
 const CHANGES_MAX: usize = 1_000;
-/// Files in one list.
+/// The most files in one list.
 const LIST_MAX: usize = 10_000;
 const LIST_DEFAULT: usize = 1_000;
 
-pub(super) struct Transaction {
-    config: Arc<ResourceConfig>,
-    directory: Directory,
-    temporary: Arc<Directory>,
-    changes: Vec<Change>,
+pub(super) struct FileTransaction {
+    config: Arc<FileResourceConfig>,
+    directory: DirectoryHandle,
+    temporary: Arc<DirectoryHandle>,
+    changes: Vec<FileChange>,
 }
 
-enum Change {
-    Place { temporary: Temporary, parent: Directory, name: CString, overwrite: bool },
-    Remove { parent: Directory, name: CString },
+enum FileChange {
+    Place { temporary: TemporaryFile, parent: DirectoryHandle, name: CString, overwrite: bool },
+    Remove { parent: DirectoryHandle, name: CString },
 }
 
-/// What an operation says besides the name.
+/// The headers of an operation, parsed.
 #[derive(Default)]
-struct Options {
+struct FileOptions {
     overwrite: Option<bool>,
     remove: Option<bool>,
     after: Option<String>,
     limit: Option<usize>,
 }
 
+/// Checks an operation without executing it.
+///
 /// # Errors
-/// In phase `Check`: it is none that a directory understands.
+/// The operation is invalid.
 pub(super) fn check(operation: &Operation) -> Result<(), ResourceError> {
-    Options::read(operation)?;
+    FileOptions::read(operation)?;
     if !(operation.action == "list" && operation.target.is_empty()) {
         parse(&operation.target)?;
     }
     Ok(())
 }
 
-impl Transaction {
-    pub(super) fn begin(config: Arc<ResourceConfig>) -> io::Result<Self> {
-        let directory = Directory::open(&config.directory)?;
-        let temporary = Arc::new(Directory::open(&config.temporary)?);
+impl FileTransaction {
+    pub(super) fn begin(config: Arc<FileResourceConfig>) -> io::Result<Self> {
+        let directory = DirectoryHandle::open(&config.directory)?;
+        let temporary = Arc::new(DirectoryHandle::open(&config.temporary)?);
         Ok(Self { config, directory, temporary, changes: Vec::new() })
     }
 
     pub(super) fn execute(&mut self, operation: Operation) -> Result<OperationReply, ResourceError> {
-        let options = Options::read(&operation)?;
+        let options = FileOptions::read(&operation)?;
         let failed = |error: io::Error| error::harmless(Phase::Execute, &operation.target, &error);
         if operation.action == "list" {
             return self.list(&operation.target, &options);
@@ -71,15 +74,16 @@ impl Transaction {
         let file = c_name(&name.file)?;
         match operation.action.as_str() {
             "write" => {
-                let parent = self.directory.walk_making(&name.directories).map_err(failed)?;
+                let parent = self.directory.walk_or_create(&name.directories).map_err(failed)?;
                 let overwrite = options.overwrite.unwrap_or(true);
                 if !overwrite && parent.stat(&file).map_err(failed)?.is_some() {
                     let text = format!("{} is there already", operation.target);
                     return Err(ResourceError::harmless(Phase::Execute, error::EXISTS, text));
                 }
-                let (home, permissions) = (self.temporary.clone(), self.config.permissions);
-                let temporary = Temporary::write(home, operation.body.as_ref(), permissions).map_err(failed)?;
-                self.change(Change::Place { temporary, parent, name: file, overwrite })?;
+                let (directory, permissions) = (self.temporary.clone(), self.config.permissions);
+                let temporary =
+                    TemporaryFile::write(directory, operation.body.as_ref(), permissions).map_err(failed)?;
+                self.change(FileChange::Place { temporary, parent, name: file, overwrite })?;
                 Ok(OperationReply { status: 200, ..OperationReply::default() })
             }
             "read" => {
@@ -88,22 +92,22 @@ impl Transaction {
                 let max = self.config.bytes_max;
                 let body = directory::read(opened, stamp, max).map_err(failed)?.ok_or_else(|| too_large(max))?;
                 if options.remove == Some(true) {
-                    self.change(Change::Remove { parent, name: file })?;
+                    self.change(FileChange::Remove { parent, name: file })?;
                 }
-                Ok(OperationReply { body, ..described(stamp) })
+                Ok(OperationReply { body, ..describe(stamp) })
             }
-            "delete" => match self.found(&name, &file).map_err(failed)? {
+            "delete" => match self.find(&name, &file).map_err(failed)? {
                 None => Ok(missing()),
                 Some((parent, FileType::RegularFile, stamp)) => {
-                    self.change(Change::Remove { parent, name: file })?;
-                    Ok(described(stamp))
+                    self.change(FileChange::Remove { parent, name: file })?;
+                    Ok(describe(stamp))
                 }
                 Some(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "not an ordinary file"))),
             },
-            "stat" => match self.found(&name, &file).map_err(failed)? {
+            "stat" => match self.find(&name, &file).map_err(failed)? {
                 None => Ok(missing()),
                 Some((_, kind, stamp)) => {
-                    let mut reply = described(stamp);
+                    let mut reply = describe(stamp);
                     reply.headers.push(("kind".into(), kind_name(kind).into()));
                     Ok(reply)
                 }
@@ -112,27 +116,27 @@ impl Transaction {
         }
     }
 
-    /// A file to be read part by part.
+    /// Opens a file to be streamed.
     pub(super) fn open(&self, operation: &Operation) -> Result<(OperationReply, File), ResourceError> {
-        if operation.action != "read" || Options::read(operation)?.remove == Some(true) {
+        if operation.action != "read" || FileOptions::read(operation)?.remove == Some(true) {
             return Err(bad("only `read` without `remove` comes in parts"));
         }
         let name = parse(&operation.target)?;
         let failed = |error: io::Error| error::harmless(Phase::Execute, &operation.target, &error);
         let parent = self.directory.parent(&name).map_err(failed)?;
         let (file, stamp) = parent.file(&c_name(&name.file)?).map_err(failed)?;
-        Ok((described(stamp), file))
+        Ok((describe(stamp), file))
     }
 
-    /// In the order of the operations. A failure after the first change leaves the changes before it.
+    /// Carries out the changes in the order of the operations. If one fails, those before it stay.
     pub(super) fn commit(self) -> Result<(), ResourceError> {
-        let mut changed: Vec<Directory> = Vec::new();
+        let mut changed: Vec<DirectoryHandle> = Vec::new();
         for change in self.changes {
             let result = match change {
-                Change::Place { temporary, parent, name, overwrite } => {
+                FileChange::Place { temporary, parent, name, overwrite } => {
                     (temporary.place(&parent, &name, overwrite), parent, name)
                 }
-                Change::Remove { parent, name } => (parent.remove(&name), parent, name),
+                FileChange::Remove { parent, name } => (parent.remove(&name), parent, name),
             };
             let (result, parent, name) = result;
             match result {
@@ -143,10 +147,13 @@ impl Transaction {
                 Err(error) => return Err(error::halfway(&name.to_string_lossy(), &error)),
             }
         }
-        changed.iter().try_for_each(Directory::sync).map_err(|error| error::halfway("fsync of a directory", &error))
+        changed
+            .iter()
+            .try_for_each(DirectoryHandle::sync)
+            .map_err(|error| error::halfway("fsync of a directory", &error))
     }
 
-    fn change(&mut self, change: Change) -> Result<(), ResourceError> {
+    fn change(&mut self, change: FileChange) -> Result<(), ResourceError> {
         if self.changes.len() == CHANGES_MAX {
             let text = format!("a transaction changes at most {CHANGES_MAX} files");
             return Err(ResourceError::harmless(Phase::Execute, ResourceError::TOO_LARGE, text));
@@ -155,7 +162,8 @@ impl Transaction {
         Ok(())
     }
 
-    fn found(&self, name: &Name, file: &CString) -> io::Result<Option<(Directory, FileType, Stamp)>> {
+    /// The directory, type and stamp of what has this name; none if there is nothing.
+    fn find(&self, name: &FileName, file: &CString) -> io::Result<Option<(DirectoryHandle, FileType, FileStamp)>> {
         let parent = match self.directory.parent(name) {
             Ok(parent) => parent,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -164,8 +172,8 @@ impl Transaction {
         Ok(parent.stat(file)?.map(|(kind, stamp)| (parent, kind, stamp)))
     }
 
-    /// By name, the directory's own files only; names that are no text are left out.
-    fn list(&self, target: &str, options: &Options) -> Result<OperationReply, ResourceError> {
+    /// Lists a directory by name, without its subdirectories' files. Names that are not UTF-8 are left out.
+    fn list(&self, target: &str, options: &FileOptions) -> Result<OperationReply, ResourceError> {
         let failed = |error: io::Error| error::harmless(Phase::Execute, target, &error);
         let parts = match target {
             "" => Vec::new(),
@@ -184,7 +192,7 @@ impl Transaction {
                 continue;
             }
             names.insert(name);
-            // One more than asked for, to know that there is more.
+            // It keeps one name more than the limit, to know whether there are more.
             if names.len() > limit + 1 {
                 names.pop_last();
             }
@@ -192,7 +200,7 @@ impl Transaction {
         let more = names.len() > limit;
         let mut files = Vec::with_capacity(names.len());
         for name in names.into_iter().take(limit) {
-            // It may have gone meanwhile.
+            // The file may have been removed meanwhile.
             let Some((kind, stamp)) = directory.stat(&c_name(&name)?).map_err(failed)? else { continue };
             let (kind, size, modified) = (kind_name(kind), stamp.size, stamp.modified());
             files.push(json!({ "name": name, "kind": kind, "size": size, "modified": modified }));
@@ -202,16 +210,16 @@ impl Transaction {
     }
 }
 
-impl Options {
+impl FileOptions {
     fn read(operation: &Operation) -> Result<Self, ResourceError> {
         let mut options = Self::default();
         for (name, value) in &operation.headers {
-            let unfit = || bad(format!("{value:?} does not fit {name}"));
+            let invalid = || bad(format!("{value:?} does not fit {name}"));
             match (operation.action.as_str(), name.as_str()) {
-                ("write", "overwrite") => options.overwrite = Some(value.parse().map_err(|_| unfit())?),
-                ("read", "remove") => options.remove = Some(value.parse().map_err(|_| unfit())?),
+                ("write", "overwrite") => options.overwrite = Some(value.parse().map_err(|_| invalid())?),
+                ("read", "remove") => options.remove = Some(value.parse().map_err(|_| invalid())?),
                 ("list", "after") => options.after = Some(value.clone()),
-                ("list", "limit") => options.limit = Some(value.parse().map_err(|_| unfit())?),
+                ("list", "limit") => options.limit = Some(value.parse().map_err(|_| invalid())?),
                 (action, _) => return Err(bad(format!("{action} has no header {name:?}"))),
             }
         }
@@ -219,7 +227,8 @@ impl Options {
     }
 }
 
-fn described(stamp: Stamp) -> OperationReply {
+/// The reply with a file's size and time.
+fn describe(stamp: FileStamp) -> OperationReply {
     let headers = vec![("size".into(), stamp.size.to_string()), ("modified".into(), stamp.modified())];
     OperationReply { status: 200, headers, body: Bytes::new() }
 }
@@ -236,8 +245,8 @@ fn kind_name(kind: FileType) -> &'static str {
     }
 }
 
-fn parse(target: &str) -> Result<Name, ResourceError> {
-    Name::from_str(target).map_err(|error| bad(format!("{target:?}: {error}")))
+fn parse(target: &str) -> Result<FileName, ResourceError> {
+    FileName::from_str(target).map_err(|error| bad(format!("{target:?}: {error}")))
 }
 
 fn c_name(name: &str) -> Result<CString, ResourceError> {

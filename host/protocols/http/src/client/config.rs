@@ -1,4 +1,4 @@
-//! `[resources.x]` with `protocol = "http"`.
+//! The configuration of a resource: `[resources.x]` with `protocol = "http"`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,19 +7,18 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use rustls::pki_types::ServerName;
 
-use super::operation::{is_framing, leaves};
+use super::operation::{has_dot_segments, is_framing};
 use wasmcage_config::{ConfigError, Proxy, Section, url_port};
-use wasmcage_web_client::{ClientSettings, Http2, Tls, TlsFileError};
+use wasmcage_web_client::{ClientSettings, Http2, Tls};
 
-/// Connections that the largest pool can have in use.
+/// The connections of the largest pool.
 const CONNECTIONS_MAX: usize = 10_000;
-/// One day.
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const USER_AGENT: &str = concat!("wasmcage/", env!("CARGO_PKG_VERSION"));
 
 pub(super) struct ClientConfig {
-    pub(super) base: Base,
-    /// Put on every request; a module cannot say otherwise.
+    pub(super) base: BaseUrl,
+    /// The headers of every request, which a module cannot change.
     pub(super) headers: HeaderMap,
     pub(super) timeout: Duration,
     pub(super) response_bytes_max: usize,
@@ -27,11 +26,11 @@ pub(super) struct ClientConfig {
     pub(super) client: ClientSettings,
 }
 
-/// What `url` says: every request stays beneath it.
-pub(super) struct Base {
+/// The key `url`: every request's URL is beneath it.
+pub(super) struct BaseUrl {
     pub(super) scheme: Scheme,
     pub(super) authority: Authority,
-    /// Empty, or begins with a slash and does not end with one.
+    /// Empty, or a path that begins with a slash and does not end with one.
     pub(super) path: String,
 }
 
@@ -41,7 +40,7 @@ impl ClientConfig {
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
         let base =
             section.required_parsed::<Uri>("url", "a URL such as \"https://api.example.org/v1\"").and_then(|uri| {
-                let base = Base::of(&uri);
+                let base = BaseUrl::of(&uri);
                 if section.has_wrong_scheme("url", &["http", "https"]) {
                     return None;
                 }
@@ -71,7 +70,7 @@ impl ClientConfig {
     }
 }
 
-impl Base {
+impl BaseUrl {
     fn of(uri: &Uri) -> Result<Self, &'static str> {
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err("expected a URL such as \"https://api.example.org/v1\"");
@@ -89,13 +88,13 @@ impl Base {
             return Err("a URL with a query cannot be the beginning of others");
         }
         let path = uri.path().trim_end_matches('/').to_owned();
-        if leaves(&path) {
+        if has_dot_segments(&path) {
             return Err("a URL with `.` or `..` in its path cannot be the beginning of others");
         }
         Ok(Self { scheme: scheme.clone(), authority: authority.clone(), path })
     }
 
-    /// None: it is none, or not beneath this one.
+    /// The URL for an operation's target; none if the target is malformed.
     pub(super) fn join(&self, target: &str) -> Option<Uri> {
         let target: PathAndQuery = format!("{}{target}", self.path).parse().ok()?;
         let parts = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone());
@@ -131,16 +130,14 @@ fn headers(section: &Section) -> HeaderMap {
 fn tls(section: &Section) -> Tls {
     let Some(table) = section.table("tls") else { return Tls::public() };
     let (ca, certificate, key) = (table.path("ca"), table.path("certificate"), table.path("key"));
-    let name = table.optional_parsed::<Name>("server_name", "a name such as \"api.example.org\"").map(|name| name.0);
+    let name =
+        table.optional_parsed::<TlsServerName>("server_name", "a name such as \"api.example.org\"").map(|name| name.0);
     if certificate.is_some() != key.is_some() {
         table.refuse("certificate and key go together");
     }
     let identity = certificate.as_deref().zip(key.as_deref());
     let tls = Tls::from_files(ca.as_deref(), identity, name).unwrap_or_else(|error| {
-        let file = match &error {
-            TlsFileError::Pem { file, .. } | TlsFileError::Certificate { file, .. } => file,
-        };
-        let is = |path: &Option<PathBuf>| path.as_ref() == Some(file);
+        let is = |path: &Option<PathBuf>| path.as_deref() == Some(error.file());
         table.problem(
             if is(&ca) {
                 "ca"
@@ -153,14 +150,15 @@ fn tls(section: &Section) -> Tls {
         );
         Tls::public()
     });
-    // Its mistakes are among those of the resource.
+    // The enclosing section reports its mistakes.
     let _ = table.finish();
     tls
 }
 
-struct Name(ServerName<'static>);
+/// A name that a certificate can have.
+struct TlsServerName(ServerName<'static>);
 
-impl std::str::FromStr for Name {
+impl std::str::FromStr for TlsServerName {
     type Err = rustls::pki_types::InvalidDnsNameError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {

@@ -1,10 +1,11 @@
-//! Failures of requests, as a module sees them: what was sent cannot be taken back, what was not may be tried again.
+//! Turns failures of requests into errors of the resource. A request that was not sent can be retried; one that was
+//! sent cannot be undone.
 
 use wasmcage_resource::{Phase, ResourceError};
 use wasmcage_web_client::{WebError, WebErrorKind};
 
-/// `sent`: an earlier part of the same operation has reached the server.
-pub(super) fn of_exchange(error: &WebError, sent: bool) -> ResourceError {
+/// The error of a failed request. `sent`: an earlier request of the same operation has reached the server.
+pub(super) fn of_request(error: &WebError, sent: bool) -> ResourceError {
     let code = match error.kind {
         WebErrorKind::Dns => "dns",
         WebErrorKind::Certificate | WebErrorKind::Alert(_) | WebErrorKind::Tls => "tls",
@@ -26,7 +27,7 @@ pub(super) fn of_exchange(error: &WebError, sent: bool) -> ResourceError {
     ResourceError { recoverable: !sent, ..ResourceError::harmless(phase, code, error.text.clone()) }
 }
 
-/// The whole answer is longer than `max` bytes.
+/// The error for a response that is longer than `max` bytes.
 pub(super) fn too_large(max: usize) -> ResourceError {
     let text = format!("the answer has more than {max} bytes (max_response_bytes); use `open`");
     let error = ResourceError::harmless(Phase::Execute, ResourceError::TOO_LARGE, text);

@@ -1,8 +1,8 @@
-//! The outbound side: one server, reached by a resource. `config.rs` reads `[resources.x]`, `operation.rs` makes a request of
-//! an operation, `redirect.rs` says which redirections are followed, `error.rs` speaks the pool's language.
+//! Resource `http`: requests to one server. `config.rs` reads `[resources.x]`, `operation.rs` turns an operation into a
+//! request, `redirect.rs` decides which redirections are followed, `error.rs` turns failures into the resource's
+//! errors.
 //!
-//! Connections are kept by `web_client/`, which shares them among requests as HTTP allows; what the resource's own pool
-//! counts are requests.
+//! The web client keeps the connections and shares them among requests; the resource's own pool counts requests.
 
 mod config;
 mod error;
@@ -21,7 +21,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 
 use self::config::ClientConfig;
-use self::operation::Exchange;
+use self::operation::ClientRequest;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
@@ -29,12 +29,12 @@ use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
 
 /// `[resources.x]` with `protocol = "http"`.
 #[derive(Clone)]
-pub(super) struct Server {
+pub(super) struct HttpResource {
     config: Arc<ClientConfig>,
     client: Client,
 }
 
-impl Server {
+impl HttpResource {
     /// # Errors
     /// All mistakes of the section.
     pub(super) fn read(section: Section) -> Result<Self, ConfigError> {
@@ -42,20 +42,20 @@ impl Server {
         Ok(Self { client: Client::new(&config.client), config: Arc::new(config) })
     }
 
-    /// Resolves with the head of the answer that is the module's: after the redirections.
+    /// Sends the request, follows redirections, and returns the head of the last response.
     async fn exchange(
         &self,
         operation: Operation,
         deadline: Deadline,
     ) -> Result<Response<ResponseBody>, ResourceError> {
         let config = &*self.config;
-        let mut exchange = Exchange::new(config, operation)?;
+        let mut exchange = ClientRequest::new(config, operation)?;
         let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
         let mut redirects = 0;
         loop {
             let body = RequestBody::Whole(exchange.body.clone());
             let response = self.client.send(exchange.head.clone(), body, times).await;
-            let response = response.map_err(|error| error::of_exchange(&error, redirects > 0))?;
+            let response = response.map_err(|error| error::of_request(&error, redirects > 0))?;
             if redirects == config.redirects {
                 return Ok(response);
             }
@@ -73,9 +73,9 @@ impl Server {
 }
 
 #[async_trait]
-impl Resource for Server {
+impl Resource for HttpResource {
     fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
-        Exchange::new(&self.config, operation.clone()).map(drop)
+        ClientRequest::new(&self.config, operation.clone()).map(drop)
     }
 
     fn undoes(&self, _operation: &Operation) -> bool {
@@ -87,9 +87,9 @@ impl Resource for Server {
     }
 }
 
-/// What was sent cannot be taken back, so that a transaction is none: a commit and a rollback do nothing.
+/// A sent request cannot be undone, so commit and rollback do nothing.
 #[async_trait]
-impl Connection for Server {
+impl Connection for HttpResource {
     async fn begin(&mut self, options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
         match options.first() {
             None => Ok(()),
@@ -135,7 +135,7 @@ impl Connection for Server {
     ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
         self.begin(options, deadline).await?;
         let response = self.exchange(operation, self.deadline(deadline)).await?;
-        Ok((head(&response), Box::new(Parts(response.into_body()))))
+        Ok((head(&response), Box::new(ResponseStream(response.into_body()))))
     }
 
     async fn is_healthy(&mut self) -> bool {
@@ -143,11 +143,11 @@ impl Connection for Server {
     }
 }
 
-/// A long answer, part by part as it comes.
-struct Parts(ResponseBody);
+/// A response that is passed on in parts, as they arrive.
+struct ResponseStream(ResponseBody);
 
 #[async_trait]
-impl ReplyStream for Parts {
+impl ReplyStream for ResponseStream {
     async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
         next_part(&mut self.0).await
     }
@@ -158,7 +158,7 @@ async fn next_part(body: &mut ResponseBody) -> Result<Option<Bytes>, ResourceErr
     loop {
         match body.frame().await {
             None => return Ok(None),
-            Some(Err(error)) => return Err(error::of_exchange(&error, true)),
+            Some(Err(error)) => return Err(error::of_request(&error, true)),
             Some(Ok(frame)) => match frame.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(Some(data)),
                 Ok(_) | Err(_) => {}

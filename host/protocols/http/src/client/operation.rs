@@ -1,4 +1,5 @@
-//! An operation as a request: what a module may say, and what only the resource does.
+//! Turns an operation into a request. A module chooses method, path, headers and body; server and configured headers
+//! are the resource's.
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -8,15 +9,15 @@ use http::{Method, Request, Uri};
 use super::config::ClientConfig;
 use wasmcage_resource::{Operation, Phase, ResourceError};
 
-/// What `operation` asks for, ready to be sent, as often as it takes.
-pub(super) struct Exchange {
+/// A request, which may have to be sent more than once.
+pub(super) struct ClientRequest {
     pub(super) head: Parts,
     pub(super) body: Bytes,
 }
 
-impl Exchange {
+impl ClientRequest {
     /// # Errors
-    /// `BAD_OPERATION`: it is no request, or leads out of the resource's `url`.
+    /// `BAD_OPERATION`: the operation is no valid request, or leads out of the resource's `url`.
     pub(super) fn new(config: &ClientConfig, operation: Operation) -> Result<Self, ResourceError> {
         let method = Method::from_bytes(operation.action.as_bytes())
             .map_err(|_| bad(format!("{:?} is no method", operation.action)))?;
@@ -49,20 +50,20 @@ fn target(config: &ClientConfig, target: &str) -> Result<Uri, ResourceError> {
     if !(target.is_empty() || target.starts_with(['/', '?'])) {
         return Err(bad(format!("{target:?} is no path: it begins with a slash, and the host is the resource's")));
     }
-    if leaves(target) {
+    if has_dot_segments(target) {
         return Err(bad(format!("{target:?} has `.` or `..` in it, which may lead elsewhere")));
     }
     config.base.join(target).ok_or_else(|| bad(format!("{target:?} is no path")))
 }
 
-/// Whether the server may take the path for one outside of where it begins: `.` or `..` as a segment, also encoded.
-pub(super) fn leaves(target: &str) -> bool {
+/// Returns whether the path may lead out of the resource's `url`: it has a segment `.` or `..`, plain or encoded.
+pub(super) fn has_dot_segments(target: &str) -> bool {
     let path = target.split(['?', '#']).next().unwrap_or_default();
     let plain = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
     plain.split(['/', '\\']).any(|segment| segment == "." || segment == "..")
 }
 
-/// What says where a message goes and where it ends.
+/// Returns whether the header determines a message's server or its end.
 pub(super) fn is_framing(name: &HeaderName) -> bool {
     const FRAMING: [HeaderName; 6] = [
         header::CONNECTION,

@@ -1,19 +1,19 @@
-//! Redirections that are followed: to the same server, beneath the resource's `url`, and only so many. Any other is an answer
-//! like others, for the module to judge.
+//! Follows redirections to the same server, beneath the resource's `url`, up to the configured number. Any other
+//! redirection is returned to the module as the response.
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::uri::Uri;
 use http::{Method, Response, StatusCode};
 
 use super::config::ClientConfig;
-use super::operation::{Exchange, leaves};
+use super::operation::{ClientRequest, has_dot_segments};
 
-/// What describes a body that is not sent any more.
-const OF_BODIES: [HeaderName; 4] =
+/// The headers that describe a body; they are dropped with it.
+const BODY_HEADERS: [HeaderName; 4] =
     [header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_LOCATION, header::CONTENT_TYPE];
 
-/// The request that follows this answer; none if the answer is the module's.
-pub(super) fn next<B>(config: &ClientConfig, sent: Exchange, response: &Response<B>) -> Option<Exchange> {
+/// The next request after this response; none if the response is returned to the module.
+pub(super) fn next<B>(config: &ClientConfig, sent: ClientRequest, response: &Response<B>) -> Option<ClientRequest> {
     let status = response.status();
     let as_get = match status {
         StatusCode::SEE_OTHER => sent.head.method != Method::HEAD,
@@ -22,17 +22,17 @@ pub(super) fn next<B>(config: &ClientConfig, sent: Exchange, response: &Response
         _ => return None,
     };
     let uri = location(config, &sent.head.uri, response.headers())?;
-    let Exchange { mut head, mut body } = sent;
+    let ClientRequest { mut head, mut body } = sent;
     head.uri = uri;
     if as_get {
         head.method = Method::GET;
         body.clear();
-        OF_BODIES.iter().for_each(|name| drop(head.headers.remove(name)));
+        BODY_HEADERS.iter().for_each(|name| drop(head.headers.remove(name)));
     }
-    Some(Exchange { head, body })
+    Some(ClientRequest { head, body })
 }
 
-/// Where it leads, if that is beneath the resource's `url`.
+/// The URL of the redirection, if it is beneath the resource's `url`.
 fn location(config: &ClientConfig, from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let location = headers.get(header::LOCATION)?.to_str().ok()?;
     let location = location.split('#').next()?;
@@ -52,9 +52,9 @@ fn location(config: &ClientConfig, from: &Uri, headers: &HeaderMap) -> Option<Ur
         let (directory, _) = from.path().rsplit_once('/')?;
         format!("{directory}/{location}")
     };
-    let beneath = target.strip_prefix(base.path.as_str())?;
-    let beneath = beneath.is_empty() || beneath.starts_with(['/', '?']);
-    if beneath && !leaves(&target) { base.join(&target[base.path.len()..]) } else { None }
+    let rest = target.strip_prefix(base.path.as_str())?;
+    let is_beneath = rest.is_empty() || rest.starts_with(['/', '?']);
+    if is_beneath && !has_dot_segments(&target) { base.join(&target[base.path.len()..]) } else { None }
 }
 
 fn port(uri: &Uri) -> u16 {

@@ -1,4 +1,4 @@
-//! Requests as a pool drives them, against servers that behave and servers that do not.
+//! Requests as a pool sends them, to servers that follow the rules and servers that do not.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,12 +26,12 @@ fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(60))
 }
 
-fn client(directory: &Path, keys: &str) -> Result<Server, String> {
+fn client(directory: &Path, keys: &str) -> Result<HttpResource, String> {
     let section = resource_section("http", directory, keys).map_err(|error| error.to_string())?;
-    Server::read(section).map_err(|error| error.to_string())
+    HttpResource::read(section).map_err(|error| error.to_string())
 }
 
-fn of(address: &str, keys: &str) -> Server {
+fn resource_for(address: &str, keys: &str) -> HttpResource {
     client(Path::new("/"), &format!("url = 'http://{address}/api'\n{keys}")).unwrap()
 }
 
@@ -39,11 +39,11 @@ fn operation(action: &str, target: &str) -> Operation {
     Operation { action: action.into(), target: target.into(), ..Operation::default() }
 }
 
-async fn send(server: &Server, operation: Operation) -> Result<OperationReply, ResourceError> {
+async fn send(server: &HttpResource, operation: Operation) -> Result<OperationReply, ResourceError> {
     server.connect(soon()).await?.execute_alone(operation, &[], soon()).await
 }
 
-async fn get(server: &Server) -> Result<OperationReply, ResourceError> {
+async fn get(server: &HttpResource) -> Result<OperationReply, ResourceError> {
     send(server, operation("GET", "/a")).await
 }
 
@@ -53,15 +53,15 @@ fn check(result: Result<OperationReply, ResourceError>, code: &str, phase: Phase
     assert_eq!((error.code.as_str(), error.phase, error.recoverable), (code, phase, recoverable), "{error}");
 }
 
-/// What a well-behaved server has seen.
+/// How many connections and requests a server has got.
 #[derive(Default)]
-struct Seen {
+struct ServerCounts {
     connections: AtomicUsize,
     requests: AtomicUsize,
 }
 
-/// Tells what it was asked; paths beneath `/api/to/` redirect.
-async fn told(request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
+/// Responds with the request as text; paths beneath `/api/to/` redirect.
+async fn describe(request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     if let Some(location) = head.uri.path().strip_prefix("/api/to/") {
@@ -78,11 +78,11 @@ async fn told(request: http::Request<Incoming>) -> http::Response<Full<Bytes>> {
     http::Response::new(Full::from(lines.join("\n")))
 }
 
-/// A server that behaves, over TLS if so.
-async fn server(tls: Option<TlsAcceptor>) -> (String, Arc<Seen>) {
+/// A server that follows the rules, over TLS if given.
+async fn server(tls: Option<TlsAcceptor>) -> (String, Arc<ServerCounts>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let seen = Arc::new(Seen::default());
+    let seen = Arc::new(ServerCounts::default());
     let counted = seen.clone();
     tokio::spawn(async move {
         loop {
@@ -92,16 +92,16 @@ async fn server(tls: Option<TlsAcceptor>) -> (String, Arc<Seen>) {
             tokio::spawn(async move {
                 let service = service_fn(move |request| {
                     counted.requests.fetch_add(1, Ordering::SeqCst);
-                    async { Ok::<_, std::convert::Infallible>(told(request).await) }
+                    async { Ok::<_, std::convert::Infallible>(describe(request).await) }
                 });
                 match tls {
                     None => {
                         let mut first = [0; 2];
-                        // A client that speaks HTTP/2 begins with PRI, which is no method.
+                        // A client of HTTP/2 begins with PRI, which is no method.
                         tcp.peek(&mut first).await.unwrap();
                         serve(TokioIo::new(tcp), first == *b"PR", service).await;
                     }
-                    // A client that does not like the certificate leaves.
+                    // This fails if the client rejects the certificate.
                     Some(tls) => {
                         let Ok(tls) = tls.accept(tcp).await else { return };
                         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -120,7 +120,7 @@ where
     S: HttpService<Incoming, ResBody = Full<Bytes>, Error = std::convert::Infallible>,
     S::Future: Send + 'static,
 {
-    // How it ends is the client's affair.
+    // An error here is the client's.
     match http2 {
         true => {
             drop(hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await)
@@ -129,9 +129,9 @@ where
     }
 }
 
-/// A server that takes one request's head per connection and then does as told: answers with these bytes, and closes, or
-/// stays without a word.
-async fn rude(answers: Vec<&'static str>, then_closes: bool) -> String {
+/// A server that reads one request's head from each connection, responds with the next of these texts, and then closes
+/// the connection or stays silent.
+async fn scripted_server(answers: Vec<&'static str>, then_closes: bool) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -163,7 +163,7 @@ fn body(reply: &OperationReply) -> &str {
 #[tokio::test]
 async fn one_connection_serves_one_request_after_the_other() {
     let (address, seen) = server(None).await;
-    let server = of(&address, "");
+    let server = resource_for(&address, "");
     for _ in 0..20 {
         assert_eq!(get(&server).await.unwrap().status, 200);
     }
@@ -171,9 +171,9 @@ async fn one_connection_serves_one_request_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_request_says_what_the_module_and_the_resource_say() {
+async fn a_request_has_what_the_module_and_the_resource_give() {
     let (address, _) = server(None).await;
-    let server = of(&address, "headers = { authorization = 'Bearer x' }");
+    let server = resource_for(&address, "headers = { authorization = 'Bearer x' }");
     let mut post = operation("POST", "/a?b=c%20d");
     post.headers = vec![("x-a".into(), "1".into()), ("X-A".into(), "2".into()), ("user-agent".into(), "mine".into())];
     post.body = "hello".into();
@@ -188,9 +188,9 @@ async fn a_request_says_what_the_module_and_the_resource_say() {
 
 #[tokio::test]
 async fn a_module_cannot_leave_the_server_or_its_path() {
-    let server = of("127.0.0.1:1", "headers = { authorization = 'Bearer x' }");
+    let server = resource_for("127.0.0.1:1", "headers = { authorization = 'Bearer x' }");
     for target in ["http://other/", "//other/", "a", "/../b", "/%2e%2E/b", "/a/..%2fb", "/a/.", "/\u{1}", "/ b"] {
-        // Two slashes at the beginning are a path like others, since the host's name is before it.
+        // Two slashes at the beginning are an ordinary path, since the host's name comes before it.
         let refused = server.check(&operation("GET", target));
         assert_eq!(refused.is_err(), target != "//other/", "{target}");
     }
@@ -207,14 +207,14 @@ async fn a_module_cannot_leave_the_server_or_its_path() {
 #[tokio::test]
 async fn redirections_are_followed_as_far_as_allowed() {
     let (address, seen) = server(None).await;
-    let server = of(&address, "redirects = 2");
+    let server = resource_for(&address, "redirects = 2");
     let mut post = operation("POST", "/to/302/~api~b");
     post.body = "hello".into();
     let reply = send(&server, post.clone()).await.unwrap();
     assert!(body(&reply).starts_with("GET /api/b HTTP") && reply.status == 200);
     post.target = "/to/307/~api~b".into();
     assert!(body(&send(&server, post.clone()).await.unwrap()).starts_with("POST /api/b"));
-    // Out of the resource's path, or to another server: the module's to judge.
+    // A redirection out of the resource's path or to another server is returned to the module.
     let absolute = format!("/to/302/http:~~{address}~api~c");
     assert_eq!(send(&server, operation("GET", &absolute)).await.unwrap().status, 200);
     for elsewhere in [
@@ -228,24 +228,25 @@ async fn redirections_are_followed_as_far_as_allowed() {
         assert_eq!(reply.status, 302, "{elsewhere}");
         assert!(reply.headers.iter().any(|(name, _)| name == "location"));
     }
-    // Not asked for, not followed.
+    // Without `redirects` none is followed.
     let before = seen.requests.load(Ordering::SeqCst);
-    assert_eq!(send(&of(&address, ""), operation("GET", "/to/302/~api~b")).await.unwrap().status, 302);
+    assert_eq!(send(&resource_for(&address, ""), operation("GET", "/to/302/~api~b")).await.unwrap().status, 302);
     assert_eq!(seen.requests.load(Ordering::SeqCst), before + 1);
 }
 
 #[tokio::test]
-async fn what_was_not_sent_may_be_tried_again() {
+async fn a_request_that_was_not_sent_may_be_retried() {
     let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    check(get(&of(&port.to_string(), "")).await, "connect", Phase::Connect, true);
-    check(get(&of("no-such-host.invalid", "")).await, "dns", Phase::Connect, true);
+    check(get(&resource_for(&port.to_string(), "")).await, "connect", Phase::Connect, true);
+    check(get(&resource_for("no-such-host.invalid", "")).await, "dns", Phase::Connect, true);
 }
 
 #[tokio::test]
-async fn what_was_sent_may_not() {
+async fn a_request_that_was_sent_may_not() {
     let check = async |answer: &'static str, closes, code: &str| {
-        let address = rude(vec![answer], closes).await;
-        let server = of(&address, "timeout_ms = 300\nmax_response_bytes = 10\nmax_response_header_bytes = 8192");
+        let address = scripted_server(vec![answer], closes).await;
+        let server =
+            resource_for(&address, "timeout_ms = 300\nmax_response_bytes = 10\nmax_response_header_bytes = 8192");
         check(get(&server).await, code, Phase::Execute, false);
     };
     check("", true, "disconnected").await;
@@ -262,8 +263,8 @@ async fn what_was_sent_may_not() {
     check(long, true, "too-large").await;
 }
 
-/// A server that closes a kept connection when the next request is on it already.
-async fn forgetful(seen: Arc<AtomicUsize>) -> String {
+/// A server that closes a kept connection when the next request has been sent on it.
+async fn closing_server(seen: Arc<AtomicUsize>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -284,19 +285,19 @@ async fn forgetful(seen: Arc<AtomicUsize>) -> String {
 #[tokio::test]
 async fn a_kept_connection_that_closes_costs_a_safe_request_nothing() {
     let closed = Arc::new(AtomicUsize::new(0));
-    let server = of(&forgetful(closed.clone()).await, "");
+    let server = resource_for(&closing_server(closed.clone()).await, "");
     get(&server).await.unwrap();
     get(&server).await.unwrap();
     assert_eq!(closed.load(Ordering::SeqCst), 1);
-    // It may have done something: only the module can know whether that may happen twice.
+    // The request may have had an effect, and only the module knows whether it may be repeated.
     check(send(&server, operation("POST", "/a")).await, "disconnected", Phase::Execute, false);
     assert_eq!(closed.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
-async fn a_long_answer_comes_in_parts() {
+async fn a_long_response_comes_in_parts() {
     let (address, _) = server(None).await;
-    let server = of(&address, "max_response_bytes = 10");
+    let server = resource_for(&address, "max_response_bytes = 10");
     check(get(&server).await, "too-large", Phase::Execute, false);
     let connection = server.connect(soon()).await.unwrap();
     let (reply, mut stream) = connection.open(operation("GET", "/a"), &[], soon()).await.unwrap();
@@ -307,10 +308,10 @@ async fn a_long_answer_comes_in_parts() {
 }
 
 #[tokio::test]
-async fn http2_is_spoken_where_it_is_known_to_be_understood() {
+async fn http2_is_used_where_the_server_is_known_to_support_it() {
     let (address, seen) = server(None).await;
-    assert!(body(&get(&of(&address, "")).await.unwrap()).contains(" HTTP/1.1\n"));
-    let server = of(&address, "http2 = 'only'");
+    assert!(body(&get(&resource_for(&address, "")).await.unwrap()).contains(" HTTP/1.1\n"));
+    let server = resource_for(&address, "http2 = 'only'");
     assert!(body(&get(&server).await.unwrap()).contains(" HTTP/2.0\n"));
     let before = seen.connections.load(Ordering::SeqCst);
     let all = futures_util::future::join_all((0..20).map(|_| get(&server))).await;
@@ -318,13 +319,13 @@ async fn http2_is_spoken_where_it_is_known_to_be_understood() {
     assert_eq!(seen.connections.load(Ordering::SeqCst), before, "they share one connection");
 }
 
-/// An authority with a directory that has its certificate in `ca.pem`.
-struct Authority {
+/// A certificate authority, with its certificate in `ca.pem` of a directory.
+struct TestAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -334,12 +335,12 @@ impl Authority {
         Self { issuer, directory }
     }
 
-    /// A server's side for `localhost`, valid for so many days from yesterday.
+    /// TLS of a server `localhost`, whose certificate is valid for so many days from yesterday.
     fn acceptor(&self, days: i64, alpn: &[&[u8]]) -> TlsAcceptor {
         self.acceptor_of(days, alpn, None)
     }
 
-    /// The same, which takes clients only that this authority knows, if there is one.
+    /// The same; if `clients` is given, it accepts only clients with its certificates.
     fn acceptor_of(&self, days: i64, alpn: &[&[u8]], clients: Option<&Self>) -> TlsAcceptor {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         let day = 24 * 3600;
@@ -364,7 +365,7 @@ impl Authority {
         TlsAcceptor::from(Arc::new(config))
     }
 
-    /// Files `me.pem` and `me.key`, for a client.
+    /// Writes the files `me.pem` and `me.key` for a client.
     fn identify(&self, directory: &Path) {
         let key = KeyPair::generate().unwrap();
         let certificate = CertificateParams::new(vec!["me".to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
@@ -372,13 +373,13 @@ impl Authority {
         std::fs::write(directory.join("me.key"), key.serialize_pem()).unwrap();
     }
 
-    fn client(&self, address: &str, keys: &str) -> Server {
+    fn client(&self, address: &str, keys: &str) -> HttpResource {
         let port = address.rsplit(':').next().unwrap();
         client(self.directory.path(), &format!("url = 'https://localhost:{port}/api'\n{keys}")).unwrap()
     }
 }
 
-/// A proxy that makes every tunnel it is asked for, and the number of them.
+/// A proxy that opens every tunnel it is asked for, and counts them.
 async fn tunnels() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -397,7 +398,7 @@ async fn tunnels() -> (String, Arc<AtomicUsize>) {
             tcp.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").await.unwrap();
             counted.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(async move {
-                // However it ends, the tunnel is over.
+                // The tunnel is over in any case.
                 let _ = tokio::io::copy_bidirectional(&mut tcp, &mut server).await;
             });
         }
@@ -407,7 +408,7 @@ async fn tunnels() -> (String, Arc<AtomicUsize>) {
 
 #[tokio::test]
 async fn a_private_authority_counts_beside_the_public_ones_and_through_a_tunnel() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let (address, _) = server(Some(authority.acceptor(30, &[b"h2", b"http/1.1"]))).await;
     let port = address.rsplit(':').next().unwrap();
     let (proxy, made) = tunnels().await;
@@ -443,54 +444,54 @@ async fn a_port_that_does_not_exist_is_a_mistake() {
 }
 
 #[tokio::test]
-async fn tls_trusts_whom_it_is_told_to() {
-    let authority = Authority::new();
+async fn only_configured_authorities_are_trusted() {
+    let authority = TestAuthority::new();
     let (address, _) = server(Some(authority.acceptor(30, &[b"h2", b"http/1.1"]))).await;
     let ca = "tls = { ca = 'ca.pem' }";
     assert!(body(&get(&authority.client(&address, ca)).await.unwrap()).contains(" HTTP/2.0\n"));
     let old = format!("http2 = 'never'\n{ca}");
     assert!(body(&get(&authority.client(&address, &old)).await.unwrap()).contains(" HTTP/1.1\n"));
-    // Nobody public has signed it; it is another's name; another has signed it.
+    // No public authority has signed it; it has another name; another authority has signed it.
     check(get(&authority.client(&address, "")).await, "tls", Phase::Connect, true);
     let named = "tls = { ca = 'ca.pem', server_name = 'other.example' }";
     check(get(&authority.client(&address, named)).await, "tls", Phase::Connect, true);
-    check(get(&Authority::new().client(&address, ca)).await, "tls", Phase::Connect, true);
+    check(get(&TestAuthority::new().client(&address, ca)).await, "tls", Phase::Connect, true);
 }
 
 #[tokio::test]
 async fn a_server_may_ask_for_a_certificate() {
-    let (authority, clients) = (Authority::new(), Authority::new());
+    let (authority, clients) = (TestAuthority::new(), TestAuthority::new());
     let (address, seen) = server(Some(authority.acceptor_of(30, &[], Some(&clients)))).await;
     let with = "tls = { ca = 'ca.pem', certificate = 'me.pem', key = 'me.key' }";
     clients.identify(authority.directory.path());
     assert!(body(&get(&authority.client(&address, with)).await.unwrap()).contains("GET /api/a"));
     assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
-    // Without one, and with one that another authority has signed, nobody answers.
+    // Without a certificate, or with one of another authority, there is no response.
     let without = get(&authority.client(&address, "tls = { ca = 'ca.pem' }")).await.unwrap_err();
     authority.identify(authority.directory.path());
     let unknown = get(&authority.client(&address, with)).await.unwrap_err();
     for error in [without, unknown] {
-        // The server says why, and closes the connection, which may be noticed first.
+        // The server sends an alert and closes the connection; either may be noticed first.
         assert!(["tls", "disconnected"].contains(&&*error.code), "{error}");
     }
     assert_eq!(seen.requests.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
-async fn a_certificate_has_its_time() {
-    let authority = Authority::new();
-    // Since yesterday, for no day at all.
+async fn an_expired_certificate_is_refused() {
+    let authority = TestAuthority::new();
+    // It was valid from yesterday, for no day at all.
     let (address, _) = server(Some(authority.acceptor(0, &[]))).await;
     let error = get(&authority.client(&address, "tls = { ca = 'ca.pem' }")).await.unwrap_err();
     assert!(error.code == "tls" && error.text.contains("expired"), "{error}");
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_speak_tls_is_told_from_one_that_is_slow() {
-    let authority = Authority::new();
+async fn a_server_without_tls_differs_from_one_that_is_slow() {
+    let authority = TestAuthority::new();
     let (address, _) = server(None).await;
     check(get(&authority.client(&address, "")).await, "tls", Phase::Connect, true);
-    // Accepts, and never says a word.
+    // It accepts the connection and stays silent.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap().to_string();
     let error = get(&authority.client(&address, "connect_timeout_ms = 100")).await.unwrap_err();
@@ -499,10 +500,10 @@ async fn a_server_that_does_not_speak_tls_is_told_from_one_that_is_slow() {
 }
 
 #[test]
-fn mistakes_are_told_together() {
+fn mistakes_are_reported_together() {
     let refused = |keys: &str, texts: &[&str]| {
-        let told = client(Path::new("/nowhere"), keys).err().expect("it is refused");
-        texts.iter().for_each(|text| assert!(told.contains(text), "{told}"));
+        let error = client(Path::new("/nowhere"), keys).err().expect("it is refused");
+        texts.iter().for_each(|text| assert!(error.contains(text), "{error}"));
     };
     refused("", &["url: required"]);
     refused("url = 'ftp://a'", &["scheme ftp:// is none of http://, https://"]);

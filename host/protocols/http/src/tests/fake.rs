@@ -1,4 +1,4 @@
-//! A server with a fake behind it, and clients that write raw bytes.
+//! A server with a fake dispatcher, and clients that write raw bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use super::super::config::HttpConfig;
-use super::super::events::Events;
+use super::super::events::HttpEvents;
 use super::super::forwarded::{ForwardedHeader, TrustedProxies};
-use super::super::interface::Site;
-use super::super::server::Server;
+use super::super::interface::InterfaceShared;
+use super::super::server::HttpServer;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::body_budget::{BodyBudget, BodyShare};
 use wasmcage_core::call::{Call, Remote};
@@ -32,50 +32,50 @@ use wasmcage_core::run_to_end::RunToEnd;
 use wasmcage_protocol::{Address, Dispatch, Endpoint, InterfaceError, Route, RouteKind};
 use wasmcage_store::CallEntry;
 
-/// Longer than anything here takes; a test that meets it has failed.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything here takes; a test that reaches it has failed.
+pub(super) const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// For bodies that are kept whole.
+/// The memory budget for bodies that are kept whole.
 pub(super) const BODY_BYTES: u64 = 256 << 20;
 
-/// What stands behind the server. Its target tells it what to do.
+/// The dispatcher behind the server. A request's target tells it what to do.
 #[derive(Clone)]
-pub(super) struct Fake {
+pub(super) struct FakeDispatch {
     pub(super) kind: Option<RouteKind>,
     pub(super) had_module: Arc<AtomicBool>,
-    pub(super) gate: Arc<Gate>,
-    /// Of the last request that was listened to; counted at the gate.
-    pub(super) heard: Arc<Mutex<String>>,
+    pub(super) gate: Arc<RequestGate>,
+    /// The body of the last request to `/listen` and the like, and how it ended; the gate counts them.
+    pub(super) received: Arc<Mutex<String>>,
 }
 
-/// Where requests for `/wait` stay until they are let go.
-pub(super) struct Gate {
+/// Holds the requests for `/wait` until the test releases them.
+pub(super) struct RequestGate {
     pub(super) inside: AtomicUsize,
     pub(super) open: Semaphore,
 }
 
-impl Fake {
+impl FakeDispatch {
     pub(super) fn new(kind: Option<RouteKind>) -> Self {
         let had_module = Arc::new(AtomicBool::new(kind.is_some()));
         Self {
             kind,
             had_module,
-            gate: Arc::new(Gate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }),
-            heard: Arc::default(),
+            gate: Arc::new(RequestGate { inside: AtomicUsize::new(0), open: Semaphore::new(0) }),
+            received: Arc::default(),
         }
     }
 
-    /// Reads a request's body, and notes what came and how it ended.
-    async fn hear(&self, mut body: StreamBody) {
-        let mut came = String::new();
+    /// Reads a request's body, and records it and how it ended.
+    async fn receive(&self, mut body: StreamBody) {
+        let mut body_text = String::new();
         let end = loop {
             match body.frame().await {
-                Some(Ok(frame)) => came.push_str(&String::from_utf8_lossy(frame.data_ref().unwrap())),
+                Some(Ok(frame)) => body_text.push_str(&String::from_utf8_lossy(frame.data_ref().unwrap())),
                 Some(Err(error)) => break error.to_string(),
                 None => break "the end".to_owned(),
             }
         };
-        *self.heard.lock() = format!("{came}, {end}");
+        *self.received.lock() = format!("{body_text}, {end}");
         self.gate.inside.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -111,7 +111,7 @@ impl Fake {
 }
 
 #[async_trait]
-impl Dispatch for Fake {
+impl Dispatch for FakeDispatch {
     fn route(&self) -> Result<Option<Route>, DispatchError> {
         Ok(self.kind.map(|kind| Route::new(kind, Arc::new(()))))
     }
@@ -127,7 +127,8 @@ impl Dispatch for Fake {
         })
     }
 
-    /// Echoes the body as it comes, trailers included. `CONNECT echo:1` is told what to do like `/echo`.
+    /// Echoes the body as it arrives, trailers included. For CONNECT the host is the target: `CONNECT echo:1` does the
+    /// same as `/echo`.
     async fn stream(
         &self,
         _: Route,
@@ -144,32 +145,32 @@ impl Dispatch for Fake {
             "/forbidden" => {
                 let fake = self.clone();
                 let mut response = Response::new(async_stream(|sender| async move {
-                    fake.hear(body).await;
-                    // Nobody takes it from a client that left.
+                    fake.receive(body).await;
+                    // It fails only if the client has left.
                     let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"forbidden")))).await;
                 }));
                 *response.status_mut() = StatusCode::FORBIDDEN;
                 Ok(response)
             }
-            // Without content, as HTTP has it elsewhere.
+            // Status 204 has no content but for CONNECT.
             "/length" => {
                 let mut response = Response::new(whole(Bytes::from_static(b"bytes")));
                 *response.status_mut() = StatusCode::NO_CONTENT;
                 response.headers_mut().insert("content-length", HeaderValue::from_static("5"));
                 Ok(response)
             }
-            // Ends its answer, and goes on reading.
+            // Ends its response, and goes on reading.
             "/listen" => {
                 let fake = self.clone();
-                tokio::spawn(async move { fake.hear(body).await });
+                tokio::spawn(async move { fake.receive(body).await });
                 Ok(Response::new(whole(Bytes::from_static(b"listening"))))
             }
-            // Has the last word.
+            // Responds after it has read everything.
             "/converse" => {
                 let fake = self.clone();
                 Ok(Response::new(async_stream(|sender| async move {
-                    fake.hear(body).await;
-                    // Nobody takes it from a client that left.
+                    fake.receive(body).await;
+                    // It fails only if the client has left.
                     let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"goodbye")))).await;
                 })))
             }
@@ -189,7 +190,7 @@ impl Dispatch for Fake {
                 Ok(Response::new(frames))
             }
             "/broken" => Ok(Response::new(async_stream(|sender| async move {
-                // Nobody takes them from a client that left.
+                // It fails only if the client has left.
                 let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"half")))).await;
                 let _ = sender.send(Err("broken".into())).await;
             }))),
@@ -197,7 +198,7 @@ impl Dispatch for Fake {
                 let mut response = Response::new(async_stream(|sender| async move {
                     let mut trailers = HeaderMap::new();
                     trailers.insert("x-sum", HeaderValue::from_static("42"));
-                    // Nobody takes them from a client that left.
+                    // It fails only if the client has left.
                     let _ = sender.send(Ok(Frame::data(Bytes::from_static(b"body")))).await;
                     let _ = sender.send(Ok(Frame::trailers(trailers))).await;
                 }));
@@ -264,14 +265,14 @@ pub(super) fn config() -> HttpConfig {
         header_bytes_max: 2048,
         headers_max: 20,
         body_bytes: Some(1000),
-        stream_timeout: PATIENCE,
+        stream_timeout: TEST_TIMEOUT,
         response_header_bytes_max: 4096,
         streams_max: 10,
         keep_alive: true,
-        idle_timeout: PATIENCE,
-        header_timeout: PATIENCE,
-        body_timeout: PATIENCE,
-        write_timeout: PATIENCE,
+        idle_timeout: TEST_TIMEOUT,
+        header_timeout: TEST_TIMEOUT,
+        body_timeout: TEST_TIMEOUT,
+        write_timeout: TEST_TIMEOUT,
         stop_grace: Duration::from_millis(200),
         allowed_methods: [Method::GET, Method::HEAD, Method::POST].to_vec(),
         allow: HeaderValue::from_static("GET, HEAD, POST"),
@@ -282,42 +283,44 @@ pub(super) fn config() -> HttpConfig {
 }
 
 /// A running server; dropping it ends it.
-pub(super) struct Running {
+pub(super) struct TestServer {
     pub(super) address: SocketAddr,
     pub(super) drain: Drain,
-    pub(super) fake: Fake,
+    pub(super) fake: FakeDispatch,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) budget: Arc<BodyBudget>,
     pub(super) task: JoinHandle<()>,
     _lanes: Arc<Lanes>,
 }
 
-impl Drop for Running {
+impl Drop for TestServer {
     fn drop(&mut self) {
         self.drain.force();
     }
 }
 
-impl Running {
+impl TestServer {
     pub(super) async fn try_start(config: HttpConfig, kind: Option<RouteKind>) -> Result<Self, InterfaceError> {
         Self::start_with(config, kind, BODY_BYTES).await
     }
 
-    /// With a budget of so many bytes for bodies.
+    /// Starts a server with this memory budget for bodies.
     pub(super) async fn start_with(
         config: HttpConfig,
         kind: Option<RouteKind>,
         body_bytes: u64,
     ) -> Result<Self, InterfaceError> {
         let lanes = Arc::new(Lanes::start(2).unwrap());
-        let fake = Fake::new(kind);
+        let fake = FakeDispatch::new(kind);
         let budget = Arc::new(BodyBudget::new(body_bytes));
         let bodies = Arc::new(BodyShare::new(budget.clone()));
-        let events = Events::new("runner".into(), "my_http".into());
-        let endpoint = Endpoint::new("my_http".into(), "http", "runner".into(), "interface_my_http".into(), PATIENCE);
+        let events = HttpEvents::new("runner".into(), "my_http".into());
+        let endpoint =
+            Endpoint::new("my_http".into(), "http", "runner".into(), "interface_my_http".into(), TEST_TIMEOUT);
         let endpoint = Arc::new(endpoint);
-        let site = Site { config, dispatch: Arc::new(fake.clone()), endpoint: endpoint.clone(), events, bodies };
-        let server = Server::bind(site, lanes.clone()).await?;
+        let shared =
+            InterfaceShared { config, dispatch: Arc::new(fake.clone()), endpoint: endpoint.clone(), events, bodies };
+        let server = HttpServer::bind(shared, lanes.clone()).await?;
         let url = server.url();
         let address = url.split('/').nth(2).unwrap().parse().unwrap();
         let drain = Drain::new();
@@ -329,51 +332,51 @@ impl Running {
         Self::try_start(config, Some(kind)).await.unwrap()
     }
 
-    pub(super) async fn connect(&self) -> Client<TcpStream> {
-        Client::new(TcpStream::connect(self.address).await.unwrap())
+    pub(super) async fn connect(&self) -> RawClient<TcpStream> {
+        RawClient::new(TcpStream::connect(self.address).await.unwrap())
     }
 
-    /// What the server sends, up to its end, to a client that sends this at once.
+    /// Sends this on a new connection, and returns everything that the server sends until it closes.
     pub(super) async fn exchange(&self, sent: impl AsRef<[u8]>) -> String {
         let mut client = self.connect().await;
         client.send(sent).await;
         client.rest().await
     }
 
-    /// The server is well: another client gets its answer.
+    /// Checks that another client is served.
     pub(super) async fn check_alive(&self) {
         let answer = self.exchange("GET /alive HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     }
 
-    /// Until so many requests for `/wait` are inside.
+    /// Waits until so many requests for `/wait` are at the gate.
     pub(super) async fn until_inside(&self, count: usize) {
         until(|| self.fake.gate.inside.load(Ordering::SeqCst) >= count).await;
     }
 }
 
 pub(super) async fn until(condition: impl Fn() -> bool) {
-    let looked = async {
+    let met = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, looked).await.expect("the condition is met in time");
+    tokio::time::timeout(TEST_TIMEOUT, met).await.expect("the condition is met in time");
 }
 
-/// A client that sends what it is told and reads answers of HTTP/1.
-pub(super) struct Client<S> {
+/// A client that sends raw bytes and reads responses of HTTP/1.
+pub(super) struct RawClient<S> {
     pub(super) stream: S,
     read: Vec<u8>,
 }
 
-/// Head and body of an answer with a known length.
-pub(super) struct Answer {
+/// The head and body of a response with a known length.
+pub(super) struct RawResponse {
     pub(super) head: String,
     pub(super) body: String,
 }
 
-impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
+impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> RawClient<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, read: Vec::new() }
     }
@@ -384,38 +387,38 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         let _ = self.stream.flush().await;
     }
 
-    /// Ends the sending; answers can still be read.
+    /// Closes the sending side; responses can still be read.
     pub(super) async fn end(&mut self) {
         self.stream.shutdown().await.unwrap();
     }
 
-    /// Everything up to the end of the connection.
+    /// Reads everything until the end of the connection.
     pub(super) async fn rest(&mut self) -> String {
         let mut rest = std::mem::take(&mut self.read);
-        let read = tokio::time::timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await;
+        let read = tokio::time::timeout(TEST_TIMEOUT, self.stream.read_to_end(&mut rest)).await;
         let rest = String::from_utf8_lossy(&rest).into_owned();
-        // A reset after the answer is an end as well.
+        // A reset after the response counts as an end, too.
         assert!(read.is_ok(), "the server does not end the connection after {rest:?}");
         rest
     }
 
     async fn more(&mut self) {
-        let read = tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await;
+        let read = tokio::time::timeout(TEST_TIMEOUT, self.stream.read_buf(&mut self.read)).await;
         let count = read.expect("the server answers").expect("the connection is whole");
         assert!(count > 0, "the server closed after {:?}", String::from_utf8_lossy(&self.read));
     }
 
-    /// Reads and forgets so many bytes; how many there were.
+    /// Reads and drops at least so many bytes, and returns how many there were.
     pub(super) async fn skip(&mut self, bytes: usize) -> usize {
-        let mut came = std::mem::take(&mut self.read).len();
-        while came < bytes {
+        let mut count = std::mem::take(&mut self.read).len();
+        while count < bytes {
             self.more().await;
-            came += std::mem::take(&mut self.read).len();
+            count += std::mem::take(&mut self.read).len();
         }
-        came
+        count
     }
 
-    /// So many bytes, and none more.
+    /// Reads exactly so many bytes.
     pub(super) async fn take(&mut self, bytes: usize) -> String {
         while self.read.len() < bytes {
             self.more().await;
@@ -423,7 +426,7 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         String::from_utf8(self.read.drain(..bytes).collect()).unwrap()
     }
 
-    /// Up to the end of a head.
+    /// Reads until the end of a head.
     pub(super) async fn head(&mut self) -> String {
         loop {
             if let Some(at) = self.read.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
@@ -434,14 +437,14 @@ impl<S: AsyncRead + tokio::io::AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    pub(super) async fn answer(&mut self) -> Answer {
+    pub(super) async fn answer(&mut self) -> RawResponse {
         let head = self.head().await;
         let length = header(&head, "content-length").map_or(0, |value| value.parse().unwrap());
         while self.read.len() < length {
             self.more().await;
         }
         let body = self.read.drain(..length).collect();
-        Answer { head, body: String::from_utf8(body).unwrap() }
+        RawResponse { head, body: String::from_utf8(body).unwrap() }
     }
 }
 

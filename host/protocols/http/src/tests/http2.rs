@@ -1,4 +1,4 @@
-//! HTTP/2, over cleartext by prior knowledge.
+//! HTTP/2 without TLS, by prior knowledge.
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -6,11 +6,11 @@ use http::{HeaderMap, HeaderValue, Request};
 use tokio::net::TcpStream;
 
 use super::super::config::HttpConfig;
-use super::fake::{PATIENCE, Running, config};
+use super::fake::{TEST_TIMEOUT, TestServer, config};
 use wasmcage_protocol::RouteKind;
 
-/// A client, and its connection's end.
-async fn connect(server: &Running) -> (SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {
+/// A client, and the task of its connection.
+async fn connect(server: &TestServer) -> (SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>) {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     (client.ready().await.unwrap(), tokio::spawn(connection))
@@ -20,9 +20,9 @@ fn request(method: &str, target: &str) -> Request<()> {
     Request::builder().method(method).uri(format!("http://x.example{target}")).body(()).unwrap()
 }
 
-/// Status, body and trailers.
+/// Reads status, body and trailers.
 async fn read(response: h2::client::ResponseFuture) -> (u16, String, Option<HeaderMap>) {
-    let response = tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap();
+    let response = tokio::time::timeout(TEST_TIMEOUT, response).await.unwrap().unwrap();
     let status = response.status().as_u16();
     let mut body = response.into_body();
     let mut bytes = Vec::new();
@@ -36,7 +36,7 @@ async fn read(response: h2::client::ResponseFuture) -> (u16, String, Option<Head
 
 #[tokio::test]
 async fn streams_are_answered_out_of_order() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let (mut client, _connection) = connect(&server).await;
     let (slow, _) = client.send_request(request("GET", "/wait"), true).unwrap();
     server.until_inside(1).await;
@@ -52,7 +52,7 @@ async fn streams_are_answered_out_of_order() {
 
 #[tokio::test]
 async fn trailers_go_both_ways() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let (mut client, _connection) = connect(&server).await;
     let (response, _) = client.send_request(request("GET", "/trailers"), true).unwrap();
     let (status, body, trailers) = read(response).await;
@@ -67,7 +67,7 @@ async fn trailers_go_both_ways() {
 
 #[tokio::test]
 async fn the_same_limits_hold() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let (mut client, _connection) = connect(&server).await;
     let (response, mut body) = client.send_request(request("POST", "/"), false).unwrap();
     body.send_data(Bytes::from(vec![b'y'; 2000]), true).unwrap();
@@ -85,32 +85,32 @@ async fn the_same_limits_hold() {
 }
 
 #[tokio::test]
-async fn a_drain_says_goodbye() {
-    let mut server = Running::start(config(), RouteKind::Whole).await;
+async fn a_drain_sends_goaway() {
+    let mut server = TestServer::start(config(), RouteKind::Whole).await;
     let (mut client, connection) = connect(&server).await;
     let (_idle, idle_connection) = connect(&server).await;
     let (slow, _) = client.send_request(request("GET", "/wait"), true).unwrap();
     server.until_inside(1).await;
     server.drain.begin();
-    tokio::time::timeout(PATIENCE, idle_connection).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, idle_connection).await.unwrap().unwrap().unwrap();
     server.fake.gate.open.add_permits(1);
     assert_eq!(read(slow).await.1, "waited");
     drop(client);
-    tokio::time::timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
-    tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, connection).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, &mut server.task).await.unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn an_idle_connection_is_told_to_go() {
     let limits = HttpConfig { idle_timeout: std::time::Duration::from_millis(50), ..config() };
-    let server = Running::start(limits, RouteKind::Whole).await;
+    let server = TestServer::start(limits, RouteKind::Whole).await;
     let (_client, connection) = connect(&server).await;
-    tokio::time::timeout(PATIENCE, connection).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, connection).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
 async fn garbage_after_the_preface_ends_the_connection() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     client.send([0xff; 100]).await;
@@ -118,21 +118,21 @@ async fn garbage_after_the_preface_ends_the_connection() {
     server.check_alive().await;
 }
 
-/// A proxy whose client has left may say so by a reset without an error, which hyper takes for the body's end: a handler got half
-/// an upload as a whole one.
+/// A proxy whose client has left may reset the stream with NO_ERROR, which hyper reads as the body's end. A handler
+/// once got half an upload as a complete one.
 #[tokio::test]
-async fn a_body_that_is_reset_without_an_error_is_not_a_whole_one() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+async fn a_body_that_is_reset_without_an_error_is_incomplete() {
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let (mut client, _connection) = connect(&server).await;
     for round in 1..=20 {
         let (_response, mut body) = client.send_request(request("POST", "/converse"), false).unwrap();
         body.send_data(Bytes::from_static(b"half"), false).unwrap();
         body.send_reset(h2::Reason::NO_ERROR);
         server.until_inside(round).await;
-        let heard = server.fake.heard.lock().clone();
-        assert!(!heard.ends_with("the end"), "{heard}");
+        let received = server.fake.received.lock().clone();
+        assert!(!received.ends_with("the end"), "{received}");
     }
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let (mut client, _connection) = connect(&server).await;
     for _ in 0..20 {
         let (_response, mut body) = client.send_request(request("POST", "/wait"), false).unwrap();

@@ -16,16 +16,16 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::config::HttpConfig;
 use super::super::tls::{ClientAuth, TlsFiles};
-use super::fake::{Client, PATIENCE, Running, config};
+use super::fake::{RawClient, TEST_TIMEOUT, TestServer, config};
 use wasmcage_protocol::{InterfaceError, RouteKind};
 
-/// An authority, and a directory with the files of a server.
-struct Authority {
+/// A certificate authority, and a directory with the files of a server.
+struct TestAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
-impl Authority {
+impl TestAuthority {
     fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -41,7 +41,7 @@ impl Authority {
         self.directory.path()
     }
 
-    /// Certificate and key, PEM.
+    /// A certificate and its key as PEM.
     fn issue(&self, dns: &[&str], common_name: &str) -> (String, String) {
         let names: Vec<String> = dns.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -63,7 +63,7 @@ impl Authority {
             certificate: self.path().join("cert.pem"),
             key: self.path().join("key.pem"),
             client_auth,
-            handshake_timeout: PATIENCE,
+            handshake_timeout: TEST_TIMEOUT,
             reload_interval: Duration::from_millis(10),
         };
         HttpConfig { tls: Some(files), ..config() }
@@ -88,14 +88,18 @@ impl Authority {
     }
 }
 
-async fn connect(server: &Running, client: &TlsConnector, name: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    server: &TestServer,
+    client: &TlsConnector,
+    name: &'static str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(server.address).await?;
     client.connect(ServerName::try_from(name).unwrap(), stream).await
 }
 
-/// The facts that a module learns of a client, if it is let in at all.
-async fn facts(server: &Running, client: &TlsConnector) -> Option<String> {
-    let mut client = Client::new(connect(server, client, "localhost").await.ok()?);
+/// The facts that a module gets of a client; none if the client is not let in.
+async fn facts(server: &TestServer, client: &TlsConnector) -> Option<String> {
+    let mut client = RawClient::new(connect(server, client, "localhost").await.ok()?);
     client.send("GET /facts HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     let answer = client.rest().await;
     answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
@@ -103,8 +107,8 @@ async fn facts(server: &Running, client: &TlsConnector) -> Option<String> {
 
 #[tokio::test]
 async fn both_versions_are_negotiated() {
-    let authority = Authority::new();
-    let server = Running::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
+    let authority = TestAuthority::new();
+    let server = TestServer::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
     let plain = authority.client(None, &[]);
     assert_eq!(facts(&server, &plain).await.as_deref(), Some("peer-address=127.0.0.1;encrypted=true"));
     let stream = connect(&server, &authority.client(None, &[b"h2", b"http/1.1"]), "localhost").await.unwrap();
@@ -114,18 +118,18 @@ async fn both_versions_are_negotiated() {
     let request = http::Request::builder().uri("https://localhost/a").body(()).unwrap();
     let (response, _) = client.ready().await.unwrap().send_request(request, true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200);
-    // No TLS at all: closed, and nobody else suffers.
+    // A client without TLS is disconnected, and others are still served.
     server.exchange("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(facts(&server, &plain).await.is_some());
 }
 
 #[tokio::test]
 async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let config = HttpConfig { allowed_methods: vec![http::Method::CONNECT], ..authority.config(ClientAuth::None) };
-    let server = Running::start(config, RouteKind::Streamed).await;
+    let server = TestServer::start(config, RouteKind::Streamed).await;
     let opened = async || {
-        let mut client = Client::new(connect(&server, &authority.client(None, &[]), "localhost").await.unwrap());
+        let mut client = RawClient::new(connect(&server, &authority.client(None, &[]), "localhost").await.unwrap());
         client.send("CONNECT echo:1 HTTP/1.1\r\nhost: echo:1\r\n\r\nahead").await;
         assert!(client.head().await.starts_with("HTTP/1.1 200 "));
         assert_eq!(client.take(5).await, "ahead");
@@ -135,7 +139,7 @@ async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
     client.send("on").await;
     assert_eq!(client.take(2).await, "on");
     client.end().await;
-    // With a farewell of TLS.
+    // The end comes with TLS's close_notify.
     assert_eq!(client.stream.read_to_end(&mut Vec::new()).await.unwrap(), 0);
     let mut client = opened().await;
     server.drain.force();
@@ -145,31 +149,31 @@ async fn a_tunnel_may_begin_within_tls_and_is_reset_when_it_is_cut() {
 
 #[tokio::test]
 async fn clients_are_known_by_their_certificates() {
-    let authority = Authority::new();
+    let authority = TestAuthority::new();
     let ca = || authority.path().join("ca.pem");
     let known = authority.client(Some(authority.issue(&["worker.example"], "somebody")), &[]);
     let unnamed = authority.client(Some(authority.issue(&[], "somebody")), &[]);
     let anonymous = authority.client(None, &[]);
-    let stranger = Authority::new();
+    let stranger = TestAuthority::new();
     let foreign = authority.client(Some(stranger.issue(&["worker.example"], "somebody")), &[]);
     let name = |name: &str| Some(format!("peer-address=127.0.0.1;encrypted=true;peer-name={name}"));
 
-    let required = Running::start(authority.config(ClientAuth::Required(ca())), RouteKind::Whole).await;
+    let required = TestServer::start(authority.config(ClientAuth::Required(ca())), RouteKind::Whole).await;
     assert_eq!(facts(&required, &known).await, name("worker.example"));
     assert_eq!(facts(&required, &unnamed).await, name("somebody"));
     assert_eq!(facts(&required, &anonymous).await, None);
     assert_eq!(facts(&required, &foreign).await, None);
 
-    let optional = Running::start(authority.config(ClientAuth::Optional(ca())), RouteKind::Whole).await;
+    let optional = TestServer::start(authority.config(ClientAuth::Optional(ca())), RouteKind::Whole).await;
     assert_eq!(facts(&optional, &known).await, name("worker.example"));
     assert_eq!(facts(&optional, &anonymous).await.as_deref(), Some("peer-address=127.0.0.1;encrypted=true"));
     assert_eq!(facts(&optional, &foreign).await, None);
 }
 
 #[tokio::test]
-async fn new_files_are_taken_and_bad_ones_are_not() {
-    let authority = Authority::new();
-    let server = Running::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
+async fn new_files_are_loaded_and_unusable_ones_are_not() {
+    let authority = TestAuthority::new();
+    let server = TestServer::start(authority.config(ClientAuth::None), RouteKind::Whole).await;
     let client = authority.client(None, &[]);
     assert!(connect(&server, &client, "renewed.example").await.is_err());
     std::fs::write(authority.path().join("cert.pem"), "nonsense").unwrap();
@@ -180,17 +184,17 @@ async fn new_files_are_taken_and_bad_ones_are_not() {
     assert!(connect(&server, &client, "localhost").await.is_ok());
     authority.renew("renewed.example");
     let renewed = async { while connect(&server, &client, "renewed.example").await.is_err() {} };
-    tokio::time::timeout(PATIENCE, renewed).await.unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, renewed).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_slow_handshake_holds_up_nobody() {
-    let authority = Authority::new();
+async fn a_slow_handshake_delays_nobody_else() {
+    let authority = TestAuthority::new();
     let mut config = authority.config(ClientAuth::None);
     if let Some(files) = &mut config.tls {
         files.handshake_timeout = Duration::from_millis(50);
     }
-    let server = Running::start(config, RouteKind::Whole).await;
+    let server = TestServer::start(config, RouteKind::Whole).await;
     let mut silent = server.connect().await;
     let mut slow = server.connect().await;
     slow.send([0x16, 0x03, 0x01]).await;
@@ -200,11 +204,11 @@ async fn a_slow_handshake_holds_up_nobody() {
 }
 
 #[tokio::test]
-async fn unusable_files_are_told_at_start() {
-    let authority = Authority::new();
+async fn unusable_files_are_reported_at_start() {
+    let authority = TestAuthority::new();
     std::fs::write(authority.path().join("key.pem"), authority.issue(&[], "other").1).unwrap();
     let Err(InterfaceError::Setup { source: Some(source), .. }) =
-        Running::try_start(authority.config(ClientAuth::None), None).await
+        TestServer::try_start(authority.config(ClientAuth::None), None).await
     else {
         panic!("the key is not the certificate's");
     };

@@ -1,12 +1,12 @@
-//! Well-behaved clients.
+//! Clients that follow the rules.
 
 use super::super::compress::Compress;
-use super::fake::{Running, config, header};
+use super::fake::{TestServer, config, header};
 use wasmcage_protocol::RouteKind;
 
 #[tokio::test]
 async fn requests_follow_one_another_on_a_connection() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("GET /a?b=%20c HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(client.answer().await.body, "GET /a?b=%20c ");
@@ -14,7 +14,7 @@ async fn requests_follow_one_another_on_a_connection() {
     assert_eq!(client.answer().await.body, "POST /b hello");
     let chunked =
         "POST /c HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\nx-t: y\r\n\r\n";
-    // The next one is sent before the answer.
+    // The next request is sent before the response.
     client.send(format!("{chunked}GET http://x/d HTTP/1.1\r\nhost: x\r\n\r\n")).await;
     assert_eq!(client.answer().await.body, "POST /c hello");
     assert_eq!(client.answer().await.body, "GET /d ");
@@ -28,14 +28,14 @@ async fn requests_follow_one_another_on_a_connection() {
 
 #[tokio::test]
 async fn old_clients_are_served() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let answer = server.exchange("GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("GET / "), "{answer}");
 }
 
 #[tokio::test]
 async fn head_has_the_length_and_no_body() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("HEAD /a HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(header(&client.head().await, "content-length"), Some("8"));
@@ -50,7 +50,7 @@ async fn head_has_the_length_and_no_body() {
 
 #[tokio::test]
 async fn head_of_a_stream_has_no_body() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let mut client = server.connect().await;
     client.send("HEAD /trailers HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(client.head().await.starts_with("HTTP/1.1 200 OK\r\n"));
@@ -59,8 +59,8 @@ async fn head_of_a_stream_has_no_body() {
 }
 
 #[tokio::test]
-async fn without_a_module_the_server_shows_itself() {
-    let server = Running::try_start(config(), None).await.unwrap();
+async fn without_a_module_the_server_shows_its_welcome_page() {
+    let server = TestServer::try_start(config(), None).await.unwrap();
     let mut client = server.connect().await;
     client.send("GET /x?y HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let answer = client.answer().await;
@@ -73,8 +73,8 @@ async fn without_a_module_the_server_shows_itself() {
 }
 
 #[tokio::test]
-async fn what_may_be_work_is_never_taken_for_done_without_a_module() {
-    let server = Running::try_start(config(), None).await.unwrap();
+async fn a_request_with_effects_never_succeeds_without_a_module() {
+    let server = TestServer::try_start(config(), None).await.unwrap();
     let status = async |method: &str| {
         let answer = server.exchange(format!("{method} / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
         assert_eq!(header(&answer, "retry-after").is_some(), answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -83,16 +83,16 @@ async fn what_may_be_work_is_never_taken_for_done_without_a_module() {
     for (method, expected) in [("GET", "200"), ("HEAD", "200"), ("POST", "503")] {
         assert_eq!(status(method).await, expected, "{method}");
     }
-    // From the moment that there is a file: it compiles, was refused, or has gone.
+    // The cage has had a file for the module: it is being compiled, cannot be loaded, or was removed.
     server.fake.had_module.store(true, std::sync::atomic::Ordering::SeqCst);
     for method in ["GET", "HEAD", "POST"] {
         assert_eq!(status(method).await, "503", "{method}");
     }
 }
 
-/// Status and code that a client gets for what the dispatcher says.
+/// Checks the status and code that a client gets for an error of the dispatcher.
 async fn check_error(target: &str, status: u16, code: &str) {
-    let server = Running::start(config(), RouteKind::Whole).await;
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send(format!("GET {target} HTTP/1.1\r\nhost: x\r\naccept: application/json\r\n\r\n")).await;
     let answer = client.answer().await;
@@ -122,7 +122,7 @@ async fn errors_are_answered_by_the_table() {
 async fn connect_reaches_a_module_where_it_is_allowed_and_makes_no_tunnel() {
     let allowed_methods = vec![http::Method::CONNECT, http::Method::GET];
     let server =
-        Running::start(super::super::config::HttpConfig { allowed_methods, ..config() }, RouteKind::Whole).await;
+        TestServer::start(super::super::config::HttpConfig { allowed_methods, ..config() }, RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n").await;
     let answer = client.answer().await;
@@ -133,12 +133,12 @@ async fn connect_reaches_a_module_where_it_is_allowed_and_makes_no_tunnel() {
 
 #[tokio::test]
 async fn streams_go_both_ways_at_once() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let mut client = server.connect().await;
     client
         .send("POST /echo HTTP/1.1\r\nhost: x\r\nte: trailers\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n")
         .await;
-    // The answer's first part comes before the request's last.
+    // The response's first part arrives before the request's last part.
     assert_eq!(header(&client.head().await, "transfer-encoding"), Some("chunked"));
     client.send("3\r\ntwo\r\n0\r\nx-t: y\r\n\r\n").await;
     client.send("GET /last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -148,8 +148,8 @@ async fn streams_go_both_ways_at_once() {
 }
 
 #[tokio::test]
-async fn trailers_reach_the_client_that_takes_them() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+async fn trailers_reach_a_client_that_accepts_them() {
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let taken = server.exchange("GET /trailers HTTP/1.1\r\nhost: x\r\nte: trailers\r\nconnection: close\r\n\r\n").await;
     assert!(taken.ends_with("4\r\nbody\r\n0\r\nx-sum: 42\r\n\r\n"), "{taken}");
     let not_taken = server.exchange("GET /trailers HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -157,8 +157,8 @@ async fn trailers_reach_the_client_that_takes_them() {
 }
 
 #[tokio::test]
-async fn an_answer_may_come_before_the_body() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+async fn a_response_may_come_before_the_body() {
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let mut client = server.connect().await;
     client.send("POST /early HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\nhalf").await;
     assert_eq!(client.answer().await.body, "early");
@@ -167,8 +167,8 @@ async fn an_answer_may_come_before_the_body() {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_is_not_a_whole_one() {
-    let server = Running::start(config(), RouteKind::Streamed).await;
+async fn a_response_that_breaks_off_does_not_look_complete() {
+    let server = TestServer::start(config(), RouteKind::Streamed).await;
     let answer = server.exchange("GET /broken HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(answer.contains("half") && !answer.ends_with("0\r\n\r\n"), "{answer}");
     let answer = server.exchange("GET /connection HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
@@ -176,8 +176,8 @@ async fn a_stream_that_breaks_is_not_a_whole_one() {
 }
 
 #[tokio::test]
-async fn continue_is_sent_only_when_the_body_is_wanted() {
-    let server = Running::start(config(), RouteKind::Whole).await;
+async fn continue_is_sent_only_if_the_body_is_wanted() {
+    let server = TestServer::start(config(), RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n").await;
     assert_eq!(client.head().await, "HTTP/1.1 100 Continue\r\n\r\n");
@@ -193,7 +193,7 @@ async fn continue_is_sent_only_when_the_body_is_wanted() {
 #[tokio::test]
 async fn answers_are_compressed_when_configured() {
     let compress = Some(Compress { types: vec!["text/*".to_owned()], bytes_min: 100 });
-    let server = Running::start(super::super::config::HttpConfig { compress, ..config() }, RouteKind::Whole).await;
+    let server = TestServer::start(super::super::config::HttpConfig { compress, ..config() }, RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("GET /text HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(client.answer().await.body.len(), 5000);
@@ -207,7 +207,7 @@ async fn answers_are_compressed_when_configured() {
 async fn facts_reach_the_module() {
     let mut config = config();
     config.trusted_proxies.nets.push("127.0.0.0/8".parse().unwrap());
-    let server = Running::start(config, RouteKind::Whole).await;
+    let server = TestServer::start(config, RouteKind::Whole).await;
     let mut client = server.connect().await;
     client.send("GET /facts HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(client.answer().await.body, "peer-address=127.0.0.1");

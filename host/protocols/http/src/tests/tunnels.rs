@@ -1,5 +1,4 @@
-//! CONNECT to a streaming module: what it answers with success to is a tunnel, on a connection of HTTP/1 and on a stream of
-//! HTTP/2.
+//! CONNECT to a streaming module: after its success the HTTP/1 connection or the HTTP/2 stream is a tunnel.
 
 use std::io;
 use std::time::Duration;
@@ -12,35 +11,35 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::super::config::HttpConfig;
-use super::fake::{Client, PATIENCE, Running, config, header};
+use super::fake::{RawClient, TEST_TIMEOUT, TestServer, config, header};
 use wasmcage_protocol::RouteKind;
 
 fn tunnels() -> HttpConfig {
     HttpConfig { allowed_methods: vec![Method::CONNECT, Method::GET], ..config() }
 }
 
-async fn serving(config: HttpConfig) -> Running {
-    Running::start(config, RouteKind::Streamed).await
+async fn serving(config: HttpConfig) -> TestServer {
+    TestServer::start(config, RouteKind::Streamed).await
 }
 
-/// No exchange may last.
-async fn serving_briefly() -> Running {
+/// A server whose exchanges have a short timeout.
+async fn serving_briefly() -> TestServer {
     let short = Duration::from_millis(50);
     let server = serving(HttpConfig { stream_timeout: short, write_timeout: short, ..tunnels() }).await;
     server.endpoint.set_timeout(short);
     server
 }
 
-/// A connection that asks for a tunnel to `host`, and goes on at once with `ahead`.
-async fn asked(server: &Running, host: &str, ahead: &str) -> Client<TcpStream> {
+/// A connection that has sent a CONNECT to `host`, and `ahead` right after it.
+async fn connect(server: &TestServer, host: &str, ahead: &str) -> RawClient<TcpStream> {
     let mut client = server.connect().await;
     client.send(format!("CONNECT {host}:1 HTTP/1.1\r\nhost: {host}:1\r\n\r\n{ahead}")).await;
     client
 }
 
-/// One that has got it.
-async fn opened(server: &Running, host: &str, ahead: &str) -> Client<TcpStream> {
-    let mut client = asked(server, host, ahead).await;
+/// Such a connection that has got the tunnel.
+async fn open_tunnel(server: &TestServer, host: &str, ahead: &str) -> RawClient<TcpStream> {
+    let mut client = connect(server, host, ahead).await;
     let head = client.head().await;
     assert!(head.starts_with("HTTP/1.1 2"), "{head}");
     for name in ["content-length", "transfer-encoding"] {
@@ -49,23 +48,24 @@ async fn opened(server: &Running, host: &str, ahead: &str) -> Client<TcpStream> 
     client
 }
 
-/// What comes up to the end, which has to be a reset.
-async fn cut(client: &mut Client<TcpStream>) -> Vec<u8> {
+/// Reads until the end, which has to be a reset.
+async fn read_until_reset(client: &mut RawClient<TcpStream>) -> Vec<u8> {
     let mut came = Vec::new();
-    let read = tokio::time::timeout(PATIENCE, client.stream.read_to_end(&mut came)).await.expect("an end");
+    let read = tokio::time::timeout(TEST_TIMEOUT, client.stream.read_to_end(&mut came)).await.expect("an end");
     assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     came
 }
 
-async fn heard(server: &Running, count: usize) -> String {
+/// The body that the module has received, once `count` of them have ended.
+async fn received(server: &TestServer, count: usize) -> String {
     server.until_inside(count).await;
-    server.fake.heard.lock().clone()
+    server.fake.received.lock().clone()
 }
 
 #[tokio::test]
 async fn bytes_go_both_ways() {
     let server = serving(tunnels()).await;
-    let mut client = opened(&server, "echo", "ahead").await;
+    let mut client = open_tunnel(&server, "echo", "ahead").await;
     assert_eq!(client.take(5).await, "ahead");
     for piece in ["one", "GET / HTTP/1.1\r\nhost: x\r\n\r\n", "three"] {
         client.send(piece).await;
@@ -79,55 +79,55 @@ async fn bytes_go_both_ways() {
 #[tokio::test]
 async fn each_direction_ends_by_itself() {
     let server = serving(tunnels()).await;
-    let mut client = opened(&server, "converse", "hel").await;
+    let mut client = open_tunnel(&server, "converse", "hel").await;
     client.send("lo").await;
     client.end().await;
     assert_eq!(client.rest().await, "goodbye");
-    assert_eq!(heard(&server, 1).await, "hello, the end");
-    let mut client = opened(&server, "listen", "").await;
+    assert_eq!(received(&server, 1).await, "hello, the end");
+    let mut client = open_tunnel(&server, "listen", "").await;
     assert_eq!(client.rest().await, "listening");
     client.send("still here").await;
     client.end().await;
-    assert_eq!(heard(&server, 2).await, "still here, the end");
+    assert_eq!(received(&server, 2).await, "still here, the end");
 }
 
 #[tokio::test]
-async fn a_module_that_takes_no_more_still_ends_in_good_order() {
+async fn a_module_that_stops_reading_still_ends_in_good_order() {
     let server = serving(tunnels()).await;
-    let mut client = asked(&server, "wait", "").await;
+    let mut client = connect(&server, "wait", "").await;
     server.until_inside(1).await;
-    // Before the module has ended: a socket that is closed on it is reset.
+    // It is sent before the module has ended: a socket that is closed with unread bytes is reset.
     client.send("nobody reads this ".repeat(500)).await;
     server.fake.gate.open.add_permits(1);
     assert!(client.head().await.starts_with("HTTP/1.1 200 "));
     assert_eq!(client.take(6).await, "waited");
-    let end = tokio::time::timeout(PATIENCE, client.stream.read_to_end(&mut Vec::new())).await.unwrap();
+    let end = tokio::time::timeout(TEST_TIMEOUT, client.stream.read_to_end(&mut Vec::new())).await.unwrap();
     assert_eq!(end.unwrap(), 0);
 }
 
 #[tokio::test]
 async fn success_has_no_content_whatever_its_status() {
     let server = serving(tunnels()).await;
-    let mut client = opened(&server, "length", "").await;
+    let mut client = open_tunnel(&server, "length", "").await;
     assert_eq!(client.rest().await, "bytes");
 }
 
 #[tokio::test]
-async fn another_answer_is_an_ordinary_one_and_the_last() {
+async fn a_response_that_is_no_success_is_an_ordinary_one_and_the_last() {
     let server = serving(tunnels()).await;
-    // What was meant for the tunnel is not taken for a request.
-    let mut client = asked(&server, "forbidden", "GET /alive HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    // Bytes for the tunnel are not read as a request.
+    let mut client = connect(&server, "forbidden", "GET /alive HTTP/1.1\r\nhost: x\r\n\r\n").await;
     let answer = client.rest().await;
     assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("forbidden"), "{answer}");
     assert_eq!((header(&answer, "connection"), answer.matches("HTTP/1.1").count()), (Some("close"), 1), "{answer}");
-    assert_eq!(heard(&server, 1).await, ", the end");
-    // Refused by the dispatcher.
-    let answer = asked(&server, "refused", "GET /alive HTTP/1.1\r\nhost: x\r\n\r\n").await.rest().await;
+    assert_eq!(received(&server, 1).await, ", the end");
+    // The dispatcher refuses the request.
+    let answer = connect(&server, "refused", "GET /alive HTTP/1.1\r\nhost: x\r\n\r\n").await.rest().await;
     assert!(answer.starts_with("HTTP/1.1 422 ") && answer.matches("HTTP/1.1").count() == 1, "{answer}");
 }
 
 #[tokio::test]
-async fn what_is_no_request_for_a_tunnel_is_refused() {
+async fn an_invalid_connect_is_refused() {
     let server = serving(tunnels()).await;
     for target in ["echo", "echo:0", "echo:70000", "http://echo:1/", "/echo"] {
         let answer = server.exchange(format!("CONNECT {target} HTTP/1.1\r\nhost: echo:1\r\n\r\n")).await;
@@ -138,12 +138,12 @@ async fn what_is_no_request_for_a_tunnel_is_refused() {
         assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("has no body"), "{answer}");
     }
     let unasked = serving(config()).await;
-    let answer = asked(&unasked, "echo", "").await.answer().await;
+    let answer = connect(&unasked, "echo", "").await.answer().await;
     assert!(answer.head.starts_with("HTTP/1.1 405 "), "{}", answer.head);
 }
 
 #[tokio::test]
-async fn an_upgrade_that_nobody_makes_is_an_ordinary_request() {
+async fn an_upgrade_that_is_not_supported_is_an_ordinary_request() {
     let server = serving(tunnels()).await;
     let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: x\r\n";
     let mut client = server.connect().await;
@@ -154,16 +154,16 @@ async fn an_upgrade_that_nobody_makes_is_an_ordinary_request() {
 }
 
 #[tokio::test]
-async fn what_breaks_off_is_reset() {
+async fn a_tunnel_that_breaks_off_is_reset() {
     let server = serving(tunnels()).await;
-    let mut client = opened(&server, "broken", "").await;
-    // A reset may overtake what was sent before it.
-    cut(&mut client).await;
-    // The client's side: the module is not told that all has come.
-    let client = opened(&server, "converse", "hal").await;
+    let mut client = open_tunnel(&server, "broken", "").await;
+    // A reset may overtake bytes that were sent before it.
+    read_until_reset(&mut client).await;
+    // If the client's side breaks off, the module does not see an end in good order.
+    let client = open_tunnel(&server, "converse", "hal").await;
     socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
     drop(client);
-    assert_eq!(heard(&server, 1).await, "hal, the tunnel's client has left");
+    assert_eq!(received(&server, 1).await, "hal, the tunnel's client has left");
     server.check_alive().await;
 }
 
@@ -171,22 +171,22 @@ async fn what_breaks_off_is_reset() {
 async fn a_tunnel_has_limits() {
     // `max_body_bytes`, from the client.
     let server = serving(tunnels()).await;
-    let mut client = opened(&server, "converse", "").await;
+    let mut client = open_tunnel(&server, "converse", "").await;
     client.send("y".repeat(1000)).await;
     client.send("z").await;
-    cut(&mut client).await;
-    assert!(heard(&server, 1).await.ends_with(", the tunnel's client has left"));
+    read_until_reset(&mut client).await;
+    assert!(received(&server, 1).await.ends_with(", the tunnel's client has left"));
     // `stream_timeout_ms`.
     let server = serving_briefly().await;
-    cut(&mut opened(&server, "echo", "").await).await;
-    // `write_timeout_ms`: a client that takes nothing.
+    read_until_reset(&mut open_tunnel(&server, "echo", "").await).await;
+    // `write_timeout_ms`: a client that reads nothing.
     let server = serving(HttpConfig { write_timeout: Duration::from_millis(50), ..tunnels() }).await;
-    let _client = opened(&server, "large", "").await;
-    assert!(server.drain.complete(PATIENCE).await);
+    let _client = open_tunnel(&server, "large", "").await;
+    assert!(server.drain.complete(TEST_TIMEOUT).await);
 }
 
 #[tokio::test]
-async fn a_tunnel_is_one_of_the_connections_and_never_idle() {
+async fn a_tunnel_counts_as_a_connection_and_is_never_idle() {
     let limits = HttpConfig {
         connections_max: 1,
         idle_timeout: Duration::from_millis(20),
@@ -194,7 +194,7 @@ async fn a_tunnel_is_one_of_the_connections_and_never_idle() {
         ..tunnels()
     };
     let server = serving(limits).await;
-    let mut client = opened(&server, "echo", "").await;
+    let mut client = open_tunnel(&server, "echo", "").await;
     assert_eq!(server.exchange("GET / HTTP/1.1\r\nhost: x\r\n\r\n").await, "");
     tokio::time::sleep(Duration::from_millis(100)).await;
     client.send("awake").await;
@@ -207,7 +207,7 @@ async fn a_tunnel_is_one_of_the_connections_and_never_idle() {
 async fn a_drain_waits_for_tunnels_and_cuts_them_at_its_end() {
     for ends in [true, false] {
         let mut server = serving(tunnels()).await;
-        let mut client = opened(&server, "echo", "").await;
+        let mut client = open_tunnel(&server, "echo", "").await;
         let (mut stream, mut sent, _connection) = opened2(&server, "echo").await;
         server.drain.begin();
         client.send("on").await;
@@ -220,19 +220,19 @@ async fn a_drain_waits_for_tunnels_and_cuts_them_at_its_end() {
             assert_eq!(client.rest().await, "");
             sent.send_data(Bytes::new(), true).unwrap();
             assert_eq!(rest2(&mut stream).await.unwrap(), "");
-            assert!(server.drain.complete(PATIENCE).await);
+            assert!(server.drain.complete(TEST_TIMEOUT).await);
         } else {
             assert!(!server.drain.complete(Duration::from_millis(10)).await);
-            cut(&mut client).await;
+            read_until_reset(&mut client).await;
             stream.data().await.unwrap().unwrap_err();
         }
-        tokio::time::timeout(PATIENCE, &mut server.task).await.unwrap().unwrap();
+        tokio::time::timeout(TEST_TIMEOUT, &mut server.task).await.unwrap().unwrap();
     }
 }
 
 type Connected = (SendRequest<Bytes>, tokio::task::JoinHandle<Result<(), h2::Error>>);
 
-async fn connected2(server: &Running) -> Connected {
+async fn connected2(server: &TestServer) -> Connected {
     let stream = TcpStream::connect(server.address).await.unwrap();
     let (client, connection) = h2::client::handshake(stream).await.unwrap();
     (client.ready().await.unwrap(), tokio::spawn(connection))
@@ -244,10 +244,10 @@ fn ask2(client: &mut SendRequest<Bytes>, host: &str) -> (ResponseFuture, SendStr
 }
 
 async fn answer2(response: ResponseFuture) -> Response<RecvStream> {
-    tokio::time::timeout(PATIENCE, response).await.unwrap().unwrap()
+    tokio::time::timeout(TEST_TIMEOUT, response).await.unwrap().unwrap()
 }
 
-async fn opened2(server: &Running, host: &str) -> (RecvStream, SendStream<Bytes>, Connected) {
+async fn opened2(server: &TestServer, host: &str) -> (RecvStream, SendStream<Bytes>, Connected) {
     let mut connected = connected2(server).await;
     let (response, sent) = ask2(&mut connected.0, host);
     let response = answer2(response).await;
@@ -255,10 +255,10 @@ async fn opened2(server: &Running, host: &str) -> (RecvStream, SendStream<Bytes>
     (response.into_body(), sent, connected)
 }
 
-/// All data up to the end.
+/// Reads all data until the end.
 async fn rest2(stream: &mut RecvStream) -> Result<String, h2::Error> {
     let mut came = Vec::new();
-    while let Some(data) = tokio::time::timeout(PATIENCE, stream.data()).await.expect("data, or the end") {
+    while let Some(data) = tokio::time::timeout(TEST_TIMEOUT, stream.data()).await.expect("data, or the end") {
         let data = data?;
         stream.flow_control().release_capacity(data.len()).unwrap();
         came.extend_from_slice(&data);
@@ -288,22 +288,22 @@ async fn each_direction_of_a_stream_ends_by_itself() {
     let (mut stream, mut sent, _connection) = opened2(&server, "converse").await;
     sent.send_data(Bytes::from_static(b"hello"), true).unwrap();
     assert_eq!(rest2(&mut stream).await.unwrap(), "goodbye");
-    assert_eq!(heard(&server, 1).await, "hello, the end");
+    assert_eq!(received(&server, 1).await, "hello, the end");
     let (mut stream, mut sent, _connection) = opened2(&server, "listen").await;
     assert_eq!(rest2(&mut stream).await.unwrap(), "listening");
     sent.send_data(Bytes::from_static(b"still here"), true).unwrap();
-    assert_eq!(heard(&server, 2).await, "still here, the end");
+    assert_eq!(received(&server, 2).await, "still here, the end");
 }
 
 #[tokio::test]
-async fn another_answer_leaves_the_streams_connection_open() {
+async fn a_response_that_is_no_success_leaves_the_connection_open() {
     let server = serving(tunnels()).await;
     let (mut client, _connection) = connected2(&server).await;
     let (response, _sent) = ask2(&mut client, "forbidden");
     let mut response = answer2(response).await;
     assert_eq!((response.status().as_u16(), response.headers().get("connection")), (403, None));
     assert_eq!(rest2(response.body_mut()).await.unwrap(), "forbidden");
-    assert_eq!(heard(&server, 1).await, ", the end");
+    assert_eq!(received(&server, 1).await, ", the end");
     let (response, _sent) = ask2(&mut client, "refused");
     assert_eq!(answer2(response).await.status(), 422);
     let (other, _) = client.send_request(Request::get("http://x/on").body(()).unwrap(), true).unwrap();
@@ -311,19 +311,19 @@ async fn another_answer_leaves_the_streams_connection_open() {
 }
 
 #[tokio::test]
-async fn what_breaks_off_in_a_stream_is_reset() {
+async fn a_tunnel_in_a_stream_that_breaks_off_is_reset() {
     let server = serving(tunnels()).await;
     let reason = async |stream: &mut RecvStream| rest2(stream).await.unwrap_err().reason();
-    // The end of a whole one and a cut one are told apart each time, however the tasks on the way are scheduled.
+    // A complete tunnel and a cut one differ each time, however the tasks are scheduled.
     for round in 1..=20 {
         let (mut stream, _sent, _connection) = opened2(&server, "broken").await;
         assert_eq!(reason(&mut stream).await, Some(Reason::CANCEL));
-        // hyper takes this for the end of the bytes.
+        // hyper reads this as the end of the bytes.
         let (_stream, mut sent, _connection) = opened2(&server, "converse").await;
         sent.send_data(Bytes::from_static(b"hal"), false).unwrap();
         sent.send_reset(Reason::CANCEL);
-        let heard = heard(&server, round).await;
-        assert!(heard.ends_with(", the tunnel's client has left"), "{round}: {heard}");
+        let received_text = received(&server, round).await;
+        assert!(received_text.ends_with(", the tunnel's client has left"), "{round}: {received_text}");
     }
     let (mut stream, mut sent, _connection) = opened2(&server, "converse").await;
     sent.send_data(Bytes::from(vec![b'y'; 1001]), false).unwrap();
@@ -334,7 +334,7 @@ async fn what_breaks_off_in_a_stream_is_reset() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_answer_gets_no_tunnel() {
+async fn a_client_that_leaves_before_the_response_gets_no_tunnel() {
     let server = serving(tunnels()).await;
     let (mut client, _connection) = connected2(&server).await;
     let (response, mut sent) = ask2(&mut client, "wait");

@@ -1,4 +1,4 @@
-//! Cells from PostgreSQL's binary form. What a server sends is not trusted to be of the right length.
+//! Writes cells from PostgreSQL's binary form. The lengths in a server's bytes are not trusted.
 
 use jiff::civil::Time;
 use jiff::{SignedDuration, Timestamp};
@@ -6,30 +6,32 @@ use sqlx::postgres::{PgTypeInfo, PgTypeKind};
 use sqlx::{TypeInfo, types::Uuid};
 
 use super::super::driver::unknown_type;
-use super::super::value::Cell;
+use super::super::value::CellWriter;
 use super::encode::{EPOCH, EPOCH_MICROS};
 use super::numeric;
 
-/// Writes a cell of one type.
-pub(super) type Form = fn(&[u8], Cell<'_>) -> Result<(), String>;
+/// Writes a value of one type.
+pub(super) type WriteValue = fn(&[u8], CellWriter<'_>) -> Result<(), String>;
 
+/// Writes a cell.
+///
 /// # Errors
-/// Its type, or this value of it, has no form in JSON.
-pub(super) fn cell(bytes: &[u8], info: &PgTypeInfo, cell: Cell<'_>) -> Result<(), String> {
+/// Its type, or this value of it, cannot be expressed in JSON.
+pub(super) fn cell(bytes: &[u8], info: &PgTypeInfo, cell: CellWriter<'_>) -> Result<(), String> {
     match info.kind() {
         PgTypeKind::Domain(inner) => self::cell(bytes, inner, cell),
         PgTypeKind::Array(element) => array(bytes, element, cell),
-        _ => form(info)?(bytes, cell),
+        _ => writer_of(info)?(bytes, cell),
     }
 }
 
-/// How cells of a type are written, or the elements of an array's.
+/// The function that writes values of a type; for an array, that of its elements.
 ///
 /// # Errors
-/// The type has no form in JSON.
-pub(super) fn form(info: &PgTypeInfo) -> Result<Form, String> {
+/// The type cannot be expressed in JSON.
+pub(super) fn writer_of(info: &PgTypeInfo) -> Result<WriteValue, String> {
     match info.kind() {
-        PgTypeKind::Domain(inner) | PgTypeKind::Array(inner) => return form(inner),
+        PgTypeKind::Domain(inner) | PgTypeKind::Array(inner) => return writer_of(inner),
         PgTypeKind::Enum(_) => return Ok(written_text),
         _ => {}
     }
@@ -53,18 +55,18 @@ pub(super) fn form(info: &PgTypeInfo) -> Result<Form, String> {
             Ok(())
         },
         "DATE" => |bytes, cell| {
-            let date = date(i32::from_be_bytes(fixed(bytes)?)).ok_or_else(no_moment);
+            let date = date(i32::from_be_bytes(fixed(bytes)?)).ok_or_else(out_of_range);
             date.map(|date| cell.tagged("date", date))
         },
         "TIME" => time,
         "TIMESTAMP" => |bytes, cell| {
             let since = SignedDuration::from_micros(i64::from_be_bytes(fixed(bytes)?));
-            let time = EPOCH.to_datetime(Time::midnight()).checked_add(since).map_err(|_| no_moment());
+            let time = EPOCH.to_datetime(Time::midnight()).checked_add(since).map_err(|_| out_of_range());
             time.map(|time| cell.tagged("datetime", time))
         },
         "TIMESTAMPTZ" => |bytes, cell| {
-            let micros = i64::from_be_bytes(fixed(bytes)?).checked_add(EPOCH_MICROS).ok_or_else(no_moment)?;
-            let time = Timestamp::from_microsecond(micros).map_err(|_| no_moment());
+            let micros = i64::from_be_bytes(fixed(bytes)?).checked_add(EPOCH_MICROS).ok_or_else(out_of_range)?;
+            let time = Timestamp::from_microsecond(micros).map_err(|_| out_of_range());
             time.map(|time| cell.tagged("timestamp", time))
         },
         "UUID" => |bytes, cell| fixed(bytes).map(|bytes| cell.tagged("uuid", Uuid::from_bytes(bytes).hyphenated())),
@@ -81,17 +83,17 @@ pub(super) fn form(info: &PgTypeInfo) -> Result<Form, String> {
     })
 }
 
-fn written_text(bytes: &[u8], cell: Cell<'_>) -> Result<(), String> {
+fn written_text(bytes: &[u8], cell: CellWriter<'_>) -> Result<(), String> {
     text(bytes).map(|text| cell.text(text))
 }
 
-fn time(bytes: &[u8], cell: Cell<'_>) -> Result<(), String> {
+fn time(bytes: &[u8], cell: CellWriter<'_>) -> Result<(), String> {
     match i64::from_be_bytes(fixed(bytes)?) {
-        // PostgreSQL knows the end of the day, too.
+        // PostgreSQL's times include the end of the day.
         86_400_000_000 => cell.tagged("time", "24:00:00"),
         micros => {
             let time = Time::midnight().checked_add(SignedDuration::from_micros(micros));
-            cell.tagged("time", time.map_err(|_| no_moment())?);
+            cell.tagged("time", time.map_err(|_| out_of_range())?);
         }
     }
     Ok(())
@@ -105,7 +107,7 @@ fn text(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned())
 }
 
-fn no_moment() -> String {
+fn out_of_range() -> String {
     "an infinite moment, or one outside of the years -9999 to 9999: cast it, as in x::text".to_owned()
 }
 
@@ -113,7 +115,7 @@ fn date(days: i32) -> Option<jiff::civil::Date> {
     EPOCH.checked_add(SignedDuration::from_secs(i64::from(days) * 86_400)).ok()
 }
 
-fn array(bytes: &[u8], element: &PgTypeInfo, cell: Cell<'_>) -> Result<(), String> {
+fn array(bytes: &[u8], element: &PgTypeInfo, cell: CellWriter<'_>) -> Result<(), String> {
     let mut rest = bytes;
     let integer = |rest: &mut &[u8]| -> Result<i32, String> {
         let (first, after) = rest.split_first_chunk::<4>().ok_or("an array that is cut off")?;
@@ -138,11 +140,11 @@ fn array(bytes: &[u8], element: &PgTypeInfo, cell: Cell<'_>) -> Result<(), Strin
             out.push(b',');
         }
         match usize::try_from(integer(&mut rest)?) {
-            Err(_) => Cell(out).null(),
+            Err(_) => CellWriter(out).null(),
             Ok(length) => {
                 let value = rest.get(..length).ok_or("an array that is cut off")?;
                 rest = &rest[length..];
-                self::cell(value, element, Cell(out))?;
+                self::cell(value, element, CellWriter(out))?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Values in the binary form of the type that the server wants for a parameter.
+//! Encodes values in the binary form of a parameter's type.
 
 use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
@@ -8,14 +8,14 @@ use sqlx::{TypeInfo, types::Uuid};
 use super::super::value::{Decimal, Value};
 use super::numeric;
 
-/// The day from which PostgreSQL counts, and its first moment in microseconds of Unix time.
+/// The day from which PostgreSQL counts, and its beginning in microseconds of Unix time.
 pub(super) const EPOCH: Date = Date::constant(2000, 1, 1);
 pub(super) const EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// None: null.
+/// Encodes a value; none stands for null.
 ///
 /// # Errors
-/// The value is not of that type.
+/// The value does not fit the type.
 pub(super) fn parameter(value: &Value, info: &PgTypeInfo) -> Result<Option<Vec<u8>>, String> {
     if *value == Value::Null {
         return Ok(None);
@@ -56,7 +56,7 @@ fn scalar(value: &Value, info: &PgTypeInfo) -> Result<Vec<u8>, String> {
         ("UUID", Value::Uuid(uuid)) => uuid.as_bytes().to_vec(),
         ("UUID", Value::Text(text)) => parsed::<Uuid>(text, info)?.as_bytes().to_vec(),
         ("JSON", Value::Json(document)) => document.clone().into_bytes(),
-        // The one version of its binary form.
+        // The first byte is the version of the binary form.
         ("JSONB", Value::Json(document)) => [&[1], document.as_bytes()].concat(),
         ("TEXT" | "VARCHAR" | "CHAR" | "NAME" | "UNKNOWN" | "xml" | "citext", _) => text(value, info)?,
         _ => return Err(mismatch(value, info)),
@@ -120,7 +120,7 @@ fn timestamp(time: Timestamp) -> Result<Vec<u8>, String> {
     micros(i128::from(time.as_microsecond()) - i128::from(EPOCH_MICROS))
 }
 
-/// One dimension, counted from 1.
+/// Encodes an array of one dimension, whose index begins with 1.
 fn array(value: &Value, info: &PgTypeInfo, element: &PgTypeInfo) -> Result<Vec<u8>, String> {
     let Value::Array(values) = value else { return Err(mismatch(value, info)) };
     let Some(oid) = element.oid() else { return Err(mismatch(value, info)) };

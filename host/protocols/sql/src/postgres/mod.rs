@@ -1,9 +1,8 @@
-//! PostgreSQL. The server says what type a parameter is of, as it understands the statement; values are encoded for that type.
+//! PostgreSQL. The server infers the type of each parameter from the statement, and values are encoded for that type.
 
 mod decode;
 mod encode;
 mod numeric;
-
 mod pooled;
 
 use std::sync::Arc;
@@ -19,32 +18,32 @@ use sqlx::{
     Statement as _, Type, ValueRef,
 };
 
-use super::driver::{self, Begin, Done, RunError};
+use super::driver::{self, BeginOptions, RunError, StatementResult};
 use super::operation::Statement;
-use super::rows::Rows;
-use super::value::{Cell, Value};
+use super::rows::RowWriter;
+use super::value::{CellWriter, Value};
 
-pub(super) use self::pooled::Pooled;
+pub(super) use self::pooled::PooledPostgresDriver;
 
-/// Without it, a statement runs to its end, with its locks, though the connection was dropped long ago. Servers before
-/// version 14, and some systems, do not know it.
+/// Without this setting a statement runs to its end, and keeps its locks, even if its connection was dropped. Servers
+/// before version 14, and some operating systems, do not support it.
 const CHECK_CONNECTION: &str = "set client_connection_check_interval = '1s'";
-/// What `discard all` does, but for prepared statements and plans, which the connection keeps: cursors, the role, settings,
-/// channels, advisory locks, sequences' values and temporary tables are as in a new session.
+/// Does what `discard all` does, except for prepared statements and plans, which the connection keeps: cursors, the
+/// role, settings, channels, advisory locks, the values of sequences and temporary tables are as in a new session.
 const RESET: &str = "close all; reset session authorization; reset role; reset all; unlisten *; \
                      select pg_advisory_unlock_all(); discard sequences; discard temp";
 
-/// Names and values of parameters.
-type Values = [(String, Value)];
+/// The names and values of a statement's parameters.
+type NamedArguments = [(String, Value)];
 
-pub(super) struct Driver {
+pub(super) struct PostgresDriver {
     connection: PgConnection,
-    /// The server knows `CHECK_CONNECTION`.
+    /// The server supports `CHECK_CONNECTION`.
     checks_connection: bool,
     in_transaction: bool,
 }
 
-impl Driver {
+impl PostgresDriver {
     pub(super) async fn connect(options: &PgConnectOptions) -> Result<Self, sqlx::Error> {
         let mut connection = options.connect().await?;
         let checks_connection = match (&mut connection).execute(CHECK_CONNECTION).await {
@@ -59,24 +58,30 @@ impl Driver {
         (&mut self.connection).execute(AssertSqlSafe(sql.into())).await.map(drop)
     }
 
-    async fn try_run(&mut self, sql: &Arc<str>, values: &Values, rows: &mut Rows) -> Result<Done, RunError> {
-        // One round trip for a statement that this connection does not know yet.
+    async fn try_run(
+        &mut self,
+        sql: &Arc<str>,
+        values: &NamedArguments,
+        rows: &mut RowWriter,
+    ) -> Result<StatementResult, RunError> {
+        // This is a round trip only if the statement is not cached.
         let prepared = (&mut self.connection).prepare(AssertSqlSafe(sql.clone()).into_sql_str()).await?;
         for column in prepared.columns() {
             let name = column.name();
-            decode::form(column.type_info()).map_err(|text| RunError::Column(format!("column {name:?}: {text}")))?;
+            decode::writer_of(column.type_info())
+                .map_err(|text| RunError::Column(format!("column {name:?}: {text}")))?;
         }
         let types = match prepared.parameters() {
             Some(Either::Left(types)) => types,
             _ => &[],
         };
-        let query = sqlx::query_with::<Postgres, _>(AssertSqlSafe(sql.clone()), encoded(values, types)?);
-        driver::drain::<Postgres>((&mut self.connection).fetch_many(query), rows, done, write).await
+        let query = sqlx::query_with::<Postgres, _>(AssertSqlSafe(sql.clone()), encode_all(values, types)?);
+        driver::drain::<Postgres>((&mut self.connection).fetch_many(query), rows, statement_result, write).await
     }
 }
 
 #[async_trait]
-impl driver::Driver for Driver {
+impl driver::DatabaseDriver for PostgresDriver {
     fn can_reset(&self) -> bool {
         true
     }
@@ -88,7 +93,7 @@ impl driver::Driver for Driver {
         }
     }
 
-    async fn begin(&mut self, options: Begin) -> Result<(), sqlx::Error> {
+    async fn begin(&mut self, options: BeginOptions) -> Result<(), sqlx::Error> {
         self.control(begin(options)).await?;
         self.in_transaction = true;
         Ok(())
@@ -104,15 +109,15 @@ impl driver::Driver for Driver {
         self.control("rollback").await
     }
 
-    /// A statement whose plan no longer fits the database is prepared anew, and in a transaction of its own run again.
-    async fn run(&mut self, statement: Statement, rows: &mut Rows) -> Result<Done, RunError> {
+    /// Runs a statement. If its plan is outdated it is prepared again, and outside of a transaction also run again.
+    async fn run(&mut self, statement: Statement, rows: &mut RowWriter) -> Result<StatementResult, RunError> {
         let Statement { sql, arguments, kind } = statement;
         if kind.changes_schema && self.in_transaction {
-            // What comes after it in the same transaction could not be run again.
+            // A later statement of the same transaction could not be run again if its plan were outdated.
             self.connection.clear_cached_statements().await?;
         }
         match self.try_run(&sql, &arguments, rows).await {
-            Err(RunError::Database(error)) if is_stale(&error) && rows.are_none() => {
+            Err(RunError::Database(error)) if is_stale(&error) && rows.is_empty() => {
                 self.connection.clear_cached_statements().await?;
                 match self.in_transaction {
                     true => Err(RunError::Stale(error)),
@@ -128,7 +133,7 @@ impl driver::Driver for Driver {
     }
 }
 
-fn begin(options: Begin) -> String {
+fn begin(options: BeginOptions) -> String {
     let mut sql = "begin".to_owned();
     if let Some(isolation) = options.isolation {
         sql.push_str(" isolation level ");
@@ -140,48 +145,49 @@ fn begin(options: Begin) -> String {
     sql
 }
 
-/// Whether what was prepared of the statement does not fit any more, or is gone: told before any of it runs. The same within a
-/// function of the database's may come at any time.
+/// Returns whether the prepared statement is outdated or missing. The server reports that before anything has run,
+/// unless it happens within a function of the database.
 fn is_stale(error: &sqlx::Error) -> bool {
     let error = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     let Some(error) = error.filter(|error| error.r#where().is_none()) else { return false };
     match error.code() {
-        // The result of a cached plan is of other columns since a table was altered.
+        // A table was altered, and the cached plan has other columns.
         "0A000" => error.routine() == Some("RevalidateCachedQuery"),
-        // There is no such prepared statement; there is one of that name.
+        // The prepared statement does not exist; its name exists already.
         "26000" | "42P05" => true,
         _ => false,
     }
 }
 
-fn encoded(values: &Values, types: &[PgTypeInfo]) -> Result<PgArguments, RunError> {
+/// Encodes the values for the types of the parameters.
+fn encode_all(values: &NamedArguments, types: &[PgTypeInfo]) -> Result<PgArguments, RunError> {
     let mut arguments = PgArguments::default();
     for ((name, value), info) in values.iter().zip(types) {
         let bytes = encode::parameter(value, info)
             .map_err(|text| RunError::Parameter(format!("parameter {{{name}}}: {text}")))?;
-        let encoded = Encoded { info: info.clone(), bytes };
+        let encoded = EncodedArgument { info: info.clone(), bytes };
         sqlx::Arguments::add(&mut arguments, encoded).map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
 }
 
-fn done(result: PgQueryResult) -> Done {
-    Done { affected: result.rows_affected(), last_id: None }
+fn statement_result(result: PgQueryResult) -> StatementResult {
+    StatementResult { affected: result.rows_affected(), last_id: None }
 }
 
-/// A value in the binary form of the type that the server wants.
-struct Encoded {
+/// A value in the binary form of the parameter's type.
+struct EncodedArgument {
     info: PgTypeInfo,
     bytes: Option<Vec<u8>>,
 }
 
-impl Type<Postgres> for Encoded {
+impl Type<Postgres> for EncodedArgument {
     fn type_info() -> PgTypeInfo {
         <str as Type<Postgres>>::type_info()
     }
 }
 
-impl Encode<'_, Postgres> for Encoded {
+impl Encode<'_, Postgres> for EncodedArgument {
     fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
         let Some(bytes) = &self.bytes else { return Ok(IsNull::Yes) };
         buffer.extend_from_slice(bytes);
@@ -193,7 +199,7 @@ impl Encode<'_, Postgres> for Encoded {
     }
 }
 
-fn write(row: &PgRow, index: usize, cell: Cell<'_>) -> Result<(), String> {
+fn write(row: &PgRow, index: usize, cell: CellWriter<'_>) -> Result<(), String> {
     let value = row.try_get_raw(index).map_err(|error| error.to_string())?;
     if value.is_null() {
         cell.null();

@@ -1,8 +1,8 @@
-//! PostgreSQL's `numeric` on the wire: groups of four decimal digits, each of its digits kept in both directions.
+//! The binary form of PostgreSQL's `numeric`: groups of four decimal digits. All digits are kept in both directions.
 
 const NEGATIVE: u16 = 0x4000;
 
-/// A number of `Decimal`'s form.
+/// Encodes the text of a `Decimal`.
 pub(super) fn encode(text: &str) -> Result<Vec<u8>, String> {
     let (sign, digits) = text.strip_prefix('-').map_or((0, text), |digits| (NEGATIVE, digits));
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
@@ -34,7 +34,7 @@ pub(super) fn encode(text: &str) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Text, or the name of a number that has no digits.
+/// Decodes a number to its text, or to `NaN`, `Infinity` or `-Infinity`.
 pub(super) fn decode(bytes: &[u8]) -> Result<String, String> {
     let mut parts = bytes.chunks_exact(2).map(|part| u16::from_be_bytes([part[0], part[1]]));
     let (Some(count), Some(weight), Some(sign), Some(scale)) = (parts.next(), parts.next(), parts.next(), parts.next())
