@@ -11,7 +11,7 @@ use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task::Tasks;
 use wasmcage_fabric::LanConfig;
-use wasmcage_fabric::fabric::{CopyId, Limits, Local};
+use wasmcage_fabric::fabric::{CallLimits, CopyId, LocalCopy};
 use wasmcage_fabric::lan::Lan;
 
 use super::CommandError;
@@ -40,7 +40,7 @@ pub(super) fn call(flock: &str, request: CallRequest) -> Result<Value, CommandEr
 }
 
 async fn join(flock: &str, lanes: Arc<Lanes>) -> Result<Lan, CommandError> {
-    let local = Local {
+    let local = LocalCopy {
         flock: flock.into(),
         // The cages' own user is let in by its sockets, and is permitted what each cage permits itself.
         cage: COMMAND_LINE.into(),
@@ -50,7 +50,7 @@ async fn join(flock: &str, lanes: Arc<Lanes>) -> Result<Lan, CommandError> {
     let meeting = runtime_directory();
     let config = LanConfig::of_client(&meeting);
     let tasks = Tasks::new(COMMAND_LINE);
-    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &meeting, lanes, tasks).await;
+    let lan = Lan::open(local, COMMAND_LINE, config, CallLimits::default(), &meeting, lanes, tasks).await;
     lan.map_err(|error| CommandError::failed(format!("cannot join flock {flock}"), error))
 }
 

@@ -10,7 +10,7 @@ use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_core::unix_socket;
 use wasmcage_fabric::LanConfig;
 use wasmcage_fabric::discovery::Registry;
-use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
+use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, CageKeys, certificates_in};
 
 use super::{Findings, OnLan, Verdict, peer};
 use crate::supervisor::pid_lock::Holder;
@@ -91,11 +91,11 @@ fn registered(cage: &OnLan, findings: &mut Findings) {
     }
 }
 
-fn keys(cage: &OnLan, findings: &mut Findings) -> Option<Keys> {
+fn keys(cage: &OnLan, findings: &mut Findings) -> Option<CageKeys> {
     let (name, directory) = (&cage.config.cage, &cage.lan.keys);
     let check = "keys";
     let now = SystemTime::now();
-    let keys = match Keys::load(directory, &Identity::new(&*cage.config.flock, &**name)) {
+    let keys = match CageKeys::load(directory, &Identity::new(&*cage.config.flock, &**name)) {
         Ok(Some(keys)) => keys,
         Ok(None) if cage.lan.listen.is_none() && cage.lan.peers.is_empty() => {
             findings.ok(check, "none: it calls, and is called by, cages of this machine only");
@@ -222,7 +222,7 @@ pub(super) fn peers(
     what: &str,
     section: &str,
     lan: &LanConfig,
-    keys: Option<&Keys>,
+    keys: Option<&CageKeys>,
     runtime: &tokio::runtime::Runtime,
     findings: &mut Findings,
 ) {

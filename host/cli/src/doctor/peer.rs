@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_fabric::discovery::PeerAddress;
-use wasmcage_fabric::keys::{Keys, handshake_reason};
+use wasmcage_fabric::keys::{CageKeys, handshake_reason};
 
 /// For each step.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ fn trouble<T>(text: String, hint: impl Into<String>) -> Result<T, Trouble> {
 pub(super) async fn reach(
     address: &PeerAddress,
     cage: &str,
-    keys: Option<&Keys>,
+    keys: Option<&CageKeys>,
     section: &str,
 ) -> Result<(), Trouble> {
     let stream = connect(address).await?;

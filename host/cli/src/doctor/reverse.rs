@@ -6,7 +6,7 @@ use std::path::Path;
 use wasmcage_config::CageConfig;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_fabric::ReverseConfig;
-use wasmcage_fabric::keys::{Identity, Keys};
+use wasmcage_fabric::keys::{Identity, CageKeys};
 
 use super::{Findings, cage};
 use crate::supervisor::pid_lock::Holder;
@@ -60,10 +60,10 @@ pub(super) fn check(
     Ok(())
 }
 
-fn keys(reverse: &Reverse, findings: &mut Findings) -> Option<Keys> {
+fn keys(reverse: &Reverse, findings: &mut Findings) -> Option<CageKeys> {
     let check = format!("{}: keys", reverse.interface);
     let directory = &reverse.config.lan.keys;
-    match Keys::load(directory, &Identity::new(&*reverse.flock, &*reverse.cage)) {
+    match CageKeys::load(directory, &Identity::new(&*reverse.flock, &*reverse.cage)) {
         Ok(Some(keys)) => Some(keys),
         Ok(None) => {
             let hint = format!("`wasmcage keys init`, once for a flock, then `wasmcage keys issue {}`", reverse.cage);

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use wasmcage_config::{DEFAULT_FLOCK, is_flock_name};
 use wasmcage_core::telemetry::utc;
 use wasmcage_fabric::keys::{
-    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY,
+    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, IssuedCertificate, KEY_FILE, KEYS_DIRECTORY,
     KeysError, authority_directory, certificates_in, peer_identity,
 };
 
@@ -164,7 +164,7 @@ impl IssueArgs {
         }
     }
 
-    fn issued(&self, issued: &Issued, directory: &Path) -> String {
+    fn issued(&self, issued: &IssuedCertificate, directory: &Path) -> String {
         let (cage, shown) = (&self.cage, directory.display());
         let mut text = format!(
             "made the keys of {}, valid until {}\n  {shown}: {CERTIFICATE_FILE}, {KEY_FILE} (secret), {CA_FILE}\n",

@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_fabric::keys::{
-    Authority, CA_FILE, CERTIFICATE_FILE, CertificateInfo, Identity, KEYS_DIRECTORY, Keys, Validity,
+    Authority, CA_FILE, CERTIFICATE_FILE, CertificateInfo, Identity, KEYS_DIRECTORY, CageKeys, Validity,
     authority_directory, certificates_in,
 };
 
@@ -140,7 +140,7 @@ fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<Shown> {
             return directory.is_dir().then_some(shown);
         }
     };
-    match Keys::load(&directory, &Identity::new(flock, cage)) {
+    match CageKeys::load(&directory, &Identity::new(flock, cage)) {
         Ok(None) => return None,
         Ok(Some(keys)) => {
             shown.usable = true;
