@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use wasmcage_fabric::keys::{Identity, Keys};
+use wasmcage_fabric::keys::{CageKeys, Identity};
 use wasmcage_tests::program;
 
 struct Root(TempDir);
@@ -53,8 +53,8 @@ impl Root {
     }
 
     #[track_caller]
-    fn load(&self, directory: &str, flock: &str, cage: &str) -> Keys {
-        Keys::load(&self.path(directory), &Identity::new(flock, cage)).unwrap().expect("keys are there")
+    fn load(&self, directory: &str, flock: &str, cage: &str) -> CageKeys {
+        CageKeys::load(&self.path(directory), &Identity::new(flock, cage)).unwrap().expect("keys are there")
     }
 }
 

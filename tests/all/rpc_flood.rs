@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use wasmcage_fabric::keys::{Authority, Identity, KEYS_DIRECTORY, Keys};
+use wasmcage_fabric::keys::{Authority, CageKeys, Identity, KEYS_DIRECTORY};
 use wasmcage_fabric::link::frame::{self, Hello};
 use wasmcage_fabric::link::greet;
 use wasmcage_tests::{Running, TestCage, eventually, length, query, unique_name};
@@ -23,7 +23,7 @@ struct Scene {
     worker_name: String,
     worker: Running,
     front: Running,
-    mallory: Keys,
+    mallory: CageKeys,
     _authority: tempfile::TempDir,
 }
 
@@ -47,7 +47,7 @@ impl Scene {
         let front = front.config(&config).start().await;
         issue("mallory", &directory.path().join("mallory"));
         let identity = Identity::new("default", "mallory");
-        let mallory = Keys::load(&directory.path().join("mallory"), &identity).unwrap().unwrap();
+        let mallory = CageKeys::load(&directory.path().join("mallory"), &identity).unwrap().unwrap();
         Self { worker_name, worker, front, mallory, _authority: directory }
     }
 
@@ -135,8 +135,8 @@ async fn copies_that_a_peer_makes_up_delay_no_call() {
     let mut mallory = scene.insider(to, 7, false).await.expect("a connection");
     for round in 0..10 * rounds() {
         let mut out = BytesMut::new();
-        frame::put_told(&mut out, &made_up(&scene.worker_name, round));
-        frame::put_told(&mut out, &made_up("nobody", round));
+        frame::put_members(&mut out, &made_up(&scene.worker_name, round));
+        frame::put_members(&mut out, &made_up("nobody", round));
         mallory.write_all(&out).await.unwrap();
         mallory.flush().await.unwrap();
         scene.is_well().await;

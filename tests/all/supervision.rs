@@ -231,7 +231,7 @@ async fn a_process_that_hangs_is_replaced() {
     let mut run = root.run("shop").await;
     let first = process(&root).await;
     signal("STOP", &[&first["pid"]]);
-    logged(&root, "it gave no sign of life for 10 s").await;
+    logged(&root, "it sent no heartbeat for 10 s").await;
     let second = process(&root).await;
     assert_ne!(second["pid"], first["pid"]);
     assert_eq!(Client::new(&address(&second)).get("/sleep?ms=1").await.status, 200);

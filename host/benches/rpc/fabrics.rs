@@ -15,7 +15,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::{Payload, RequestContext};
 use wasmcage_core::task::Tasks;
-use wasmcage_fabric::fabric::{CopyId, Fabric, Local, Service};
+use wasmcage_fabric::fabric::{CallHandler, CopyId, Fabric, LocalCopy};
 use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
 use wasmcage_fabric::lan::Lan;
 use wasmcage_fabric::nats::Nats;
@@ -102,7 +102,7 @@ pub(crate) async fn open(root: &Path, cage: &str, meeting: &Path, lanes: Arc<Lan
     let config = wasmcage::cage::load_config(root, cage, "bench", &wasmcage_bin::protocols()).unwrap();
     let rpc = RpcConfig::read(config.interfaces["rpc"].section.clone()).unwrap();
     let flock = config.flock.into();
-    let local = Local { flock, cage: cage.into(), copy: CopyId::random(), node: "bench".into() };
+    let local = LocalCopy { flock, cage: cage.into(), copy: CopyId::random(), node: "bench".into() };
     match rpc.fabric {
         FabricConfig::Lan(lan) => {
             Arc::new(Lan::open(local, "rpc", lan, rpc.limits, meeting, lanes, Tasks::new("bench")).await.unwrap())
@@ -116,7 +116,7 @@ pub(crate) async fn open(root: &Path, cage: &str, meeting: &Path, lanes: Arc<Lan
 struct EchoService;
 
 #[async_trait]
-impl Service for EchoService {
+impl CallHandler for EchoService {
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
         Ok(call.arguments)
     }

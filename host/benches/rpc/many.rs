@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use wasmcage_core::unix_socket;
 use wasmcage_fabric::discovery::{Multicast, MulticastSettings, Registry};
-use wasmcage_fabric::fabric::{CopyId, Local};
+use wasmcage_fabric::fabric::{CopyId, LocalCopy};
 
 use crate::fabrics::{lanes, open, prepare};
 use crate::load::cpu_time;
@@ -67,7 +67,7 @@ pub(crate) fn advertise(way: &str, directory: &Path, port: u16) -> Vec<Box<dyn s
         if way == "registry" {
             return Box::new(unix_socket::bind(&registry.registration_path(&name(number), copy)).unwrap());
         }
-        let local = Local { flock: "default".into(), cage: name(number).into(), copy, node: "bench".into() };
+        let local = LocalCopy { flock: "default".into(), cage: name(number).into(), copy, node: "bench".into() };
         let settings = MulticastSettings { port, loopback_only: true };
         // The daemon is one for all cages and accepts only so many commands at once.
         let multicast = patiently(|| Multicast::start(settings, local.clone(), Arc::new(|_| {})));

@@ -1,14 +1,14 @@
-//! The protocols of the program `wasmcage`. A new one is a crate, a feature, and one line here.
+//! The protocols of the program `wasmcage`. A new protocol is a crate, a feature, and one line here.
 
 use wasmcage::Protocols;
 use wasmcage_protocol::Protocol;
 
-/// Those that can be left out, each after the feature that brings it and is called like it.
+/// Builds the list. The arguments are the protocols that can be left out, each with the feature of the same name.
 macro_rules! protocols {
     ($($name:literal: $protocol:expr),* $(,)?) => {{
         let known = [
-            boxed(wasmcage_fabric::Rpc),
-            boxed(wasmcage_fabric::ReverseRpc),
+            boxed(wasmcage_fabric::RpcProtocol),
+            boxed(wasmcage_fabric::ReverseRpcProtocol),
             $(#[cfg(feature = $name)] boxed($protocol),)*
         ];
         let left_out = [$(#[cfg(not(feature = $name))] wasmcage_config::LeftOut { protocol: $name, feature: $name },)*];
@@ -16,7 +16,7 @@ macro_rules! protocols {
     }};
 }
 
-/// Every protocol that this build has, and the names of those that it was built without.
+/// Returns every protocol of this build, and the names of those that were left out.
 pub fn protocols() -> Protocols {
     protocols! {
         "amqp": wasmcage_amqp::AmqpProtocol,

@@ -1,8 +1,9 @@
-//! The program `wasmcage`: the command line, with the protocols that this build has.
+//! The program `wasmcage`: the command line with the protocols of this build.
 
 use std::process::ExitCode;
 
-/// A request makes some thirty small allocations and one of 3 KiB, which the system's allocator treats as large.
+/// The allocator of the program: a request makes about thirty small allocations and one of 3 KiB, which the system's
+/// allocator treats as large.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

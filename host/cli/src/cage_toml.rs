@@ -1,11 +1,11 @@
-//! `wasmcage help cage.toml`: every key there is, as a configuration that can be loaded.
+//! `wasmcage help cage.toml`: prints the reference of all keys.
 
 use clap::Args;
 
 use super::{CommandError, print};
 use crate::supervisor::STOPPED;
 
-/// Every key there is, as a configuration that loads where all protocols are known.
+/// The reference of all keys. It is a configuration that loads if all protocols are known.
 pub const REFERENCE: &str = include_str!("reference.toml");
 
 /// Print everything that cage.toml may say

@@ -1,5 +1,5 @@
-//! `wasmcage check`: what a component imports and exports, what its cage would grant it, and why it would be refused. Looks
-//! only: nothing of the component is run.
+//! `wasmcage check`: shows what a component imports and exports, what its cage would grant it, and why it would be
+//! refused. The component is not run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,7 @@ pub(super) struct CheckArgs {
     /// A cage, or a file ending in .wasm
     #[arg(value_name = "CAGE | FILE.wasm")]
     subject: String,
-    /// Whose grants a FILE would get [default: those of the cage it lies in]
+    /// The cage whose grants a FILE would get [default: the cage in whose directory it is]
     #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: Option<String>,
     /// For programs
@@ -43,19 +43,19 @@ pub(super) struct CheckArgs {
     root: RootArg,
 }
 
-/// A file, and what was found out about it.
-struct Checked {
+/// A file, and the result of its inspection.
+struct CheckedFile {
     file: PathBuf,
     module: String,
-    inspection: Result<Inspection, Unfit>,
+    inspection: Result<Inspection, InspectError>,
 }
 
-/// Why a file is looked at no further.
+/// Why a file cannot be inspected.
 #[derive(Debug, thiserror::Error)]
-enum Unfit {
+enum InspectError {
     #[error(transparent)]
     Compile(#[from] CompileError),
-    /// A cage takes it for no module.
+    /// A cage does not treat it as a module.
     #[error("{0}")]
     Ignored(&'static str),
 }
@@ -76,15 +76,15 @@ impl CheckArgs {
             inspect(&self.root.root, files.into_iter().map(|file| (file.clone(), settings(&config, &file))).collect())?
         };
         if self.json {
-            let all: Vec<_> = checked.iter().map(Checked::json).collect();
+            let all: Vec<_> = checked.iter().map(CheckedFile::json).collect();
             print(format_args!("{:#}", json!({ "modules": all })))?;
         } else {
             self.show(&checked)?;
         }
-        Ok(if checked.iter().all(Checked::accepted) { STOPPED } else { FAILED })
+        Ok(if checked.iter().all(CheckedFile::accepted) { STOPPED } else { FAILED })
     }
 
-    /// The cage whose configuration applies to a file.
+    /// Returns the cage whose configuration applies to a file.
     fn cage_of(&self, file: &Path) -> Result<Option<String>, CommandError> {
         if let Some(cage) = &self.cage {
             check_cage(&self.root.root, cage)?;
@@ -95,7 +95,7 @@ impl CheckArgs {
         Ok(cages_in(&self.root.root).into_iter().find(same).filter(|_| directory.is_some()))
     }
 
-    fn show(&self, checked: &[Checked]) -> Result<(), CommandError> {
+    fn show(&self, checked: &[CheckedFile]) -> Result<(), CommandError> {
         if !is_file(&self.subject) {
             print(format_args!("cage.toml of cage {}: no mistakes", self.subject))?;
         }
@@ -115,8 +115,7 @@ fn settings(config: &CageConfig, file: &Path) -> ModuleConfig {
     config.module(&module_name(file))
 }
 
-/// The files that the cage would serve or that somebody might take for such: its own, and the shared ones that they do not
-/// hide.
+/// Returns the files that the cage would serve, or that look as if: its own, and the shared ones that those do not hide.
 fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
     let mut files = BTreeMap::new();
     for directory in [root.join(SHARED_DIRECTORY), root.join(cage)] {
@@ -130,7 +129,7 @@ fn modules(root: &Path, cage: &str) -> Vec<PathBuf> {
     files.into_values().collect()
 }
 
-fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Checked>, CommandError> {
+fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<CheckedFile>, CommandError> {
     let scratch = std::env::temp_dir().join(format!("wasmcage-check-{}-{:08x}", std::process::id(), fastrand::u32(..)));
     let mut options = HostOptions::new(root, Vec::<String>::new(), Protocols::default());
     options.lanes = Some(1);
@@ -145,21 +144,21 @@ fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Check
     let mut checked = Vec::new();
     for (file, settings) in files {
         let inspection = match watcher::ignored(&file) {
-            Some(reason) => Err(Unfit::Ignored(reason)),
+            Some(reason) => Err(InspectError::Ignored(reason)),
             None => ComponentFile::open(&file)
                 .and_then(|source| runtime.block_on(shared.loader.inspect(source, &settings)))
-                .map_err(Unfit::from),
+                .map_err(InspectError::from),
         };
-        checked.push(Checked { module: module_name(&file), file, inspection });
+        checked.push(CheckedFile { module: module_name(&file), file, inspection });
     }
     if options.cache.is_some() {
-        // Left behind, it is in the system's directory for such things.
+        // If this fails, the directory is left in the system's directory for temporary files.
         let _ = fs::remove_dir_all(scratch);
     }
     Ok(checked)
 }
 
-impl Checked {
+impl CheckedFile {
     fn accepted(&self) -> bool {
         self.inspection.as_ref().is_ok_and(|inspection| inspection.problems.is_empty())
     }
@@ -176,7 +175,7 @@ impl Checked {
 
     fn text(&self) -> String {
         let verdict = match &self.inspection {
-            Err(Unfit::Ignored(_)) => "would be ignored",
+            Err(InspectError::Ignored(_)) => "would be ignored",
             _ if self.accepted() => "would be taken",
             _ => "would be refused",
         };
@@ -217,7 +216,7 @@ fn instances(mode: InstanceMode) -> &'static str {
     }
 }
 
-/// Who answers an import, why nobody does, or what it will not do.
+/// Describes an import: its target, why it is refused, or its restriction.
 fn remark(import: &ImportReport) -> String {
     match (&import.bound, &import.reason, import.caveat) {
         (_, Some(reason), _) => format!(": {reason}"),

@@ -1,4 +1,4 @@
-//! `wasmcage compile`: the child process in which a component is compiled. Not for people.
+//! `wasmcage compile`: the child process in which a component is compiled. It is not meant to be used by people.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
-//! Completion of names in the user's shell, by this program itself: `source <(COMPLETE=bash wasmcage)`, after which the
-//! shell runs it with the words typed so far. Knows what directories and running cages tell; whatever it cannot learn
-//! at once it leaves out, and it never prints an error.
+//! Completion of names in the user's shell: `source <(COMPLETE=bash wasmcage)`, after which the shell runs this program
+//! with the words typed so far. Candidates come from directories and from running cages; cages that do not answer at
+//! once are left out, and errors are never printed.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -15,10 +15,10 @@ use serde_json::Value;
 use super::{Cli, CommandError, DEFAULT_ROOT, ROOT_VARIABLE, cages_in, directories, holder, print};
 use crate::control;
 use crate::supervisor::STOPPED;
-use crate::supervisor::pid_lock::Holder;
+use crate::supervisor::pid_lock::LockHolder;
 
-/// A cage that takes longer to answer is left out: somebody waits with a finger on the key.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// A cage that takes longer to answer is left out, since a user is waiting at the keyboard.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Options of `call` whose value is the next word.
 const WITH_VALUE: [&str; 7] = ["--root", "--via", "--timeout", "--bytes-from", "--id", "--queue", "--expires"];
 
@@ -30,7 +30,7 @@ Commands, options, names of cages, modules and functions are completed once the 
   ~/.config/fish/config.fish  COMPLETE=fish wasmcage | source
   ~/.elvish/rc.elv            eval (E:COMPLETE=elvish wasmcage | slurp)";
 
-/// Tell how a shell completes names
+/// Show how to set up completion in a shell
 #[derive(Debug, Args)]
 #[command(after_help = HOW)]
 pub(super) struct CompletionsArgs {}
@@ -42,17 +42,17 @@ impl CompletionsArgs {
     }
 }
 
-/// Ends the process when it was started by a shell that wants to complete a word.
+/// Prints the candidates and ends the process if a shell has started it to complete a word.
 pub(crate) fn complete() {
     CompleteEnv::with_factory(Cli::command).complete();
 }
 
-/// Cages of the root.
+/// Returns the cages of the root.
 pub(super) fn cages() -> Vec<CompletionCandidate> {
     candidates(cages_in(&Words::typed().root()))
 }
 
-/// Cages of the root, and those elsewhere that they know.
+/// Returns the cages of the root and the members of the flock that they know.
 pub(super) fn callable_cages() -> Vec<CompletionCandidate> {
     let words = Words::typed();
     let own = cages_in(&words.root());
@@ -61,7 +61,7 @@ pub(super) fn callable_cages() -> Vec<CompletionCandidate> {
     candidates(own.into_iter().chain(members).collect::<BTreeSet<_>>())
 }
 
-/// Functions of the cage that was typed before, when it runs in the root.
+/// Returns the functions of the cage that was typed before, if it runs in the root.
 pub(super) fn functions() -> Vec<CompletionCandidate> {
     let words = Words::typed();
     let cage = words.called().and_then(|cage| words.ask(&cage));
@@ -77,7 +77,7 @@ fn members(cage: &Value) -> Vec<String> {
     members.filter_map(|member| member["cage"].as_str().map(str::to_owned)).collect()
 }
 
-/// `module.function`; a function of an interface by its short name only.
+/// Returns the cage's functions as `module.function`; functions of an interface by their short name only.
 fn callable(cage: &Value) -> Vec<String> {
     let modules = cage["modules"].as_array().into_iter().flatten();
     let names = modules.flat_map(|module| {
@@ -93,7 +93,7 @@ fn callable(cage: &Value) -> Vec<String> {
 struct Words(Vec<String>);
 
 impl Words {
-    /// The shell passes it after `--`.
+    /// Takes the words from this process's arguments: the shell passes them after `--`.
     fn typed() -> Self {
         Self::after_dashes(std::env::args_os())
     }
@@ -110,7 +110,7 @@ impl Words {
         typed.or_else(|| std::env::var_os(ROOT_VARIABLE).map(PathBuf::from)).unwrap_or_else(|| DEFAULT_ROOT.into())
     }
 
-    /// The first word after `call` that is neither an option nor an option's value.
+    /// Returns the cage to call: the first word after `call` that is neither an option nor an option's value.
     fn called(&self) -> Option<String> {
         let mut words = self.0.iter().skip_while(|word| *word != "call").skip(1);
         while let Some(word) = words.next() {
@@ -123,13 +123,14 @@ impl Words {
         None
     }
 
-    /// What a running cage of the root says of itself.
+    /// Asks a running cage of the root for its state.
     fn ask(&self, cage: &str) -> Option<Value> {
         let root = self.root();
-        if holder(&root, cage).ok()? == Holder::None {
+        if holder(&root, cage).ok()? == LockHolder::None {
             return None;
         }
-        let process = control::ask_patiently(&directories(&root).run(cage), cage, "ps", Value::Null, PATIENCE).ok()?;
+        let process =
+            control::ask_with_timeout(&directories(&root).run(cage), cage, "ps", Value::Null, ANSWER_TIMEOUT).ok()?;
         Some(process["cages"][0].clone())
     }
 }
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_typed_words_tell_root_and_cage() {
+    fn root_and_cage_are_found_in_the_typed_words() {
         let check = |line: &str, root: &str, called: Option<&str>| {
             let words = Words::after_dashes(line.split_whitespace().map(OsString::from));
             assert_eq!((words.root(), words.called().as_deref()), (PathBuf::from(root), called), "{line}");
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cage_tells_what_can_be_called() {
+    fn functions_and_members_are_read_from_a_cages_answer() {
         let cage = json!({
             "members": [{ "cage": "far" }],
             "modules": [

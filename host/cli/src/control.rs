@@ -1,9 +1,10 @@
-//! How other commands ask a running cage: Unix sockets in `.run/` of a cage's directory, for the cage's own user only. One JSON object per line in
-//! each direction: `{"command":"ps"}` is answered by `{"ok":..}` or `{"error":{"code":..,"text":..}}`. A client that closes its
-//! side before a command is done gives it up. What comes in is bounded and never trusted.
+//! The control sockets of a running cage: Unix sockets in `.run/` of the cage's directory, for the cage's own user only.
+//! Each direction has one JSON object per line: `{"command":"ps"}` is answered by `{"ok":..}` or
+//! `{"error":{"code":..,"text":..}}`. A client that closes its side before a command is done cancels it. What is
+//! received is bounded and not trusted.
 //!
-//! The secondary serves `control.sock`, whose clients are `ps`, `call`, `retry` and `state`; the primary `primary.sock`,
-//! whose client is `stop`. Either makes its socket again when somebody has removed it.
+//! The secondary serves `control.sock`, whose clients are `ps`, `call`, `retry` and `state`; the primary serves
+//! `primary.sock`, whose client is `stop`. Both make their socket again when somebody has removed it.
 
 pub(crate) mod call;
 pub(crate) mod retry;
@@ -24,49 +25,49 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep, timeout};
 use wasmcage_core::unix_socket::{self, NamedListener};
 
-/// Arguments or result of a call, before they are put into a line.
+/// Bytes of the arguments or the result of a call, before they are encoded.
 pub(crate) const CONTENT_BYTES_MAX: usize = 32 << 20;
-/// The longest line in either direction: JSON within a string takes up to twice its room.
+/// Bytes of a line in either direction: JSON within a string can become twice as long.
 const LINE_BYTES_MAX: u64 = 2 * CONTENT_BYTES_MAX as u64 + (1 << 20);
-/// Connections served at once; more of them wait. Calls may take long, and `ps` shall not wait for them.
+/// Connections served at once; more of them wait. There are many, so that `ps` need not wait for long calls.
 const CONNECTIONS_MAX: usize = 128;
-/// A connection that says nothing for so long is closed.
+/// A connection on which nothing is received for this time is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a client waits for each piece of its answer, once the command should be done.
+/// How long a client waits for an answer, in addition to the time that the command itself may take.
 pub(crate) const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause after a failed accept, for what it lacked to come back.
+/// Pause after a failed accept, when the process is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Between two looks whether the socket is still at its path.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which the socket's file is checked and restored.
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One request line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Request {
+pub(crate) struct CommandRequest {
     pub command: String,
-    /// What the command needs; null if nothing.
+    /// Arguments of the command; null if it has none.
     #[serde(default)]
     pub arguments: Value,
 }
 
-/// Why a command was not done.
+/// Why a command was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Refusal {
-    /// Stable, for programs.
+pub(crate) struct CommandRefusal {
+    /// A stable code, for programs.
     pub code: String,
     pub text: String,
 }
 
-impl Refusal {
+impl CommandRefusal {
     pub(crate) fn new(code: &str, text: impl ToString) -> Self {
         Self { code: code.into(), text: text.to_string() }
     }
 }
 
-/// Does the commands of one cage.
+/// Performs the commands of one cage.
 #[async_trait]
-pub(crate) trait Answer: Send + Sync + 'static {
-    async fn answer(&self, request: Request) -> Result<Value, Refusal>;
+pub(crate) trait CommandHandler: Send + Sync + 'static {
+    async fn answer(&self, request: CommandRequest) -> Result<Value, CommandRefusal>;
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,57 +89,57 @@ pub(crate) enum ControlError {
     Refused { cage: String, code: String, text: String },
 }
 
-/// Of the process that serves.
+/// Returns the path of the secondary's socket.
 pub(crate) fn socket_path(run: &Path) -> PathBuf {
     run.join("control.sock")
 }
 
-/// Of the process that watches over it.
+/// Returns the path of the primary's socket.
 pub(crate) fn primary_socket_path(run: &Path) -> PathBuf {
     run.join("primary.sock")
 }
 
-/// The socket of one cage, and who answers there.
-pub(crate) struct Server {
+/// Serves the control socket of one cage.
+pub(crate) struct ControlServer {
     pub cage: String,
     pub listener: NamedListener,
-    pub answer: Arc<dyn Answer>,
+    pub handler: Arc<dyn CommandHandler>,
 }
 
-impl Server {
-    /// Serves until the task is dropped.
+impl ControlServer {
+    /// Serves until the future is dropped.
     pub(crate) async fn serve(mut self) {
-        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        let mut looks = interval(LOOK_INTERVAL);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let mut checks = interval(SOCKET_CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                (accepted, place) = self.accept(&places) => self.take(accepted, place).await,
-                () = tick(&mut looks) => self.restore(),
+                (accepted, permit) = self.accept(&permits) => self.spawn_connection(accepted, permit).await,
+                () = tick(&mut checks) => self.restore(),
             }
         }
     }
 
-    async fn accept(&self, places: &Arc<Semaphore>) -> (io::Result<UnixStream>, OwnedSemaphorePermit) {
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-        (self.listener.accept().await, place)
+    async fn accept(&self, permits: &Arc<Semaphore>) -> (io::Result<UnixStream>, OwnedSemaphorePermit) {
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        (self.listener.accept().await, permit)
     }
 
-    async fn take(&self, accepted: io::Result<UnixStream>, place: OwnedSemaphorePermit) {
+    async fn spawn_connection(&self, accepted: io::Result<UnixStream>, permit: OwnedSemaphorePermit) {
         let Ok(stream) = accepted else {
-            // Out of descriptors or memory, most likely: no reason to stop listening.
+            // The process is probably out of descriptors or memory, which may pass.
             return sleep(ACCEPT_PAUSE).await;
         };
-        let answer = self.answer.clone();
+        let handler = self.handler.clone();
         tokio::spawn(async move {
-            // A client that leaves, stays silent or sends nonsense has only itself to tell.
-            let _ = converse(stream, &*answer).await;
-            drop(place);
+            // Errors concern this client only: it has left, was silent or sent invalid lines.
+            let _ = serve_connection(stream, &*handler).await;
+            drop(permit);
         });
     }
 
     fn restore(&mut self) {
-        // A directory that is not there is no news for each second: it is tried again.
+        // An error, such as a missing directory, is not logged: this is tried again each second.
         if let Ok(true) = self.listener.restore() {
             let socket = self.listener.path().display();
             tracing::warn!(cage = %self.cage, %socket, "the control socket had been removed and was made again");
@@ -146,12 +147,12 @@ impl Server {
     }
 }
 
-async fn tick(looks: &mut Interval) {
-    looks.tick().await;
+async fn tick(checks: &mut Interval) {
+    checks.tick().await;
 }
 
-async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
-    // The socket's mode should keep others out; not every file system heeds it.
+async fn serve_connection(stream: UnixStream, handler: &dyn CommandHandler) -> io::Result<()> {
+    // The socket's mode keeps other users out, but not on every file system.
     let peer = stream.peer_cred()?.uid();
     if peer != 0 && peer != rustix::process::geteuid().as_raw() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -166,14 +167,14 @@ async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
             return Ok(());
         }
         let complete = line.ends_with(b"\n");
-        let result = match serde_json::from_slice::<Request>(&line) {
-            // An answer that is ready at once reaches a client that has said all it had to say.
+        let result = match serde_json::from_slice::<CommandRequest>(&line) {
+            // The answer is polled first: a client may close its sending side right after the command.
             Ok(request) => tokio::select! {
                 biased;
-                result = answer.answer(request) => result,
-                () = left(&mut reader) => return Ok(()),
+                result = handler.answer(request) => result,
+                () = client_left(&mut reader) => return Ok(()),
             },
-            Err(error) => Err(Refusal { code: "bad-request".into(), text: error.to_string() }),
+            Err(error) => Err(CommandRefusal { code: "bad-request".into(), text: error.to_string() }),
         };
         let mut reply = match result {
             Ok(value) => json!({ "ok": value }),
@@ -188,50 +189,50 @@ async fn converse(stream: UnixStream, answer: &dyn Answer) -> io::Result<()> {
     }
 }
 
-/// Resolves when the client has closed its side; never when it has sent its next command already.
-async fn left(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) {
+/// Returns when the client has closed its side. Never returns when it has sent its next command already.
+async fn client_left(reader: &mut (impl tokio::io::AsyncBufRead + Unpin)) {
     match reader.fill_buf().await {
         Ok([]) | Err(_) => {}
         Ok(_) => std::future::pending().await,
     }
 }
 
-/// Asks a running cage for something that it knows at once.
+/// Sends a running cage a command that takes no time.
 ///
 /// # Errors
-/// When it cannot be reached, or does not do it.
+/// The cage cannot be reached, or refuses the command.
 pub(crate) fn ask(run: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
-    ask_patiently(run, cage, command, arguments, CLIENT_TIMEOUT)
+    ask_with_timeout(run, cage, command, arguments, CLIENT_TIMEOUT)
 }
 
-/// Asks a running cage, and waits so long for its answer.
+/// Sends a running cage a command, and waits up to `timeout` for the answer.
 ///
 /// # Errors
-/// When it cannot be reached, or does not do it.
-pub(crate) fn ask_patiently(
+/// The cage cannot be reached, or refuses the command.
+pub(crate) fn ask_with_timeout(
     run: &Path,
     cage: &str,
     command: &str,
     arguments: Value,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Value, ControlError> {
-    let request = Request { command: command.to_owned(), arguments };
-    ask_at(socket_path(run), cage, &request, patience)
+    let request = CommandRequest { command: command.to_owned(), arguments };
+    ask_at(socket_path(run), cage, &request, timeout)
 }
 
-/// Asks the process that watches over a running cage.
+/// Sends a command to the primary of a running cage.
 ///
 /// # Errors
-/// When it cannot be reached, or does not do it.
+/// The primary cannot be reached, or refuses the command.
 pub(crate) fn ask_primary(run: &Path, cage: &str, command: &str, arguments: Value) -> Result<Value, ControlError> {
-    let request = Request { command: command.to_owned(), arguments };
+    let request = CommandRequest { command: command.to_owned(), arguments };
     ask_at(primary_socket_path(run), cage, &request, CLIENT_TIMEOUT)
 }
 
-fn ask_at(socket: PathBuf, cage: &str, request: &Request, patience: Duration) -> Result<Value, ControlError> {
+fn ask_at(socket: PathBuf, cage: &str, request: &CommandRequest, timeout: Duration) -> Result<Value, ControlError> {
     let connect = || -> io::Result<BlockingStream> {
         let stream = unix_socket::connect_blocking(&socket)?;
-        stream.set_read_timeout(Some(patience))?;
+        stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
         Ok(stream)
     };
@@ -241,28 +242,28 @@ fn ask_at(socket: PathBuf, cage: &str, request: &Request, patience: Duration) ->
         Err(source) => return Err(ControlError::Connect { cage, socket, source }),
     };
     match exchange(&stream, request) {
-        Ok(Reply::Ok(value)) => Ok(value),
-        Ok(Reply::Error(Refusal { code, text })) => Err(ControlError::Refused { cage, code, text }),
+        Ok(CommandResult::Ok(value)) => Ok(value),
+        Ok(CommandResult::Error(CommandRefusal { code, text })) => Err(ControlError::Refused { cage, code, text }),
         Err(source) => Err(ControlError::Answer { cage, source }),
     }
 }
 
-/// What came of a command, or of a part of it.
+/// The result of a command, or of a part of it.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Reply<T> {
+pub(crate) enum CommandResult<T> {
     Ok(T),
-    Error(Refusal),
+    Error(CommandRefusal),
 }
 
-fn exchange(mut stream: &BlockingStream, request: &Request) -> io::Result<Reply<Value>> {
+fn exchange(mut stream: &BlockingStream, request: &CommandRequest) -> io::Result<CommandResult<Value>> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line)?;
     let mut reply = Vec::new();
     let read = BufReader::new(stream.take(LINE_BYTES_MAX)).read_until(b'\n', &mut reply);
     read.map_err(|error| match error.kind() {
-        // How the system says that a read timed out.
+        // This is how the system reports that a read timed out.
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, "it said nothing for too long"),
         _ => error,
     })?;
@@ -282,29 +283,29 @@ mod tests {
 
     use super::*;
 
-    struct Echo;
+    struct TestCommandHandler;
 
     #[async_trait]
-    impl Answer for Echo {
-        async fn answer(&self, request: Request) -> Result<Value, Refusal> {
+    impl CommandHandler for TestCommandHandler {
+        async fn answer(&self, request: CommandRequest) -> Result<Value, CommandRefusal> {
             match request.command.as_str() {
                 "echo" => Ok(request.arguments),
-                // Never answers.
+                // It is never answered.
                 "wait" => {
-                    let _given_up = GivenUp;
+                    let _given_up = GivenUpGuard;
                     std::future::pending().await
                 }
                 "given-up" => Ok(json!(GIVEN_UP.load(std::sync::atomic::Ordering::SeqCst))),
-                other => Err(Refusal { code: "unknown-command".into(), text: format!("no command `{other}`") }),
+                other => Err(CommandRefusal { code: "unknown-command".into(), text: format!("no command `{other}`") }),
             }
         }
     }
 
     static GIVEN_UP: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
-    struct GivenUp;
+    struct GivenUpGuard;
 
-    impl Drop for GivenUp {
+    impl Drop for GivenUpGuard {
         fn drop(&mut self) {
             GIVEN_UP.store(true, std::sync::atomic::Ordering::SeqCst);
         }
@@ -317,12 +318,12 @@ mod tests {
         fs::create_dir_all(&directory).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            // What a process that was killed leaves behind.
+            // A killed process leaves such a file behind.
             drop(unix_socket::bind(&socket_path(&directory)).unwrap());
             let listener = NamedListener::bind(&socket_path(&directory)).unwrap();
             let mode = fs::metadata(socket_path(&directory)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
-            let server = Server { cage: "c".to_owned(), listener, answer: Arc::new(Echo) };
+            let server = ControlServer { cage: "c".to_owned(), listener, handler: Arc::new(TestCommandHandler) };
             let server = tokio::spawn(server.serve());
             let at = directory.clone();
             tokio::task::spawn_blocking(move || client(&at)).await.unwrap();
@@ -343,17 +344,17 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_given_up_when_its_client_leaves() {
+    fn a_command_is_cancelled_when_its_client_leaves() {
         check("leaving", |directory| {
-            let patience = Duration::from_millis(20);
-            let error = ask_patiently(directory, "c", "wait", Value::Null, patience).unwrap_err();
+            let timeout = Duration::from_millis(20);
+            let error = ask_with_timeout(directory, "c", "wait", Value::Null, timeout).unwrap_err();
             assert!(wasmcage_core::telemetry::error_chain(&error).contains("nothing for too long"), "{error}");
             while ask(directory, "c", "given-up", Value::Null).unwrap() != json!(true) {}
         });
     }
 
     #[test]
-    fn one_who_has_said_all_is_answered() {
+    fn a_client_that_closes_its_sending_side_is_answered() {
         check("half-closed", |directory| {
             let mut stream = BlockingStream::connect(socket_path(directory)).unwrap();
             stream.write_all(b"{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
@@ -365,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_was_tidied_away_is_made_again() {
+    fn a_socket_that_was_removed_is_made_again() {
         check("tidied", |directory| {
             fs::rename(directory, directory.with_extension("away")).unwrap();
             fs::create_dir(directory).unwrap();
@@ -393,14 +394,14 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_is_answered_and_an_endless_line_is_cut() {
+    fn invalid_lines_are_answered_and_an_endless_line_is_cut() {
         check("nonsense", |directory| {
             let mut stream = BlockingStream::connect(socket_path(directory)).unwrap();
             stream.write_all(b"nonsense\n{\"command\":\"echo\",\"arguments\":7}\n").unwrap();
             let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
             assert!(lines.next().unwrap().unwrap().contains("bad-request"));
             assert_eq!(lines.next().unwrap().unwrap(), r#"{"ok":7}"#);
-            // The server hangs up before it has taken all of it.
+            // The server closes the connection before it has read all of it.
             let _ = stream.write_all(&vec![b'x'; LINE_BYTES_MAX as usize + (1 << 20)]);
             assert!(lines.next().is_none_or(|line| line.is_err() || line.unwrap().contains("bad-request")));
         });

@@ -1,5 +1,5 @@
-//! `wasmcage dev`: `run`, and a thread that builds a module again when its source changes. The running cage takes a new
-//! module as it takes any; this file only makes them.
+//! `wasmcage dev`: does what `run` does, and has a thread that builds a module again when its source changes. The running
+//! cage loads the new module as any other.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use wasmcage_config::{FILE_NAME, SHARED_DIRECTORY};
 use wasmcage_core::telemetry::error_chain;
 
-use super::build::{self, Plan};
+use super::build::{self, BuildPlan};
 use super::run::StartArgs;
 use super::{CommandError, progress};
 use crate::supervisor;
 
-/// A build begins when nothing has changed for so long: editors write a file in several steps.
-const SETTLE: Duration = Duration::from_millis(100);
+/// A build begins when nothing has changed for this time, since editors write a file in several steps.
+const SETTLE_DELAY: Duration = Duration::from_millis(100);
 
 /// Run cages, and rebuild their modules when sources change
 ///
@@ -41,17 +41,17 @@ impl DevArgs {
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if let Ok(event) = event {
                 let paths = event.paths.into_iter().filter(|_| !event.kind.is_access());
-                // The builder ends with the process; until then it listens.
+                // The builder receives until the process ends.
                 paths.for_each(|path| drop(changed_tx.send(path)));
             }
         });
         let watcher = watcher.map_err(|error| CommandError::failed("cannot watch sources for changes", error))?;
-        // Notifications name a directory as it was named to the watcher, and sources are named by their real paths.
+        // Notifications have the paths that were given to the watcher, and sources are given by their real paths.
         let real_root = root.canonicalize().unwrap_or_else(|_| root.clone());
         let mut builder =
             Builder { root: root.clone(), real_root, cages: options.cages.clone(), watcher, watched: Vec::new() };
-        // Before the first build, so that no change falls in between.
-        builder.watch(&Plan::of(&root, &options.cages)?)?;
+        // Started before the first build, so that no change is missed.
+        builder.watch(&BuildPlan::of(&root, &options.cages)?)?;
         build::before_start(&root, &options.cages)?;
         let thread = std::thread::Builder::new().name("builder".into());
         let started = thread.spawn(move || builder.run(&changed));
@@ -66,7 +66,7 @@ struct Builder {
     real_root: PathBuf,
     cages: Vec<String>,
     watcher: RecommendedWatcher,
-    /// Directories, each with the source it belongs to; none for those of the configuration.
+    /// Watched directories, each with the source that it belongs to; none for directories of the configuration.
     watched: Vec<(PathBuf, Option<PathBuf>)>,
 }
 
@@ -77,8 +77,8 @@ impl Builder {
         }
     }
 
-    /// The cages of the root write their stores, logs and compiled files; a source directory may contain the root, and the
-    /// file that this process's own output goes to. None of these is a source.
+    /// The cages of the root write their stores, logs and compiled files; a source directory may contain the root, and
+    /// the file that this process's own output goes to. None of these is a source.
     fn concerned(&self, path: &Path) -> bool {
         if is_own_output(path) {
             return false;
@@ -94,9 +94,9 @@ impl Builder {
     }
 
     fn rebuild(&mut self, paths: &[PathBuf]) {
-        let plan = match Plan::of(&self.root, &self.cages) {
+        let plan = match BuildPlan::of(&self.root, &self.cages) {
             Ok(plan) => plan,
-            // A running cage tells its log the same.
+            // A running cage logs the same error.
             Err(error) => return progress(format_args!("not built: {}", error_chain(&error))),
         };
         let known: Vec<_> = self.watched.iter().filter_map(|(_, source)| source.clone()).collect();
@@ -105,7 +105,7 @@ impl Builder {
             let mut directories = of_source.map(|(directory, _)| directory);
             directories.any(|directory| paths.iter().any(|path| path.starts_with(directory)))
         };
-        // A source that cage.toml has named just now is built for the first time.
+        // A source that was added to cage.toml just now is built, too.
         let plan_of_changed = plan.only(|source| touched(source) || !known.iter().any(|known| known == source));
         if let Err(error) = self.watch(&plan) {
             progress(format_args!("changes of new sources will not be seen: {}", error_chain(&error)));
@@ -113,8 +113,8 @@ impl Builder {
         plan_of_changed.build();
     }
 
-    /// Watches what the plan is made of; what it was made of earlier stays watched.
-    fn watch(&mut self, plan: &Plan) -> Result<(), CommandError> {
+    /// Watches the configuration and the sources of the plan. Directories of earlier plans stay watched.
+    fn watch(&mut self, plan: &BuildPlan) -> Result<(), CommandError> {
         let configuration = self.cages.iter().map(String::as_str).chain([SHARED_DIRECTORY]);
         let configuration: Vec<_> =
             configuration.map(|cage| self.real_root.join(cage)).filter(|path| path.is_dir()).collect();
@@ -148,7 +148,7 @@ impl Builder {
     }
 }
 
-/// Whether standard output or error goes to the file.
+/// Returns whether standard output or standard error goes to the file.
 fn is_own_output(path: &Path) -> bool {
     let identity = |file: io::Result<rustix::fs::Stat>| file.ok().map(|stat| (stat.st_dev, stat.st_ino));
     let Some(changed) = identity(rustix::fs::lstat(path).map_err(Into::into)) else { return false };
@@ -156,10 +156,10 @@ fn is_own_output(path: &Path) -> bool {
     outputs.into_iter().any(|output| identity(output.map_err(Into::into)) == Some(changed))
 }
 
-/// Waits for changes that concern somebody, and for their end. None when there is nobody left to tell of any.
+/// Waits for relevant changes, and until there are no more for `SETTLE_DELAY`. Returns none when the watcher has ended.
 fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Option<Vec<PathBuf>> {
     let mut paths = Vec::new();
-    // What a build leaves behind must neither cause the next one nor put it off.
+    // Irrelevant files, such as those that a build writes, must neither start a build nor delay one.
     let mut until = None;
     loop {
         let path = match until {
@@ -169,7 +169,7 @@ fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Op
         match path {
             Ok(path) if concerned(&path) => {
                 paths.push(path);
-                until = Some(Instant::now() + SETTLE);
+                until = Some(Instant::now() + SETTLE_DELAY);
             }
             Ok(_) => {}
             Err(RecvTimeoutError::Timeout) => return Some(paths),
@@ -178,11 +178,11 @@ fn settled(changed: &Receiver<PathBuf>, concerned: impl Fn(&Path) -> bool) -> Op
     }
 }
 
-/// Whether a changed file, given within the watched directory, can change a module: not what builds, editors and the
-/// cage itself leave behind.
+/// Returns whether a changed file can change a module. Files that builds, editors and the cage itself write cannot. The
+/// path is relative to the watched directory.
 fn concerns(path: &Path) -> bool {
-    let passed_over = ["target", "__pycache__", "logs", "state", ".run", ".cache", ".git", ".venv", "node_modules"];
-    if path.iter().any(|part| passed_over.iter().any(|name| part == *name)) {
+    let ignored = ["target", "__pycache__", "logs", "state", ".run", ".cache", ".git", ".venv", "node_modules"];
+    if path.iter().any(|part| ignored.iter().any(|name| part == *name)) {
         return false;
     }
     let Some(name) = path.file_name().map(|name| name.to_string_lossy()) else { return false };
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cages_write_within_a_source_is_no_change_of_it() {
+    fn files_that_cages_write_within_a_source_are_no_change_of_it() {
         let source = tempfile::tempdir().unwrap();
         let source = source.path().canonicalize().unwrap();
         let root = source.join("cages");
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_lies_within_the_root_is_watched_all_the_same() {
+    fn a_source_within_the_root_is_watched() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         let source = root.join("hello/src");

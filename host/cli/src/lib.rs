@@ -1,6 +1,6 @@
-//! The command line of a host: one file per subcommand, `supervisor/` for the two processes of `run`, `control` for what they
-//! are asked by others. It is given the protocols, and knows none. Only `main` prints a command's error; a command prints its own
-//! results.
+//! The command line of the host: one file per subcommand, `supervisor/` for the two processes of `run`, `control` for the
+//! sockets by which commands talk to them. `main` is given the protocols; this crate knows none. Only `main` prints a
+//! command's error; a command prints its own results.
 
 mod build;
 mod cage_toml;
@@ -40,24 +40,24 @@ use wasmcage_config::{CageConfig, ConfigError, nearest};
 use wasmcage_core::directories::Directories;
 
 use crate::control::ControlError;
-use crate::supervisor::pid_lock::{self, Holder, LockError};
+use crate::supervisor::pid_lock::{self, LockHolder, PidLockError};
 use crate::supervisor::secondary::ServeError;
 use crate::supervisor::{FAILED, MISCONFIGURED, STOPPED, SuperviseError};
 
-/// The protocols of the program, as `main` was given them: what every command that reads a `cage.toml` has to know.
+/// The protocols that were given to `main`: every command that reads a `cage.toml` needs them.
 static PROTOCOLS: OnceLock<Protocols> = OnceLock::new();
 
 fn protocols() -> &'static Protocols {
     PROTOCOLS.get_or_init(Protocols::default)
 }
 
-/// The program: reads the command line, has it done, prints what went wrong. Returns the exit code.
+/// Runs the program: parses the command line, executes it and prints an error. Returns the exit code.
 ///
 /// # Panics
-/// When it is called twice.
+/// It is called twice.
 pub fn main(known: Protocols) -> ExitCode {
     PROTOCOLS.set(known).expect("a program has one command line");
-    // Where this program starts itself by a name that stays, `ps` and `pkill` would know it by the last part of that one.
+    // The program starts itself as /proc/self/exe; without this, `ps` and `pkill` would know it as `exe`.
     let _ = rustix::thread::set_name(c"wasmcage");
     wasmcage_core::task::install_panic_hook();
     completion::complete();
@@ -73,9 +73,9 @@ pub fn main(known: Protocols) -> ExitCode {
     }
 }
 
-/// The error and its causes, each once.
+/// Prints the error and its causes, each once.
 fn report(error: CommandError) {
-    // The reader of the output has left: it wants to hear nothing more.
+    // The reader of the output has closed it, and needs no message.
     if matches!(error, CommandError::OutputClosed) {
         return;
     }
@@ -85,16 +85,16 @@ fn report(error: CommandError) {
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
         if !last.ends_with(&cause) {
-            // Each mistake of a configuration is a line of its own.
+            // Each mistake of a configuration is on a line of its own.
             text += &format!("  caused by: {}\n", cause.replace('\n', "\n    "));
         }
         last = cause;
     }
-    // There is nowhere left to say that this failed.
+    // A failure cannot be reported anywhere.
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// A cage's name has at most so many characters.
+/// Longest name of a cage.
 const CAGE_NAME_CHARACTERS_MAX: usize = 32;
 
 /// Runs cages: named directories of WebAssembly components that serve, and are swapped while they serve.
@@ -104,7 +104,7 @@ const CAGE_NAME_CHARACTERS_MAX: usize = 32;
 #[command(name = "wasmcage", version, arg_required_else_help = true, max_term_width = 110, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 const EXAMPLES: &str = "\
@@ -119,7 +119,7 @@ Examples:
   wasmcage help cage.toml                        everything that cage.toml may say";
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     Run(run::RunArgs),
     Dev(dev::DevArgs),
     Stop(stop::StopArgs),
@@ -145,7 +145,7 @@ enum Command {
 const ROOT_VARIABLE: &str = "WASMCAGE_ROOT";
 const DEFAULT_ROOT: &str = "cages";
 
-/// Where the cages are.
+/// The directory of the cages.
 #[derive(Clone, Debug, Args)]
 struct RootArg {
     /// Directory of the cages
@@ -154,34 +154,36 @@ struct RootArg {
     root: PathBuf,
 }
 
+/// Executes a command.
+///
 /// # Errors
-/// What the command could not do. A command whose answer is no, such as `check`, says so by its exit code.
+/// The command could not be done. A negative result, such as that of `check`, is an exit code instead.
 fn execute(cli: Cli) -> Result<ExitCode, CommandError> {
     let code = match cli.command {
-        Command::Run(args) => args.execute()?,
-        Command::Dev(args) => args.execute()?,
-        Command::Stop(args) => args.execute()?,
-        Command::Ps(args) => args.execute()?,
-        Command::Call(args) => args.execute()?,
-        Command::State(args) => args.execute()?,
-        Command::Retry(args) => args.execute()?,
-        Command::Logs(args) => args.execute()?,
-        Command::Check(args) => args.execute()?,
-        Command::New(args) => args.execute()?,
-        Command::Build(args) => args.execute()?,
-        Command::Keys(args) => args.execute()?,
-        Command::Doctor(args) => args.execute()?,
-        Command::CageToml(args) => args.execute()?,
-        Command::Completions(args) => args.execute()?,
-        Command::Secondary(args) => args.execute()?,
-        Command::Compile(args) => return Ok(args.execute()),
+        CliCommand::Run(args) => args.execute()?,
+        CliCommand::Dev(args) => args.execute()?,
+        CliCommand::Stop(args) => args.execute()?,
+        CliCommand::Ps(args) => args.execute()?,
+        CliCommand::Call(args) => args.execute()?,
+        CliCommand::State(args) => args.execute()?,
+        CliCommand::Retry(args) => args.execute()?,
+        CliCommand::Logs(args) => args.execute()?,
+        CliCommand::Check(args) => args.execute()?,
+        CliCommand::New(args) => args.execute()?,
+        CliCommand::Build(args) => args.execute()?,
+        CliCommand::Keys(args) => args.execute()?,
+        CliCommand::Doctor(args) => args.execute()?,
+        CliCommand::CageToml(args) => args.execute()?,
+        CliCommand::Completions(args) => args.execute()?,
+        CliCommand::Secondary(args) => args.execute()?,
+        CliCommand::Compile(args) => return Ok(args.execute()),
     };
     Ok(ExitCode::from(code))
 }
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommandError {
-    /// Something on the command line, or in the directories it names, is not as it must be.
+    /// The command line is wrong, or a directory that it names.
     #[error("{0}")]
     Usage(String),
     #[error("cage.toml of cage {cage} has mistakes")]
@@ -198,18 +200,18 @@ pub(crate) enum CommandError {
     },
     #[error("{0}")]
     Refused(String),
-    /// A cage was asked for something, and says why it has not done it.
+    /// A cage refused or failed the request, with this code and text.
     #[error("{text} ({code})")]
     Call { code: String, text: String },
     #[error(transparent)]
-    Lock(#[from] LockError),
+    Lock(#[from] PidLockError),
     #[error(transparent)]
     Supervise(#[from] SuperviseError),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
     Control(#[from] ControlError),
-    /// Whoever read the standard output has had enough.
+    /// The reader of standard output has closed it.
     #[error("the output is closed")]
     OutputClosed,
 }
@@ -239,7 +241,7 @@ fn print(text: impl Display) -> Result<(), CommandError> {
     print_bytes(format!("{text}\n").as_bytes())
 }
 
-/// Writes a result to standard output as it is.
+/// Writes a result to standard output without an end of line.
 fn print_bytes(bytes: &[u8]) -> Result<(), CommandError> {
     let mut stdout = io::stdout();
     let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
@@ -249,9 +251,9 @@ fn print_bytes(bytes: &[u8]) -> Result<(), CommandError> {
     })
 }
 
-/// Tells on standard error what is being done.
+/// Prints on standard error what is being done.
 fn progress(text: impl Display) {
-    // The work goes on, whether anybody sees it or not.
+    // The work goes on if nobody can read it.
     let _ = writeln!(io::stderr(), "{text}");
 }
 
@@ -260,7 +262,7 @@ fn is_cage_name(name: &str) -> bool {
     (1..=CAGE_NAME_CHARACTERS_MAX).contains(&name.len()) && name.bytes().all(fits)
 }
 
-/// Names of the cages in `root`, sorted.
+/// Returns the names of the cages in `root`, sorted.
 fn cages_in(root: &Path) -> Vec<String> {
     let entries = fs::read_dir(root).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.path().is_dir());
@@ -270,7 +272,7 @@ fn cages_in(root: &Path) -> Vec<String> {
     names
 }
 
-/// Checks that a cage can be called so and has a directory.
+/// Checks that the name is valid and that the cage has a directory.
 fn check_cage(root: &Path, name: &str) -> Result<(), CommandError> {
     if !is_cage_name(name) {
         return Err(CommandError::Usage(format!(
@@ -296,7 +298,7 @@ fn check_cage(root: &Path, name: &str) -> Result<(), CommandError> {
     Err(CommandError::Usage(format!("there is no cage {name} in {}: {hint}", root.display())))
 }
 
-/// The first names of a list, and how many there are besides.
+/// Returns the first names of a list, and how many more there are.
 fn shortened(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown = names[..names.len().min(SHOWN)].join(", ");
@@ -313,7 +315,7 @@ fn check_cages(root: &Path, names: &[String]) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// The named cages, or all of them.
+/// Returns the named cages, or all cages in `root` if there are no names.
 fn selected(root: &Path, names: &[String]) -> Result<Vec<String>, CommandError> {
     check_cages(root, names)?;
     if names.is_empty() { Ok(cages_in(root)) } else { Ok(names.to_vec()) }
@@ -324,12 +326,12 @@ fn config(root: &Path, cage: &str) -> Result<CageConfig, CommandError> {
         .map_err(|source| CommandError::Config { cage: cage.to_owned(), source })
 }
 
-fn holder(root: &Path, cage: &str) -> Result<Holder, CommandError> {
-    let failed = |error| CommandError::failed(format!("cannot look whether cage {cage} is running"), error);
-    pid_lock::holder(&directories(root).run(cage)).map_err(failed)
+fn holder(root: &Path, cage: &str) -> Result<LockHolder, CommandError> {
+    let failed = |error| CommandError::failed(format!("cannot find out whether cage {cage} is running"), error);
+    pid_lock::lock_holder(&directories(root).run(cage)).map_err(failed)
 }
 
-/// Where the files of the cages in `root` are.
+/// Returns the directories of the cages in `root`.
 fn directories(root: &Path) -> Directories {
     Directories::from_environment(root)
 }
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(line: &str, expected: Result<fn(&Command) -> bool, &str>) {
+    fn check(line: &str, expected: Result<fn(&CliCommand) -> bool, &str>) {
         match (Cli::try_parse_from(line.split_whitespace()), expected) {
             (Ok(cli), Ok(expected)) => assert!(expected(&cli.command), "{:?}", cli.command),
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
@@ -356,37 +358,43 @@ mod tests {
 
     #[test]
     fn lines_are_understood() {
-        check("wasmcage run a b --build --lanes 2 --root x", Ok(|command| matches!(command, Command::Run(_))));
+        check("wasmcage run a b --build --lanes 2 --root x", Ok(|command| matches!(command, CliCommand::Run(_))));
         check("wasmcage run", Err("CAGE"));
         check("wasmcage run a --lanes 0", Err("lanes"));
-        check("wasmcage logs a -f -n 5", Ok(|command| matches!(command, Command::Logs(_))));
-        check("wasmcage build", Ok(|command| matches!(command, Command::Build(_))));
-        check("wasmcage build --root r guests", Ok(|command| matches!(command, Command::Build(_))));
+        check("wasmcage logs a -f -n 5", Ok(|command| matches!(command, CliCommand::Logs(_))));
+        check("wasmcage build", Ok(|command| matches!(command, CliCommand::Build(_))));
+        check("wasmcage build --root r guests", Ok(|command| matches!(command, CliCommand::Build(_))));
         check("wasmcage new ruby x", Err("rust"));
-        check("wasmcage keys init --renew", Ok(|command| matches!(command, Command::Keys(_))));
-        check("wasmcage keys issue a --days 30 --out d --flock f", Ok(|command| matches!(command, Command::Keys(_))));
+        check("wasmcage keys init --renew", Ok(|command| matches!(command, CliCommand::Keys(_))));
+        check(
+            "wasmcage keys issue a --days 30 --out d --flock f",
+            Ok(|command| matches!(command, CliCommand::Keys(_))),
+        );
         check("wasmcage keys issue a --days 0", Err("days"));
         check("wasmcage keys init --flock A", Err("lower-case"));
         check("wasmcage biuld a", Err("build"));
-        check("wasmcage call a b.c -5 x=-1 --timeout 500ms --all", Ok(|command| matches!(command, Command::Call(_))));
-        check("wasmcage call a b.c -- --x", Ok(|command| matches!(command, Command::Call(_))));
+        check(
+            "wasmcage call a b.c -5 x=-1 --timeout 500ms --all",
+            Ok(|command| matches!(command, CliCommand::Call(_))),
+        );
+        check("wasmcage call a b.c -- --x", Ok(|command| matches!(command, CliCommand::Call(_))));
         check("wasmcage call a c", Err("MODULE.FUNCTION"));
         check("wasmcage call a b.c --timeout soon", Err("such as 5s"));
         check("wasmcage call a b.c 1 --bytes-from f", Err("cannot be used with"));
-        check("wasmcage state list a m --prefix p -n 5", Ok(|command| matches!(command, Command::State(_))));
-        check("wasmcage state set a m k -5", Ok(|command| matches!(command, Command::State(_))));
+        check("wasmcage state list a m --prefix p -n 5", Ok(|command| matches!(command, CliCommand::State(_))));
+        check("wasmcage state set a m k -5", Ok(|command| matches!(command, CliCommand::State(_))));
         check("wasmcage state set a m k", Err("VALUE"));
         check("wasmcage state exprt a", Err("export"));
-        check("wasmcage call a b.c 1 --retried --id x --queue q", Ok(|command| matches!(command, Command::Call(_))));
+        check("wasmcage call a b.c 1 --retried --id x --queue q", Ok(|command| matches!(command, CliCommand::Call(_))));
         check("wasmcage call a b.c --id x", Err("--retried"));
-        check("wasmcage retry list a --dead --queue q", Ok(|command| matches!(command, Command::Retry(_))));
+        check("wasmcage retry list a --dead --queue q", Ok(|command| matches!(command, CliCommand::Retry(_))));
         check("wasmcage retry run a", Err("ID"));
         check("wasmcage retry drop a x --queue q", Err("cannot be used with"));
-        check("wasmcage retry move a x --to q", Ok(|command| matches!(command, Command::Retry(_))));
-        check("wasmcage compile", Ok(|command| matches!(command, Command::Compile(_))));
+        check("wasmcage retry move a x --to q", Ok(|command| matches!(command, CliCommand::Retry(_))));
+        check("wasmcage compile", Ok(|command| matches!(command, CliCommand::Compile(_))));
         check(
             "wasmcage secondary --root r --lanes 1 --log-format json -- a",
-            Ok(|command| matches!(command, Command::Secondary(_))),
+            Ok(|command| matches!(command, CliCommand::Secondary(_))),
         );
         check("wasmcage run a --log-format yaml", Err("text or json"));
     }

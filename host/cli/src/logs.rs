@@ -1,4 +1,4 @@
-//! `wasmcage logs`: the end of a cage's log, and what is added to it, across days.
+//! `wasmcage logs`: shows the end of a cage's log and follows it, across days.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -13,8 +13,8 @@ use wasmcage_core::telemetry::{file_day, file_name};
 use super::{CommandError, RootArg, check_cage, completion, directories, print};
 use crate::supervisor::STOPPED;
 
-/// Between two looks at a log that is followed.
-const POLL: Duration = Duration::from_millis(200);
+/// Interval at which a log that is followed is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Show the end of a cage's log
 #[derive(Debug, Args)]
@@ -26,10 +26,10 @@ pub(super) struct LogsArgs {
     /// Name of the cage
     #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: String,
-    /// Go on with lines as they come
+    /// Show new lines as they are written
     #[arg(short, long)]
     follow: bool,
-    /// How many lines to begin with
+    /// Number of lines to show first
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
     lines: usize,
     #[command(flatten)]
@@ -51,7 +51,7 @@ impl LogsArgs {
         }
         loop {
             log.added().map_err(read_error)?.iter().try_for_each(print)?;
-            std::thread::sleep(POLL);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 }
@@ -60,14 +60,14 @@ impl LogsArgs {
 struct Log {
     directory: PathBuf,
     cage: String,
-    /// None as long as there is no file.
+    /// None while there is no file.
     position: Option<Position>,
 }
 
 struct Position {
     day: u32,
     file: BufReader<File>,
-    /// The beginning of a line whose end is not written yet.
+    /// The beginning of a line that is not complete yet.
     partial: Vec<u8>,
 }
 
@@ -76,7 +76,7 @@ impl Log {
         Self { directory: directory.to_owned(), cage: cage.to_owned(), position: None }
     }
 
-    /// Days that have a file, sorted.
+    /// Returns the days that have a file, sorted.
     fn days(&self) -> Vec<u32> {
         let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let day = |entry: fs::DirEntry| file_day(&self.cage, entry.file_name().to_str()?);
@@ -85,7 +85,7 @@ impl Log {
         days
     }
 
-    /// The last lines, from as many files as it takes. Leaves the position at the end.
+    /// Returns the last `count` lines, from several files if needed. Leaves the position at the end.
     fn last(&mut self, count: usize) -> io::Result<VecDeque<String>> {
         let mut lines = VecDeque::new();
         for day in self.days().into_iter().rev() {
@@ -103,9 +103,10 @@ impl Log {
         Ok(lines)
     }
 
-    /// Lines that were completed since the last look.
+    /// Returns the lines that were completed since the last call.
     fn added(&mut self) -> io::Result<VecDeque<String>> {
-        // Listed before the current file is read to its end: a line of the new day is later than all of the old.
+        // The days are listed before the current file is read: then no line of a new day is shown before one of the old
+        // day.
         let days = self.days();
         let mut lines = match &mut self.position {
             Some(position) => position.lines(usize::MAX)?,
@@ -127,7 +128,7 @@ impl Log {
 }
 
 impl Position {
-    /// The last `lines_max` of the complete lines up to the end; a log may be larger than memory.
+    /// Reads to the end and returns the last `lines_max` complete lines; a log may be larger than memory.
     fn lines(&mut self, lines_max: usize) -> io::Result<VecDeque<String>> {
         let mut lines = VecDeque::new();
         loop {

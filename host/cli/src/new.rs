@@ -1,4 +1,4 @@
-//! `wasmcage new`: a package that builds, beside the root, and what to do with it next.
+//! `wasmcage new`: creates a package beside the root, and prints what to do next.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use wasmcage_config::{FILE_NAME, is_name};
 use super::{CommandError, RootArg, check_cage, config, print};
 use crate::supervisor::STOPPED;
 
-/// The guest library beside the sources that this program was built from.
+/// Path of the guest library in the sources from which this program was built.
 const LIBRARY_SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../guest-sdk/rust");
 
 /// Create a module's package, a few lines to start from
@@ -71,11 +71,12 @@ impl NewArgs {
             write(&directory.join(name), &text)?;
         }
         print(format_args!("created {}", directory.display()))?;
-        self.tell_next()?;
+        self.print_next_steps()?;
         Ok(STOPPED)
     }
 
-    fn tell_next(&self) -> Result<(), CommandError> {
+    /// Adds the module to the cage's `cage.toml`, and prints what to do next.
+    fn print_next_steps(&self) -> Result<(), CommandError> {
         let lines = format!("[modules.{}]\nsource = {:?}\n", self.name, source_of(&self.name));
         let cage = match &self.cage {
             Some(cage) => {
@@ -92,7 +93,7 @@ impl NewArgs {
     }
 }
 
-/// Where packages go: the directory that the root is in.
+/// Returns the directory of the packages: the one that contains the root.
 fn beside(root: &Path) -> PathBuf {
     match root.parent() {
         Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
@@ -101,7 +102,7 @@ fn beside(root: &Path) -> PathBuf {
     }
 }
 
-/// As seen from a cage's directory.
+/// Returns the path of a package relative to a cage's directory.
 fn source_of(name: &str) -> String {
     format!("../../{name}")
 }
@@ -163,7 +164,7 @@ fn write(file: &Path, text: &str) -> Result<(), CommandError> {
     written.map_err(|error| CommandError::failed(format!("cannot write {}", file.display()), error))
 }
 
-/// In one write, so that a running cage never sees half of it.
+/// Appends the lines in one write, so that a running cage never reads half of them.
 fn append(file: &Path, lines: &str) -> Result<(), CommandError> {
     let append = || {
         let before = fs::read_to_string(file).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `wasmcage ps`: what runs, as the running cages tell it themselves.
+//! `wasmcage ps`: shows what runs, as reported by the running cages themselves.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::{CommandError, RootArg, completion, directories, holder, print, selected};
 use crate::control;
 use crate::supervisor::STOPPED;
-use crate::supervisor::pid_lock::Holder;
+use crate::supervisor::pid_lock::LockHolder;
 
-/// A table shows so many copies of cages elsewhere unless all are asked for.
+/// Members of the flock that a table shows, unless `--flock` asks for all.
 const MEMBERS_SHOWN: usize = 20;
 
 /// Show what runs: cages, interfaces, modules, versions, request counts, latencies, and who else is in the flock
@@ -35,24 +35,24 @@ pub(super) struct PsArgs {
     root: RootArg,
 }
 
-/// A cage as seen from outside.
+/// The state of the requested cages.
 #[derive(Default)]
-struct Seen {
-    /// What each process says of itself, with the cages that were asked for; by pid.
+struct CageStates {
+    /// The report of each process by pid, with the requested cages only.
     processes: BTreeMap<u64, Value>,
     stopped: Vec<String>,
-    /// Running, but not answering (yet): names and why.
+    /// Cages that run but do not answer (yet), and why.
     silent: Vec<(String, String)>,
 }
 
 impl PsArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let root = &self.root.root;
-        let mut seen = Seen::default();
+        let mut seen = CageStates::default();
         for cage in selected(root, &self.cages)? {
             match holder(root, &cage)? {
-                Holder::None => seen.stopped.push(cage),
-                Holder::Pid(pid) => match control::ask(&directories(root).run(&cage), &cage, "ps", Value::Null) {
+                LockHolder::None => seen.stopped.push(cage),
+                LockHolder::Pid(pid) => match control::ask(&directories(root).run(&cage), &cage, "ps", Value::Null) {
                     Ok(process) => seen.add(process, pid),
                     Err(error) => seen.silent.push((cage, wasmcage_core::telemetry::error_chain(&error))),
                 },
@@ -73,8 +73,8 @@ impl PsArgs {
     }
 }
 
-impl Seen {
-    /// Cages of one process are shown together.
+impl CageStates {
+    /// Adds the report of a process. Cages of one process are shown together.
     fn add(&mut self, mut process: Value, primary: Option<i32>) {
         process["primary_pid"] = json!(primary);
         let pid = process["pid"].as_u64().unwrap_or_default();
@@ -136,15 +136,15 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     for interface in cage["interfaces"].as_array().into_iter().flatten() {
         let (name, module) = (word(&interface["interface"]), word(&interface["module"]));
         let addresses = words(&interface["addresses"]);
-        let place = match interface["status"].as_str() {
+        let address = match interface["status"].as_str() {
             None => addresses,
-            Some(news) if addresses == "-" => news.to_owned(),
-            Some(news) => {
-                notes += &format!("  interface {name}: {news}\n");
+            Some(status) if addresses == "-" => status.to_owned(),
+            Some(status) => {
+                notes += &format!("  interface {name}: {status}\n");
                 addresses
             }
         };
-        rows.push(with_readings([name.clone(), place, module], &interface["readings"]));
+        rows.push(with_readings([name.clone(), address, module], &interface["readings"]));
         if let Some(error) = interface["error"].as_str() {
             notes += &format!("  interface {name} does not serve: {error}\n");
         }
@@ -178,7 +178,7 @@ fn cage_table(process: &Value, cage: &Value, members_max: usize) -> String {
     text
 }
 
-/// Connections are those in use, of as many as there may be.
+/// Column "IN USE" has the connections in use and the size of the pool.
 fn resources_table(resources: &Value) -> String {
     let mut rows = vec![["RESOURCE", "PROTOCOL", "IN USE", "REQUESTS", "NOT OK", "P50", "P99"].map(str::to_owned)];
     for resource in resources.as_array().into_iter().flatten() {
@@ -189,7 +189,7 @@ fn resources_table(resources: &Value) -> String {
     aligned(&rows)
 }
 
-/// Copies of cages that this one knows elsewhere.
+/// Lists the copies of other cages that this one knows.
 fn members_table(members: &Value, members_max: usize) -> String {
     let head = ["MEMBER", "COPY", "NODE", "VERSION", "ADDRESS", "FOUND", "HEALTH", "IN FLIGHT", "LATENCY"];
     let mut rows = vec![head.map(str::to_owned)];
@@ -219,7 +219,7 @@ fn with_readings(first: [String; 3], readings: &Value) -> [String; 7] {
     [a, b, c, requests.to_string(), requests.saturating_sub(ok).to_string(), latency("p50_us"), latency("p99_us")]
 }
 
-/// Three digits are enough for a person.
+/// Formats a duration with up to three digits before the point.
 fn duration(micros: u64) -> String {
     match micros {
         0..1_000 => format!("{micros} µs"),
@@ -228,7 +228,7 @@ fn duration(micros: u64) -> String {
     }
 }
 
-/// A string as it is, anything else as JSON, nothing and an empty string as a dash.
+/// Formats a cell: a string as it is, null and an empty string as a dash, anything else as JSON.
 pub(super) fn word(value: &Value) -> String {
     match value {
         Value::String(text) if text.is_empty() => "-".into(),
@@ -238,13 +238,13 @@ pub(super) fn word(value: &Value) -> String {
     }
 }
 
-/// A list of strings.
+/// Formats a list of strings.
 fn words(list: &Value) -> String {
     let words: Vec<_> = list.as_array().into_iter().flatten().map(word).collect();
     if words.is_empty() { "-".into() } else { words.join(" ") }
 }
 
-/// Nothing when there is only the heading.
+/// Aligns the columns of a table. Returns no text when there is only the heading.
 pub(super) fn aligned<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     if rows.len() < 2 {
         return String::new();
@@ -294,7 +294,7 @@ mod tests {
                 }],
             })
         };
-        let mut seen = Seen::default();
+        let mut seen = CageStates::default();
         seen.add(process("one"), Some(6));
         seen.add(process("two"), Some(6));
         seen.stopped.push("three".into());
@@ -326,7 +326,7 @@ one  pid 7 (primary 6), flock default, version 0.1.0, since 2026-11-20T11:00:00Z
         let short = seen.table(1);
         assert!(short.contains("far") && !short.contains("near"), "{short}");
         assert!(short.contains("  and 1 more: --flock shows all\n"), "{short}");
-        assert_eq!(Seen::default().table(MEMBERS_SHOWN), "");
+        assert_eq!(CageStates::default().table(MEMBERS_SHOWN), "");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `wasmcage run`: the primary process of some cages, from the checks to its exit code.
+//! `wasmcage run`: checks the arguments, takes the locks and runs the primary process.
 
 use std::path::Path;
 
@@ -31,7 +31,7 @@ pub(super) struct RunArgs {
     build: bool,
 }
 
-/// What `run` and `dev` have in common.
+/// Arguments of `run` and `dev`.
 #[derive(Debug, Args)]
 pub(super) struct StartArgs {
     /// Names of the cages: directories in the root
@@ -58,7 +58,7 @@ impl RunArgs {
 }
 
 impl StartArgs {
-    /// Everything that can be refused is refused before the first thing is done.
+    /// Checks everything before anything is done, and takes the locks.
     pub(super) fn prepare(&self) -> Result<(RunOptions, Vec<PidLock>), CommandError> {
         let root = self.root.root.clone();
         check_cages(&root, &self.cages).map_err(|error| with_mkdir(error, &root, &self.cages))?;
@@ -70,13 +70,13 @@ impl StartArgs {
     }
 }
 
-/// One thread or more.
+/// Parses a number of threads, at least one.
 fn lanes(text: &str) -> Result<usize, String> {
     let lanes = text.parse().map_err(|_| format!("{text:?} is no number of threads"))?;
     if lanes == 0 { Err("modules need one thread at least".into()) } else { Ok(lanes) }
 }
 
-/// A cage that is to be run may be made just by making its directory.
+/// Adds to the error that a missing cage is made by making its directory.
 fn with_mkdir(error: CommandError, root: &Path, cages: &[String]) -> CommandError {
     let absent = cages.iter().find(|cage| is_cage_name(cage) && !root.join(cage).exists());
     match (error, absent) {
@@ -87,7 +87,7 @@ fn with_mkdir(error: CommandError, root: &Path, cages: &[String]) -> CommandErro
     }
 }
 
-/// In both processes.
+/// Starts logging, in both processes.
 pub(super) fn start_telemetry(options: &RunOptions) {
     if let Some(format) = options.log_format {
         telemetry::force_format(format);

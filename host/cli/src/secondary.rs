@@ -1,4 +1,4 @@
-//! `wasmcage secondary`: what `run` starts to serve. Not for people.
+//! `wasmcage secondary`: the process that `run` starts to serve. It is not meant to be used by people.
 
 use std::path::PathBuf;
 

@@ -1,5 +1,5 @@
-//! `wasmcage stop`: asks the primary on its socket, and waits for its end. No pid that a file names is ever signalled: in
-//! another container, or after a reboot, the number is somebody else's.
+//! `wasmcage stop`: asks the primary on its socket, and waits for its end. A pid from a file is never signalled: in
+//! another container, or after a reboot, the number may be of another process.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,13 +10,13 @@ use serde_json::Value;
 
 use super::{CommandError, RootArg, check_cages, completion, directories, holder, print};
 use crate::control::{ControlError, ask_primary, primary_socket_path, socket_path};
-use crate::supervisor::peer::Peer;
-use crate::supervisor::pid_lock::Holder;
+use crate::supervisor::pid_lock::LockHolder;
+use crate::supervisor::socket_owner::SocketOwner;
 use crate::supervisor::stop::{PrimaryStatus, StopRequest};
 use crate::supervisor::{FAILED, STOPPED};
 
 const POLL: Duration = Duration::from_millis(20);
-/// How long a primary may take to make its socket.
+/// Time for a primary to make its socket.
 const SOCKET_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Drain and stop running cages
@@ -48,8 +48,8 @@ impl StopArgs {
         let mut running = Vec::new();
         for cage in &self.cages {
             match holder(root, cage)? {
-                Holder::None => print(format_args!("{cage} is not running"))?,
-                Holder::Pid(_) => running.push(cage),
+                LockHolder::None => print(format_args!("{cage} is not running"))?,
+                LockHolder::Pid(_) => running.push(cage),
             }
         }
         for cage in &running {
@@ -71,7 +71,8 @@ impl StopArgs {
         Ok(code)
     }
 
-    /// Cages that were started together end together: none does so unasked.
+    /// Refuses to stop the cage if others that were not named would stop with it: cages that were started together stop
+    /// together.
     fn refuse_bystanders(&self, cage: &str) -> Result<(), CommandError> {
         let Some(PrimaryStatus { cages: together, .. }) = self.command(cage, "status", Value::Null)? else {
             return Ok(());
@@ -90,7 +91,7 @@ impl StopArgs {
         self.command(cage, "stop", request).map(|_| ())
     }
 
-    /// None: it has ended meanwhile, or was killed because it does not answer.
+    /// Sends the primary a command. Returns none if it has ended meanwhile, or was killed because it did not answer.
     fn command(&self, cage: &str, command: &str, arguments: Value) -> Result<Option<PrimaryStatus>, CommandError> {
         let root = &self.root.root;
         let run = directories(root).run(cage);
@@ -98,7 +99,7 @@ impl StopArgs {
         let failure = loop {
             match ask_primary(&run, cage, command, arguments.clone()) {
                 Ok(answer) => return Ok(serde_json::from_value(answer).ok()),
-                Err(_) if holder(root, cage)? == Holder::None => return Ok(None),
+                Err(_) if holder(root, cage)? == LockHolder::None => return Ok(None),
                 Err(ControlError::Connect { .. }) if Instant::now() < until => std::thread::sleep(POLL),
                 Err(error) => break error,
             }
@@ -115,15 +116,16 @@ impl StopArgs {
     }
 }
 
-/// Kills whoever listens on the cage's sockets: first the one that would start the other again. False when there is none.
+/// Kills the processes that listen on the cage's sockets: first the primary, which would restart the secondary. Returns
+/// false when there is none.
 fn kill(run: &Path) -> Result<bool, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| CommandError::failed("cannot make a runtime", error))?;
     let mut killed = false;
     for socket in [primary_socket_path(run), socket_path(run)] {
         let failed = |error| CommandError::failed(format!("cannot kill the process at {}", socket.display()), error);
-        if let Some(peer) = runtime.block_on(Peer::at(&socket)).map_err(failed)? {
-            peer.kill().map_err(failed)?;
+        if let Some(owner) = runtime.block_on(SocketOwner::at(&socket)).map_err(failed)? {
+            owner.kill().map_err(failed)?;
             killed = true;
         }
     }
@@ -132,7 +134,7 @@ fn kill(run: &Path) -> Result<bool, CommandError> {
 
 fn wait_for_end(root: &Path, cage: &str, until: Instant) -> Result<bool, CommandError> {
     loop {
-        if holder(root, cage)? == Holder::None {
+        if holder(root, cage)? == LockHolder::None {
             return Ok(true);
         }
         if Instant::now() >= until {

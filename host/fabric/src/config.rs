@@ -1,16 +1,14 @@
-//! What `[interfaces.rpc]` and the like may say.
+//! Configuration of the interfaces of protocols `rpc` and `reverse-rpc`, such as `[interfaces.rpc]`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::discovery::PeerAddress;
-use super::fabric::Limits;
+use super::discovery::{MULTICAST_PORT, PeerAddress};
+use super::fabric::CallLimits;
 use crate::keys::KEYS_DIRECTORY;
 use wasmcage_config::{ConfigError, ListenAddress, Section, is_name};
 
-/// Of multicast DNS.
-const MULTICAST_PORT: u64 = 5353;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 const ATTEMPTS_MAX: usize = 3;
@@ -18,7 +16,7 @@ const ATTEMPTS_MAX: usize = 3;
 #[derive(Clone, Debug)]
 pub struct RpcConfig {
     pub fabric: FabricConfig,
-    pub limits: Limits,
+    pub limits: CallLimits,
 }
 
 #[derive(Clone, Debug)]
@@ -29,7 +27,7 @@ pub enum FabricConfig {
 }
 
 impl FabricConfig {
-    /// The machines that a cage reaches by itself; none where servers of the fabric carry its calls.
+    /// Returns the configuration of fabric `lan`; none for another fabric.
     pub fn into_lan(self) -> Option<LanConfig> {
         match self {
             Self::Lan(lan) => Some(lan),
@@ -41,32 +39,32 @@ impl FabricConfig {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LanConfig {
-    /// TCP address for other machines; none: only this machine's cages can call.
+    /// TCP address for cages of other machines; without one, only this machine's cages can call.
     pub listen: Option<String>,
     pub keys: PathBuf,
-    /// Addresses to try for a cage, besides what is found.
+    /// Addresses of cages to connect to, besides what discovery finds.
     pub peers: BTreeMap<String, Vec<PeerAddress>>,
-    /// Whether cages of other machines are looked for, and told of this one, by multicast DNS.
+    /// Uses multicast DNS to find cages of other machines and to announce this one.
     pub multicast: bool,
     pub multicast_port: u16,
-    /// Over the loopback interface only: for trials on one machine.
+    /// Uses multicast over the loopback interface only: for tests on one machine.
     pub multicast_loopback: bool,
-    /// A copy on this machine is preferred to others.
+    /// Prefers copies on this machine.
     pub near_first: bool,
     pub connections_max: usize,
     pub connect_timeout: Duration,
-    /// Of an idempotent call to one copy while there are others.
+    /// Timeout of an idempotent call at one copy while there are others.
     pub attempt_timeout: Duration,
     pub attempts_max: usize,
 }
 
-/// `[interfaces.NAME] protocol = "reverse-rpc"`.
+/// Configuration of `[interfaces.NAME]` with `protocol = "reverse-rpc"`.
 #[derive(Clone, Debug)]
 pub struct ReverseConfig {
     /// Cages that are served over connections made from here.
     pub serve: Vec<String>,
     pub lan: LanConfig,
-    pub limits: Limits,
+    pub limits: CallLimits,
 }
 
 impl RpcConfig {
@@ -74,24 +72,26 @@ impl RpcConfig {
     /// All mistakes of the section.
     pub fn read(section: Section) -> Result<Self, ConfigError> {
         #[derive(Clone, Copy)]
-        enum Asked {
+        enum FabricKind {
             Lan,
             Nats,
         }
         let limits = limits(&section);
-        let fabric = match section.choice("fabric", &[("lan", Asked::Lan), ("nats", Asked::Nats)], Asked::Lan) {
-            Asked::Lan => {
-                let listen = section.optional_parsed::<ListenAddress>("listen", "host:port, such as \"0.0.0.0:7420\"");
-                FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
-            }
-            #[cfg(feature = "nats")]
-            Asked::Nats => nats(&section),
-            #[cfg(not(feature = "nats"))]
-            Asked::Nats => {
-                section.problem("fabric", "this program was built without the feature nats");
-                FabricConfig::Lan(LanConfig::read(&section))
-            }
-        };
+        let fabric =
+            match section.choice("fabric", &[("lan", FabricKind::Lan), ("nats", FabricKind::Nats)], FabricKind::Lan) {
+                FabricKind::Lan => {
+                    let listen =
+                        section.optional_parsed::<ListenAddress>("listen", "host:port, such as \"0.0.0.0:7420\"");
+                    FabricConfig::Lan(LanConfig { listen: listen.map(|listen| listen.0), ..LanConfig::read(&section) })
+                }
+                #[cfg(feature = "nats")]
+                FabricKind::Nats => nats(&section),
+                #[cfg(not(feature = "nats"))]
+                FabricKind::Nats => {
+                    section.problem("fabric", "this program was built without the feature nats");
+                    FabricConfig::Lan(LanConfig::read(&section))
+                }
+            };
         section.finish()?;
         Ok(Self { fabric, limits })
     }
@@ -116,14 +116,14 @@ impl ReverseConfig {
 }
 
 impl LanConfig {
-    /// For one who calls cages of this machine and cannot be called. `directory` has no keys.
+    /// For a client that calls cages of this machine and cannot be called. `directory` must have no keys.
     pub fn of_client(directory: &Path) -> Self {
         Self {
             listen: None,
             keys: directory.join(KEYS_DIRECTORY),
             peers: BTreeMap::new(),
             multicast: false,
-            multicast_port: MULTICAST_PORT as u16,
+            multicast_port: MULTICAST_PORT,
             multicast_loopback: false,
             near_first: true,
             connections_max: 1,
@@ -140,7 +140,7 @@ impl LanConfig {
             keys: section.path("keys").unwrap_or_else(|| section.directory().join(KEYS_DIRECTORY)),
             peers: peers(section),
             multicast: section.flag("multicast", true),
-            multicast_port: section.integer("multicast_port", MULTICAST_PORT, 1..=u64::from(u16::MAX)) as u16,
+            multicast_port: section.integer("multicast_port", MULTICAST_PORT.into(), 1..=u64::from(u16::MAX)) as u16,
             multicast_loopback: section.flag("multicast_loopback", false),
             near_first: section.flag("near_first", true),
             connections_max: section.integer("max_connections", 1_000, 1..=100_000) as usize,
@@ -151,7 +151,7 @@ impl LanConfig {
     }
 }
 
-/// What is not as it must be is among the mistakes of the interface's section.
+/// Reads the table `nats`. Its mistakes are reported with those of the interface's section.
 #[cfg(feature = "nats")]
 fn nats(section: &Section) -> FabricConfig {
     let table = section.table("nats");
@@ -164,10 +164,10 @@ fn nats(section: &Section) -> FabricConfig {
     }
 }
 
-fn limits(section: &Section) -> Limits {
-    let default = Limits::default();
+fn limits(section: &Section) -> CallLimits {
+    let default = CallLimits::default();
     let calls = |key, default| section.integer(key, default as u64, 1..=1_000_000) as usize;
-    Limits {
+    CallLimits {
         body_bytes_max: section.integer("max_body_bytes", default.body_bytes_max as u64, 1..=1 << 30) as usize,
         calls_per_cage_max: calls("max_calls_per_cage", default.calls_per_cage_max),
         calls_per_peer_max: calls("max_calls_per_peer", default.calls_per_peer_max),
@@ -184,7 +184,7 @@ fn peers(section: &Section) -> BTreeMap<String, Vec<PeerAddress>> {
         let addresses = table.parsed_list(&cage, Vec::new(), "host:port, such as \"10.0.0.2:7420\"");
         peers.insert(cage, addresses);
     }
-    // Its mistakes are among those of the interface's section.
+    // Its mistakes are reported with those of the interface's section.
     let _ = table.finish();
     peers
 }

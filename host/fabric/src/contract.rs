@@ -1,19 +1,19 @@
-//! What every fabric promises, as tests. A fabric's own tests make a `Bench`, which joins copies of cages and ends them,
-//! and name it once:
+//! The contract of fabrics, as tests. A fabric's own tests implement `TestBed`, which starts and kills copies of cages,
+//! and pass it to the macro:
 //!
 //! ```ignore
 //! mod unix {
-//!     contract!(Some(Arc::new(LanBench::unix()) as Arc<dyn Bench>));
+//!     contract!(Some(Arc::new(LanTestBed::unix()) as Arc<dyn TestBed>));
 //! }
 //! mod tls {
-//!     contract!(LanBench::tls().await); // Option<Arc<dyn Bench>>; an expression that may await
+//!     contract!(LanTestBed::tls().await); // Option<Arc<dyn TestBed>>; an expression that may await
 //! }
 //! ```
 //!
-//! Each promise becomes a test of its own, with a bench of its own. A bench that cannot be had here prints `not run: ` and
-//! why, and is none: its promises then count as passed, so whoever runs the tests has to look for that line.
+//! Each promise becomes a test of its own, with a test bed of its own. A bed that is not available prints `not run: `
+//! and the reason, and returns none: its tests then count as passed, so the output has to be searched for that line.
 //!
-//! Where fabrics differ, `Traits` says how, and the difference is asserted.
+//! Where fabrics differ, `FabricTraits` has the difference, which is asserted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +26,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::fabric::{CopyId, Fabric, Limits, Local, Service};
+use super::fabric::{CallHandler, CallLimits, CopyId, Fabric, LocalCopy};
 use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
@@ -34,47 +34,46 @@ use wasmcage_core::request::{Facts, Payload, RequestContext};
 use wasmcage_core::telemetry::Level;
 use wasmcage_protocol::InterfaceError;
 
-/// No promise takes longer, whatever is wrong.
+/// Timeout of each test.
 const PROMISE_TIMEOUT: Duration = Duration::from_secs(60);
-/// What takes no waiting at all takes less than this on a loaded machine.
+/// An operation without waiting takes less than this even on a loaded machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes a fabric's cages. One is made for each promise.
+/// Makes copies of cages on a fabric. One test bed is made for each test.
 #[async_trait]
-pub(super) trait Bench: Send + Sync {
-    /// A fabric for a new copy of a cage. It calls at once; others call it once it is advertised.
-    async fn join(&self, local: &Local, limits: Limits) -> Arc<dyn Fabric>;
+pub(super) trait TestBed: Send + Sync {
+    /// Makes the fabric of a new copy of a cage. It can call at once; others can call it once it is advertised.
+    async fn join(&self, local: &LocalCopy, limits: CallLimits) -> Arc<dyn Fabric>;
 
-    /// That copy has an address now. Where nothing else does, tells it to those who joined and will join.
-    async fn introduce(&self, _: &Local, _: &Arc<dyn Fabric>) {}
+    /// Called when that copy has an address. On a fabric without discovery, tells the address to other copies.
+    async fn introduce(&self, _: &LocalCopy, _: &Arc<dyn Fabric>) {}
 
-    /// Ends a copy as if its process were gone: without a farewell. The future of its `advertise` is dropped already.
-    async fn kill(&self, local: &Local, fabric: Arc<dyn Fabric>);
+    /// Ends a copy as if its process had been killed. The future of its `advertise` has been dropped before.
+    async fn kill(&self, local: &LocalCopy, fabric: Arc<dyn Fabric>);
 
-    fn traits(&self) -> Traits {
-        Traits::default()
+    fn traits(&self) -> FabricTraits {
+        FabricTraits::default()
     }
 }
 
-/// In what fabrics differ.
+/// Properties in which fabrics differ.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Traits {
-    /// A copy that is gone without a farewell is noticed within this time: calls that it had are lost by then, and it is no
-    /// longer named.
+pub(super) struct FabricTraits {
+    /// Time until the death of a copy is noticed: then its calls are lost, and it is no longer listed.
     pub(super) death_noticed_within: Duration,
 }
 
-impl Default for Traits {
+impl Default for FabricTraits {
     fn default() -> Self {
         Self { death_noticed_within: Duration::from_secs(3) }
     }
 }
 
-/// A test for each promise. Takes an expression of type `Option<Arc<dyn Bench>>`.
+/// Defines a test for each promise. Takes an expression of type `Option<Arc<dyn TestBed>>`.
 macro_rules! contract {
-    ($bench:expr) => {
-        $crate::contract::contract!(@ $bench;
+    ($bed:expr) => {
+        $crate::contract::contract!(@ $bed;
             answers_arrive
             errors_arrive
             the_context_travels
@@ -82,7 +81,7 @@ macro_rules! contract {
             a_caller_is_who_the_fabric_says
             all_copies_are_used
             a_named_copy_is_reached
-            an_unknown_cage_is_told_at_once
+            an_unknown_cage_is_reported_at_once
             bodies_over_the_limit_are_refused
             a_deadline_ends_the_call_on_both_sides
             a_caller_that_leaves_ends_the_call
@@ -97,12 +96,12 @@ macro_rules! contract {
             members_are_known
         );
     };
-    (@ $bench:expr; $($promise:ident)*) => {
+    (@ $bed:expr; $($promise:ident)*) => {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
-                if let Some(bench) = $bench {
-                    $crate::contract::within_bounds($crate::contract::$promise(bench)).await;
+                if let Some(bed) = $bed {
+                    $crate::contract::within_bounds($crate::contract::$promise(bed)).await;
                 }
             }
         )*
@@ -114,41 +113,41 @@ pub(super) async fn within_bounds(promise: impl Future<Output = ()>) {
     timeout(PROMISE_TIMEOUT, promise).await.expect("a promise is kept within a minute");
 }
 
-/// A copy of a cage that is advertised, with what its service saw.
-pub(super) struct Running {
-    pub(super) local: Local,
+/// An advertised copy of a cage, with the handler of its calls.
+pub(super) struct RunningCopy {
+    pub(super) local: LocalCopy,
     pub(super) fabric: Arc<dyn Fabric>,
-    pub(super) probe: Arc<Probe>,
+    pub(super) handler: Arc<TestHandler>,
     drain: Drain,
     advertised: JoinHandle<Result<(), InterfaceError>>,
 }
 
-impl Running {
-    pub(super) fn local(flock: &str, cage: &str) -> Local {
-        Local { flock: flock.into(), cage: cage.into(), copy: CopyId::random(), node: "node-1".into() }
+impl RunningCopy {
+    pub(super) fn local(flock: &str, cage: &str) -> LocalCopy {
+        LocalCopy { flock: flock.into(), cage: cage.into(), copy: CopyId::random(), node: "node-1".into() }
     }
 
-    pub(super) async fn start(bench: &dyn Bench, cage: &str) -> Self {
-        Self::start_as(bench, Self::local("default", cage), Limits::default()).await
+    pub(super) async fn start(bed: &dyn TestBed, cage: &str) -> Self {
+        Self::start_as(bed, Self::local("default", cage), CallLimits::default()).await
     }
 
-    pub(super) async fn start_as(bench: &dyn Bench, local: Local, limits: Limits) -> Self {
-        let fabric = bench.join(&local, limits).await;
-        let (probe, drain) = (Probe::new(local.copy), Drain::new());
+    pub(super) async fn start_as(bed: &dyn TestBed, local: LocalCopy, limits: CallLimits) -> Self {
+        let fabric = bed.join(&local, limits).await;
+        let (handler, drain) = (TestHandler::new(local.copy), Drain::new());
         let advertised = tokio::spawn({
-            let (fabric, probe, drain) = (fabric.clone(), probe.clone(), drain.clone());
-            async move { fabric.advertise(probe, drain).await }
+            let (fabric, handler, drain) = (fabric.clone(), handler.clone(), drain.clone());
+            async move { fabric.advertise(handler, drain).await }
         });
         until("the copy has an address", || !fabric.addresses().is_empty()).await;
-        bench.introduce(&local, &fabric).await;
-        Self { local, fabric, probe, drain, advertised }
+        bed.introduce(&local, &fabric).await;
+        Self { local, fabric, handler, drain, advertised }
     }
 
-    async fn kill(self, bench: &dyn Bench) {
+    async fn kill(self, bed: &dyn TestBed) {
         self.advertised.abort();
-        // It was aborted, or ended just before: either is fine.
+        // It was aborted, or has ended just before.
         let _ = self.advertised.await;
-        bench.kill(&self.local, self.fabric).await;
+        bed.kill(&self.local, self.fabric).await;
     }
 
     fn name(&self) -> String {
@@ -156,37 +155,38 @@ impl Running {
     }
 }
 
-/// The service of every copy. Its functions: `echo`; `copy`, which names the copy; `error`, which fails as its argument
-/// says; `bytes`, which answers with so many; `wait`, which answers when `release` is called.
-pub(super) struct Probe {
+/// The handler of every copy. Its functions are `echo`; `copy`, which returns the copy's name; `error`, which fails with
+/// the code in its argument; `bytes`, which returns the number of bytes in its argument; and `wait`, which returns after
+/// a call of `release`.
+pub(super) struct TestHandler {
     copy: CopyId,
     calls: Mutex<Vec<Call>>,
-    counts: watch::Sender<Counts>,
+    counts: watch::Sender<CallCounts>,
     gate: Semaphore,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counts {
+pub(super) struct CallCounts {
     pub(super) begun: usize,
     pub(super) ended: usize,
-    /// Before they ended.
+    /// Calls that were dropped before they ended.
     pub(super) dropped: usize,
 }
 
-impl Probe {
+impl TestHandler {
     fn new(copy: CopyId) -> Arc<Self> {
         Arc::new(Self { copy, calls: Mutex::default(), counts: watch::Sender::default(), gate: Semaphore::new(0) })
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> CallCounts {
         *self.counts.borrow()
     }
 
-    pub(super) async fn until(&self, reached: impl FnMut(&Counts) -> bool) {
+    pub(super) async fn until(&self, reached: impl FnMut(&CallCounts) -> bool) {
         let mut counts = self.counts.subscribe();
         let waiting = async { counts.wait_for(reached).await.map(|counts| *counts) };
         match timeout(PROMISE_TIMEOUT / 2, waiting).await {
-            Ok(reached) => drop(reached.expect("the probe holds the sender")),
+            Ok(reached) => drop(reached.expect("the handler holds the sender")),
             Err(_) => panic!("the service has {:?}", self.counts()),
         }
     }
@@ -200,21 +200,21 @@ impl Probe {
     }
 }
 
-struct Begun<'a>(&'a Probe, bool);
+struct CallGuard<'a>(&'a TestHandler, bool);
 
-impl Drop for Begun<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         self.0.counts.send_modify(|counts| if self.1 { counts.ended += 1 } else { counts.dropped += 1 });
     }
 }
 
 #[async_trait]
-impl Service for Probe {
+impl CallHandler for TestHandler {
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
         // Bodies are not kept: some are large.
         self.calls.lock().push(Call { arguments: Payload::Bytes(Bytes::new()), ..call.clone() });
         self.counts.send_modify(|counts| counts.begun += 1);
-        let mut begun = Begun(self, false);
+        let mut begun = CallGuard(self, false);
         let text = match &call.arguments {
             Payload::Json(json) => json.clone(),
             Payload::Bytes(_) | Payload::Values(_) => String::new(),
@@ -262,13 +262,13 @@ fn error_of(code: &str) -> DispatchError {
     all.into_iter().find(|error| error.code() == code).expect("a code of an error")
 }
 
-/// Bytes that are unlike those of another seed or length.
+/// Returns bytes that differ from those of another seed or length.
 fn pattern(bytes: usize, seed: u8) -> Payload {
     let byte = |at: usize| (at as u8).wrapping_mul(31).wrapping_add((at >> 8) as u8).wrapping_add(seed);
     Payload::Bytes((0..bytes).map(byte).collect::<Vec<u8>>().into())
 }
 
-/// A call of a function of `worker/work`, made by `front/caller`.
+/// Returns a call of a function of `worker/work`, made by `front/caller`.
 pub(super) fn call(function: &str) -> Call {
     call_of("worker", function, Payload::Json("{}".into()), CALL_TIMEOUT)
 }
@@ -288,9 +288,9 @@ pub(super) fn call_of(cage: &str, function: &str, arguments: Payload, timeout: D
     }
 }
 
-/// A cage that calls only.
-async fn caller(bench: &dyn Bench) -> Arc<dyn Fabric> {
-    bench.join(&Running::local("default", "front"), Limits::default()).await
+/// Makes a cage that only calls.
+async fn caller(bed: &dyn TestBed) -> Arc<dyn Fabric> {
+    bed.join(&RunningCopy::local("default", "front"), CallLimits::default()).await
 }
 
 fn started(fabric: &Arc<dyn Fabric>, call: Call, copy: Option<String>) -> JoinHandle<Result<Payload, DispatchError>> {
@@ -305,7 +305,7 @@ async fn copy_that_answers(fabric: &Arc<dyn Fabric>) -> String {
     }
 }
 
-async fn sees(fabric: &Arc<dyn Fabric>, cage: &str, expected: &[&Running]) {
+async fn sees(fabric: &Arc<dyn Fabric>, cage: &str, expected: &[&RunningCopy]) {
     let mut names: Vec<_> = expected.iter().map(|copy| copy.name()).collect();
     names.sort();
     let seen = || {
@@ -341,9 +341,9 @@ fn check_error(result: Result<Payload, DispatchError>, expected: &[&str]) -> Str
     }
 }
 
-pub(super) async fn answers_arrive(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn answers_arrive(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let json = Payload::Json(r#"{"args":["é",1.5,null]}"#.into());
     let bodies = [0, 1, 2_000, 64 << 10, (64 << 10) + 1, 1_000_000, 16 << 20].map(|bytes| pattern(bytes, 7));
@@ -354,9 +354,9 @@ pub(super) async fn answers_arrive(bench: Arc<dyn Bench>) {
     }
 }
 
-pub(super) async fn errors_arrive(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn errors_arrive(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let codes = [
         "bad-request",
@@ -378,12 +378,12 @@ pub(super) async fn errors_arrive(bench: Arc<dyn Bench>) {
         let text = check_error(front.call(call_with("error", code), None).await, &[code]);
         assert!(code == "draining" || text.ends_with(ERROR_TEXT), "{text}");
     }
-    assert_eq!(worker.probe.counts().begun, codes.len(), "an answered call ran again");
+    assert_eq!(worker.handler.counts().begun, codes.len(), "an answered call ran again");
 }
 
-pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn the_context_travels(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let mut facts = Facts::default();
     facts.set(Facts::USERNAME, "alice");
@@ -394,10 +394,10 @@ pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
     let sent = Arc::new(context.for_call("front", "caller", None));
     let made = Call { context: sent.clone(), idempotent: true, ..call("echo") };
     front.call(made, None).await.unwrap();
-    let came = worker.probe.last();
+    let received = worker.handler.last();
     let action = CallAction::Run { module: "work".into(), function: "echo".into() };
-    assert_eq!((&*came.cage, &came.action, came.idempotent), ("worker", &action, true));
-    let here = &came.context;
+    assert_eq!((&*received.cage, &received.action, received.idempotent), ("worker", &action, true));
+    let here = &received.context;
     assert_eq!((here.id, here.level(), here.description()), (sent.id, sent.level(), sent.description()));
     assert_eq!((&here.callers, &*here.interface, &*here.protocol), (&sent.callers, "my_http", "http"));
     let left = here.deadline.left();
@@ -408,33 +408,33 @@ pub(super) async fn the_context_travels(bench: Arc<dyn Bench>) {
     assert_eq!(fact(Facts::SOURCE_MODULE), Some("caller"));
 }
 
-pub(super) async fn a_retried_call_is_handed_over(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn a_retried_call_is_handed_over(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     let handed_over = Call { action: CallAction::AcceptRetried, ..call_with("", "[1]") };
     let accepted = front.call(handed_over, None).await.unwrap();
     assert_eq!(accepted, Payload::Json("[1]".into()));
-    assert_eq!(worker.probe.last().action, CallAction::AcceptRetried);
+    assert_eq!(worker.handler.last().action, CallAction::AcceptRetried);
 }
 
-pub(super) async fn a_caller_is_who_the_fabric_says(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn a_caller_is_who_the_fabric_says(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let context = RequestContext::new("my_http".into(), "http", CALL_TIMEOUT, Arc::default());
     let claimed = Arc::new(context.for_call("admin", "console", None));
     front.call(Call { context: claimed, ..call("echo") }, None).await.unwrap();
-    let came = worker.probe.last().context;
-    assert_eq!(came.callers.last().map(|last| &**last), Some("front/"));
-    assert_eq!(came.facts.get(Facts::SOURCE_CAGE), Some("front"));
+    let received = worker.handler.last().context;
+    assert_eq!(received.callers.last().map(|last| &**last), Some("front/"));
+    assert_eq!(received.facts.get(Facts::SOURCE_CAGE), Some("front"));
 }
 
-pub(super) async fn all_copies_are_used(bench: Arc<dyn Bench>) {
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn all_copies_are_used(bed: Arc<dyn TestBed>) {
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     let calling = async {
-        while one.probe.counts().begun == 0 || two.probe.counts().begun == 0 {
+        while one.handler.counts().begun == 0 || two.handler.counts().begun == 0 {
             front.call(call("echo"), None).await.unwrap();
         }
     };
@@ -443,9 +443,9 @@ pub(super) async fn all_copies_are_used(bench: Arc<dyn Bench>) {
     }
 }
 
-pub(super) async fn a_named_copy_is_reached(bench: Arc<dyn Bench>) {
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn a_named_copy_is_reached(bed: Arc<dyn TestBed>) {
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     for copy in [&one, &two, &one, &one, &two, &two] {
         let answer = front.call(call("copy"), Some(&copy.name())).await.unwrap();
@@ -456,111 +456,111 @@ pub(super) async fn a_named_copy_is_reached(bench: Arc<dyn Bench>) {
     }
 }
 
-pub(super) async fn an_unknown_cage_is_told_at_once(bench: Arc<dyn Bench>) {
-    let front = caller(&*bench).await;
+pub(super) async fn an_unknown_cage_is_reported_at_once(bed: Arc<dyn TestBed>) {
+    let front = caller(&*bed).await;
     let unknown = front.call(call("echo"), None);
     let text = check_error(timeout(AT_ONCE, unknown).await.expect("at once"), &["no-such-cage"]);
     assert!(text.contains("worker"), "{text}");
 }
 
-pub(super) async fn bodies_over_the_limit_are_refused(bench: Arc<dyn Bench>) {
-    let limits = Limits { body_bytes_max: 100_000, ..Limits::default() };
-    let worker = Running::start_as(&*bench, Running::local("default", "worker"), limits).await;
-    let front = bench.join(&Running::local("default", "front"), limits).await;
-    let generous = caller(&*bench).await;
+pub(super) async fn bodies_over_the_limit_are_refused(bed: Arc<dyn TestBed>) {
+    let limits = CallLimits { body_bytes_max: 100_000, ..CallLimits::default() };
+    let worker = RunningCopy::start_as(&*bed, RunningCopy::local("default", "worker"), limits).await;
+    let front = bed.join(&RunningCopy::local("default", "front"), limits).await;
+    let generous = caller(&*bed).await;
     for fabric in [&front, &generous] {
         sees(fabric, "worker", &[&worker]).await;
     }
     let echo = |bytes| call_of("worker", "echo", pattern(bytes, 1), CALL_TIMEOUT);
     let text = check_error(front.call(echo(100_001), None).await, &["bad-request"]);
     assert!(text.contains("100001") && text.contains("100000"), "{text}");
-    // Whoever allows itself more than the callee does is told, too, or found out to have broken the rules.
+    // A caller with a higher limit than the callee gets that error from the callee, or its connection is closed.
     check_error(generous.call(echo(100_001), None).await, &["bad-request", "lost"]);
-    assert_eq!(worker.probe.counts().begun, 0);
+    assert_eq!(worker.handler.counts().begun, 0);
     let text = check_error(front.call(call_with("bytes", "100001"), None).await, &["failed"]);
     assert!(text.contains("100001") && text.contains("100000"), "{text}");
     assert_eq!(front.call(echo(100_000), None).await.unwrap(), pattern(100_000, 1));
     assert_eq!(front.call(call_with("bytes", "100000"), None).await.unwrap(), pattern(100_000, 0));
 }
 
-pub(super) async fn a_deadline_ends_the_call_on_both_sides(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn a_deadline_ends_the_call_on_both_sides(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let hasty = call_of("worker", "wait", Payload::Json("{}".into()), Duration::from_millis(300));
     let deadline = hasty.context.deadline;
     check_error(front.call(hasty, None).await, &["deadline-exceeded"]);
     assert!(deadline.passed());
-    worker.probe.until(|counts| counts.dropped == 1).await;
+    worker.handler.until(|counts| counts.dropped == 1).await;
     let late = call_of("worker", "echo", Payload::Json("{}".into()), Duration::ZERO);
     check_error(front.call(late, None).await, &["deadline-exceeded"]);
-    assert_eq!(worker.probe.counts().begun, 1);
+    assert_eq!(worker.handler.counts().begun, 1);
     front.call(call("echo"), None).await.unwrap();
 }
 
-pub(super) async fn a_caller_that_leaves_ends_the_call(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn a_caller_that_leaves_ends_the_call(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     let waiting = started(&front, call("wait"), None);
-    worker.probe.until(|counts| counts.begun == 1).await;
+    worker.handler.until(|counts| counts.begun == 1).await;
     waiting.abort();
-    worker.probe.until(|counts| counts.dropped == 1).await;
+    worker.handler.until(|counts| counts.dropped == 1).await;
     front.call(call("echo"), None).await.unwrap();
 }
 
-pub(super) async fn a_draining_copy_finishes_what_it_has(bench: Arc<dyn Bench>) {
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn a_draining_copy_finishes_what_it_has(bed: Arc<dyn TestBed>) {
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     let waiting = started(&front, call("wait"), Some(one.name()));
-    one.probe.until(|counts| counts.begun == 1).await;
+    one.handler.until(|counts| counts.begun == 1).await;
     one.drain.begin();
     for _ in 0..50 {
         assert_eq!(copy_that_answers(&front).await, two.name());
     }
     check_error(front.call(call("copy"), Some(&one.name())).await, &["no-such-cage", "unreachable", "draining"]);
     assert!(!one.advertised.is_finished(), "a call is still in work");
-    one.probe.release(1);
+    one.handler.release(1);
     assert_eq!(waiting.await.unwrap().unwrap(), Payload::Json(one.name()));
     one.advertised.await.unwrap().unwrap();
-    assert_eq!(one.probe.counts().begun, 1);
+    assert_eq!(one.handler.counts().begun, 1);
     sees(&front, "worker", &[&two]).await;
     two.drain.begin();
     two.advertised.await.unwrap().unwrap();
     check_error(front.call(call("copy"), None).await, &["no-such-cage", "unreachable", "draining"]);
 }
 
-pub(super) async fn calls_of_a_dead_copy_are_lost_or_tried_elsewhere(bench: Arc<dyn Bench>) {
-    let noticed = bench.traits().death_noticed_within + AT_ONCE;
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn calls_of_a_dead_copy_are_lost_or_tried_elsewhere(bed: Arc<dyn TestBed>) {
+    let noticed = bed.traits().death_noticed_within + AT_ONCE;
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     let tried_again = started(&front, Call { idempotent: true, ..call("wait") }, None);
-    until("a copy has the call", || one.probe.counts().begun + two.probe.counts().begun == 1).await;
-    let (dying, other) = if one.probe.counts().begun == 1 { (one, two) } else { (two, one) };
+    until("a copy has the call", || one.handler.counts().begun + two.handler.counts().begun == 1).await;
+    let (dying, other) = if one.handler.counts().begun == 1 { (one, two) } else { (two, one) };
     let named = started(&front, call("wait"), Some(dying.name()));
-    dying.probe.until(|counts| counts.begun == 2).await;
-    let probe = dying.probe.clone();
-    dying.kill(&*bench).await;
-    other.probe.release(1);
+    dying.handler.until(|counts| counts.begun == 2).await;
+    let handler = dying.handler.clone();
+    dying.kill(&*bed).await;
+    other.handler.release(1);
     let lost = timeout(noticed, named).await.expect("a dead copy is noticed").unwrap();
     check_error(lost, &["lost"]);
     let answer = timeout(noticed, tried_again).await.expect("a dead copy is noticed").unwrap();
     assert_eq!(answer.unwrap(), Payload::Json(other.name()));
-    assert_eq!(other.probe.counts().begun, 1);
-    probe.until(|counts| counts.dropped == 2).await;
+    assert_eq!(other.handler.counts().begun, 1);
+    handler.until(|counts| counts.dropped == 2).await;
 }
 
-pub(super) async fn calls_avoid_a_dead_copy(bench: Arc<dyn Bench>) {
-    let noticed = bench.traits().death_noticed_within + AT_ONCE;
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn calls_avoid_a_dead_copy(bed: Arc<dyn TestBed>) {
+    let noticed = bed.traits().death_noticed_within + AT_ONCE;
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     copy_that_answers(&front).await;
-    one.kill(&*bench).await;
+    one.kill(&*bed).await;
     for _ in 0..20 {
-        // It may not be noticed yet, so only what may run twice is sure to be answered.
+        // The death may not be noticed yet, so only an idempotent call is sure to be answered.
         let answer = front.call(Call { idempotent: true, ..call("copy") }, None).await;
         assert_eq!(answer.unwrap(), Payload::Json(two.name()));
     }
@@ -570,22 +570,22 @@ pub(super) async fn calls_avoid_a_dead_copy(bench: Arc<dyn Bench>) {
     }
 }
 
-pub(super) async fn a_copy_that_comes_back_is_used(bench: Arc<dyn Bench>) {
-    let first = Running::start(&*bench, "worker").await;
-    let front = caller(&*bench).await;
+pub(super) async fn a_copy_that_comes_back_is_used(bed: Arc<dyn TestBed>) {
+    let first = RunningCopy::start(&*bed, "worker").await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&first]).await;
     assert_eq!(copy_that_answers(&front).await, first.name());
-    first.kill(&*bench).await;
+    first.kill(&*bed).await;
     sees(&front, "worker", &[]).await;
     check_error(front.call(call("echo"), None).await, &["no-such-cage"]);
-    let again = Running::start(&*bench, "worker").await;
+    let again = RunningCopy::start(&*bed, "worker").await;
     sees(&front, "worker", &[&again]).await;
     assert_eq!(copy_that_answers(&front).await, again.name());
 }
 
-pub(super) async fn many_calls_at_once_get_their_own_answers(bench: Arc<dyn Bench>) {
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let front = caller(&*bench).await;
+pub(super) async fn many_calls_at_once_get_their_own_answers(bed: Arc<dyn TestBed>) {
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&one, &two]).await;
     let calls = (0..200usize).map(|index| {
         let body = pattern([0, 1, 200, 64 << 10, 300_000][index % 5] + index, index as u8);
@@ -595,15 +595,15 @@ pub(super) async fn many_calls_at_once_get_their_own_answers(bench: Arc<dyn Benc
     for (body, answer) in join_all(calls).await {
         assert!(answer.as_ref().is_ok_and(|answer| *answer == body), "{:?}", answer.err());
     }
-    let (one, two) = (one.probe.counts(), two.probe.counts());
+    let (one, two) = (one.handler.counts(), two.handler.counts());
     assert_eq!((one.begun + two.begun, one.ended + two.ended), (200, 200));
 }
 
-pub(super) async fn flocks_do_not_see_each_other(bench: Arc<dyn Bench>) {
-    let worker = Running::start(&*bench, "worker").await;
-    let stranger = Running::start_as(&*bench, Running::local("other", "worker"), Limits::default()).await;
-    let alone = Running::start_as(&*bench, Running::local("other", "alone"), Limits::default()).await;
-    let front = caller(&*bench).await;
+pub(super) async fn flocks_do_not_see_each_other(bed: Arc<dyn TestBed>) {
+    let worker = RunningCopy::start(&*bed, "worker").await;
+    let stranger = RunningCopy::start_as(&*bed, RunningCopy::local("other", "worker"), CallLimits::default()).await;
+    let alone = RunningCopy::start_as(&*bed, RunningCopy::local("other", "alone"), CallLimits::default()).await;
+    let front = caller(&*bed).await;
     sees(&front, "worker", &[&worker]).await;
     for _ in 0..20 {
         assert_eq!(copy_that_answers(&front).await, worker.name());
@@ -612,29 +612,29 @@ pub(super) async fn flocks_do_not_see_each_other(bench: Arc<dyn Bench>) {
     check_error(front.call(to_alone(), None).await, &["no-such-cage"]);
     check_error(front.call(to_alone(), Some(&alone.name())).await, &["no-such-cage"]);
     assert!(front.members().iter().all(|member| member.copy != stranger.name() && member.copy != alone.name()));
-    assert_eq!((stranger.probe.counts().begun, alone.probe.counts().begun), (0, 0));
+    assert_eq!((stranger.handler.counts().begun, alone.handler.counts().begun), (0, 0));
 }
 
-/// Fills the places with calls that wait, checks that one more is refused and that `elsewhere` is not, and that all that
-/// waited are answered.
-async fn check_bound(places: usize, front: &Arc<dyn Fabric>, worker: &Running, elsewhere: impl Future<Output = ()>) {
-    let waiting: Vec<_> = (0..places).map(|_| started(front, call("wait"), None)).collect();
-    worker.probe.until(|counts| counts.begun == places).await;
+/// Makes as many waiting calls as the limit allows; checks that one more is refused, that `elsewhere` is not, and that
+/// the waiting calls are answered.
+async fn check_bound(max: usize, front: &Arc<dyn Fabric>, worker: &RunningCopy, elsewhere: impl Future<Output = ()>) {
+    let waiting: Vec<_> = (0..max).map(|_| started(front, call("wait"), None)).collect();
+    worker.handler.until(|counts| counts.begun == max).await;
     let refused = front.call(call("echo"), None);
     let text = check_error(timeout(AT_ONCE, refused).await.expect("at once"), &["overloaded"]);
-    assert!(text.contains(&places.to_string()), "{text}");
+    assert!(text.contains(&max.to_string()), "{text}");
     elsewhere.await;
-    worker.probe.release(places);
+    worker.handler.release(max);
     for answer in join_all(waiting).await {
         answer.unwrap().unwrap();
     }
     front.call(call("echo"), None).await.unwrap();
 }
 
-pub(super) async fn calls_to_a_cage_are_bounded(bench: Arc<dyn Bench>) {
-    let (worker, other) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "other").await);
-    let limits = Limits { calls_per_cage_max: 4, ..Limits::default() };
-    let front = bench.join(&Running::local("default", "front"), limits).await;
+pub(super) async fn calls_to_a_cage_are_bounded(bed: Arc<dyn TestBed>) {
+    let (worker, other) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "other").await);
+    let limits = CallLimits { calls_per_cage_max: 4, ..CallLimits::default() };
+    let front = bed.join(&RunningCopy::local("default", "front"), limits).await;
     sees(&front, "worker", &[&worker]).await;
     sees(&front, "other", &[&other]).await;
     let elsewhere = async {
@@ -644,10 +644,10 @@ pub(super) async fn calls_to_a_cage_are_bounded(bench: Arc<dyn Bench>) {
     check_bound(4, &front, &worker, elsewhere).await;
 }
 
-pub(super) async fn calls_of_a_peer_are_bounded(bench: Arc<dyn Bench>) {
-    let limits = Limits { calls_per_peer_max: 4, ..Limits::default() };
-    let worker = Running::start_as(&*bench, Running::local("default", "worker"), limits).await;
-    let (front, another) = (caller(&*bench).await, caller(&*bench).await);
+pub(super) async fn calls_of_a_peer_are_bounded(bed: Arc<dyn TestBed>) {
+    let limits = CallLimits { calls_per_peer_max: 4, ..CallLimits::default() };
+    let worker = RunningCopy::start_as(&*bed, RunningCopy::local("default", "worker"), limits).await;
+    let (front, another) = (caller(&*bed).await, caller(&*bed).await);
     sees(&front, "worker", &[&worker]).await;
     sees(&another, "worker", &[&worker]).await;
     let elsewhere = async {
@@ -656,9 +656,9 @@ pub(super) async fn calls_of_a_peer_are_bounded(bench: Arc<dyn Bench>) {
     check_bound(4, &front, &worker, elsewhere).await;
 }
 
-pub(super) async fn members_are_known(bench: Arc<dyn Bench>) {
-    let (one, two) = (Running::start(&*bench, "worker").await, Running::start(&*bench, "worker").await);
-    let other = Running::start(&*bench, "other").await;
+pub(super) async fn members_are_known(bed: Arc<dyn TestBed>) {
+    let (one, two) = (RunningCopy::start(&*bed, "worker").await, RunningCopy::start(&*bed, "worker").await);
+    let other = RunningCopy::start(&*bed, "other").await;
     sees(&other.fabric, "worker", &[&one, &two]).await;
     sees(&one.fabric, "worker", &[&two]).await;
     sees(&one.fabric, "other", &[&other]).await;

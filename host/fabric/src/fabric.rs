@@ -1,5 +1,5 @@
-//! What carries calls between processes and machines: the one trait that each fabric implements, and what a fabric hands
-//! to the cage that it serves. Its contract is the test suite in `contract.rs`.
+//! The trait `Fabric` for what carries calls between processes and machines, and the trait by which a fabric hands calls
+//! to its cage. The contract of fabrics is the test suite in `contract.rs`.
 
 use std::sync::Arc;
 
@@ -11,43 +11,43 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_protocol::InterfaceError;
 
-/// A way to other cages, and for other cages to this one. Members and calls are those of `Remote`.
+/// Connects a cage with others, in both directions. `Remote` is the outbound half: members and calls.
 #[async_trait]
 pub trait Fabric: Remote {
-    /// Lets other cages find this one and call it, until the drain begins; then takes nothing new, tells callers to go
-    /// elsewhere, and resolves when every call in work has been answered.
+    /// Lets other cages find this one and call it, until the drain begins. Then refuses new calls, so that callers try
+    /// another copy, and returns when every call in flight has been answered.
     ///
     /// # Errors
-    /// What keeps it from serving, such as a port in use.
-    async fn advertise(&self, service: Arc<dyn Service>, drain: Drain) -> Result<(), InterfaceError>;
+    /// The reason why the cage cannot be reached, such as a port in use.
+    async fn advertise(&self, handler: Arc<dyn CallHandler>, drain: Drain) -> Result<(), InterfaceError>;
 
-    /// Where others can reach this cage; empty while it is not advertised.
+    /// Returns the addresses at which others can reach this cage; empty while it is not advertised.
     fn addresses(&self) -> Vec<String>;
 }
 
-/// The cage that a fabric brings calls to.
+/// Runs the calls that a fabric receives for its cage.
 #[async_trait]
-pub trait Service: Send + Sync {
-    /// Has a function run. The last of the context's callers belongs to the cage whose identity the fabric has checked.
-    /// Dropping the future ends the call.
+pub trait CallHandler: Send + Sync {
+    /// Runs a function. The last of the context's callers is of the cage whose identity the fabric has checked. Dropping
+    /// the future cancels the call.
     ///
     /// # Errors
-    /// What the caller gets to see.
+    /// The error that the caller gets.
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError>;
 }
 
-/// Who a cage is on a fabric.
+/// The identity of this copy on a fabric.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Local {
+pub struct LocalCopy {
     pub flock: Arc<str>,
     pub cage: Arc<str>,
-    /// Tells running copies of a cage apart: 16 hexadecimal digits, random for each start.
+    /// Distinguishes running copies of a cage; random for each start.
     pub copy: CopyId,
     /// Label of the machine.
     pub node: Arc<str>,
 }
 
-/// Name of a running copy of a cage.
+/// Identifies a running copy of a cage; written as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CopyId(pub u64);
 
@@ -56,7 +56,7 @@ impl CopyId {
         Self(fastrand::u64(1..))
     }
 
-    /// From its 16 hexadecimal digits.
+    /// Parses 16 lower-case hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let hexadecimal = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         u64::from_str_radix(text, 16).ok().filter(|_| hexadecimal).map(Self)
@@ -69,18 +69,18 @@ impl std::fmt::Display for CopyId {
     }
 }
 
-/// Bounds that every fabric keeps.
+/// Bounds that every fabric enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Arguments or result of one call, in bytes.
+pub struct CallLimits {
+    /// Bytes of the arguments, or of the result, of one call.
     pub body_bytes_max: usize,
-    /// Calls to one cage that have no answer yet.
+    /// Calls in flight to one cage.
     pub calls_per_cage_max: usize,
-    /// Calls from one peer that have no answer yet.
+    /// Calls in flight from one peer.
     pub calls_per_peer_max: usize,
 }
 
-impl Default for Limits {
+impl Default for CallLimits {
     fn default() -> Self {
         Self { body_bytes_max: 32 << 20, calls_per_cage_max: 500, calls_per_peer_max: 1_000 }
     }

@@ -1,11 +1,11 @@
-//! Interface `rpc`: carries the cage's calls to others, and has the dispatcher answer theirs.
+//! Interface `rpc`: carries the cage's calls to others, and passes theirs to the dispatcher.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use super::config::{FabricConfig, RpcConfig};
-use super::fabric::{CopyId, Fabric, Local, Service};
+use super::fabric::{CallHandler, CopyId, Fabric, LocalCopy};
 use super::lan::Lan;
 use wasmcage_core::call::{Call, Remote};
 use wasmcage_core::error::DispatchError;
@@ -16,28 +16,28 @@ pub(super) struct RpcInterface {
     pub(super) config: RpcConfig,
 }
 
-/// The cage, as a fabric sees it.
-pub(super) struct CageService {
+/// Passes a fabric's calls to the cage's dispatcher.
+pub(super) struct CageCallHandler {
     pub(super) dispatch: Arc<dyn Dispatch>,
 }
 
 #[async_trait]
-impl Service for CageService {
+impl CallHandler for CageCallHandler {
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
         self.dispatch.called(call).await
     }
 }
 
-/// Who this cage is, for one start of an interface.
-pub(super) fn local(cx: &InterfaceContext) -> Local {
+/// Makes the identity of a new copy of this cage, for one start of an interface.
+pub(super) fn local_copy(cx: &InterfaceContext) -> LocalCopy {
     let flock = cx.dispatch.flock().into();
-    Local { flock, cage: cx.endpoint.cage.clone(), copy: CopyId::random(), node: cx.node.clone() }
+    LocalCopy { flock, cage: cx.endpoint.cage.clone(), copy: CopyId::random(), node: cx.node.clone() }
 }
 
 #[async_trait]
 impl Interface for RpcInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let (local, limits) = (local(&cx), self.config.limits);
+        let (local, limits) = (local_copy(&cx), self.config.limits);
         match self.config.fabric {
             FabricConfig::Lan(config) => {
                 let (interface, lanes) = (&cx.endpoint.interface, cx.lanes.clone());
@@ -53,42 +53,42 @@ impl Interface for RpcInterface {
     }
 }
 
-/// Calls go out as long as the cage has work, calls come in until the drain.
+/// Runs a fabric: calls come in until the drain begins, and go out as long as the cage has requests in flight.
 async fn serve(fabric: impl Fabric + 'static, cx: InterfaceContext) -> Result<(), InterfaceError> {
     let fabric = Arc::new(fabric);
     let remote: Arc<dyn Remote> = fabric.clone();
     cx.dispatch.set_remote(remote.clone());
-    let service = Arc::new(CageService { dispatch: cx.dispatch.clone() });
-    let mut advertised = fabric.advertise(service, cx.drain.clone());
+    let handler = Arc::new(CageCallHandler { dispatch: cx.dispatch.clone() });
+    let mut advertised = fabric.advertise(handler, cx.drain.clone());
     let ended = tokio::select! {
         ended = &mut advertised => ended,
         _listening = listen(&*fabric, &cx) => advertised.await,
     };
-    // A cage that cannot be called goes on calling others. So does one that is stopping: for requests still in work.
+    // A cage that cannot be called may still call others, and so may one that is stopping: for requests still in flight.
     if ended.is_ok() && !cx.drain.outer_begun() {
         cx.dispatch.unset_remote(&remote);
     }
     ended
 }
 
-/// A socket in the file system is for cages of this machine.
-fn reach(address: String) -> Address {
+/// A Unix socket is for cages of this machine, other addresses are also for those of other machines.
+fn endpoint_address(address: String) -> Address {
     match address.starts_with("unix:") {
         true => Address::Machine(address),
         false => Address::Outside(address),
     }
 }
 
-/// Tells where the cage can be called, once it can.
+/// Reports the cage's addresses to the endpoint once it can be called.
 async fn listen(fabric: &impl Fabric, cx: &InterfaceContext) -> Vec<Listening> {
-    const LOOK: std::time::Duration = std::time::Duration::from_millis(5);
+    const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(5);
     while !cx.drain.begun() {
         let addresses = fabric.addresses();
         if !addresses.is_empty() {
-            return addresses.into_iter().map(|address| cx.endpoint.listen(reach(address))).collect();
+            return addresses.into_iter().map(|address| cx.endpoint.listen(endpoint_address(address))).collect();
         }
         tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
             () = cx.drain.stopping() => {}
         }
     }

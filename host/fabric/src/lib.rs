@@ -1,4 +1,4 @@
-//! Calls between cages of a flock: interface `rpc` of every cage lets others call it, and carries its own calls to them,
+//! Calls between cages of a flock: the interface `rpc` of a cage lets others call it and carries its own calls to them,
 //! over the fabric that its configuration names.
 
 mod config;
@@ -7,6 +7,7 @@ mod contract;
 pub mod discovery;
 pub mod fabric;
 mod interface;
+mod keyed_limit;
 pub mod keys;
 pub mod lan;
 pub mod link;
@@ -14,18 +15,17 @@ pub mod link;
 mod memory;
 #[cfg(feature = "nats")]
 pub mod nats;
-pub mod places;
 mod reverse;
 
 pub use self::config::{FabricConfig, LanConfig, ReverseConfig, RpcConfig};
-pub use self::reverse::ReverseRpc;
+pub use self::reverse::ReverseRpcProtocol;
 use wasmcage_config::{ConfigError, ProtocolInfo, RequestTarget, Section};
-pub use wasmcage_core::envelope;
+pub(crate) use wasmcage_core::envelope;
 use wasmcage_protocol::{Interface, Protocol};
 
-pub struct Rpc;
+pub struct RpcProtocol;
 
-impl Protocol for Rpc {
+impl Protocol for RpcProtocol {
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo::new("rpc").target(RequestTarget::NamedModule).in_every_cage()
     }

@@ -1,5 +1,5 @@
-//! Rust sources: one cargo call for the packages of a workspace that need the same stack. cargo's own output is shown as
-//! it comes; the artifacts are learnt from its JSON messages.
+//! Builds Rust sources: one call of cargo for the packages of a workspace that need the same stack. cargo's own output
+//! goes to the terminal; its JSON messages name the artifacts.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -12,11 +12,11 @@ use super::super::progress;
 use super::BuildError;
 
 const TARGET: &str = "wasm32-wasip2";
-/// A guest's stack, in KiB. Small, because a fresh instance's memory is reset for every use of it.
+/// Default stack of a guest in KiB. It is small because the memory of a fresh instance is reset for every use.
 const STACK_KB: u32 = 64;
 
-/// Passed by `--config`, so that a guest's manifest need not know: small and fast code, a trap in place of unwinding, and
-/// names of functions, which make traps readable.
+/// Settings passed by `--config`, so that a guest's manifest need not have them: small and fast code, a trap in place of
+/// unwinding, and names of functions, which make traps readable.
 const PROFILE: [&str; 5] = [
     "profile.release.lto=\"fat\"",
     "profile.release.codegen-units=1",
@@ -25,13 +25,13 @@ const PROFILE: [&str; 5] = [
     "profile.release.strip=\"debuginfo\"",
 ];
 
-/// A package, as `cargo metadata` tells it.
+/// A package in the output of `cargo metadata`.
 #[derive(Debug, Deserialize)]
 struct Package {
     name: String,
     id: String,
     manifest_path: PathBuf,
-    /// What `[package.metadata]` says; null if nothing.
+    /// The table `[package.metadata]`; null if there is none.
     metadata: serde_json::Value,
     dependencies: Vec<Dependency>,
 }
@@ -47,9 +47,9 @@ struct Metadata {
     workspace_root: PathBuf,
 }
 
-/// A package to be built.
+/// A package to build.
 #[derive(Debug)]
-struct Unit {
+struct BuildUnit {
     source: PathBuf,
     name: String,
     id: String,
@@ -60,7 +60,7 @@ struct Unit {
 /// Builds the packages in these directories.
 pub(super) fn build(sources: &[PathBuf]) -> Vec<(PathBuf, Result<PathBuf, BuildError>)> {
     let mut results = Vec::new();
-    let mut groups: BTreeMap<(PathBuf, u32), Vec<Unit>> = BTreeMap::new();
+    let mut groups: BTreeMap<(PathBuf, u32), Vec<BuildUnit>> = BTreeMap::new();
     for source in sources {
         match unit(source) {
             Ok(unit) => groups.entry((unit.workspace.clone(), unit.stack_kb)).or_default().push(unit),
@@ -84,7 +84,7 @@ pub(super) fn build(sources: &[PathBuf]) -> Vec<(PathBuf, Result<PathBuf, BuildE
     results
 }
 
-fn missing(unit: &Unit, success: bool) -> BuildError {
+fn missing(unit: &BuildUnit, success: bool) -> BuildError {
     let name = &unit.name;
     BuildError::Failed(if success {
         format!("cargo made no component of package {name}: its Cargo.toml needs [lib] crate-type = [\"cdylib\"]")
@@ -93,7 +93,7 @@ fn missing(unit: &Unit, success: bool) -> BuildError {
     })
 }
 
-/// Directories whose change changes this package: its own and those of its path dependencies.
+/// Returns the directories to watch for changes of this package: its own and those of its path dependencies.
 pub(in super::super) fn watched(source: &Path) -> Vec<PathBuf> {
     let mut directories = vec![source.to_owned()];
     let Ok(metadata) = metadata(source) else { return directories };
@@ -110,14 +110,14 @@ pub(in super::super) fn watched(source: &Path) -> Vec<PathBuf> {
     directories
 }
 
-fn unit(source: &Path) -> Result<Unit, BuildError> {
+fn unit(source: &Path) -> Result<BuildUnit, BuildError> {
     let metadata = metadata(source)?;
     let manifest = source.join("Cargo.toml");
     let same = |package: &&Package| package.manifest_path == manifest;
     let package = metadata.packages.iter().find(same).ok_or_else(|| {
         BuildError::Source(format!("{} is a workspace without a package; name a package's directory", source.display()))
     })?;
-    Ok(Unit {
+    Ok(BuildUnit {
         source: source.to_owned(),
         name: package.name.clone(),
         id: package.id.clone(),
@@ -190,15 +190,15 @@ fn ensure_target(source: &Path) -> Result<(), BuildError> {
     }
 }
 
-/// What a cargo call made.
-struct Built {
-    /// By package id.
+/// The result of a call of cargo.
+struct CargoOutput {
+    /// The components by package id.
     artifacts: BTreeMap<String, PathBuf>,
     /// No package failed.
     success: bool,
 }
 
-fn run(units: &[Unit]) -> Result<Built, BuildError> {
+fn run(units: &[BuildUnit]) -> Result<CargoOutput, BuildError> {
     let first = &units[0];
     let stack = format!("link-arg=-zstack-size={}", u64::from(first.stack_kb) * 1024);
     let mut command = cargo();
@@ -218,7 +218,7 @@ fn run(units: &[Unit]) -> Result<Built, BuildError> {
         command.args(["--config", setting]);
     }
     match std::env::var("RUSTFLAGS") {
-        // The variable would win over the configuration, so it is added to.
+        // The variable has precedence over the configuration, so the option is added to it.
         Ok(flags) if !flags.is_empty() => {
             command.env("RUSTFLAGS", format!("{flags} -C {stack}"));
         }
@@ -227,28 +227,28 @@ fn run(units: &[Unit]) -> Result<Built, BuildError> {
         }
     }
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(run_error)?;
-    let stdout = child.stdout.take().expect("it was asked for");
+    let stdout = child.stdout.take().expect("the command has a pipe");
     let mut artifacts = BTreeMap::new();
     for line in BufReader::new(stdout).lines().map_while(Result::ok) {
         if let Some((package, file)) = artifact(&line) {
             artifacts.insert(package, file);
         }
     }
-    // With --keep-going, packages that were built are there whatever became of the others.
+    // With --keep-going, some packages may have been built although others failed.
     let success = child.wait().map_err(run_error)?.success();
-    Ok(Built { artifacts, success })
+    Ok(CargoOutput { artifacts, success })
 }
 
-/// The package and file of a message about a finished component.
+/// Parses a message about a finished component: returns the package and the file.
 fn artifact(line: &str) -> Option<(String, PathBuf)> {
     #[derive(Deserialize)]
-    struct Message {
+    struct CargoMessage {
         reason: String,
         package_id: Option<String>,
         #[serde(default)]
         filenames: Vec<PathBuf>,
     }
-    let message: Message = serde_json::from_str(line).ok()?;
+    let message: CargoMessage = serde_json::from_str(line).ok()?;
     let component = |file: &PathBuf| file.extension().is_some_and(|extension| extension == "wasm");
     let file = message.filenames.into_iter().find(component)?;
     (message.reason == "compiler-artifact").then_some((message.package_id?, file))
@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn artifacts_are_learnt_from_messages() {
+    fn artifacts_are_found_in_messages() {
         let message = |reason: &str, file: &str| {
             json!({ "reason": reason, "package_id": "path+file:///x#work@0.1.0", "filenames": ["/t/libwork.rlib", file] }).to_string()
         };
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stack_is_a_guests_choice() {
+    fn a_package_may_set_its_stack() {
         let package = |metadata| Package {
             name: "work".into(),
             id: "id".into(),

@@ -1,5 +1,5 @@
-//! Compiling the modules that have a `source` in `cage.toml`: `wasmcage build`, `run --build` and `dev`. What is built is
-//! put into the cage by a rename, and only when it differs; when a build fails the old module stays.
+//! Compiles the modules that have a `source` in `cage.toml`, for `wasmcage build`, `run --build` and `dev`. A built
+//! module is renamed into the cage, and only when it differs; when a build fails, the old module stays.
 
 mod cargo;
 mod install;
@@ -14,7 +14,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
 pub(super) use self::cargo::watched;
-use self::install::Installed;
+use self::install::InstallOutcome;
 use super::{CommandError, RootArg, completion, config, progress, selected};
 use crate::supervisor::{FAILED, STOPPED};
 
@@ -41,7 +41,7 @@ pub(super) struct BuildArgs {
 impl BuildArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let cages = selected(&self.root.root, &self.cages)?;
-        let plan = Plan::of(&self.root.root, &cages)?;
+        let plan = BuildPlan::of(&self.root.root, &cages)?;
         if plan.is_empty() {
             progress("no module of these cages has a source in cage.toml");
         }
@@ -49,9 +49,12 @@ impl BuildArgs {
     }
 }
 
-/// For `run --build` and `dev`: a module that fails to build but has an old version is no reason not to start.
+/// Builds the modules before a cage starts, for `run --build` and `dev`.
+///
+/// # Errors
+/// A module cannot be built and has no older version.
 pub(super) fn before_start(root: &Path, cages: &[String]) -> Result<(), CommandError> {
-    let failed = Plan::of(root, cages)?.build();
+    let failed = BuildPlan::of(root, cages)?.build();
     let missing: Vec<_> = failed.iter().filter(|target| !target.file().exists()).map(ToString::to_string).collect();
     if missing.is_empty() {
         return Ok(());
@@ -59,40 +62,40 @@ pub(super) fn before_start(root: &Path, cages: &[String]) -> Result<(), CommandE
     Err(CommandError::Refused(format!("not built, and there is no older version: {}", missing.join(", "))))
 }
 
-/// Where a built module goes.
+/// The place of a built module in its cage.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct BuildTarget {
     cage: String,
     module: String,
     directory: PathBuf,
 }
 
-impl Target {
+impl BuildTarget {
     fn file(&self) -> PathBuf {
         self.directory.join(format!("{}.wasm", self.module))
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for BuildTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.cage, self.module)
     }
 }
 
-/// What to build, and where it goes: each source once, however many modules are made of it.
+/// The sources to build, each with its targets. A source is built once, also for several modules.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
-    sources: BTreeMap<PathBuf, Vec<Target>>,
+pub(super) struct BuildPlan {
+    sources: BTreeMap<PathBuf, Vec<BuildTarget>>,
 }
 
 /// How a source is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum SourceKind {
     Cargo,
     Python,
 }
 
-impl Kind {
+impl SourceKind {
     fn of(source: &Path) -> Result<Self, String> {
         let has_python = || {
             let entries = std::fs::read_dir(source).into_iter().flatten().flatten();
@@ -109,24 +112,27 @@ impl Kind {
     }
 }
 
-impl Plan {
+impl BuildPlan {
+    /// Collects the sources of the cages' modules.
+    ///
     /// # Errors
-    /// Mistakes in a `cage.toml`.
+    /// A `cage.toml` has mistakes.
     pub(super) fn of(root: &Path, cages: &[String]) -> Result<Self, CommandError> {
         let mut plan = Self::default();
         for cage in cages {
             let config = config(root, cage)?;
             for (module, settings) in &config.modules {
                 let Some(source) = &settings.source else { continue };
-                let target = Target { cage: cage.clone(), module: module.clone(), directory: config.directory.clone() };
+                let target =
+                    BuildTarget { cage: cage.clone(), module: module.clone(), directory: config.directory.clone() };
                 plan.add(source, target);
             }
         }
         Ok(plan)
     }
 
-    fn add(&mut self, source: &Path, target: Target) {
-        // One that does not exist fails when it is built, under the name that cage.toml has for it.
+    fn add(&mut self, source: &Path, target: BuildTarget) {
+        // A missing source fails when it is built, with its path from cage.toml.
         let source = source.canonicalize().unwrap_or_else(|_| source.to_owned());
         self.sources.entry(source).or_default().push(target);
     }
@@ -139,23 +145,23 @@ impl Plan {
         self.sources.keys().map(PathBuf::as_path)
     }
 
-    /// The part that is made of these sources.
+    /// Returns the part of the plan with these sources.
     pub(super) fn only(&self, wanted: impl Fn(&Path) -> bool) -> Self {
         let sources = self.sources.iter().filter(|(source, _)| wanted(source));
         Self { sources: sources.map(|(source, targets)| (source.clone(), targets.clone())).collect() }
     }
 
-    /// Builds all, telling of each what became of it. Returns the modules that were not built.
-    pub(super) fn build(&self) -> Vec<Target> {
+    /// Builds all sources and prints the result of each. Returns the modules that were not built.
+    pub(super) fn build(&self) -> Vec<BuildTarget> {
         let mut failed = Vec::new();
         let mut crates = Vec::new();
         let mut done = |source: &Path, artifact: Result<PathBuf, BuildError>| {
             failed.extend(self.finish(source, artifact.map_err(|error| wasmcage_core::telemetry::error_chain(&error))));
         };
         for source in self.sources() {
-            match Kind::of(source) {
-                Ok(Kind::Cargo) => crates.push(source.to_owned()),
-                Ok(Kind::Python) => {
+            match SourceKind::of(source) {
+                Ok(SourceKind::Cargo) => crates.push(source.to_owned()),
+                Ok(SourceKind::Python) => {
                     progress(format_args!("building {}", source.display()));
                     match python::build(source) {
                         Ok(artifact) => done(source, Ok(artifact.path())),
@@ -171,8 +177,8 @@ impl Plan {
         failed
     }
 
-    /// Puts an artifact where it belongs. Returns the modules that did not get it.
-    fn finish(&self, source: &Path, artifact: Result<PathBuf, String>) -> Vec<Target> {
+    /// Installs an artifact for all modules of its source. Returns the modules that did not get it.
+    fn finish(&self, source: &Path, artifact: Result<PathBuf, String>) -> Vec<BuildTarget> {
         let started = Instant::now();
         let targets = &self.sources[source];
         let artifact = match artifact {
@@ -186,12 +192,12 @@ impl Plan {
         let mut failed = Vec::new();
         for target in targets {
             match install::install(&artifact, &target.file()) {
-                Ok(Installed::Replaced { bytes }) => {
+                Ok(InstallOutcome::Replaced { bytes }) => {
                     let elapsed_ms = started.elapsed().as_millis();
                     tracing::debug!(cage = %target.cage, module = %target.module, bytes, elapsed_ms, "module installed");
                     progress(format_args!("built     {target} ({} KiB)", bytes.div_ceil(1024)));
                 }
-                Ok(Installed::Same) => progress(format_args!("unchanged {target}")),
+                Ok(InstallOutcome::Same) => progress(format_args!("unchanged {target}")),
                 Err(error) => {
                     progress(format_args!("failed    {target}: cannot write {}: {error}", target.file().display()));
                     failed.push(target.clone());
@@ -202,7 +208,7 @@ impl Plan {
     }
 }
 
-/// Why there is no artifact. What a compiler had to say is on the terminal already.
+/// Why there is no artifact. The compiler has printed its own messages.
 #[derive(Debug, thiserror::Error)]
 enum BuildError {
     #[error("{0}")]
@@ -243,7 +249,7 @@ mod tests {
         )
         .unwrap();
         let names = ["a".to_owned(), "b".to_owned()];
-        let plan = Plan::of(&cages, &names).unwrap();
+        let plan = BuildPlan::of(&cages, &names).unwrap();
         let sources: Vec<_> = plan.sources().collect();
         assert_eq!(sources.len(), 2, "{sources:?}");
         let mut failed: Vec<_> = plan.build().iter().map(ToString::to_string).collect();
@@ -259,13 +265,13 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_by_their_files() {
+    fn the_kind_of_a_source_depends_on_its_files() {
         let root = tempfile::tempdir().unwrap();
-        assert!(Kind::of(root.path()).unwrap_err().contains("neither"));
+        assert!(SourceKind::of(root.path()).unwrap_err().contains("neither"));
         fs::write(root.path().join("app.py"), "").unwrap();
-        assert_eq!(Kind::of(root.path()), Ok(Kind::Python));
+        assert_eq!(SourceKind::of(root.path()), Ok(SourceKind::Python));
         fs::write(root.path().join("Cargo.toml"), "").unwrap();
-        assert_eq!(Kind::of(root.path()), Ok(Kind::Cargo));
-        assert!(Kind::of(&root.path().join("gone")).unwrap_err().contains("no directory"));
+        assert_eq!(SourceKind::of(root.path()), Ok(SourceKind::Cargo));
+        assert!(SourceKind::of(&root.path().join("gone")).unwrap_err().contains("no directory"));
     }
 }

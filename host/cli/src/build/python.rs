@@ -1,4 +1,4 @@
-//! Python sources: componentize-py, with the WIT files that this program carries along.
+//! Builds Python sources by componentize-py, with the WIT files that are embedded in this program.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::BuildError;
 
-/// `wit/`, so that a guest can be built anywhere.
+/// The files of `wit/`, embedded so that a guest can be built anywhere.
 const WIT: &[(&str, &str)] = &[
     ("call.wit", include_str!("../../../../wit/call.wit")),
     ("config.wit", include_str!("../../../../wit/config.wit")),
@@ -28,7 +28,7 @@ const WORLD: &str = "full-module";
 
 /// A built component in a directory of its own, removed with this value.
 #[derive(Debug)]
-pub(super) struct Artifact(Scratch);
+pub(super) struct Artifact(ScratchDirectory);
 
 impl Artifact {
     pub(super) fn path(&self) -> PathBuf {
@@ -37,9 +37,9 @@ impl Artifact {
 }
 
 #[derive(Debug)]
-struct Scratch(PathBuf);
+struct ScratchDirectory(PathBuf);
 
-impl Scratch {
+impl ScratchDirectory {
     fn new() -> std::io::Result<Self> {
         let name = format!("wasmcage-build-{}-{:016x}", std::process::id(), fastrand::u64(..));
         let directory = std::env::temp_dir().join(name);
@@ -48,16 +48,16 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for ScratchDirectory {
     fn drop(&mut self) {
-        // Left behind, it is in the system's directory for such things.
+        // If this fails, the directory is left in the system's directory for temporary files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
 
-/// What a guest's `pyproject.toml` says in `[tool.wasmcage]`.
+/// The table `[tool.wasmcage]` of a guest's `pyproject.toml`.
 #[derive(Debug, PartialEq, Eq)]
-struct Settings {
+struct PythonSettings {
     world: String,
     app: String,
 }
@@ -71,7 +71,7 @@ pub(super) fn build(source: &Path) -> Result<Artifact, BuildError> {
             source.display()
         ))
     })?;
-    let artifact = Artifact(Scratch::new().map_err(BuildError::Prepare)?);
+    let artifact = Artifact(ScratchDirectory::new().map_err(BuildError::Prepare)?);
     let wit = artifact.0.0.join("wit");
     let unpacked =
         fs::create_dir(&wit).and_then(|()| WIT.iter().try_for_each(|(name, text)| fs::write(wit.join(name), text)));
@@ -93,7 +93,7 @@ pub(super) fn build(source: &Path) -> Result<Artifact, BuildError> {
     }
 }
 
-fn settings(source: &Path) -> Result<Settings, BuildError> {
+fn settings(source: &Path) -> Result<PythonSettings, BuildError> {
     let file = source.join("pyproject.toml");
     let text = match fs::read_to_string(&file) {
         Ok(text) => text,
@@ -113,13 +113,13 @@ fn settings(source: &Path) -> Result<Settings, BuildError> {
     let world = setting("world")?.unwrap_or_else(|| WORLD.into());
     let app = match setting("app")? {
         Some(app) => app,
-        None => the_app(source)?,
+        None => default_app(source)?,
     };
-    Ok(Settings { world, app })
+    Ok(PythonSettings { world, app })
 }
 
-/// `app.py`, or the only Python file there is.
-fn the_app(source: &Path) -> Result<String, BuildError> {
+/// Returns the name of the app: `app` if there is an `app.py`, otherwise that of the only Python file.
+fn default_app(source: &Path) -> Result<String, BuildError> {
     let entries = fs::read_dir(source).into_iter().flatten().flatten().map(|entry| entry.path());
     let python = entries.filter(|path| path.extension().is_some_and(|extension| extension == "py"));
     let names: Vec<_> = python.filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned())).collect();
@@ -134,7 +134,7 @@ fn the_app(source: &Path) -> Result<String, BuildError> {
     }
 }
 
-/// In `.venv` beside the source or above it, in the active virtual environment, or on PATH.
+/// Finds componentize-py in `.venv` beside the source or above it, in the active virtual environment, or in PATH.
 fn find(source: &Path) -> Option<PathBuf> {
     let near = source.ancestors().map(|directory| directory.join(".venv/bin"));
     let active = std::env::var_os("VIRTUAL_ENV").map(|directory| PathBuf::from(directory).join("bin"));
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_wit_file_is_carried_along() {
+    fn every_wit_file_is_embedded() {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit");
         let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
         let mut files: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
@@ -164,7 +164,7 @@ mod tests {
             files.iter().for_each(|(name, text)| fs::write(directory.path().join(name), text).unwrap());
             match (settings(directory.path()), expected) {
                 (Ok(settings), Ok((world, app))) => {
-                    assert_eq!(settings, Settings { world: world.into(), app: app.into() });
+                    assert_eq!(settings, PythonSettings { world: world.into(), app: app.into() });
                 }
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (got, _) => panic!("{files:?}: {got:?}"),

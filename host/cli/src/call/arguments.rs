@@ -1,4 +1,4 @@
-//! What the command line of `call` means: the function, its arguments as JSON, bytes, a duration.
+//! Parses the command line of `call`: the function, its arguments as JSON, bytes, durations.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,18 +9,18 @@ use serde::de::IgnoredAny;
 
 use super::{CONTENT_BYTES_MAX, CommandError};
 
-/// The longest `--timeout`.
+/// The longest duration, such as for `--timeout`.
 const TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
-/// `MODULE.FUNCTION`.
+/// A function as `MODULE.FUNCTION`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Function {
+pub(super) struct FunctionName {
     pub(super) module: String,
     pub(super) function: String,
 }
 
-impl Function {
-    /// A module's name has no dot, a function's may.
+impl FunctionName {
+    /// Splits at the first dot: the name of a module has none, that of a function may.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         match text.split_once('.') {
             Some((module, function)) if !module.is_empty() && !function.is_empty() => {
@@ -31,10 +31,10 @@ impl Function {
     }
 }
 
-/// `{"args": [..], "kwargs": {..}}` of words as they are on the command line.
+/// Builds `{"args": [..], "kwargs": {..}}` from the words on the command line.
 ///
 /// # Errors
-/// A name that comes twice.
+/// A name is given twice.
 pub(super) fn json(words: &[String]) -> Result<String, String> {
     let (mut positional, mut named) = (Vec::new(), Vec::<(&str, String)>::new());
     for word in words {
@@ -55,7 +55,7 @@ fn is_name(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_lowercase()) && text.bytes().all(fits)
 }
 
-/// JSON is passed on as it was typed, so that no digit of a number is lost.
+/// Returns the word as JSON: as it was typed if it is JSON, so that numbers keep all digits, otherwise as a string.
 pub(crate) fn value_of(word: &str) -> String {
     match serde_json::from_str::<IgnoredAny>(word) {
         Ok(_) => word.to_owned(),
@@ -63,10 +63,10 @@ pub(crate) fn value_of(word: &str) -> String {
     }
 }
 
-/// The content of a file, or of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 ///
 /// # Errors
-/// It cannot be read, or is more than a call carries.
+/// It cannot be read, or is longer than the control socket can carry.
 pub(crate) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
     let failed = |error| CommandError::failed(format!("cannot read {}", file.display()), error);
     let input: Box<dyn io::Read> = match file.as_os_str() == "-" {
@@ -84,7 +84,7 @@ pub(crate) fn bytes(file: &Path) -> Result<Vec<u8>, CommandError> {
     Ok(bytes)
 }
 
-/// `5s`, `500ms`, `1.5m`, or plain seconds.
+/// Parses a duration: `5s`, `500ms`, `1.5m`, or seconds without a unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
     let (number, seconds) = units
@@ -122,7 +122,7 @@ mod tests {
             &["limit=10", "1", "max-size=[]", "note=", "to_=a=b"],
             Ok(r#"{"args":[1],"kwargs":{"limit":10,"max-size":[],"note":"","to_":"a=b"}}"#),
         );
-        // No names.
+        // These are no names of parameters.
         check(&["A=1", "=x", "/?a=b", "2x=3"], Ok(r#"{"args":["A=1","=x","/?a=b","2x=3"],"kwargs":{}}"#));
         check(&[r#""a=b""#], Ok(r#"{"args":["a=b"],"kwargs":{}}"#));
         check(&["a=1", "a=2"], Err("argument a is given twice"));
@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn functions_have_a_module() {
         let check = |text: &str, expected: Option<(&str, &str)>| {
-            let found = Function::parse(text).ok();
+            let found = FunctionName::parse(text).ok();
             let found = found.as_ref().map(|found| (found.module.as_str(), found.function.as_str()));
             assert_eq!(found, expected, "{text}");
         };

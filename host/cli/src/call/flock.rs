@@ -1,5 +1,5 @@
-//! `wasmcage call --flock`: this process joins a flock for the time of one call. It finds the cages that run on this machine
-//! by the sockets in the user's runtime directory, as they find each other, and cannot be called itself.
+//! `wasmcage call --flock`: this process joins a flock for one call. It finds the cages that run on this machine by the
+//! sockets in the user's runtime directory, as cages find each other, and cannot be called itself.
 
 use std::sync::Arc;
 
@@ -11,46 +11,46 @@ use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task::Tasks;
 use wasmcage_fabric::LanConfig;
-use wasmcage_fabric::fabric::{CopyId, Limits, Local};
+use wasmcage_fabric::fabric::{CallLimits, CopyId, LocalCopy};
 use wasmcage_fabric::lan::Lan;
 
 use super::CommandError;
-use crate::control::Refusal;
+use crate::control::CommandRefusal;
 use crate::control::call::{CallRequest, answer_all, answer_one};
 
-/// What a cage's control socket would answer.
+/// Makes the call. Returns what a cage's control socket would answer.
 pub(super) fn call(flock: &str, request: CallRequest) -> Result<Value, CommandError> {
     let failed = |error| CommandError::failed("cannot set up a runtime", error);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(failed)?;
     let lanes = Arc::new(Lanes::start(1).map_err(failed)?);
-    let refused = |Refusal { code, text }| CommandError::Call { code, text };
+    let refused = |CommandRefusal { code, text }| CommandError::Call { code, text };
     let all = request.all;
     let call = request.into_call().map_err(refused)?.by_command_line();
     let answer = runtime.block_on(async {
         let lan = join(flock, lanes).await?;
         let answer = match all {
-            true => call_all(&lan, call).await.map_err(Refusal::from).and_then(answer_all),
-            false => lan.call(call, None).await.map_err(Refusal::from).and_then(answer_one),
+            true => call_all(&lan, call).await.map_err(CommandRefusal::from).and_then(answer_all),
+            false => lan.call(call, None).await.map_err(CommandRefusal::from).and_then(answer_one),
         };
         answer.map_err(refused)
     });
-    // Nothing of it is worth waiting for.
+    // The call has ended, so nothing has to be waited for.
     runtime.shutdown_background();
     answer
 }
 
 async fn join(flock: &str, lanes: Arc<Lanes>) -> Result<Lan, CommandError> {
-    let local = Local {
+    let local = LocalCopy {
         flock: flock.into(),
-        // The cages' own user is let in by its sockets, and is permitted what each cage permits itself.
+        // Sockets of the same user accept this name, and each cage permits it what it permits itself.
         cage: COMMAND_LINE.into(),
         copy: CopyId::random(),
         node: host_name().into(),
     };
-    let meeting = runtime_directory();
-    let config = LanConfig::of_client(&meeting);
+    let directory = runtime_directory();
+    let config = LanConfig::of_client(&directory);
     let tasks = Tasks::new(COMMAND_LINE);
-    let lan = Lan::open(local, COMMAND_LINE, config, Limits::default(), &meeting, lanes, tasks).await;
+    let lan = Lan::open(local, COMMAND_LINE, config, CallLimits::default(), &directory, lanes, tasks).await;
     lan.map_err(|error| CommandError::failed(format!("cannot join flock {flock}"), error))
 }
 

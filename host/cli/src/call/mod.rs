@@ -1,5 +1,5 @@
-//! `wasmcage call`: one function of a running cage, or of one that a cage running here can reach. Reads the command line,
-//! chooses who makes the call, asks it through its control socket, and prints what came of it.
+//! `wasmcage call`: calls a function of a running cage, or of one that a running cage can reach. Chooses the cage that
+//! makes the call, asks it over its control socket, and prints the result.
 
 mod arguments;
 mod flock;
@@ -12,21 +12,21 @@ use clap::Args;
 use clap_complete::engine::{ArgValueCandidates, ArgValueCompleter, PathCompleter};
 use serde_json::Value;
 
-use self::arguments::Function;
+use self::arguments::FunctionName;
 pub(super) use self::arguments::{bytes, value_of};
 pub(super) use self::output::print_one;
 use super::keys::flock_name;
 use super::{CommandError, RootArg, cages_in, check_cage, completion, directories, holder, progress};
-use crate::control::call::{CallRequest, Content, CopyAnswer, Retried};
+use crate::control::call::{CallRequest, CopyAnswer, EncodedPayload, RetryOptions};
 use crate::control::{self, CLIENT_TIMEOUT, CONTENT_BYTES_MAX, ControlError};
 use crate::supervisor::STOPPED;
-use crate::supervisor::pid_lock::Holder;
+use crate::supervisor::pid_lock::LockHolder;
 
 /// Call a function of a running cage, and print its result
 ///
-/// An ARG is JSON; one that is not is taken as a string, so that `/` and `"/"` are the same. NAME=ARG gives an argument by
-/// the name of its parameter, where NAME is a lower-case letter followed by lower-case letters, digits, `_` and `-`; a
-/// string that looks like that is written as JSON: '"a=b"'. Write -- before an ARG that begins with a dash.
+/// An ARG is JSON; one that is not is taken as a string, so that `/` and `"/"` are the same. NAME=ARG gives an argument
+/// by the name of its parameter, where NAME is a lower-case letter followed by lower-case letters, digits, `_` and `-`;
+/// a string that looks like that is written as JSON: '"a=b"'. Write -- before an ARG that begins with a dash.
 ///
 /// The call goes to the cage itself when it runs in the root. When it does not, another cage that runs there makes the
 /// call, as if it were its own: it needs no permission of its own cage.toml, but the called cage's. With --flock no cage
@@ -49,13 +49,13 @@ pub(super) struct CallArgs {
     #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::callable_cages))]
     cage: String,
     /// What to call, such as work.handle
-    #[arg(value_name = "MODULE.FUNCTION", value_parser = Function::parse)]
+    #[arg(value_name = "MODULE.FUNCTION", value_parser = FunctionName::parse)]
     #[arg(add = ArgValueCandidates::new(completion::functions))]
-    function: Function,
+    function: FunctionName,
     /// Arguments, by position or by name
     #[arg(value_name = "[NAME=]ARG", allow_negative_numbers = true)]
     arguments: Vec<String>,
-    /// Send what is in the file instead of JSON arguments; - is standard input
+    /// Send the content of this file instead of JSON arguments; - is standard input
     #[arg(long, value_name = "FILE", conflicts_with = "arguments")]
     #[arg(add = ArgValueCompleter::new(PathCompleter::file().stdio()))]
     bytes_from: Option<PathBuf>,
@@ -86,15 +86,15 @@ pub(super) struct CallArgs {
     /// The cage of the root that makes the call
     #[arg(long, value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     via: Option<String>,
-    /// Call a cage of this flock that runs on this machine, in whichever root
+    /// Call a cage of this flock that runs on this machine, in any root
     #[arg(long, value_name = "NAME", conflicts_with = "via", value_parser = flock_name)]
     flock: Option<String>,
     #[command(flatten)]
     root: RootArg,
 }
 
-/// Who makes the call.
-enum Caller {
+/// The cage in whose name the call is made.
+enum CallOrigin {
     /// A cage that runs in the root.
     Cage(String),
     /// This process, as a member of a flock.
@@ -104,12 +104,12 @@ enum Caller {
 impl CallArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let arguments = match &self.bytes_from {
-            Some(file) => Content::bytes(&arguments::bytes(file)?),
-            None => Content::Json(arguments::json(&self.arguments).map_err(CommandError::Usage)?),
+            Some(file) => EncodedPayload::bytes(&arguments::bytes(file)?),
+            None => EncodedPayload::Json(arguments::json(&self.arguments).map_err(CommandError::Usage)?),
         };
         let caller = match self.flock.clone() {
-            Some(flock) => Caller::Flock(flock),
-            None => Caller::Cage(self.caller()?),
+            Some(flock) => CallOrigin::Flock(flock),
+            None => CallOrigin::Cage(self.caller()?),
         };
         let request = CallRequest {
             cage: self.cage,
@@ -119,15 +119,15 @@ impl CallArgs {
             timeout_ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
             idempotent: self.idempotent,
             all: self.all,
-            retried: self.retried.then(|| Retried {
+            retried: self.retried.then(|| RetryOptions {
                 id: self.id,
                 queue: self.queue,
                 expires_ms: self.expires.map(|expires| u64::try_from(expires.as_millis()).unwrap_or(u64::MAX)),
             }),
         };
         let answer = match caller {
-            Caller::Cage(cage) => ask(&self.root.root, &cage, &request, self.timeout)?,
-            Caller::Flock(flock) => flock::call(&flock, request)?,
+            CallOrigin::Cage(cage) => ask(&self.root.root, &cage, &request, self.timeout)?,
+            CallOrigin::Flock(flock) => flock::call(&flock, request)?,
         };
         if self.all {
             return output::print_all(parsed(answer)?);
@@ -136,18 +136,18 @@ impl CallArgs {
         Ok(STOPPED)
     }
 
-    /// The cage that makes the call.
+    /// Returns the cage that makes the call.
     fn caller(&self) -> Result<String, CommandError> {
         let root = &self.root.root;
         if let Some(via) = &self.via {
             check_cage(root, via)?;
             return match holder(root, via)? {
-                Holder::Pid(_) => Ok(via.clone()),
-                Holder::None => Err(not_running(via)),
+                LockHolder::Pid(_) => Ok(via.clone()),
+                LockHolder::None => Err(not_running(via)),
             };
         }
         let is_here = root.join(&self.cage).is_dir();
-        if is_here && holder(root, &self.cage)? != Holder::None {
+        if is_here && holder(root, &self.cage)? != LockHolder::None {
             return Ok(self.cage.clone());
         }
         let Some(neighbour) = neighbour(root, &self.cage)? else {
@@ -167,14 +167,14 @@ fn not_running(cage: &str) -> CommandError {
     CommandError::Refused(format!("cage {cage} is not running: `wasmcage run {cage}` starts it"))
 }
 
-/// A running cage of the root that can call this one: one that knows a copy of it if there is one, otherwise the first.
+/// Returns a running cage of the root that can call this one: one that knows a copy of it, otherwise the first.
 fn neighbour(root: &Path, cage: &str) -> Result<Option<String>, CommandError> {
     let mut first = None;
     for name in cages_in(root) {
-        if holder(root, &name)? == Holder::None {
+        if holder(root, &name)? == LockHolder::None {
             continue;
         }
-        // One that is silent now is no worse than one that does not know the cage.
+        // A cage that does not answer counts as one that does not know the called cage.
         let knows = control::ask(&directories(root).run(&name), &name, "ps", Value::Null).is_ok_and(|process| {
             let members = process["cages"][0]["members"].as_array();
             members.is_some_and(|members| members.iter().any(|member| member["cage"] == *cage))
@@ -189,14 +189,14 @@ fn neighbour(root: &Path, cage: &str) -> Result<Option<String>, CommandError> {
 
 fn ask(root: &Path, caller: &str, request: &CallRequest, timeout: Duration) -> Result<Value, CommandError> {
     let arguments = serde_json::to_value(request).expect("a request has text keys only");
-    // The cage answers at the deadline at the latest, unless it is not well.
-    let patience = timeout + CLIENT_TIMEOUT;
-    control::ask_patiently(&directories(root).run(caller), caller, "call", arguments, patience).map_err(|error| {
-        match error {
+    // A cage that works answers by the deadline.
+    let answer_timeout = timeout + CLIENT_TIMEOUT;
+    control::ask_with_timeout(&directories(root).run(caller), caller, "call", arguments, answer_timeout).map_err(
+        |error| match error {
             ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
             ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
-        }
-    })
+        },
+    )
 }
 
 fn parsed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, CommandError> {

@@ -1,16 +1,16 @@
-//! What came of a call, on standard output: JSON, laid out for people on a terminal; bytes as they are.
+//! Prints the result of a call on standard output: JSON, on a terminal on several lines; bytes as they are.
 
 use std::io::{self, IsTerminal as _};
 
 use wasmcage_core::request::Payload;
 
-use super::{CommandError, Content, CopyAnswer};
-use crate::control::{Refusal, Reply};
+use super::{CommandError, CopyAnswer, EncodedPayload};
+use crate::control::{CommandRefusal, CommandResult};
 use crate::supervisor::{FAILED, STOPPED};
 use crate::{print, print_bytes};
 
 /// Prints one result.
-pub(crate) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> {
+pub(crate) fn print_one(result: EncodedPayload, raw: bool) -> Result<(), CommandError> {
     let terminal = io::stdout().is_terminal();
     let result = result.payload().map_err(|error| CommandError::failed("the result cannot be read", error))?;
     match result {
@@ -24,14 +24,14 @@ pub(crate) fn print_one(result: Content, raw: bool) -> Result<(), CommandError> 
             bytes.len()
         ))),
         Payload::Bytes(bytes) => print_bytes(&bytes),
-        // `Content` carries none; as bytes they are at least to be seen.
+        // `EncodedPayload` never has component values.
         Payload::Values(values) => print_bytes(&values.bytes()),
     }
 }
 
-/// Prints what each copy answered. The exit code tells whether all of them have a result.
+/// Prints the answer of each copy. The exit code is 0 if all of them have a result.
 pub(super) fn print_all(answers: Vec<CopyAnswer>) -> Result<u8, CommandError> {
-    let failed = answers.iter().any(|answer| matches!(answer.result, Reply::Error(_)));
+    let failed = answers.iter().any(|answer| matches!(answer.result, CommandResult::Error(_)));
     let answers: Vec<_> = answers.into_iter().map(copy).collect();
     print(shown(format!("[{}]", answers.join(",")), io::stdout().is_terminal()))?;
     Ok(if failed { FAILED } else { STOPPED })
@@ -40,9 +40,9 @@ pub(super) fn print_all(answers: Vec<CopyAnswer>) -> Result<u8, CommandError> {
 fn copy(answer: CopyAnswer) -> String {
     let text = |text: String| serde_json::Value::from(text).to_string();
     let result = match answer.result {
-        Reply::Ok(Content::Json(json)) => format!("\"ok\":{json}"),
-        Reply::Ok(Content::Base64(base64)) => format!("\"ok\":{{\"base64\":{}}}", text(base64)),
-        Reply::Error(Refusal { code, text: why }) => {
+        CommandResult::Ok(EncodedPayload::Json(json)) => format!("\"ok\":{json}"),
+        CommandResult::Ok(EncodedPayload::Base64(base64)) => format!("\"ok\":{{\"base64\":{}}}", text(base64)),
+        CommandResult::Error(CommandRefusal { code, text: why }) => {
             format!("\"error\":{{\"code\":{},\"text\":{}}}", text(code), text(why))
         }
     };
@@ -53,7 +53,7 @@ fn shown(json: String, terminal: bool) -> String {
     if terminal { laid_out(&json) } else { json }
 }
 
-/// JSON on several lines. Works on the text, so that numbers keep their digits and objects their order.
+/// Formats JSON on several lines. It works on the text, so that numbers keep their digits and objects their order.
 fn laid_out(json: &str) -> String {
     let mut out = String::with_capacity(json.len() * 2);
     let (mut depth, mut in_string, mut escaped) = (0, false, false);
@@ -121,12 +121,12 @@ mod tests {
 
     #[test]
     fn each_copy_is_one_object() {
-        let json = CopyAnswer { copy: "local".into(), result: Reply::Ok(Content::Json("[1.0]".into())) };
+        let json = CopyAnswer { copy: "local".into(), result: CommandResult::Ok(EncodedPayload::Json("[1.0]".into())) };
         assert_eq!(copy(json), r#"{"copy":"local","ok":[1.0]}"#);
-        let bytes = CopyAnswer { copy: "0a".into(), result: Reply::Ok(Content::bytes(&[0])) };
+        let bytes = CopyAnswer { copy: "0a".into(), result: CommandResult::Ok(EncodedPayload::bytes(&[0])) };
         assert_eq!(copy(bytes), r#"{"copy":"0a","ok":{"base64":"AA=="}}"#);
-        let refusal = Refusal { code: "lost".into(), text: "lost: \"x\"".into() };
-        let error = CopyAnswer { copy: "0b".into(), result: Reply::Error(refusal) };
+        let refusal = CommandRefusal { code: "lost".into(), text: "lost: \"x\"".into() };
+        let error = CopyAnswer { copy: "0b".into(), result: CommandResult::Error(refusal) };
         assert_eq!(copy(error), r#"{"copy":"0b","error":{"code":"lost","text":"lost: \"x\""}}"#);
     }
 }

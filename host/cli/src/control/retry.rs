@@ -1,5 +1,5 @@
-//! What command `retry` of the control socket takes and answers: retried calls as operators see and change them. Done by the
-//! secondary of a running cage, and by `wasmcage retry` itself on the store of one that is not running.
+//! Arguments and answer of the control command `retry`, by which operators list and change retried calls. The secondary
+//! of a running cage performs it; for a cage that is not running, `wasmcage retry` does it on the store itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use wasmcage_core::request::Deadline;
 use wasmcage_runtime::dispatcher::retried_arguments;
 use wasmcage_store::{CallsWanted, Store, StoreError};
 
-use super::call::Content;
-use super::{CONTENT_BYTES_MAX, Refusal};
+use super::call::EncodedPayload;
+use super::{CONTENT_BYTES_MAX, CommandRefusal};
 
-/// Calls that are listed at most.
+/// Calls in one list.
 pub(crate) const LISTED_MAX: usize = 10_000;
-/// Of one change; of a store that is being opened.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of one change, and for the store to be opened.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The arguments of the command.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,28 +26,28 @@ pub(crate) enum RetryRequest {
     List { queue: Option<String>, dead: bool, limit: usize },
     /// Answered by `{"call": {..}, "arguments": {"json" or "base64": ".."}}`.
     Show { id: String },
-    /// Makes them now, with `to` in another queue. Answered by a list of `Changed`.
+    /// Makes the calls due now, with `to` in another queue. Answered by a list of `ChangeResult`.
     Run { ids: Vec<String>, to: Option<String> },
-    /// Answered by a list of `Changed`.
+    /// Answered by a list of `ChangeResult`.
     Drop { ids: Vec<String> },
 }
 
-/// What became of one call.
+/// The result of changing one call.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Changed {
+pub(crate) struct ChangeResult {
     pub id: String,
-    /// Why it is as it was; none when it was changed.
+    /// Why the call was not changed; none when it was.
     pub error: Option<String>,
 }
 
-/// Does the command.
+/// Performs the command.
 ///
 /// # Errors
-/// Arguments that cannot be read; a call that is not there, for `show`; the store cannot be read.
-pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value, Refusal> {
-    let request = serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
-    // What comes of it says the operation that follows.
-    let _ = tokio::time::timeout(PATIENCE, store.ready()).await;
+/// The arguments are invalid, there is no such call to show, or the store cannot be read.
+pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value, CommandRefusal> {
+    let request = serde_json::from_value(arguments).map_err(|error| CommandRefusal::new("bad-request", error))?;
+    // On a failure the operation that follows returns the error.
+    let _ = tokio::time::timeout(TIMEOUT, store.ready()).await;
     match request {
         RetryRequest::List { queue, dead, limit } => {
             let wanted = CallsWanted { queue, dead, limit: limit.min(LISTED_MAX) };
@@ -57,45 +57,45 @@ pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value
         }
         RetryRequest::Show { id } => {
             let (call, message) = store.aside(move |store| store.find_call(&id)).await.map_err(refusal)?;
-            let arguments = Content::of(retried_arguments(message)?, &mut { CONTENT_BYTES_MAX })?;
+            let arguments = EncodedPayload::of(retried_arguments(message)?, &mut { CONTENT_BYTES_MAX })?;
             Ok(json!({ "call": call, "arguments": arguments }))
         }
         RetryRequest::Run { ids, to } => {
             if let Some(to) = to.as_deref().filter(|to| !wasmcage_config::is_name(to)) {
-                return Err(Refusal::new("bad-request", format!("{to:?} cannot name a queue")));
+                return Err(CommandRefusal::new("bad-request", format!("{to:?} cannot name a queue")));
             }
-            changed(store, ids, &Change::Run { to }).await
+            change_all(store, ids, &CallChange::Run { to }).await
         }
-        RetryRequest::Drop { ids } => changed(store, ids, &Change::Drop).await,
+        RetryRequest::Drop { ids } => change_all(store, ids, &CallChange::Drop).await,
     }
 }
 
-enum Change {
+enum CallChange {
     Run { to: Option<String> },
     Drop,
 }
 
-/// The store commits the changes of all of them together.
-async fn changed(store: &Store, ids: Vec<String>, change: &Change) -> Result<Value, Refusal> {
-    let changes: Vec<_> = ids.into_iter().map(|id| changed_one(store, id, change)).collect();
+/// Changes the calls at the same time, so that the store commits the changes together.
+async fn change_all(store: &Store, ids: Vec<String>, change: &CallChange) -> Result<Value, CommandRefusal> {
+    let changes: Vec<_> = ids.into_iter().map(|id| change_one(store, id, change)).collect();
     let changes = futures_util::future::join_all(changes).await;
-    serde_json::to_value(changes).map_err(|error| Refusal::new("host-error", error))
+    serde_json::to_value(changes).map_err(|error| CommandRefusal::new("host-error", error))
 }
 
-async fn changed_one(store: &Store, id: String, change: &Change) -> Changed {
-    let deadline = Deadline::after(PATIENCE);
+async fn change_one(store: &Store, id: String, change: &CallChange) -> ChangeResult {
+    let deadline = Deadline::after(TIMEOUT);
     let changed = match change {
-        Change::Run { to } => store.run_call(&id, to.as_deref(), deadline).await,
-        Change::Drop => store.drop_call(&id, deadline).await,
+        CallChange::Run { to } => store.run_call(&id, to.as_deref(), deadline).await,
+        CallChange::Drop => store.drop_call(&id, deadline).await,
     };
-    Changed { id, error: changed.err().map(|error| error.to_string()) }
+    ChangeResult { id, error: changed.err().map(|error| error.to_string()) }
 }
 
-fn refusal(error: StoreError) -> Refusal {
+fn refusal(error: StoreError) -> CommandRefusal {
     let code = match error {
         StoreError::Invalid(_) => "no-such-call",
         StoreError::QuotaExceeded(_) | StoreError::Conflict(_) | StoreError::Unavailable(_) => "unavailable",
         StoreError::TimedOut => "timed-out",
     };
-    Refusal::new(code, error)
+    CommandRefusal::new(code, error)
 }

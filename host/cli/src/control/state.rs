@@ -1,5 +1,6 @@
-//! What command `state` of the control socket takes and answers: the durable data of one cage, for its operator. Written by
-//! `wasmcage state`, done by the cage that runs, or by the command itself where none does.
+//! Arguments and answer of the control command `state`, by which operators read and change the durable data of a cage.
+//! The secondary of a running cage performs it; for a cage that is not running, `wasmcage state` does it on the store
+//! itself.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,38 +10,38 @@ use serde_json::Value;
 use wasmcage_core::request::{Deadline, Payload};
 use wasmcage_store::{Outcome, Quota, Range, StateValue, Step, Store, StoreError};
 
-use super::call::Content;
-use super::{CONTENT_BYTES_MAX, Refusal};
+use super::call::EncodedPayload;
+use super::{CONTENT_BYTES_MAX, CommandRefusal};
 
-/// The arguments of the command. Answers are named beside them.
+/// The arguments of the command. Each variant's comment has the type of its answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum StateRequest {
-    /// `Vec<ModuleLine>`: the modules that keep something.
+    /// `Vec<ModuleLine>`: the modules that have data.
     Modules {},
-    /// `Entries`: keys of a module, and what they hold.
+    /// `EntryPage`: keys of a module with their values.
     Keys { module: String, prefix: String, limit: usize, cursor: Option<String> },
     /// `Vec<QueueLine>`.
     Queues { module: String },
-    /// `Entries`: entries of a queue, whose names are empty.
+    /// `EntryPage`: entries of a queue, with empty names.
     Queue { module: String, queue: String, limit: usize, cursor: Option<String> },
-    /// `Option<Content>`.
+    /// `Option<EncodedPayload>`.
     Get { module: String, key: String },
-    /// Null. All of it or nothing.
-    Put { module: String, items: Vec<Item> },
+    /// Null. All items are stored, or none.
+    Put { module: String, items: Vec<PutItem> },
     /// `bool`: whether the key was there.
     Delete { module: String, key: String },
-    /// `Compacted`.
+    /// `CompactionSizes`.
     Compact {},
 }
 
-/// For all but compacting.
+/// Timeout of all operations but compacting.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// A large file is copied as a whole.
+/// Timeout of compacting, which copies the whole file.
 const COMPACT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 impl StateRequest {
-    /// How long it may take.
+    /// Returns the timeout of the operation.
     pub(crate) fn timeout(&self) -> Duration {
         match self {
             Self::Compact {} => COMPACT_TIMEOUT,
@@ -55,7 +56,7 @@ impl StateRequest {
     }
 }
 
-/// What a module keeps.
+/// The amount of data of a module.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ModuleLine {
     pub module: String,
@@ -72,45 +73,45 @@ pub(crate) struct QueueLine {
 
 /// Keys with their values, or entries of a queue.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Entries {
-    pub entries: Vec<(String, Content)>,
-    /// Where the next ones begin.
+pub(crate) struct EntryPage {
+    pub entries: Vec<(String, EncodedPayload)>,
+    /// Cursor of the next page; none at the end.
     pub next: Option<String>,
 }
 
-/// What is to be kept.
+/// A value to store.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Item {
+pub(crate) enum PutItem {
     Key {
         key: String,
-        value: Content,
+        value: EncodedPayload,
     },
-    /// Goes to the end of the queue.
+    /// An entry that is added at the end of the queue.
     Queue {
         queue: String,
-        entry: Content,
+        entry: EncodedPayload,
     },
 }
 
-/// Bytes of the file.
+/// Size of the store's file in bytes, before and after compacting.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Compacted {
+pub(crate) struct CompactionSizes {
     pub before: u64,
     pub after: u64,
 }
 
-/// Does it. `quota` tells what a module may keep.
+/// Performs the command. `quota` returns how much a module may store.
 ///
 /// # Errors
-/// The store's; what cannot be carried.
+/// The store returns an error, or a value is too long for the socket.
 pub(crate) async fn perform(
     store: &Arc<Store>,
     quota: impl Fn(&str) -> Quota,
     request: StateRequest,
-) -> Result<Value, Refusal> {
+) -> Result<Value, CommandRefusal> {
     let deadline = Deadline::after(request.timeout());
-    // What comes of it says the operation that follows.
+    // On a failure the operation that follows returns the error.
     let _ = tokio::time::timeout_at(deadline.instant(), store.ready()).await;
     match request {
         StateRequest::Modules {} => {
@@ -148,53 +149,53 @@ pub(crate) async fn perform(
         }
         StateRequest::Compact {} => {
             let (before, after) = store.compact(deadline).await?;
-            value(&Compacted { before, after })
+            value(&CompactionSizes { before, after })
         }
     }
 }
 
-fn entries(found: Vec<(String, StateValue)>, next: Option<String>) -> Result<Value, Refusal> {
+fn entries(found: Vec<(String, StateValue)>, next: Option<String>) -> Result<Value, CommandRefusal> {
     let mut room = CONTENT_BYTES_MAX;
     let entries = found.into_iter().map(|(name, value)| Ok((name, content(value, &mut room)?)));
-    value(&Entries { entries: entries.collect::<Result<_, Refusal>>()?, next })
+    value(&EntryPage { entries: entries.collect::<Result<_, CommandRefusal>>()?, next })
 }
 
-fn content(value: StateValue, room: &mut usize) -> Result<Content, Refusal> {
+fn content(value: StateValue, room: &mut usize) -> Result<EncodedPayload, CommandRefusal> {
     let payload = match value {
         StateValue::Json(json) => Payload::Json(json),
         StateValue::Bytes(bytes) => Payload::Bytes(bytes.into()),
     };
-    Content::of(payload, room)
+    EncodedPayload::of(payload, room)
 }
 
-fn value(answer: &impl Serialize) -> Result<Value, Refusal> {
-    serde_json::to_value(answer).map_err(|error| Refusal::new("host-error", error))
+fn value(answer: &impl Serialize) -> Result<Value, CommandRefusal> {
+    serde_json::to_value(answer).map_err(|error| CommandRefusal::new("host-error", error))
 }
 
-impl TryFrom<Item> for Step {
-    type Error = Refusal;
+impl TryFrom<PutItem> for Step {
+    type Error = CommandRefusal;
 
-    fn try_from(item: Item) -> Result<Self, Refusal> {
+    fn try_from(item: PutItem) -> Result<Self, CommandRefusal> {
         Ok(match item {
-            Item::Key { key, value } => Self::Set(key, state_value(value)?),
-            Item::Queue { queue, entry } => Self::Push(queue, state_value(entry)?),
+            PutItem::Key { key, value } => Self::Set(key, state_value(value)?),
+            PutItem::Queue { queue, entry } => Self::Push(queue, state_value(entry)?),
         })
     }
 }
 
-/// What is kept as JSON is JSON.
-fn state_value(content: Content) -> Result<StateValue, Refusal> {
-    match content.payload().map_err(|error| Refusal::new("bad-request", error))? {
+/// Decodes a value to store, and checks that JSON is valid.
+fn state_value(content: EncodedPayload) -> Result<StateValue, CommandRefusal> {
+    match content.payload().map_err(|error| CommandRefusal::new("bad-request", error))? {
         Payload::Json(json) => match serde_json::from_str::<serde::de::IgnoredAny>(&json) {
             Ok(_) => Ok(StateValue::Json(json)),
-            Err(error) => Err(Refusal::new("invalid", format!("a value is no JSON: {error}"))),
+            Err(error) => Err(CommandRefusal::new("invalid", format!("a value is no JSON: {error}"))),
         },
         Payload::Bytes(bytes) => Ok(StateValue::Bytes(bytes.into())),
-        Payload::Values(_) => Err(Refusal::new("bad-request", "component values are not kept")),
+        Payload::Values(_) => Err(CommandRefusal::new("bad-request", "component values are not kept")),
     }
 }
 
-impl From<StoreError> for Refusal {
+impl From<StoreError> for CommandRefusal {
     fn from(error: StoreError) -> Self {
         let code = match &error {
             StoreError::Invalid(_) => "invalid",

@@ -1,4 +1,5 @@
-//! What one cage needs to be found and called: keys, its port, its peers, and, when it runs, that it can be found at all.
+//! Checks what one cage needs to be found and called: its keys, its port, its peers, and, when it runs, that cages on
+//! this machine find it.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
 use std::path::Path;
@@ -10,27 +11,27 @@ use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_core::unix_socket;
 use wasmcage_fabric::LanConfig;
 use wasmcage_fabric::discovery::Registry;
-use wasmcage_fabric::keys::{CA_FILE, CertificateInfo, Identity, Keys, certificates_in};
+use wasmcage_fabric::keys::{CA_FILE, CageKeys, CertificateInfo, Identity, certificates_in};
 
-use super::{Findings, OnLan, Verdict, peer};
-use crate::supervisor::pid_lock::Holder;
+use super::{Findings, LanCage, Severity, peer};
+use crate::supervisor::pid_lock::LockHolder;
 use crate::{CommandError, control, directories, holder};
 
-/// What a running cage says of its interface `rpc`.
-struct Running {
+/// The state of a running cage's interface `rpc`.
+struct RpcStatus {
     addresses: Vec<String>,
     error: Option<String>,
 }
 
 pub(super) fn check(
     root: &Path,
-    cage: &OnLan,
+    cage: &LanCage,
     runtime: &tokio::runtime::Runtime,
     findings: &mut Findings,
 ) -> Result<(), CommandError> {
     let running = match holder(root, &cage.config.cage)? {
-        Holder::None => None,
-        Holder::Pid(_) => running(root, cage, findings),
+        LockHolder::None => None,
+        LockHolder::Pid(_) => running(root, cage, findings),
     };
     let keys = keys(cage, findings);
     listen(cage, running.as_ref(), findings);
@@ -38,19 +39,19 @@ pub(super) fn check(
     Ok(())
 }
 
-/// None when it does not answer, which is told.
-fn running(root: &Path, cage: &OnLan, findings: &mut Findings) -> Option<Running> {
+/// Asks the running cage for its interface `rpc`; none when it does not answer, which is added to the findings.
+fn running(root: &Path, cage: &LanCage, findings: &mut Findings) -> Option<RpcStatus> {
     let name = &cage.config.cage;
     let check = "running";
     let rpc = match interface(root, name, "rpc") {
         Ok(found) => found?,
         Err(error) => {
-            findings.fail(check, format!("it runs, but is silent: {error}"), format!("`wasmcage logs {name}`"));
+            findings.fail(check, format!("it runs, but does not answer: {error}"), format!("`wasmcage logs {name}`"));
             return None;
         }
     };
     let addresses = rpc["addresses"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
-    let running = Running { addresses: addresses.collect(), error: rpc["error"].as_str().map(str::to_owned) };
+    let running = RpcStatus { addresses: addresses.collect(), error: rpc["error"].as_str().map(str::to_owned) };
     match &running.error {
         Some(error) => findings.fail(check, format!("it cannot be called: {error}"), format!("`wasmcage logs {name}`")),
         None => registered(cage, findings),
@@ -58,10 +59,10 @@ fn running(root: &Path, cage: &OnLan, findings: &mut Findings) -> Option<Running
     Some(running)
 }
 
-/// What a running cage says of one of its interfaces.
+/// Asks a running cage for the state of one of its interfaces.
 ///
 /// # Errors
-/// Why it says nothing.
+/// The cage does not answer.
 pub(super) fn interface(root: &Path, cage: &str, name: &str) -> Result<Option<Value>, String> {
     let process =
         control::ask(&directories(root).run(cage), cage, "ps", Value::Null).map_err(|error| error_chain(&error))?;
@@ -70,15 +71,15 @@ pub(super) fn interface(root: &Path, cage: &str, name: &str) -> Result<Option<Va
     Ok(own.into_iter().find(|interface| interface["interface"] == *name).cloned())
 }
 
-/// Whether others on this machine find it.
-fn registered(cage: &OnLan, findings: &mut Findings) {
+/// Checks that other cages on this machine find the cage.
+fn registered(cage: &LanCage, findings: &mut Findings) {
     let (name, directory) = (&cage.config.cage, runtime_directory());
     let is_there = |registry: Registry| {
         let copies = registry.scan().unwrap_or_default().into_iter().filter(|copy| copy.cage == *name);
         let mut paths = copies.map(|copy| registry.registration_path(&copy.cage, copy.copy));
         paths.any(|path| matches!(unix_socket::is_listening(&path), Ok(true)))
     };
-    // Opening would make what is missing.
+    // `Registry::open` would make a missing directory.
     let here = directory.join(&cage.config.flock).is_dir();
     if here && Registry::open(&directory, &cage.config.flock).is_ok_and(is_there) {
         findings.ok("running", "cages on this machine can call it");
@@ -91,11 +92,11 @@ fn registered(cage: &OnLan, findings: &mut Findings) {
     }
 }
 
-fn keys(cage: &OnLan, findings: &mut Findings) -> Option<Keys> {
+fn keys(cage: &LanCage, findings: &mut Findings) -> Option<CageKeys> {
     let (name, directory) = (&cage.config.cage, &cage.lan.keys);
     let check = "keys";
     let now = SystemTime::now();
-    let keys = match Keys::load(directory, &Identity::new(&*cage.config.flock, &**name)) {
+    let keys = match CageKeys::load(directory, &Identity::new(&*cage.config.flock, &**name)) {
         Ok(Some(keys)) => keys,
         Ok(None) if cage.lan.listen.is_none() && cage.lan.peers.is_empty() => {
             findings.ok(check, "none: it calls, and is called by, cages of this machine only");
@@ -117,7 +118,7 @@ fn keys(cage: &OnLan, findings: &mut Findings) -> Option<Keys> {
     if validity.is_valid() {
         let days = info.not_after.duration_since(now).unwrap_or_default().as_secs() / (24 * 3600);
         findings.ok(check, format!("of {}, good until {}, {days} days", keys.identity(), utc(info.not_after)));
-        keys.warnings(now).into_iter().for_each(|warning| findings.add(Verdict::Warn, check, warning, None));
+        keys.warnings(now).into_iter().for_each(|warning| findings.add(Severity::Warn, check, warning, None));
     } else {
         let hint = format!("is this machine's clock right? else `wasmcage keys issue {name} --renew`");
         findings.fail(check, format!("of {}: {validity}", keys.identity()), hint);
@@ -126,19 +127,19 @@ fn keys(cage: &OnLan, findings: &mut Findings) -> Option<Keys> {
     Some(keys)
 }
 
-fn authorities(cage: &OnLan, now: SystemTime, findings: &mut Findings) {
+fn authorities(cage: &LanCage, now: SystemTime, findings: &mut Findings) {
     let file = cage.lan.keys.join(CA_FILE);
-    // That the file can be read was seen before.
+    // The file has been read before, so an error need not be reported.
     let certificates = certificates_in(&file).ok().flatten().unwrap_or_default();
     let infos: Vec<_> = certificates.iter().filter_map(CertificateInfo::read).collect();
     let none_good = !infos.iter().any(|info| info.validity(now).is_valid());
     for info in infos {
         let validity = info.validity(now);
         if validity != wasmcage_fabric::keys::Validity::Good {
-            let verdict = if none_good { Verdict::Fail } else { Verdict::Warn };
+            let severity = if none_good { Severity::Fail } else { Severity::Warn };
             let hint = "`wasmcage keys init --renew` makes a new CA, and says what to do with it";
             findings.add(
-                verdict,
+                severity,
                 "CA",
                 format!("{} in {}: {validity}", info.name, file.display()),
                 Some(hint.to_owned()),
@@ -147,7 +148,7 @@ fn authorities(cage: &OnLan, now: SystemTime, findings: &mut Findings) {
     }
 }
 
-fn listen(cage: &OnLan, running: Option<&Running>, findings: &mut Findings) {
+fn listen(cage: &LanCage, running: Option<&RpcStatus>, findings: &mut Findings) {
     let check = "listen";
     let Some(listen) = &cage.lan.listen else {
         return findings.ok(check, "not set: cages of other machines cannot call it, those of this one can");
@@ -160,8 +161,8 @@ fn listen(cage: &OnLan, running: Option<&Running>, findings: &mut Findings) {
             return findings.fail(check, format!("{listen} has no address: {error}"), hint);
         }
     };
-    let held = running.and_then(|running| held(running, address));
-    match (held, TcpListener::bind(address)) {
+    let own_port = running.and_then(|running| listening_port(running, address));
+    match (own_port, TcpListener::bind(address)) {
         (Some(port), _) => reachable(address, port, &format!("the running cage listens at {listen}"), findings),
         (None, Ok(_)) if running.is_some_and(|running| running.error.is_none()) => findings.warn(
             check,
@@ -175,8 +176,8 @@ fn listen(cage: &OnLan, running: Option<&Running>, findings: &mut Findings) {
     }
 }
 
-/// The port of the running cage, if it listens there.
-fn held(running: &Running, address: SocketAddr) -> Option<u16> {
+/// Returns the port of the running cage if it listens at that address.
+fn listening_port(running: &RpcStatus, address: SocketAddr) -> Option<u16> {
     let own = running.addresses.iter().filter_map(|own| own.strip_prefix("tls://")?.parse::<SocketAddr>().ok());
     let fits = |own: &SocketAddr| own.ip() == address.ip() && (own.port() == address.port() || address.port() == 0);
     own.into_iter().find(fits).map(|own| own.port())
@@ -198,7 +199,7 @@ fn reachable(address: SocketAddr, port: u16, text: &str, findings: &mut Findings
              runs; if it does not, let TCP port {port} through here"
         ),
     };
-    findings.add(Verdict::Ok, "listen", text, Some(hint));
+    findings.add(Severity::Ok, "listen", text, Some(hint));
 }
 
 fn hint_of(error: &std::io::Error, address: SocketAddr) -> String {
@@ -217,12 +218,12 @@ fn hint_of(error: &std::io::Error, address: SocketAddr) -> String {
     }
 }
 
-/// Tries every address of `section`.
+/// Connects to every configured peer. `section` is the section of `cage.toml` that names them.
 pub(super) fn peers(
     what: &str,
     section: &str,
     lan: &LanConfig,
-    keys: Option<&Keys>,
+    keys: Option<&CageKeys>,
     runtime: &tokio::runtime::Runtime,
     findings: &mut Findings,
 ) {
@@ -230,16 +231,15 @@ pub(super) fn peers(
         let reached = runtime.block_on(futures_util::future::join_all(
             addresses.iter().map(|address| peer::reach(address, name, keys, section)),
         ));
-        // One copy that is down is what several are for.
-        let verdict = if reached.iter().any(Result::is_ok) { Verdict::Warn } else { Verdict::Fail };
+        // If another copy is reached, one that is not is only a warning.
+        let severity = if reached.iter().any(Result::is_ok) { Severity::Warn } else { Severity::Fail };
         for (address, reached) in addresses.iter().zip(reached) {
             let check = format!("{what} {name}");
             match reached {
                 Ok(()) if keys.is_some() => findings.ok(&check, format!("{address} is cage {name}")),
-                Ok(()) => {
-                    findings.ok(&check, format!("{address} takes connections; who it is, keys are needed to know"))
-                }
-                Err(trouble) => findings.add(verdict, &check, trouble.text, Some(trouble.hint)),
+                Ok(()) => findings
+                    .ok(&check, format!("{address} accepts connections; without keys its identity cannot be checked")),
+                Err(problem) => findings.add(severity, &check, problem.text, Some(problem.hint)),
             }
         }
     }
@@ -251,9 +251,11 @@ mod tests {
 
     #[test]
     fn the_port_of_a_running_cage_is_recognized() {
-        let running = Running { addresses: vec!["unix:/run/a.sock".into(), "tls://0.0.0.0:7420".into()], error: None };
-        let check =
-            |address: &str, expected: Option<u16>| assert_eq!(held(&running, address.parse().unwrap()), expected);
+        let running =
+            RpcStatus { addresses: vec!["unix:/run/a.sock".into(), "tls://0.0.0.0:7420".into()], error: None };
+        let check = |address: &str, expected: Option<u16>| {
+            assert_eq!(listening_port(&running, address.parse().unwrap()), expected)
+        };
         check("0.0.0.0:7420", Some(7420));
         check("0.0.0.0:0", Some(7420));
         check("0.0.0.0:7421", None);

@@ -1,4 +1,4 @@
-//! What all cages of a machine need: its clock, the directory in which they meet, and multicast.
+//! Checks what all cages of a machine need: the clock, the runtime directory, and multicast.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,14 +12,14 @@ use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_core::unix_socket;
 use wasmcage_fabric::discovery::{Registry, multicast_interfaces, probe};
 
-use super::{Findings, OnLan, Verdict, flocks};
+use super::{Findings, LanCage, Severity, flocks};
 
-/// 1 January 2026 and 2100: a clock outside of these was never set.
+/// Unix times from 1 January 2026 to 1 January 2100: a clock outside of this range was never set.
 const PLAUSIBLE_SECONDS: std::ops::Range<u64> = 1_767_225_600..4_102_444_800;
 const DIRECTORY_HINT: &str =
     "cages started with another WASMCAGE_RUNTIME_DIR or XDG_RUNTIME_DIR, or by another user, are not seen from here";
 
-pub(super) fn check(cages: &[OnLan], findings: &mut Findings) {
+pub(super) fn check(cages: &[LanCage], findings: &mut Findings) {
     clock(SystemTime::now(), findings);
     directory(&runtime_directory(), &flocks(cages), findings);
     multicast(cages, findings);
@@ -32,8 +32,11 @@ fn clock(now: SystemTime, findings: &mut Findings) {
     } else {
         findings.fail(
             "clock",
-            format!("{} cannot be: certificates are good for a time only, and will be refused", utc(now)),
-            "set the clock, and let it be kept by NTP",
+            format!(
+                "{} cannot be right: certificates will seem expired or not yet valid, and will be refused",
+                utc(now)
+            ),
+            "set the clock, and synchronize it by NTP",
         );
     }
 }
@@ -72,7 +75,7 @@ fn directory(directory: &Path, flocks: &BTreeSet<&str>, findings: &mut Findings)
     }
 }
 
-/// Who listens there.
+/// Checks the directory of a flock, and lists the cages that run there.
 fn flock_directory(directory: &Path, flock: &str, findings: &mut Findings) {
     let check = format!("flock {flock}");
     let registry = match Registry::open(directory, flock) {
@@ -99,7 +102,7 @@ fn flock_directory(directory: &Path, flock: &str, findings: &mut Findings) {
     let cages: Vec<_> = alive.into_iter().collect();
     let answer =
         if cages.is_empty() { "no cage is running here".into() } else { format!("running here: {}", cages.join(", ")) };
-    findings.add(Verdict::Ok, &check, answer, Some(DIRECTORY_HINT.to_owned()));
+    findings.add(Severity::Ok, &check, answer, Some(DIRECTORY_HINT.to_owned()));
     if dead > 0 {
         findings.warn(
             &check,
@@ -109,7 +112,7 @@ fn flock_directory(directory: &Path, flock: &str, findings: &mut Findings) {
     }
 }
 
-fn multicast(cages: &[OnLan], findings: &mut Findings) {
+fn multicast(cages: &[LanCage], findings: &mut Findings) {
     let asked: Vec<_> = cages.iter().filter(|cage| cage.lan.multicast).collect();
     if asked.is_empty() {
         if !cages.is_empty() {
@@ -119,9 +122,9 @@ fn multicast(cages: &[OnLan], findings: &mut Findings) {
     }
     let settings: BTreeSet<_> =
         asked.iter().map(|cage| (cage.lan.multicast_port, cage.lan.multicast_loopback)).collect();
-    // Without keys, no other machine is talked to.
+    // A cage without keys talks to no other machine.
     let needed = |setting: &(u16, bool)| {
-        let same = |cage: &&&OnLan| (cage.lan.multicast_port, cage.lan.multicast_loopback) == *setting;
+        let same = |cage: &&&LanCage| (cage.lan.multicast_port, cage.lan.multicast_loopback) == *setting;
         asked.iter().filter(same).any(|cage| cage.lan.keys.exists() && cage.lan.peers.is_empty())
     };
     for setting in &settings {
@@ -137,10 +140,10 @@ fn on_port(port: u16, loopback: bool, needed: bool, findings: &mut Findings) {
             return findings.warn("multicast", format!("the interfaces cannot be listed: {error}"), "configure peers");
         }
     };
-    let trouble = if needed { Verdict::Fail } else { Verdict::Warn };
+    let broken = if needed { Severity::Fail } else { Severity::Warn };
     if interfaces.is_empty() {
         let hint = "connect this machine to a network; cages on it find each other without";
-        return findings.add(trouble, "multicast", "no interface is up but loopback", Some(hint.to_owned()));
+        return findings.add(broken, "multicast", "no interface is up but loopback", Some(hint.to_owned()));
     }
     let tried: Vec<_> = interfaces.into_iter().map(|(name, address)| (name, address, probe(port, address))).collect();
     let some_work = tried.iter().any(|(.., result)| result.is_ok());
@@ -149,25 +152,25 @@ fn on_port(port: u16, loopback: bool, needed: bool, findings: &mut Findings) {
         match result {
             Ok(()) => {
                 let hint = format!(
-                    "whether others hear it, this machine cannot know: UDP port {port} must not be blocked between them; else \
+                    "whether other machines receive it cannot be checked here: UDP port {port} must not be blocked between them; else \
                      write their addresses into `peers` of [interfaces.rpc]"
                 );
                 findings.add(
-                    Verdict::Ok,
+                    Severity::Ok,
                     &check,
                     format!("{address} hears its own query on UDP port {port}"),
                     Some(hint),
                 );
             }
             Err(error) => {
-                // Some of a machine's interfaces lead nowhere: those of containers, or of virtual machines.
-                let verdict = if some_work { Verdict::Warn } else { trouble };
+                // Multicast does not work on some interfaces, such as those of containers or virtual machines.
+                let severity = if some_work { Severity::Warn } else { broken };
                 let hint = format!(
                     "let UDP port {port} to 224.0.0.251 through this machine's firewall (`iptables -S`, `nft list ruleset`), \
                      see that there is a route (`ip route get 224.0.0.251`), or write addresses into `peers` of \
                      [interfaces.rpc]"
                 );
-                findings.add(verdict, &check, error_chain(&error), Some(hint));
+                findings.add(severity, &check, error_chain(&error), Some(hint));
             }
         }
     }
@@ -184,11 +187,11 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(findings: &Findings, expected: &[(Verdict, &str)]) {
-        let found: Vec<_> = findings.list.iter().map(|finding| (finding.verdict, finding.text.as_str())).collect();
+    fn check(findings: &Findings, expected: &[(Severity, &str)]) {
+        let found: Vec<_> = findings.list.iter().map(|finding| (finding.severity, finding.text.as_str())).collect();
         assert_eq!(found.len(), expected.len(), "{found:?}");
-        for ((verdict, text), (expected, part)) in found.iter().zip(expected) {
-            assert!(verdict == expected && text.contains(part), "{found:?}");
+        for ((severity, text), (expected, part)) in found.iter().zip(expected) {
+            assert!(severity == expected && text.contains(part), "{found:?}");
         }
     }
 
@@ -199,33 +202,33 @@ mod tests {
             clock(UNIX_EPOCH + Duration::from_secs(seconds), &mut findings);
             findings
         };
-        check(&at(0), &[(Verdict::Fail, "1970")]);
-        check(&at(1_800_000_000), &[(Verdict::Ok, "2027")]);
-        check(&at(7_000_000_000), &[(Verdict::Fail, "2191")]);
+        check(&at(0), &[(Severity::Fail, "1970")]);
+        check(&at(1_800_000_000), &[(Severity::Ok, "2027")]);
+        check(&at(7_000_000_000), &[(Severity::Fail, "2191")]);
     }
 
     #[tokio::test]
-    async fn the_directory_is_looked_at_and_left_as_it_is() {
+    async fn the_directory_is_checked_and_not_changed() {
         let root = tempfile::tempdir().unwrap();
         let runtime = root.path().join("run");
-        let look = || {
+        let check_directory = || {
             let mut findings = Findings::of(None);
             directory(&runtime, &BTreeSet::from(["default"]), &mut findings);
             findings
         };
-        check(&look(), &[(Verdict::Ok, "will be made")]);
+        check(&check_directory(), &[(Severity::Ok, "will be made")]);
         assert!(!runtime.exists());
         let registry = Registry::open(&runtime, "default").unwrap();
-        check(&look(), &[(Verdict::Ok, "belongs"), (Verdict::Ok, "no cage is running")]);
+        check(&check_directory(), &[(Severity::Ok, "belongs"), (Severity::Ok, "no cage is running")]);
         let path = |copy| registry.registration_path("worker", wasmcage_fabric::fabric::CopyId(copy));
         let _alive = unix_socket::bind(&path(1)).unwrap();
         drop(unix_socket::bind(&path(2)).unwrap());
         check(
-            &look(),
-            &[(Verdict::Ok, "belongs"), (Verdict::Ok, "running here: worker"), (Verdict::Warn, "1 sockets")],
+            &check_directory(),
+            &[(Severity::Ok, "belongs"), (Severity::Ok, "running here: worker"), (Severity::Warn, "1 sockets")],
         );
         assert!(path(2).exists());
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
-        check(&look(), &[(Verdict::Fail, "mode 755")]);
+        check(&check_directory(), &[(Severity::Fail, "mode 755")]);
     }
 }

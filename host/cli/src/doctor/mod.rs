@@ -1,5 +1,5 @@
-//! `wasmcage doctor`: by which ways the cages of a root can find and reach others, which of those do not work, and what to
-//! do about it. Looks only: nothing is made, started or removed.
+//! `wasmcage doctor`: checks how the cages of a root can find and reach others, what does not work, and what to do about
+//! it. It makes, starts and removes nothing.
 
 mod cage;
 mod machine;
@@ -39,14 +39,14 @@ pub(super) struct DoctorArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
+enum Severity {
     Ok,
-    /// Works, but not for long, or not all of it.
+    /// It works, but not for long, or not completely.
     Warn,
     Fail,
 }
 
-impl Verdict {
+impl Severity {
     fn word(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -57,16 +57,16 @@ impl Verdict {
 }
 
 struct Finding {
-    verdict: Verdict,
-    /// None: of the machine.
+    severity: Severity,
+    /// The cage that it concerns; none if it concerns the machine.
     cage: Option<String>,
     check: String,
     text: String,
-    /// What to do, or to try from another machine.
+    /// Advice: what to do, or to try from another machine.
     hint: Option<String>,
 }
 
-/// What was found out about the machine or one cage, in order.
+/// The findings about the machine or about one cage, in order.
 struct Findings {
     cage: Option<String>,
     list: Vec<Finding>,
@@ -77,25 +77,25 @@ impl Findings {
         Self { cage: cage.map(str::to_owned), list: Vec::new() }
     }
 
-    fn add(&mut self, verdict: Verdict, check: &str, text: impl Into<String>, hint: Option<String>) {
-        self.list.push(Finding { verdict, cage: self.cage.clone(), check: check.to_owned(), text: text.into(), hint });
+    fn add(&mut self, severity: Severity, check: &str, text: impl Into<String>, hint: Option<String>) {
+        self.list.push(Finding { severity, cage: self.cage.clone(), check: check.to_owned(), text: text.into(), hint });
     }
 
     fn ok(&mut self, check: &str, text: impl Into<String>) {
-        self.add(Verdict::Ok, check, text, None);
+        self.add(Severity::Ok, check, text, None);
     }
 
     fn warn(&mut self, check: &str, text: impl Into<String>, hint: impl Into<String>) {
-        self.add(Verdict::Warn, check, text, Some(hint.into()));
+        self.add(Severity::Warn, check, text, Some(hint.into()));
     }
 
     fn fail(&mut self, check: &str, text: impl Into<String>, hint: impl Into<String>) {
-        self.add(Verdict::Fail, check, text, Some(hint.into()));
+        self.add(Severity::Fail, check, text, Some(hint.into()));
     }
 }
 
-/// A cage that calls others over the network itself, or the machine's sockets.
-struct OnLan {
+/// A cage whose interface `rpc` uses fabric `lan`.
+struct LanCage {
     config: CageConfig,
     lan: LanConfig,
 }
@@ -104,31 +104,31 @@ impl DoctorArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let root = &self.root.root;
         let mut of_cages = Vec::new();
-        let mut on_lan = Vec::new();
+        let mut lan_cages = Vec::new();
         for cage in selected(root, &self.cages)? {
             let mut findings = Findings::of(Some(&cage));
             let mut reverse = Vec::new();
             if let Some(config) = usable(config(root, &cage), &mut findings) {
                 reverse = reverse::read(&config, &mut findings);
-                on_lan.extend(read(config, &mut findings));
+                lan_cages.extend(read(config, &mut findings));
             }
             of_cages.push((cage, reverse, findings));
         }
         let mut all = Findings::of(None);
-        machine::check(&on_lan, &mut all);
+        machine::check(&lan_cages, &mut all);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot start a runtime to connect with", error))?;
         for (cage, reverse, mut findings) in of_cages {
-            if let Some(on_lan) = on_lan.iter().find(|on_lan| on_lan.config.cage == cage) {
-                cage::check(root, on_lan, &runtime, &mut findings)?;
+            if let Some(lan_cage) = lan_cages.iter().find(|lan_cage| lan_cage.config.cage == cage) {
+                cage::check(root, lan_cage, &runtime, &mut findings)?;
             }
             for interface in &reverse {
                 reverse::check(root, interface, &runtime, &mut findings)?;
             }
             all.list.append(&mut findings.list);
         }
-        print(if self.json { format!("{:#}", shown_json(&all.list)) } else { shown(&all.list) })?;
-        let failed = all.list.iter().any(|finding| finding.verdict == Verdict::Fail);
+        print(if self.json { format!("{:#}", report_json(&all.list)) } else { report(&all.list) })?;
+        let failed = all.list.iter().any(|finding| finding.severity == Severity::Fail);
         Ok(if failed { FAILED } else { STOPPED })
     }
 }
@@ -143,8 +143,8 @@ fn usable(config: Result<CageConfig, CommandError>, findings: &mut Findings) -> 
     }
 }
 
-/// The cage's configuration, if there is something to check about its interface `rpc`.
-fn read(config: CageConfig, findings: &mut Findings) -> Option<OnLan> {
+/// Reads the configuration of interface `rpc`; none if there is nothing to check.
+fn read(config: CageConfig, findings: &mut Findings) -> Option<LanCage> {
     let Some(interface) = config.interfaces.get("rpc").filter(|interface| interface.enabled) else {
         findings.warn(
             "interfaces.rpc",
@@ -154,9 +154,9 @@ fn read(config: CageConfig, findings: &mut Findings) -> Option<OnLan> {
         return None;
     };
     match RpcConfig::read(interface.section.clone()).map(|rpc| rpc.fabric.into_lan()) {
-        Ok(Some(lan)) => Some(OnLan { config, lan }),
+        Ok(Some(lan)) => Some(LanCage { config, lan }),
         Ok(None) => {
-            findings.ok("fabric", "nats: calls go by its servers, and none of what is checked here is needed");
+            findings.ok("fabric", "nats: calls go through its servers, and nothing that is checked here is needed");
             None
         }
         Err(error) => {
@@ -166,12 +166,12 @@ fn read(config: CageConfig, findings: &mut Findings) -> Option<OnLan> {
     }
 }
 
-/// Flocks of these cages, sorted.
-fn flocks(cages: &[OnLan]) -> BTreeSet<&str> {
+/// Returns the flocks of these cages, sorted.
+fn flocks(cages: &[LanCage]) -> BTreeSet<&str> {
     cages.iter().map(|cage| cage.config.flock.as_str()).collect()
 }
 
-fn shown(findings: &[Finding]) -> String {
+fn report(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or_default();
     let mut text = String::new();
     let mut last = None;
@@ -183,8 +183,8 @@ fn shown(findings: &[Finding]) -> String {
             };
             last = Some(&finding.cage);
         }
-        let Finding { verdict, check, text: found, .. } = finding;
-        text += &format!("  {:<4}  {check:<width$}  {found}\n", verdict.word());
+        let Finding { severity, check, text: found, .. } = finding;
+        text += &format!("  {:<4}  {check:<width$}  {found}\n", severity.word());
         if let Some(hint) = &finding.hint {
             text += &format!("  {:>4}  {:<width$}  {hint}\n", "->", "");
         }
@@ -192,10 +192,10 @@ fn shown(findings: &[Finding]) -> String {
     text.trim_end().to_owned()
 }
 
-fn shown_json(findings: &[Finding]) -> Value {
+fn report_json(findings: &[Finding]) -> Value {
     let one = |finding: &Finding| {
-        let Finding { verdict, cage, check, text, hint } = finding;
-        json!({ "verdict": verdict.word(), "cage": cage, "check": check, "text": text, "hint": hint })
+        let Finding { severity, cage, check, text, hint } = finding;
+        json!({ "verdict": severity.word(), "cage": cage, "check": check, "text": text, "hint": hint })
     };
     json!({ "findings": findings.iter().map(one).collect::<Vec<_>>() })
 }
@@ -205,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn findings_are_shown_by_whom_they_concern() {
+    fn findings_are_grouped_by_what_they_concern() {
         let mut all = Findings::of(None);
         all.ok("clock", "right");
         let mut cage = Findings::of(Some("worker"));
@@ -214,8 +214,8 @@ mod tests {
         all.list.append(&mut cage.list);
         let expected = "machine\n  ok    clock   right\ncage worker\n  fail  listen  taken\n    ->          take another\n  \
                         warn  keys    old\n    ->          renew them";
-        assert_eq!(shown(&all.list), expected);
-        assert_eq!(shown_json(&all.list)["findings"][1]["verdict"], "fail");
-        assert_eq!(shown(&[]), "");
+        assert_eq!(report(&all.list), expected);
+        assert_eq!(report_json(&all.list)["findings"][1]["verdict"], "fail");
+        assert_eq!(report(&[]), "");
     }
 }

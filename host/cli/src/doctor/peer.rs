@@ -1,4 +1,4 @@
-//! Whether a configured peer can be reached, and is who it should be.
+//! Checks that a configured peer can be reached, and that it is the cage that it should be.
 
 use std::io;
 use std::time::Duration;
@@ -8,29 +8,29 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_fabric::discovery::PeerAddress;
-use wasmcage_fabric::keys::{Keys, handshake_reason};
+use wasmcage_fabric::keys::{CageKeys, handshake_reason};
 
-/// For each step.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Timeout of each step: name lookup, connection, handshake.
+const STEP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What keeps a peer from being called, and what to do.
+/// Why a peer cannot be called, and what to do.
 #[derive(Debug)]
-pub(super) struct Trouble {
+pub(super) struct PeerProblem {
     pub text: String,
     pub hint: String,
 }
 
-fn trouble<T>(text: String, hint: impl Into<String>) -> Result<T, Trouble> {
-    Err(Trouble { text, hint: hint.into() })
+fn problem<T>(text: String, hint: impl Into<String>) -> Result<T, PeerProblem> {
+    Err(PeerProblem { text, hint: hint.into() })
 }
 
-/// Connects; with keys, finds out who is there. The address is in `section` of `cage.toml`.
+/// Connects to a peer and, with keys, checks its identity. `section` is the section of `cage.toml` that has the address.
 pub(super) async fn reach(
     address: &PeerAddress,
     cage: &str,
-    keys: Option<&Keys>,
+    keys: Option<&CageKeys>,
     section: &str,
-) -> Result<(), Trouble> {
+) -> Result<(), PeerProblem> {
     let stream = connect(address).await?;
     let Some(keys) = keys else { return Ok(()) };
     let peer = format!("cage {cage} at {address}");
@@ -38,12 +38,12 @@ pub(super) async fn reach(
         "both cages need keys of one CA: `wasmcage keys show {cage}` and `wasmcage doctor` on that machine tell more"
     );
     let connector = TlsConnector::from(keys.client());
-    let stream = match timeout(PATIENCE, connector.connect(keys.server_name(), stream)).await {
+    let stream = match timeout(STEP_TIMEOUT, connector.connect(keys.server_name(), stream)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return trouble(handshake_reason(&error, &peer), hint),
+        Ok(Err(error)) => return problem(handshake_reason(&error, &peer), hint),
         Err(_) => {
-            return trouble(
-                format!("{address} takes connections, but says nothing"),
+            return problem(
+                format!("{address} accepts connections, but does not answer"),
                 "is it a cage that listens there?",
             );
         }
@@ -52,31 +52,31 @@ pub(super) async fn reach(
         Ok(_) => Ok(()),
         Err(error) => {
             let hint = format!("correct `peers` of [{section}], or its keys");
-            trouble(format!("{address}: {}", error_chain(&error)), hint)
+            problem(format!("{address}: {}", error_chain(&error)), hint)
         }
     }
 }
 
-async fn connect(address: &PeerAddress) -> Result<TcpStream, Trouble> {
-    let found = match timeout(PATIENCE, lookup_host(address.as_str())).await {
+async fn connect(address: &PeerAddress) -> Result<TcpStream, PeerProblem> {
+    let found = match timeout(STEP_TIMEOUT, lookup_host(address.as_str())).await {
         Ok(Ok(found)) => found.collect::<Vec<_>>(),
         Ok(Err(error)) => {
-            return trouble(format!("{address} has no address: {error}"), "see to the name, or write the address");
+            return problem(format!("{address} has no address: {error}"), "see to the name, or write the address");
         }
         Err(_) => {
-            return trouble(format!("{address}: no name server answered within 1 s"), "write the address in its place");
+            return problem(format!("{address}: no name server answered within 1 s"), "write the address in its place");
         }
     };
-    match timeout(PATIENCE, TcpStream::connect(&*found)).await {
+    match timeout(STEP_TIMEOUT, TcpStream::connect(&*found)).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => trouble(
+        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => problem(
             format!("{address} refuses connections"),
             "does that cage run, with `listen` set to that port and not to 127.0.0.1?",
         ),
         Ok(Err(error)) => {
-            trouble(format!("{address} cannot be reached: {error}"), "see to the network between the machines")
+            problem(format!("{address} cannot be reached: {error}"), "see to the network between the machines")
         }
-        Err(_) => trouble(
+        Err(_) => problem(
             format!("{address} does not answer within 1 s"),
             "a firewall in between drops what it does not let through, or that machine is off",
         ),

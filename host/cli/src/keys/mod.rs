@@ -1,5 +1,5 @@
-//! `wasmcage keys`: the CA of a flock, the certificates of its cages, and until when they are good. The work is done in
-//! `wasmcage_fabric::keys`; here is what is said about it, above all what to do next.
+//! `wasmcage keys`: makes and shows the CA of a flock and the certificates of its cages. The work is done in
+//! `wasmcage_fabric::keys`; this file prints the results and what to do next.
 
 mod show;
 
@@ -10,8 +10,8 @@ use clap::{Args, Subcommand};
 use wasmcage_config::{DEFAULT_FLOCK, is_flock_name};
 use wasmcage_core::telemetry::utc;
 use wasmcage_fabric::keys::{
-    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, Issued, KEY_FILE, KEYS_DIRECTORY,
-    KeysError, authority_directory, certificates_in, peer_identity,
+    Authority, CA_FILE, CA_KEY_FILE, CAGE_DAYS, CERTIFICATE_FILE, DAYS_MAX, IssuedCertificate, KEY_FILE,
+    KEYS_DIRECTORY, KeysError, authority_directory, certificates_in, peer_identity,
 };
 
 use super::{CommandError, RootArg, cages_in, check_cage, config, print};
@@ -19,9 +19,9 @@ use crate::supervisor::STOPPED;
 
 /// Make and show the keys by which cages on different machines know each other
 ///
-/// A flock has a certificate authority (CA), made once by `keys init`. It signs a certificate for each cage, made by `keys
-/// issue`. A cage reads both from the directory keys in its own directory: cert.pem, key.pem and ca.pem. Cages on one
-/// machine need no keys.
+/// A flock has a certificate authority (CA), made once by `keys init`. It signs a certificate for each cage, made by
+/// `keys issue`. A cage reads both from the directory keys in its own directory: cert.pem, key.pem and ca.pem. Cages on
+/// one machine need no keys.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -34,11 +34,11 @@ To renew a cage's certificate: wasmcage keys issue CAGE --renew. A running cage 
 To renew the CA: wasmcage keys init --renew. It says what to do next; old and new certificates are trusted meanwhile.")]
 pub(super) struct KeysArgs {
     #[command(subcommand)]
-    action: Action,
+    action: KeysAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum KeysAction {
     Init(InitArgs),
     Issue(IssueArgs),
     Show(show::ShowArgs),
@@ -77,10 +77,10 @@ struct IssueArgs {
     /// The cage's flock [default: what its cage.toml says]
     #[arg(long, value_name = "NAME", value_parser = flock_name)]
     flock: Option<String>,
-    /// For how long the certificate is valid
+    /// Validity of the certificate in days
     #[arg(long, default_value_t = CAGE_DAYS, value_parser = clap::value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
     days: u32,
-    /// Where the files go [default: keys in the cage's directory]
+    /// Directory for the files [default: keys in the cage's directory]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Replace a certificate and key that are there
@@ -93,9 +93,9 @@ struct IssueArgs {
 impl KeysArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         match self.action {
-            Action::Init(args) => args.execute(),
-            Action::Issue(args) => args.execute(),
-            Action::Show(args) => args.execute(),
+            KeysAction::Init(args) => args.execute(),
+            KeysAction::Issue(args) => args.execute(),
+            KeysAction::Show(args) => args.execute(),
         }
     }
 }
@@ -106,11 +106,11 @@ impl InitArgs {
         let directory = authority_directory(root, flock);
         if self.renew {
             let authority = Authority::renew(&directory, flock).map_err(|error| failed(error, flock))?;
-            let updated = hand_out(root, &authority, flock)?;
+            let updated = update_bundles(root, &authority, flock)?;
             print(renewed(root, &authority, flock, &updated))?;
             return Ok(STOPPED);
         }
-        // Everybody may see the cages; only the keys are private.
+        // The directory of the cages may be readable by others; only the keys are private.
         fs::create_dir_all(root)
             .map_err(|error| CommandError::failed(format!("cannot make {}", root.display()), error))?;
         let authority = Authority::create(&directory, flock).map_err(|error| failed(error, flock))?;
@@ -134,11 +134,11 @@ impl IssueArgs {
         let authority = authority.map_err(|error| failed(error, &flock))?;
         let issued = authority.issue(&self.cage, self.days).map_err(|error| failed(error, &flock))?;
         issued.write(&directory, self.renew).map_err(|error| failed(error, &flock))?;
-        print(self.issued(&issued, &directory))?;
+        print(self.issued_text(&issued, &directory))?;
         Ok(STOPPED)
     }
 
-    /// A cage that is here says its flock itself; other keys would not be taken by it.
+    /// Returns the flock of the certificate. A cage in this root has its flock in `cage.toml`, and would refuse others.
     fn flock(&self) -> Result<String, CommandError> {
         let root = &self.root.root;
         if self.out.is_none() {
@@ -148,7 +148,7 @@ impl IssueArgs {
             return Ok(self.flock.clone().unwrap_or_else(|| DEFAULT_FLOCK.to_owned()));
         }
         match (&self.flock, &self.out) {
-            // It need not be the cage that is called so here.
+            // With `--out`, the keys may be for another cage of that name.
             (Some(flock), Some(_)) => Ok(flock.clone()),
             (Some(flock), None) => {
                 let own = config(root, &self.cage)?.flock;
@@ -164,7 +164,8 @@ impl IssueArgs {
         }
     }
 
-    fn issued(&self, issued: &Issued, directory: &Path) -> String {
+    /// Describes the keys that were made, and what to do next.
+    fn issued_text(&self, issued: &IssuedCertificate, directory: &Path) -> String {
         let (cage, shown) = (&self.cage, directory.display());
         let mut text = format!(
             "made the keys of {}, valid until {}\n  {shown}: {CERTIFICATE_FILE}, {KEY_FILE} (secret), {CA_FILE}\n",
@@ -186,8 +187,8 @@ impl IssueArgs {
     }
 }
 
-/// Gives the cages of this root that have keys of the flock the bundle with the new CA. Returns their directories.
-fn hand_out(root: &Path, authority: &Authority, flock: &str) -> Result<Vec<PathBuf>, CommandError> {
+/// Writes the bundle with the new CA to the cages of this root that have keys of the flock. Returns their directories.
+fn update_bundles(root: &Path, authority: &Authority, flock: &str) -> Result<Vec<PathBuf>, CommandError> {
     let directories = cages_in(root).into_iter().map(|cage| keys_directory(root, &cage));
     let has_keys = |directory: &PathBuf| {
         let certificates = certificates_in(&directory.join(CERTIFICATE_FILE)).ok().flatten();
@@ -228,7 +229,7 @@ fn keys_directory(root: &Path, cage: &str) -> PathBuf {
     root.join(cage).join(KEYS_DIRECTORY)
 }
 
-/// What names the flock on a command line.
+/// Returns the option that names the flock on a command line.
 fn flag(flock: &str) -> String {
     if flock == DEFAULT_FLOCK { String::new() } else { format!(" --flock {flock}") }
 }
@@ -240,7 +241,7 @@ pub(super) fn flock_name(text: &str) -> Result<String, String> {
     Err("a flock's name is 1 to 40 lower-case letters, digits or `-`, with a letter or digit at both ends".to_owned())
 }
 
-/// With what to do about it, where that is plain.
+/// Converts an error, and adds what to do about it where that is known.
 fn failed(error: KeysError, flock: &str) -> CommandError {
     let flag = flag(flock);
     match &error {
@@ -260,9 +261,9 @@ fn failed(error: KeysError, flock: &str) -> CommandError {
 mod tests {
     use super::*;
 
-    struct Root(tempfile::TempDir);
+    struct TestRoot(tempfile::TempDir);
 
-    impl Root {
+    impl TestRoot {
         fn arg(&self) -> RootArg {
             RootArg { root: self.0.path().to_owned() }
         }
@@ -287,7 +288,7 @@ mod tests {
 
     #[test]
     fn refusals_say_what_to_do() {
-        let root = Root(tempfile::tempdir().unwrap());
+        let root = TestRoot(tempfile::tempdir().unwrap());
         fs::create_dir(root.0.path().join("worker")).unwrap();
         refused(root.issue("worker", None, None, false), "`wasmcage keys init` makes one");
         refused(root.issue("worker", Some("plant"), None, false), "write flock = \"plant\" into its cage.toml first");

@@ -1,4 +1,4 @@
-//! `wasmcage keys show`: the CAs and certificates in a root, whose they are, and until when they are good.
+//! `wasmcage keys show`: lists the CAs and certificates in a root, and until when they are valid.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +8,14 @@ use clap::Args;
 use serde_json::{Value, json};
 use wasmcage_core::telemetry::{error_chain, utc};
 use wasmcage_fabric::keys::{
-    Authority, CA_FILE, CERTIFICATE_FILE, CertificateInfo, Identity, KEYS_DIRECTORY, Keys, Validity,
+    Authority, CA_FILE, CERTIFICATE_FILE, CageKeys, CertificateInfo, Identity, KEYS_DIRECTORY, Validity,
     authority_directory, certificates_in,
 };
 
 use super::{CommandError, RootArg, cages_in, check_cage, config, flag, keys_directory, print};
 use crate::supervisor::{FAILED, STOPPED};
 
-/// Characters of a fingerprint that are enough for a person.
+/// Characters of a fingerprint in the table.
 const FINGERPRINT_SHOWN: usize = 16;
 
 const UNUSABLE: &str = "cannot be used";
@@ -39,16 +39,16 @@ pub(super) struct ShowArgs {
     root: RootArg,
 }
 
-/// A certificate, or what stands in its place.
-struct Shown {
-    /// Of a cage, or none of a CA.
+/// A row of the table: a certificate, or the reason why there is none.
+struct CertificateRow {
+    /// The cage to which it belongs; none for a CA.
     cage: Option<String>,
     flock: String,
     certificate: Option<CertificateInfo>,
-    /// In a word or two.
+    /// Short text.
     state: String,
     problems: Vec<String>,
-    /// Whether it serves; with problems, it may not for long.
+    /// Whether it can be used now, also if there are problems.
     usable: bool,
 }
 
@@ -69,7 +69,7 @@ impl ShowArgs {
             }
         };
         if self.json {
-            let all: Vec<_> = shown.iter().map(Shown::json).collect();
+            let all: Vec<_> = shown.iter().map(CertificateRow::json).collect();
             print(format_args!("{:#}", json!({ "certificates": all })))?;
         } else if shown.is_empty() {
             print("no keys: `wasmcage keys init` makes a CA, `wasmcage keys issue CAGE` a cage's keys")?;
@@ -80,7 +80,7 @@ impl ShowArgs {
     }
 }
 
-/// Flocks that have a CA here, sorted.
+/// Returns the flocks that have a CA in this root, sorted.
 fn flocks(root: &Path) -> Vec<String> {
     let entries = fs::read_dir(root.join(format!(".{KEYS_DIRECTORY}"))).into_iter().flatten().flatten();
     let directories = entries.filter(|entry| entry.path().is_dir());
@@ -89,15 +89,15 @@ fn flocks(root: &Path) -> Vec<String> {
     names
 }
 
-/// The CA that signs now, and older ones that are still trusted.
-fn authorities(root: &Path, flock: &str, now: SystemTime) -> Vec<Shown> {
+/// Returns the current CA, and older ones that are still trusted.
+fn authorities(root: &Path, flock: &str, now: SystemTime) -> Vec<CertificateRow> {
     let directory = authority_directory(root, flock);
     let flock = flock.to_owned();
     let current = match Authority::open(&directory, &flock) {
         Ok(authority) => authority.info().fingerprint.clone(),
         Err(error) => {
             let (state, problems) = (UNUSABLE.to_owned(), vec![error_chain(&error)]);
-            return vec![Shown { cage: None, flock, certificate: None, state, problems, usable: false }];
+            return vec![CertificateRow { cage: None, flock, certificate: None, state, problems, usable: false }];
         }
     };
     let certificates = certificates_in(&directory.join(CA_FILE)).ok().flatten().unwrap_or_default();
@@ -110,18 +110,18 @@ fn authorities(root: &Path, flock: &str, now: SystemTime) -> Vec<Shown> {
         }
         let state = if signs { validity.to_string() } else { format!("replaced, {validity}") };
         let usable = validity.is_valid() || !signs;
-        Shown { cage: None, flock: flock.clone(), certificate: Some(info), state, problems, usable }
+        CertificateRow { cage: None, flock: flock.clone(), certificate: Some(info), state, problems, usable }
     });
     shown.collect()
 }
 
-/// None when the cage has no keys.
-fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<Shown> {
+/// Returns the row of a cage; none when it has no keys.
+fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<CertificateRow> {
     let directory = keys_directory(root, cage);
     let certificates = certificates_in(&directory.join(CERTIFICATE_FILE)).ok().flatten();
     let certificate = certificates.as_deref().and_then(<[_]>::first).and_then(CertificateInfo::read);
     let named = certificate.as_ref().and_then(|info| info.identity.as_ref().ok());
-    let mut shown = Shown {
+    let mut shown = CertificateRow {
         cage: Some(cage.to_owned()),
         flock: named.map_or_else(|| "-".to_owned(), |identity| identity.flock.clone()),
         state: certificate
@@ -140,7 +140,7 @@ fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<Shown> {
             return directory.is_dir().then_some(shown);
         }
     };
-    match Keys::load(&directory, &Identity::new(flock, cage)) {
+    match CageKeys::load(&directory, &Identity::new(flock, cage)) {
         Ok(None) => return None,
         Ok(Some(keys)) => {
             shown.usable = true;
@@ -152,7 +152,7 @@ fn cage_keys(root: &Path, cage: &str, now: SystemTime) -> Option<Shown> {
     Some(shown)
 }
 
-impl Shown {
+impl CertificateRow {
     fn json(&self) -> Value {
         let certificate = self.certificate.as_ref();
         json!({
@@ -183,9 +183,9 @@ impl Shown {
     }
 }
 
-fn table(shown: &[Shown]) -> String {
+fn table(shown: &[CertificateRow]) -> String {
     let mut rows = vec![["KEYS OF", "FLOCK", "SIGNED BY", "VALID UNTIL", "FINGERPRINT", "STATE"].map(str::to_owned)];
-    rows.extend(shown.iter().map(Shown::row));
+    rows.extend(shown.iter().map(CertificateRow::row));
     let widths: [usize; 6] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
     let mut text = String::new();

@@ -1,5 +1,5 @@
-//! `wasmcage retry`: retried calls of a cage, pending ones and those that were given up. A running cage is asked through its
-//! control socket; the store of one that is not running is opened here.
+//! `wasmcage retry`: lists and changes the retried calls of a cage, pending ones and dead letters. A running cage is
+//! asked over its control socket; the store of a cage that is not running is opened here.
 
 mod output;
 
@@ -9,15 +9,15 @@ use serde_json::Value;
 use wasmcage_store::Store;
 
 use super::{CommandError, RootArg, check_cage, completion, config, directories, holder, print};
-use crate::control::retry::{self, Changed, LISTED_MAX, RetryRequest};
-use crate::control::{self, ControlError, Refusal};
-use crate::supervisor::pid_lock::Holder;
+use crate::control::retry::{self, ChangeResult, LISTED_MAX, RetryRequest};
+use crate::control::{self, CommandRefusal, ControlError};
+use crate::supervisor::pid_lock::LockHolder;
 use crate::supervisor::{FAILED, STOPPED};
 
 /// Show and change calls that a cage makes later, running or not
 ///
-/// A retried call is made again and again until it succeeds. One that is refused, expires, or has had all its attempts, is a
-/// dead letter: it is kept until it is run again or dropped.
+/// A retried call is made again and again until it succeeds. One that is refused, expires, or has had all its attempts,
+/// is a dead letter: it is kept until it is run again or dropped.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -30,15 +30,15 @@ Examples:
   wasmcage retry move shop order-7 --to slow            into another queue")]
 pub(super) struct RetryArgs {
     #[command(subcommand)]
-    action: Action,
+    action: RetryAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum RetryAction {
     /// List calls in the order in which they were accepted
-    List(ListArgs),
+    List(ListCallsArgs),
     /// Show one call with its arguments
-    Show(ShowArgs),
+    Show(ShowCallArgs),
     /// Make calls now: those that wait, or dead letters, which begin anew and do not expire any more
     Run(ChangeArgs),
     /// Drop calls; their ids are remembered for three days
@@ -47,9 +47,9 @@ enum Action {
     Move(MoveArgs),
 }
 
-/// Which cage.
+/// Names the cage.
 #[derive(Debug, Args)]
-struct Of {
+struct CageArg {
     /// Name of the cage
     #[arg(value_name = "CAGE", add = ArgValueCandidates::new(completion::cages))]
     cage: String,
@@ -58,16 +58,16 @@ struct Of {
 }
 
 #[derive(Debug, Args)]
-struct ListArgs {
+struct ListCallsArgs {
     #[command(flatten)]
-    of: Of,
+    of: CageArg,
     /// Only this queue
     #[arg(long, value_name = "NAME")]
     queue: Option<String>,
     /// Calls that were given up, instead of pending ones
     #[arg(long)]
     dead: bool,
-    /// At most so many calls
+    /// Number of calls to list at most
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
     /// For programs: {"queues": [..], "calls": [..]}
@@ -76,9 +76,9 @@ struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-struct ShowArgs {
+struct ShowCallArgs {
     #[command(flatten)]
-    of: Of,
+    of: CageArg,
     /// Id of the call
     id: String,
     /// For programs: {"call": {..}, "arguments": {"json" or "base64": ".."}}
@@ -89,25 +89,25 @@ struct ShowArgs {
 #[derive(Debug, Args)]
 struct ChangeArgs {
     #[command(flatten)]
-    of: Of,
+    of: CageArg,
     #[command(flatten)]
-    which: Which,
+    which: CallSelection,
 }
 
 #[derive(Debug, Args)]
 struct MoveArgs {
     #[command(flatten)]
-    of: Of,
+    of: CageArg,
     #[command(flatten)]
-    which: Which,
+    which: CallSelection,
     /// The queue that they are moved into
     #[arg(long, value_name = "NAME")]
     to: String,
 }
 
-/// Which calls to change.
+/// Selects the calls to change.
 #[derive(Debug, Args)]
-struct Which {
+struct CallSelection {
     /// Ids of calls
     #[arg(value_name = "ID", required_unless_present = "dead")]
     ids: Vec<String>,
@@ -122,35 +122,35 @@ struct Which {
 impl RetryArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         match self.action {
-            Action::List(args) => {
-                let ListArgs { of, queue, dead, limit, json } = args;
+            RetryAction::List(args) => {
+                let ListCallsArgs { of, queue, dead, limit, json } = args;
                 let answer = of.ask(&RetryRequest::List { queue, dead, limit })?;
                 print(if json { answer.to_string() } else { output::table(&answer, dead) })?;
             }
-            Action::Show(args) => {
+            RetryAction::Show(args) => {
                 let answer = args.of.ask(&RetryRequest::Show { id: args.id })?;
                 print(if args.json { answer.to_string() } else { output::one(&answer) })?;
             }
-            Action::Run(args) => {
+            RetryAction::Run(args) => {
                 let ids = args.which.ids(&args.of)?;
-                return tell(args.of.change(&RetryRequest::Run { ids, to: None })?, "is made now");
+                return print_changes(args.of.change(&RetryRequest::Run { ids, to: None })?, "is made now");
             }
-            Action::Drop(args) => {
+            RetryAction::Drop(args) => {
                 let ids = args.which.ids(&args.of)?;
-                return tell(args.of.change(&RetryRequest::Drop { ids })?, "is dropped");
+                return print_changes(args.of.change(&RetryRequest::Drop { ids })?, "is dropped");
             }
-            Action::Move(args) => {
+            RetryAction::Move(args) => {
                 let ids = args.which.ids(&args.of)?;
-                let told = format!("is in queue {} now", args.to);
-                return tell(args.of.change(&RetryRequest::Run { ids, to: Some(args.to) })?, &told);
+                let done = format!("is in queue {} now", args.to);
+                return print_changes(args.of.change(&RetryRequest::Run { ids, to: Some(args.to) })?, &done);
             }
         }
         Ok(STOPPED)
     }
 }
 
-impl Which {
-    fn ids(self, of: &Of) -> Result<Vec<String>, CommandError> {
+impl CallSelection {
+    fn ids(self, of: &CageArg) -> Result<Vec<String>, CommandError> {
         if !self.dead {
             return Ok(self.ids);
         }
@@ -160,20 +160,20 @@ impl Which {
     }
 }
 
-impl Of {
+impl CageArg {
     fn ask(&self, request: &RetryRequest) -> Result<Value, CommandError> {
         let (root, cage) = (&self.root.root, &self.cage);
         check_cage(root, cage)?;
         let arguments = serde_json::to_value(request).expect("a request has text keys only");
-        if holder(root, cage)? == Holder::None {
+        if holder(root, cage)? == LockHolder::None {
             return self.ask_store(arguments);
         }
-        control::ask_patiently(&directories(root).run(cage), cage, "retry", arguments, PATIENCE).map_err(|error| {
-            match error {
+        control::ask_with_timeout(&directories(root).run(cage), cage, "retry", arguments, COMMAND_TIMEOUT).map_err(
+            |error| match error {
                 ControlError::Refused { code, text, .. } => CommandError::Call { code, text },
                 ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
-            }
-        })
+            },
+        )
     }
 
     fn ask_store(&self, arguments: Value) -> Result<Value, CommandError> {
@@ -183,21 +183,22 @@ impl Of {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| CommandError::failed("cannot set up a runtime", error))?;
         let answer = runtime.block_on(retry::answer(&store, arguments));
-        answer.map_err(|Refusal { code, text }| CommandError::Call { code, text })
+        answer.map_err(|CommandRefusal { code, text }| CommandError::Call { code, text })
     }
 
-    fn change(&self, request: &RetryRequest) -> Result<Vec<Changed>, CommandError> {
+    fn change(&self, request: &RetryRequest) -> Result<Vec<ChangeResult>, CommandError> {
         let failed = |error| CommandError::failed("the cage answered in a way this version does not know", error);
         serde_json::from_value(self.ask(request)?).map_err(failed)
     }
 }
 
-/// How long many changes may take.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+/// Timeout of a command that may change many calls.
+const COMMAND_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
-fn tell(changes: Vec<Changed>, done: &str) -> Result<u8, CommandError> {
+/// Prints the result of each change: `done` says what was done. Returns the exit code.
+fn print_changes(changes: Vec<ChangeResult>, done: &str) -> Result<u8, CommandError> {
     let mut code = STOPPED;
-    for Changed { id, error } in &changes {
+    for ChangeResult { id, error } in &changes {
         match error {
             None => print(format_args!("{id} {done}"))?,
             Some(error) => {

@@ -1,10 +1,10 @@
-//! Retried calls as a person reads them.
+//! Formats retried calls as text.
 
 use serde_json::Value;
 
 use crate::ps::{aligned, word};
 
-/// Queues, then calls.
+/// Formats the queues, then the calls.
 pub(super) fn table(answer: &Value, dead: bool) -> String {
     let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
     let mut rows = vec![["QUEUE", "PENDING", "IN WORK", "DEAD"].map(str::to_owned)];
@@ -29,7 +29,7 @@ pub(super) fn table(answer: &Value, dead: bool) -> String {
     }
 }
 
-/// Everything about one call.
+/// Formats everything about one call.
 pub(super) fn one(answer: &Value) -> String {
     let call = &answer["call"];
     let mut rows = vec![["call".to_owned(), callee(call)]];

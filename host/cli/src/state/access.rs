@@ -1,4 +1,4 @@
-//! A cage's state: the running cage is asked for it, the store of one that does not run is opened here.
+//! Access to a cage's state: over the control socket of a running cage, or by opening the store of one that does not run.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,32 +9,35 @@ use wasmcage_config::CageConfig;
 use wasmcage_store::Store;
 
 use crate::control::state::{StateRequest, perform};
-use crate::control::{CLIENT_TIMEOUT, ControlError, Refusal, ask_patiently};
-use crate::supervisor::pid_lock::Holder;
+use crate::control::{CLIENT_TIMEOUT, CommandRefusal, ControlError, ask_with_timeout};
+use crate::supervisor::pid_lock::LockHolder;
 use crate::{CommandError, check_cage, config, directories, holder};
 
-/// The state of one cage.
+/// Access to the state of one cage.
 pub(super) struct Access<'a> {
     root: &'a Path,
     cage: &'a str,
-    /// None: the cage runs.
-    opened: Option<Opened>,
+    /// None if the cage runs.
+    opened: Option<OfflineStore>,
 }
 
-struct Opened {
+/// The store of a cage that does not run.
+struct OfflineStore {
     config: CageConfig,
     store: Arc<Store>,
     runtime: Runtime,
 }
 
 impl<'a> Access<'a> {
+    /// Finds out whether the cage runs, and opens its store if it does not.
+    ///
     /// # Errors
     /// There is no such cage, or its `cage.toml` has mistakes.
     pub(super) fn new(root: &'a Path, cage: &'a str) -> Result<Self, CommandError> {
         check_cage(root, cage)?;
         let opened = match holder(root, cage)? {
-            Holder::Pid(_) => None,
-            Holder::None => Some(Opened::new(root, cage)?),
+            LockHolder::Pid(_) => None,
+            LockHolder::None => Some(OfflineStore::new(root, cage)?),
         };
         Ok(Self { root, cage, opened })
     }
@@ -47,24 +50,25 @@ impl<'a> Access<'a> {
         self.root
     }
 
+    /// Performs a request.
+    ///
     /// # Errors
-    /// What the store says, and whatever keeps the cage from being asked.
+    /// The store returns an error, or the cage cannot be asked.
     pub(super) fn ask<T: DeserializeOwned>(&self, request: StateRequest) -> Result<T, CommandError> {
         let timeout = request.timeout();
         let answer = match &self.opened {
-            Some(Opened { config, store, runtime }) => {
+            Some(OfflineStore { config, store, runtime }) => {
                 let quota = |module: &str| config.module(module).state;
                 runtime.block_on(perform(store, quota, request)).map_err(refused)?
             }
             None => {
                 let arguments = serde_json::to_value(&request).expect("a request has text keys only");
-                let patience = timeout + CLIENT_TIMEOUT;
-                ask_patiently(&directories(self.root).run(self.cage), self.cage, "state", arguments, patience).map_err(
-                    |error| match error {
-                        ControlError::Refused { code, text, .. } => refused(Refusal { code, text }),
+                let answer_timeout = timeout + CLIENT_TIMEOUT;
+                ask_with_timeout(&directories(self.root).run(self.cage), self.cage, "state", arguments, answer_timeout)
+                    .map_err(|error| match error {
+                        ControlError::Refused { code, text, .. } => refused(CommandRefusal { code, text }),
                         ControlError::Connect { .. } | ControlError::Answer { .. } => error.into(),
-                    },
-                )?
+                    })?
             }
         };
         let unknown = |error| CommandError::failed("the cage answered in a way this version does not know", error);
@@ -72,7 +76,7 @@ impl<'a> Access<'a> {
     }
 }
 
-impl Opened {
+impl OfflineStore {
     fn new(root: &Path, cage: &str) -> Result<Self, CommandError> {
         let config = config(root, cage)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -82,6 +86,6 @@ impl Opened {
     }
 }
 
-fn refused(Refusal { code, text }: Refusal) -> CommandError {
+fn refused(CommandRefusal { code, text }: CommandRefusal) -> CommandError {
     CommandError::Call { code, text }
 }

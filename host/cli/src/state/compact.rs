@@ -1,17 +1,18 @@
-//! `wasmcage state compact`: the store's file gives back the room that deleted data had.
+//! `wasmcage state compact`: shrinks the store's file by the space of deleted data.
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
 
 use super::access::Access;
-use crate::control::state::{Compacted, StateRequest};
+use crate::control::state::{CompactionSizes, StateRequest};
 use crate::supervisor::STOPPED;
 use crate::{CommandError, RootArg, completion, print};
 
-/// Give the room of deleted data back to the disk
+/// Return the space of deleted data to the disk
 ///
-/// Room is reused without it: only a file that should get smaller needs this. A running cage writes nothing meanwhile.
+/// The store reuses that space anyway, so this is only needed to make the file smaller. A running cage writes nothing
+/// meanwhile.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -29,7 +30,8 @@ pub(super) struct CompactArgs {
 
 impl CompactArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
-        let Compacted { before, after } = Access::new(&self.root.root, &self.cage)?.ask(StateRequest::Compact {})?;
+        let CompactionSizes { before, after } =
+            Access::new(&self.root.root, &self.cage)?.ask(StateRequest::Compact {})?;
         match self.json {
             true => print(json!({ "before": before, "after": after }))?,
             false => print(format_args!("{before} bytes before, {after} after"))?,

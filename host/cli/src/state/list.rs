@@ -1,4 +1,4 @@
-//! `wasmcage state list`: modules that keep something, or what one of them keeps.
+//! `wasmcage state list`: lists the modules that have data, or the keys and queues of one.
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
@@ -6,15 +6,15 @@ use serde_json::json;
 use wasmcage_config::nearest;
 
 use super::access::Access;
-use crate::control::call::Content;
-use crate::control::state::{Entries, ModuleLine, QueueLine, StateRequest};
+use crate::control::call::EncodedPayload;
+use crate::control::state::{EntryPage, ModuleLine, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;
 use crate::{CommandError, RootArg, completion, print};
 
-/// Keys that are asked for at once.
+/// Keys in one page.
 const PAGE_KEYS: usize = 1_000;
 
-/// List the modules that keep something, or keys and queues of one
+/// List the modules that have data, or the keys and queues of one
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -28,7 +28,7 @@ pub(super) struct ListArgs {
     /// Name of the module
     #[arg(value_name = "MODULE")]
     module: Option<String>,
-    /// Only keys that begin so
+    /// Only keys with this prefix
     #[arg(long, value_name = "TEXT", default_value = "", requires = "module")]
     prefix: String,
     /// How many keys at most
@@ -74,7 +74,7 @@ impl ListArgs {
         let (mut keys, mut cursor, mut left) = (Vec::new(), None, self.lines as usize);
         loop {
             let (module, prefix, limit) = (module.to_owned(), self.prefix.clone(), left.min(PAGE_KEYS));
-            let page: Entries = access.ask(StateRequest::Keys { module, prefix, limit, cursor })?;
+            let page: EntryPage = access.ask(StateRequest::Keys { module, prefix, limit, cursor })?;
             left -= page.entries.len().min(left);
             for (key, value) in page.entries {
                 let (kind, bytes) = kind(&value);
@@ -90,14 +90,14 @@ impl ListArgs {
         }
         match self.json {
             true => print(json!({ "keys": keys, "more": cursor.is_some(), "queues": queues })),
-            false => self.rest(cursor.is_some(), &queues),
+            false => self.print_rest(cursor.is_some(), &queues),
         }
     }
 
-    /// What follows the keys of a table.
-    fn rest(&self, more: bool, queues: &[QueueLine]) -> Result<(), CommandError> {
+    /// Prints what follows the keys in a table: whether there are more, and the queues.
+    fn print_rest(&self, more: bool, queues: &[QueueLine]) -> Result<(), CommandError> {
         if more {
-            print(format_args!("and more: -n shows more than {}, --prefix only those that begin so", self.lines))?;
+            print(format_args!("and more: -n shows more than {}, --prefix only those with a prefix", self.lines))?;
         }
         if !queues.is_empty() {
             print("\n    LENGTH  QUEUE")?;
@@ -106,20 +106,20 @@ impl ListArgs {
     }
 }
 
-fn kind(value: &Content) -> (&'static str, usize) {
+fn kind(value: &EncodedPayload) -> (&'static str, usize) {
     match value {
-        Content::Json(json) => ("json", json.len()),
-        Content::Base64(base64) => {
+        EncodedPayload::Json(json) => ("json", json.len()),
+        EncodedPayload::Base64(base64) => {
             let padding = base64.bytes().rev().take_while(|byte| *byte == b'=').count();
             ("bytes", (base64.len() / 4 * 3).saturating_sub(padding))
         }
     }
 }
 
-/// Whether a module keeps something.
+/// Checks that a module has data.
 ///
 /// # Errors
-/// It does not.
+/// It has none.
 pub(super) fn check_module(access: &Access, module: &str) -> Result<(), CommandError> {
     let known: Vec<ModuleLine> = access.ask(StateRequest::Modules {})?;
     let mut names = known.iter().map(|line| line.module.as_str());
@@ -131,11 +131,11 @@ pub(super) fn check_module(access: &Access, module: &str) -> Result<(), CommandE
     Err(CommandError::Refused(format!("module {module} of cage {} keeps nothing{hint}", access.cage())))
 }
 
-/// The key that was likely meant.
+/// Returns a hint with the key that was probably meant.
 pub(super) fn hint(access: &Access, module: &str, key: &str) -> Result<String, CommandError> {
     let prefix: String = key.chars().take(1).collect();
     let request = StateRequest::Keys { module: module.into(), prefix, limit: PAGE_KEYS, cursor: None };
-    let page: Entries = access.ask(request)?;
+    let page: EntryPage = access.ask(request)?;
     let near = nearest(key, page.entries.iter().map(|(key, _)| key.as_str()));
     Ok(near.map_or_else(String::new, |near| format!("; did you mean {}?", near.escape_debug())))
 }

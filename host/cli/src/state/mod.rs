@@ -1,4 +1,4 @@
-//! `wasmcage state`: the durable data of a cage's modules, whether the cage runs or not.
+//! `wasmcage state`: reads and changes the durable data of a cage's modules, whether the cage runs or not.
 
 mod access;
 mod compact;
@@ -10,13 +10,13 @@ use clap::{Args, Subcommand};
 
 use super::CommandError;
 
-/// Show and change what modules keep: keys, queues
+/// Show and change the data of modules: keys and queues
 ///
 /// Works on a running cage, through its control socket, and on one that is stopped.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  wasmcage state list shop                       modules that keep something
+  wasmcage state list shop                       modules that have data
   wasmcage state list shop orders --prefix 2026-
   wasmcage state get shop orders last
   wasmcage state set shop orders last '{\"id\": 7}'
@@ -25,11 +25,11 @@ Examples:
   wasmcage state compact shop")]
 pub(super) struct StateArgs {
     #[command(subcommand)]
-    action: Action,
+    action: StateAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum StateAction {
     List(list::ListArgs),
     Get(value::GetArgs),
     Set(value::SetArgs),
@@ -42,13 +42,13 @@ enum Action {
 impl StateArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         match self.action {
-            Action::List(args) => args.execute(),
-            Action::Get(args) => args.execute(),
-            Action::Set(args) => args.execute(),
-            Action::Delete(args) => args.execute(),
-            Action::Export(args) => args.execute(),
-            Action::Import(args) => args.execute(),
-            Action::Compact(args) => args.execute(),
+            StateAction::List(args) => args.execute(),
+            StateAction::Get(args) => args.execute(),
+            StateAction::Set(args) => args.execute(),
+            StateAction::Delete(args) => args.execute(),
+            StateAction::Export(args) => args.execute(),
+            StateAction::Import(args) => args.execute(),
+            StateAction::Compact(args) => args.execute(),
         }
     }
 }

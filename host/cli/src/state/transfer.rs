@@ -1,4 +1,4 @@
-//! `wasmcage state export` and `import`: keys and queues as lines of JSON, out of one store and into another.
+//! `wasmcage state export` and `import`: writes and reads keys and queues as lines of JSON.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write};
@@ -11,23 +11,24 @@ use serde_json::value::RawValue;
 
 use super::access::Access;
 use super::list::check_module;
-use crate::control::call::Content;
-use crate::control::state::{Entries, Item, ModuleLine, QueueLine, StateRequest};
+use crate::control::call::EncodedPayload;
+use crate::control::state::{EntryPage, ModuleLine, PutItem, QueueLine, StateRequest};
 use crate::supervisor::STOPPED;
 use crate::{CommandError, RootArg, completion, progress};
 
-/// Entries that are fetched at once.
+/// Entries in one page.
 const PAGE_ENTRIES: usize = 1_000;
-/// What is written at once: so many lines, or bytes of them.
+/// Lines of one batch of an import, and their bytes.
 const BATCH_LINES: usize = 1_000;
 const BATCH_BYTES: usize = 8 << 20;
-/// A longer line is no line of an export: values have at most 16 MiB.
+/// Longest line of an import: values have at most 16 MiB.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
 /// Write keys and queues as lines of JSON
 ///
-/// A line is {"module": "m", "key": "k", "json": VALUE}; queues have "queue" in place of "key", one line for each entry; bytes
-/// are in "base64" in place of "json". What a running cage writes meanwhile may be in it or not. Retried calls are not.
+/// A line is {"module": "m", "key": "k", "json": VALUE}; queues have "queue" in place of "key", one line for each entry;
+/// bytes are in "base64" in place of "json". What a running cage writes meanwhile may be in it or not. Retried calls are
+/// not.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -47,10 +48,10 @@ pub(super) struct ExportArgs {
     root: RootArg,
 }
 
-/// Read what an export wrote
+/// Import keys and queues from an export
 ///
-/// Keys that are there are overwritten, entries of queues are added. Lines are written in groups of up to 1,000, each of them
-/// whole or not at all; an error tells how far it came.
+/// Keys that are there are overwritten, entries of queues are added. Lines are written in groups of up to 1,000, each of
+/// them whole or not at all; an error tells how far it came.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -67,10 +68,10 @@ pub(super) struct ImportArgs {
     root: RootArg,
 }
 
-/// A key's value, or an entry of a queue.
+/// A line of an export: a key with its value, or an entry of a queue.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct ExportLine {
     module: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     key: Option<String>,
@@ -111,7 +112,7 @@ fn export(access: &Access, modules: &[String], out: impl Write) -> Result<(), Co
     for module in modules {
         let page =
             |cursor| StateRequest::Keys { module: module.clone(), prefix: String::new(), limit: PAGE_ENTRIES, cursor };
-        pages(access, page, |key, value| write_line(&mut out, Line::new(module, Some(key), None, value)?))?;
+        pages(access, page, |key, value| write_line(&mut out, ExportLine::new(module, Some(key), None, value)?))?;
         for QueueLine { queue, .. } in access.ask::<Vec<QueueLine>>(StateRequest::Queues { module: module.clone() })? {
             let page = |cursor| StateRequest::Queue {
                 module: module.clone(),
@@ -119,21 +120,23 @@ fn export(access: &Access, modules: &[String], out: impl Write) -> Result<(), Co
                 limit: PAGE_ENTRIES,
                 cursor,
             };
-            pages(access, page, |_, entry| write_line(&mut out, Line::new(module, None, Some(queue.clone()), entry)?))?;
+            pages(access, page, |_, entry| {
+                write_line(&mut out, ExportLine::new(module, None, Some(queue.clone()), entry)?)
+            })?;
         }
     }
     out.flush().map_err(write_error)
 }
 
-/// Goes through the entries of all pages.
+/// Calls `each` for the entries of all pages.
 fn pages(
     access: &Access,
     page: impl Fn(Option<String>) -> StateRequest,
-    mut each: impl FnMut(String, Content) -> Result<(), CommandError>,
+    mut each: impl FnMut(String, EncodedPayload) -> Result<(), CommandError>,
 ) -> Result<(), CommandError> {
     let mut cursor = None;
     loop {
-        let found: Entries = access.ask(page(cursor))?;
+        let found: EntryPage = access.ask(page(cursor))?;
         found.entries.into_iter().try_for_each(|(name, value)| each(name, value))?;
         cursor = found.next;
         if cursor.is_none() {
@@ -142,7 +145,7 @@ fn pages(
     }
 }
 
-fn write_line(out: &mut impl Write, line: Line) -> Result<(), CommandError> {
+fn write_line(out: &mut impl Write, line: ExportLine) -> Result<(), CommandError> {
     let text =
         serde_json::to_string(&line).map_err(|error| CommandError::failed("a value cannot be written", error))?;
     writeln!(out, "{text}").map_err(write_error)
@@ -155,31 +158,38 @@ fn write_error(error: io::Error) -> CommandError {
     }
 }
 
-impl Line {
-    fn new(module: &str, key: Option<String>, queue: Option<String>, value: Content) -> Result<Self, CommandError> {
+impl ExportLine {
+    fn new(
+        module: &str,
+        key: Option<String>,
+        queue: Option<String>,
+        value: EncodedPayload,
+    ) -> Result<Self, CommandError> {
         let (json, base64) = match value {
-            Content::Json(json) => {
-                // Between the parts of a value, where alone they can be, ends of lines mean nothing.
+            EncodedPayload::Json(json) => {
+                // Ends of lines can only be between the tokens of a value, where they are equal to a space.
                 let line = json.replace(['\n', '\r'], " ");
                 let raw = RawValue::from_string(line);
                 (Some(raw.map_err(|error| CommandError::failed("a value is no JSON", error))?), None)
             }
-            Content::Base64(text) => (None, Some(text)),
+            EncodedPayload::Base64(text) => (None, Some(text)),
         };
         Ok(Self { module: module.to_owned(), key, queue, json, base64 })
     }
 
+    /// Converts the line to an item.
+    ///
     /// # Errors
-    /// What a line must have and this one has not.
-    fn item(self) -> Result<(String, Item), &'static str> {
+    /// The line has not exactly one key or queue, and exactly one value.
+    fn item(self) -> Result<(String, PutItem), &'static str> {
         let value = match (self.json, self.base64) {
-            (Some(json), None) => Content::Json(json.get().to_owned()),
-            (None, Some(base64)) => Content::Base64(base64),
+            (Some(json), None) => EncodedPayload::Json(json.get().to_owned()),
+            (None, Some(base64)) => EncodedPayload::Base64(base64),
             _ => return Err("a line has either \"json\" or \"base64\""),
         };
         match (self.key, self.queue) {
-            (Some(key), None) => Ok((self.module, Item::Key { key, value })),
-            (None, Some(queue)) => Ok((self.module, Item::Queue { queue, entry: value })),
+            (Some(key), None) => Ok((self.module, PutItem::Key { key, value })),
+            (None, Some(queue)) => Ok((self.module, PutItem::Queue { queue, entry: value })),
             _ => Err("a line has either \"key\" or \"queue\""),
         }
     }
@@ -207,14 +217,14 @@ impl ImportArgs {
     }
 }
 
-/// Lines on their way into a store.
+/// An import in progress.
 struct Import<'a> {
     access: &'a Access<'a>,
-    /// Whose items are waiting, and what they come to.
+    /// Module of the current batch.
     module: String,
-    items: Vec<Item>,
+    items: Vec<PutItem>,
     bytes: usize,
-    /// Lines that were read, and those of them that are written.
+    /// Number of lines that were read, and that were stored.
     read: usize,
     done: usize,
 }
@@ -236,7 +246,7 @@ impl Import<'_> {
                 return Err(wrong(&format_args!("it has more than {LINE_BYTES_MAX} bytes")));
             }
             if !line.trim().is_empty() {
-                let parsed: Line = serde_json::from_str(&line).map_err(|error| wrong(&error))?;
+                let parsed: ExportLine = serde_json::from_str(&line).map_err(|error| wrong(&error))?;
                 let (module, item) = parsed.item().map_err(|why| wrong(&why))?;
                 self.add(module, item, length)?;
             }
@@ -244,7 +254,7 @@ impl Import<'_> {
         }
     }
 
-    fn add(&mut self, module: String, item: Item, bytes: usize) -> Result<(), CommandError> {
+    fn add(&mut self, module: String, item: PutItem, bytes: usize) -> Result<(), CommandError> {
         let full = self.items.len() >= BATCH_LINES || self.bytes + bytes > BATCH_BYTES;
         if full || self.module != module {
             self.flush()?;
@@ -275,7 +285,7 @@ mod tests {
 
     #[track_caller]
     fn check(line: &str, expected: Result<&str, &str>) {
-        let parsed: Result<Line, _> = serde_json::from_str(line);
+        let parsed: Result<ExportLine, _> = serde_json::from_str(line);
         let found = parsed
             .map_err(|error| error.to_string())
             .and_then(|line| line.item().map(|(module, item)| format!("{module}: {item:?}")).map_err(str::to_owned));
@@ -301,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_value_stays_on_its_line() {
-        let line = Line::new("m", Some("k".into()), None, Content::Json("[1,\n\"a\\n\"]".into())).unwrap();
+        let line = ExportLine::new("m", Some("k".into()), None, EncodedPayload::Json("[1,\n\"a\\n\"]".into())).unwrap();
         assert_eq!(serde_json::to_string(&line).unwrap(), r#"{"module":"m","key":"k","json":[1, "a\n"]}"#);
     }
 }

@@ -10,8 +10,8 @@ use wasmcage_config::{SHARED_DIRECTORY, nearest};
 
 use super::access::Access;
 use super::list::{check_module, hint};
-use crate::control::call::Content;
-use crate::control::state::{Item, ModuleLine, StateRequest};
+use crate::control::call::EncodedPayload;
+use crate::control::state::{ModuleLine, PutItem, StateRequest};
 use crate::supervisor::STOPPED;
 use crate::{CommandError, RootArg, call, completion, config, print};
 
@@ -48,7 +48,7 @@ pub(super) struct GetArgs {
     root: RootArg,
 }
 
-/// Give a key a value
+/// Set the value of a key
 ///
 /// A VALUE is JSON; one that is not is kept as a string, so that `red` and '"red"' are the same. @FILE is what is in the
 /// file, @- standard input; it must be JSON, unless it is kept as bytes.
@@ -65,7 +65,7 @@ pub(super) struct SetArgs {
     /// The value: JSON is kept as JSON, anything else as bytes
     #[arg(value_name = "VALUE", allow_hyphen_values = true)]
     value: String,
-    /// Keep it as bytes, whatever it is
+    /// Store the value as bytes, also if it is JSON
     #[arg(long)]
     bytes: bool,
     #[command(flatten)]
@@ -88,7 +88,8 @@ impl GetArgs {
     pub(super) fn execute(self) -> Result<u8, CommandError> {
         let KeyArgs { cage, module, key } = self.key;
         let access = Access::new(&self.root.root, &cage)?;
-        let value: Option<Content> = access.ask(StateRequest::Get { module: module.clone(), key: key.clone() })?;
+        let value: Option<EncodedPayload> =
+            access.ask(StateRequest::Get { module: module.clone(), key: key.clone() })?;
         let Some(value) = value else { return Err(no_such_key(&access, &module, &key)?) };
         match self.json {
             true => print(json!(value))?,
@@ -104,7 +105,7 @@ impl SetArgs {
         let access = Access::new(&self.root.root, &cage)?;
         let value = value(&self.value, self.bytes)?;
         check_name(&access, &module)?;
-        let items = vec![Item::Key { key, value }];
+        let items = vec![PutItem::Key { key, value }];
         access.ask::<()>(StateRequest::Put { module, items })?;
         Ok(STOPPED)
     }
@@ -121,25 +122,25 @@ impl DeleteArgs {
     }
 }
 
-/// What the command line gives to be kept.
-fn value(text: &str, bytes: bool) -> Result<Content, CommandError> {
+/// Reads the value to store from the command line.
+fn value(text: &str, bytes: bool) -> Result<EncodedPayload, CommandError> {
     let Some(file) = text.strip_prefix('@') else {
         return Ok(match bytes {
-            true => Content::bytes(text.as_bytes()),
-            false => Content::Json(call::value_of(text)),
+            true => EncodedPayload::bytes(text.as_bytes()),
+            false => EncodedPayload::Json(call::value_of(text)),
         });
     };
     let content = call::bytes(Path::new(file))?;
     if bytes {
-        return Ok(Content::bytes(&content));
+        return Ok(EncodedPayload::bytes(&content));
     }
     match serde_json::from_slice::<IgnoredAny>(&content) {
-        Ok(_) => Ok(Content::Json(String::from_utf8_lossy(&content).trim().to_owned())),
+        Ok(_) => Ok(EncodedPayload::Json(String::from_utf8_lossy(&content).trim().to_owned())),
         Err(error) => Err(CommandError::Usage(format!("{file} is no JSON ({error}): add --bytes to keep it as it is"))),
     }
 }
 
-/// That a key is not there, and which one is.
+/// Returns the error for a missing key, with the name of a similar one.
 fn no_such_key(access: &Access, module: &str, key: &str) -> Result<CommandError, CommandError> {
     check_module(access, module)?;
     let hint = hint(access, module, key)?;
@@ -147,7 +148,7 @@ fn no_such_key(access: &Access, module: &str, key: &str) -> Result<CommandError,
     Ok(CommandError::Refused(format!("module {module} of cage {} has no key {key}{hint}", access.cage())))
 }
 
-/// Whether there is a module of that name: a file, a section of `cage.toml`, or something that it keeps.
+/// Checks that there is a module of that name: a file, a section of `cage.toml`, or a module with data.
 fn check_name(access: &Access, module: &str) -> Result<(), CommandError> {
     let mut names: Vec<String> = config(access.root(), access.cage())?.modules.into_keys().collect();
     let lines: Vec<ModuleLine> = access.ask(StateRequest::Modules {})?;

@@ -1,5 +1,5 @@
-//! What a running cage can be asked on its control socket, and how the host in this process does it. Each command is
-//! bounded in time, and given up when its client leaves.
+//! The commands that a running cage accepts on its control socket, done by the host of this process. Each command has a
+//! timeout, and is cancelled when its client leaves.
 
 use std::sync::Arc;
 
@@ -11,35 +11,35 @@ use wasmcage::host::Host;
 
 use crate::control::call::{CallRequest, answer_all, answer_id, answer_one};
 use crate::control::state::{StateRequest, perform};
-use crate::control::{Answer, Refusal, Request, retry};
+use crate::control::{CommandHandler, CommandRefusal, CommandRequest, retry};
 
 /// The commands of one cage.
-pub(super) struct Commands {
+pub(super) struct SecondaryCommands {
     cage: String,
     /// None once it is stopping.
     host: Arc<Mutex<Option<Host>>>,
 }
 
-impl Commands {
+impl SecondaryCommands {
     pub(super) fn new(cage: String, host: Arc<Mutex<Option<Host>>>) -> Self {
         Self { cage, host }
     }
 
-    fn with_host<T>(&self, read: impl FnOnce(&Host) -> T) -> Result<T, Refusal> {
+    fn with_host<T>(&self, read: impl FnOnce(&Host) -> T) -> Result<T, CommandRefusal> {
         let host = self.host.lock();
-        host.as_ref().map(read).ok_or_else(|| Refusal::new("draining", "the cage is stopping"))
+        host.as_ref().map(read).ok_or_else(|| CommandRefusal::new("draining", "the cage is stopping"))
     }
 
-    /// The process, with this cage only.
-    fn ps(&self) -> Result<Value, Refusal> {
+    /// Describes the process, with this cage only.
+    fn ps(&self) -> Result<Value, CommandRefusal> {
         let mut snapshot = self.with_host(Host::snapshot)?;
         snapshot.cages.retain(|cage| cage.cage == self.cage);
-        serde_json::to_value(&snapshot).map_err(|error| Refusal::new("host-error", error))
+        serde_json::to_value(&snapshot).map_err(|error| CommandRefusal::new("host-error", error))
     }
 
-    async fn call(&self, arguments: Value) -> Result<Value, Refusal> {
+    async fn call(&self, arguments: Value) -> Result<Value, CommandRefusal> {
         let request: CallRequest =
-            serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
+            serde_json::from_value(arguments).map_err(|error| CommandRefusal::new("bad-request", error))?;
         let (all, retried) = (request.all, request.retried.clone());
         let call = request.into_call()?;
         let (dispatcher, lane) = self.with_host(|host| {
@@ -57,12 +57,12 @@ impl Commands {
                 false => answer_one(dispatcher.call_for_operator(call).await?),
             }
         }));
-        called.await.unwrap_or_else(|error| Err(Refusal::new("host-error", error)))
+        called.await.unwrap_or_else(|error| Err(CommandRefusal::new("host-error", error)))
     }
 
-    async fn state(&self, arguments: Value) -> Result<Value, Refusal> {
+    async fn state(&self, arguments: Value) -> Result<Value, CommandRefusal> {
         let request: StateRequest =
-            serde_json::from_value(arguments).map_err(|error| Refusal::new("bad-request", error))?;
+            serde_json::from_value(arguments).map_err(|error| CommandRefusal::new("bad-request", error))?;
         let (dispatcher, quota) = self.with_host(|host| {
             let cage = host.cage(&self.cage).expect("a cage that is asked is one of the process's");
             (cage.dispatcher().clone(), cage.state_quota())
@@ -72,8 +72,8 @@ impl Commands {
 }
 
 #[async_trait]
-impl Answer for Commands {
-    async fn answer(&self, request: Request) -> Result<Value, Refusal> {
+impl CommandHandler for SecondaryCommands {
+    async fn answer(&self, request: CommandRequest) -> Result<Value, CommandRefusal> {
         match request.command.as_str() {
             "ps" => self.ps(),
             "call" => self.call(request.arguments).await,
@@ -83,7 +83,7 @@ impl Answer for Commands {
                 let dispatcher = dispatcher.expect("a cage that is asked is one of the process's");
                 retry::answer(&dispatcher.services().store, request.arguments).await
             }
-            other => Err(Refusal::new("unknown-command", format!("there is no command `{other}`"))),
+            other => Err(CommandRefusal::new("unknown-command", format!("there is no command `{other}`"))),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! How the primary knows that the secondary is alive: a byte each second over the socket that is the secondary's standard
-//! input. The secondary's ordinary runtime sends it, so that it stops when that hangs, or when the process is stopped.
+//! Heartbeats by which the primary knows that the secondary is alive: a byte each second over the socket that is the
+//! secondary's standard input. The secondary's ordinary runtime sends them, so that they end when that hangs or when the
+//! process is stopped.
 //!
-//! The primary counts its own ticks without a byte, not time: when the whole machine was suspended, or both processes were
-//! frozen, one tick has passed and nobody was silent.
+//! The primary counts its own ticks without a byte, not time: after the whole machine was suspended, or both processes
+//! were frozen, only one tick has passed, and the secondary does not count as silent.
 
 use std::fs;
 use std::io;
@@ -15,20 +16,20 @@ use tokio::net::UnixStream;
 use tokio::time::{MissedTickBehavior, interval};
 
 pub(super) const INTERVAL: Duration = Duration::from_secs(1);
-/// A secondary that has sent a byte before may be silent for so many ticks.
+/// Ticks without a byte after which a secondary that has sent one before is hung.
 pub(super) const SILENT_TICKS_MAX: u32 = 10;
-/// The first one may take so long: the program is read from the disk, and the cages' configurations are.
+/// Ticks until the first byte: the program and the cages' configurations are read from the disk before.
 const FIRST_TICKS_MAX: u32 = 60;
 
-/// The primary's end, and the secondary's standard input.
+/// Makes the socket: returns the primary's end, and the secondary's standard input.
 pub(super) fn pair() -> io::Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     Ok((UnixStream::from_std(ours)?, theirs.into()))
 }
 
-/// Resolves when the secondary has been silent for too many ticks.
-pub(super) async fn silent(socket: &mut UnixStream, tick: Duration, pid: Option<u32>) {
+/// Returns when the secondary has been silent for too many ticks. Never returns once it has closed the socket.
+pub(super) async fn wait_for_silence(socket: &mut UnixStream, tick: Duration, pid: Option<u32>) {
     let mut ticks = interval(tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silence = Silence::default();
@@ -37,8 +38,8 @@ pub(super) async fn silent(socket: &mut UnixStream, tick: Duration, pid: Option<
         tokio::select! {
             biased;
             read = socket.read(&mut bytes) => match read {
-                Ok(1..) => silence.broken(),
-                // It is ending, which its exit tells.
+                Ok(1..) => silence.reset(),
+                // The secondary is ending, which its exit status shows.
                 Ok(0) | Err(_) => return std::future::pending().await,
             },
             _ = ticks.tick() => {
@@ -50,7 +51,7 @@ pub(super) async fn silent(socket: &mut UnixStream, tick: Duration, pid: Option<
     }
 }
 
-/// Ticks without a byte.
+/// Counts the ticks without a byte.
 struct Silence {
     ticks: u32,
     max: u32,
@@ -63,31 +64,32 @@ impl Default for Silence {
 }
 
 impl Silence {
-    fn broken(&mut self) {
+    fn reset(&mut self) {
         *self = Self { ticks: 0, max: SILENT_TICKS_MAX };
     }
 
-    /// Whether it has been too long.
+    /// Counts a tick. Returns whether there were too many.
     fn tick(&mut self) -> bool {
         self.ticks = self.ticks.saturating_add(1);
         self.ticks > self.max
     }
 }
 
-/// Whether a debugger holds the process, which is our child and not waited for, so that the number is its own.
+/// Returns whether a debugger is attached to the process: a child that was not waited for, so that the pid is still its
+/// own.
 fn is_traced(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
     tracer.is_some_and(|tracer| tracer.trim() != "0")
 }
 
-/// Sends the secondary's bytes, until standard input turns out to be no socket: it was not started by a primary.
+/// Sends the secondary's heartbeats. Returns when standard input is no socket: then no primary has started this process.
 pub(super) async fn send() {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // A primary that does not read has all the bytes that it needs.
+        // If the socket is full, the primary has enough bytes to read.
         let sent = rustix::net::send(io::stdin().as_fd(), b".", SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         if matches!(sent, Err(error) if error != rustix::io::Errno::AGAIN) {
             return;
@@ -107,8 +109,8 @@ mod tests {
         let (mut socket, theirs) = pair().unwrap();
         let theirs = std::os::unix::net::UnixStream::from(theirs);
         (&theirs).write_all(b".").unwrap();
-        silent(&mut socket, SHORT, None).await;
-        // Bytes that come in time.
+        wait_for_silence(&mut socket, SHORT, None).await;
+        // These bytes come in time.
         let beats = async {
             for _ in 0..2 * FIRST_TICKS_MAX {
                 tokio::time::sleep(SHORT / 2).await;
@@ -116,12 +118,12 @@ mod tests {
             }
         };
         tokio::select! {
-            () = silent(&mut socket, 50 * SHORT, None) => panic!("it was not silent"),
+            () = wait_for_silence(&mut socket, 50 * SHORT, None) => panic!("it was not silent"),
             () = beats => {}
         }
-        // The end of the process is no silence.
+        // The end of the process does not count as silence.
         drop(theirs);
-        let ended = tokio::time::timeout(4 * FIRST_TICKS_MAX * SHORT, silent(&mut socket, SHORT, None)).await;
+        let ended = tokio::time::timeout(4 * FIRST_TICKS_MAX * SHORT, wait_for_silence(&mut socket, SHORT, None)).await;
         assert!(ended.is_err());
     }
 
@@ -129,7 +131,7 @@ mod tests {
     fn the_first_byte_may_take_longer() {
         let mut silence = Silence::default();
         assert!((0..FIRST_TICKS_MAX).all(|_| !silence.tick()) && silence.tick());
-        silence.broken();
+        silence.reset();
         assert!((0..SILENT_TICKS_MAX).all(|_| !silence.tick()) && silence.tick());
     }
 }

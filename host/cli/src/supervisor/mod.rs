@@ -1,17 +1,17 @@
-//! The two processes of `wasmcage run`. The primary holds each cage's lock, starts the secondary, which serves, and starts it
-//! again when it fails or hangs; a signal to the primary, or `stop` on its socket, drains and stops both. The primary never
-//! reads a module and has nothing to crash of. The secondary learns by its standard input, a socket, that its primary has gone,
-//! and ends too.
+//! The two processes of `wasmcage run`. The primary holds each cage's lock, starts the secondary, which serves, and
+//! restarts it when it fails or hangs; a signal to the primary, or `stop` on its socket, drains and stops both. The
+//! primary never reads a module, so that no module can crash it. The secondary notices by the end of its standard input,
+//! a socket, that its primary has gone, and ends too.
 
 mod adopted;
 mod commands;
-mod ended;
+mod exit_report;
 mod heartbeat;
-pub(crate) mod peer;
 pub(crate) mod pid_lock;
 mod primary;
 pub(crate) mod secondary;
 mod signals;
+pub(crate) mod socket_owner;
 pub(crate) mod stop;
 
 use std::ffi::OsString;
@@ -21,33 +21,33 @@ use std::path::PathBuf;
 use wasmcage_core::directories::Directories;
 use wasmcage_core::telemetry::LogFormat;
 
-use self::pid_lock::{LockError, PidLock};
+use self::pid_lock::{PidLock, PidLockError};
 pub(crate) use self::primary::supervise;
 
-/// Exit codes of both processes: stopped as it should; failed; wrong arguments or configuration.
+/// Exit codes of both processes: stopped as requested; failed; wrong arguments or configuration.
 pub(crate) const STOPPED: u8 = 0;
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const MISCONFIGURED: u8 = 2;
 
-/// Of the secondary: it has too few threads.
+/// Exit code of the secondary when the system allows too few threads.
 const STARVED: u8 = 3;
 
-/// This program's own file, also when another has taken its name, or none: upgrades do that to a running program.
+/// This program's own file, also after an upgrade has replaced or removed the file at its path.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
-/// What both processes are told.
+/// Options of both processes.
 #[derive(Clone, Debug)]
 pub(crate) struct RunOptions {
     pub directories: Directories,
-    /// All of them exist.
+    /// Names of existing cages.
     pub cages: Vec<String>,
     pub lanes: Option<usize>,
-    /// Overrides the cages' own.
+    /// Overrides the format in the cages' configurations.
     pub log_format: Option<LogFormat>,
 }
 
 impl RunOptions {
-    /// The secondary's command line. It has the same environment.
+    /// Returns the secondary's command line. The environment is inherited.
     fn arguments(&self) -> Vec<OsString> {
         let root = self.directories.root.clone();
         let mut arguments: Vec<OsString> = vec!["secondary".into(), "--root".into(), root.into()];
@@ -70,7 +70,7 @@ impl RunOptions {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SuperviseError {
     #[error(transparent)]
-    Lock(#[from] LockError),
+    Lock(#[from] PidLockError),
     #[error("cannot make {directory}, where running cages keep their files")]
     Directory {
         directory: PathBuf,
@@ -83,7 +83,7 @@ pub(crate) enum SuperviseError {
     Spawn(#[source] io::Error),
 }
 
-/// What the system's "resource temporarily unavailable" means.
+/// Explains the system's error "resource temporarily unavailable".
 fn limits_hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::WouldBlock => {
@@ -93,7 +93,7 @@ fn limits_hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// The cages' locks, held from before the first build to the end.
+/// Takes the cages' locks, which are held from before the first build to the end.
 pub(crate) fn lock(options: &RunOptions) -> Result<Vec<PidLock>, SuperviseError> {
     let made = options.directories.make_parents();
     made.map_err(|(directory, source)| SuperviseError::Directory { directory, source })?;

@@ -1,6 +1,7 @@
-//! `.run/primary.pid` in a cage's directory: whoever holds its lock is the cage's primary. Its content is that process's pid, for people: in another
-//! container the number means another process, so that no command acts on it. The lock ends with the process, however it ends;
-//! the file stays. `run` takes it, and looks each second whether the file still has its name; others look whether it is held.
+//! The lock on `.run/primary.pid` in a cage's directory: the process that holds it is the cage's primary. The file has
+//! that process's pid, for people: in another container the number means another process, so no command uses it. The
+//! lock ends with the process; the file stays. `run` takes the lock and checks each second that the file still has its
+//! name; other commands check whether the lock is held.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
@@ -12,12 +13,12 @@ use wasmcage_core::directories::Directories;
 use wasmcage_core::file_identity::FileIdentity;
 use wasmcage_core::private;
 
-/// Somebody who only looks holds the lock for an instant, so one refusal is not believed.
+/// Attempts to take the lock: a process that only checks it holds it for an instant.
 const ATTEMPTS: u32 = 10;
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LockError {
+pub(crate) enum PidLockError {
     #[error("cage {cage} is running already{}", with_pid(.pid))]
     Held { cage: String, pid: Option<i32> },
     #[error("cannot write {file}, by which a running cage is known{}", hint(.source))]
@@ -41,7 +42,7 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
-/// Held for the primary's life.
+/// The lock of a cage, held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct PidLock {
     directories: Directories,
@@ -57,27 +58,27 @@ fn pid_file(run: &Path) -> PathBuf {
 }
 
 impl PidLock {
-    /// Makes the directory if it is missing, and writes this process's pid.
+    /// Takes the lock and writes this process's pid. Makes the directory if it is missing.
     ///
     /// # Errors
     /// Another primary has the cage, or its directory cannot be written.
-    pub(crate) fn acquire(directories: &Directories, cage: &str) -> Result<Self, LockError> {
+    pub(crate) fn acquire(directories: &Directories, cage: &str) -> Result<Self, PidLockError> {
         let path = pid_file(&directories.run(cage));
-        let write_error = |source| LockError::Write { file: path.clone(), source };
-        let (file, identity) = locked(directories, &path, cage)?;
-        // Written over, then cut: a full disk still has the block that the last pid was in.
+        let write_error = |source| PidLockError::Write { file: path.clone(), source };
+        let (file, identity) = open_locked(directories, &path, cage)?;
+        // Overwritten and then cut, which works on a full disk, too: the block of the last pid is still there.
         let pid = format!("{}\n", std::process::id());
         file.write_all_at(pid.as_bytes(), 0).and_then(|()| file.set_len(pid.len() as u64)).map_err(write_error)?;
         Ok(Self { directories: directories.clone(), cage: cage.to_owned(), path, file, identity })
     }
 
-    /// Takes the lock anew when the file is not at its path any more: removed, or its directory moved or replaced. Returns
-    /// whether it had to.
+    /// Takes the lock again if the file is not at its path any more: it was removed, or its directory was moved or
+    /// replaced. Returns whether that was so.
     ///
     /// # Errors
-    /// As `acquire`. When another primary has the cage, this one has lost it.
-    pub(crate) fn look_after(&mut self) -> Result<bool, LockError> {
-        let write_error = |source| LockError::Write { file: self.path.clone(), source };
+    /// Those of `acquire`. `Held` means that this primary has lost the cage to another one.
+    pub(crate) fn restore(&mut self) -> Result<bool, PidLockError> {
+        let write_error = |source| PidLockError::Write { file: self.path.clone(), source };
         if FileIdentity::at(&self.path).map_err(write_error)? == Some(self.identity) {
             return Ok(false);
         }
@@ -90,9 +91,9 @@ impl PidLock {
     }
 }
 
-/// The file at the path, locked while it had the name.
-fn locked(directories: &Directories, path: &Path, cage: &str) -> Result<(File, FileIdentity), LockError> {
-    let write_error = |source| LockError::Write { file: path.to_owned(), source };
+/// Opens and locks the file, and checks that it still has its name then.
+fn open_locked(directories: &Directories, path: &Path, cage: &str) -> Result<(File, FileIdentity), PidLockError> {
+    let write_error = |source| PidLockError::Write { file: path.to_owned(), source };
     for _ in 0..ATTEMPTS {
         directories.make_run(cage).map_err(write_error)?;
         let file = private::open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false));
@@ -109,28 +110,30 @@ fn locked(directories: &Directories, path: &Path, cage: &str) -> Result<(File, F
         }
     }
     let pid = File::open(path).ok().and_then(|file| read_pid(&file));
-    Err(LockError::Held { cage: cage.to_owned(), pid })
+    Err(PidLockError::Held { cage: cage.to_owned(), pid })
 }
 
-/// Whether a cage has a primary.
+/// The holder of a cage's lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub(crate) enum LockHolder {
     None,
-    /// None: it is just writing it.
+    /// A primary with this pid; none while it has not written the pid yet.
     Pid(Option<i32>),
 }
 
+/// Returns who holds the lock.
+///
 /// # Errors
-/// A pid file that is there but cannot be read.
-pub(crate) fn holder(run: &Path) -> io::Result<Holder> {
+/// The pid file exists and cannot be read.
+pub(crate) fn lock_holder(run: &Path) -> io::Result<LockHolder> {
     let file = match File::open(pid_file(run)) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Holder::None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(LockHolder::None),
         Err(error) => return Err(error),
     };
     match file.try_lock_shared() {
-        Ok(()) => Ok(Holder::None),
-        Err(TryLockError::WouldBlock) => Ok(Holder::Pid(read_pid(&file))),
+        Ok(()) => Ok(LockHolder::None),
+        Err(TryLockError::WouldBlock) => Ok(LockHolder::Pid(read_pid(&file))),
         Err(TryLockError::Error(error)) => Err(error),
     }
 }
@@ -149,7 +152,7 @@ mod tests {
 
     use super::*;
 
-    /// A root with cage `c`, and where its lock is.
+    /// Makes a root with cage `c`; returns also the directory of its lock.
     fn root() -> (TempDir, Directories, PathBuf) {
         let root = tempfile::tempdir().unwrap();
         let directories = Directories::new(root.path());
@@ -159,35 +162,35 @@ mod tests {
     }
 
     #[test]
-    fn one_primary_per_cage_and_its_pid_is_told() {
+    fn a_cage_has_one_primary_whose_pid_is_in_the_error() {
         let (_root, directories, run) = root();
         let me = std::process::id().cast_signed();
-        assert_eq!(holder(&run).unwrap(), Holder::None);
+        assert_eq!(lock_holder(&run).unwrap(), LockHolder::None);
         let lock = PidLock::acquire(&directories, "c").unwrap();
-        assert_eq!(holder(&run).unwrap(), Holder::Pid(Some(me)));
+        assert_eq!(lock_holder(&run).unwrap(), LockHolder::Pid(Some(me)));
         let text = PidLock::acquire(&directories, "c").unwrap_err().to_string();
         assert_eq!(text, format!("cage c is running already, its primary's pid is {me}"));
         drop(lock);
-        assert_eq!(holder(&run).unwrap(), Holder::None);
-        // A longer pid of old is overwritten whole.
+        assert_eq!(lock_holder(&run).unwrap(), LockHolder::None);
+        // A longer old pid is overwritten completely.
         fs::write(pid_file(&run), "99999999999\n").unwrap();
         let _lock = PidLock::acquire(&directories, "c").unwrap();
         assert_eq!(fs::read_to_string(pid_file(&run)).unwrap(), format!("{me}\n"));
     }
 
     #[test]
-    fn a_lock_that_was_tidied_away_is_taken_again() {
+    fn a_lock_whose_file_was_removed_is_taken_again() {
         let (_root, directories, run) = root();
         let mut lock = PidLock::acquire(&directories, "c").unwrap();
-        assert!(!lock.look_after().unwrap(), "it is there");
+        assert!(!lock.restore().unwrap(), "it is there");
         for tidy in
             [|path: &Path| fs::remove_dir_all(path), |path: &Path| fs::rename(path, path.with_extension("away"))]
         {
             tidy(&run).unwrap();
-            assert_eq!(holder(&run).unwrap(), Holder::None);
-            assert!(lock.look_after().unwrap());
-            assert!(matches!(holder(&run).unwrap(), Holder::Pid(Some(_))));
-            assert!(matches!(PidLock::acquire(&directories, "c"), Err(LockError::Held { .. })));
+            assert_eq!(lock_holder(&run).unwrap(), LockHolder::None);
+            assert!(lock.restore().unwrap());
+            assert!(matches!(lock_holder(&run).unwrap(), LockHolder::Pid(Some(_))));
+            assert!(matches!(PidLock::acquire(&directories, "c"), Err(PidLockError::Held { .. })));
         }
     }
 
@@ -197,7 +200,7 @@ mod tests {
         let mut lock = PidLock::acquire(&directories, "c").unwrap();
         fs::remove_dir_all(&run).unwrap();
         let _other = PidLock::acquire(&directories, "c").unwrap();
-        assert!(matches!(lock.look_after(), Err(LockError::Held { .. })));
+        assert!(matches!(lock.restore(), Err(PidLockError::Held { .. })));
     }
 
     #[test]
@@ -205,7 +208,7 @@ mod tests {
         let (_root, directories, _run) = root();
         let mut lock = PidLock::acquire(&directories, "c").unwrap();
         fs::remove_dir_all(directories.cage("c")).unwrap();
-        assert!(matches!(lock.look_after(), Err(LockError::Write { .. })));
+        assert!(matches!(lock.restore(), Err(PidLockError::Write { .. })));
         assert!(!directories.cage("c").exists());
     }
 

@@ -1,4 +1,4 @@
-//! The primary's life, from the first start of the secondary to its exit code.
+//! Runs the primary: starts the secondary, restarts it when it fails or hangs, and returns the exit code.
 
 use std::io;
 use std::pin::pin;
@@ -17,51 +17,51 @@ use wasmcage::host::host_name;
 use wasmcage_core::telemetry::{CageLog, LogSettings, error_chain};
 use wasmcage_core::unix_socket::NamedListener;
 
-use super::ended::{Ended, Verdict, restart_pauses};
-use super::pid_lock::{LockError, PidLock};
+use super::exit_report::{ExitDecision, ExitReport, restart_pauses};
+use super::pid_lock::{PidLock, PidLockError};
 use super::signals::Signals;
-use super::stop::{PrimaryCommands, Stop, StopSwitch};
+use super::stop::{PrimaryCommands, StopLevel, StopSwitch};
 use super::{FAILED, OWN_PROGRAM, RunOptions, STOPPED, SuperviseError, adopted, heartbeat};
-use crate::control::{Server, primary_socket_path};
+use crate::control::{ControlServer, primary_socket_path};
 
-/// Between two looks whether the locks are still where others look for them.
-const LOCK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which the files of the locks are checked.
+const LOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until the cages are stopped, or cannot be started.
 ///
 /// # Errors
-/// What keeps the secondary from being started at all.
+/// The reason why the secondary could not be started at all.
 pub(crate) fn supervise(options: &RunOptions, locks: Vec<PidLock>) -> Result<u8, SuperviseError> {
     let _logs: Vec<_> = options.cages.iter().map(|cage| open_log(options, cage)).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SuperviseError::Setup)?;
     let stop = StopSwitch::new();
     let of_thread = stop.clone();
-    // It ends with the process, and the locks with it.
+    // The thread, and with it the locks, ends with the process.
     let thread = std::thread::Builder::new().name("lock-watch".into()).spawn(move || watch_locks(locks, &of_thread));
     thread.map_err(SuperviseError::Setup)?;
     runtime.block_on(async {
         let signals = Signals::new().map_err(SuperviseError::Setup)?;
         let serving = options.cages.iter().filter_map(|cage| serve(options, cage, &stop));
-        let obeying = tokio::spawn(stop.clone().obey(signals));
+        let following_signals = tokio::spawn(stop.clone().follow_signals(signals));
         let reaping = tokio::spawn(adopted::reap());
-        let _tasks: Vec<_> = serving.chain([obeying, reaping]).map(AbortOnDropHandle::new).collect();
+        let _tasks: Vec<_> = serving.chain([following_signals, reaping]).map(AbortOnDropHandle::new).collect();
         keep_running(options, stop.subscribe()).await
     })
 }
 
-/// The primary writes into the same file as the secondary, as the cage's settings say. When they cannot be read, the
-/// secondary tells why.
+/// Opens the cage's log with the cage's settings; the secondary writes to the same file. If the configuration cannot be
+/// read, defaults are used, and the secondary reports the error.
 fn open_log(options: &RunOptions, cage: &str) -> CageLog {
     let config = load_config(&options.directories.root, cage, &host_name(), protocols()).ok();
     let settings = config.map_or_else(LogSettings::default, |config| config.log_settings());
     CageLog::open(cage, &options.directories.logs(cage), settings)
 }
 
-/// Answers `wasmcage stop`. Without a socket, on a file system that has none, signals are left.
+/// Serves the socket for `wasmcage stop`. On a file system without sockets, only signals stop the cage.
 fn serve(options: &RunOptions, cage: &str, stop: &StopSwitch) -> Option<tokio::task::JoinHandle<()>> {
-    let answer = Arc::new(PrimaryCommands { cages: options.cages.clone(), stop: stop.clone() });
+    let handler = Arc::new(PrimaryCommands { cages: options.cages.clone(), stop: stop.clone() });
     match NamedListener::bind(&primary_socket_path(&options.directories.run(cage))) {
-        Ok(listener) => Some(tokio::spawn(Server { cage: cage.to_owned(), listener, answer }.serve())),
+        Ok(listener) => Some(tokio::spawn(ControlServer { cage: cage.to_owned(), listener, handler }.serve())),
         Err(error) => {
             let error = error_chain(&error);
             tracing::warn!(%cage, %error, "socket for `wasmcage stop` could not be made, only signals stop the cage");
@@ -70,36 +70,35 @@ fn serve(options: &RunOptions, cage: &str, stop: &StopSwitch) -> Option<tokio::t
     }
 }
 
-/// Keeps the locks where others look for them, as long as nobody else has them, on a thread of its own: a disk that does not
-/// answer must not keep the primary from its work. A cage that another process has taken is no longer this one's, and two must
-/// not serve it.
+/// Restores the locks when their files are removed. Runs on a thread of its own, so that a disk that does not answer
+/// does not block the primary. If another process has taken a cage, this one stops: two must not serve it.
 fn watch_locks(mut locks: Vec<PidLock>, stop: &StopSwitch) {
     loop {
-        std::thread::sleep(LOCK_INTERVAL);
-        if !locks.iter_mut().all(look_after) {
-            stop.raise(Stop::Drain);
+        std::thread::sleep(LOCK_CHECK_INTERVAL);
+        if !locks.iter_mut().all(restore) {
+            stop.raise(StopLevel::Drain);
         }
     }
 }
 
-/// False when another process has the cage.
-fn look_after(lock: &mut PidLock) -> bool {
+/// Returns false when another process has taken the cage.
+fn restore(lock: &mut PidLock) -> bool {
     let cage = lock.cage().to_owned();
-    match lock.look_after() {
+    match lock.restore() {
         Ok(false) => {}
         Ok(true) => tracing::warn!(%cage, "the cage's lock had been removed and was made again"),
-        Err(error @ LockError::Held { .. }) => {
+        Err(error @ PidLockError::Held { .. }) => {
             let error = error_chain(&error);
             tracing::error!(%cage, %error, "another process has taken the cage while its lock was gone, this one stops");
             return false;
         }
-        // The cage's directory is gone, or the disk fails: there is nothing to do but to look again.
-        Err(LockError::Write { .. }) => {}
+        // The cage's directory is gone, or the disk fails: tried again at the next check.
+        Err(PidLockError::Write { .. }) => {}
     }
     true
 }
 
-async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> Result<u8, SuperviseError> {
+async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<StopLevel>) -> Result<u8, SuperviseError> {
     let mut pauses = restart_pauses();
     let mut restarts = 0_u64;
     loop {
@@ -110,11 +109,11 @@ async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> 
             Err(error) => {
                 let error = error_chain(&error);
                 options.for_each_cage(|cage| tracing::error!(%cage, %error, "cage process could not be started"));
-                Ended::default()
+                ExitReport::default()
             }
         };
-        let reason = match ended.verdict(restarts == 0) {
-            Verdict::Exit(code) => {
+        let reason = match ended.decide(restarts == 0) {
+            ExitDecision::Exit(code) => {
                 if code != STOPPED {
                     let reason = ended.describe();
                     options.for_each_cage(|cage| {
@@ -123,7 +122,7 @@ async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> 
                 }
                 return Ok(code);
             }
-            Verdict::Restart(reason) => reason,
+            ExitDecision::Restart(reason) => reason,
         };
         let pause = pauses.pause_after(started.elapsed());
         restarts += 1;
@@ -132,13 +131,13 @@ async fn keep_running(options: &RunOptions, mut stop: watch::Receiver<Stop>) -> 
         });
         tokio::select! {
             biased;
-            asked = stop.wait_for(|stop| *stop != Stop::No) => return Ok(if asked.is_ok() { STOPPED } else { FAILED }),
+            asked = stop.wait_for(|stop| *stop != StopLevel::No) => return Ok(if asked.is_ok() { STOPPED } else { FAILED }),
             () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
-/// In a process group of its own, so that Ctrl-C in a terminal reaches the primary alone, which decides.
+/// Starts the secondary in a process group of its own, so that Ctrl-C in a terminal reaches only the primary.
 fn spawn(options: &RunOptions) -> io::Result<(Child, UnixStream)> {
     let (socket, stdin) = heartbeat::pair()?;
     let mut command = Command::new(OWN_PROGRAM);
@@ -146,42 +145,42 @@ fn spawn(options: &RunOptions) -> io::Result<(Child, UnixStream)> {
     Ok((command.spawn()?, socket))
 }
 
-/// Waits for the secondary's end, and tells it to end: by a signal, and when it may not finish its work, or gives no sign of
-/// life, by one that it cannot refuse.
-async fn watch(mut child: Child, mut socket: UnixStream, stop: &mut watch::Receiver<Stop>) -> Ended {
-    let mut stopping = *stop.borrow_and_update() != Stop::No;
+/// Waits for the secondary's end. Sends it TERM when it has to drain, and KILL when it has to stop at once or sends no
+/// heartbeats.
+async fn watch(mut child: Child, mut socket: UnixStream, stop: &mut watch::Receiver<StopLevel>) -> ExitReport {
+    let mut stopping = *stop.borrow_and_update() != StopLevel::No;
     let mut silent = false;
     if stopping {
-        tell(&child, *stop.borrow());
+        signal_child(&child, *stop.borrow());
     }
     let pid = child.id();
-    let mut hung = pin!(heartbeat::silent(&mut socket, heartbeat::INTERVAL, pid));
+    let mut hung = pin!(heartbeat::wait_for_silence(&mut socket, heartbeat::INTERVAL, pid));
     loop {
         tokio::select! {
-            status = child.wait() => return Ended { status: status.ok(), stopping, silent },
+            status = child.wait() => return ExitReport { status: status.ok(), stopping, silent },
             changed = stop.changed() => {
                 // The switch lives as long as the runtime.
-                let wish = if changed.is_ok() { *stop.borrow_and_update() } else { Stop::Force };
+                let level = if changed.is_ok() { *stop.borrow_and_update() } else { StopLevel::Force };
                 stopping = true;
-                tell(&child, wish);
+                signal_child(&child, level);
             }
             () = &mut hung, if !silent => {
                 silent = true;
-                tell(&child, Stop::Force);
+                signal_child(&child, StopLevel::Force);
             }
         }
     }
 }
 
-/// A child that was not waited for has its number to itself.
-fn tell(child: &Child, wish: Stop) {
-    let signal = match wish {
-        Stop::No => return,
-        Stop::Drain => Signal::TERM,
-        Stop::Force => Signal::KILL,
+/// Signals the secondary. Its pid cannot have been reused, since it was not waited for.
+fn signal_child(child: &Child, level: StopLevel) {
+    let signal = match level {
+        StopLevel::No => return,
+        StopLevel::Drain => Signal::TERM,
+        StopLevel::Force => Signal::KILL,
     };
     if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-        // It may have ended by itself; then the wait is over at once.
+        // An error means that it has ended, which the wait reports.
         let _ = kill_process(pid, signal);
     }
 }

@@ -1,5 +1,6 @@
-//! The process that serves: `wasmcage secondary`, started by the primary. Runs the host, answers on the control sockets, gives
-//! signs of life, and drains when it is told to, or when its standard input ends because its primary has gone.
+//! Runs the secondary, the process that serves: `wasmcage secondary`, started by the primary. It runs the host, serves
+//! the control sockets, sends heartbeats, and drains at a signal or when its standard input ends because its primary has
+//! gone.
 
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::pin::pin;
@@ -17,20 +18,20 @@ use wasmcage_core::lanes::Lanes;
 use wasmcage_core::telemetry::{self, CageLog, LogSettings, error_chain};
 use wasmcage_core::unix_socket::NamedListener;
 
-use super::commands::Commands;
-use super::peer::Peer;
+use super::commands::SecondaryCommands;
 use super::signals::Signals;
+use super::socket_owner::SocketOwner;
 use super::{FAILED, MISCONFIGURED, OWN_PROGRAM, RunOptions, STARVED, STOPPED, heartbeat};
-use crate::control::{self, Server};
+use crate::control::{self, ControlServer};
 
-/// Threads for what does not run guests: watching, control, timers.
+/// Threads of the ordinary runtime, which runs no guests: watching, control, timers.
 const WORKER_THREADS: usize = 2;
-/// The watch for the primary, the epoch, the watch over stores, and some for what blocks.
+/// Threads for watching the primary, for the epoch, for watching stores, and some for blocking work.
 const OTHER_THREADS: usize = 7;
-/// The log, the watch over the directory, the store.
+/// Threads of each cage: its log, the watch of its directory, its store.
 const THREADS_PER_CAGE: usize = 3;
-/// What is still running when the host has stopped gets so long to end.
-const RUNTIME_PATIENCE: Duration = Duration::from_millis(500);
+/// Timeout for tasks that are still running when the host has stopped.
+const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServeError {
@@ -54,15 +55,15 @@ impl ServeError {
     }
 }
 
-/// The secondary's life. Returns its exit code.
+/// Serves the cages until they are stopped. Returns the exit code.
 ///
 /// # Errors
-/// What kept the cages from being started; it is in their logs already.
+/// The reason why the cages could not be started; it has been logged.
 pub(crate) fn serve(options: &RunOptions) -> Result<u8, ServeError> {
     let served = match runtime(options) {
         Ok(runtime) => {
             let served = runtime.block_on(run(options));
-            runtime.shutdown_timeout(RUNTIME_PATIENCE);
+            runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
             served
         }
         Err(error) => Err(error),
@@ -78,7 +79,7 @@ fn runtime(options: &RunOptions) -> Result<Runtime, ServeError> {
     Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build().map_err(ServeError::Setup)
 }
 
-/// Without so many threads no cage can start, let alone serve.
+/// Returns the number of threads that the cages need to serve.
 fn threads_needed(options: &RunOptions) -> usize {
     WORKER_THREADS
         + options.lanes.unwrap_or_else(Lanes::default_count)
@@ -86,7 +87,7 @@ fn threads_needed(options: &RunOptions) -> usize {
         + THREADS_PER_CAGE * options.cages.len()
 }
 
-/// Libraries panic or hang when the system refuses them a thread in the middle of their start. So it is tried first.
+/// Checks that the system allows that many threads: libraries panic or hang when a thread is refused during their start.
 fn try_threads(count: usize) -> io::Result<()> {
     let gate = Mutex::new(());
     std::thread::scope(|scope| {
@@ -96,7 +97,7 @@ fn try_threads(count: usize) -> io::Result<()> {
     })
 }
 
-/// The host's own logs have gone with it.
+/// Logs the error to each cage. The logs are opened again, since those of the host have been closed.
 fn log_failure(options: &RunOptions, error: &ServeError) {
     for cage in &options.cages {
         let log = CageLog::open(cage, &options.directories.logs(cage), LogSettings::default());
@@ -107,29 +108,29 @@ fn log_failure(options: &RunOptions, error: &ServeError) {
 
 async fn run(options: &RunOptions) -> Result<u8, ServeError> {
     let _beats = AbortOnDropHandle::new(tokio::spawn(heartbeat::send()));
-    let mut asked = pin!(asked(options)?);
+    let mut stop_requested = pin!(stop_requested(options)?);
     let mut listeners = Vec::with_capacity(options.cages.len());
     for cage in &options.cages {
-        outlive_predecessor(options, cage).await;
+        watch_predecessor(options, cage).await;
         listeners.extend(listen(options, cage));
     }
     let mut host = Host::prepare(host_options(options))?;
     let early = tokio::select! {
         () = host.serve() => false,
-        () = &mut asked => true,
+        () = &mut stop_requested => true,
     };
     if early {
-        // What has begun to serve is drained like the rest.
+        // Cages that have begun to serve are drained.
         return Ok(stop(host).await);
     }
     show(&host.serving());
     let host = Arc::new(Mutex::new(Some(host)));
     let servers = listeners.into_iter().map(|(cage, listener)| {
-        let answer = Arc::new(Commands::new(cage.clone(), host.clone()));
-        AbortOnDropHandle::new(tokio::spawn(Server { cage, listener, answer }.serve()))
+        let handler = Arc::new(SecondaryCommands::new(cage.clone(), host.clone()));
+        AbortOnDropHandle::new(tokio::spawn(ControlServer { cage, listener, handler }.serve()))
     });
     let _servers: Vec<_> = servers.collect();
-    asked.await;
+    stop_requested.await;
     let host = host.lock().take().expect("nobody else takes the host");
     Ok(stop(host).await)
 }
@@ -143,26 +144,27 @@ fn host_options(options: &RunOptions) -> HostOptions {
     host_options
 }
 
-/// A process whose primary has gone finishes its requests while this one serves; one that hangs is killed.
-async fn outlive_predecessor(options: &RunOptions, cage: &str) {
+/// Watches a process of the cage whose primary has gone: it finishes its requests while this one serves, and is killed
+/// if it hangs.
+async fn watch_predecessor(options: &RunOptions, cage: &str) {
     let socket = control::socket_path(&options.directories.run(cage));
-    // One that cannot be told keeps what it has for as long as it lives.
-    if let Ok(Some(predecessor)) = Peer::at(&socket).await {
+    // If the process cannot be identified, it is left to end by itself.
+    if let Ok(Some(predecessor)) = SocketOwner::at(&socket).await {
         let cage = cage.to_owned();
         tokio::spawn(async move {
-            if predecessor.outlive().await {
+            if predecessor.wait_or_kill().await {
                 tracing::warn!(%cage, "a process of the cage whose primary has gone did not answer and was killed");
             }
         });
     }
 }
 
-/// Takes the cage's socket, also from a process whose primary has gone and that is ending: this one's primary has the lock.
+/// Binds the cage's control socket, also in place of that of a process that is ending: this one's primary has the lock.
 fn listen(options: &RunOptions, cage: &str) -> Option<(String, NamedListener)> {
     let run = options.directories.make_run(cage);
     match run.and_then(|run| NamedListener::bind(&control::socket_path(&run))) {
         Ok(listener) => Some((cage.to_owned(), listener)),
-        // The cage serves without it; only those who ask it have no answer.
+        // The cage serves without it; only commands such as `ps` do not work.
         Err(error) => {
             let log = CageLog::open(cage, &options.directories.logs(cage), LogSettings::default());
             tracing::warn!(%cage, error = %error_chain(&error), "control socket could not be made");
@@ -172,15 +174,15 @@ fn listen(options: &RunOptions, cage: &str) -> Option<(String, NamedListener)> {
     }
 }
 
-/// Resolves when the process is to stop: somebody says so, or its primary has gone. The first signal is the last that counts:
-/// whoever wants the process to end at once kills it.
-fn asked(options: &RunOptions) -> Result<impl Future<Output = ()>, ServeError> {
+/// Returns a future that resolves when the process has to stop: at the first signal, or when its primary has gone.
+/// Further signals have no effect; KILL ends the process at once.
+fn stop_requested(options: &RunOptions) -> Result<impl Future<Output = ()>, ServeError> {
     let mut signals = Signals::new().map_err(ServeError::Setup)?;
-    let orphaned = orphaned().map_err(ServeError::Setup)?;
+    let primary_gone = primary_gone().map_err(ServeError::Setup)?;
     Ok(async move {
         tokio::select! {
             _ = signals.next() => {}
-            _ = orphaned => options.for_each_cage(|cage| {
+            _ = primary_gone => options.for_each_cage(|cage| {
                 tracing::warn!(%cage, "supervising process has gone, cage is stopping");
             }),
         }
@@ -189,25 +191,25 @@ fn asked(options: &RunOptions) -> Result<impl Future<Output = ()>, ServeError> {
 
 /// Drains the host. Returns the exit code.
 async fn stop(host: Host) -> u8 {
-    // What had to be cut off is in the log; the stop was asked for, so it is a success all the same.
+    // Requests that were cut off are in the log. The stop was requested, so the exit code is that of success.
     let _finished = host.stop().await;
     STOPPED
 }
 
-/// Resolves when standard input ends. Its thread is left behind at the end of the process.
-fn orphaned() -> io::Result<oneshot::Receiver<()>> {
-    let (gone, orphaned) = oneshot::channel();
+/// Returns a channel that receives when standard input ends. Its thread runs until the process ends.
+fn primary_gone() -> io::Result<oneshot::Receiver<()>> {
+    let (gone, primary_gone) = oneshot::channel();
     std::thread::Builder::new().name("primary-watch".into()).spawn(move || {
         let mut byte = [0];
-        // The primary never writes; whatever else the read says, there is no primary there.
+        // The primary never writes; an end or an error means that it has gone.
         while matches!(io::stdin().read(&mut byte), Ok(1..)) {}
-        // Nobody listens when the process is stopping already.
+        // The receiver has been dropped if the process is stopping already.
         let _ = gone.send(());
     })?;
-    Ok(orphaned)
+    Ok(primary_gone)
 }
 
-/// Tells on a terminal what serves where.
+/// Prints on a terminal which interfaces serve at which addresses.
 fn show(serving: &[ServingLine]) {
     let mut stdout = io::stdout();
     if !stdout.is_terminal() {
@@ -221,8 +223,8 @@ fn show(serving: &[ServingLine]) {
         text += &format!("  {cage:cages$}  {interface:interfaces$}  {address:addresses$}  {module}\n");
     }
     text += "\nCtrl-C stops\n\n";
-    // After the lines of the start, which are on their way to the same terminal.
+    // The log lines of the start go to the same terminal, and come first.
     telemetry::flush();
-    // A terminal that went away is no reason not to serve.
+    // The cages also serve if the terminal has been closed.
     let _ = stdout.write_all(text.as_bytes());
 }

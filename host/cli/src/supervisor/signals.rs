@@ -1,5 +1,5 @@
-//! The signals that ask a process to stop. Service managers and `pkill` send them to both processes of a cage, terminals to all
-//! that run in them: any number of them that come together are one wish.
+//! The signals that ask a process to stop. Service managers and `pkill` send them to both processes of a cage, terminals
+//! to all that run in them: several signals that come together count as one.
 
 use std::fs;
 use std::io;
@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{self, SignalKind};
 
-/// Signals within so long of the first one say the same as it did.
-const ONE_WISH: Duration = Duration::from_secs(1);
+/// Signals within this time after the first one have no further effect.
+const MERGE_WINDOW: Duration = Duration::from_secs(1);
 
 pub(crate) struct Signals {
     terminate: unix::Signal,
@@ -24,8 +24,8 @@ pub(crate) enum StopSignal {
 }
 
 impl Signals {
-    /// What the process was started to ignore, it goes on to ignore: `nohup` has hang-ups ignored, a shell the interrupts of
-    /// what it runs in the background.
+    /// Signals that the process was started to ignore stay ignored: `nohup` ignores hang-ups, and a shell ignores
+    /// interrupts for its background jobs.
     pub(crate) fn new() -> io::Result<Self> {
         let ignored = ignored_signals();
         let unless_ignored = |kind: SignalKind| match ignored & (1 << (kind.as_raw_value() - 1)) {
@@ -39,7 +39,7 @@ impl Signals {
         })
     }
 
-    /// Resolves at the next one.
+    /// Waits for the next signal.
     pub(crate) async fn next(&mut self) -> StopSignal {
         tokio::select! {
             _ = self.terminate.recv() => StopSignal::Terminate,
@@ -56,7 +56,7 @@ async fn received(signal: &mut Option<unix::Signal>) {
     }
 }
 
-/// A bit for each signal, the lowest for number 1; none where the system does not tell.
+/// Returns a bit for each ignored signal, the lowest for number 1; no bits if the system does not tell.
 fn ignored_signals() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignored_in(&status).unwrap_or(0)
@@ -67,30 +67,32 @@ fn ignored_in(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// What signals ask for, one after the other.
+/// Turns a sequence of signals into effects.
 #[derive(Default)]
-pub(super) struct Wishes {
+pub(super) struct SignalFilter {
     first: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum SignalEffect {
     Drain,
     Force,
-    /// It says nothing new.
-    Nothing,
+    None,
 }
 
-impl Wishes {
-    /// The first drains. A later one forces, but for a hang-up: a terminal that goes away sends several, and nobody waits there.
-    pub(super) fn add(&mut self, signal: StopSignal, now: Instant) -> Wish {
+impl SignalFilter {
+    /// Returns the effect of a signal. The first one drains. A later one forces, unless it is a hang-up: a terminal that
+    /// closes sends several, and nobody waits there.
+    pub(super) fn add(&mut self, signal: StopSignal, now: Instant) -> SignalEffect {
         let Some(first) = self.first else {
             self.first = Some(now);
-            return Wish::Drain;
+            return SignalEffect::Drain;
         };
         match signal {
-            StopSignal::Terminate | StopSignal::Interrupt if now.duration_since(first) >= ONE_WISH => Wish::Force,
-            _ => Wish::Nothing,
+            StopSignal::Terminate | StopSignal::Interrupt if now.duration_since(first) >= MERGE_WINDOW => {
+                SignalEffect::Force
+            }
+            _ => SignalEffect::None,
         }
     }
 }
@@ -100,16 +102,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signals_that_come_together_are_one_wish_and_a_hangup_never_forces() {
-        let (mut wishes, begun) = (Wishes::default(), Instant::now());
+    fn signals_that_come_together_count_as_one_and_a_hangup_never_forces() {
+        let (mut filter, begun) = (SignalFilter::default(), Instant::now());
         let soon = begun + Duration::from_millis(10);
-        assert_eq!(wishes.add(StopSignal::Terminate, begun), Wish::Drain);
+        assert_eq!(filter.add(StopSignal::Terminate, begun), SignalEffect::Drain);
         for signal in [StopSignal::Terminate, StopSignal::Interrupt, StopSignal::Hangup] {
-            assert_eq!(wishes.add(signal, soon), Wish::Nothing);
+            assert_eq!(filter.add(signal, soon), SignalEffect::None);
         }
-        assert_eq!(wishes.add(StopSignal::Hangup, begun + ONE_WISH), Wish::Nothing);
-        assert_eq!(wishes.add(StopSignal::Interrupt, begun + ONE_WISH), Wish::Force);
-        assert_eq!(wishes.add(StopSignal::Terminate, begun + ONE_WISH), Wish::Force);
+        assert_eq!(filter.add(StopSignal::Hangup, begun + MERGE_WINDOW), SignalEffect::None);
+        assert_eq!(filter.add(StopSignal::Interrupt, begun + MERGE_WINDOW), SignalEffect::Force);
+        assert_eq!(filter.add(StopSignal::Terminate, begun + MERGE_WINDOW), SignalEffect::Force);
     }
 
     #[test]

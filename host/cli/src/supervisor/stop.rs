@@ -1,4 +1,5 @@
-//! The wish to stop, of whoever has it: signals, `wasmcage stop`, a lock that was lost. It only ever grows.
+//! How urgently a cage has to stop, as asked for by signals, by `wasmcage stop` or because its lock was lost. It is only
+//! ever raised.
 
 use std::time::Instant;
 
@@ -7,48 +8,48 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::signals::{Signals, Wish, Wishes};
-use crate::control::{Answer, Refusal, Request};
+use super::signals::{SignalEffect, SignalFilter, Signals};
+use crate::control::{CommandHandler, CommandRefusal, CommandRequest};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stop {
+pub(super) enum StopLevel {
     No,
-    /// What is in work may be finished.
+    /// Requests in flight are finished first.
     Drain,
-    /// Now.
+    /// Requests in flight are cut off.
     Force,
 }
 
-/// A clone is the same wish.
+/// Holds the level for all parts of the primary. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct StopSwitch(watch::Sender<Stop>);
+pub(super) struct StopSwitch(watch::Sender<StopLevel>);
 
 impl StopSwitch {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(Stop::No))
+        Self(watch::Sender::new(StopLevel::No))
     }
 
-    pub(super) fn raise(&self, wish: Stop) {
+    pub(super) fn raise(&self, level: StopLevel) {
         self.0.send_if_modified(|stop| {
-            let more = *stop < wish;
-            *stop = (*stop).max(wish);
+            let more = *stop < level;
+            *stop = (*stop).max(level);
             more
         });
     }
 
-    pub(super) fn subscribe(&self) -> watch::Receiver<Stop> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<StopLevel> {
         self.0.subscribe()
     }
 
-    /// Does what signals ask for. Never ends.
-    pub(super) async fn obey(self, mut signals: Signals) {
-        let mut wishes = Wishes::default();
+    /// Raises the level as signals ask for. Never returns.
+    pub(super) async fn follow_signals(self, mut signals: Signals) {
+        let mut filter = SignalFilter::default();
         loop {
             let signal = signals.next().await;
-            match wishes.add(signal, Instant::now()) {
-                Wish::Drain => self.raise(Stop::Drain),
-                Wish::Force => self.raise(Stop::Force),
-                Wish::Nothing => {}
+            match filter.add(signal, Instant::now()) {
+                SignalEffect::Drain => self.raise(StopLevel::Drain),
+                SignalEffect::Force => self.raise(StopLevel::Force),
+                SignalEffect::None => {}
             }
         }
     }
@@ -58,16 +59,16 @@ impl StopSwitch {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StopRequest {
-    /// What is in work is cut off.
+    /// Cuts off requests in flight.
     pub force: bool,
 }
 
-/// What the primary answers to each of its commands.
+/// The primary's answer to each of its commands.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PrimaryStatus {
-    /// All that it watches over: they stop together.
+    /// All cages of the primary: they stop together.
     pub cages: Vec<String>,
-    /// Of the primary, as it sees itself.
+    /// The primary's own pid.
     pub pid: u32,
 }
 
@@ -78,24 +79,24 @@ pub(super) struct PrimaryCommands {
 }
 
 impl PrimaryCommands {
-    fn status(&self) -> Result<Value, Refusal> {
+    fn status(&self) -> Result<Value, CommandRefusal> {
         let status = PrimaryStatus { cages: self.cages.clone(), pid: std::process::id() };
-        serde_json::to_value(status).map_err(|error| Refusal::new("host-error", error))
+        serde_json::to_value(status).map_err(|error| CommandRefusal::new("host-error", error))
     }
 }
 
 #[async_trait]
-impl Answer for PrimaryCommands {
-    async fn answer(&self, request: Request) -> Result<Value, Refusal> {
+impl CommandHandler for PrimaryCommands {
+    async fn answer(&self, request: CommandRequest) -> Result<Value, CommandRefusal> {
         match request.command.as_str() {
             "status" => self.status(),
             "stop" => {
                 let arguments = serde_json::from_value(request.arguments);
-                let StopRequest { force } = arguments.map_err(|error| Refusal::new("bad-request", error))?;
-                self.stop.raise(if force { Stop::Force } else { Stop::Drain });
+                let StopRequest { force } = arguments.map_err(|error| CommandRefusal::new("bad-request", error))?;
+                self.stop.raise(if force { StopLevel::Force } else { StopLevel::Drain });
                 self.status()
             }
-            other => Err(Refusal::new("unknown-command", format!("there is no command `{other}`"))),
+            other => Err(CommandRefusal::new("unknown-command", format!("there is no command `{other}`"))),
         }
     }
 }
@@ -105,14 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_wish_to_stop_never_shrinks() {
+    fn the_stop_level_is_never_lowered() {
         let switch = StopSwitch::new();
         let mut seen = switch.subscribe();
-        switch.raise(Stop::Force);
+        switch.raise(StopLevel::Force);
         assert!(seen.has_changed().unwrap());
-        assert_eq!(*seen.borrow_and_update(), Stop::Force);
-        switch.raise(Stop::Drain);
+        assert_eq!(*seen.borrow_and_update(), StopLevel::Force);
+        switch.raise(StopLevel::Drain);
         assert!(!seen.has_changed().unwrap());
-        assert_eq!(*seen.borrow(), Stop::Force);
+        assert_eq!(*seen.borrow(), StopLevel::Force);
     }
 }

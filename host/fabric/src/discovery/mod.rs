@@ -1,6 +1,7 @@
-//! Where other copies may be: on this machine by their sockets in a directory (`registry.rs`), on others by multicast DNS
-//! (`multicast.rs`) and by addresses in the configuration (`peers.rs`). All of these are hints: whoever is told of them
-//! connects, and believes only what the other side proves. Never connects to a copy itself, but to see that a socket is dead.
+//! Finds where other copies may be: on this machine by their sockets in a directory (`registry.rs`), on other machines
+//! by multicast DNS (`multicast.rs`) and by addresses in the configuration (`peers.rs`). All of these are hints: the
+//! listener connects, and trusts only what the other side proves. Discovery itself connects to a socket only to see
+//! whether anybody listens there.
 
 mod multicast;
 mod peers;
@@ -11,23 +12,24 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use multicast::{MULTICAST_PORT, Multicast, MulticastError, MulticastSettings};
+pub(crate) use multicast::MULTICAST_PORT;
+pub use multicast::{Multicast, MulticastError, MulticastSettings};
 pub use peers::{BadPeerAddress, PeerAddress};
 pub use probe::{MulticastInterface, ProbeError, multicast_interfaces, probe};
-pub use registry::{Registered, Registry, RegistryError, Watch};
+pub use registry::{Registration, Registry, RegistryError, RegistryWatch};
 
 use super::fabric::CopyId;
 
-/// Somewhere a copy may be reached.
+/// An address at which a copy may be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Address {
+pub enum CopyAddress {
     Unix(PathBuf),
     /// `host:port`; an IPv6 address in brackets.
     Tcp(String),
 }
 
-impl Address {
-    /// Whether it is surely on this machine.
+impl CopyAddress {
+    /// Returns whether the address is surely on this machine.
     pub fn is_here(&self) -> bool {
         match self {
             Self::Unix(_) => true,
@@ -36,7 +38,7 @@ impl Address {
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for CopyAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -45,57 +47,58 @@ impl fmt::Display for Address {
     }
 }
 
-/// How a copy came to be known; the nearest first.
+/// How the address of a copy became known, in the order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Found {
+pub enum FoundBy {
     SameMachine,
     Multicast,
-    /// Its address is in the configuration.
-    Peer,
-    /// It answered at an address at which another copy was looked for.
-    Met,
-    /// It connected to this one, and said at which port of that machine it listens.
+    /// The address is in the configuration.
+    Configuration,
+    /// The copy greeted on a connection that this one made to the address.
+    Connection,
+    /// The copy connected to this one, and said at which port it listens.
     Caller,
-    /// Another copy knew it.
-    Told,
-    /// It connected to this one, to be called over that connection.
+    /// A peer reported the copy.
+    Gossip,
+    /// The copy connected to this one, to be called over that connection.
     Reverse,
 }
 
-impl fmt::Display for Found {
+impl fmt::Display for FoundBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::SameMachine => "same machine",
             Self::Multicast => "multicast",
-            Self::Peer => "peers",
-            Self::Met => "met",
+            Self::Configuration => "peers",
+            Self::Connection => "met",
             Self::Caller => "caller",
-            Self::Told => "told by a peer",
+            Self::Gossip => "told by a peer",
             Self::Reverse => "reverse",
         })
     }
 }
 
+/// Says that a copy may be reached at an address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Sighting {
+pub struct CopyHint {
     pub cage: String,
     pub copy: CopyId,
     /// Label of the machine; empty while unknown.
     pub node: String,
-    pub address: Address,
-    pub found: Found,
+    pub address: CopyAddress,
+    pub found_by: FoundBy,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
-    Seen(Sighting),
-    /// What was found this way does not lead to the copy any more; it may still be reached otherwise.
-    Gone {
+pub enum DiscoveryEvent {
+    Found(CopyHint),
+    /// The addresses that were found this way do not lead to the copy any more; it may have others.
+    Lost {
         cage: String,
         copy: CopyId,
-        found: Found,
+        found_by: FoundBy,
     },
 }
 
-/// Takes news, in order and at once: it must not block, and must not call discovery.
-pub type Listener = Arc<dyn Fn(News) + Send + Sync>;
+/// Receives the events in order, on discovery's thread: it must not block, and must not call discovery.
+pub type Listener = Arc<dyn Fn(DiscoveryEvent) + Send + Sync>;

@@ -1,9 +1,11 @@
-//! Copies on other machines, by multicast DNS: each that listens for TCP announces a service `_wasmcage._tcp.local.` whose
-//! instance is called like the copy, and whose TXT record names its flock, cage and machine (an instance's name has room
-//! for 63 bytes, a cage's alone may have 64). Nothing that comes from the network is believed beyond its form.
+//! Finds copies on other machines by multicast DNS. Each copy that listens for TCP announces a service
+//! `_wasmcage._tcp.local.`; the instance is named after the copy, and the TXT record has its flock, cage and machine (an
+//! instance's name has room for 63 bytes, and a cage's name alone may have 64). What comes from the network is checked
+//! for its form only, so that it is a hint.
 //!
-//! One daemon serves all cages of a process, as one machine's answers would otherwise multiply; it ends with its last user.
-//! That a copy is gone is told at once when it says so itself, and else two minutes later, or soon after `verify`.
+//! One daemon serves all cages of a process, so that a machine does not answer once per cage; it ends with its last
+//! subscriber. The end of a copy is reported at once when the copy announces it, and otherwise after two minutes, or soon
+//! after `verify`.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
@@ -13,33 +15,33 @@ use std::time::Duration;
 use mdns_sd::{IfKind, Receiver, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo};
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Address, Found, Listener, News, Sighting};
-use crate::fabric::{CopyId, Local};
+use super::{CopyAddress, CopyHint, DiscoveryEvent, FoundBy, Listener};
+use crate::fabric::{CopyId, LocalCopy};
 use wasmcage_config::{is_flock_name, is_name};
 use wasmcage_core::task::caught;
 
 /// The port of multicast DNS.
-pub const MULTICAST_PORT: u16 = 5353;
+pub(crate) const MULTICAST_PORT: u16 = 5353;
 const SERVICE_TYPE: &str = "_wasmcage._tcp.local.";
-/// Of the TXT record; a copy that says another is passed over.
+/// Version of the TXT record; a copy that announces another one is ignored.
 const VERSION: &str = "1";
-/// Copies kept, of all flocks; more are passed over.
+/// Known copies of all flocks; further ones are ignored.
 const COPIES_MAX: usize = 1_000;
-/// Of one copy; more are passed over.
+/// Known addresses of one copy; further ones are ignored.
 const ADDRESSES_MAX: usize = 8;
 const NODE_BYTES_MAX: usize = 64;
 /// How long a copy has to answer `verify`.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(2);
-/// For the goodbye to be on its way.
+/// How long the end of a copy waits for its goodbye to be sent.
 const GOODBYE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Before the search is begun again after it broke off.
+/// Pause before the search is started again after it ended.
 const SEARCH_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MulticastSettings {
-    /// Of UDP: 5353 unless all members agree on another.
+    /// UDP port: 5353 unless all members use another.
     pub port: u16,
-    /// Only this machine's copies, over its loopback interface; that interface is not used otherwise.
+    /// Uses the loopback interface alone, for copies of this machine. Otherwise that interface is not used.
     pub loopback_only: bool,
 }
 
@@ -55,31 +57,30 @@ pub enum MulticastError {
     LoopbackAddress { address: SocketAddr },
 }
 
-/// A copy's part in multicast DNS: what it announces and what it is told. Ends when dropped.
+/// A copy's announcement in multicast DNS, and its subscription to those of others. Both end when it is dropped.
 pub struct Multicast {
-    local: Local,
+    local: LocalCopy,
     daemon: Arc<Daemon>,
-    user: u64,
+    subscriber: u64,
     /// Full name of the announced service.
     announced: Mutex<Option<String>>,
 }
 
 impl Multicast {
-    /// Joins, and tells of every copy of the flock but its own.
+    /// Reports every other copy of the flock to `listener`.
     ///
     /// # Errors
-    /// The daemon cannot be started. That the port cannot be had or that there is no network shows only in that nobody
-    /// is found.
-    pub fn start(settings: MulticastSettings, local: Local, listener: Listener) -> Result<Self, MulticastError> {
+    /// The daemon cannot be started. A port in use and a missing network are no errors: then no copy is found.
+    pub fn start(settings: MulticastSettings, local: LocalCopy, listener: Listener) -> Result<Self, MulticastError> {
         let daemon = Daemon::of_process(settings)?;
-        let user = daemon.join(User { flock: local.flock.clone(), own: local.copy, listener });
-        Ok(Self { local, daemon, user, announced: Mutex::new(None) })
+        let subscriber = daemon.join(Subscriber { flock: local.flock.clone(), own: local.copy, listener });
+        Ok(Self { local, daemon, subscriber, announced: Mutex::new(None) })
     }
 
-    /// Tells others where this copy listens: at that address, or at each of the machine's if it is unspecified.
+    /// Announces where this copy listens: that address, or all addresses of the machine if it is unspecified.
     ///
     /// # Errors
-    /// The address is of no use to others, or the daemon does not take it.
+    /// Other machines cannot reach the address, or the daemon refuses it.
     pub fn announce(&self, listening: SocketAddr) -> Result<(), MulticastError> {
         let settings = self.daemon.settings;
         if listening.ip().is_loopback() && !settings.loopback_only {
@@ -93,27 +94,27 @@ impl Multicast {
         Ok(())
     }
 
-    /// Says goodbye, so that others forget this copy at once.
+    /// Announces the end of this copy, so that others forget it at once.
     pub async fn withdraw(&self) {
         let Some(name) = self.announced.lock().take() else { return };
         if let Ok(said) = self.daemon.mdns.unregister(&name) {
-            // Without a goodbye, others find out for themselves.
+            // If the goodbye is not sent in time, others notice the end later.
             let _ = tokio::time::timeout(GOODBYE_TIMEOUT, said.recv_async()).await;
         }
     }
 
-    /// Asks whether a copy that could not be reached is still there; if it does not answer, it is told to be gone.
+    /// Asks whether a copy that could not be reached is still there. If it does not answer, it is reported as lost.
     pub fn verify(&self, copy: CopyId) {
-        // With so much to do that nothing more is taken, the next failure asks again.
+        // If the daemon's queue is full, the next failed connection asks again.
         let _ = self.daemon.mdns.verify(full_name(copy), VERIFY_TIMEOUT);
     }
 }
 
 impl Drop for Multicast {
     fn drop(&mut self) {
-        self.daemon.leave(self.user);
+        self.daemon.leave(self.subscriber);
         if let Some(name) = self.announced.get_mut().take() {
-            // As for `withdraw`, which has not been called.
+            // `withdraw` has not been called. An error means that the daemon has ended.
             let _ = self.daemon.mdns.unregister(&name);
         }
     }
@@ -123,7 +124,7 @@ fn full_name(copy: CopyId) -> String {
     format!("{copy}.{SERVICE_TYPE}")
 }
 
-fn service(local: &Local, listening: SocketAddr, loopback_only: bool) -> mdns_sd::Result<ServiceInfo> {
+fn service(local: &LocalCopy, listening: SocketAddr, loopback_only: bool) -> mdns_sd::Result<ServiceInfo> {
     let instance = local.copy.to_string();
     let host = format!("wasmcage-{instance}.local.");
     let mut node = local.node.to_string();
@@ -143,7 +144,8 @@ fn service(local: &Local, listening: SocketAddr, loopback_only: bool) -> mdns_sd
         listening.port(),
         properties.as_slice(),
     )?;
-    // The names are unique by the copy's random name: to ask for others of the same name would cost a second.
+    // The copy's random id makes the name unique, so the probe for others of that name, which takes a second, is left
+    // out.
     service.set_requires_probe(false);
     if every {
         service = service.enable_addr_auto();
@@ -154,39 +156,39 @@ fn service(local: &Local, listening: SocketAddr, loopback_only: bool) -> mdns_sd
     Ok(service)
 }
 
-/// One for each port of a process.
+/// The daemons of this process, one for each setting.
 static DAEMONS: LazyLock<Mutex<HashMap<MulticastSettings, Weak<Daemon>>>> = LazyLock::new(Mutex::default);
 
 struct Daemon {
     settings: MulticastSettings,
     mdns: ServiceDaemon,
-    state: Mutex<State>,
-    /// Users that have gone. They may go while one of them is being told something, by what it does then.
+    state: Mutex<DaemonState>,
+    /// Subscribers to be removed. A listener may drop its own subscription, while the state is locked.
     left: Mutex<Vec<u64>>,
 }
 
 #[derive(Default)]
-struct State {
-    copies: HashMap<CopyId, Announced>,
-    users: HashMap<u64, User>,
-    next_user: u64,
-    /// There are more copies than are kept, which was told.
+struct DaemonState {
+    copies: HashMap<CopyId, Announcement>,
+    subscribers: HashMap<u64, Subscriber>,
+    next_subscriber: u64,
+    /// There are more copies than `COPIES_MAX`, which was logged.
     full: bool,
 }
 
-struct User {
+struct Subscriber {
     flock: Arc<str>,
     own: CopyId,
     listener: Listener,
 }
 
-/// What a copy says of itself.
+/// The content of a copy's announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Announced {
+struct Announcement {
     flock: String,
     cage: String,
     node: String,
-    /// Sorted, without doubles.
+    /// Sorted, without duplicates.
     addresses: Vec<SocketAddr>,
 }
 
@@ -209,39 +211,39 @@ impl Daemon {
             daemon.mdns.disable_interface(IfKind::All)?;
             daemon.mdns.enable_interface(IfKind::LoopbackV4)?;
         } else {
-            // What is announced there would be told to other machines too, which take it for their own loopback.
+            // Loopback addresses would also be announced to other machines, for which they mean themselves.
             daemon.mdns.disable_interface(vec![IfKind::LoopbackV4, IfKind::LoopbackV6])?;
         }
         let events = daemon.mdns.browse(SERVICE_TYPE)?;
         let weak = Arc::downgrade(&daemon);
-        // A thread of its own: the search breaks off when its events are not taken quickly, and no runtime of a cage
-        // lives as long as the process.
+        // In a thread of its own: the search ends when its events are not read quickly, and no cage's runtime lives as
+        // long as the process.
         let thread = std::thread::Builder::new().name("discovery".into());
-        thread.spawn(move || drain(&weak, events)).map_err(|error| mdns_sd::Error::Msg(error.to_string()))?;
+        thread.spawn(move || handle_events(&weak, events)).map_err(|error| mdns_sd::Error::Msg(error.to_string()))?;
         Ok(daemon)
     }
 
-    /// Tells a new user of all that is known. Returns its number.
-    fn join(&self, user: User) -> u64 {
+    /// Adds a subscriber and reports all known copies to it. Returns its number.
+    fn join(&self, subscriber: Subscriber) -> u64 {
         let mut state = self.state();
         for (copy, announced) in &state.copies {
-            user.seen(*copy, announced, &announced.addresses);
+            subscriber.found(*copy, announced, &announced.addresses);
         }
-        state.next_user += 1;
-        let number = state.next_user;
-        state.users.insert(number, user);
+        state.next_subscriber += 1;
+        let number = state.next_subscriber;
+        state.subscribers.insert(number, subscriber);
         number
     }
 
-    fn leave(&self, user: u64) {
-        self.left.lock().push(user);
+    fn leave(&self, subscriber: u64) {
+        self.left.lock().push(subscriber);
     }
 
-    /// Without the users that have gone.
-    fn state(&self) -> MutexGuard<'_, State> {
+    /// Locks the state, and removes the subscribers that have left.
+    fn state(&self) -> MutexGuard<'_, DaemonState> {
         let mut state = self.state.lock();
-        for user in std::mem::take(&mut *self.left.lock()) {
-            state.users.remove(&user);
+        for subscriber in std::mem::take(&mut *self.left.lock()) {
+            state.subscribers.remove(&subscriber);
         }
         state
     }
@@ -250,15 +252,15 @@ impl Daemon {
         match event {
             ServiceEvent::ServiceResolved(service) => {
                 if let Some((copy, announced)) = read(&service, self.settings.loopback_only) {
-                    self.state().seen(copy, announced);
+                    self.state().found(copy, announced);
                 }
             }
             ServiceEvent::ServiceRemoved(_, name) => {
                 if let Some(copy) = copy_of(&name) {
-                    self.state().gone(copy);
+                    self.state().lost(copy);
                 }
             }
-            // Of how the search goes; the enum may grow.
+            // Events about the search itself; the enum may grow.
             _ => {}
         }
     }
@@ -266,20 +268,20 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already. Says goodbye for what is still announced.
+        // Withdraws what is still announced. An error means that the daemon has ended already.
         let _ = self.mdns.shutdown();
     }
 }
 
-/// Takes the events of a search as long as the daemon has users.
-fn drain(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
+/// Handles the events of a search as long as the daemon has subscribers.
+fn handle_events(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
     loop {
         while let Ok(event) = events.recv() {
             match daemon.upgrade() {
                 // A panic must not end the search for all cages of the process.
                 Some(daemon) => {
                     if let Err(panic) = caught(|| daemon.event(event)) {
-                        tracing::error!(error = %panic, "news of multicast could not be taken in");
+                        tracing::error!(error = %panic, "multicast event could not be handled");
                     }
                 }
                 None => return,
@@ -290,25 +292,25 @@ fn drain(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
         match daemon.mdns.browse(SERVICE_TYPE) {
             Ok(again) => events = again,
             Err(mdns_sd::Error::DaemonShutdown) => return,
-            // Too much to do; the closed channel leads back here.
+            // The daemon's queue is full. `events` is closed, so the loop comes back here after the pause.
             Err(_) => {}
         }
     }
 }
 
-impl State {
-    fn seen(&mut self, copy: CopyId, announced: Announced) {
+impl DaemonState {
+    fn found(&mut self, copy: CopyId, announced: Announcement) {
         if self.copies.len() >= COPIES_MAX && !self.copies.contains_key(&copy) {
             if !std::mem::replace(&mut self.full, true) {
                 tracing::warn!(
                     copies = COPIES_MAX,
-                    "copies of cages found by multicast were passed over: there are too many"
+                    "copies of cages found by multicast were ignored: there are too many"
                 );
             }
             return;
         }
         let old = self.copies.insert(copy, announced.clone());
-        // A copy's flock and cage never change; whoever says so is somebody else.
+        // A copy's flock and cage never change: an announcement that changes them is from somebody else.
         let kept = old.as_ref().filter(|old| {
             let same = old.flock == announced.flock && old.cage == announced.cage;
             same && old.addresses.iter().all(|address| announced.addresses.contains(address))
@@ -316,39 +318,45 @@ impl State {
         if kept.is_none()
             && let Some(old) = &old
         {
-            self.users.values().for_each(|user| user.gone(copy, old));
+            self.subscribers.values().for_each(|subscriber| subscriber.lost(copy, old));
         }
         let known = kept.map_or(&[][..], |kept| &kept.addresses);
         let new: Vec<_> = announced.addresses.iter().filter(|address| !known.contains(address)).copied().collect();
-        self.users.values().for_each(|user| user.seen(copy, &announced, &new));
+        self.subscribers.values().for_each(|subscriber| subscriber.found(copy, &announced, &new));
     }
 
-    fn gone(&mut self, copy: CopyId) {
+    fn lost(&mut self, copy: CopyId) {
         if let Some(old) = self.copies.remove(&copy) {
             self.full = false;
-            self.users.values().for_each(|user| user.gone(copy, &old));
+            self.subscribers.values().for_each(|subscriber| subscriber.lost(copy, &old));
         }
     }
 }
 
-impl User {
-    fn wants(&self, copy: CopyId, announced: &Announced) -> bool {
+impl Subscriber {
+    fn wants(&self, copy: CopyId, announced: &Announcement) -> bool {
         copy != self.own && announced.flock == *self.flock
     }
 
-    fn seen(&self, copy: CopyId, announced: &Announced, addresses: &[SocketAddr]) {
+    fn found(&self, copy: CopyId, announced: &Announcement, addresses: &[SocketAddr]) {
         if self.wants(copy, announced) {
             for address in addresses {
-                let Announced { cage, node, .. } = announced.clone();
-                let address = Address::Tcp(address.to_string());
-                (self.listener)(News::Seen(Sighting { cage, copy, node, address, found: Found::Multicast }));
+                let Announcement { cage, node, .. } = announced.clone();
+                let address = CopyAddress::Tcp(address.to_string());
+                (self.listener)(DiscoveryEvent::Found(CopyHint {
+                    cage,
+                    copy,
+                    node,
+                    address,
+                    found_by: FoundBy::Multicast,
+                }));
             }
         }
     }
 
-    fn gone(&self, copy: CopyId, announced: &Announced) {
+    fn lost(&self, copy: CopyId, announced: &Announcement) {
         if self.wants(copy, announced) {
-            (self.listener)(News::Gone { cage: announced.cage.clone(), copy, found: Found::Multicast });
+            (self.listener)(DiscoveryEvent::Lost { cage: announced.cage.clone(), copy, found_by: FoundBy::Multicast });
         }
     }
 }
@@ -357,8 +365,8 @@ fn copy_of(full_name: &str) -> Option<CopyId> {
     CopyId::parse(full_name.strip_suffix(SERVICE_TYPE)?.strip_suffix('.')?)
 }
 
-/// What a peer announces; none if it makes no sense.
-fn read(service: &ResolvedService, loopback: bool) -> Option<(CopyId, Announced)> {
+/// Reads a peer's announcement; none if it is not valid.
+fn read(service: &ResolvedService, loopback: bool) -> Option<(CopyId, Announcement)> {
     let copy = copy_of(&service.fullname)?;
     let text = |key| service.txt_properties.get_property_val_str(key);
     let (flock, cage, node) = (text("flock")?, text("cage")?, text("node").unwrap_or_default());
@@ -379,7 +387,7 @@ fn read(service: &ResolvedService, loopback: bool) -> Option<(CopyId, Announced)
         return None;
     }
     let (flock, cage, node) = (flock.to_owned(), cage.to_owned(), node.to_owned());
-    Some((copy, Announced { flock, cage, node, addresses }))
+    Some((copy, Announcement { flock, cage, node, addresses }))
 }
 
 fn is_label(node: &str) -> bool {
@@ -388,7 +396,7 @@ fn is_label(node: &str) -> bool {
 
 fn socket_address(ip: &ScopedIp, port: u16) -> SocketAddr {
     match ip {
-        // Such an address means something only with the interface it was heard on.
+        // A link-local address is only valid together with the interface on which it was received.
         ScopedIp::V6(v6) if v6.addr().is_unicast_link_local() => {
             SocketAddrV6::new(*v6.addr(), port, 0, v6.scope_id().index).into()
         }
@@ -405,53 +413,59 @@ mod tests {
     use super::*;
     use crate::discovery::probe;
 
-    fn announced(flock: &str, cage: &str, addresses: &[&str]) -> Announced {
+    fn announced(flock: &str, cage: &str, addresses: &[&str]) -> Announcement {
         let addresses = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        Announced { flock: flock.into(), cage: cage.into(), node: "n".into(), addresses }
+        Announcement { flock: flock.into(), cage: cage.into(), node: "n".into(), addresses }
     }
 
-    fn user(flock: &str, own: u64) -> (User, mpsc::Receiver<News>) {
+    fn subscriber(flock: &str, own: u64) -> (Subscriber, mpsc::Receiver<DiscoveryEvent>) {
         let (tx, rx) = mpsc::channel(2_000);
-        let listener: Listener = Arc::new(move |news| tx.try_send(news).unwrap());
-        (User { flock: flock.into(), own: CopyId(own), listener }, rx)
+        let listener: Listener = Arc::new(move |event| tx.try_send(event).unwrap());
+        (Subscriber { flock: flock.into(), own: CopyId(own), listener }, rx)
     }
 
-    fn seen(cage: &str, copy: u64, address: &str) -> News {
-        let (copy, address) = (CopyId(copy), Address::Tcp(address.into()));
-        News::Seen(Sighting { cage: cage.into(), copy, node: "n".into(), address, found: Found::Multicast })
+    fn found(cage: &str, copy: u64, address: &str) -> DiscoveryEvent {
+        let (copy, address) = (CopyId(copy), CopyAddress::Tcp(address.into()));
+        DiscoveryEvent::Found(CopyHint {
+            cage: cage.into(),
+            copy,
+            node: "n".into(),
+            address,
+            found_by: FoundBy::Multicast,
+        })
     }
 
-    fn gone(cage: &str, copy: u64) -> News {
-        News::Gone { cage: cage.into(), copy: CopyId(copy), found: Found::Multicast }
+    fn lost(cage: &str, copy: u64) -> DiscoveryEvent {
+        DiscoveryEvent::Lost { cage: cage.into(), copy: CopyId(copy), found_by: FoundBy::Multicast }
     }
 
     #[track_caller]
-    fn check(rx: &mut mpsc::Receiver<News>, expected: &[News]) {
-        let news: Vec<_> = std::iter::from_fn(|| rx.try_recv().ok()).collect();
-        assert_eq!(news, expected);
+    fn check(rx: &mut mpsc::Receiver<DiscoveryEvent>, expected: &[DiscoveryEvent]) {
+        let events: Vec<_> = std::iter::from_fn(|| rx.try_recv().ok()).collect();
+        assert_eq!(events, expected);
     }
 
     #[test]
-    fn users_hear_of_their_flock_only_and_not_of_themselves() {
-        let mut state = State::default();
-        let (first, mut rx) = user("default", 1);
-        state.users.insert(1, first);
-        state.seen(CopyId(1), announced("default", "a", &["10.0.0.1:1"]));
-        state.seen(CopyId(2), announced("other", "a", &["10.0.0.1:2"]));
+    fn subscribers_get_events_of_their_flock_only_and_not_of_themselves() {
+        let mut state = DaemonState::default();
+        let (first, mut rx) = subscriber("default", 1);
+        state.subscribers.insert(1, first);
+        state.found(CopyId(1), announced("default", "a", &["10.0.0.1:1"]));
+        state.found(CopyId(2), announced("other", "a", &["10.0.0.1:2"]));
         check(&mut rx, &[]);
-        state.seen(CopyId(3), announced("default", "b", &["10.0.0.3:3"]));
-        state.seen(CopyId(3), announced("default", "b", &["10.0.0.3:3"]));
-        check(&mut rx, &[seen("b", 3, "10.0.0.3:3")]);
-        state.seen(CopyId(3), announced("default", "b", &["10.0.0.3:3", "[fd00::3]:3"]));
-        check(&mut rx, &[seen("b", 3, "[fd00::3]:3")]);
-        state.seen(CopyId(3), announced("default", "b", &["10.0.0.4:3"]));
-        check(&mut rx, &[gone("b", 3), seen("b", 3, "10.0.0.4:3")]);
-        state.seen(CopyId(3), announced("default", "c", &["10.0.0.4:3"]));
-        check(&mut rx, &[gone("b", 3), seen("c", 3, "10.0.0.4:3")]);
-        state.gone(CopyId(2));
-        state.gone(CopyId(3));
-        state.gone(CopyId(3));
-        check(&mut rx, &[gone("c", 3)]);
+        state.found(CopyId(3), announced("default", "b", &["10.0.0.3:3"]));
+        state.found(CopyId(3), announced("default", "b", &["10.0.0.3:3"]));
+        check(&mut rx, &[found("b", 3, "10.0.0.3:3")]);
+        state.found(CopyId(3), announced("default", "b", &["10.0.0.3:3", "[fd00::3]:3"]));
+        check(&mut rx, &[found("b", 3, "[fd00::3]:3")]);
+        state.found(CopyId(3), announced("default", "b", &["10.0.0.4:3"]));
+        check(&mut rx, &[lost("b", 3), found("b", 3, "10.0.0.4:3")]);
+        state.found(CopyId(3), announced("default", "c", &["10.0.0.4:3"]));
+        check(&mut rx, &[lost("b", 3), found("c", 3, "10.0.0.4:3")]);
+        state.lost(CopyId(2));
+        state.lost(CopyId(3));
+        state.lost(CopyId(3));
+        check(&mut rx, &[lost("c", 3)]);
     }
 
     #[test]
@@ -461,34 +475,35 @@ mod tests {
         let (tx, mut rx) = mpsc::channel(10);
         let place: Arc<Mutex<Option<Multicast>>> = Arc::default();
         let goes = place.clone();
-        let listener: Listener = Arc::new(move |news| {
+        let listener: Listener = Arc::new(move |event| {
             drop(goes.lock().take());
-            tx.try_send(news).unwrap();
+            tx.try_send(event).unwrap();
         });
-        let user = daemon.join(User { flock: "default".into(), own: CopyId(1), listener });
-        let joined = Multicast { local: local("a", 1, "n"), daemon: daemon.clone(), user, announced: Mutex::default() };
+        let subscriber = daemon.join(Subscriber { flock: "default".into(), own: CopyId(1), listener });
+        let joined =
+            Multicast { local: local("a", 1, "n"), daemon: daemon.clone(), subscriber, announced: Mutex::default() };
         *place.lock() = Some(joined);
         for copy in [2, 3] {
-            daemon.state().seen(CopyId(copy), announced("default", "b", &["10.0.0.3:3"]));
+            daemon.state().found(CopyId(copy), announced("default", "b", &["10.0.0.3:3"]));
         }
-        check(&mut rx, &[seen("b", 2, "10.0.0.3:3")]);
+        check(&mut rx, &[found("b", 2, "10.0.0.3:3")]);
     }
 
     #[test]
     fn a_flood_of_copies_is_cut() {
-        let mut state = State::default();
-        let (only, mut rx) = user("default", 1);
-        state.users.insert(1, only);
+        let mut state = DaemonState::default();
+        let (only, mut rx) = subscriber("default", 1);
+        state.subscribers.insert(1, only);
         for copy in 0..COPIES_MAX as u64 + 100 {
-            state.seen(CopyId(1_000 + copy), announced("default", "a", &["10.0.0.1:1"]));
+            state.found(CopyId(1_000 + copy), announced("default", "a", &["10.0.0.1:1"]));
         }
         assert_eq!(std::iter::from_fn(|| rx.try_recv().ok()).count(), COPIES_MAX);
-        // Those that are known stay so.
-        state.seen(CopyId(1_000), announced("default", "a", &["10.0.0.1:1", "10.0.0.2:1"]));
-        check(&mut rx, &[seen("a", 1_000, "10.0.0.2:1")]);
-        state.gone(CopyId(1_001));
-        state.seen(CopyId(9_000), announced("default", "a", &["10.0.0.1:1"]));
-        check(&mut rx, &[gone("a", 1_001), seen("a", 9_000, "10.0.0.1:1")]);
+        // Known copies are kept.
+        state.found(CopyId(1_000), announced("default", "a", &["10.0.0.1:1", "10.0.0.2:1"]));
+        check(&mut rx, &[found("a", 1_000, "10.0.0.2:1")]);
+        state.lost(CopyId(1_001));
+        state.found(CopyId(9_000), announced("default", "a", &["10.0.0.1:1"]));
+        check(&mut rx, &[lost("a", 1_001), found("a", 9_000, "10.0.0.1:1")]);
     }
 
     /// A service as a peer might announce it.
@@ -497,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn announcements_that_make_no_sense_are_passed_over() {
+    fn invalid_announcements_are_ignored() {
         let good = [("v", "1"), ("flock", "default"), ("cage", "worker"), ("node", "n")];
         let check = |instance: &str, port: u16, change: (&str, &str), addresses: &str, expected: Option<&[&str]>| {
             let mut txt = good.to_vec();
@@ -545,8 +560,8 @@ mod tests {
         assert!(is_label(service.get_property_val_str("node").unwrap()));
     }
 
-    fn local(cage: &str, copy: u64, node: &str) -> Local {
-        Local { flock: "default".into(), cage: cage.into(), copy: CopyId(copy), node: node.into() }
+    fn local(cage: &str, copy: u64, node: &str) -> LocalCopy {
+        LocalCopy { flock: "default".into(), cage: cage.into(), copy: CopyId(copy), node: node.into() }
     }
 
     fn free_port() -> u16 {
@@ -554,11 +569,11 @@ mod tests {
     }
 
     /// A copy as in a process of its own.
-    fn member(port: u16, copy: u64) -> (Multicast, mpsc::Receiver<News>) {
+    fn member(port: u16, copy: u64) -> (Multicast, mpsc::Receiver<DiscoveryEvent>) {
         let daemon = Daemon::start(MulticastSettings { port, loopback_only: true }).unwrap();
-        let (user, rx) = user("default", copy);
-        let user = daemon.join(user);
-        (Multicast { local: local("a", copy, "n"), daemon, user, announced: Mutex::new(None) }, rx)
+        let (subscriber, rx) = subscriber("default", copy);
+        let subscriber = daemon.join(subscriber);
+        (Multicast { local: local("a", copy, "n"), daemon, subscriber, announced: Mutex::new(None) }, rx)
     }
 
     #[tokio::test]
@@ -571,30 +586,30 @@ mod tests {
             );
             return;
         }
-        let patience = Duration::from_secs(20);
+        let timeout = Duration::from_secs(20);
         let (first, mut first_rx) = member(port, 1);
         first.announce("0.0.0.0:7001".parse().unwrap()).unwrap();
         let (second, mut second_rx) = member(port, 2);
         second.announce("127.0.0.1:7002".parse().unwrap()).unwrap();
-        let first_news = tokio::time::timeout(patience, first_rx.recv()).await;
-        assert_eq!(first_news.unwrap().unwrap(), seen("a", 2, "127.0.0.1:7002"));
-        let second_news = tokio::time::timeout(patience, second_rx.recv()).await;
-        assert_eq!(second_news.unwrap().unwrap(), seen("a", 1, "127.0.0.1:7001"));
+        let first_event = tokio::time::timeout(timeout, first_rx.recv()).await;
+        assert_eq!(first_event.unwrap().unwrap(), found("a", 2, "127.0.0.1:7002"));
+        let second_event = tokio::time::timeout(timeout, second_rx.recv()).await;
+        assert_eq!(second_event.unwrap().unwrap(), found("a", 1, "127.0.0.1:7001"));
         second.withdraw().await;
-        assert_eq!(tokio::time::timeout(patience, first_rx.recv()).await.unwrap().unwrap(), gone("a", 2));
-        // By being dropped.
+        assert_eq!(tokio::time::timeout(timeout, first_rx.recv()).await.unwrap().unwrap(), lost("a", 2));
+        // Dropping it withdraws the announcement, too.
         drop(first);
-        assert_eq!(tokio::time::timeout(patience, second_rx.recv()).await.unwrap().unwrap(), gone("a", 1));
-        // A copy that is late is told of those that are there, also by a daemon that knows them already.
+        assert_eq!(tokio::time::timeout(timeout, second_rx.recv()).await.unwrap().unwrap(), lost("a", 1));
+        // A copy that joins late gets those that are there, also from a daemon that knows them already.
         let (late, mut late_rx) = member(port, 3);
         second.announce("127.0.0.1:7004".parse().unwrap()).unwrap();
         assert_eq!(
-            tokio::time::timeout(patience, late_rx.recv()).await.unwrap().unwrap(),
-            seen("a", 2, "127.0.0.1:7004")
+            tokio::time::timeout(timeout, late_rx.recv()).await.unwrap().unwrap(),
+            found("a", 2, "127.0.0.1:7004")
         );
-        let (another, mut another_rx) = user("default", 4);
+        let (another, mut another_rx) = subscriber("default", 4);
         late.daemon.join(another);
-        check(&mut another_rx, &[seen("a", 2, "127.0.0.1:7004")]);
+        check(&mut another_rx, &[found("a", 2, "127.0.0.1:7004")]);
     }
 
     #[test]

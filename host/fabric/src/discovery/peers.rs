@@ -1,11 +1,11 @@
-//! Addresses of peers as a configuration or another copy names them: `peers = { worker = ["10.0.0.2:7420"] }`. Checks the
-//! form only; names are looked up when they are connected to.
+//! Addresses of peers as the configuration or another copy names them: `peers = { worker = ["10.0.0.2:7420"] }`. Only the
+//! form is checked; host names are resolved when a connection is made.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-/// Of a name in the domain name system.
+/// Length of a name in the domain name system.
 const HOST_BYTES_MAX: usize = 253;
 
 /// `host:port` with a port other than 0; the host is a name, an IPv4 address, or an IPv6 address in brackets.
@@ -40,7 +40,7 @@ impl FromStr for PeerAddress {
 fn is_host(host: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(fits);
-    // The dot at the end of a full name.
+    // A fully qualified name may end with a dot.
     let host = host.strip_suffix('.').unwrap_or(host);
     host.len() <= HOST_BYTES_MAX && host.split('.').all(is_label)
 }

@@ -1,6 +1,6 @@
-//! Whether multicast DNS can work on this machine: sends a query over an interface and listens for it. Used by
-//! `wasmcage doctor`, and by tests to know whether they can run. What the network does with it beyond this machine, no
-//! machine can find out alone.
+//! Checks whether multicast DNS can work on this machine: sends a query over an interface and listens for it. Used by
+//! `wasmcage doctor`, and by tests to decide whether they can run. Whether the network forwards multicast to other
+//! machines cannot be checked from one machine.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, Type};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
-const PATIENCE: Duration = Duration::from_millis(500);
-/// Of a datagram; a longer one is none of ours.
+const TIMEOUT: Duration = Duration::from_millis(500);
+/// Size of the buffer for a datagram. A longer one is not our query.
 const BYTES_MAX: usize = 512;
 
 /// An interface that is up and has an IPv4 address.
@@ -40,14 +40,14 @@ pub enum ProbeError {
         #[source]
         source: io::Error,
     },
-    #[error("an own query to {GROUP}:{port} at {interface} was not heard within {} ms", PATIENCE.as_millis())]
+    #[error("a query of this machine to {GROUP}:{port} at {interface} was not heard within {} ms", TIMEOUT.as_millis())]
     Silence { port: u16, interface: Ipv4Addr },
 }
 
-/// Interfaces over which multicast DNS is tried; loopback is not among them.
+/// Returns the interfaces over which multicast DNS is tried; loopback is not among them.
 ///
 /// # Errors
-/// The operating system's.
+/// The operating system cannot list the interfaces.
 pub fn multicast_interfaces() -> io::Result<Vec<MulticastInterface>> {
     let all = if_addrs::get_if_addrs()?;
     let usable = all.into_iter().filter(|interface| interface.is_oper_up() && !interface.is_loopback());
@@ -58,7 +58,7 @@ pub fn multicast_interfaces() -> io::Result<Vec<MulticastInterface>> {
     Ok(v4.collect())
 }
 
-/// Sends a query over the interface with that address, and hears it. Blocks for up to half a second.
+/// Sends a query over the interface with that address, and receives it. Blocks for up to half a second.
 ///
 /// # Errors
 /// Which step did not work.
@@ -71,7 +71,7 @@ pub fn probe(port: u16, interface: Ipv4Addr) -> Result<(), ProbeError> {
     let query = query(&nonce);
     socket.send_to(&query, &SocketAddrV4::new(GROUP, port).into()).map_err(failed)?;
     let socket = std::net::UdpSocket::from(socket);
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     let mut buffer = [0; BYTES_MAX];
     while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
         socket.set_read_timeout(Some(left)).map_err(failed)?;
@@ -84,7 +84,7 @@ pub fn probe(port: u16, interface: Ipv4Addr) -> Result<(), ProbeError> {
     Err(ProbeError::Silence { port, interface })
 }
 
-/// As every program does that takes part in multicast DNS.
+/// Binds the port shared with other programs, as all that use multicast DNS do.
 fn bind(port: u16) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
@@ -93,7 +93,7 @@ fn bind(port: u16) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A question for a name that nobody has.
+/// Builds a question for a name that nobody has.
 fn query(nonce: &str) -> Vec<u8> {
     // Id, flags, one question, nothing else.
     let mut query = vec![0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];

@@ -1,6 +1,6 @@
-//! Copies on this machine: each listens at a Unix socket `<runtime directory>/<flock>/<cage>.<copy>.sock`, and the
-//! directory is the list of them. Both directories belong to the user and are closed to others, which is what keeps other
-//! users' processes out. A process that is killed leaves its socket behind; whoever finds nobody there removes it.
+//! Finds copies on this machine: each listens at a Unix socket `<runtime directory>/<flock>/<cage>.<copy>.sock`, so that
+//! the directory is the list of copies. Both directories belong to the user and are closed to others, so that other
+//! users' processes cannot connect. A killed process leaves its socket behind; the first copy to notice removes it.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder};
@@ -13,20 +13,20 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Address, Found, Listener, News, Sighting};
+use super::{CopyAddress, CopyHint, DiscoveryEvent, FoundBy, Listener};
 use crate::fabric::CopyId;
 use wasmcage_config::is_name;
 use wasmcage_core::task::Tasks;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;
 
-/// Files looked at in a directory; more are passed over.
+/// Files read of a directory; further ones are ignored.
 const ENTRIES_MAX: usize = 10_000;
-/// Between two looks whether the directory has changed. Watching it by inotify would be quicker, but a user may have few
-/// of those (128 by default), and there are many cages.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Interval at which the directory is checked for changes. Inotify would be quicker, but a user may have few instances of
+/// it (128 by default), and there may be many cages.
+const SCAN_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Where the copies of a flock on this machine are listed.
+/// The directory that lists the copies of a flock on this machine.
 #[derive(Clone, Debug)]
 pub struct Registry {
     directory: Arc<Path>,
@@ -55,14 +55,14 @@ pub enum RegistryError {
     Open { directory: PathBuf, mode: u32 },
 }
 
-/// The socket of a copy.
+/// The name of a copy's socket.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Registered {
+pub struct Registration {
     pub cage: String,
     pub copy: CopyId,
 }
 
-impl Registered {
+impl Registration {
     fn from_file_name(name: &str) -> Option<Self> {
         let (cage, copy) = name.strip_suffix(".sock")?.split_once('.')?;
         Some(Self { cage: cage.to_owned(), copy: CopyId::parse(copy)? }).filter(|_| is_name(cage))
@@ -77,7 +77,7 @@ impl Registry {
     /// Makes the directories when they are missing.
     ///
     /// # Errors
-    /// Directories that cannot be made, belong to another user, or let others in.
+    /// A directory cannot be made, belongs to another user, or is open to others.
     pub fn open(runtime_directory: &Path, flock: &str) -> Result<Self, RegistryError> {
         let directory = runtime_directory.join(flock);
         for directory in [runtime_directory, &directory] {
@@ -92,10 +92,10 @@ impl Registry {
         Ok(Self { directory: directory.into() })
     }
 
-    /// Checks that the directory is there, the user's, and nobody else's.
+    /// Checks that the directory exists, belongs to the user and is closed to others.
     ///
     /// # Errors
-    /// That it is not so.
+    /// The condition that does not hold.
     pub fn check_directory(directory: &Path) -> Result<(), RegistryError> {
         let found = fs::symlink_metadata(directory);
         let directory = directory.to_owned();
@@ -118,7 +118,7 @@ impl Registry {
     /// Makes the directories again when somebody has removed them.
     ///
     /// # Errors
-    /// As `open`.
+    /// Those of `open`.
     pub fn restore(&self) -> Result<(), RegistryError> {
         if self.directory.is_dir() {
             return Ok(());
@@ -128,34 +128,35 @@ impl Registry {
         Self::open(parent, &flock).map(|_| ())
     }
 
-    /// Where the copy's socket is to be.
+    /// Returns the path of a copy's socket.
     pub fn registration_path(&self, cage: &str, copy: CopyId) -> PathBuf {
-        self.directory.join(Registered { cage: cage.to_owned(), copy }.file_name())
+        self.directory.join(Registration { cage: cage.to_owned(), copy }.file_name())
     }
 
-    /// Every socket there is, whether anybody listens or not.
+    /// Lists all sockets, whether anybody listens or not.
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn scan(&self) -> io::Result<Vec<Registered>> {
+    pub fn scan(&self) -> io::Result<Vec<Registration>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(&self.directory)?.take(ENTRIES_MAX) {
-            if let Some(registered) = entry?.file_name().to_str().and_then(Registered::from_file_name) {
+            if let Some(registered) = entry?.file_name().to_str().and_then(Registration::from_file_name) {
                 found.push(registered);
             }
         }
         Ok(found)
     }
 
-    /// Removes a socket at which nobody listens. Names of sockets are never used again, and one appears only when
-    /// somebody listens, so that the dead stay dead. Returns whether it was removed.
+    /// Removes a socket at which nobody listens. Returns whether it was removed. There is no race with its owner: names
+    /// of sockets are never reused, and a socket appears only when somebody listens.
     pub fn remove_stale(&self, socket: &Path) -> bool {
         let name = socket.file_name().and_then(|name| name.to_str());
-        let is_ours = socket.parent() == Some(&*self.directory) && name.and_then(Registered::from_file_name).is_some();
+        let is_ours =
+            socket.parent() == Some(&*self.directory) && name.and_then(Registration::from_file_name).is_some();
         is_ours && matches!(unix_socket::is_listening(socket), Ok(false)) && fs::remove_file(socket).is_ok()
     }
 
-    /// Removes all such sockets. Returns how many.
+    /// Removes all sockets at which nobody listens. Returns how many.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -164,13 +165,13 @@ impl Registry {
         Ok(sockets.filter(|socket| self.remove_stale(socket)).count())
     }
 
-    /// Removes dead sockets, then tells of every copy that is there, comes and goes, except `own`, until what it returns
-    /// is dropped. Must be called on a tokio runtime.
-    pub fn watch(&self, own: CopyId, listener: Listener, tasks: &Tasks) -> Watch {
+    /// Removes dead sockets, then reports every copy that is there, comes or goes, except `own`, until the returned
+    /// watch is dropped. Must be called on a tokio runtime.
+    pub fn watch(&self, own: CopyId, listener: Listener, tasks: &Tasks) -> RegistryWatch {
         if let Err(error) = self.remove_all_stale() {
-            tracing::debug!(file = %self.directory.display(), error = %error, "dead sockets could not be looked for");
+            tracing::debug!(file = %self.directory.display(), error = %error, "dead sockets could not be removed");
         }
-        let seen = Seen {
+        let scanner = DirectoryScanner {
             registry: self.clone(),
             own,
             listener,
@@ -179,68 +180,69 @@ impl Registry {
             failed: false,
             known: HashSet::new(),
         };
-        let seen = Arc::new(Mutex::new(seen));
-        seen.lock().look();
-        let looking = {
-            let seen = seen.clone();
-            move || keep_looking(seen.clone())
+        let scanner = Arc::new(Mutex::new(scanner));
+        scanner.lock().scan();
+        let scanning = {
+            let scanner = scanner.clone();
+            move || scan_repeatedly(scanner.clone())
         };
-        let task = tokio::spawn(tasks.kept("rpc: cages of this machine", looking));
-        Watch { seen, _task: AbortOnDropHandle::new(task) }
+        let task = tokio::spawn(tasks.kept("rpc: cages of this machine", scanning));
+        RegistryWatch { scanner, _task: AbortOnDropHandle::new(task) }
     }
 }
 
-async fn keep_looking(seen: Arc<Mutex<Seen>>) {
-    let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+async fn scan_repeatedly(scanner: Arc<Mutex<DirectoryScanner>>) {
+    let mut ticks = tokio::time::interval(SCAN_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        seen.lock().look();
+        scanner.lock().scan();
     }
 }
 
-/// Watches a directory as long as it lives.
-pub struct Watch {
-    seen: Arc<Mutex<Seen>>,
+/// Keeps the directory watched until it is dropped.
+pub struct RegistryWatch {
+    scanner: Arc<Mutex<DirectoryScanner>>,
     _task: AbortOnDropHandle<()>,
 }
 
-impl Watch {
-    /// Looks at once, for a call that knows no copy to go to.
+impl RegistryWatch {
+    /// Scans the directory now, for a call of a cage without a known copy.
     pub fn scan_now(&self) {
-        self.seen.lock().look();
+        self.scanner.lock().scan();
     }
 }
 
-/// What is known of the directory.
-struct Seen {
+/// Compares the directory with the last scan, and reports the differences.
+struct DirectoryScanner {
     registry: Registry,
     own: CopyId,
     listener: Listener,
-    /// Of the directory, before it was read last.
+    /// The directory's modification time before the last scan.
     changed: Option<SystemTime>,
-    /// Read once more after its last change: within one tick of the file system's clock there may have been another.
+    /// The directory was scanned again after its last change: a second change within one tick of the file system's clock
+    /// does not show in the modification time.
     settled: bool,
-    /// The last look failed, which was told.
+    /// The last scan failed, which was logged.
     failed: bool,
-    known: HashSet<Registered>,
+    known: HashSet<Registration>,
 }
 
-impl Seen {
-    fn look(&mut self) {
-        match self.try_look() {
+impl DirectoryScanner {
+    fn scan(&mut self) {
+        match self.try_scan() {
             Ok(()) => self.failed = false,
             Err(error) => {
                 if !self.failed {
                     let directory = self.registry.directory.display();
-                    tracing::warn!(file = %directory, error = %error_chain(&error), "cages on this machine could not be looked for");
+                    tracing::warn!(file = %directory, error = %error_chain(&error), "the directory of this machine's cages could not be read");
                 }
                 (self.failed, self.changed) = (true, None);
             }
         }
     }
 
-    fn try_look(&mut self) -> io::Result<()> {
+    fn try_scan(&mut self) -> io::Result<()> {
         let changed = Some(fs::metadata(&self.registry.directory)?.modified()?);
         if changed == self.changed && self.settled {
             return Ok(());
@@ -251,15 +253,15 @@ impl Seen {
         let mut known = HashSet::with_capacity(found.len());
         for registered in found.into_iter().filter(|registered| registered.copy != self.own) {
             if !self.known.remove(&registered) {
-                let address = Address::Unix(self.registry.directory.join(registered.file_name()));
-                let Registered { cage, copy } = registered.clone();
-                let found = Found::SameMachine;
-                (self.listener)(News::Seen(Sighting { cage, copy, node: String::new(), address, found }));
+                let address = CopyAddress::Unix(self.registry.directory.join(registered.file_name()));
+                let Registration { cage, copy } = registered.clone();
+                let found_by = FoundBy::SameMachine;
+                (self.listener)(DiscoveryEvent::Found(CopyHint { cage, copy, node: String::new(), address, found_by }));
             }
             known.insert(registered);
         }
-        for Registered { cage, copy } in std::mem::replace(&mut self.known, known) {
-            (self.listener)(News::Gone { cage, copy, found: Found::SameMachine });
+        for Registration { cage, copy } in std::mem::replace(&mut self.known, known) {
+            (self.listener)(DiscoveryEvent::Lost { cage, copy, found_by: FoundBy::SameMachine });
         }
         Ok(())
     }
@@ -276,10 +278,10 @@ mod tests {
     #[test]
     fn names_of_registrations() {
         let check = |name: &str, expected: Option<(&str, u64)>| {
-            let parsed = Registered::from_file_name(name);
+            let parsed = Registration::from_file_name(name);
             assert_eq!(
                 parsed,
-                expected.map(|(cage, copy)| Registered { cage: cage.into(), copy: CopyId(copy) }),
+                expected.map(|(cage, copy)| Registration { cage: cage.into(), copy: CopyId(copy) }),
                 "{name}"
             );
             if let Some(parsed) = parsed {
@@ -355,32 +357,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn copies_are_seen_coming_and_going() {
+    async fn copies_that_come_and_go_are_reported() {
         let root = tempfile::tempdir().unwrap();
         let registry = Registry::open(&root.path().join("run"), "default").unwrap();
         let register = |cage: &str, copy: u64| {
             let path = registry.registration_path(cage, CopyId(copy));
             unix_socket::NamedListener::bind(&path).unwrap()
         };
-        let seen = |cage: &str, copy: u64| {
-            let address = Address::Unix(registry.registration_path(cage, CopyId(copy)));
+        let scanner = |cage: &str, copy: u64| {
+            let address = CopyAddress::Unix(registry.registration_path(cage, CopyId(copy)));
             let (cage, copy, node) = (cage.to_owned(), CopyId(copy), String::new());
-            News::Seen(Sighting { cage, copy, node, address, found: Found::SameMachine })
+            DiscoveryEvent::Found(CopyHint { cage, copy, node, address, found_by: FoundBy::SameMachine })
         };
         let own = register("own", 1);
         let before = register("before", 2);
         let (tx, mut rx) = mpsc::channel(10);
-        let watch = registry.watch(CopyId(1), Arc::new(move |news| tx.try_send(news).unwrap()), &Tasks::new("test"));
-        assert_eq!(rx.try_recv().unwrap(), seen("before", 2));
+        let watch = registry.watch(CopyId(1), Arc::new(move |event| tx.try_send(event).unwrap()), &Tasks::new("test"));
+        assert_eq!(rx.try_recv().unwrap(), scanner("before", 2));
         let late = register("late", 3);
         watch.scan_now();
-        assert_eq!(rx.try_recv().unwrap(), seen("late", 3));
-        // By the task.
+        assert_eq!(rx.try_recv().unwrap(), scanner("late", 3));
+        // Found by the task, without a call of `scan_now`.
         drop(before);
-        let gone = News::Gone { cage: "before".into(), copy: CopyId(2), found: Found::SameMachine };
+        let gone = DiscoveryEvent::Lost { cage: "before".into(), copy: CopyId(2), found_by: FoundBy::SameMachine };
         assert_eq!(rx.recv().await.unwrap(), gone);
         let again = register("before", 4);
-        assert_eq!(rx.recv().await.unwrap(), seen("before", 4));
+        assert_eq!(rx.recv().await.unwrap(), scanner("before", 4));
         drop(watch);
         drop((own, late, again));
         assert_eq!(rx.recv().await, None);

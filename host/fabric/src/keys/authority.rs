@@ -1,8 +1,8 @@
-//! The certificate authority of a flock: made once by `keys init`, it signs the certificates of cages. Its key lies in
-//! `<root>/.keys/<flock>/` and never leaves it; running cages do not need it.
+//! The certificate authority (CA) of a flock: made once by `keys init`, it signs the certificates of cages. Its key is in
+//! `<root>/.keys/<flock>/` and nowhere else; running cages do not need it.
 //!
-//! `ca.pem` is a bundle: a renewed CA stands first, the ones before it follow as long as they are valid, so that
-//! certificates of both are trusted until the last old one has been replaced.
+//! `ca.pem` is a bundle: the current CA first, then earlier ones as long as they are valid, so that certificates of both
+//! are trusted until the last old one has been replaced.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,30 +20,30 @@ use super::identity::{Identity, dns_name};
 use wasmcage_config::{is_flock_name, is_name};
 use wasmcage_core::telemetry::utc;
 
-/// Name of the directory of a root with the authorities of its flocks, and of a cage's with its keys.
+/// Name of the directory with a cage's keys; with a dot in front, of a root's directory with the CAs of its flocks.
 pub const KEYS_DIRECTORY: &str = "keys";
-/// For how long a CA is valid.
-pub const CA_DAYS: u32 = 3650;
-/// For how long a cage's certificate is valid unless something else is asked for.
+/// Validity of a CA.
+const CA_DAYS: u32 = 3650;
+/// Default validity of a cage's certificate.
 pub const CAGE_DAYS: u32 = 365;
 /// A longer validity is refused.
 pub const DAYS_MAX: u32 = CA_DAYS;
 
-/// Certificates are valid from so long ago, for machines whose clocks are behind.
+/// Certificates are valid from this long before they are made, for machines whose clocks are behind.
 const BACKDATED: Duration = Duration::from_secs(3600);
 
 /// A CA that can sign.
 pub struct Authority {
     flock: String,
     issuer: Issuer<'static, KeyPair>,
-    /// What the issuer's certificate says.
+    /// Content of the issuer's certificate.
     info: CertificateInfo,
     /// The issuer's certificate first.
     bundle: Vec<CertificateDer<'static>>,
 }
 
-/// What a cage needs to be known in its flock.
-pub struct Issued {
+/// The certificate, key and CA bundle for a cage.
+pub struct IssuedCertificate {
     pub identity: Identity,
     pub not_after: SystemTime,
     certificate: String,
@@ -51,15 +51,16 @@ pub struct Issued {
     authorities: String,
 }
 
-/// Where the CA of a flock is kept.
+/// Returns the directory with the CA of a flock.
 pub fn authority_directory(root: &Path, flock: &str) -> PathBuf {
     root.join(format!(".{KEYS_DIRECTORY}")).join(flock)
 }
 
 impl Authority {
     /// Makes a flock's first CA in its directory.
+    ///
     /// # Errors
-    /// There is one already, or the files cannot be written.
+    /// There is a CA already, or the files cannot be written.
     pub fn create(directory: &Path, flock: &str) -> Result<Self, KeysError> {
         check_flock(flock)?;
         files::refuse_existing(directory, &[CA_FILE, CA_KEY_FILE])?;
@@ -89,7 +90,7 @@ impl Authority {
         let text = files::read(&key)?.ok_or_else(|| no_authority(&key))?;
         let pair = KeyPair::from_pem(&String::from_utf8_lossy(&text))
             .map_err(|source| KeysError::AuthorityKey { file: key.clone(), source })?;
-        // Looked for, not taken to be the first: a renewal may have been cut off between its two files.
+        // It need not be the first certificate: a renewal may have been interrupted between its two files.
         let public_key = pair.subject_public_key_info();
         let own = bundle.iter().position(|certificate| {
             CertificateInfo::read(certificate).is_some_and(|info| info.public_key == public_key)
@@ -114,40 +115,43 @@ impl Authority {
         let mut params = params(now - BACKDATED, now + DAY * CA_DAYS);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        // A name of its own, or a certificate of another CA of that flock would seem to be badly signed by this one.
+        // With a unique name, a certificate signed by another CA of that flock is reported as such, not as a bad
+        // signature.
         let name = format!("wasmcage {flock} CA {:08x}", fastrand::u32(..));
         params.distinguished_name.push(DnType::CommonName, name);
         let mut bundle = vec![CertificateDer::from(params.self_signed(&key).map_err(failed)?)];
         bundle.extend(old);
         let authority = Self::new(flock, key, 0, bundle)?;
         files::private_directory(directory)?;
-        // The bundle first: if this ends in between, the old key finds its certificate in it.
+        // The bundle is written first: if this is interrupted, the old key still finds its certificate in it.
         authority.write_bundle(directory)?;
         files::write(&directory.join(CA_KEY_FILE), &pem, PRIVATE)?;
         Ok(authority)
     }
 
-    /// What the certificate says that this CA signs with.
+    /// Returns the content of the CA's certificate.
     pub fn info(&self) -> &CertificateInfo {
         &self.info
     }
 
-    /// Certificates in the bundle, this CA's included.
+    /// Returns the number of certificates in the bundle, including this CA's.
     pub fn trusted(&self) -> usize {
         self.bundle.len()
     }
 
-    /// Writes `ca.pem`, for a cage that has its certificate already.
+    /// Writes `ca.pem` alone, for a cage that has its certificate already.
+    ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub fn write_bundle(&self, directory: &Path) -> Result<(), KeysError> {
         files::write(&directory.join(CA_FILE), &files::pem_of(&self.bundle), PUBLIC)
     }
 
-    /// A certificate and a new key for a cage, valid for so many days, but no longer than the CA itself.
+    /// Makes a new key and certificate for a cage, valid for `days`, but no longer than the CA itself.
+    ///
     /// # Errors
     /// The name cannot be a cage's, or the CA has expired.
-    pub fn issue(&self, cage: &str, days: u32) -> Result<Issued, KeysError> {
+    pub fn issue(&self, cage: &str, days: u32) -> Result<IssuedCertificate, KeysError> {
         if !is_name(cage) {
             let text = format!("{cage:?} cannot name a cage: a name is 1 to 64 letters, digits, `_` or `-`");
             return Err(KeysError::BadName { text });
@@ -165,7 +169,7 @@ impl Authority {
         identity: Identity,
         not_before: SystemTime,
         not_after: SystemTime,
-    ) -> Result<Issued, KeysError> {
+    ) -> Result<IssuedCertificate, KeysError> {
         let make = || {
             let mut params = params(not_before, not_after);
             params.distinguished_name.push(DnType::OrganizationName, &identity.flock);
@@ -173,7 +177,7 @@ impl Authority {
             let (dns, uri) = (dns_name(&identity.flock), identity.uri());
             params.subject_alt_names = vec![SanType::DnsName(dns.try_into()?), SanType::URI(uri.try_into()?)];
             params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            // A cage is called over connections that it opened as over those that it took.
+            // A cage is a client on connections that it makes, and a server on those that it accepts.
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
             params.use_authority_key_identifier_extension = true;
             let key = KeyPair::generate()?;
@@ -181,14 +185,15 @@ impl Authority {
         };
         let made = make().map_err(|source| KeysError::Make { subject: identity.to_string(), source });
         let (certificate, key) = made?;
-        Ok(Issued { identity, not_after, certificate, key, authorities: files::pem_of(&self.bundle) })
+        Ok(IssuedCertificate { identity, not_after, certificate, key, authorities: files::pem_of(&self.bundle) })
     }
 }
 
-impl Issued {
+impl IssuedCertificate {
     /// Writes `cert.pem`, `key.pem` and `ca.pem`. The directory is made if it is missing.
+    ///
     /// # Errors
-    /// A certificate or a key is there and shall not be replaced, or the files cannot be written.
+    /// A certificate or a key exists and `replace` is false, or the files cannot be written.
     pub fn write(&self, directory: &Path, replace: bool) -> Result<(), KeysError> {
         if !replace {
             files::refuse_existing(directory, &[CERTIFICATE_FILE, KEY_FILE])?;

@@ -1,4 +1,4 @@
-//! What a certificate says, for commands and for the log.
+//! The content of a certificate, for commands and for the log.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,8 +11,8 @@ use x509_parser::x509::X509Name;
 use super::identity::{Identity, IdentityError, identity_of};
 use wasmcage_core::telemetry::utc;
 
-/// So many days before its end, a certificate is complained about.
-pub const ENDS_SOON_DAYS: u32 = 30;
+/// A certificate is reported as ending soon from this many days before its end.
+const ENDS_SOON_DAYS: u32 = 30;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -20,19 +20,19 @@ pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 pub struct CertificateInfo {
     /// Common name: the cage, or the name of the CA.
     pub name: String,
-    /// Common name of whoever signed it.
+    /// Common name of its signer.
     pub issuer: String,
-    /// An error where it is not a cage's.
+    /// The cage that it names; an error if it is not the certificate of a cage.
     pub identity: Result<Identity, IdentityError>,
     pub not_before: SystemTime,
     pub not_after: SystemTime,
     /// SHA-256 of the certificate, hex.
     pub fingerprint: String,
-    /// As the key's owner writes it, DER.
+    /// Public key, DER.
     pub(super) public_key: Vec<u8>,
 }
 
-/// How a certificate stands at a moment.
+/// The validity of a certificate at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
     Good,
@@ -42,7 +42,7 @@ pub enum Validity {
 }
 
 impl CertificateInfo {
-    /// None when this is no certificate.
+    /// Reads a certificate; none when the bytes are no certificate.
     pub fn read(certificate: &CertificateDer<'_>) -> Option<Self> {
         let ([], parsed) = X509Certificate::from_der(certificate).ok()? else { return None };
         Some(Self {
@@ -69,7 +69,7 @@ impl CertificateInfo {
 }
 
 impl Validity {
-    /// Whether the certificate can be used.
+    /// Returns whether the certificate can be used.
     pub fn is_valid(self) -> bool {
         match self {
             Self::Good | Self::EndsSoon { .. } => true,
@@ -94,7 +94,7 @@ fn common_name(name: &X509Name<'_>) -> String {
     name.iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default().to_owned()
 }
 
-/// Moments before 1970 are of no certificate of ours and become 1970.
+/// Converts a Unix time. Times before 1970, which no certificate of ours has, become 1970.
 fn time(seconds: i64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds.try_into().unwrap_or_default())
 }

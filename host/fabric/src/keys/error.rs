@@ -1,4 +1,4 @@
-//! Why keys cannot be made or used.
+//! Errors of making and using keys.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub enum KeysError {
     Name { file: PathBuf, found: Identity, expected: Identity },
     #[error("key {} does not belong to certificate {}", key.display(), certificate.display())]
     KeyMismatch { certificate: PathBuf, key: PathBuf },
-    /// The text is of `tls_reason`.
+    /// The text is from `tls_reason`.
     #[error("{reason}")]
     Unusable { reason: String },
     #[error("{} cannot serve as CA certificates", file.display())]

@@ -1,5 +1,5 @@
-//! Who a certificate says it is: the one URI `wasmcage:<flock>/<cage>` among its names. The bytes are a peer's, so nothing
-//! here may panic; that the certificate is genuine, the handshake has shown before.
+//! The identity in a certificate: the one URI `wasmcage:<flock>/<cage>` among its names. The bytes come from a peer, so
+//! nothing here may panic. The handshake has verified the signature before.
 
 use std::fmt;
 
@@ -10,8 +10,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use wasmcage_config::{is_flock_name, is_name};
 
 const SCHEME: &str = "wasmcage:";
-/// What is told of a name that does not fit.
-const TOLD_CHARACTERS_MAX: usize = 120;
+/// Characters of a bad name that an error quotes.
+const QUOTED_CHARACTERS_MAX: usize = 120;
 
 /// A cage of a flock.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +41,7 @@ impl Identity {
         Self { flock: flock.into(), cage: cage.into() }
     }
 
-    /// As it stands in the certificate.
+    /// Returns the URI that stands for it in a certificate.
     pub fn uri(&self) -> String {
         format!("{SCHEME}{}/{}", self.flock, self.cage)
     }
@@ -51,7 +51,7 @@ impl Identity {
         (is_flock_name(flock) && is_name(cage)).then(|| Self::new(flock, cage))
     }
 
-    /// The name by which each connection within the flock is opened.
+    /// Returns the server name that every connection within the flock uses.
     pub(super) fn server_name(&self) -> Option<ServerName<'static>> {
         DnsName::try_from(dns_name(&self.flock)).ok().map(ServerName::DnsName)
     }
@@ -67,7 +67,8 @@ pub(super) fn dns_name(flock: &str) -> String {
     format!("{flock}.flock.wasmcage")
 }
 
-/// Who is at the other end, from what the TLS connection says of its certificates.
+/// Returns the peer's identity from the certificates of the TLS connection.
+///
 /// # Errors
 /// There is no certificate, or it does not name exactly one cage.
 pub fn peer_identity(certificates: Option<&[CertificateDer<'_>]>) -> Result<Identity, IdentityError> {
@@ -90,16 +91,16 @@ pub(super) fn identity_of(certificate: &X509Certificate<'_>) -> Result<Identity,
         .collect();
     match ours[..] {
         [] => Err(IdentityError::NoName),
-        [uri] => Identity::from_uri(uri).ok_or_else(|| IdentityError::BadName { found: told(uri) }),
+        [uri] => Identity::from_uri(uri).ok_or_else(|| IdentityError::BadName { found: quoted(uri) }),
         [first, second, ..] => {
-            Err(IdentityError::SeveralNames { count: ours.len(), first: told(first), second: told(second) })
+            Err(IdentityError::SeveralNames { count: ours.len(), first: quoted(first), second: quoted(second) })
         }
     }
 }
 
-/// Safe in a log line, whatever it is.
-pub(super) fn told(text: &str) -> String {
-    let mut short: String = text.chars().take(TOLD_CHARACTERS_MAX).collect();
+/// Quotes a name for a log line: cut, and with control characters escaped.
+pub(super) fn quoted(text: &str) -> String {
+    let mut short: String = text.chars().take(QUOTED_CHARACTERS_MAX).collect();
     if short.len() < text.len() {
         short += "..";
     }
@@ -161,7 +162,7 @@ mod tests {
         for at in 0..good.len() {
             let mut changed = good.to_vec();
             changed[at] ^= 0x55;
-            // Whatever it says: it returns.
+            // It may return anything, but must not panic.
             let _ = peer_identity(Some(&[changed.into()]));
         }
     }

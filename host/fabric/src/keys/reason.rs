@@ -1,4 +1,4 @@
-//! Why a connection between cages was not made, in words for whoever runs them: for the log and for `doctor`.
+//! Texts for operators that say why a TLS connection between cages failed: for the log and for `doctor`.
 
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
@@ -6,12 +6,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::{AlertDescription, CertificateError, Error};
 
-use super::identity::told;
+use super::identity::quoted;
 use wasmcage_core::telemetry::utc;
 
-/// The same as `tls_reason`, for an error of the stream that TLS runs over. `peer` is whom the words are about, such as
-/// `cage worker at 10.0.0.7:7420`. In TLS 1.3 a server's refusal of the client's certificate comes after the client's
-/// handshake has ended: with its first read.
+/// Describes an error of the stream, as `tls_reason` does for TLS. `peer` names the other side, such as `cage worker at
+/// 10.0.0.7:7420`. In TLS 1.3 the client learns that the server refuses its certificate only after its own handshake has
+/// ended, at its first read.
 pub fn handshake_reason(error: &io::Error, peer: &str) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(error) => tls_reason(error, peer),
@@ -20,8 +20,8 @@ pub fn handshake_reason(error: &io::Error, peer: &str) -> String {
     }
 }
 
-/// What was wrong, with a certificate or with the handshake.
-pub fn tls_reason(error: &Error, peer: &str) -> String {
+/// Describes what is wrong with a certificate or with the handshake.
+pub(super) fn tls_reason(error: &Error, peer: &str) -> String {
     match error {
         Error::InvalidCertificate(error) => format!("certificate of {peer} {}", certificate_reason(error)),
         Error::NoCertificatesPresented => format!("{peer} showed no certificate"),
@@ -45,7 +45,7 @@ fn certificate_reason(error: &CertificateError) -> String {
             "was not signed by a CA of the ca.pem here".into()
         }
         CertificateError::NotValidForNameContext { expected, presented } => {
-            format!("is of another flock: it names {}, not {}", told(&presented.join(", ")), name(expected))
+            format!("is of another flock: it names {}, not {}", quoted(&presented.join(", ")), name(expected))
         }
         CertificateError::NotValidForName => "is of another flock".into(),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {

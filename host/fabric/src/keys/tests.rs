@@ -1,4 +1,4 @@
-//! Handshakes over streams in memory: who is taken, and by which words the others are refused. Files of an authority.
+//! Tests of handshakes over in-memory streams, with the texts of refusals, and of the files of a CA.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::tls::Contents;
+use super::tls::{ALPN, KeyFiles};
 use super::*;
 use wasmcage_core::telemetry::error_chain;
 
@@ -33,33 +33,38 @@ impl Flock {
     }
 
     /// Keys that were good at a moment, which may be long ago.
-    fn keys_at(&self, identity: &Identity, not_before: SystemTime, not_after: SystemTime) -> Keys {
+    fn keys_at(&self, identity: &Identity, not_before: SystemTime, not_after: SystemTime) -> CageKeys {
         let directory = self.directory.path().join(&identity.cage);
         let issued = self.authority.sign(identity.clone(), not_before, not_after).unwrap();
         issued.write(&directory, true).unwrap();
-        Contents::read(&directory).unwrap().unwrap().keys(identity, not_before + DAY / 2).unwrap()
+        KeyFiles::read(&directory).unwrap().unwrap().keys(identity, not_before + DAY / 2).unwrap()
     }
 
-    fn keys(&self, cage: &str) -> Keys {
+    fn keys(&self, cage: &str) -> CageKeys {
         let directory = self.directory.path().join(cage);
         self.authority.issue(cage, CAGE_DAYS).unwrap().write(&directory, true).unwrap();
         let flock = self.authority.info().name.split(' ').nth(1).unwrap();
-        Keys::load(&directory, &Identity::new(flock, cage)).unwrap().unwrap()
+        CageKeys::load(&directory, &Identity::new(flock, cage)).unwrap().unwrap()
     }
 }
 
-/// What each side says of the other: the client of the server, the server of the client.
-struct Met {
+/// The peer as each side sees it: `client` is the client's view of the server.
+struct HandshakeResult {
     client: Result<Identity, String>,
     server: Result<Identity, String>,
     resumed: bool,
 }
 
-async fn meet(client: &Keys, server: &Keys, expected: Option<&str>) -> Met {
+async fn meet(client: &CageKeys, server: &CageKeys, expected: Option<&str>) -> HandshakeResult {
     meet_with(client.client(), client, server, expected).await
 }
 
-async fn meet_with(config: Arc<ClientConfig>, client: &Keys, server: &Keys, expected: Option<&str>) -> Met {
+async fn meet_with(
+    config: Arc<ClientConfig>,
+    client: &CageKeys,
+    server: &CageKeys,
+    expected: Option<&str>,
+) -> HandshakeResult {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let connecting = async move {
         let reason = |error| handshake_reason(&error, "cage server");
@@ -67,7 +72,7 @@ async fn meet_with(config: Arc<ClientConfig>, client: &Keys, server: &Keys, expe
         let mut stream = connector.connect(client.server_name(), near).await.map_err(reason)?;
         let kind = stream.get_ref().1.handshake_kind();
         let peer = client.verify_peer(stream.get_ref().1.peer_certificates(), expected);
-        // The server's verdict comes with the first byte.
+        // A refusal by the server shows at the first read.
         stream.read_u8().await.map_err(reason)?;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(ALPN));
         peer.map(|peer| (peer, kind)).map_err(|error| error_chain(&error))
@@ -76,14 +81,14 @@ async fn meet_with(config: Arc<ClientConfig>, client: &Keys, server: &Keys, expe
         let accepted = TlsAcceptor::from(server.server()).accept(far).await;
         let mut stream = accepted.map_err(|error| handshake_reason(&error, "cage client"))?;
         let peer = server.verify_peer(stream.get_ref().1.peer_certificates(), None);
-        // A client that refuses its server has gone already.
+        // This fails if the client has refused the server.
         let _ = stream.write_u8(1).await;
         let _ = stream.flush().await;
         peer.map_err(|error| error_chain(&error))
     };
     let (client, server) = tokio::join!(connecting, accepting);
     let resumed = matches!(client, Ok((_, Some(HandshakeKind::Resumed))));
-    Met { client: client.map(|(peer, _)| peer), server, resumed }
+    HandshakeResult { client: client.map(|(peer, _)| peer), server, resumed }
 }
 
 #[track_caller]
@@ -123,7 +128,7 @@ async fn another_ca_is_refused_by_both_sides() {
 }
 
 /// A client that trusts a flock and shows the certificate of somebody else.
-fn with_certificate_of(keys: &Keys, trusted: &Flock) -> Arc<ClientConfig> {
+fn with_certificate_of(keys: &CageKeys, trusted: &Flock) -> Arc<ClientConfig> {
     let mut config = (*client_without_certificate(trusted)).clone();
     config.client_auth_cert_resolver = keys.client().client_auth_cert_resolver.clone();
     Arc::new(config)
@@ -183,7 +188,7 @@ async fn certificates_are_refused_before_and_after_their_time() {
     let early = flock.keys_at(&identity, now + DAY, now + 9 * DAY);
     let met = meet(&good, &early, None).await;
     refused(&met.client, &["certificate of cage server is valid only from 20", "the clock here says"]);
-    // What a resumed handshake would let through.
+    // A resumed handshake does not check the end of the certificate.
     let chain = certificates_in(&flock.directory.path().join("late").join(CERTIFICATE_FILE)).unwrap().unwrap();
     assert!(good.verify_peer(Some(&chain), None).is_ok(), "its end is what is looked at");
     flock.keys_at(&identity, now - 9 * DAY, now - DAY);
@@ -192,7 +197,7 @@ async fn certificates_are_refused_before_and_after_their_time() {
 }
 
 #[tokio::test]
-async fn whoever_signs_for_himself_is_a_stranger() {
+async fn self_signed_certificates_are_refused() {
     let flock = Flock::new("default");
     let directory = flock.directory.path().join("self");
     let mut params = CertificateParams::new(vec!["default.flock.wasmcage".to_owned()]).unwrap();
@@ -205,7 +210,7 @@ async fn whoever_signs_for_himself_is_a_stranger() {
     {
         fs::write(directory.join(name), text).unwrap();
     }
-    let own = Keys::load(&directory, &Identity::new("default", "self")).unwrap().unwrap();
+    let own = CageKeys::load(&directory, &Identity::new("default", "self")).unwrap().unwrap();
     let good = flock.keys("good");
     refused(&meet(&good, &own, None).await.client, &["not signed by a CA of the ca.pem here"]);
     let stranger = with_certificate_of(&own, &flock);
@@ -213,7 +218,7 @@ async fn whoever_signs_for_himself_is_a_stranger() {
 }
 
 #[tokio::test]
-async fn what_is_not_tls_is_refused() {
+async fn bytes_that_are_not_tls_are_refused() {
     let flock = Flock::new("default");
     let keys = flock.keys("worker");
     for (bytes, part) in [(&b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"[..], "does not speak TLS"), (b"", "closed")] {
@@ -236,11 +241,11 @@ async fn a_renewed_ca_and_the_old_one_are_trusted_together() {
     assert_ne!(renewed.info().name, flock.authority.info().name);
     renewed.issue("worker", 10).unwrap().write(&worker, false).unwrap();
     let identity = Identity::new("default", "worker");
-    let new = Keys::load(&worker, &identity).unwrap().unwrap();
+    let new = CageKeys::load(&worker, &identity).unwrap().unwrap();
     refused(&meet(&old, &new, None).await.client, &["not signed by a CA of the ca.pem here"]);
     // With the new bundle, a cage with an old certificate knows the new ones, and they know it.
     renewed.write_bundle(&flock.directory.path().join("old")).unwrap();
-    let old = Keys::load(&flock.directory.path().join("old"), old.identity()).unwrap().unwrap();
+    let old = CageKeys::load(&flock.directory.path().join("old"), old.identity()).unwrap().unwrap();
     let met = meet(&old, &new, Some("worker")).await;
     assert_eq!((met.client.as_ref(), met.server.as_ref()), (Ok(new.identity()), Ok(old.identity())));
     // A renewal that was cut off before it wrote the key signs by the old one, and others still trust it.
@@ -251,7 +256,7 @@ async fn a_renewed_ca_and_the_old_one_are_trusted_together() {
     let again = Authority::open(&ca, "default").unwrap();
     assert_eq!(again.info().fingerprint, renewed.info().fingerprint);
     again.issue("worker", 10).unwrap().write(&worker, true).unwrap();
-    assert!(Keys::load(&worker, &identity).is_ok());
+    assert!(CageKeys::load(&worker, &identity).is_ok());
     fs::write(ca.join(CA_FILE), file).unwrap();
 }
 
@@ -286,9 +291,9 @@ fn files_that_do_not_fit_are_named() {
     let flock = Flock::new("default");
     let directory = flock.directory.path().join("worker");
     let identity = Identity::new("default", "worker");
-    assert!(Keys::load(&directory, &identity).unwrap().is_none(), "no keys at all are no mistake");
+    assert!(CageKeys::load(&directory, &identity).unwrap().is_none(), "no keys at all are no mistake");
     let check = |identity: &Identity, parts: &[&str]| {
-        let text = error_chain(&Keys::load(&directory, identity).unwrap_err());
+        let text = error_chain(&CageKeys::load(&directory, identity).unwrap_err());
         parts.iter().for_each(|part| assert!(text.contains(part), "{text:?} lacks {part:?}"));
     };
     let renew = || flock.authority.issue("worker", 1).unwrap().write(&directory, true).unwrap();
@@ -329,7 +334,7 @@ fn warnings_name_open_keys_and_near_ends() {
     assert_eq!(flock.keys("worker").warnings(now), Vec::<String>::new());
     flock.authority.issue("worker", 10).unwrap().write(&directory, true).unwrap();
     fs::set_permissions(directory.join(KEY_FILE), fs::Permissions::from_mode(0o644)).unwrap();
-    let warnings = Keys::load(&directory, &identity).unwrap().unwrap().warnings(now);
+    let warnings = CageKeys::load(&directory, &identity).unwrap().unwrap().warnings(now);
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("mode 644") && warnings[1].contains("ends in 9 days"), "{warnings:?}");
 }

@@ -1,5 +1,6 @@
-//! A cage's keys as TLS configurations. Both ends of a connection show a certificate of the flock's CA; after the handshake
-//! each calls `Keys::verify_peer`. TLS 1.3 only, by the ring provider, whatever the process has installed as its default.
+//! A cage's keys as TLS configurations. Both ends of a connection show a certificate of the flock's CA; after the
+//! handshake each calls `CageKeys::verify_peer`. TLS 1.3 only, by the ring provider, whatever the process has installed
+//! as its default.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -25,25 +26,25 @@ use super::identity::{Identity, IdentityError, peer_identity};
 use super::reason::tls_reason;
 use wasmcage_core::telemetry::utc;
 
-/// What connections between cages agree to speak.
-pub const ALPN: &[u8] = b"wasmcage-rpc/1";
+/// Application protocol of connections between cages, agreed on in the TLS handshake.
+pub(super) const ALPN: &[u8] = b"wasmcage-rpc/1";
 
-/// Checked keys of one cage.
+/// The checked keys of one cage.
 #[derive(Debug)]
-pub struct Keys {
+pub struct CageKeys {
     identity: Identity,
     info: CertificateInfo,
     server_name: ServerName<'static>,
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
-    /// Mode of `key.pem` where others than its owner may read it.
+    /// Mode of `key.pem`, if others than its owner may read it.
     open_mode: Option<u32>,
 }
 
-/// Why the one at the other end is not who it should be.
+/// Why a peer is refused after the TLS handshake.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerError {
-    #[error("the peer cannot be told by its certificate")]
+    #[error("the peer's certificate does not identify a cage")]
     Identity(#[from] IdentityError),
     #[error("the peer is {found}, and this is flock {expected}")]
     Flock { found: Identity, expected: String },
@@ -53,46 +54,48 @@ pub enum PeerError {
     Ended { identity: Identity, on: String },
 }
 
-impl Keys {
-    /// Reads and checks `cert.pem`, `key.pem` and `ca.pem` of the cage; none when none of them is there. Blocks on files.
+impl CageKeys {
+    /// Reads and checks `cert.pem`, `key.pem` and `ca.pem` of the cage; none when none of them exists. Blocks on files.
+    ///
     /// # Errors
-    /// The first thing that makes them unusable, with the file.
+    /// The first reason why they cannot be used, with the file.
     pub fn load(directory: &Path, identity: &Identity) -> Result<Option<Self>, KeysError> {
-        match Contents::read(directory)? {
+        match KeyFiles::read(directory)? {
             Some(contents) => contents.keys(identity, SystemTime::now()).map(Some),
             None => Ok(None),
         }
     }
 
-    /// Whose keys these are.
+    /// Returns the cage to which the keys belong.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// What the cage's own certificate says.
+    /// Returns the content of the cage's certificate.
     pub fn info(&self) -> &CertificateInfo {
         &self.info
     }
 
-    /// By which a connection to any cage of the flock is opened.
+    /// Returns the server name for connections to any cage of the flock.
     pub fn server_name(&self) -> ServerName<'static> {
         self.server_name.clone()
     }
 
-    /// For connections that this cage opens.
+    /// Returns the TLS configuration for connections that this cage makes.
     pub fn client(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)
     }
 
-    /// For connections that this cage takes.
+    /// Returns the TLS configuration for connections that this cage accepts.
     pub fn server(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.server)
     }
 
-    /// Who is at the other end of a connection, after its handshake: a cage of this flock, and the one that was wanted.
-    /// A resumed handshake shows the certificate of the first one, so its end is looked at here, too.
+    /// Returns the peer's identity after the handshake: a cage of this flock, and with `cage` that one. The end of its
+    /// certificate is checked here, too, since a resumed handshake does not check it again.
+    ///
     /// # Errors
-    /// It is somebody else, or nobody that can be told.
+    /// The peer is another cage, or its certificate has expired or does not identify a cage.
     pub fn verify_peer(
         &self,
         certificates: Option<&[CertificateDer<'_>]>,
@@ -113,7 +116,7 @@ impl Keys {
         Ok(found)
     }
 
-    /// What an operator should mend although the keys can be used.
+    /// Returns what an operator should correct although the keys can be used.
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         if let Some(mode) = self.open_mode {
@@ -127,8 +130,8 @@ impl Keys {
     }
 }
 
-/// What the files hold at one moment.
-pub(super) struct Contents {
+/// The bytes of a cage's key files, read at one time.
+pub(super) struct KeyFiles {
     directory: PathBuf,
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -136,7 +139,7 @@ pub(super) struct Contents {
     key_mode: u32,
 }
 
-impl Contents {
+impl KeyFiles {
     pub(super) fn read(directory: &Path) -> Result<Option<Self>, KeysError> {
         let names = [CERTIFICATE_FILE, KEY_FILE, CA_FILE];
         let mut found = Vec::new();
@@ -166,7 +169,7 @@ impl Contents {
         hash.finalize().into()
     }
 
-    pub(super) fn keys(&self, identity: &Identity, now: SystemTime) -> Result<Keys, KeysError> {
+    pub(super) fn keys(&self, identity: &Identity, now: SystemTime) -> Result<CageKeys, KeysError> {
         let files @ [certificate, key, _] =
             &[CERTIFICATE_FILE, KEY_FILE, CA_FILE].map(|name| self.directory.join(name));
         let chain = files::certificates(certificate, &self.certificate)?;
@@ -203,7 +206,7 @@ impl Contents {
             .with_cert_resolver(resolver);
         client.alpn_protocols = vec![ALPN.to_vec()];
         server.alpn_protocols = vec![ALPN.to_vec()];
-        Ok(Keys {
+        Ok(CageKeys {
             identity: identity.clone(),
             info,
             server_name,
@@ -231,14 +234,14 @@ impl Contents {
     }
 }
 
-/// The two sides' checks of a certificate, as this cage applies them to others.
+/// Verifies certificates of peers in both roles, by the CAs that this cage trusts.
 struct Verifiers {
     server: Arc<WebPkiServerVerifier>,
     client: Arc<dyn ClientCertVerifier>,
 }
 
 impl Verifiers {
-    /// Whether others who trust the same CAs would take this certificate, in either role.
+    /// Checks that peers that trust the same CAs will accept this certificate in both roles.
     fn check(&self, chain: &[CertificateDer<'_>], name: &ServerName<'_>, now: SystemTime) -> Result<(), rustls::Error> {
         let (own, between) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
         let now = UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());

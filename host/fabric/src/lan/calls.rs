@@ -1,85 +1,84 @@
-//! A call's way: which copies are tried, one after the other, and what is told when none answered.
+//! Runs a call: chooses the copies that are tried one after the other, and the error when none answered.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Inner;
+use super::LanInner;
 use super::choice::{Choice, choose};
-use super::copies::Known;
-use super::copy::Copy;
+use super::copies::CageCopies;
+use super::copy::RemoteCopy;
 use super::dial::SLOW_TO_CONNECT;
 use crate::envelope;
 use crate::fabric::CopyId;
 use crate::link::LinkError;
-use crate::link::frame::Refusal;
+use crate::link::frame::RefusalReason;
 use wasmcage_config::nearest;
 use wasmcage_core::call::Call;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::{Deadline, Payload};
 
-/// A copy that multicast or a configured address leads to is known this long after the start at the latest.
-const DISCOVERY_TIME: Duration = Duration::from_millis(1_500);
-/// A call waits no longer for a connection while another copy has one.
-const CONNECT_WITHIN: Duration = SLOW_TO_CONNECT;
-/// Copies that one call looks for at most. Those that turn out to be gone count as no attempt.
-const LOOKED_FOR_MAX: usize = 100;
+/// How long after the start a call waits for multicast or configured addresses to find its cage.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long a call waits for a connection to a copy while another copy has one.
+const CONNECT_TIMEOUT_IF_OTHERS: Duration = SLOW_TO_CONNECT;
+/// Copies that one call tries, including those that turn out to be gone and do not count as attempts.
+const COPIES_TRIED_MAX: usize = 100;
 
-/// One attempt that brought no answer.
-enum Failure {
+/// Why an attempt brought no answer.
+enum AttemptError {
     /// The copy is not there any more.
     Gone(String),
-    /// It surely did not run there.
+    /// The call surely did not run there.
     NotRun(String),
-    /// It may have run.
+    /// The call may have run.
     Lost(String),
-    /// The attempt's time is over.
-    Late,
+    TimedOut,
 }
 
-/// A place among the calls to a cage. Given back when dropped.
-pub(super) struct Entered(Arc<Known>);
+/// Counts as one call in flight to a cage until it is dropped.
+pub(super) struct CallPermit(Arc<CageCopies>);
 
-impl Known {
-    /// Bounded, so that a cage that hangs cannot take all of the caller's calls.
-    pub(super) fn enter(self: &Arc<Self>, cage: &str, most: usize) -> Result<Entered, DispatchError> {
-        if self.in_flight.fetch_add(1, Ordering::Relaxed) < most {
-            return Ok(Entered(self.clone()));
+impl CageCopies {
+    /// Counts a call in, up to `max`: a cage that hangs must not hold all of the caller's calls.
+    ///
+    /// # Errors
+    /// `Overloaded` when `max` calls have no answer yet.
+    pub(super) fn begin_call(self: &Arc<Self>, cage: &str, max: usize) -> Result<CallPermit, DispatchError> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let permit = CallPermit(self.clone());
+        match before < max {
+            true => Ok(permit),
+            false => Err(DispatchError::Overloaded(format!("{max} calls to cage {cage} have no answer yet"))),
         }
-        leave(&self.in_flight);
-        Err(DispatchError::Overloaded(format!("{most} calls to cage {cage} have no answer yet")))
     }
 }
 
-impl Drop for Entered {
+impl Drop for CallPermit {
     fn drop(&mut self) {
-        leave(&self.0.in_flight);
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-fn leave(in_flight: &AtomicUsize) {
-    in_flight.fetch_sub(1, Ordering::Relaxed);
-}
-
-impl Inner {
-    /// What is known of a cage; one not known yet is looked for.
-    pub(super) async fn find(&self, cage: &str, deadline: Deadline) -> Result<Arc<Known>, DispatchError> {
+impl LanInner {
+    /// Returns the known copies of a cage. Shortly after the start, waits for discovery to find one.
+    pub(super) async fn find_cage(&self, cage: &str, deadline: Deadline) -> Result<Arc<CageCopies>, DispatchError> {
         if let Some(known) = self.copies.get(cage) {
             return Ok(known);
         }
         self.scan();
-        // Peers tell of others, too.
-        let looking = self.multicast.get().is_some() || !self.config.peers.is_empty();
-        let until = deadline.instant().min(self.started + DISCOVERY_TIME);
+        // Configured peers send gossip about other cages.
+        let may_appear = self.multicast.get().is_some() || !self.config.peers.is_empty();
+        let until = deadline.instant().min(self.started + DISCOVERY_TIMEOUT);
         loop {
             let changed = self.changed.notified();
             if let Some(known) = self.copies.get(cage) {
                 return Ok(known);
             }
-            if !looking || tokio::time::timeout_at(until, changed).await.is_err() {
+            if !may_appear || tokio::time::timeout_at(until, changed).await.is_err() {
                 return Err(self.no_such_cage(cage));
             }
         }
@@ -95,15 +94,19 @@ impl Inner {
         ))
     }
 
-    /// Has one copy after the other try, as long as the call surely has not run, or may run twice.
-    pub(super) async fn call(self: &Arc<Self>, call: Call, known: Arc<Known>) -> Result<Payload, DispatchError> {
+    /// Tries one copy after the other, as long as the call surely has not run or is idempotent.
+    pub(super) async fn call(
+        self: &Arc<Self>,
+        call: Call,
+        cage_copies: Arc<CageCopies>,
+    ) -> Result<Payload, DispatchError> {
         let deadline = call.context.deadline;
         let mut tried: Vec<CopyId> = Vec::new();
-        let mut known = Some(known);
+        let mut cage_copies = Some(cage_copies);
         let (mut attempts, mut last) = (0, None);
         while attempts < self.config.attempts_max
-            && tried.len() < LOOKED_FOR_MAX
-            && let Some((copy, others)) = known.as_ref().and_then(|known| self.choose(known, &tried))
+            && tried.len() < COPIES_TRIED_MAX
+            && let Some((copy, others)) = cage_copies.as_ref().and_then(|cage_copies| self.choose(cage_copies, &tried))
         {
             tried.push(copy.id);
             attempts += 1;
@@ -111,55 +114,64 @@ impl Inner {
                 true => deadline.within(self.config.attempt_timeout),
                 false => deadline,
             };
-            let connected_until = match known.as_ref().is_some_and(|known| Self::has_ready(&copy, known, &tried)) {
-                true => until.within(CONNECT_WITHIN),
+            let connected_until = match cage_copies
+                .as_ref()
+                .is_some_and(|cage_copies| Self::another_is_ready(&copy, cage_copies, &tried))
+            {
+                true => until.within(CONNECT_TIMEOUT_IF_OTHERS),
                 false => until,
             };
             let error = match self.attempt(&copy, &call, connected_until, until).await {
-                // The callee took it and did nothing with it; another copy may have room.
+                // The callee refused the call without running it; another copy may have room.
                 Ok(Err(error @ (DispatchError::Overloaded(_) | DispatchError::Draining))) => error,
                 Ok(result) => return result,
-                Err(Failure::Gone(text)) => {
+                Err(AttemptError::Gone(text)) => {
                     attempts -= 1;
                     unreachable_cage(&call, &text)
                 }
-                Err(Failure::NotRun(text)) => unreachable_cage(&call, &text),
-                Err(Failure::Lost(text)) => {
-                    let error = DispatchError::Lost(format!("{} of cage {}: {text}", call.action, call.cage));
+                Err(AttemptError::NotRun(text)) => unreachable_cage(&call, &text),
+                Err(AttemptError::Lost(text)) => {
+                    let error =
+                        DispatchError::Lost(format!("{} of cage {}: {text}", call.action, call.cage));
                     if !call.idempotent {
                         return Err(error);
                     }
                     error
                 }
-                Err(Failure::Late) if deadline.passed() => return Err(late(&call)),
-                Err(Failure::Late) => DispatchError::Lost(format!("cage {} gave no answer in time", call.cage)),
+                Err(AttemptError::TimedOut) if deadline.passed() => return Err(deadline_exceeded(&call)),
+                Err(AttemptError::TimedOut) => {
+                    DispatchError::Lost(format!("cage {} gave no answer in time", call.cage))
+                }
             };
             if deadline.passed() {
-                return Err(late(&call));
+                return Err(deadline_exceeded(&call));
             }
             // Once it may have run somewhere, no later attempt can say that it surely did not.
             last = last.filter(|last| matches!(last, DispatchError::Lost(_))).or(Some(error));
-            // A copy may have come since.
-            known = self.copies.get(&call.cage);
+            // Another copy may have become known meanwhile.
+            cage_copies = self.copies.get(&call.cage);
         }
         Err(last.unwrap_or_else(|| self.no_such_cage(&call.cage)))
     }
 
-    /// The next copy, and whether there are others.
-    fn choose(self: &Arc<Self>, known: &Known, tried: &[CopyId]) -> Option<(Arc<Copy>, bool)> {
-        let copies = known.copies();
-        let Choice { copy, unproven } = choose(&copies, tried, self.config.near_first);
-        unproven.into_iter().for_each(|copy| self.prove(copy));
+    /// Returns the next copy to try, and whether there are others.
+    fn choose(self: &Arc<Self>, cage_copies: &CageCopies, tried: &[CopyId]) -> Option<(Arc<RemoteCopy>, bool)> {
+        let copies = cage_copies.copies();
+        let Choice { copy, to_probe } = choose(&copies, tried, self.config.near_first);
+        to_probe.into_iter().for_each(|copy| self.probe(copy));
         Some((copy?, copies.len() > tried.len() + 1))
     }
 
-    /// Whether a call that waits for a connection to a copy could be with another one at once, of those not tried yet.
-    fn has_ready(copy: &Copy, known: &Known, tried: &[CopyId]) -> bool {
-        let lane = Lanes::current() % copy.places.len();
-        let is_ready = |other: &Arc<Copy>| !tried.contains(&other.id) && other.is_sound() && other.is_connected();
-        !copy.places[lane].is_usable() && known.copies().iter().any(is_ready)
+    /// Returns whether this lane has no connection to `copy`, while a healthy copy that was not tried yet has one.
+    fn another_is_ready(copy: &RemoteCopy, cage_copies: &CageCopies, tried: &[CopyId]) -> bool {
+        let lane = Lanes::current() % copy.connections.len();
+        let is_ready =
+            |other: &Arc<RemoteCopy>| !tried.contains(&other.id) && other.is_healthy() && other.is_connected();
+        !copy.connections[lane].is_usable() && cage_copies.copies().iter().any(is_ready)
     }
 
+    /// Calls the copy of that name, without trying others.
+    ///
     /// # Errors
     /// `NoSuchCage` when no copy of that name is known.
     pub(super) async fn call_copy(self: &Arc<Self>, call: Call, name: &str) -> Result<Payload, DispatchError> {
@@ -170,33 +182,33 @@ impl Inner {
         let deadline = call.context.deadline;
         match self.attempt(&copy, &call, deadline, deadline).await {
             Ok(result) => result,
-            Err(Failure::NotRun(text) | Failure::Gone(text)) => {
+            Err(AttemptError::NotRun(text) | AttemptError::Gone(text)) => {
                 Err(DispatchError::Unreachable(format!("copy {name} of cage {}: {text}", call.cage)))
             }
-            Err(Failure::Lost(text)) => Err(DispatchError::Lost(text)),
-            Err(Failure::Late) => Err(late(&call)),
+            Err(AttemptError::Lost(text)) => Err(DispatchError::Lost(text)),
+            Err(AttemptError::TimedOut) => Err(deadline_exceeded(&call)),
         }
     }
 
     async fn attempt(
         self: &Arc<Self>,
-        copy: &Arc<Copy>,
+        copy: &Arc<RemoteCopy>,
         call: &Call,
         connected_until: Deadline,
         until: Deadline,
-    ) -> Result<Result<Payload, DispatchError>, Failure> {
+    ) -> Result<Result<Payload, DispatchError>, AttemptError> {
         let _in_flight = copy.gauge.begin();
         let link = match tokio::time::timeout_at(connected_until.instant(), self.link(copy)).await {
             Ok(Ok(link)) => link,
             Ok(Err(error)) => {
                 copy.gauge.fail();
-                self.copies.drop_if_lost(copy);
-                let failure = if error.vacant || error.own { Failure::Gone } else { Failure::NotRun };
+                self.copies.drop_if_unreachable(copy);
+                let failure = if error.vacant || error.own { AttemptError::Gone } else { AttemptError::NotRun };
                 return Err(failure(error.to_string()));
             }
             Err(_) => {
                 copy.gauge.fail();
-                return Err(Failure::NotRun("no connection in time".into()));
+                return Err(AttemptError::NotRun("no connection in time".into()));
             }
         };
         let message = match envelope::encode_call(call) {
@@ -207,25 +219,27 @@ impl Inner {
         match link.call(message, until).await {
             Ok(answer) => {
                 copy.gauge.answered(begun.elapsed());
-                envelope::decode_answer(answer).map_err(|error| Failure::Lost(error.to_string()))
+                envelope::decode_answer(answer).map_err(|error| AttemptError::Lost(error.to_string()))
             }
-            Err(LinkError::Refused(Refusal::TooLarge, text)) => Ok(Err(DispatchError::BadRequest(text))),
-            Err(LinkError::Refused(Refusal::TooMany, text)) => Ok(Err(DispatchError::Overloaded(text))),
-            Err(LinkError::Refused(Refusal::Draining, _)) => Ok(Err(DispatchError::Draining)),
-            Err(LinkError::Refused(Refusal::NotServed | Refusal::Cancelled, text)) => Err(Failure::NotRun(text)),
-            Err(LinkError::NotHandedOver(text)) => Err(Failure::NotRun(text)),
+            Err(LinkError::Refused(RefusalReason::TooLarge, text)) => Ok(Err(DispatchError::BadRequest(text))),
+            Err(LinkError::Refused(RefusalReason::TooMany, text)) => Ok(Err(DispatchError::Overloaded(text))),
+            Err(LinkError::Refused(RefusalReason::Draining, _)) => Ok(Err(DispatchError::Draining)),
+            Err(LinkError::Refused(RefusalReason::NotServed | RefusalReason::Cancelled, text)) => {
+                Err(AttemptError::NotRun(text))
+            }
+            Err(LinkError::NotHandedOver(text)) => Err(AttemptError::NotRun(text)),
             Err(LinkError::Lost(closed)) => {
                 copy.gauge.fail();
                 copy.failed(closed.to_string());
-                Err(Failure::Lost(closed.to_string()))
+                Err(AttemptError::Lost(closed.to_string()))
             }
             Err(LinkError::TimedOut) => {
-                // The function may be slow, and the copy well all the same.
+                // The function may be slow although the copy is well.
                 match link.is_suspect() {
                     true => copy.gauge.fail(),
                     false => copy.gauge.slow(begun.elapsed()),
                 }
-                Err(Failure::Late)
+                Err(AttemptError::TimedOut)
             }
         }
     }
@@ -235,6 +249,6 @@ fn unreachable_cage(call: &Call, text: &str) -> DispatchError {
     DispatchError::Unreachable(format!("no copy of cage {} can be reached: {text}", call.cage))
 }
 
-pub(super) fn late(call: &Call) -> DispatchError {
+pub(super) fn deadline_exceeded(call: &Call) -> DispatchError {
     DispatchError::DeadlineExceeded(format!("{} of cage {} gave no answer", call.action, call.cage))
 }

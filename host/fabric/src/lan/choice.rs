@@ -1,28 +1,28 @@
-//! Which copy gets a call: the better of two by chance, among those that are sound. Runs at each call, so it takes no lock
-//! and allocates nothing.
+//! Chooses the copy that gets a call: the better of two that are picked at random among the healthy ones. It runs at each
+//! call, so it takes no lock and allocates nothing.
 
 use std::sync::Arc;
 
-use super::copy::Copy;
-use super::gauge::Standing;
+use super::copy::RemoteCopy;
+use super::gauge::CopyHealth;
 use crate::fabric::CopyId;
 
-/// For one call.
+/// The choice for one call.
 pub(super) struct Choice {
-    /// None when all were tried.
-    pub(super) copy: Option<Arc<Copy>>,
-    /// One that should be proven meanwhile, in the background.
-    pub(super) unproven: Option<Arc<Copy>>,
+    /// The copy to call; none when all were tried.
+    pub(super) copy: Option<Arc<RemoteCopy>>,
+    /// A copy of unknown health that should be probed in the background.
+    pub(super) to_probe: Option<Arc<RemoteCopy>>,
 }
 
-/// The copy for the next call, of those not tried yet; this machine's before others if `near_first`. One that is not sound
-/// is only taken when no other is left.
-pub(super) fn choose(copies: &[Arc<Copy>], tried: &[CopyId], near_first: bool) -> Choice {
+/// Chooses a copy that was not tried yet; with `near_first`, this machine's before others. A copy that is not healthy is
+/// chosen only when no healthy one is left.
+pub(super) fn choose(copies: &[Arc<RemoteCopy>], tried: &[CopyId], near_first: bool) -> Choice {
     let left = || copies.iter().filter(|copy| !tried.contains(&copy.id));
-    let sound = || left().filter(|copy| copy.is_sound());
-    let near = near_first && sound().any(|copy| copy.is_here());
-    let fit = || sound().filter(move |copy| !near || copy.is_here());
-    // What is sound may change between two looks.
+    let healthy = || left().filter(|copy| copy.is_healthy());
+    let near = near_first && healthy().any(|copy| copy.is_here());
+    let fit = || healthy().filter(move |copy| !near || copy.is_here());
+    // CopyHealth may change between two passes, so `nth` may find none.
     let copy = match fit().count() {
         0 => None,
         1 => fit().next(),
@@ -36,15 +36,15 @@ pub(super) fn choose(copies: &[Arc<Copy>], tried: &[CopyId], near_first: bool) -
             }
         }
     };
-    let unproven = copy.and_then(|_| copies.iter().find(|copy| copy.gauge.standing() == Standing::Unproven)).cloned();
-    Choice { copy: copy.or_else(|| least_bad(left())).cloned(), unproven }
+    let to_probe = copy.and_then(|_| copies.iter().find(|copy| copy.gauge.health() == CopyHealth::Unknown)).cloned();
+    Choice { copy: copy.or_else(|| least_bad(left())).cloned(), to_probe }
 }
 
-/// One that may well be there before one that failed; of those, the one whose pause ends first; by chance among equals.
-fn least_bad<'a>(copies: impl Iterator<Item = &'a Arc<Copy>>) -> Option<&'a Arc<Copy>> {
+/// Prefers a copy of unknown health to one that failed; of those, the one whose pause ends first; at random among equals.
+fn least_bad<'a>(copies: impl Iterator<Item = &'a Arc<RemoteCopy>>) -> Option<&'a Arc<RemoteCopy>> {
     copies.min_by_key(|copy| {
         let paused_until = if copy.gauge.is_paused() { copy.gauge.avoided_until_ms() } else { 0 };
-        (copy.gauge.standing() == Standing::Avoided, paused_until, fastrand::u32(..))
+        (copy.gauge.health() == CopyHealth::Avoided, paused_until, fastrand::u32(..))
     })
 }
 
@@ -53,38 +53,38 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::discovery::{Address, Found, Sighting};
-    use crate::lan::copies::Copies;
+    use crate::discovery::{CopyAddress, CopyHint, FoundBy};
+    use crate::lan::copies::CopyTable;
 
-    fn sighting(cage: &str, copy: u64, address: Address, found: Found) -> Sighting {
-        Sighting { cage: cage.into(), copy: CopyId(copy), node: "n".into(), address, found }
+    fn hint(cage: &str, copy: u64, address: CopyAddress, found_by: FoundBy) -> CopyHint {
+        CopyHint { cage: cage.into(), copy: CopyId(copy), node: "n".into(), address, found_by }
     }
 
-    fn tcp(text: &str) -> Address {
-        Address::Tcp(text.into())
+    fn tcp(text: &str) -> CopyAddress {
+        CopyAddress::Tcp(text.into())
     }
 
-    /// Copies 1 and up, each at an address of its own.
-    fn known(count: u64) -> Arc<Vec<Arc<Copy>>> {
-        let copies = Copies::default();
+    /// Copies with ids from 1, each at an address of its own.
+    fn known(count: u64) -> Arc<Vec<Arc<RemoteCopy>>> {
+        let copies = CopyTable::default();
         for copy in 1..=count {
-            assert!(copies.seen(&sighting("a", copy, tcp(&format!("10.0.0.{copy}:1")), Found::Multicast), 1));
+            assert!(copies.add_hint(&hint("a", copy, tcp(&format!("10.0.0.{copy}:1")), FoundBy::Multicast), 1));
         }
         copies.get("a").unwrap().copies()
     }
 
-    fn proven(count: u64) -> Arc<Vec<Arc<Copy>>> {
+    fn proven(count: u64) -> Arc<Vec<Arc<RemoteCopy>>> {
         let copies = known(count);
-        copies.iter().for_each(|copy| copy.gauge.prove());
+        copies.iter().for_each(|copy| copy.gauge.set_good());
         copies
     }
 
-    fn chosen(copies: &[Arc<Copy>], tried: &[u64]) -> Option<u64> {
+    fn chosen(copies: &[Arc<RemoteCopy>], tried: &[u64]) -> Option<u64> {
         let tried: Vec<_> = tried.iter().copied().map(CopyId).collect();
         choose(copies, &tried, true).copy.map(|copy| copy.id.0)
     }
 
-    fn share(copies: &[Arc<Copy>], of: u64) -> usize {
+    fn share(copies: &[Arc<RemoteCopy>], of: u64) -> usize {
         (0..1_000).filter(|_| chosen(copies, &[]) == Some(of)).count()
     }
 
@@ -98,25 +98,25 @@ mod tests {
         assert_eq!(share(&copies, 1), 0);
         copies[1].gauge.fail();
         assert_eq!(share(&copies, 1), 1_000);
-        // When all are avoided, one is tried all the same.
+        // When all are avoided, one is chosen nevertheless.
         copies[0].gauge.fail();
         assert!(chosen(&copies, &[]).is_some());
     }
 
     #[test]
-    fn a_copy_that_nobody_has_met_gets_calls_only_when_there_is_no_other() {
+    fn a_copy_of_unknown_health_gets_calls_only_when_there_is_no_other() {
         let copies = known(3);
         assert!((1..=3).all(|copy| share(&copies, copy) > 0), "somebody has to be the first");
-        copies[1].gauge.prove();
+        copies[1].gauge.set_good();
         assert_eq!(share(&copies, 2), 1_000);
-        let unproven = choose(&copies, &[], true).unproven.unwrap();
-        assert!(unproven.gauge.begin_proof());
-        assert_ne!(choose(&copies, &[], true).unproven.unwrap().id, unproven.id, "one proof at a time");
-        unproven.gauge.prove();
-        assert!(share(&copies, unproven.id.0) > 0);
+        let to_probe = choose(&copies, &[], true).to_probe.unwrap();
+        assert!(to_probe.gauge.begin_probe());
+        assert_ne!(choose(&copies, &[], true).to_probe.unwrap().id, to_probe.id, "one probe at a time");
+        to_probe.gauge.set_good();
+        assert!(share(&copies, to_probe.id.0) > 0);
     }
 
-    /// One copy that answered within microseconds once got all calls, since another was credited with more.
+    /// A copy that had answered within microseconds once got all calls, since a larger latency was assumed for the other.
     #[test]
     fn a_copy_that_has_not_answered_yet_is_tried() {
         let copies = proven(2);
@@ -127,12 +127,12 @@ mod tests {
     }
 
     #[test]
-    fn copies_of_this_machine_are_preferred_unless_told_otherwise() {
-        let table = Copies::default();
-        table.seen(&sighting("a", 1, tcp("10.0.0.1:1"), Found::Multicast), 1);
-        table.seen(&sighting("a", 2, Address::Unix("/run/x.sock".into()), Found::SameMachine), 1);
+    fn copies_of_this_machine_are_preferred_unless_configured_otherwise() {
+        let table = CopyTable::default();
+        table.add_hint(&hint("a", 1, tcp("10.0.0.1:1"), FoundBy::Multicast), 1);
+        table.add_hint(&hint("a", 2, CopyAddress::Unix("/run/x.sock".into()), FoundBy::SameMachine), 1);
         let copies = table.get("a").unwrap().copies();
-        copies.iter().for_each(|copy| copy.gauge.prove());
+        copies.iter().for_each(|copy| copy.gauge.set_good());
         assert_eq!(share(&copies, 2), 1_000);
         copies[1].gauge.answered(Duration::from_secs(1));
         assert!((0..1_000).any(|_| choose(&copies, &[], false).copy.unwrap().id == CopyId(1)));

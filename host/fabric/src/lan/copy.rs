@@ -1,5 +1,5 @@
-//! One running copy of a cage elsewhere: the ways that lead to it, its connections, how it does. Ways are changed by
-//! `copies.rs` only, which keeps track of what is known at each address.
+//! One running copy of another cage: its known addresses, its connections and its health. Only `copies.rs` changes the
+//! addresses, since it also keeps an index by address.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,227 +7,234 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::dial::Place;
-use super::gauge::{Gauge, Standing};
-use crate::discovery::{Address, Found};
+use super::dial::LaneConnection;
+use super::gauge::{CopyHealth, Gauge};
+use crate::discovery::{CopyAddress, FoundBy};
 use crate::fabric::CopyId;
-use crate::link::{Closed, Link};
+use crate::link::{CloseReason, Link};
 use wasmcage_core::call::Member;
 
-/// Ways to reach one copy.
-pub(super) const WAYS_MAX: usize = 16;
-/// Connections that one copy keeps for calls in reverse.
+/// Known addresses of one copy; further ones are ignored.
+pub(super) const ADDRESSES_MAX: usize = 16;
+/// Connections made by one copy that are kept for calls to it.
 const REVERSE_MAX: usize = 64;
 
-pub(super) struct Copy {
+pub(super) struct RemoteCopy {
     pub(super) id: CopyId,
     pub(super) cage: Arc<str>,
-    pub(super) ways: Mutex<Ways>,
-    /// One of the ways is on this machine.
+    pub(super) state: Mutex<CopyState>,
+    /// Whether one of the addresses is on this machine.
     here: AtomicBool,
     /// One for each lane.
-    pub(super) places: Box<[Place]>,
+    pub(super) connections: Box<[LaneConnection]>,
     pub(super) gauge: Gauge,
 }
 
 #[derive(Default)]
-pub(super) struct Ways {
+pub(super) struct CopyState {
     node: String,
     version: String,
-    /// The nearest first.
-    pub(super) all: Vec<Way>,
-    /// Connections that the copy made, to be called on.
+    /// Sorted, the nearest first.
+    pub(super) addresses: Vec<KnownAddress>,
+    /// Connections that the copy made and over which it can be called.
     reverse: Vec<Link>,
     /// Why the last attempt to reach it failed.
     error: Option<String>,
-    /// The cage that told of it, as long as nothing else leads to it.
-    pub(super) teller: Option<Arc<str>>,
+    /// The cage whose gossip reported it, while it is known by gossip only.
+    pub(super) reporter: Option<Arc<str>>,
 }
 
-/// Where a copy may be reached, and how that is known.
+/// An address where a copy may be reached, and how that became known.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
-    pub(super) address: Address,
-    pub(super) found: Found,
-    /// `Found::Told`: forgotten then unless it is told again.
+pub(super) struct KnownAddress {
+    pub(super) address: CopyAddress,
+    pub(super) found_by: FoundBy,
+    /// When the entry is forgotten unless gossip repeats it. Set for `FoundBy::Gossip` only.
     pub(super) expires: Option<Instant>,
-    /// `Found::Caller`: connections of the copy that are open and name this address.
+    /// Open connections made by the copy that name this address. Used with `FoundBy::Caller` only.
     pub(super) callers: usize,
 }
 
-impl Way {
-    pub(super) fn new(address: Address, found: Found) -> Self {
-        Self { address, found, expires: None, callers: 0 }
+impl KnownAddress {
+    pub(super) fn new(address: CopyAddress, found_by: FoundBy) -> Self {
+        Self { address, found_by, expires: None, callers: 0 }
     }
 }
 
-impl Ways {
-    pub(super) fn find(&mut self, address: &Address, found: Found) -> Option<&mut Way> {
-        self.all.iter_mut().find(|way| way.found == found && way.address == *address)
+impl CopyState {
+    pub(super) fn find(&mut self, address: &CopyAddress, found_by: FoundBy) -> Option<&mut KnownAddress> {
+        self.addresses.iter_mut().find(|entry| entry.found_by == found_by && entry.address == *address)
     }
 
-    /// False when there are too many.
-    pub(super) fn add(&mut self, way: Way) -> bool {
-        if self.all.len() >= WAYS_MAX {
+    /// Returns false when the copy has `ADDRESSES_MAX` addresses already.
+    pub(super) fn add(&mut self, entry: KnownAddress) -> bool {
+        if self.addresses.len() >= ADDRESSES_MAX {
             return false;
         }
-        self.all.push(way);
-        self.all.sort_by_key(|way| (!way.address.is_here(), way.found));
+        self.addresses.push(entry);
+        self.addresses.sort_by_key(|entry| (!entry.address.is_here(), entry.found_by));
         true
     }
 
-    /// Nobody but another copy says that it is there.
-    pub(super) fn is_hearsay(&self) -> bool {
-        !self.all.is_empty() && self.reverse.is_empty() && self.all.iter().all(|way| way.found == Found::Told)
+    /// Returns whether nothing but gossip says that the copy exists.
+    pub(super) fn is_gossip_only(&self) -> bool {
+        !self.addresses.is_empty()
+            && self.reverse.is_empty()
+            && self.addresses.iter().all(|entry| entry.found_by == FoundBy::Gossip)
     }
 }
 
-impl Copy {
+impl RemoteCopy {
     pub(super) fn new(id: CopyId, cage: Arc<str>, lanes: usize) -> Self {
         Self {
             id,
             cage,
-            ways: Mutex::default(),
+            state: Mutex::default(),
             here: AtomicBool::new(false),
-            places: (0..lanes).map(|_| Place::default()).collect(),
+            connections: (0..lanes).map(|_| LaneConnection::default()).collect(),
             gauge: Gauge::new(),
         }
     }
 
     pub(super) fn set_node(&self, node: &str) {
         if !node.is_empty() {
-            node.clone_into(&mut self.ways.lock().node);
+            node.clone_into(&mut self.state.lock().node);
         }
     }
 
-    /// What its greeting said.
+    /// Stores what the copy's greeting said.
     pub(super) fn describe(&self, node: &str, version: &str) {
-        let mut ways = self.ways.lock();
-        (ways.node, ways.version) = (node.to_owned(), version.to_owned());
+        let mut state = self.state.lock();
+        (state.node, state.version) = (node.to_owned(), version.to_owned());
     }
 
-    /// It greeted on a connection on which it can be called.
+    /// Records that the copy greeted on a connection over which it can be called.
     pub(super) fn greeted(&self, node: &str, version: &str) {
         self.describe(node, version);
-        self.ways.lock().error = None;
-        self.gauge.prove();
+        self.state.lock().error = None;
+        self.gauge.set_good();
     }
 
     pub(super) fn failed(&self, error: String) {
-        self.ways.lock().error = Some(error);
+        self.state.lock().error = Some(error);
     }
 
-    pub(super) fn addresses(&self) -> Vec<(Address, Found)> {
-        self.ways.lock().all.iter().map(|way| (way.address.clone(), way.found)).collect()
+    pub(super) fn addresses(&self) -> Vec<(CopyAddress, FoundBy)> {
+        self.state.lock().addresses.iter().map(|entry| (entry.address.clone(), entry.found_by)).collect()
     }
 
-    /// On this machine.
+    /// Returns whether the copy runs on this machine.
     pub(super) fn is_here(&self) -> bool {
         self.here.load(Ordering::Relaxed)
     }
 
-    /// To be called when its ways have changed.
-    pub(super) fn note_where(&self, ways: &Ways) {
-        self.here.store(ways.all.iter().any(|way| way.address.is_here()), Ordering::Relaxed);
+    /// Must be called when the addresses have changed.
+    pub(super) fn note_where(&self, state: &CopyState) {
+        self.here.store(state.addresses.iter().any(|entry| entry.address.is_here()), Ordering::Relaxed);
     }
 
-    /// A connection to be called on that the copy made itself.
+    /// Adds a connection that the copy made and over which it can be called.
     pub(super) fn add_reverse(&self, link: Link) {
-        let mut ways = self.ways.lock();
-        ways.error = None;
-        ways.reverse.retain(|link| !link.is_closed());
-        if ways.reverse.len() < REVERSE_MAX {
-            ways.reverse.push(link);
+        let mut state = self.state.lock();
+        state.error = None;
+        state.reverse.retain(|link| !link.is_closed());
+        if state.reverse.len() < REVERSE_MAX {
+            state.reverse.push(link);
         }
     }
 
     pub(super) fn reverse(&self) -> Option<Link> {
-        let ways = self.ways.lock();
-        let usable = ways.reverse.iter().filter(|link| link.is_usable());
+        let state = self.state.lock();
+        let usable = state.reverse.iter().filter(|link| link.is_usable());
         usable.min_by_key(|link| (link.is_suspect(), link.calls_open())).cloned()
     }
 
-    /// A connection to it, or of its own, has ended. As long as another stands, that one tells how the copy is.
-    pub(super) fn connection_ended(&self, closed: &Closed) {
+    /// Records the end of a connection, made by either side. The copy's health changes only when no other connection is
+    /// open.
+    pub(super) fn connection_ended(&self, closed: &CloseReason) {
         if !self.is_connected() {
             match closed {
-                Closed::Silent(_) | Closed::Unread => {
+                CloseReason::Silent(_) | CloseReason::Unread => {
                     self.failed(closed.to_string());
                     self.gauge.fail();
                 }
-                Closed::Here | Closed::ByPeer | Closed::Bye(_) | Closed::Violation(_) | Closed::Io(_) => {
-                    self.gauge.doubt();
+                CloseReason::Here
+                | CloseReason::ByPeer
+                | CloseReason::Bye(_)
+                | CloseReason::Violation(_)
+                | CloseReason::Io(_) => {
+                    self.gauge.set_unknown();
                 }
             }
         }
-        self.places.iter().for_each(Place::forget_closed);
+        self.connections.iter().for_each(LaneConnection::forget_closed);
     }
 
-    /// Heard of lately on every connection there is, quick to connect to, and proven.
-    pub(super) fn is_sound(&self) -> bool {
-        self.gauge.standing() == Standing::Proven
-            && !self.places.iter().any(|place| place.is_suspect() || place.is_slow_to_connect(&self.gauge))
-            // Those that it made itself matter where calls go over them.
-            && (self.places.iter().any(Place::is_usable) || !self.reverse().is_some_and(|link| link.is_suspect()))
+    /// Returns whether the copy may get calls: its health is good, no connection is silent, and none takes long to make.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.gauge.health() == CopyHealth::Good
+            && !self.connections.iter().any(|connection| connection.is_suspect() || connection.is_slow_to_connect(&self.gauge))
+            // Connections that the copy made matter only when calls go over them.
+            && (self.connections.iter().any(LaneConnection::is_usable) || !self.reverse().is_some_and(|link| link.is_suspect()))
     }
 
-    /// A connection on which it can be called stands.
+    /// Returns whether there is an open connection over which the copy can be called.
     pub(super) fn is_connected(&self) -> bool {
-        self.places.iter().any(Place::is_usable) || self.ways.lock().reverse.iter().any(Link::is_usable)
+        self.connections.iter().any(LaneConnection::is_usable) || self.state.lock().reverse.iter().any(Link::is_usable)
     }
 
-    /// It was heard lately on such a connection.
-    pub(super) fn is_heard(&self) -> bool {
-        let heard = |link: &Link| link.is_usable() && !link.is_suspect();
-        self.places.iter().any(|place| place.usable().is_some_and(|link| heard(&link)))
-            || self.ways.lock().reverse.iter().any(heard)
+    /// Returns whether something was received lately on such a connection.
+    pub(super) fn is_responsive(&self) -> bool {
+        let is_heard = |link: &Link| link.is_usable() && !link.is_suspect();
+        self.connections.iter().any(|connection| connection.usable().is_some_and(|link| is_heard(&link)))
+            || self.state.lock().reverse.iter().any(is_heard)
     }
 
-    /// Nothing leads to it.
-    pub(super) fn is_lost(&self) -> bool {
-        let no_way = self.ways.lock().all.is_empty();
-        no_way && !self.is_connected()
+    /// Returns whether the copy has neither an address nor a connection.
+    pub(super) fn is_unreachable(&self) -> bool {
+        let no_address = self.state.lock().addresses.is_empty();
+        no_address && !self.is_connected()
     }
 
-    /// Where others could reach it, by what this copy knows at first hand: an address where it answered, or that it named
-    /// itself and did not fail at since.
-    pub(super) fn firsthand(&self) -> Option<Address> {
-        let in_doubt = !self.is_connected() && (self.gauge.standing() == Standing::Avoided);
-        let ways = self.ways.lock();
-        let fits = |way: &&Way| match way.found {
-            Found::Met | Found::Caller => true,
-            Found::Peer | Found::Multicast => !in_doubt,
-            Found::SameMachine | Found::Told | Found::Reverse => false,
+    /// Returns an address that peers may be told: one where the copy answered, or that the copy named itself, that is
+    /// configured or that it announced by multicast and at which it has not failed since.
+    pub(super) fn firsthand(&self) -> Option<CopyAddress> {
+        let in_doubt = !self.is_connected() && (self.gauge.health() == CopyHealth::Avoided);
+        let state = self.state.lock();
+        let fits = |entry: &&KnownAddress| match entry.found_by {
+            FoundBy::Connection | FoundBy::Caller => true,
+            FoundBy::Configuration | FoundBy::Multicast => !in_doubt,
+            FoundBy::SameMachine | FoundBy::Gossip | FoundBy::Reverse => false,
         };
-        // An address rather than a name, which may mean something else elsewhere.
-        let is_named = |way: &&Way| way.found == Found::Peer;
-        ways.all.iter().filter(fits).min_by_key(is_named).map(|way| way.address.clone())
+        // A configured address may be a host name, which may mean something else on another machine: used last.
+        let is_named = |entry: &&KnownAddress| entry.found_by == FoundBy::Configuration;
+        state.addresses.iter().filter(fits).min_by_key(is_named).map(|entry| entry.address.clone())
     }
 
     pub(super) fn member(&self) -> Member {
         let connected = self.is_connected();
         let paused = self.gauge.is_paused();
-        let ways = self.ways.lock();
-        let health = match &ways.error {
-            _ if self.places.iter().any(Place::is_suspect) => "silent".to_owned(),
+        let state = self.state.lock();
+        let health = match &state.error {
+            _ if self.connections.iter().any(LaneConnection::is_suspect) => "silent".to_owned(),
             Some(error) if paused => format!("avoided: {error}"),
             _ if paused => "avoided".to_owned(),
             _ if connected => "connected".to_owned(),
             Some(error) => format!("unreachable: {error}"),
             None => "idle".to_owned(),
         };
-        let mut found: Vec<String> = ways.all.iter().map(|way| way.found.to_string()).collect();
-        if ways.reverse.iter().any(|link| !link.is_closed()) {
-            found.push(Found::Reverse.to_string());
+        let mut found: Vec<String> = state.addresses.iter().map(|entry| entry.found_by.to_string()).collect();
+        if state.reverse.iter().any(|link| !link.is_closed()) {
+            found.push(FoundBy::Reverse.to_string());
         }
         found.dedup();
-        let mut addresses: Vec<String> = ways.all.iter().map(|way| way.address.to_string()).collect();
+        let mut addresses: Vec<String> = state.addresses.iter().map(|entry| entry.address.to_string()).collect();
         addresses.dedup();
         Member {
             cage: self.cage.to_string(),
             copy: self.id.to_string(),
-            node: ways.node.clone(),
-            version: ways.version.clone(),
+            node: state.node.clone(),
+            version: state.version.clone(),
             addresses,
             found: found.join(", "),
             health,

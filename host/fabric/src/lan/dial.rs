@@ -1,6 +1,6 @@
-//! Connections to copies: one for each copy and lane, made when the first call needs it, or in the background to find out
-//! whether the copy is well. A connection lives on the lane whose calls it carries, so that a call and its answer wake no
-//! other thread.
+//! Makes the connections to copies: one for each copy and lane, when the first call needs it, or in the background to
+//! probe the copy. A connection lives on the lane whose calls it carries, so that a call and its answer wake no other
+//! thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,40 +17,39 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use super::copy::Copy;
+use super::LanInner;
+use super::copy::RemoteCopy;
 use super::gauge::Gauge;
-use super::{Answerer, Inner};
-use crate::discovery::{Address, Found};
-use crate::fabric::{CopyId, Service};
-use crate::keys::{self, Keys};
+use super::links::LanHandler;
+use crate::discovery::{CopyAddress, FoundBy};
+use crate::fabric::{CallHandler, CopyId};
+use crate::keys::{self, CageKeys};
 use crate::link::frame::Hello;
 use crate::link::{self, Link};
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket;
 
-/// A copy that takes longer to connect to gets no more calls meanwhile, as long as there are others.
+/// While a connection to a copy takes longer than this to make, the copy gets no calls that others can get.
 pub(super) const SLOW_TO_CONNECT: Duration = Duration::from_millis(250);
 
 /// A lane's connection to a copy.
 #[derive(Default)]
-pub(super) struct Place {
+pub(super) struct LaneConnection {
     link: ArcSwapOption<Link>,
-    /// The attempt on its way: one at a time, whose outcome all share that wait for it. Nobody is at its other end once it
-    /// has ended.
-    dialling: Mutex<Option<watch::Receiver<Option<Dialled>>>>,
-    /// When that began, in milliseconds of the copy's gauge; 0: there is none.
-    dialling_since: AtomicU64,
+    /// Result of the running attempt to connect, shared by all calls that wait for it. Its sender is dropped at the end.
+    dial: Mutex<Option<watch::Receiver<Option<DialResult>>>>,
+    /// When that attempt began, in milliseconds of the copy's gauge; 0: none is running.
+    dial_began_ms: AtomicU64,
 }
 
-/// What an attempt to connect brought.
-type Dialled = Result<Arc<Link>, DialError>;
+type DialResult = Result<Arc<Link>, DialError>;
 
-/// A connection that was greeted.
-pub(super) struct Connection {
+/// A connection on which both sides have greeted.
+pub(super) struct NewConnection {
     pub(super) link: Link,
     pub(super) hello: Hello,
-    /// None on this machine.
+    /// Address of the peer; none on this machine.
     pub(super) peer: Option<SocketAddr>,
 }
 
@@ -59,9 +58,9 @@ pub(super) struct Connection {
 #[error("{text}")]
 pub(super) struct DialError {
     text: String,
-    /// The copy is surely not there any more.
+    /// The copy is surely not at that address any more.
     pub(super) vacant: bool,
-    /// It is this copy itself.
+    /// This copy itself listens at that address.
     pub(super) own: bool,
 }
 
@@ -74,20 +73,20 @@ impl DialError {
         Self { vacant: true, ..Self::new(text) }
     }
 
-    fn io(address: &Address, error: &io::Error) -> Self {
+    fn io(address: &CopyAddress, error: &io::Error) -> Self {
         let vacant = matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
         Self { vacant, ..Self::new(format!("cannot connect to {address}: {error}")) }
     }
 }
 
-impl Connection {
-    /// The address it was made to, without names.
-    pub(super) fn peer_address(&self) -> Option<Address> {
-        self.peer.map(|peer| Address::Tcp(peer.to_string()))
+impl NewConnection {
+    /// Returns the numeric address of the peer; none on this machine.
+    pub(super) fn peer_address(&self) -> Option<CopyAddress> {
+        self.peer.map(|peer| CopyAddress::Tcp(peer.to_string()))
     }
 }
 
-impl Place {
+impl LaneConnection {
     pub(super) fn usable(&self) -> Option<Arc<Link>> {
         self.link.load_full().filter(|link| link.is_usable())
     }
@@ -96,28 +95,28 @@ impl Place {
         self.link.load().as_ref().is_some_and(|link| link.is_usable())
     }
 
-    /// Also of a connection that was closed for its silence, until its end has been noted.
+    /// Returns whether the connection is silent, or was closed for its silence and not yet removed.
     pub(super) fn is_suspect(&self) -> bool {
         let link = self.link.load();
         link.as_ref().is_some_and(|link| link.is_suspect() && (link.is_usable() || link.is_closed()))
     }
 
-    /// A connection that has ended tells nothing any more.
+    /// Removes a connection that has ended, which would count as suspect for ever.
     pub(super) fn forget_closed(&self) {
         let link = self.link.load();
         if link.as_ref().is_some_and(|link| link.is_closed()) {
-            // Another may be there by now.
+            // Another connection may have replaced it.
             self.link.compare_and_swap(&link, None);
         }
     }
 
-    /// A connection is being made, and takes long.
+    /// Returns whether an attempt to connect has been running for longer than `SLOW_TO_CONNECT`.
     pub(super) fn is_slow_to_connect(&self, gauge: &Gauge) -> bool {
-        let since = self.dialling_since.load(Ordering::Relaxed);
+        let since = self.dial_began_ms.load(Ordering::Relaxed);
         since > 0 && u128::from(gauge.now_ms().saturating_sub(since)) > SLOW_TO_CONNECT.as_millis()
     }
 
-    /// The old one, if any, ends when its calls have.
+    /// Replaces the connection. An old one closes when its calls have ended.
     pub(super) fn set(&self, link: Link) {
         if let Some(old) = self.link.swap(Some(Arc::new(link))) {
             old.close();
@@ -125,7 +124,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for LaneConnection {
     fn drop(&mut self) {
         if let Some(link) = self.link.swap(None) {
             link.close();
@@ -133,103 +132,103 @@ impl Drop for Place {
     }
 }
 
-/// An attempt at a lane's connection, as long as it lives.
-struct Dialling(Arc<Copy>, usize);
+/// Marks an attempt to make a lane's connection as running until it is dropped.
+struct DialGuard(Arc<RemoteCopy>, usize);
 
-impl Dialling {
-    fn begin(copy: &Arc<Copy>, lane: usize) -> Self {
-        copy.places[lane].dialling_since.store(copy.gauge.now_ms().max(1), Ordering::Relaxed);
+impl DialGuard {
+    fn begin(copy: &Arc<RemoteCopy>, lane: usize) -> Self {
+        copy.connections[lane].dial_began_ms.store(copy.gauge.now_ms().max(1), Ordering::Relaxed);
         Self(copy.clone(), lane)
     }
 }
 
-impl Drop for Dialling {
+impl Drop for DialGuard {
     fn drop(&mut self) {
-        self.0.places[self.1].dialling_since.store(0, Ordering::Relaxed);
+        self.0.connections[self.1].dial_began_ms.store(0, Ordering::Relaxed);
     }
 }
 
-/// A proof on its way, as long as it lives.
-struct Proving(Arc<Copy>);
+/// Marks a probe of a copy as running until it is dropped.
+struct ProbeGuard(Arc<RemoteCopy>);
 
-impl Drop for Proving {
+impl Drop for ProbeGuard {
     fn drop(&mut self) {
-        self.0.gauge.end_proof();
+        self.0.gauge.end_probe();
     }
 }
 
-impl Inner {
-    /// The connection of this lane to a copy, made if there is none.
-    pub(super) async fn link(self: &Arc<Self>, copy: &Arc<Copy>) -> Dialled {
-        let lane = Lanes::current() % copy.places.len();
-        if let Some(link) = copy.places[lane].usable() {
+impl LanInner {
+    /// Returns this lane's connection to a copy, made if there is none.
+    pub(super) async fn link(self: &Arc<Self>, copy: &Arc<RemoteCopy>) -> DialResult {
+        let lane = Lanes::current() % copy.connections.len();
+        if let Some(link) = copy.connections[lane].usable() {
             return Ok(link);
         }
         if let Some(link) = copy.reverse() {
             return Ok(Arc::new(link));
         }
-        // One of another lane is better than none.
-        let of_another = || copy.places.iter().find_map(Place::usable).filter(|link| !link.is_suspect());
+        // On failure, another lane's connection is used.
+        let of_another = || copy.connections.iter().find_map(LaneConnection::usable).filter(|link| !link.is_suspect());
         self.connection(copy, lane).await.or_else(|error| of_another().ok_or(error))
     }
 
-    /// Finds out in the background whether a copy is well.
-    pub(super) fn prove(self: &Arc<Self>, copy: Arc<Copy>) {
-        let Ok(place) = self.proofs.clone().try_acquire_owned() else { return };
-        if !copy.gauge.begin_proof() {
+    /// Probes a copy in the background: connects to it unless a connection is there, and updates its health.
+    pub(super) fn probe(self: &Arc<Self>, copy: Arc<RemoteCopy>) {
+        let Ok(permit) = self.probes.clone().try_acquire_owned() else { return };
+        if !copy.gauge.begin_probe() {
             return;
         }
-        let (inner, proving, lane) = (self.clone(), Proving(copy.clone()), Lanes::current() % copy.places.len());
-        let proof = async move {
-            let connected = copy.is_heard() || inner.connection(&copy, lane).await.is_ok();
-            if connected && copy.is_heard() {
-                copy.gauge.prove();
+        let (inner, guard, lane) = (self.clone(), ProbeGuard(copy.clone()), Lanes::current() % copy.connections.len());
+        let probe = async move {
+            let connected = copy.is_responsive() || inner.connection(&copy, lane).await.is_ok();
+            if connected && copy.is_responsive() {
+                copy.gauge.set_good();
             } else {
                 copy.gauge.fail();
-                inner.copies.drop_if_lost(&copy);
+                inner.copies.drop_if_unreachable(&copy);
             }
-            drop((proving, place));
+            drop((guard, permit));
         };
-        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: proof of a copy", proof));
+        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: probe of a copy", probe));
     }
 
-    /// Makes the connection of a lane, or waits for the attempt that is on its way.
-    async fn connection(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> Dialled {
+    /// Makes the connection of a lane, or waits for the attempt that is running.
+    async fn connection(self: &Arc<Self>, copy: &Arc<RemoteCopy>, lane: usize) -> DialResult {
         let mut outcome = {
-            let mut dialling = copy.places[lane].dialling.lock();
-            if let Some(link) = copy.places[lane].usable() {
+            let mut dial = copy.connections[lane].dial.lock();
+            if let Some(link) = copy.connections[lane].usable() {
                 return Ok(link);
             }
-            // One whose task ended without an outcome is over.
-            match dialling.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
+            // A dropped sender shows that the attempt has ended.
+            match dial.as_ref().filter(|outcome| outcome.has_changed().is_ok()) {
                 Some(outcome) => outcome.clone(),
-                None => dialling.insert(self.begin_dial(copy, lane)).clone(),
+                None => dial.insert(self.begin_dial(copy, lane)).clone(),
             }
         };
         let dialled = outcome.wait_for(Option::is_some).await.ok().and_then(|dialled| dialled.clone());
         dialled.unwrap_or_else(|| Err(DialError::new("this cage is shutting down")))
     }
 
-    /// In a task of its own: a caller that gives up does not undo what others wait for.
-    fn begin_dial(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> watch::Receiver<Option<Dialled>> {
+    /// Starts an attempt to connect in a task of its own, so that a caller that gives up does not cancel it for others.
+    fn begin_dial(self: &Arc<Self>, copy: &Arc<RemoteCopy>, lane: usize) -> watch::Receiver<Option<DialResult>> {
         let (sender, outcome) = watch::channel(None);
-        let (inner, copy, dialling) = (self.clone(), copy.clone(), Dialling::begin(copy, lane));
+        let (inner, copy, guard) = (self.clone(), copy.clone(), DialGuard::begin(copy, lane));
         let dial = async move {
-            let dialled = inner.dial(&copy, lane).await;
-            if let Err(error) = &dialled {
+            let result = inner.dial(&copy, lane).await;
+            if let Err(error) = &result {
                 copy.failed(error.to_string());
             }
-            drop(dialling);
-            sender.send_replace(Some(dialled));
+            drop(guard);
+            sender.send_replace(Some(result));
         };
         self.lanes.handle(lane).spawn(self.tasks.watched("rpc: a connection that is made", dial));
         outcome
     }
 
-    /// Tries the ways to a copy, the nearest first. Ways that lead nowhere are forgotten.
-    async fn dial(self: &Arc<Self>, copy: &Arc<Copy>, lane: usize) -> Dialled {
+    /// Tries the addresses of a copy, the nearest first. Addresses where the copy is not are forgotten.
+    async fn dial(self: &Arc<Self>, copy: &Arc<RemoteCopy>, lane: usize) -> DialResult {
         let mut last = DialError::vacant("no address is known");
-        for (address, found) in copy.addresses() {
+        for (address, found_by) in copy.addresses() {
             match self.connect(&address, &copy.cage, None).await {
                 Ok(connection) => {
                     let id = CopyId(connection.hello.copy);
@@ -237,12 +236,12 @@ impl Inner {
                     if id == copy.id {
                         return Ok(link);
                     }
-                    self.copies.bury(copy, &address, Instant::now());
+                    self.copies.mark_absent(copy, &address, Instant::now());
                     last = DialError::vacant(format!("{address} belongs to another copy by now"));
                 }
                 Err(error) => {
                     if error.vacant || error.own {
-                        self.vacant(copy, &address, found, error.own);
+                        self.address_is_vacant(copy, &address, found_by, error.own);
                     }
                     last = error;
                 }
@@ -251,83 +250,86 @@ impl Inner {
         Err(last)
     }
 
-    /// Gives a connection to the copy that greeted on it: the one that was looked for, or one that is there instead, and is
-    /// known from now on.
+    /// Stores a connection with the copy that greeted on it: the wanted one, or the one that is at that address now,
+    /// which is added to the table.
     fn adopt(
         self: &Arc<Self>,
-        connection: Connection,
-        wanted: &Arc<Copy>,
-        address: &Address,
+        connection: NewConnection,
+        wanted: &Arc<RemoteCopy>,
+        address: &CopyAddress,
         lane: usize,
     ) -> Arc<Link> {
         let (id, peer_address) = (CopyId(connection.hello.copy), connection.peer_address());
-        let Connection { link, hello, peer } = connection;
+        let NewConnection { link, hello, peer } = connection;
         let mut met = (id == wanted.id).then(|| wanted.clone());
         if !address.is_here() {
             for address in [Some(address), peer_address.as_ref()].into_iter().flatten() {
-                met = self.copies.met(&wanted.cage, id, self.lanes.count(), address, Found::Met).or(met);
+                met = self
+                    .copies
+                    .record_connection(&wanted.cage, id, self.lanes.count(), address, FoundBy::Connection)
+                    .or(met);
             }
         }
         let Some(copy) = met else {
-            // There are too many.
+            // The table is full.
             link.close();
             return Arc::new(link);
         };
         copy.greeted(&hello.node, &hello.version);
-        if let Some(known) = copy.places[lane].usable() {
+        if let Some(known) = copy.connections[lane].usable() {
             link.close();
             return known;
         }
-        copy.places[lane].set(link.clone());
-        self.tell(&link, copy.id, peer.map(|peer| peer.ip()));
+        copy.connections[lane].set(link.clone());
+        self.add_gossip_peer(&link, copy.id, peer.map(|peer| peer.ip()));
         self.watch_end(&link, &copy);
         self.changed.notify_waiters();
         Arc::new(link)
     }
 
-    /// Looks after the copy when the connection has ended. Keeps neither of them, so that both can go.
-    fn watch_end(self: &Arc<Self>, link: &Link, copy: &Arc<Copy>) {
+    /// Handles the end of the connection in a task that keeps neither the connection nor the copy alive.
+    fn watch_end(self: &Arc<Self>, link: &Link, copy: &Arc<RemoteCopy>) {
         let (ended, inner, copy) = (link.ended(), Arc::downgrade(self), Arc::downgrade(copy));
         let looking = async move {
             let closed = ended.await;
             if let (Some(inner), Some(copy)) = (inner.upgrade(), copy.upgrade()) {
-                inner.left(&copy, &closed);
+                inner.connection_ended(&copy, &closed);
             }
         };
         tokio::spawn(self.tasks.watched("rpc: end of a connection", looking));
     }
 
-    /// The copy does not answer at an address. What is configured, and what a copy that connected has named, is looked after
-    /// by others.
-    fn vacant(&self, copy: &Arc<Copy>, address: &Address, found: Found, own: bool) {
-        match (address, found) {
-            (Address::Unix(path), _) => {
+    /// Handles an address where the copy is not. Configured addresses, and those of copies that connected, stay: other
+    /// code keeps them up to date.
+    fn address_is_vacant(&self, copy: &Arc<RemoteCopy>, address: &CopyAddress, found_by: FoundBy, own: bool) {
+        match (address, found_by) {
+            (CopyAddress::Unix(path), _) => {
                 self.registry.remove_stale(path);
-                self.copies.gone(&copy.cage, copy.id, found, Some(address));
+                self.copies.remove_addresses(&copy.cage, copy.id, found_by, Some(address));
             }
-            (Address::Tcp(_), Found::Multicast) if !own => {
+            (CopyAddress::Tcp(_), FoundBy::Multicast) if !own => {
                 self.multicast.get().into_iter().for_each(|multicast| multicast.verify(copy.id));
             }
-            (Address::Tcp(_), _) => self.copies.bury(copy, address, Instant::now()),
+            (CopyAddress::Tcp(_), _) => self.copies.mark_absent(copy, address, Instant::now()),
         }
     }
 
-    /// Makes a connection, on the runtime it is called on. With a service, the peer may call this cage over it.
+    /// Makes a connection that runs on the current runtime. With a handler, the peer may call this cage over it.
     pub(super) async fn connect(
         self: &Arc<Self>,
-        address: &Address,
+        address: &CopyAddress,
         cage: &str,
-        service: Option<Arc<dyn Service>>,
-    ) -> Result<Connection, DialError> {
+        handler: Option<Arc<dyn CallHandler>>,
+    ) -> Result<NewConnection, DialError> {
         let connecting = async {
             match address {
-                Address::Unix(path) => {
+                CopyAddress::Unix(path) => {
                     let stream = unix_socket::connect(path).await.map_err(|error| DialError::io(address, &error))?;
-                    own_user(&stream).map_err(|error| DialError::io(address, &error))?;
-                    let (link, hello) = self.greet(stream, address, cage, service).await?;
-                    Ok(Connection { link, hello, peer: None })
+                    check_same_user(&stream).map_err(|error| DialError::io(address, &error))?;
+                    let (link, hello) = self.greet(stream, address, cage, handler).await?;
+                    Ok(NewConnection { link, hello, peer: None })
                 }
-                Address::Tcp(host) => {
+                CopyAddress::Tcp(host) => {
                     let keys = self.keys.current().ok_or_else(|| {
                         DialError::new(format!(
                             "{address} is on another machine, and this cage has no keys: wasmcage keys issue {}",
@@ -336,9 +338,9 @@ impl Inner {
                     })?;
                     let stream = TcpStream::connect(host).await.map_err(|error| DialError::io(address, &error))?;
                     let peer = stream.peer_addr().ok();
-                    let stream = secure(&keys, stream, cage, address).await?;
-                    let (link, hello) = self.greet(stream, address, cage, service).await?;
-                    Ok(Connection { link, hello, peer })
+                    let stream = start_tls(&keys, stream, cage, address).await?;
+                    let (link, hello) = self.greet(stream, address, cage, handler).await?;
+                    Ok(NewConnection { link, hello, peer })
                 }
             }
         };
@@ -350,28 +352,32 @@ impl Inner {
     async fn greet<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         self: &Arc<Self>,
         mut stream: S,
-        address: &Address,
+        address: &CopyAddress,
         cage: &str,
-        service: Option<Arc<dyn Service>>,
+        handler: Option<Arc<dyn CallHandler>>,
     ) -> Result<(Link, Hello), DialError> {
-        let greeted = link::greet(&mut stream, &self.hello(service.is_some()), self.config.connect_timeout).await;
+        let greeted = link::greet(&mut stream, &self.hello(handler.is_some()), self.config.connect_timeout).await;
         let (hello, rest) =
             greeted.map_err(|error| DialError::new(format!("no greeting from {address}: {}", error_chain(&error))))?;
-        if let Some(mismatch) = self.mismatch(&hello, Some(cage)) {
+        if let Some(mismatch) = self.greeting_mismatch(&hello, Some(cage)) {
             link::say_bye(&mut stream, &mismatch).await;
             let own = hello.copy == self.local.copy.0;
             return Err(DialError { own, ..DialError::vacant(format!("{address}: {mismatch}")) });
         }
-        let serves = service.is_some();
-        let answerer = Answerer::new(self, cage.into(), service);
-        let (link, life) = Link::new(stream, rest, self.session_limits(), serves, answerer, Some(self.lanes.clone()));
-        tokio::spawn(self.tasks.watched("rpc: a connection", life));
+        let serves = handler.is_some();
+        let link_handler = LanHandler::new(self, cage.into(), handler);
+        let (link, driver) =
+            Link::new(stream, rest, self.session_limits(), serves, link_handler, Some(self.lanes.clone()));
+        tokio::spawn(self.tasks.watched("rpc: a connection", driver));
         Ok((link, hello))
     }
 }
 
-/// The other side runs as the same user, or as root.
-pub(super) fn own_user(stream: &UnixStream) -> io::Result<()> {
+/// Checks that the other side of a Unix socket runs as the same user, or as root.
+///
+/// # Errors
+/// `PermissionDenied` when it runs as another user.
+pub(super) fn check_same_user(stream: &UnixStream) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
     if user == 0 || user == rustix::process::geteuid().as_raw() {
         return Ok(());
@@ -379,11 +385,11 @@ pub(super) fn own_user(stream: &UnixStream) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the other side runs as another user, {user}")))
 }
 
-async fn secure(
-    keys: &Keys,
+async fn start_tls(
+    keys: &CageKeys,
     stream: TcpStream,
     cage: &str,
-    address: &Address,
+    address: &CopyAddress,
 ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + 'static + use<>, DialError> {
     stream.set_nodelay(true).map_err(|error| DialError::io(address, &error))?;
     let peer = format!("cage {cage} at {address}");
@@ -391,7 +397,7 @@ async fn secure(
     let stream = connector.connect(keys.server_name(), stream).await;
     let stream = stream.map_err(|error| DialError::new(keys::handshake_reason(&error, &peer)))?;
     let certificates: Option<&[CertificateDer<'_>]> = stream.get_ref().1.peer_certificates();
-    // Somebody else is there.
+    // Another cage is at that address.
     keys.verify_peer(certificates, Some(cage))
         .map_err(|error| DialError::vacant(format!("{address}: {}", error_chain(&error))))?;
     Ok(stream)

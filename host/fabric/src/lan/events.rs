@@ -1,5 +1,5 @@
-//! What the lan fabric logs: one line for each peer and reason in a minute, however often it happens. A peer is named
-//! without the port that it connects from, which is another one each time.
+//! Log events of the lan fabric: at most one line for each peer and reason in a minute. A peer is named without the port
+//! from which it connects, since that is another one each time.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -34,21 +34,21 @@ impl Events {
         Self { cage, interface, known: Mutex::default(), others: Gate::new(1, OTHERS_AFTER) }
     }
 
-    /// Somebody who wanted to connect was sent away, or cut off.
+    /// Logs that a peer was refused, or cut off.
     pub(super) fn refused(&self, peer: &str, error: &str) {
         let Some(suppressed) = self.pass(peer, error) else { return };
         let (cage, interface) = (&*self.cage, &self.interface);
         tracing::warn!(cage, interface, address = peer, error, suppressed, "peer refused");
     }
 
-    /// A configured peer cannot be reached.
+    /// Logs that a configured peer cannot be reached.
     pub(super) fn unreachable(&self, callee: &str, address: &str, error: &str) {
         let Some(suppressed) = self.pass(address, error) else { return };
         let (cage, interface) = (&*self.cage, &self.interface);
         tracing::warn!(cage, interface, callee, address, error, suppressed, "peer unreachable, trying again");
     }
 
-    /// The cage's socket, or the directory that it was in, had been removed.
+    /// Logs that the cage's socket, or its directory, had been removed.
     pub(super) fn listening_again(&self, socket: &Path) {
         let (cage, interface) = (&*self.cage, &self.interface);
         tracing::warn!(cage, interface, socket = %socket.display(), "the socket had been removed and was made again");

@@ -1,7 +1,8 @@
-//! How a copy does: calls in flight, latency, and whether it may have calls at all. Knows neither connections nor addresses.
+//! Load and health of one copy: calls in flight, latency, and whether it may get calls. Knows neither connections nor
+//! addresses.
 //!
-//! A copy gets calls once it is *proven*: a connection to it was greeted. One that fails has to prove itself again after a
-//! pause. The proof is a connection made in the background, so that a copy that hangs holds up nobody while there are others.
+//! A copy gets calls once its health is good: it greeted on a connection. After a failure it is avoided for a pause, and
+//! then probed: a connection is made in the background, so that a copy that hangs delays no call while there are others.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,15 +11,15 @@ use tokio::time::Instant;
 
 use wasmcage_core::backoff::doubled;
 
-/// A copy that failed is avoided for so long, twice as long each time, up to the longest.
+/// A copy that failed is avoided for this time, doubled at each further failure up to `PAUSE_LONGEST`.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_LONGEST: Duration = Duration::from_secs(10);
-/// After that its share of the calls grows from little to its full one.
-const RETURN: Duration = Duration::from_secs(2);
-/// How much dearer it looks when it comes back.
-const RETURN_COST: u64 = 16;
-/// How fast a measured latency is forgotten while no other comes.
-const FADE: Duration = Duration::from_millis(100);
+/// A recovered copy gets its full share of the calls only after this time; until then its cost counts more.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// At the beginning of its warm-up, a copy's cost grows by this many times.
+const WARM_UP_COST: u64 = 16;
+/// Half-life of a measured latency while no answer comes.
+const LATENCY_HALF_LIFE: Duration = Duration::from_millis(100);
 
 pub(super) struct Gauge {
     epoch: Instant,
@@ -27,26 +28,26 @@ pub(super) struct Gauge {
     latency: AtomicU64,
     /// Milliseconds since `epoch`.
     answered_at: AtomicU64,
-    /// Milliseconds since `epoch`; 0: never.
+    /// Milliseconds since `epoch`; 0: the copy never failed.
     avoided_until: AtomicU64,
-    /// Since the last answer.
+    /// Number of failures since the last answer.
     failures: AtomicU32,
-    proven: AtomicBool,
-    /// A proof is on its way.
-    proving: AtomicBool,
+    good: AtomicBool,
+    /// A probe is running.
+    probing: AtomicBool,
 }
 
-/// Whether a copy may have calls.
+/// The health of a copy, which decides whether it gets calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Proven,
-    /// Nobody knows; a proof may be made now.
-    Unproven,
-    /// It failed lately, or its proof is on its way.
+pub(super) enum CopyHealth {
+    Good,
+    /// The copy may be probed now.
+    Unknown,
+    /// The copy failed lately, or a probe is running.
     Avoided,
 }
 
-/// A call that has no answer yet.
+/// Counts a call in flight until it is dropped.
 pub(super) struct InFlight<'a>(&'a Gauge);
 
 impl Gauge {
@@ -58,8 +59,8 @@ impl Gauge {
             answered_at: AtomicU64::new(0),
             avoided_until: AtomicU64::new(0),
             failures: AtomicU32::new(0),
-            proven: AtomicBool::new(false),
-            proving: AtomicBool::new(false),
+            good: AtomicBool::new(false),
+            probing: AtomicBool::new(false),
         }
     }
 
@@ -76,65 +77,65 @@ impl Gauge {
         Some(self.latency.load(Ordering::Relaxed)).filter(|nanos| *nanos > 0).map(Duration::from_nanos)
     }
 
-    pub(super) fn standing(&self) -> Standing {
-        if self.proven.load(Ordering::Relaxed) {
-            Standing::Proven
-        } else if self.is_paused() || self.proving.load(Ordering::Relaxed) {
-            Standing::Avoided
+    pub(super) fn health(&self) -> CopyHealth {
+        if self.good.load(Ordering::Relaxed) {
+            CopyHealth::Good
+        } else if self.is_paused() || self.probing.load(Ordering::Relaxed) {
+            CopyHealth::Avoided
         } else {
-            Standing::Unproven
+            CopyHealth::Unknown
         }
     }
 
-    /// It failed, and the pause after that is not over.
+    /// Returns whether the pause after the last failure is not over.
     pub(super) fn is_paused(&self) -> bool {
         self.now_ms() < self.avoided_until.load(Ordering::Relaxed)
     }
 
-    /// Milliseconds since the copy became known until which it is avoided; 0: it never failed.
+    /// The end of the pause in milliseconds since the copy became known; 0: the copy never failed.
     pub(super) fn avoided_until_ms(&self) -> u64 {
         self.avoided_until.load(Ordering::Relaxed)
     }
 
-    /// A call begins; it ends with one of the others.
+    /// Counts a call in. Its outcome is then recorded by `answered`, `slow` or `fail`.
     pub(super) fn begin(&self) -> InFlight<'_> {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(self)
     }
 
-    /// Whether the caller is to make the proof: not while another makes it, or when there is nothing to prove now.
-    pub(super) fn begin_proof(&self) -> bool {
-        self.standing() == Standing::Unproven && !self.proving.swap(true, Ordering::Relaxed)
+    /// Returns whether the caller has to probe the copy: its health is unknown and no other probe is running.
+    pub(super) fn begin_probe(&self) -> bool {
+        self.health() == CopyHealth::Unknown && !self.probing.swap(true, Ordering::Relaxed)
     }
 
-    pub(super) fn end_proof(&self) {
-        self.proving.store(false, Ordering::Relaxed);
+    pub(super) fn end_probe(&self) {
+        self.probing.store(false, Ordering::Relaxed);
     }
 
-    /// Whether it is still there has to be found out before it gets calls that others could have.
-    pub(super) fn doubt(&self) {
-        self.proven.store(false, Ordering::Relaxed);
+    /// Requires a probe before the copy gets calls that others could get.
+    pub(super) fn set_unknown(&self) {
+        self.good.store(false, Ordering::Relaxed);
     }
 
-    /// It greeted, or answered.
-    pub(super) fn prove(&self) {
-        if self.proven.load(Ordering::Relaxed) {
+    /// Records that the copy greeted or answered.
+    pub(super) fn set_good(&self) {
+        if self.good.load(Ordering::Relaxed) {
             return;
         }
-        if !self.proven.swap(true, Ordering::Relaxed) && self.avoided_until_ms() > 0 {
-            // Its return begins now.
+        if !self.good.swap(true, Ordering::Relaxed) && self.avoided_until_ms() > 0 {
+            // The warm-up begins now.
             self.avoided_until.store(self.now_ms(), Ordering::Relaxed);
         }
     }
 
-    /// An answer came.
+    /// Records an answer and its latency.
     pub(super) fn answered(&self, elapsed: Duration) {
         self.slow(elapsed);
         self.failures.store(0, Ordering::Relaxed);
-        self.prove();
+        self.set_good();
     }
 
-    /// An answer took so long, or longer. Lost updates of two at once do not matter.
+    /// Records that an answer took at least this long. Two updates at once may lose one, which does not matter.
     pub(super) fn slow(&self, elapsed: Duration) {
         let (old, new) = (self.latency.load(Ordering::Relaxed), elapsed.as_nanos().max(1) as u64);
         let average = if old == 0 { new } else { old - old / 8 + new / 8 };
@@ -142,9 +143,9 @@ impl Gauge {
         self.answered_at.store(self.now_ms(), Ordering::Relaxed);
     }
 
-    /// It could not be reached, broke off, or hung. Further failures in a pause are the same one.
+    /// Records that the copy could not be reached, closed the connection or hung. Failures during a pause count as one.
     pub(super) fn fail(&self) {
-        self.doubt();
+        self.set_unknown();
         if self.is_paused() {
             return;
         }
@@ -153,8 +154,9 @@ impl Gauge {
         self.avoided_until.store(self.now_ms() + pause.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// A small difference is chance, and the one with fewer calls in work gets the next. A copy that has not answered yet is
-    /// taken to be as fast as the other: so it is tried, and not by everybody at once.
+    /// Compares by cost. Costs that differ by less than a factor of two count as equal, and the copy with fewer calls in
+    /// flight is better. A copy without an answer yet is assumed to be as fast as the other, so that it is tried, but
+    /// not by all callers at once.
     pub(super) fn is_better_than(&self, other: &Self) -> bool {
         let (latency, other_latency) = self.latencies(other);
         let (cost, other_cost) = (self.cost(latency), other.cost(other_latency));
@@ -164,8 +166,9 @@ impl Gauge {
         self.in_flight() <= other.in_flight()
     }
 
-    /// What the two are compared by, in nanoseconds. What was measured of the slower one counts for half after each `FADE`
-    /// without an answer, down to the faster one's and no further: it is tried again, and not preferred for its silence.
+    /// Returns the latencies by which the two are compared, in nanoseconds. A latency halves with each
+    /// `LATENCY_HALF_LIFE` without an answer, but not below the smaller of the two: a slow copy is tried again, and none
+    /// is preferred because it was not called.
     fn latencies(&self, other: &Self) -> (u64, u64) {
         let (own, others) = (self.latency.load(Ordering::Relaxed), other.latency.load(Ordering::Relaxed));
         match (own, others) {
@@ -177,18 +180,18 @@ impl Gauge {
 
     fn faded(&self, latency: u64) -> u64 {
         let age_ms = self.now_ms().saturating_sub(self.answered_at.load(Ordering::Relaxed));
-        latency >> (age_ms / FADE.as_millis() as u64).min(63)
+        latency >> (age_ms / LATENCY_HALF_LIFE.as_millis() as u64).min(63)
     }
 
-    /// What one more call would cost, at that latency.
+    /// Returns the cost of one more call at that latency.
     fn cost(&self, latency: u64) -> u64 {
         let cost = latency.saturating_mul(u64::from(self.in_flight()) + 1);
-        let return_ms = RETURN.as_millis() as u64;
-        let returned = match self.avoided_until_ms() {
-            0 => return_ms,
+        let warm_up_ms = WARM_UP.as_millis() as u64;
+        let warm_ms = match self.avoided_until_ms() {
+            0 => warm_up_ms,
             until => self.now_ms().saturating_sub(until),
         };
-        cost.saturating_mul(1 + RETURN_COST * return_ms.saturating_sub(returned) / return_ms)
+        cost.saturating_mul(1 + WARM_UP_COST * warm_up_ms.saturating_sub(warm_ms) / warm_up_ms)
     }
 }
 
@@ -204,36 +207,36 @@ mod tests {
 
     fn proven() -> Gauge {
         let gauge = Gauge::new();
-        gauge.prove();
+        gauge.set_good();
         gauge
     }
 
-    /// Time goes on, for these.
+    /// Moves the clocks of these gauges forward.
     fn wait(gauges: &mut [&mut Gauge], time: Duration) {
         gauges.iter_mut().for_each(|gauge| gauge.epoch -= time);
     }
 
     #[test]
-    fn a_copy_that_failed_gets_calls_again_only_when_it_has_proven_itself() {
+    fn a_copy_that_failed_gets_calls_again_only_after_a_probe() {
         let mut gauge = proven();
-        assert_eq!(gauge.standing(), Standing::Proven);
+        assert_eq!(gauge.health(), CopyHealth::Good);
         gauge.fail();
         gauge.fail();
-        assert_eq!(gauge.standing(), Standing::Avoided);
-        assert!(!gauge.begin_proof());
+        assert_eq!(gauge.health(), CopyHealth::Avoided);
+        assert!(!gauge.begin_probe());
         wait(&mut [&mut gauge], PAUSE_FIRST);
-        assert_eq!(gauge.standing(), Standing::Unproven);
-        assert!(gauge.begin_proof());
-        assert!(!gauge.begin_proof() && gauge.standing() == Standing::Avoided);
+        assert_eq!(gauge.health(), CopyHealth::Unknown);
+        assert!(gauge.begin_probe());
+        assert!(!gauge.begin_probe() && gauge.health() == CopyHealth::Avoided);
         gauge.fail();
-        gauge.end_proof();
+        gauge.end_probe();
         wait(&mut [&mut gauge], PAUSE_FIRST);
-        assert_eq!(gauge.standing(), Standing::Avoided, "the second pause is twice as long");
+        assert_eq!(gauge.health(), CopyHealth::Avoided, "the second pause is twice as long");
         wait(&mut [&mut gauge], PAUSE_FIRST);
-        assert!(gauge.begin_proof());
-        gauge.end_proof();
-        gauge.prove();
-        assert_eq!(gauge.standing(), Standing::Proven);
+        assert!(gauge.begin_probe());
+        gauge.end_probe();
+        gauge.set_good();
+        assert_eq!(gauge.health(), CopyHealth::Good);
     }
 
     #[test]
@@ -242,11 +245,11 @@ mod tests {
         for _ in 0..8 {
             gauge.fail();
             wait(&mut [&mut gauge], PAUSE_LONGEST);
-            assert_eq!(gauge.standing(), Standing::Unproven);
+            assert_eq!(gauge.health(), CopyHealth::Unknown);
         }
     }
 
-    /// A copy that was silent for seconds once looked cheaper than any that answered, and got every call.
+    /// A copy that had been silent for seconds once seemed faster than those that answered, and got every call.
     #[test]
     fn silence_makes_no_copy_look_fast() {
         let (mut hung, mut well) = (proven(), proven());
@@ -255,9 +258,9 @@ mod tests {
         wait(&mut [&mut hung, &mut well], Duration::from_secs(60));
         well.answered(Duration::from_millis(1));
         assert_eq!(hung.latencies(&well), well.latencies(&hung));
-        hung.prove();
+        hung.set_good();
         assert!(well.is_better_than(&hung) && !hung.is_better_than(&well), "it comes back with little");
-        wait(&mut [&mut hung, &mut well], RETURN);
+        wait(&mut [&mut hung, &mut well], WARM_UP);
         assert!(hung.is_better_than(&well), "and has its share in the end");
     }
 
@@ -267,7 +270,7 @@ mod tests {
         slow.answered(Duration::from_millis(500));
         quick.answered(Duration::from_millis(1));
         assert!(quick.is_better_than(&slow) && !slow.is_better_than(&quick));
-        wait(&mut [&mut slow, &mut quick], FADE * 20);
+        wait(&mut [&mut slow, &mut quick], LATENCY_HALF_LIFE * 20);
         quick.answered(Duration::from_millis(1));
         assert!(slow.is_better_than(&quick));
     }

@@ -1,6 +1,6 @@
-//! Connections from the network that have not said yet who they are. Anybody can make them, so they have a bound of their
-//! own, and one for each address: the oldest makes room for a new one. A cage needs milliseconds for its handshake, so that
-//! it gets through beside many that are silent.
+//! Limits connections from the network that have not greeted yet. Anybody can make them, so they have a bound of their
+//! own, and one for each address: at the bound, the oldest is cut off for a new one. A cage needs milliseconds for its
+//! handshake, so it succeeds beside many connections that are silent.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,22 +9,22 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// Of all addresses together.
+/// Handshakes in progress of all addresses together.
 const HANDSHAKES_MAX: usize = 512;
-/// Of one address; of IPv6, of one network of 64 bits, which is what one machine may have.
+/// Handshakes in progress of one IPv4 address, or of one IPv6 network of 64 bits, which one machine may have.
 const HANDSHAKES_OF_ADDRESS_MAX: usize = 64;
 
 #[derive(Default)]
-pub(super) struct Handshakes(Mutex<Pending>);
+pub(super) struct Handshakes(Mutex<HandshakeQueue>);
 
 /// The oldest first.
 #[derive(Default)]
-struct Pending {
+struct HandshakeQueue {
     next: u64,
     all: VecDeque<(u64, IpAddr, oneshot::Sender<()>)>,
 }
 
-/// A handshake on its way. Ends when dropped.
+/// Counts a handshake in progress until it is dropped.
 pub(super) struct Handshake {
     handshakes: Arc<Handshakes>,
     number: u64,
@@ -32,7 +32,7 @@ pub(super) struct Handshake {
 }
 
 impl Handshakes {
-    /// There is always room: the oldest handshake may be cut off.
+    /// Counts a handshake in. At a bound, cuts the oldest one off.
     pub(super) fn begin(self: &Arc<Self>, from: IpAddr) -> Handshake {
         let network = network_of(from);
         let mut pending = self.0.lock();
@@ -52,9 +52,9 @@ impl Handshakes {
 }
 
 impl Handshake {
-    /// Resolves when it has to make room for another.
+    /// Resolves when this handshake is cut off for a newer one.
     pub(super) async fn cut(&mut self) {
-        // Nothing is ever sent.
+        // Nothing is sent: the sender is dropped.
         let _ = (&mut self.cut).await;
     }
 }
@@ -62,7 +62,7 @@ impl Handshake {
 impl Drop for Handshake {
     fn drop(&mut self) {
         let mut pending = self.handshakes.0.lock();
-        // In order of their numbers.
+        // The queue is sorted by number.
         if let Ok(at) = pending.all.binary_search_by_key(&self.number, |(number, ..)| *number) {
             pending.all.remove(at);
         }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_has_a_network_of_addresses() {
+    fn an_ipv6_machine_is_counted_by_its_network() {
         let network = |text: &str| network_of(text.parse().unwrap());
         assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1:2:3"));
         assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));

@@ -1,5 +1,5 @@
-//! The side that others connect to: the cage's Unix socket, and its TCP port when it has one. Neither can keep the other
-//! from being served.
+//! Accepts connections on the cage's Unix socket, and on its TCP port when it has one. The two have separate limits, so
+//! that neither can keep the other from being served.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,68 +11,71 @@ use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::dial::own_user;
+use super::dial::check_same_user;
 use super::handshakes::Handshakes;
-use super::{Answerer, Inner, told};
-use crate::discovery::Address;
-use crate::fabric::{CopyId, Service};
+use super::links::LanHandler;
+use super::{LanInner, gossip_format};
+use crate::discovery::CopyAddress;
+use crate::fabric::{CallHandler, CopyId};
+use crate::keyed_limit::{KeyedLimit, KeyedPermit};
 use crate::keys;
 use crate::link::frame::Hello;
 use crate::link::{self, Link};
-use crate::places::{Place, Places};
 use wasmcage_core::call::COMMAND_LINE;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::unix_socket::NamedListener;
 use wasmcage_protocol::InterfaceError;
 
-/// From the connection to the end of the greeting.
+/// Time for a new connection to complete the TLS handshake and the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// After a failure to accept, which is one of this machine: out of descriptors or memory.
+/// Pause after a failed accept: this machine is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between two looks whether the cage's socket is still where others look for it.
-const SOCKET_INTERVAL: Duration = Duration::from_secs(1);
-/// One cage may have one connection in so many of those from the network.
+/// Interval at which the socket's file is checked and restored.
+const SOCKET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// One cage may have at most this fraction (one half) of the connections from the network.
 const CONNECTIONS_SHARE: usize = 2;
 
-/// What a cage is reached by.
-pub(super) struct Listening {
+/// The sockets at which a cage listens.
+pub(super) struct Listeners {
     unix: NamedListener,
     tcp: Option<TcpListener>,
 }
 
-/// Room for connections from the network.
-struct Doors {
+/// Limits for connections from the network.
+struct NetworkLimits {
     handshakes: Arc<Handshakes>,
     connections: Arc<Semaphore>,
-    /// Of one cage.
-    of_cage: Arc<Places<Arc<str>>>,
+    /// Connections of one cage.
+    of_cage: Arc<KeyedLimit<Arc<str>>>,
 }
 
-/// A connection from the network that may stay.
-type Admitted = (OwnedSemaphorePermit, Place<Arc<str>>);
+/// Held by a connection from the network as long as it lives.
+type ConnectionPermits = (OwnedSemaphorePermit, KeyedPermit<Arc<str>>);
 
 /// Where a connection came from.
 #[derive(Clone, Copy)]
-enum From {
-    Here,
-    There(SocketAddr),
+enum ConnectionOrigin {
+    ThisMachine,
+    Network(SocketAddr),
 }
 
-impl From {
-    /// Without the port, which is another one for each connection.
+impl ConnectionOrigin {
+    /// Returns the name for the log: without the port, which is another one for each connection.
     fn host(self) -> String {
         match self {
-            Self::Here => "this machine".to_owned(),
-            Self::There(address) => address.ip().to_string(),
+            Self::ThisMachine => "this machine".to_owned(),
+            Self::Network(address) => address.ip().to_string(),
         }
     }
 }
 
-impl Listening {
+impl Listeners {
+    /// Opens the sockets.
+    ///
     /// # Errors
-    /// A socket that cannot be had; a TCP port without keys.
-    pub(super) async fn start(inner: &Inner) -> Result<Self, InterfaceError> {
+    /// A socket cannot be bound, or a TCP port is configured and the cage has no keys.
+    pub(super) async fn bind(inner: &LanInner) -> Result<Self, InterfaceError> {
         let failed =
             |address: String, source| InterfaceError::Listen { interface: inner.interface.clone(), address, source };
         let tcp = match &inner.config.listen {
@@ -101,7 +104,7 @@ impl Listening {
 
     pub(super) fn addresses(&self) -> Vec<String> {
         let tcp = self.tcp_address();
-        let unix = Address::Unix(self.unix.path().to_owned()).to_string();
+        let unix = CopyAddress::Unix(self.unix.path().to_owned()).to_string();
         tcp.map(|address| format!("tls://{address}")).into_iter().chain([unix]).collect()
     }
 
@@ -109,66 +112,68 @@ impl Listening {
         self.tcp.as_ref().and_then(|tcp| tcp.local_addr().ok())
     }
 
-    /// Takes connections until the drain begins.
-    pub(super) async fn accept(self, inner: &Arc<Inner>, service: &Arc<dyn Service>, drain: &Drain) {
+    /// Accepts connections until the drain begins.
+    pub(super) async fn accept(self, inner: &Arc<LanInner>, handler: &Arc<dyn CallHandler>, drain: &Drain) {
         let Self { unix, tcp } = self;
         let tcp = async {
             match &tcp {
-                Some(tcp) => inner.accept_tcp(tcp, service).await,
+                Some(tcp) => inner.accept_tcp(tcp, handler).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = inner.accept_unix(unix, service) => {}
+            () = inner.accept_unix(unix, handler) => {}
             () = tcp => {}
             () = drain.stopping() => {}
         }
     }
 }
 
-impl Doors {
+impl NetworkLimits {
     fn new(connections_max: usize) -> Self {
         Self {
             handshakes: Arc::default(),
             connections: Arc::new(Semaphore::new(connections_max)),
-            of_cage: Places::new(connections_max.div_ceil(CONNECTIONS_SHARE)),
+            of_cage: KeyedLimit::new(connections_max.div_ceil(CONNECTIONS_SHARE)),
         }
     }
 
+    /// Takes the permits for a connection of cage `cage`, whose certificate has been checked.
+    ///
     /// # Errors
-    /// Why a peer that is who it says cannot stay.
-    fn admit(&self, cage: &str) -> Result<Admitted, String> {
-        let of_cage = self.of_cage.enter(cage.into());
+    /// The limit that is reached, as a text for the peer and the log.
+    fn admit(&self, cage: &str) -> Result<ConnectionPermits, String> {
+        let of_cage = self.of_cage.try_acquire(cage.into());
         let of_cage = of_cage.ok_or_else(|| format!("cage {cage} has {} connections here already", self.of_cage.max()));
-        let place = self.connections.clone().try_acquire_owned();
-        Ok((place.map_err(|_| "all connections that this cage takes are in use".to_owned())?, of_cage?))
+        let permit = self.connections.clone().try_acquire_owned();
+        Ok((permit.map_err(|_| "all connections that this cage takes are in use".to_owned())?, of_cage?))
     }
 }
 
-impl Inner {
-    /// The socket is made anew when it vanishes, with the directory if need be.
-    async fn accept_unix(self: &Arc<Self>, mut unix: NamedListener, service: &Arc<dyn Service>) {
-        let places = Arc::new(Semaphore::new(self.config.connections_max));
-        let mut looks = tokio::time::interval(SOCKET_INTERVAL);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+impl LanInner {
+    /// Accepts local connections, and restores the socket when its file was removed.
+    async fn accept_unix(self: &Arc<Self>, mut unix: NamedListener, handler: &Arc<dyn CallHandler>) {
+        let permits = Arc::new(Semaphore::new(self.config.connections_max));
+        let mut checks = tokio::time::interval(SOCKET_CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let accepted = async {
-                let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+                let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
                 let stream = unix.accept().await?;
-                own_user(&stream)?;
-                Ok((stream.into_std()?, place))
+                check_same_user(&stream)?;
+                Ok((stream.into_std()?, permit))
             };
             tokio::select! {
                 accepted = accepted => match accepted {
-                    Ok((stream, place)) => self.take_unix(stream, service, place),
-                    Err(error) => self.not_taken(&error).await,
+                    Ok((stream, permit)) => self.spawn_unix(stream, handler, permit),
+                    Err(error) => self.accept_failed(&error).await,
                 },
-                _ = looks.tick() => self.restore(&mut unix),
+                _ = checks.tick() => self.restore(&mut unix),
             }
         }
     }
 
-    /// Others find this copy by its socket, which may have been tidied away.
+    /// Makes the socket and its directory again if somebody removed them: other cages find this copy by that file.
     fn restore(&self, unix: &mut NamedListener) {
         let restored = self.registry.restore().map_err(|error| error_chain(&error));
         let restored = restored.and_then(|()| unix.restore().map_err(|error| error.to_string()));
@@ -181,67 +186,70 @@ impl Inner {
         }
     }
 
-    async fn accept_tcp(self: &Arc<Self>, tcp: &TcpListener, service: &Arc<dyn Service>) {
-        let doors = Arc::new(Doors::new(self.config.connections_max));
+    async fn accept_tcp(self: &Arc<Self>, tcp: &TcpListener, handler: &Arc<dyn CallHandler>) {
+        let network_limits = Arc::new(NetworkLimits::new(self.config.connections_max));
         loop {
             let accepted = tcp.accept().await.and_then(|(stream, from)| Ok((stream.into_std()?, from)));
             match accepted {
-                Ok((stream, from)) => self.take_tcp(stream, from, service, &doors),
-                Err(error) => self.not_taken(&error).await,
+                Ok((stream, from)) => self.spawn_tcp(stream, from, handler, &network_limits),
+                Err(error) => self.accept_failed(&error).await,
             }
         }
     }
 
-    async fn not_taken(&self, error: &std::io::Error) {
+    async fn accept_failed(&self, error: &std::io::Error) {
         self.events.refused("this machine", &format!("a connection could not be taken: {error}"));
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
-    /// From here on the connection lives on one lane.
-    fn take_unix(
+    /// Serves a connection in a task on the next lane, where it stays.
+    fn spawn_unix(
         self: &Arc<Self>,
         stream: std::os::unix::net::UnixStream,
-        service: &Arc<dyn Service>,
-        place: OwnedSemaphorePermit,
+        handler: &Arc<dyn CallHandler>,
+        permit: OwnedSemaphorePermit,
     ) {
-        let (inner, service) = (self.clone(), service.clone());
-        let taken = self.taken.track_future(async move {
+        let (inner, handler) = (self.clone(), handler.clone());
+        let serving = self.inbound_tasks.track_future(async move {
             let Ok(mut stream) = UnixStream::from_std(stream) else { return };
-            if let Some((hello, rest)) = inner.greeting(&mut stream, From::Here, None).await {
-                inner.greeted(stream, From::Here, hello, rest, service).await;
+            if let Some((hello, rest)) =
+                inner.exchange_greetings(&mut stream, ConnectionOrigin::ThisMachine, None).await
+            {
+                inner.serve_connection(stream, ConnectionOrigin::ThisMachine, hello, rest, handler).await;
             }
-            drop(place);
+            drop(permit);
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from this machine", taken));
+        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from this machine", serving));
     }
 
-    fn take_tcp(
+    fn spawn_tcp(
         self: &Arc<Self>,
         stream: std::net::TcpStream,
         from: SocketAddr,
-        service: &Arc<dyn Service>,
-        doors: &Arc<Doors>,
+        handler: &Arc<dyn CallHandler>,
+        network_limits: &Arc<NetworkLimits>,
     ) {
-        let (inner, service, doors) = (self.clone(), service.clone(), doors.clone());
-        let mut handshake = doors.handshakes.begin(from.ip());
-        let taken = self.taken.track_future(async move {
+        let (inner, handler, network_limits) = (self.clone(), handler.clone(), network_limits.clone());
+        let mut handshake = network_limits.handshakes.begin(from.ip());
+        let serving = self.inbound_tasks.track_future(async move {
             let refused = |text: &str| inner.events.refused(&from.ip().to_string(), text);
             let greeting = async {
-                let (mut stream, cage) = inner.secured(stream, from).await.inspect_err(|text| refused(text)).ok()?;
-                let (hello, rest) = inner.greeting(&mut stream, From::There(from), Some(&cage)).await?;
+                let (mut stream, cage) = inner.accept_tls(stream, from).await.inspect_err(|text| refused(text)).ok()?;
+                let (hello, rest) =
+                    inner.exchange_greetings(&mut stream, ConnectionOrigin::Network(from), Some(&cage)).await?;
                 Some((stream, hello, rest))
             };
             let greeted = tokio::select! {
                 greeted = tokio::time::timeout(GREETING_TIMEOUT, greeting) => greeted,
-                () = handshake.cut() => return refused("no handshake before others needed its place"),
+                () = handshake.cut() => return refused("no handshake before a newer one needed its place"),
             };
             drop(handshake);
             let Ok(greeted) = greeted else { return refused("no handshake in time") };
             let Some((mut stream, hello, rest)) = greeted else { return };
-            match doors.admit(&hello.cage) {
-                Ok(admitted) => {
-                    inner.greeted(stream, From::There(from), hello, rest, service).await;
-                    drop(admitted);
+            match network_limits.admit(&hello.cage) {
+                Ok(permits) => {
+                    inner.serve_connection(stream, ConnectionOrigin::Network(from), hello, rest, handler).await;
+                    drop(permits);
                 }
                 Err(text) => {
                     refused(&text);
@@ -249,11 +257,11 @@ impl Inner {
                 }
             }
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from the network", taken));
+        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from the network", serving));
     }
 
-    /// The stream, and whose certificate the peer showed.
-    async fn secured(
+    /// Does the TLS handshake. Returns the stream, and the cage named by the peer's certificate.
+    async fn accept_tls(
         &self,
         stream: std::net::TcpStream,
         from: SocketAddr,
@@ -267,19 +275,19 @@ impl Inner {
         identity.map(|identity| (stream, identity.cage)).map_err(|error| error_chain(&error))
     }
 
-    /// What the peer says of itself, and what came after it; none of one that is sent away. `cage` is whose certificate it
-    /// showed.
-    async fn greeting<S: AsyncRead + AsyncWrite + Unpin>(
+    /// Exchanges greetings. Returns the peer's, and the bytes that followed it; none if the peer was refused. `cage` is
+    /// the name in the peer's certificate.
+    async fn exchange_greetings<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: &mut S,
-        from: From,
+        from: ConnectionOrigin,
         cage: Option<&str>,
     ) -> Option<(Hello, BytesMut)> {
         let (hello, rest) = match link::greet(stream, &self.hello(false), GREETING_TIMEOUT).await {
             Ok(greeted) => greeted,
-            // A look whether somebody is there.
+            // Somebody only checked whether this copy listens.
             Err(link::GreetingError::Closed) => return None,
-            Err(link::GreetingError::Io(_)) if matches!(from, From::Here) => return None,
+            Err(link::GreetingError::Io(_)) if matches!(from, ConnectionOrigin::ThisMachine) => return None,
             Err(error) => {
                 let text = error_chain(&error);
                 self.events.refused(&from.host(), &text);
@@ -287,8 +295,8 @@ impl Inner {
                 return None;
             }
         };
-        let Some(mismatch) = self.mismatch(&hello, cage) else { return Some((hello, rest)) };
-        // A copy that finds itself is no news.
+        let Some(mismatch) = self.greeting_mismatch(&hello, cage) else { return Some((hello, rest)) };
+        // A copy that connects to itself is not logged.
         if hello.copy != self.local.copy.0 {
             self.events.refused(&from.host(), &mismatch);
         }
@@ -296,31 +304,33 @@ impl Inner {
         None
     }
 
-    /// Serves a connection to its end.
-    async fn greeted<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    /// Serves a connection on which both sides have greeted, until it ends.
+    async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         self: &Arc<Self>,
         stream: S,
-        from: From,
+        from: ConnectionOrigin,
         hello: Hello,
         rest: BytesMut,
-        service: Arc<dyn Service>,
+        handler: Arc<dyn CallHandler>,
     ) {
         let (peer, id): (Arc<str>, _) = (hello.cage.as_str().into(), CopyId(hello.copy));
-        let answerer = Answerer::new(self, peer.clone(), Some(service));
-        let (link, life) = Link::new(stream, rest, self.session_limits(), true, answerer, Some(self.lanes.clone()));
-        if !self.enlist(&link) {
+        let link_handler = LanHandler::new(self, peer.clone(), Some(handler));
+        let (link, driver) =
+            Link::new(stream, rest, self.session_limits(), true, link_handler, Some(self.lanes.clone()));
+        if !self.add_inbound(&link) {
             link.close();
         }
         let (host, address) = match from {
-            From::Here => (None, None),
-            From::There(from) => {
-                let listens = hello.listen_port.map(|port| Address::Tcp(SocketAddr::new(from.ip(), port).to_string()));
+            ConnectionOrigin::ThisMachine => (None, None),
+            ConnectionOrigin::Network(from) => {
+                let listens =
+                    hello.listen_port.map(|port| CopyAddress::Tcp(SocketAddr::new(from.ip(), port).to_string()));
                 (Some(from.ip()), listens)
             }
         };
         let reverse = hello.reverse.then(|| link.clone());
         let copy = match reverse.is_some() || address.is_some() {
-            true => self.copies.came(&peer, id, self.lanes.count(), address.as_ref(), reverse),
+            true => self.copies.record_inbound(&peer, id, self.lanes.count(), address.as_ref(), reverse),
             false => None,
         };
         if let Some(copy) = &copy {
@@ -328,26 +338,26 @@ impl Inner {
             self.changed.notify_waiters();
         }
         if *peer != *COMMAND_LINE {
-            self.tell(&link, id, host);
+            self.add_gossip_peer(&link, id, host);
         }
-        life.await;
+        driver.await;
         let closed = link.closed().await;
         if let Some(copy) = copy {
             copy.connection_ended(&closed);
-            self.copies.went(&copy, address.as_ref());
+            self.copies.record_inbound_end(&copy, address.as_ref());
             self.changed.notify_waiters();
         }
-        if let link::Closed::Violation(text) = closed {
+        if let link::CloseReason::Violation(text) = closed {
             self.events.refused(&format!("cage {peer} at {}", from.host()), &text);
         }
     }
 
-    /// Members that cage `teller` told of are hints like any other.
-    pub(super) fn was_told(&self, teller: &Arc<str>, members: &[u8]) {
+    /// Adds the members that a peer of cage `reporter` sent to the table.
+    pub(super) fn add_gossip(&self, reporter: &Arc<str>, members: &[u8]) {
         let now = tokio::time::Instant::now();
         let mut any = false;
-        for sighting in told::decode(members).iter().filter(|sighting| sighting.copy != self.local.copy) {
-            any |= self.copies.told(sighting, teller, self.lanes.count(), now);
+        for hint in gossip_format::decode(members).iter().filter(|hint| hint.copy != self.local.copy) {
+            any |= self.copies.add_gossip(hint, reporter, self.lanes.count(), now);
         }
         if any {
             self.changed.notify_waiters();

@@ -1,5 +1,5 @@
-//! The side of `reverse-rpc` that serves: keeps connections to every copy of the cages that cannot connect to this one, over
-//! which they call it.
+//! The serving side of `reverse-rpc`: keeps connections to every copy of the cages that cannot connect to this one, so
+//! that they can call it over these.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -8,29 +8,29 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use super::copy::Copy;
-use super::dial::Connection;
-use super::{Inner, Lan};
-use crate::discovery::{Address, Found};
-use crate::fabric::{CopyId, Service};
+use super::copy::RemoteCopy;
+use super::dial::NewConnection;
+use super::{Lan, LanInner};
+use crate::discovery::{CopyAddress, FoundBy};
+use crate::fabric::{CallHandler, CopyId};
 use wasmcage_core::drain::Drain;
 
-/// Between two attempts at a copy.
-const RETRY: Duration = Duration::from_millis(400);
+/// Pause between two attempts to connect to a copy.
+const RETRY_PAUSE: Duration = Duration::from_millis(400);
 
-/// How the cages that are served are reached.
+/// How many connections there are to each served cage, or why there are none.
 #[derive(Default)]
-pub(super) struct Reached(Mutex<BTreeMap<Arc<str>, Cage>>);
+pub(super) struct ReverseStatus(Mutex<BTreeMap<Arc<str>, CageStatus>>);
 
 #[derive(Default)]
-struct Cage {
+struct CageStatus {
     connections: usize,
     /// Why the last attempt failed.
     error: Option<String>,
 }
 
-impl Reached {
-    fn change(&self, cage: &Arc<str>, change: impl FnOnce(&mut Cage)) {
+impl ReverseStatus {
+    fn change(&self, cage: &Arc<str>, change: impl FnOnce(&mut CageStatus)) {
         change(self.0.lock().entry(cage.clone()).or_default());
     }
 
@@ -38,40 +38,41 @@ impl Reached {
         self.change(cage, |cage| cage.error = Some(error.to_owned()));
     }
 
-    fn why_not(&self, cage: &str) -> Option<String> {
+    fn problem(&self, cage: &str) -> Option<String> {
         match self.0.lock().get(cage) {
-            Some(Cage { connections: 1.., .. }) => None,
-            Some(Cage { error: Some(error), .. }) => Some(format!("not served, no copy is reached: {error}")),
+            Some(CageStatus { connections: 1.., .. }) => None,
+            Some(CageStatus { error: Some(error), .. }) => Some(format!("not served, no copy is reached: {error}")),
             Some(_) | None => Some("not served, no copy is known".to_owned()),
         }
     }
 }
 
-/// A connection over which a cage is served, as long as this lives.
-struct Serving<'a>(&'a Reached, &'a Arc<str>);
+/// Counts a connection to a served cage until it is dropped.
+struct ConnectionGuard<'a>(&'a ReverseStatus, &'a Arc<str>);
 
-impl<'a> Serving<'a> {
-    fn begin(reached: &'a Reached, cage: &'a Arc<str>) -> Self {
-        reached.change(cage, |cage| *cage = Cage { connections: cage.connections + 1, error: None });
-        Self(reached, cage)
+impl<'a> ConnectionGuard<'a> {
+    fn new(status: &'a ReverseStatus, cage: &'a Arc<str>) -> Self {
+        status.change(cage, |cage| *cage = CageStatus { connections: cage.connections + 1, error: None });
+        Self(status, cage)
     }
 }
 
-impl Drop for Serving<'_> {
+impl Drop for ConnectionGuard<'_> {
     fn drop(&mut self) {
         self.0.change(self.1, |cage| cage.connections = cage.connections.saturating_sub(1));
     }
 }
 
 impl Lan {
-    /// Which of these cages are not served now, and why.
+    /// Returns those of the cages that are not served now, each with the reason.
     pub fn not_served<'a>(&self, cages: &'a [String]) -> Vec<(&'a str, String)> {
-        let why_not = |cage: &'a String| Some((cage.as_str(), self.inner.reached.why_not(cage)?));
-        cages.iter().filter_map(why_not).collect()
+        let problem = |cage: &'a String| Some((cage.as_str(), self.inner.reverse_status.problem(cage)?));
+        cages.iter().filter_map(problem).collect()
     }
 
-    /// Keeps connections to every copy of `cages` over which these can call `service`; ends when the drain is complete.
-    pub async fn serve_in_reverse(&self, cages: &[String], service: Arc<dyn Service>, drain: &Drain) {
+    /// Keeps connections to every copy of `cages`, over which these can call `service`. Returns when the drain is
+    /// complete.
+    pub async fn serve_in_reverse(&self, cages: &[String], handler: Arc<dyn CallHandler>, drain: &Drain) {
         let mut serving = JoinSet::new();
         let mut served: HashSet<CopyId> = HashSet::new();
         loop {
@@ -79,9 +80,9 @@ impl Lan {
             let known = cages.iter().filter_map(|cage| self.inner.copies.get(cage));
             for copy in known.flat_map(|known| known.copies().to_vec()) {
                 if served.insert(copy.id) {
-                    let (inner, service, drain) = (self.inner.clone(), service.clone(), drain.clone());
+                    let (inner, handler, drain) = (self.inner.clone(), handler.clone(), drain.clone());
                     let serve =
-                        move || inner.clone().serve_copy_in_reverse(copy.clone(), service.clone(), drain.clone());
+                        move || inner.clone().serve_copy_in_reverse(copy.clone(), handler.clone(), drain.clone());
                     serving.spawn(self.inner.tasks.kept("reverse-rpc: a copy that is served", serve));
                 }
             }
@@ -95,21 +96,22 @@ impl Lan {
     }
 }
 
-impl Inner {
-    /// Keeps a connection to a copy over which it can call `service`. Returns the copy when that leads nowhere any more.
+impl LanInner {
+    /// Connects to a copy and serves its calls with `service` until the connection ends. Returns the copy's id, so that
+    /// the caller can start over.
     async fn serve_copy_in_reverse(
         self: Arc<Self>,
-        copy: Arc<Copy>,
-        service: Arc<dyn Service>,
+        copy: Arc<RemoteCopy>,
+        handler: Arc<dyn CallHandler>,
         drain: Drain,
     ) -> CopyId {
         for (address, _) in copy.addresses() {
-            let (inner, cage, service) = (self.clone(), copy.cage.clone(), service.clone());
+            let (inner, cage, handler) = (self.clone(), copy.cage.clone(), handler.clone());
             let at = address.clone();
-            let connecting = self.lanes.next().spawn(async move { inner.connect(&at, &cage, Some(service)).await });
+            let connecting = self.lanes.next().spawn(async move { inner.connect(&at, &cage, Some(handler)).await });
             let failed = match connecting.await {
                 Ok(Ok(connection)) => {
-                    self.served_in_reverse(&copy, &address, connection, &drain).await;
+                    self.hold_reverse_connection(&copy, &address, connection, &drain).await;
                     return copy.id;
                 }
                 Ok(Err(error)) => error.to_string(),
@@ -117,28 +119,34 @@ impl Inner {
                 Err(error) => error.to_string(),
             };
             copy.failed(failed.clone());
-            self.reached.failed(&copy.cage, &failed);
+            self.reverse_status.failed(&copy.cage, &failed);
             self.events.unreachable(&copy.cage, &address.to_string(), &failed);
         }
-        tokio::time::sleep(RETRY).await;
-        self.copies.drop_if_lost(&copy);
+        tokio::time::sleep(RETRY_PAUSE).await;
+        self.copies.drop_if_unreachable(&copy);
         self.changed.notify_waiters();
         copy.id
     }
 
-    /// The copy that greeted may be another than was looked for.
-    async fn served_in_reverse(&self, copy: &Arc<Copy>, address: &Address, connection: Connection, drain: &Drain) {
-        let Connection { link, hello, .. } = connection;
+    /// Keeps the connection until it ends or the drain begins. Closes it if another copy than the wanted one greeted.
+    async fn hold_reverse_connection(
+        &self,
+        copy: &Arc<RemoteCopy>,
+        address: &CopyAddress,
+        connection: NewConnection,
+        drain: &Drain,
+    ) {
+        let NewConnection { link, hello, .. } = connection;
         let id = CopyId(hello.copy);
         if id != copy.id {
-            self.copies.met(&copy.cage, id, self.lanes.count(), address, Found::Met);
-            self.copies.bury(copy, address, tokio::time::Instant::now());
+            self.copies.record_connection(&copy.cage, id, self.lanes.count(), address, FoundBy::Connection);
+            self.copies.mark_absent(copy, address, tokio::time::Instant::now());
             link.close();
             return self.changed.notify_waiters();
         }
         copy.greeted(&hello.node, &hello.version);
         self.events.connected(&copy.cage, &address.to_string(), &copy.id.to_string());
-        let _serving = Serving::begin(&self.reached, &copy.cage);
+        let _counted = ConnectionGuard::new(&self.reverse_status, &copy.cage);
         let closed = tokio::select! {
             closed = link.closed() => closed,
             () = drain.stopping() => {
@@ -146,6 +154,6 @@ impl Inner {
                 link.closed().await
             }
         };
-        self.left(copy, &closed);
+        self.connection_ended(copy, &closed);
     }
 }

@@ -1,5 +1,4 @@
-//! The contract of fabrics, kept by this one over Unix sockets and over TLS; and what strangers on the network get to
-//! see of it.
+//! The contract of fabrics over Unix sockets and over TLS, and tests of hostile and hanging peers.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,35 +11,35 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::*;
-use crate::contract::{Bench, Running, call, call_of, contract};
+use crate::contract::{RunningCopy, TestBed, call, call_of, contract};
 use crate::fabric::CopyId;
 use crate::keys::{Authority, KEYS_DIRECTORY};
-use crate::link::frame::{self, Refusal};
+use crate::link::frame::{self, Hello, RefusalReason};
 use crate::link::{greet, say_bye};
 
-/// Cages of one machine, or each on a machine of its own as far as they can tell.
-struct LanBench {
+/// Cages of one machine; with an authority, cages that can reach each other over TCP only.
+struct LanTestBed {
     directory: TempDir,
     authority: Option<Authority>,
-    /// Everyone's address, for those who join later.
+    /// The addresses of all copies, for those that join later.
     peers: Mutex<BTreeMap<String, Vec<PeerAddress>>>,
-    joined: Mutex<Vec<(Local, Arc<Lan>)>>,
+    joined: Mutex<Vec<(LocalCopy, Arc<Lan>)>>,
 }
 
-impl LanBench {
+impl LanTestBed {
     fn unix() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self { directory, authority: None, peers: Mutex::default(), joined: Mutex::default() }
     }
 
     fn tls() -> Self {
-        let mut bench = Self::unix();
-        let authority = Authority::create(&bench.directory.path().join("authority"), "default").unwrap();
-        bench.authority = Some(authority);
-        bench
+        let mut bed = Self::unix();
+        let authority = Authority::create(&bed.directory.path().join("authority"), "default").unwrap();
+        bed.authority = Some(authority);
+        bed
     }
 
-    fn config(&self, local: &Local) -> LanConfig {
+    fn config(&self, local: &LocalCopy) -> LanConfig {
         let keys = self.directory.path().join(local.copy.to_string()).join(KEYS_DIRECTORY);
         LanConfig {
             listen: self.authority.as_ref().map(|_| "127.0.0.1:0".to_owned()),
@@ -57,15 +56,15 @@ impl LanBench {
         }
     }
 
-    /// Where a copy meets others: each for itself when they are to use the network.
-    fn meeting(&self, local: &Local) -> PathBuf {
+    /// The runtime directory of a copy: one for each when they have to use the network.
+    fn runtime_directory(&self, local: &LocalCopy) -> PathBuf {
         match self.authority {
             None => self.directory.path().join("run"),
             Some(_) => self.directory.path().join(local.copy.to_string()).join("run"),
         }
     }
 
-    async fn open(&self, local: &Local, limits: Limits) -> Arc<Lan> {
+    async fn open(&self, local: &LocalCopy, limits: CallLimits) -> Arc<Lan> {
         let config = self.config(local);
         std::fs::create_dir_all(config.keys.parent().unwrap()).unwrap();
         if let Some(authority) = self.authority.as_ref().filter(|_| *local.flock == *"default") {
@@ -76,22 +75,24 @@ impl LanBench {
             other.issue(&local.cage, 1).unwrap().write(&config.keys, false).unwrap();
         }
         let lanes = Arc::new(Lanes::start(2).unwrap());
-        let meeting = self.meeting(local);
+        let runtime_directory = self.runtime_directory(local);
         Arc::new(
-            Lan::open(local.clone(), "rpc", config, limits, &meeting, lanes, Tasks::new(&local.cage)).await.unwrap(),
+            Lan::open(local.clone(), "rpc", config, limits, &runtime_directory, lanes, Tasks::new(&local.cage))
+                .await
+                .unwrap(),
         )
     }
 }
 
 #[async_trait]
-impl Bench for LanBench {
-    async fn join(&self, local: &Local, limits: Limits) -> Arc<dyn Fabric> {
+impl TestBed for LanTestBed {
+    async fn join(&self, local: &LocalCopy, limits: CallLimits) -> Arc<dyn Fabric> {
         let lan = self.open(local, limits).await;
         self.joined.lock().push((local.clone(), lan.clone()));
         lan
     }
 
-    async fn introduce(&self, local: &Local, fabric: &Arc<dyn Fabric>) {
+    async fn introduce(&self, local: &LocalCopy, fabric: &Arc<dyn Fabric>) {
         let addresses = fabric.addresses();
         let Some(address) = addresses.iter().find_map(|address| address.strip_prefix("tls://")) else { return };
         let address: PeerAddress = address.parse().unwrap();
@@ -102,7 +103,7 @@ impl Bench for LanBench {
         self.peers.lock().entry(local.cage.to_string()).or_default().push(address);
     }
 
-    async fn kill(&self, local: &Local, fabric: Arc<dyn Fabric>) {
+    async fn kill(&self, local: &LocalCopy, fabric: Arc<dyn Fabric>) {
         let mut joined = self.joined.lock();
         let at = joined.iter().position(|(known, _)| known.copy == local.copy).unwrap();
         let (_, lan) = joined.remove(at);
@@ -113,53 +114,53 @@ impl Bench for LanBench {
 
 mod unix {
     use super::*;
-    contract!(Some(Arc::new(LanBench::unix()) as Arc<dyn Bench>));
+    contract!(Some(Arc::new(LanTestBed::unix()) as Arc<dyn TestBed>));
 }
 
 mod tls {
     use super::*;
-    contract!(Some(Arc::new(LanBench::tls()) as Arc<dyn Bench>));
+    contract!(Some(Arc::new(LanTestBed::tls()) as Arc<dyn TestBed>));
 }
 
-/// A worker over TLS and its address.
-async fn exposed() -> (LanBench, Running, SocketAddr) {
-    let bench = LanBench::tls();
-    let worker = Running::start(&bench, "worker").await;
+/// Starts a worker over TLS; returns also its address.
+async fn exposed() -> (LanTestBed, RunningCopy, SocketAddr) {
+    let bed = LanTestBed::tls();
+    let worker = RunningCopy::start(&bed, "worker").await;
     let address = worker.fabric.addresses().iter().find_map(|address| address.strip_prefix("tls://")?.parse().ok());
-    (bench, worker, address.unwrap())
+    (bed, worker, address.unwrap())
 }
 
-async fn still_serves(bench: &LanBench) {
-    let front = bench.join(&Running::local("default", "front"), Limits::default()).await;
+async fn still_serves(bed: &LanTestBed) {
+    let front = bed.join(&RunningCopy::local("default", "front"), CallLimits::default()).await;
     front.call(call("echo"), None).await.unwrap();
 }
 
-/// Reads until the other side closes; what it said.
+/// Reads until the other side closes; returns what was read.
 async fn until_closed(stream: &mut (impl tokio::io::AsyncRead + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
-    // A reset is as good an end as any.
+    // The connection may also be reset.
     let _ = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut said)).await.expect("a close");
     said
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn strangers_get_nowhere() {
-    let (bench, _worker, address) = exposed().await;
+    let (bed, _worker, address) = exposed().await;
     for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[0x16, 3, 1, 0xff, 0xff, 0]] {
         let mut stream = TcpStream::connect(address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         stream.shutdown().await.unwrap();
         until_closed(&mut stream).await;
     }
-    still_serves(&bench).await;
+    still_serves(&bed).await;
 }
 
-/// A connection with good keys of cage `mallory`, to behave badly on.
-async fn insider(bench: &LanBench, address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
-    let keys_directory = bench.directory.path().join("mallory");
-    let authority = bench.authority.as_ref().unwrap();
+/// Makes a connection with valid keys of cage `mallory`.
+async fn insider(bed: &LanTestBed, address: SocketAddr) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let keys_directory = bed.directory.path().join("mallory");
+    let authority = bed.authority.as_ref().unwrap();
     authority.issue("mallory", 1).unwrap().write(&keys_directory, true).unwrap();
-    let keys = crate::keys::Keys::load(&keys_directory, &Identity::new("default", "mallory")).unwrap().unwrap();
+    let keys = crate::keys::CageKeys::load(&keys_directory, &Identity::new("default", "mallory")).unwrap().unwrap();
     let connector = tokio_rustls::TlsConnector::from(keys.client());
     connector.connect(keys.server_name(), TcpStream::connect(address).await.unwrap()).await.unwrap()
 }
@@ -171,10 +172,10 @@ fn hello(cage: &str, flock: &str) -> Hello {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insider_is_who_its_certificate_says() {
-    let (bench, _worker, address) = exposed().await;
+    let (bed, _worker, address) = exposed().await;
     let check = async |cage: &str, flock: &str, words: &str| {
-        let mut stream = insider(&bench, address).await;
-        // Its greeting comes first, then why it leaves.
+        let mut stream = insider(&bed, address).await;
+        // The greeting comes first, then the reason for closing.
         let (_, mut said) = greet(&mut stream, &hello(cage, flock), Duration::from_secs(5)).await.unwrap();
         said.extend_from_slice(&until_closed(&mut stream).await);
         let said = String::from_utf8_lossy(&said);
@@ -182,21 +183,21 @@ async fn an_insider_is_who_its_certificate_says() {
     };
     check("front", "default", "cage mallory was expected, cage front greeted").await;
     check("mallory", "other", "not of flock other").await;
-    still_serves(&bench).await;
+    still_serves(&bed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insider_that_breaks_the_rules_is_cut_off() {
-    let (bench, worker, address) = exposed().await;
+    let (bed, worker, address) = exposed().await;
     let frames: [&dyn Fn(&mut bytes::BytesMut); 5] = [
         &|out| out.extend_from_slice(&[0xff; 32]),
-        &|out| frame::put_part(out, frame::Way::Call, 9, b"x"),
-        &|out| drop(frame::put_begin(out, frame::Way::Answer, 1, b"", bytes::Bytes::new())),
+        &|out| frame::put_part(out, frame::Direction::Call, 9, b"x"),
+        &|out| drop(frame::put_begin(out, frame::Direction::Answer, 1, b"", bytes::Bytes::new())),
         &|out| hello("mallory", "default").put(out),
         &|out| frame::put_cancel(out, 5),
     ];
     for put in frames {
-        let mut stream = insider(&bench, address).await;
+        let mut stream = insider(&bed, address).await;
         greet(&mut stream, &hello("mallory", "default"), Duration::from_secs(5)).await.unwrap();
         let mut out = bytes::BytesMut::new();
         put(&mut out);
@@ -204,60 +205,60 @@ async fn an_insider_that_breaks_the_rules_is_cut_off() {
         stream.flush().await.unwrap();
         until_closed(&mut stream).await;
     }
-    // A call that is no call is answered; half a frame harms nobody.
-    let mut stream = insider(&bench, address).await;
+    // A call that cannot be decoded is answered; an incomplete frame does no harm.
+    let mut stream = insider(&bed, address).await;
     greet(&mut stream, &hello("mallory", "default"), Duration::from_secs(5)).await.unwrap();
     let mut out = bytes::BytesMut::new();
-    drop(frame::put_begin(&mut out, frame::Way::Call, 1, b"nonsense", bytes::Bytes::new()));
+    drop(frame::put_begin(&mut out, frame::Direction::Call, 1, b"nonsense", bytes::Bytes::new()));
     stream.write_all(&out).await.unwrap();
     stream.flush().await.unwrap();
     let mut answer = [0; 64];
     assert!(stream.read(&mut answer).await.unwrap() > 0);
     stream.write_all(&out[..7]).await.unwrap();
     say_bye(&mut stream, "enough").await;
-    assert_eq!(worker.probe.counts().begun, 0);
-    still_serves(&bench).await;
+    assert_eq!(worker.handler.counts().begun, 0);
+    still_serves(&bed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_is_refused_beyond_the_bound() {
-    let bench = LanBench::tls();
-    let limits = Limits { calls_per_peer_max: 10, ..Limits::default() };
-    let worker = Running::start_as(&bench, Running::local("default", "worker"), limits).await;
+    let bed = LanTestBed::tls();
+    let limits = CallLimits { calls_per_peer_max: 10, ..CallLimits::default() };
+    let worker = RunningCopy::start_as(&bed, RunningCopy::local("default", "worker"), limits).await;
     let addresses = worker.fabric.addresses();
     let address = addresses.iter().find_map(|address| address.strip_prefix("tls://")?.parse().ok()).unwrap();
-    let mut stream = insider(&bench, address).await;
+    let mut stream = insider(&bed, address).await;
     greet(&mut stream, &hello("mallory", "default"), Duration::from_secs(5)).await.unwrap();
     let message = envelope::encode_call(&call("wait")).unwrap();
     let mut out = bytes::BytesMut::new();
     for id in 1..=1_000 {
-        drop(frame::put_begin(&mut out, frame::Way::Call, id, &message.head, message.body.clone()));
+        drop(frame::put_begin(&mut out, frame::Direction::Call, id, &message.head, message.body.clone()));
     }
     stream.write_all(&out).await.unwrap();
     stream.flush().await.unwrap();
-    let mut came = bytes::BytesMut::new();
+    let mut received = bytes::BytesMut::new();
     let mut refused = 0;
     while refused < 990 {
-        while let Some(frame) = frame::Frame::take(&mut came).unwrap() {
-            refused += usize::from(matches!(frame, frame::Frame::Refused { reason: Refusal::TooMany, .. }));
+        while let Some(frame) = frame::Frame::take(&mut received).unwrap() {
+            refused += usize::from(matches!(frame, frame::Frame::Refused { reason: RefusalReason::TooMany, .. }));
         }
-        assert!(refused == 990 || stream.read_buf(&mut came).await.unwrap() > 0);
+        assert!(refused == 990 || stream.read_buf(&mut received).await.unwrap() > 0);
     }
-    assert!(worker.probe.counts().begun <= 10);
-    still_serves(&bench).await;
+    assert!(worker.handler.counts().begun <= 10);
+    still_serves(&bed).await;
     drop(stream);
-    worker.probe.until(|counts| counts.dropped == 10).await;
+    worker.handler.until(|counts| counts.dropped == 10).await;
 }
 
-/// A copy of `worker` that greets as long as it is told to, and neither reads nor answers.
-struct Hung {
+/// A copy of `worker` that greets while `greets` is set, and neither reads nor answers.
+struct HangingCopy {
     id: CopyId,
     greets: Arc<AtomicBool>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
-impl Hung {
-    /// `front` knows it, and one other copy.
+impl HangingCopy {
+    /// Starts it, and waits until `front` knows it and one other copy.
     async fn start(front: &Lan) -> Self {
         let (id, greets) = (CopyId::random(), Arc::new(AtomicBool::new(true)));
         let path = front.inner.registry.registration_path("worker", id);
@@ -278,12 +279,12 @@ impl Hung {
         Self { id, greets, accepting }
     }
 
-    fn copy(&self, front: &Lan) -> Arc<super::copy::Copy> {
+    fn copy(&self, front: &Lan) -> Arc<super::copy::RemoteCopy> {
         front.inner.copies.find("worker", self.id).unwrap()
     }
 }
 
-impl Drop for Hung {
+impl Drop for HangingCopy {
     fn drop(&mut self) {
         self.accepting.abort();
     }
@@ -298,7 +299,7 @@ async fn eventually(what: &str, is: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), looking).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-/// A call that may run once, with less time than it takes to give up connecting.
+/// Makes a call that is not idempotent, with a timeout shorter than that for connecting.
 async fn call_in_time(front: &Lan) {
     let echo = call_of("worker", "echo", Payload::Json("{}".into()), Duration::from_secs(4));
     front.call(echo, None).await.unwrap();
@@ -306,27 +307,27 @@ async fn call_in_time(front: &Lan) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hung_peer_is_noticed_and_costs_an_idempotent_call_one_attempt() {
-    let bench = LanBench::unix();
-    let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
-    let worker = Running::start(&bench, "worker").await;
-    let hung = Hung::start(&front).await;
+    let bed = LanTestBed::unix();
+    let front = bed.open(&RunningCopy::local("default", "front"), CallLimits::default()).await;
+    let worker = RunningCopy::start(&bed, "worker").await;
+    let hung = HangingCopy::start(&front).await;
     for _ in 0..20 {
         let idempotent = Call { idempotent: true, ..call("echo") };
         front.call(idempotent, None).await.unwrap();
     }
     let to_it = front.call(call("echo"), Some(&hung.id.to_string())).await;
     assert!(matches!(&to_it, Err(DispatchError::Lost(text)) if text.contains("nothing was heard")), "{to_it:?}");
-    assert!(worker.probe.counts().ended >= 20);
+    assert!(worker.handler.counts().ended >= 20);
 }
 
-/// Only a call that was lost told of it: a copy that hung while it had none was connected to by the calls that came next,
-/// each for as long as connecting may take.
+/// A hanging copy was once noticed only by a lost call: if it hung while it had none, each of the next calls waited for a
+/// connection to it until the timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_hung_while_nobody_called_it_holds_up_no_call() {
-    let bench = LanBench::unix();
-    let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
-    let _worker = Running::start(&bench, "worker").await;
-    let hung = Hung::start(&front).await;
+    let bed = LanTestBed::unix();
+    let front = bed.open(&RunningCopy::local("default", "front"), CallLimits::default()).await;
+    let _worker = RunningCopy::start(&bed, "worker").await;
+    let hung = HangingCopy::start(&front).await;
     let copy = hung.copy(&front);
     front.inner.link(&copy).await.unwrap();
     hung.greets.store(false, Ordering::Relaxed);
@@ -336,13 +337,13 @@ async fn a_copy_that_hung_while_nobody_called_it_holds_up_no_call() {
     }
 }
 
-/// A lane without a connection of its own waited for one to a copy that hung since, though others could be called.
+/// A lane without a connection once waited for one to a hanging copy, although another copy could be called.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_waits_for_no_connection_while_another_copy_has_one() {
-    let bench = LanBench::unix();
-    let front = bench.open(&Running::local("default", "front"), Limits::default()).await;
-    let worker = Running::start(&bench, "worker").await;
-    let hung = Hung::start(&front).await;
+    let bed = LanTestBed::unix();
+    let front = bed.open(&RunningCopy::local("default", "front"), CallLimits::default()).await;
+    let worker = RunningCopy::start(&bed, "worker").await;
+    let hung = HangingCopy::start(&front).await;
     front.call(call("echo"), Some(&worker.local.copy.to_string())).await.unwrap();
     front.inner.link(&hung.copy(&front)).await.unwrap();
     hung.greets.store(false, Ordering::Relaxed);
@@ -357,9 +358,9 @@ async fn a_call_waits_for_no_connection_while_another_copy_has_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_bodies_and_small_calls_share_a_connection() {
-    let bench = LanBench::tls();
-    let _worker = Running::start(&bench, "worker").await;
-    let front = bench.join(&Running::local("default", "front"), Limits::default()).await;
+    let bed = LanTestBed::tls();
+    let _worker = RunningCopy::start(&bed, "worker").await;
+    let front = bed.join(&RunningCopy::local("default", "front"), CallLimits::default()).await;
     let echo = |bytes: usize| Call { arguments: Payload::Bytes(vec![bytes as u8; bytes].into()), ..call("echo") };
     let callers = (0..9).map(|caller| {
         let front = front.clone();
@@ -367,7 +368,7 @@ async fn long_bodies_and_small_calls_share_a_connection() {
         tokio::spawn(async move {
             for _ in 0..calls {
                 match front.call(echo(bytes), None).await {
-                    Ok(Payload::Bytes(came)) => assert_eq!(came.len(), bytes),
+                    Ok(Payload::Bytes(received)) => assert_eq!(received.len(), bytes),
                     other => panic!("{other:?}"),
                 }
             }

@@ -1,5 +1,5 @@
-//! Moves a link's bytes: one task that reads, writes and keeps time for one connection, until it ends. Everything that
-//! callers and runners want of it goes through the session; they wake it.
+//! Drives a link: one task that reads, writes and checks timeouts for one connection until it ends. Callers and running
+//! calls change the session and wake this task.
 
 use std::io;
 use std::pin::Pin;
@@ -13,57 +13,58 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::frame::{Frame, Violation};
-use super::session::{Ending, Event};
-use super::{Answering, Closed, LinkError, Shared};
+use super::session::{CallEnding, Event};
+use super::{CloseReason, LinkError, LinkHandler, LinkShared};
 use wasmcage_core::lanes::Lanes;
 
-/// Between two looks at the time.
+/// Interval at which the timeouts are checked.
 const TICK: Duration = Duration::from_millis(250);
-/// A peer that has been silent for so long is asked for a sign of life.
+/// A peer from which nothing was received for this time gets a ping.
 const PING_AFTER: Duration = Duration::from_millis(700);
-/// A peer that has been silent for so long is dead. Found at the tick after it: in three seconds at most.
-const DEAD_AFTER: Duration = Duration::from_millis(2_500);
-/// A peer that takes nothing of what is written for so long is as good as dead.
-const STALLED_AFTER: Duration = Duration::from_secs(10);
-/// How long a side that closes waits for the other one to have read everything.
-const LINGER: Duration = Duration::from_secs(1);
-/// Room for one read.
+/// A peer from which nothing was received for this time is dead. This is noticed at the next tick, after 3 s at most.
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// A peer that reads nothing of what is written for this time is closed.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a side that closes waits for the peer to have read everything.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Buffer space for one read.
 const READ_BYTES: usize = 64 << 10;
-/// Calls of one connection that run on its own lane; more are spread over all lanes. An answer from another lane wakes this
-/// one, which costs more than a short call; a caller has a connection for each of its lanes anyway.
+/// Calls of one connection that run on its own lane; more are spread over all lanes. An answer from another lane must
+/// wake this one, which costs more than a short call, and a caller has a connection for each of its lanes anyway.
 const CALLS_ON_LANE: usize = 64;
 
-pub(super) struct Driver<S, A> {
+pub(super) struct LinkDriver<S, A> {
     stream: S,
-    shared: Arc<Shared>,
-    answering: Arc<A>,
+    shared: Arc<LinkShared>,
+    handler: Arc<A>,
     lanes: Option<Arc<Lanes>>,
     read: BytesMut,
     write: BytesMut,
     unflushed: bool,
     tick: Interval,
-    /// When something was last read, and written.
-    heard: Instant,
-    moved: Instant,
-    pinged: Instant,
-    /// Nothing can be written any more, since then. What the peer said before it closed is still to be read: it may tell
+    /// When something was last read.
+    last_read: Instant,
+    /// When something was last written, or began to wait for it.
+    last_write: Instant,
+    last_ping: Instant,
+    /// Since when and why nothing can be written any more. What the peer sent before is still read: a go-away frame tells
     /// which calls it did not take.
-    broken: Option<(Instant, Closed)>,
+    write_failed: Option<(Instant, CloseReason)>,
 }
 
-impl<S, A> Drop for Driver<S, A> {
-    /// Without effect where the connection has ended by itself.
+impl<S, A> Drop for LinkDriver<S, A> {
+    /// Has no effect if the connection has ended by itself.
     fn drop(&mut self) {
-        self.shared.close(Closed::Here);
+        self.shared.close(CloseReason::Here);
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
-    /// `read` holds what came after the greeting.
+impl<S: AsyncRead + AsyncWrite + Unpin, A: LinkHandler> LinkDriver<S, A> {
+    /// `read` has the bytes that were received after the greeting.
     pub(super) fn new(
         stream: S,
-        shared: Arc<Shared>,
-        answering: Arc<A>,
+        shared: Arc<LinkShared>,
+        handler: Arc<A>,
         lanes: Option<Arc<Lanes>>,
         read: BytesMut,
     ) -> Self {
@@ -74,47 +75,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         Self {
             stream,
             shared,
-            answering,
+            handler,
             lanes,
             read,
             write,
             unflushed: false,
             tick,
-            heard: now,
-            moved: now,
-            pinged: now,
-            broken: None,
+            last_read: now,
+            last_write: now,
+            last_ping: now,
+            write_failed: None,
         }
     }
 
-    /// The whole life of the connection.
+    /// Drives the connection until it ends.
     pub(super) async fn run(mut self) {
-        // What came with the greeting is taken before anything is read.
+        // Frames that were received with the greeting come first.
         let closed = match self.take_frames() {
             Ok(()) => std::future::poll_fn(|cx| self.poll(cx)).await,
             Err(closed) => closed,
         };
-        if let Closed::Violation(text) = &closed {
+        if let CloseReason::Violation(text) = &closed {
             self.shared.session.lock().bye(text);
         }
-        // The last words, if the socket takes them at once.
+        // What is left is written only if the socket takes it at once.
         let _ = std::future::poll_fn(|cx| {
             self.write(cx);
             Pin::new(&mut self.stream).poll_shutdown(cx)
         })
         .now_or_never();
-        if matches!(closed, Closed::Here) {
+        if matches!(closed, CloseReason::Here) {
             self.linger().await;
         }
         self.shared.close(closed);
     }
 
-    /// Reads on until the peer has closed, too: a socket that is closed while something unread is in it takes back what it
-    /// has not sent yet, such as the last answers.
+    /// Reads until the peer has closed, too: closing a socket with unread bytes discards what it has not sent yet, such
+    /// as the last answers.
     async fn linger(&mut self) {
-        let mut said = false;
+        let mut shut_down = false;
         let ended = std::future::poll_fn(|cx| {
-            said = said || Pin::new(&mut self.stream).poll_shutdown(cx).is_ready();
+            shut_down = shut_down || Pin::new(&mut self.stream).poll_shutdown(cx).is_ready();
             loop {
                 self.read.clear();
                 self.read.reserve(READ_BYTES);
@@ -125,11 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
                 }
             }
         });
-        // A peer that hangs is not waited for.
-        let _ = tokio::time::timeout(LINGER, ended).await;
+        // On a timeout the peer hangs, and the answers are lost.
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, ended).await;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Closed> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<CloseReason> {
         self.shared.waker.register(cx.waker());
         loop {
             let read = match self.read(cx) {
@@ -141,10 +142,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
             }
         }
         while self.tick.poll_tick(cx).is_ready() {
-            if let Some(closed) = self.look_at_time() {
+            if let Some(closed) = self.check_timeouts() {
                 return Poll::Ready(closed);
             }
-            // A ping may have to go out.
+            // There may be a ping to write.
             self.write(cx);
         }
         match self.shared.must_close() {
@@ -153,49 +154,49 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         }
     }
 
-    /// True when something came.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, Closed> {
+    /// Returns true when something was read.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
         if self.shared.session.lock().is_congested() {
             return Ok(false);
         }
         self.read.reserve(READ_BYTES);
         match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.read) {
             Poll::Pending => Ok(false),
-            Poll::Ready(Ok(0)) => Err(Closed::ByPeer),
+            Poll::Ready(Ok(0)) => Err(CloseReason::ByPeer),
             Poll::Ready(Ok(_)) => {
-                self.heard = Instant::now();
+                self.last_read = Instant::now();
                 self.take_frames()?;
                 Ok(true)
             }
-            Poll::Ready(Err(error)) => Err(Closed::Io(Arc::new(error))),
+            Poll::Ready(Err(error)) => Err(CloseReason::Io(Arc::new(error))),
         }
     }
 
-    fn take_frames(&mut self) -> Result<(), Closed> {
-        let broken = |violation: Violation| Closed::Violation(violation.to_string());
-        while let Some(frame) = Frame::take(&mut self.read).map_err(broken)? {
-            let event = self.shared.session.lock().receive(frame).map_err(broken)?;
+    fn take_frames(&mut self) -> Result<(), CloseReason> {
+        let violated = |violation: Violation| CloseReason::Violation(violation.to_string());
+        while let Some(frame) = Frame::take(&mut self.read).map_err(violated)? {
+            let event = self.shared.session.lock().receive(frame).map_err(violated)?;
             match event {
                 None => {}
                 Some(Event::Call { id, message }) => self.serve(id, message),
                 Some(Event::Cancelled(runner)) => runner.abort(),
-                // A caller that has just left has no use for it.
+                // The caller may have just left.
                 Some(Event::Ended { waiter, ending }) => drop(waiter.send(match ending {
-                    Ending::Answer(message) => Ok(message),
-                    Ending::Refused(reason, text) => Err(LinkError::Refused(reason, text)),
+                    CallEnding::Answer(message) => Ok(message),
+                    CallEnding::Refused(reason, text) => Err(LinkError::Refused(reason, text)),
                 })),
-                Some(Event::Told(members)) => self.answering.told(&members),
+                Some(Event::Members(members)) => self.handler.members_received(&members),
                 Some(Event::GoingAway) => self.shared.note_going_away(),
-                Some(Event::Bye(text)) => return Err(Closed::Bye(text)),
+                Some(Event::Bye(text)) => return Err(CloseReason::Bye(text)),
             }
         }
         Ok(())
     }
 
     fn serve(&mut self, id: u64, message: super::Message) {
-        let (answering, shared) = (self.answering.clone(), self.shared.clone());
+        let (handler, shared) = (self.handler.clone(), self.shared.clone());
         let running = async move {
-            let answer = answering.answer(message).await;
+            let answer = handler.answer(message).await;
             shared.session.lock().answer(id, answer);
             shared.waker.wake();
         };
@@ -207,66 +208,66 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Answering> Driver<S, A> {
         session.running(id, task.abort_handle());
     }
 
-    /// True when something went out.
+    /// Returns true when something was written.
     fn write(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.broken.is_some() {
+        if self.write_failed.is_some() {
             return false;
         }
         self.try_write(cx).unwrap_or_else(|closed| {
             self.write.clear();
-            self.broken = Some((Instant::now(), closed));
+            self.write_failed = Some((Instant::now(), closed));
             false
         })
     }
 
-    fn try_write(&mut self, cx: &mut Context<'_>) -> Result<bool, Closed> {
-        let mut moved = false;
+    fn try_write(&mut self, cx: &mut Context<'_>) -> Result<bool, CloseReason> {
+        let mut written_any = false;
         loop {
             if self.write.is_empty() {
                 self.shared.session.lock().fill(&mut self.write);
                 if self.write.is_empty() {
                     break;
                 }
-                self.moved = Instant::now();
+                self.last_write = Instant::now();
             }
             match Pin::new(&mut self.stream).poll_write(cx, &self.write) {
-                Poll::Pending => return Ok(moved),
-                Poll::Ready(Ok(0)) => return Err(Closed::Io(Arc::new(io::ErrorKind::WriteZero.into()))),
+                Poll::Pending => return Ok(written_any),
+                Poll::Ready(Ok(0)) => return Err(CloseReason::Io(Arc::new(io::ErrorKind::WriteZero.into()))),
                 Poll::Ready(Ok(written)) => {
                     self.write.advance(written);
-                    (self.unflushed, moved) = (true, true);
-                    self.moved = Instant::now();
+                    (self.unflushed, written_any) = (true, true);
+                    self.last_write = Instant::now();
                 }
-                Poll::Ready(Err(error)) => return Err(Closed::Io(Arc::new(error))),
+                Poll::Ready(Err(error)) => return Err(CloseReason::Io(Arc::new(error))),
             }
         }
         if self.unflushed {
             match Pin::new(&mut self.stream).poll_flush(cx) {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(error)) => return Err(Closed::Io(Arc::new(error))),
+                Poll::Ready(Err(error)) => return Err(CloseReason::Io(Arc::new(error))),
             }
         }
-        Ok(moved)
+        Ok(written_any)
     }
 
-    fn look_at_time(&mut self) -> Option<Closed> {
+    fn check_timeouts(&mut self) -> Option<CloseReason> {
         let now = Instant::now();
-        if let Some((since, closed)) = &self.broken
+        if let Some((since, closed)) = &self.write_failed
             && now - *since > TICK
         {
             return Some(closed.clone());
         }
-        let (silent, stalled) = (now - self.heard, now - self.moved);
+        let (silent, stalled) = (now - self.last_read, now - self.last_write);
         let mut session = self.shared.session.lock();
-        if silent > DEAD_AFTER && !session.is_congested() {
-            return Some(Closed::Silent(silent));
+        if silent > SILENCE_TIMEOUT && !session.is_congested() {
+            return Some(CloseReason::Silent(silent));
         }
-        if (!self.write.is_empty() && stalled > STALLED_AFTER) || session.is_unread() {
-            return Some(Closed::Unread);
+        if (!self.write.is_empty() && stalled > WRITE_TIMEOUT) || session.is_unread() {
+            return Some(CloseReason::Unread);
         }
-        if silent > PING_AFTER && now - self.pinged > PING_AFTER {
-            self.pinged = now;
+        if silent > PING_AFTER && now - self.last_ping > PING_AFTER {
+            self.last_ping = now;
             session.ping(0);
         }
         drop(session);

@@ -1,11 +1,11 @@
 //! The frames of a link, byte by byte, version 1. Knows no socket: `Frame::take` reads from a buffer, `put_*` write to
-//! one. What a peer sends is checked here for its form, and in `session.rs` for its sense.
+//! one. The form of what a peer sends is checked here, and `session.rs` checks whether the frame may come now.
 //!
 //! Numbers are big-endian; `text` is a u16 length and that many bytes of UTF-8. Every frame is
 //! ```text
 //! u32 length of the rest, 9 to 131,089
 //! u8  kind
-//! u64 id of the call it is about; 0 where it is about none
+//! u64 id of the call; 0 where there is none
 //! payload, by kind:
 //!  1 hello          8 bytes `WASMCAGE`, u16 version, u16 flags (1: the greeter can be called on this link), u64 copy,
 //!                   u16 TCP port it listens on (0: none), text flock, cage, node, version of its program. The first
@@ -16,29 +16,29 @@
 //!  5 answer part    the next bytes of the body
 //!  6 call credit    u32: so many more bytes of the call's body may be sent
 //!  7 answer credit  the same for the answer's body
-//!  8 cancel         the caller does not want the answer any more
+//!  8 cancel         the caller does not need the answer any more
 //!  9 refused        u8 reason, text: the call was not run and will not be
 //! 10 ping           id: any number
 //! 11 pong           id: that of the ping
 //! 12 go away        id: the last call that the sender took; it refuses those after it, and answers those in work
-//! 13 told           members that the sender knows: see `lan/told.rs`
+//! 13 members        members that the sender knows: see `lan/gossip_format.rs`
 //! 14 bye            text: why the connection is closed by this side, now
 //! ```
-//! The first part of a body is the whole of it up to 65,536 bytes, and exactly so many of a longer one; parts have 1 to
-//! 65,536 bytes and need credit. Each side numbers its own calls from 1 upwards; a call is ended by exactly one answer
-//! or one refusal, a cancelled one too.
+//! The first part has the whole body up to 65,536 bytes, and exactly 65,536 bytes of a longer one; further parts have 1
+//! to 65,536 bytes and need credit. Each side numbers its own calls from 1 upwards. Each call ends with exactly one
+//! answer or one refusal, also if it was cancelled.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use crate::envelope::HEAD_BYTES_MAX;
 
-/// Bytes of a body in one frame.
+/// Bytes of a body in one frame, at most.
 pub const PART_BYTES_MAX: usize = 64 << 10;
-/// The length field itself.
+/// Bytes of the length field.
 const LENGTH_BYTES: usize = 4;
-/// Kind and id.
+/// Bytes of the kind and the id.
 const PREFIX_BYTES: usize = 9;
-/// The two lengths at the beginning of a call or an answer.
+/// Bytes of the two lengths at the beginning of a call or an answer.
 const LENGTHS_BYTES: usize = 8;
 pub const FRAME_BYTES_MAX: usize = PREFIX_BYTES + LENGTHS_BYTES + HEAD_BYTES_MAX + PART_BYTES_MAX;
 pub const VERSION: u16 = 1;
@@ -59,10 +59,10 @@ const REFUSED: u8 = 9;
 const PING: u8 = 10;
 const PONG: u8 = 11;
 const GO_AWAY: u8 = 12;
-const TOLD: u8 = 13;
+const MEMBERS: u8 = 13;
 const BYE: u8 = 14;
 
-/// Bytes that are no frame, or one that may not come now: the link is closed.
+/// The peer sent bytes that are no frame, or a frame that may not come now. The link is closed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Violation(pub String);
@@ -71,29 +71,29 @@ pub fn violation(text: impl Into<String>) -> Violation {
     Violation(text.into())
 }
 
-/// Which of the two bodies of a call.
+/// Distinguishes the two bodies of a call: its arguments go to the callee, its answer to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Way {
+pub enum Direction {
     Call,
     Answer,
 }
 
 /// Why a call was not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RefusalReason {
     /// The callee is shutting down.
     Draining,
-    /// More calls than one peer may have in work.
+    /// The peer has as many calls in flight as it may have.
     TooMany,
-    /// The body is longer than the callee takes.
+    /// The body is longer than the callee accepts.
     TooLarge,
-    /// This side takes no calls on this link.
+    /// The callee accepts no calls on this link.
     NotServed,
-    /// The caller cancelled it.
+    /// The caller cancelled the call.
     Cancelled,
 }
 
-impl Refusal {
+impl RefusalReason {
     const ALL: [Self; 5] = [Self::Draining, Self::TooMany, Self::TooLarge, Self::NotServed, Self::Cancelled];
 
     fn code(self) -> u8 {
@@ -101,18 +101,18 @@ impl Refusal {
     }
 }
 
-/// Who greets.
+/// The first frame of each side: its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     pub copy: u64,
     pub flock: String,
     pub cage: String,
     pub node: String,
-    /// Of its wasmcage.
+    /// Version of its program.
     pub version: String,
-    /// Where it listens on the address that it is seen with.
+    /// TCP port at which it listens, at the address from which it connected.
     pub listen_port: Option<u16>,
-    /// It can be called on this link although it is the one that connected.
+    /// It made the connection and can be called over it.
     pub reverse: bool,
 }
 
@@ -121,19 +121,19 @@ pub enum Frame {
     Hello(Hello),
     /// `total` bytes of body in all, of which `part` are here.
     Begin {
-        way: Way,
+        direction: Direction,
         id: u64,
         total: u32,
         head: Bytes,
         part: Bytes,
     },
     Part {
-        way: Way,
+        direction: Direction,
         id: u64,
         part: Bytes,
     },
     Credit {
-        way: Way,
+        direction: Direction,
         id: u64,
         bytes: u32,
     },
@@ -142,7 +142,7 @@ pub enum Frame {
     },
     Refused {
         id: u64,
-        reason: Refusal,
+        reason: RefusalReason,
         text: String,
     },
     Ping(u64),
@@ -150,12 +150,12 @@ pub enum Frame {
     GoAway {
         last: u64,
     },
-    Told(Bytes),
+    Members(Bytes),
     Bye(String),
 }
 
 impl Frame {
-    /// Takes the first frame off the buffer; none while it is not all there.
+    /// Takes the first frame off the buffer; none while it is incomplete.
     ///
     /// # Errors
     /// The bytes are no frame.
@@ -181,24 +181,24 @@ impl Frame {
     fn parse(kind: u8, id: u64, payload: Bytes) -> Result<Self, Violation> {
         Ok(match kind {
             HELLO => Self::Hello(Hello::parse(payload)?),
-            CALL => Self::begin(Way::Call, id, payload)?,
-            CALL_PART => Self::part(Way::Call, id, payload)?,
-            ANSWER => Self::begin(Way::Answer, id, payload)?,
-            ANSWER_PART => Self::part(Way::Answer, id, payload)?,
-            CALL_CREDIT => Self::Credit { way: Way::Call, id, bytes: credit(payload)? },
-            ANSWER_CREDIT => Self::Credit { way: Way::Answer, id, bytes: credit(payload)? },
+            CALL => Self::begin(Direction::Call, id, payload)?,
+            CALL_PART => Self::part(Direction::Call, id, payload)?,
+            ANSWER => Self::begin(Direction::Answer, id, payload)?,
+            ANSWER_PART => Self::part(Direction::Answer, id, payload)?,
+            CALL_CREDIT => Self::Credit { direction: Direction::Call, id, bytes: credit(payload)? },
+            ANSWER_CREDIT => Self::Credit { direction: Direction::Answer, id, bytes: credit(payload)? },
             CANCEL => Self::Cancel { id },
             REFUSED => Self::refused(id, payload)?,
             PING => Self::Ping(id),
             PONG => Self::Pong(id),
             GO_AWAY => Self::GoAway { last: id },
-            TOLD => Self::Told(payload),
+            MEMBERS => Self::Members(payload),
             BYE => Self::Bye(String::from_utf8_lossy(&payload).into_owned()),
             unknown => return Err(violation(format!("a frame of unknown kind {unknown}"))),
         })
     }
 
-    fn begin(way: Way, id: u64, mut payload: Bytes) -> Result<Self, Violation> {
+    fn begin(direction: Direction, id: u64, mut payload: Bytes) -> Result<Self, Violation> {
         if payload.len() < LENGTHS_BYTES {
             return Err(violation("a call or answer without its lengths"));
         }
@@ -214,14 +214,14 @@ impl Frame {
         if payload.len() != expected {
             return Err(violation(format!("a first part of {} bytes where {expected} must be", payload.len())));
         }
-        Ok(Self::Begin { way, id, total, head, part: payload })
+        Ok(Self::Begin { direction, id, total, head, part: payload })
     }
 
-    fn part(way: Way, id: u64, part: Bytes) -> Result<Self, Violation> {
+    fn part(direction: Direction, id: u64, part: Bytes) -> Result<Self, Violation> {
         if part.is_empty() || part.len() > PART_BYTES_MAX {
             return Err(violation(format!("a part of {} bytes; 1 to {PART_BYTES_MAX} are allowed", part.len())));
         }
-        Ok(Self::Part { way, id, part })
+        Ok(Self::Part { direction, id, part })
     }
 
     fn refused(id: u64, mut payload: Bytes) -> Result<Self, Violation> {
@@ -229,7 +229,7 @@ impl Frame {
             return Err(violation("a refusal without reason"));
         }
         let code = payload.get_u8();
-        let reason = Refusal::ALL.into_iter().find(|reason| reason.code() == code);
+        let reason = RefusalReason::ALL.into_iter().find(|reason| reason.code() == code);
         let reason = reason.ok_or_else(|| violation(format!("a refusal for unknown reason {code}")))?;
         Ok(Self::Refused { id, reason, text: String::from_utf8_lossy(&payload).into_owned() })
     }
@@ -290,11 +290,11 @@ fn put_prefix(out: &mut BytesMut, kind: u8, id: u64, payload_bytes: usize) {
     out.put_u64(id);
 }
 
-/// The head and the first part of the body; returns what is left of it.
-pub fn put_begin(out: &mut BytesMut, way: Way, id: u64, head: &[u8], mut body: Bytes) -> Bytes {
-    let kind = match way {
-        Way::Call => CALL,
-        Way::Answer => ANSWER,
+/// Writes the head and the first part of the body; returns the rest of the body.
+pub fn put_begin(out: &mut BytesMut, direction: Direction, id: u64, head: &[u8], mut body: Bytes) -> Bytes {
+    let kind = match direction {
+        Direction::Call => CALL,
+        Direction::Answer => ANSWER,
     };
     let first = body.len().min(PART_BYTES_MAX);
     out.reserve(LENGTH_BYTES + PREFIX_BYTES + LENGTHS_BYTES + head.len() + first);
@@ -306,19 +306,19 @@ pub fn put_begin(out: &mut BytesMut, way: Way, id: u64, head: &[u8], mut body: B
     body.split_off(first)
 }
 
-pub fn put_part(out: &mut BytesMut, way: Way, id: u64, part: &[u8]) {
-    let kind = match way {
-        Way::Call => CALL_PART,
-        Way::Answer => ANSWER_PART,
+pub fn put_part(out: &mut BytesMut, direction: Direction, id: u64, part: &[u8]) {
+    let kind = match direction {
+        Direction::Call => CALL_PART,
+        Direction::Answer => ANSWER_PART,
     };
     put_prefix(out, kind, id, part.len());
     out.put_slice(part);
 }
 
-pub fn put_credit(out: &mut BytesMut, way: Way, id: u64, bytes: u32) {
-    let kind = match way {
-        Way::Call => CALL_CREDIT,
-        Way::Answer => ANSWER_CREDIT,
+pub fn put_credit(out: &mut BytesMut, direction: Direction, id: u64, bytes: u32) {
+    let kind = match direction {
+        Direction::Call => CALL_CREDIT,
+        Direction::Answer => ANSWER_CREDIT,
     };
     put_prefix(out, kind, id, 4);
     out.put_u32(bytes);
@@ -328,7 +328,7 @@ pub fn put_cancel(out: &mut BytesMut, id: u64) {
     put_prefix(out, CANCEL, id, 0);
 }
 
-pub fn put_refused(out: &mut BytesMut, id: u64, reason: Refusal, text: &str) {
+pub fn put_refused(out: &mut BytesMut, id: u64, reason: RefusalReason, text: &str) {
     let text = cut(text);
     put_prefix(out, REFUSED, id, 1 + text.len());
     out.put_u8(reason.code());
@@ -347,9 +347,9 @@ pub fn put_go_away(out: &mut BytesMut, last: u64) {
     put_prefix(out, GO_AWAY, last, 0);
 }
 
-/// At most `PART_BYTES_MAX` of them.
-pub fn put_told(out: &mut BytesMut, members: &[u8]) {
-    put_prefix(out, TOLD, 0, members.len());
+/// `members` must have at most `PART_BYTES_MAX` bytes.
+pub fn put_members(out: &mut BytesMut, members: &[u8]) {
+    put_prefix(out, MEMBERS, 0, members.len());
     out.put_slice(members);
 }
 
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_come_as_they_went() {
+    fn frames_are_read_as_they_were_written() {
         let hello = Hello {
             copy: 7,
             flock: "default".into(),
@@ -387,28 +387,28 @@ mod tests {
             reverse: true,
         };
         check(|out| hello.put(out), Frame::Hello(hello.clone()));
-        for way in [Way::Call, Way::Answer] {
+        for direction in [Direction::Call, Direction::Answer] {
             let (head, part) = (Bytes::from_static(b"head"), Bytes::from_static(b"body"));
-            let begin = Frame::Begin { way, id: 9, total: 4, head, part };
-            check(|out| assert!(put_begin(out, way, 9, b"head", Bytes::from_static(b"body")).is_empty()), begin);
-            let part = Frame::Part { way, id: 3, part: Bytes::from_static(b"x") };
-            check(|out| put_part(out, way, 3, b"x"), part);
-            check(|out| put_credit(out, way, 3, 77), Frame::Credit { way, id: 3, bytes: 77 });
+            let begin = Frame::Begin { direction, id: 9, total: 4, head, part };
+            check(|out| assert!(put_begin(out, direction, 9, b"head", Bytes::from_static(b"body")).is_empty()), begin);
+            let part = Frame::Part { direction, id: 3, part: Bytes::from_static(b"x") };
+            check(|out| put_part(out, direction, 3, b"x"), part);
+            check(|out| put_credit(out, direction, 3, 77), Frame::Credit { direction, id: 3, bytes: 77 });
         }
         check(|out| put_cancel(out, 1), Frame::Cancel { id: 1 });
-        let (reason, text) = (Refusal::TooLarge, "why".to_owned());
-        check(|out| put_refused(out, 2, Refusal::TooLarge, "why"), Frame::Refused { id: 2, reason, text });
+        let (reason, text) = (RefusalReason::TooLarge, "why".to_owned());
+        check(|out| put_refused(out, 2, RefusalReason::TooLarge, "why"), Frame::Refused { id: 2, reason, text });
         check(|out| put_ping(out, 5), Frame::Ping(5));
         check(|out| put_pong(out, 5), Frame::Pong(5));
         check(|out| put_go_away(out, 4), Frame::GoAway { last: 4 });
-        check(|out| put_told(out, b"abc"), Frame::Told(Bytes::from_static(b"abc")));
+        check(|out| put_members(out, b"abc"), Frame::Members(Bytes::from_static(b"abc")));
         check(|out| put_bye(out, "leaving"), Frame::Bye("leaving".into()));
     }
 
     #[test]
     fn a_long_body_leaves_a_rest() {
         let mut out = BytesMut::new();
-        let rest = put_begin(&mut out, Way::Call, 1, b"", Bytes::from(vec![1; PART_BYTES_MAX + 5]));
+        let rest = put_begin(&mut out, Direction::Call, 1, b"", Bytes::from(vec![1; PART_BYTES_MAX + 5]));
         assert_eq!(rest.len(), 5);
         match Frame::take(&mut out).unwrap() {
             Some(Frame::Begin { total, part, .. }) => {
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_named() {
+    fn bytes_that_are_no_frame_are_named() {
         check_violation(b"\xff\xff\xff\xff", "4294967295 bytes");
         check_violation(b"\0\0\0\x08", "a frame of 8 bytes");
         check_violation(b"GET / HTTP/1.1\r\n\r\n", "a frame of 1195725856 bytes");

@@ -1,113 +1,115 @@
-//! The state of a link, without its socket: which calls are open on either side, what their bodies may still send, what
-//! is to be written next. Frames go in, events come out; every rule of `frame.rs` that a single frame cannot show is
-//! checked here.
+//! The state of a link, without its socket: the open calls of both sides, the credit of their bodies, and what has to be
+//! written next. Frames go in, events come out. Every rule of `frame.rs` that concerns more than one frame is checked
+//! here.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
-use super::frame::{self, Frame, Refusal, Violation, Way, violation};
+use super::frame::{self, Direction, Frame, RefusalReason, Violation, violation};
 use crate::envelope::Message;
 
-/// Bytes of one body that are on their way at once, so that a long one does not fill the buffers in front of the others.
+/// Bytes of one body that are in flight at once, so that a long one does not fill the buffers ahead of the others.
 const WINDOW_BYTES: usize = 512 << 10;
-/// Parts of bodies are added to what is written while that is shorter: small frames wait for no more than this.
+/// Parts of bodies are added to the write buffer only while it is shorter than this, so that small frames wait for no
+/// more.
 const WRITE_BYTES: usize = 128 << 10;
-/// Answers that a peer has asked for and does not read.
+/// Bytes of answers that a peer does not read; beyond this, the link is closed.
 const UNREAD_BYTES_MAX: usize = 256 << 20;
-/// Cancelled calls whose end has not come. A peer that never ends them is not worth a larger table.
+/// Cancelled calls that the peer has not ended yet; beyond this, no more calls are made.
 const CANCELLED_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug)]
-pub struct SessionLimits {
-    pub body_bytes_max: usize,
-    /// Calls of the peer that are in work.
-    pub calls_max: usize,
-    /// Bytes of unfinished long bodies that are kept at once; others wait for their turn.
-    pub assembly_bytes_max: usize,
+pub(crate) struct SessionLimits {
+    pub(crate) body_bytes_max: usize,
+    /// Calls of the peer in flight.
+    pub(crate) calls_max: usize,
+    /// Bytes of incomplete long bodies that are received at once; others wait for credit.
+    pub(crate) assembly_bytes_max: usize,
 }
 
-/// `W` waits for the end of a call made here, `R` runs one made by the peer.
-pub(super) struct Session<W, R> {
+/// `W` waits for the end of a call made by this side, `R` is the task that runs a call of the peer.
+pub(super) struct LinkSession<W, R> {
     limits: SessionLimits,
     /// Whether the peer's calls are served on this link.
     serves: bool,
     last_id: u64,
-    calls: HashMap<u64, Outgoing<W>>,
-    /// Calls made here and given up, whose end is still to come.
+    calls: HashMap<u64, OutgoingCall<W>>,
+    /// Calls of this side that were cancelled and that the peer has not ended yet.
     cancelled: HashSet<u64>,
     last_peer_id: u64,
-    served: HashMap<u64, Incoming<R>>,
-    /// What is written before any part of a long body.
+    served: HashMap<u64, IncomingCall<R>>,
+    /// Frames that are written before any part of a long body.
     urgent: BytesMut,
-    /// Long bodies on their way out, those that may send now in turn.
-    bodies: HashMap<(Way, u64), Body>,
-    ready: VecDeque<(Way, u64)>,
+    /// Long bodies that are being sent.
+    bodies: HashMap<(Direction, u64), BodySender>,
+    /// The long bodies that have credit, in turn.
+    ready: VecDeque<(Direction, u64)>,
     unread_bytes: usize,
     /// Calls up to this id have been given to the socket, at least in part.
     handed_over: u64,
     assembling_bytes: usize,
-    /// Long bodies that wait for room.
-    waiting: VecDeque<(Way, u64)>,
+    /// Long bodies of the peer that wait for their first credit.
+    waiting: VecDeque<(Direction, u64)>,
     going_away: bool,
     peer_going_away: bool,
-    /// The last call made here that the peer took, as far as it has said.
+    /// The last call of this side that the peer took, from its go-away frame.
     taken: u64,
 }
 
-struct Outgoing<W> {
+struct OutgoingCall<W> {
     waiter: W,
     answer: Option<Assembly>,
 }
 
-enum Incoming<R> {
+enum IncomingCall<R> {
     Assembling(Assembly),
-    /// None until the runner is known.
+    /// None until `running` is called.
     Running(Option<R>),
 }
 
-/// A body that has not come in whole.
+/// A body of which not all has been received.
 struct Assembly {
     head: Bytes,
     first: Bytes,
     bytes: BytesMut,
     total: usize,
-    /// How far the sender may go; 0 while there is no room.
+    /// Bytes that the sender may send in all; 0 before the first credit.
     granted: usize,
 }
 
-struct Body {
+struct BodySender {
     rest: Bytes,
     credit: usize,
 }
 
-/// How a call ended that was made here.
+/// How a call of this side ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum CallEnding {
     Answer(Message),
-    /// It was surely not run.
-    Refused(Refusal, String),
+    /// The call surely did not run.
+    Refused(RefusalReason, String),
 }
 
 #[derive(Debug)]
 pub(super) enum Event<W, R> {
-    /// A call of the peer's is here in whole: `running` and `answer` come next.
+    /// A call of the peer is complete: `running` and `answer` must be called next.
     Call {
         id: u64,
         message: Message,
     },
-    /// Its runner is to be stopped; the peer has been told.
+    /// The peer cancelled a call, whose runner must be stopped.
     Cancelled(R),
     Ended {
         waiter: W,
-        ending: Ending,
+        ending: CallEnding,
     },
-    Told(Bytes),
+    Members(Bytes),
     GoingAway,
     Bye(String),
 }
 
-impl<W, R> Session<W, R> {
+impl<W, R> LinkSession<W, R> {
     pub(super) fn new(limits: SessionLimits, serves: bool) -> Self {
         Self {
             limits,
@@ -130,42 +132,42 @@ impl<W, R> Session<W, R> {
         }
     }
 
-    /// Begins a call; none once the peer takes no more.
+    /// Begins a call. Fails once the peer accepts no more.
     pub(super) fn call(&mut self, message: Message, waiter: W) -> Result<u64, W> {
         if self.peer_going_away || self.cancelled.len() >= CANCELLED_MAX {
             return Err(waiter);
         }
         self.last_id += 1;
-        self.send(Way::Call, self.last_id, message);
-        self.calls.insert(self.last_id, Outgoing { waiter, answer: None });
+        self.send(Direction::Call, self.last_id, message);
+        self.calls.insert(self.last_id, OutgoingCall { waiter, answer: None });
         Ok(self.last_id)
     }
 
-    /// The caller does not wait any more.
+    /// Cancels a call of this side.
     pub(super) fn cancel(&mut self, id: u64) {
         let Some(call) = self.calls.remove(&id) else { return };
         match call.answer {
-            // It has ended already; what is left of the answer is not sent.
-            Some(assembly) => self.release(Way::Answer, id, &assembly),
+            // The call has ended already; without credit the rest of the answer is not sent.
+            Some(assembly) => self.release(Direction::Answer, id, &assembly),
             None => {
                 self.cancelled.insert(id);
             }
         }
-        self.drop_body(Way::Call, id);
+        self.drop_body(Direction::Call, id);
         frame::put_cancel(&mut self.urgent, id);
     }
 
-    /// Who runs the peer's call.
+    /// Stores the task that runs a call of the peer.
     pub(super) fn running(&mut self, id: u64, runner: R) {
-        if let Some(Incoming::Running(known)) = self.served.get_mut(&id) {
+        if let Some(IncomingCall::Running(known)) = self.served.get_mut(&id) {
             *known = Some(runner);
         }
     }
 
-    /// Ends the peer's call. One that was cancelled has ended already.
+    /// Answers a call of the peer, unless it was cancelled.
     pub(super) fn answer(&mut self, id: u64, message: Message) {
         if self.served.remove(&id).is_some() {
-            self.send(Way::Answer, id, message);
+            self.send(Direction::Answer, id, message);
         }
     }
 
@@ -173,15 +175,15 @@ impl<W, R> Session<W, R> {
         frame::put_ping(&mut self.urgent, number);
     }
 
-    pub(super) fn told(&mut self, members: &[u8]) {
-        frame::put_told(&mut self.urgent, members);
+    pub(super) fn send_members(&mut self, members: &[u8]) {
+        frame::put_members(&mut self.urgent, members);
     }
 
     pub(super) fn bye(&mut self, text: &str) {
         frame::put_bye(&mut self.urgent, text);
     }
 
-    /// From here on the peer's new calls are refused.
+    /// Refuses new calls of the peer from now on.
     pub(super) fn go_away(&mut self) {
         if !self.going_away {
             self.going_away = true;
@@ -189,7 +191,7 @@ impl<W, R> Session<W, R> {
         }
     }
 
-    /// Neither side has a call open, and everything has been given to the socket.
+    /// Returns whether neither side has an open call and nothing is left to write.
     pub(super) fn is_idle(&self) -> bool {
         self.calls.is_empty() && self.served.is_empty() && self.urgent.is_empty() && self.bodies.is_empty()
     }
@@ -202,29 +204,29 @@ impl<W, R> Session<W, R> {
         self.served.len()
     }
 
-    /// The peer does not read what it asked for.
+    /// Returns whether the peer does not read its answers.
     pub(super) fn is_unread(&self) -> bool {
         self.unread_bytes > UNREAD_BYTES_MAX
     }
 
-    /// Too much is waiting to be written to take more calls in.
+    /// Returns whether so much is waiting to be written that no more frames should be read.
     pub(super) fn is_congested(&self) -> bool {
         self.urgent.len() > 16 * WRITE_BYTES
     }
 
-    /// Ends everything: the waiters, each with whether its call was handed over, and the runners.
+    /// Ends all calls. Returns the waiters, each with whether its call may have run, and the runners.
     pub(super) fn close(&mut self) -> (Vec<(W, bool)>, Vec<R>) {
         self.peer_going_away = true;
         let handed_over = self.handed_over.min(self.taken);
         let waiters = self.calls.drain().map(|(id, call)| (call.waiter, id <= handed_over)).collect();
         let runners = self.served.drain().filter_map(|(_, incoming)| match incoming {
-            Incoming::Running(runner) => runner,
-            Incoming::Assembling(_) => None,
+            IncomingCall::Running(runner) => runner,
+            IncomingCall::Assembling(_) => None,
         });
         (waiters, runners.collect())
     }
 
-    /// What is to be written next.
+    /// Adds to `out` what has to be written next.
     pub(super) fn fill(&mut self, out: &mut BytesMut) {
         if out.is_empty() {
             std::mem::swap(out, &mut self.urgent);
@@ -252,22 +254,24 @@ impl<W, R> Session<W, R> {
         }
     }
 
-    /// Takes a frame of the peer's.
+    /// Handles a frame of the peer.
     ///
     /// # Errors
     /// A frame that may not come now.
     pub(super) fn receive(&mut self, frame: Frame) -> Result<Option<Event<W, R>>, Violation> {
         match frame {
-            Frame::Begin { way: Way::Call, id, total, head, part } => self.receive_call(id, total as usize, head, part),
-            Frame::Begin { way: Way::Answer, id, total, head, part } => {
+            Frame::Begin { direction: Direction::Call, id, total, head, part } => {
+                self.receive_call(id, total as usize, head, part)
+            }
+            Frame::Begin { direction: Direction::Answer, id, total, head, part } => {
                 self.receive_answer(id, total as usize, head, part)
             }
-            Frame::Part { way, id, part } => self.receive_part(way, id, &part),
-            Frame::Credit { way, id, bytes } => {
-                // A body that was sent in whole, or given up, is not there any more.
-                if let Some(body) = self.bodies.get_mut(&(way, id)) {
+            Frame::Part { direction, id, part } => self.receive_part(direction, id, &part),
+            Frame::Credit { direction, id, bytes } => {
+                // A body that was sent completely, or cancelled, has been removed.
+                if let Some(body) = self.bodies.get_mut(&(direction, id)) {
                     if body.credit == 0 {
-                        self.ready.push_back((way, id));
+                        self.ready.push_back((direction, id));
                     }
                     body.credit = body.credit.saturating_add(bytes as usize);
                 }
@@ -275,7 +279,7 @@ impl<W, R> Session<W, R> {
             }
             Frame::Cancel { id } => self.receive_cancel(id),
             Frame::Refused { id, reason, text } => {
-                let ending = Ending::Refused(reason, text);
+                let ending = CallEnding::Refused(reason, text);
                 Ok(self.ended(id)?.map(|call| Event::Ended { waiter: call.waiter, ending }))
             }
             Frame::Ping(number) => {
@@ -288,7 +292,7 @@ impl<W, R> Session<W, R> {
                 self.taken = last;
                 Ok(Some(Event::GoingAway))
             }
-            Frame::Told(members) => Ok(Some(Event::Told(members))),
+            Frame::Members(members) => Ok(Some(Event::Members(members))),
             Frame::Bye(text) => Ok(Some(Event::Bye(text))),
             Frame::Hello(_) => Err(violation("a second greeting")),
         }
@@ -310,26 +314,26 @@ impl<W, R> Session<W, R> {
             return Ok(None);
         }
         if part.len() == total {
-            self.served.insert(id, Incoming::Running(None));
+            self.served.insert(id, IncomingCall::Running(None));
             return Ok(Some(Event::Call { id, message: Message { head, body: part } }));
         }
         let assembly = Assembly { head, first: part, bytes: BytesMut::new(), total, granted: 0 };
-        self.served.insert(id, Incoming::Assembling(assembly));
-        self.waiting.push_back((Way::Call, id));
+        self.served.insert(id, IncomingCall::Assembling(assembly));
+        self.waiting.push_back((Direction::Call, id));
         self.make_room();
         Ok(None)
     }
 
-    fn refusal(&self, total: usize) -> Option<(Refusal, String)> {
+    fn refusal(&self, total: usize) -> Option<(RefusalReason, String)> {
         let (most, calls_max) = (self.limits.body_bytes_max, self.limits.calls_max);
         if !self.serves {
-            Some((Refusal::NotServed, "the caller's side of this connection takes no calls".into()))
+            Some((RefusalReason::NotServed, "the caller's side of this connection takes no calls".into()))
         } else if self.going_away {
-            Some((Refusal::Draining, "draining".into()))
+            Some((RefusalReason::Draining, "draining".into()))
         } else if total > most {
-            Some((Refusal::TooLarge, format!("arguments of {total} bytes, more than {most}")))
+            Some((RefusalReason::TooLarge, format!("arguments of {total} bytes, more than {most}")))
         } else if self.served.len() >= calls_max || self.is_unread() {
-            Some((Refusal::TooMany, format!("{calls_max} calls of one peer are in work already")))
+            Some((RefusalReason::TooMany, format!("{calls_max} calls of one peer are in flight already")))
         } else {
             None
         }
@@ -343,7 +347,7 @@ impl<W, R> Session<W, R> {
         part: Bytes,
     ) -> Result<Option<Event<W, R>>, Violation> {
         if part.len() == total {
-            let ending = Ending::Answer(Message { head, body: part });
+            let ending = CallEnding::Answer(Message { head, body: part });
             return Ok(self.ended(id)?.map(|call| Event::Ended { waiter: call.waiter, ending }));
         }
         if total > self.limits.body_bytes_max {
@@ -351,13 +355,15 @@ impl<W, R> Session<W, R> {
             return Err(violation(format!("an answer of {total} bytes, more than {most}")));
         }
         match self.calls.get_mut(&id) {
-            Some(Outgoing { answer: Some(_), .. }) => return Err(violation(format!("a second answer to call {id}"))),
+            Some(OutgoingCall { answer: Some(_), .. }) => {
+                return Err(violation(format!("a second answer to call {id}")));
+            }
             Some(call) => {
                 call.answer = Some(Assembly { head, first: part, bytes: BytesMut::new(), total, granted: 0 });
-                self.waiting.push_back((Way::Answer, id));
+                self.waiting.push_back((Direction::Answer, id));
                 self.make_room();
             }
-            // The rest of an answer that nobody wants is never asked for: the call has ended.
+            // The call was cancelled. It ends here, since without credit the rest of the answer is not sent.
             None => {
                 self.ended(id)?;
             }
@@ -365,12 +371,12 @@ impl<W, R> Session<W, R> {
         Ok(None)
     }
 
-    /// Takes a call of this side off the table; none if it was cancelled.
-    fn ended(&mut self, id: u64) -> Result<Option<Outgoing<W>>, Violation> {
+    /// Removes a call of this side that has ended; none if it was cancelled.
+    fn ended(&mut self, id: u64) -> Result<Option<OutgoingCall<W>>, Violation> {
         if let Some(call) = self.calls.remove(&id) {
-            self.drop_body(Way::Call, id);
+            self.drop_body(Direction::Call, id);
             if let Some(assembly) = &call.answer {
-                self.release(Way::Answer, id, assembly);
+                self.release(Direction::Answer, id, assembly);
             }
             return Ok(Some(call));
         }
@@ -380,17 +386,17 @@ impl<W, R> Session<W, R> {
         }
     }
 
-    fn receive_part(&mut self, way: Way, id: u64, part: &Bytes) -> Result<Option<Event<W, R>>, Violation> {
-        let assembly = match way {
-            Way::Call => match self.served.get_mut(&id) {
-                Some(Incoming::Assembling(assembly)) => assembly,
-                // It was cancelled while this part was on its way.
+    fn receive_part(&mut self, direction: Direction, id: u64, part: &Bytes) -> Result<Option<Event<W, R>>, Violation> {
+        let assembly = match direction {
+            Direction::Call => match self.served.get_mut(&id) {
+                Some(IncomingCall::Assembling(assembly)) => assembly,
+                // The call was cancelled while this part was in flight.
                 None if id <= self.last_peer_id => return Ok(None),
-                Some(Incoming::Running(_)) | None => {
+                Some(IncomingCall::Running(_)) | None => {
                     return Err(violation(format!("a part of call {id}, which has none")));
                 }
             },
-            Way::Answer => match self.calls.get_mut(&id).map(|call| call.answer.as_mut()) {
+            Direction::Answer => match self.calls.get_mut(&id).map(|call| call.answer.as_mut()) {
                 Some(Some(assembly)) => assembly,
                 None if id <= self.last_id => return Ok(None),
                 Some(None) | None => return Err(violation(format!("a part of answer {id}, which has none"))),
@@ -400,32 +406,32 @@ impl<W, R> Session<W, R> {
             return Err(violation(format!("more of a body than it was given credit for, call {id}")));
         }
         assembly.bytes.extend_from_slice(part);
-        let (came, granted, total) = (assembly.bytes.len(), assembly.granted, assembly.total);
-        if came < total {
-            let more = (came + WINDOW_BYTES).min(total) - granted;
-            if granted < total && granted - came <= WINDOW_BYTES / 2 {
+        let (received, granted, total) = (assembly.bytes.len(), assembly.granted, assembly.total);
+        if received < total {
+            let more = (received + WINDOW_BYTES).min(total) - granted;
+            if granted < total && granted - received <= WINDOW_BYTES / 2 {
                 assembly.granted += more;
-                frame::put_credit(&mut self.urgent, way, id, more as u32);
+                frame::put_credit(&mut self.urgent, direction, id, more as u32);
             }
             return Ok(None);
         }
-        self.assembled(way, id)
+        self.assembled(direction, id)
     }
 
-    /// The last part has come.
-    fn assembled(&mut self, way: Way, id: u64) -> Result<Option<Event<W, R>>, Violation> {
-        let event = match way {
-            Way::Call => match self.served.insert(id, Incoming::Running(None)) {
-                Some(Incoming::Assembling(assembly)) => {
-                    self.release(way, id, &assembly);
+    /// Completes a body whose last part was received.
+    fn assembled(&mut self, direction: Direction, id: u64) -> Result<Option<Event<W, R>>, Violation> {
+        let event = match direction {
+            Direction::Call => match self.served.insert(id, IncomingCall::Running(None)) {
+                Some(IncomingCall::Assembling(assembly)) => {
+                    self.release(direction, id, &assembly);
                     Event::Call { id, message: assembly.message() }
                 }
-                Some(Incoming::Running(_)) | None => return Err(violation(format!("call {id} came twice"))),
+                Some(IncomingCall::Running(_)) | None => return Err(violation(format!("call {id} came twice"))),
             },
-            Way::Answer => {
+            Direction::Answer => {
                 let call = self.ended(id)?.and_then(|call| Some((call.waiter, call.answer?)));
                 let Some((waiter, assembly)) = call else { return Ok(None) };
-                Event::Ended { waiter, ending: Ending::Answer(assembly.message()) }
+                Event::Ended { waiter, ending: CallEnding::Answer(assembly.message()) }
             }
         };
         Ok(Some(event))
@@ -436,45 +442,45 @@ impl<W, R> Session<W, R> {
             return Err(violation(format!("call {id} is cancelled before it was made")));
         }
         let Some(incoming) = self.served.remove(&id) else {
-            // The call has been answered; a long answer may be on its way.
-            self.drop_body(Way::Answer, id);
+            // The call has been answered; a long answer may still be in flight.
+            self.drop_body(Direction::Answer, id);
             return Ok(None);
         };
-        frame::put_refused(&mut self.urgent, id, Refusal::Cancelled, "");
+        frame::put_refused(&mut self.urgent, id, RefusalReason::Cancelled, "");
         match incoming {
-            Incoming::Running(runner) => Ok(runner.map(Event::Cancelled)),
-            Incoming::Assembling(assembly) => {
-                self.release(Way::Call, id, &assembly);
+            IncomingCall::Running(runner) => Ok(runner.map(Event::Cancelled)),
+            IncomingCall::Assembling(assembly) => {
+                self.release(Direction::Call, id, &assembly);
                 Ok(None)
             }
         }
     }
 
-    fn send(&mut self, way: Way, id: u64, message: Message) {
+    fn send(&mut self, direction: Direction, id: u64, message: Message) {
         let before = self.urgent.len();
-        let rest = frame::put_begin(&mut self.urgent, way, id, &message.head, message.body);
+        let rest = frame::put_begin(&mut self.urgent, direction, id, &message.head, message.body);
         self.unread_bytes += self.urgent.len() - before + rest.len();
         if !rest.is_empty() {
-            self.bodies.insert((way, id), Body { rest, credit: 0 });
+            self.bodies.insert((direction, id), BodySender { rest, credit: 0 });
         }
     }
 
-    fn drop_body(&mut self, way: Way, id: u64) {
-        if let Some(body) = self.bodies.remove(&(way, id)) {
+    fn drop_body(&mut self, direction: Direction, id: u64) {
+        if let Some(body) = self.bodies.remove(&(direction, id)) {
             self.unread_bytes = self.unread_bytes.saturating_sub(body.rest.len());
         }
     }
 
-    /// Gives those that wait their credit, in order, as far as there is room. A body is given room as a whole, so that
-    /// each that has begun can be finished.
+    /// Grants waiting bodies their first credit, in order, as far as there is room. Room is reserved for the whole body,
+    /// so that each body that has begun can be completed.
     fn make_room(&mut self) {
-        while let Some((way, id)) = self.waiting.front().copied() {
-            let assembly = match way {
-                Way::Call => match self.served.get_mut(&id) {
-                    Some(Incoming::Assembling(assembly)) => Some(assembly),
-                    Some(Incoming::Running(_)) | None => None,
+        while let Some((direction, id)) = self.waiting.front().copied() {
+            let assembly = match direction {
+                Direction::Call => match self.served.get_mut(&id) {
+                    Some(IncomingCall::Assembling(assembly)) => Some(assembly),
+                    Some(IncomingCall::Running(_)) | None => None,
                 },
-                Way::Answer => self.calls.get_mut(&id).and_then(|call| call.answer.as_mut()),
+                Direction::Answer => self.calls.get_mut(&id).and_then(|call| call.answer.as_mut()),
             };
             if let Some(assembly) = assembly {
                 if self.assembling_bytes > 0 && self.assembling_bytes + assembly.total > self.limits.assembly_bytes_max
@@ -483,15 +489,15 @@ impl<W, R> Session<W, R> {
                 }
                 self.assembling_bytes += assembly.total;
                 let more = assembly.begin();
-                frame::put_credit(&mut self.urgent, way, id, more as u32);
+                frame::put_credit(&mut self.urgent, direction, id, more as u32);
             }
             self.waiting.pop_front();
         }
     }
 
-    fn release(&mut self, way: Way, id: u64, assembly: &Assembly) {
+    fn release(&mut self, direction: Direction, id: u64, assembly: &Assembly) {
         if assembly.granted == 0 {
-            self.waiting.retain(|waiting| *waiting != (way, id));
+            self.waiting.retain(|waiting| *waiting != (direction, id));
             return;
         }
         self.assembling_bytes -= assembly.total;
@@ -500,7 +506,7 @@ impl<W, R> Session<W, R> {
 }
 
 impl Assembly {
-    /// There is room. Returns the first credit.
+    /// Reserves the memory. Returns the first credit.
     fn begin(&mut self) -> usize {
         self.bytes.reserve(self.total);
         self.bytes.extend_from_slice(&std::mem::take(&mut self.first));
@@ -518,7 +524,7 @@ impl Assembly {
 mod tests {
     use super::*;
 
-    type Tested = Session<u64, ()>;
+    type Tested = LinkSession<u64, ()>;
 
     const LIMITS: SessionLimits = SessionLimits { body_bytes_max: 3 << 20, calls_max: 8, assembly_bytes_max: 4 << 20 };
 
@@ -526,7 +532,7 @@ mod tests {
         Message { head: Bytes::from(vec![tag; 3]), body: Bytes::from(vec![tag; bytes]) }
     }
 
-    /// Moves everything that one side has to say to the other, a frame at a time.
+    /// Moves all frames of one side to the other.
     fn carry(from: &mut Tested, to: &mut Tested) -> Result<Vec<Event<u64, ()>>, Violation> {
         let (mut out, mut events) = (BytesMut::new(), Vec::new());
         from.fill(&mut out);
@@ -579,19 +585,19 @@ mod tests {
                 );
                 for event in carry(&mut callee, &mut caller).unwrap() {
                     match event {
-                        Event::Ended { waiter, ending: Ending::Answer(message) } => {
+                        Event::Ended { waiter, ending: CallEnding::Answer(message) } => {
                             assert!(open.remove(&waiter).is_some());
                             assert_eq!(message.head[0], waiter as u8);
                             assert!(message.body.iter().all(|byte| *byte == waiter as u8));
                         }
-                        Event::Ended { waiter, ending: Ending::Refused(..) } => {
+                        Event::Ended { waiter, ending: CallEnding::Refused(..) } => {
                             assert!(open.remove(&waiter).is_some());
                         }
                         other => panic!("{other:?}"),
                     }
                 }
             }
-            // Everything that is answered from here on arrives, and nothing is left behind.
+            // All calls are answered now, and nothing must be left.
             for _ in 0..1_000 {
                 running.drain(..).for_each(|(id, call)| callee.answer(id, call));
                 for event in carry(&mut caller, &mut callee).unwrap() {
@@ -626,24 +632,24 @@ mod tests {
 
     #[test]
     fn a_call_that_is_not_taken_is_refused() {
-        let check = |callee: &mut Tested, call: Message, expected: Refusal| {
+        let check = |callee: &mut Tested, call: Message, expected: RefusalReason| {
             let mut caller = Tested::new(LIMITS, false);
             assert!(caller.call(call, 1).is_ok());
             assert!(carry(&mut caller, callee).unwrap().is_empty());
             let events = carry(callee, &mut caller).unwrap();
-            let refused = |event: &Event<u64, ()>| matches!(event, Event::Ended { ending: Ending::Refused(reason, _), .. } if *reason == expected);
+            let refused = |event: &Event<u64, ()>| matches!(event, Event::Ended { ending: CallEnding::Refused(reason, _), .. } if *reason == expected);
             assert!(events.iter().any(refused), "{events:?}");
         };
-        check(&mut Tested::new(LIMITS, false), message(1, 1), Refusal::NotServed);
-        check(&mut Tested::new(LIMITS, true), message(1, (3 << 20) + 1), Refusal::TooLarge);
-        check(&mut Tested::new(SessionLimits { calls_max: 0, ..LIMITS }, true), message(1, 1), Refusal::TooMany);
+        check(&mut Tested::new(LIMITS, false), message(1, 1), RefusalReason::NotServed);
+        check(&mut Tested::new(LIMITS, true), message(1, (3 << 20) + 1), RefusalReason::TooLarge);
+        check(&mut Tested::new(SessionLimits { calls_max: 0, ..LIMITS }, true), message(1, 1), RefusalReason::TooMany);
         let mut leaving = Tested::new(LIMITS, true);
         leaving.go_away();
-        check(&mut leaving, message(1, 1), Refusal::Draining);
+        check(&mut leaving, message(1, 1), RefusalReason::Draining);
     }
 
     #[test]
-    fn calls_that_never_left_are_told_from_those_that_did() {
+    fn calls_that_were_not_sent_are_told_from_those_that_were() {
         let mut caller = Tested::new(LIMITS, false);
         assert!(caller.call(message(1, 1), 1).is_ok());
         caller.fill(&mut BytesMut::new());
@@ -664,20 +670,23 @@ mod tests {
 
     #[test]
     fn a_peer_that_breaks_the_rules_is_named() {
-        let begin = |way, id, total: u32| {
+        let begin = |direction, id, total: u32| {
             let part = Bytes::from(vec![0; (total as usize).min(frame::PART_BYTES_MAX)]);
-            Frame::Begin { way, id, total, head: Bytes::new(), part }
+            Frame::Begin { direction, id, total, head: Bytes::new(), part }
         };
-        let part = |way, id, bytes: usize| Frame::Part { way, id, part: Bytes::from(vec![0; bytes]) };
-        check_violation([begin(Way::Answer, 1, 1), begin(Way::Answer, 1, 1)], "not open");
-        check_violation([begin(Way::Answer, 1, 70_000), begin(Way::Answer, 1, 70_000)], "second answer");
-        check_violation([begin(Way::Answer, 7, 1)], "not open");
-        check_violation([begin(Way::Answer, 1, 4 << 20)], "more than");
-        check_violation([begin(Way::Call, 2, 1), begin(Way::Call, 2, 1)], "call 2 after call 2");
-        check_violation([part(Way::Call, 1, 1)], "which has none");
-        check_violation([begin(Way::Call, 1, 1), part(Way::Call, 1, 1)], "which has none");
-        // There is room for one of them at a time.
-        check_violation([begin(Way::Call, 1, 3 << 20), begin(Way::Call, 2, 3 << 20), part(Way::Call, 2, 1)], "credit");
+        let part = |direction, id, bytes: usize| Frame::Part { direction, id, part: Bytes::from(vec![0; bytes]) };
+        check_violation([begin(Direction::Answer, 1, 1), begin(Direction::Answer, 1, 1)], "not open");
+        check_violation([begin(Direction::Answer, 1, 70_000), begin(Direction::Answer, 1, 70_000)], "second answer");
+        check_violation([begin(Direction::Answer, 7, 1)], "not open");
+        check_violation([begin(Direction::Answer, 1, 4 << 20)], "more than");
+        check_violation([begin(Direction::Call, 2, 1), begin(Direction::Call, 2, 1)], "call 2 after call 2");
+        check_violation([part(Direction::Call, 1, 1)], "which has none");
+        check_violation([begin(Direction::Call, 1, 1), part(Direction::Call, 1, 1)], "which has none");
+        // There is room for one of these bodies at a time.
+        check_violation(
+            [begin(Direction::Call, 1, 3 << 20), begin(Direction::Call, 2, 3 << 20), part(Direction::Call, 2, 1)],
+            "credit",
+        );
         check_violation([Frame::Cancel { id: 5 }], "before it was made");
     }
 }

@@ -1,5 +1,5 @@
-//! The caller's side: a call becomes one message, or several, to a copy, and its answer comes back to an inbox. Called by
-//! `mod.rs`, which tells it what arrived. A future that is dropped here ends the call there.
+//! The caller's side: sends a call to a copy in one message or several, and receives the answer on an inbox. `mod.rs`
+//! reports failures to the calls in flight. Dropping the future of a call cancels it at the callee.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,94 +14,94 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::super::envelope::{self, Message};
 use super::super::fabric::CopyId;
-use super::Shared;
-use super::body::{Incoming, Outgoing};
-use super::members::Route;
-use super::packet::{Content, OVERHEAD_BYTES, Opening, Packet, last_token};
+use super::NatsShared;
+use super::body::{IncomingBody, OutgoingBody};
+use super::members::CallRecipient;
+use super::packet::{OVERHEAD_BYTES, Opening, Packet, PacketContent, last_token};
 use wasmcage_config::is_name;
 use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 
-/// A call is tried at so many copies at most.
+/// Copies that one call tries.
 const ATTEMPTS_MAX: usize = 5;
-/// Kept for later calls. Each is a subscription.
-const LANES_IDLE_MAX: usize = 256;
-/// How long a call waits for the server to be connected.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(1);
+/// Subscriptions to answers that are kept for later calls.
+const IDLE_SUBSCRIPTIONS_MAX: usize = 256;
+/// How long a call waits for the connection to a server.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A call in flight, as those see it who look after it.
-pub(super) struct Pending {
+/// A call in flight, as `mod.rs` sees it.
+pub(super) struct PendingCall {
     pub(super) cage: Arc<str>,
-    /// Who has it; none while the server chose and nobody has spoken.
+    /// The copy that has it; none if the server chose the copy and that one has not acknowledged the call yet.
     pub(super) copy: Option<CopyId>,
-    /// On which it was published.
+    /// Subject on which it was published.
     pub(super) subject: String,
     pub(super) since: Instant,
-    news: Arc<News>,
+    failure: Arc<FailureSlot>,
 }
 
-/// What a caller is told that its callee does not say.
+/// Passes a failure to the future of a call.
 #[derive(Default)]
-struct News {
-    told: Mutex<Option<Told>>,
+struct FailureSlot {
+    value: Mutex<Option<CallFailure>>,
     notify: Notify,
 }
 
+/// Why a call will get no answer, as noticed by `mod.rs`.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Told {
-    /// It may have run.
+pub(super) enum CallFailure {
+    /// The call may have run.
     Lost(&'static str),
-    /// The copy is gone, and surely did not run it.
+    /// The copy has left, and surely did not run the call.
     NotRun(CopyId),
-    /// The server does not let this cage publish it, or read its answer.
+    /// The server denied this cage to publish the call, or to read its answer.
     NotPermitted(&'static str),
 }
 
-impl Pending {
-    pub(super) fn tell(&self, told: Told) {
-        self.news.told.lock().get_or_insert(told);
-        self.news.notify.notify_one();
+impl PendingCall {
+    pub(super) fn fail(&self, failure: CallFailure) {
+        self.failure.value.lock().get_or_insert(failure);
+        self.failure.notify.notify_one();
     }
 }
 
-/// A subscription that answers come on: for one call at a time, one after the other, so that an answer goes from the
-/// connection to its caller without detours.
-pub(super) struct Lane {
+/// A subscription to answers. It is used by one call at a time, so that answers need not be passed on to their callers.
+pub(super) struct AnswerSubscription {
     answers: Subscriber,
-    /// Its subject, up to the call's number.
+    /// Prefix of its subjects, which end with the number of the call.
     prefix: String,
-    news: Arc<News>,
+    failure: Arc<FailureSlot>,
 }
 
-impl Lane {
-    async fn open(shared: &Shared) -> Result<Self, DispatchError> {
-        let lane = shared.next_lane.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("{}.{lane}.", shared.inbox);
+impl AnswerSubscription {
+    async fn open(shared: &NatsShared) -> Result<Self, DispatchError> {
+        let subscription = shared.next_subscription.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("{}.{subscription}.", shared.inbox);
         let answers = shared.client.subscribe(format!("{prefix}*")).await;
         let answers = answers.map_err(|error| DispatchError::Host(format!("cannot subscribe to NATS: {error}")))?;
-        Ok(Self { answers, prefix, news: Arc::default() })
+        Ok(Self { answers, prefix, failure: Arc::default() })
     }
 }
 
-/// What a caller gets to see.
-enum Arrival {
-    Packet(CopyId, Content),
-    /// The server has nobody to give a message to.
+/// The next input of a call in flight.
+enum CallInput {
+    Packet(CopyId, PacketContent),
+    /// The server reports that nobody subscribes to the subject.
     NoResponders,
-    Told(Told),
+    Failure(CallFailure),
 }
 
-/// What became of a call at one copy.
-enum Attempt {
+/// Outcome of a call at one copy.
+enum AttemptOutcome {
     Answered(Result<Payload, DispatchError>),
-    /// It surely did not run there.
-    Elsewhere(Option<CopyId>, DispatchError),
-    /// It may have run.
+    /// The call surely did not run there.
+    NotRun(Option<CopyId>, DispatchError),
+    /// The call may have run.
     Lost(Option<CopyId>, DispatchError),
 }
 
-pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError> {
+pub(super) async fn call(shared: &Arc<NatsShared>, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError> {
     let (bytes, max) = (envelope::body_bytes(&call.arguments), shared.limits.body_bytes_max);
     if bytes > max {
         return Err(DispatchError::BadRequest(format!("the arguments have {bytes} bytes, more than {max}")));
@@ -122,7 +122,7 @@ pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -
             None => return Err(DispatchError::NoSuchCage(format!("{text:?} is not the name of a copy"))),
         },
     };
-    let Some(_place) = shared.cages.enter(call.cage.clone()) else {
+    let Some(_place) = shared.cages.try_acquire(call.cage.clone()) else {
         let text = format!("{} calls to cage {} have no answer yet", shared.cages.max(), call.cage);
         return Err(DispatchError::Overloaded(text));
     };
@@ -134,33 +134,33 @@ pub(super) async fn call(shared: &Arc<Shared>, call: Call, copy: Option<&str>) -
     timeout_at(deadline.instant(), attempts(shared, &call, copy)).await.unwrap_or_else(|_| Err(late()))
 }
 
-async fn attempts(shared: &Arc<Shared>, call: &Call, copy: Option<CopyId>) -> Result<Payload, DispatchError> {
+async fn attempts(shared: &Arc<NatsShared>, call: &Call, copy: Option<CopyId>) -> Result<Payload, DispatchError> {
     let mut tried = Vec::new();
     let mut failure = DispatchError::Unreachable(format!("no copy of cage {} can be reached", call.cage));
     let mut again = false;
     for _ in 0..ATTEMPTS_MAX {
-        let route = match copy {
-            Some(copy) if tried.is_empty() => Some(Route::Copy(copy)),
+        let target = match copy {
+            Some(copy) if tried.is_empty() => Some(CallRecipient::Copy(copy)),
             Some(_) => None,
-            None => shared.members.lock().route(Instant::now(), &call.cage, &tried, again),
+            None => shared.members.lock().target(Instant::now(), &call.cage, &tried, again),
         };
-        let Some(route) = route else { break };
+        let Some(target) = target else { break };
         let outcome = match connected(shared).await {
-            Ok(()) => attempt_in_time(shared, call, route, copy.is_none() && has_others(shared, call, &tried)).await?,
-            Err(error) => Attempt::Elsewhere(None, error),
+            Ok(()) => attempt_in_time(shared, call, target, copy.is_none() && has_others(shared, call, &tried)).await?,
+            Err(error) => AttemptOutcome::NotRun(None, error),
         };
         match outcome {
-            Attempt::Answered(answer) => return answer,
-            Attempt::Elsewhere(copy, error) => {
-                // It may have run in an attempt before, whatever became of this one.
+            AttemptOutcome::Answered(answer) => return answer,
+            AttemptOutcome::NotRun(copy, error) => {
+                // If the call may have run in an earlier attempt, that error stays.
                 if !matches!(failure, DispatchError::Lost(_)) {
                     failure = error;
                 }
-                // The server has nobody: there is nobody else either.
+                // Without a copy's name, the server found nobody in the whole queue group.
                 let Some(copy) = copy else { break };
                 tried.push(copy);
             }
-            Attempt::Lost(copy, error) => {
+            AttemptOutcome::Lost(copy, error) => {
                 failure = error;
                 if !call.idempotent {
                     break;
@@ -173,38 +173,38 @@ async fn attempts(shared: &Arc<Shared>, call: &Call, copy: Option<CopyId>) -> Re
     Err(failure)
 }
 
-fn has_others(shared: &Shared, call: &Call, tried: &[CopyId]) -> bool {
+fn has_others(shared: &NatsShared, call: &Call, tried: &[CopyId]) -> bool {
     call.idempotent && shared.members.lock().has_others(&call.cage, tried)
 }
 
-/// One that is to be tried elsewhere has less time than the call.
+/// Makes an attempt; with `elsewhere`, within `attempt_timeout`, so that another copy can be tried.
 async fn attempt_in_time(
-    shared: &Arc<Shared>,
+    shared: &Arc<NatsShared>,
     call: &Call,
-    route: Route,
+    target: CallRecipient,
     elsewhere: bool,
-) -> Result<Attempt, DispatchError> {
+) -> Result<AttemptOutcome, DispatchError> {
     if !elsewhere {
-        return attempt(shared, call, route).await;
+        return attempt(shared, call, target).await;
     }
     let late = || {
-        let copy = match route {
-            Route::Copy(copy) => Some(copy),
-            Route::Group => None,
+        let copy = match target {
+            CallRecipient::Copy(copy) => Some(copy),
+            CallRecipient::Group => None,
         };
         let text = format!("cage {} gave no answer within {} ms", call.cage, shared.attempt_timeout.as_millis());
-        Ok(Attempt::Lost(copy, DispatchError::Lost(text)))
+        Ok(AttemptOutcome::Lost(copy, DispatchError::Lost(text)))
     };
-    timeout(shared.attempt_timeout, attempt(shared, call, route)).await.unwrap_or_else(|_| late())
+    timeout(shared.attempt_timeout, attempt(shared, call, target)).await.unwrap_or_else(|_| late())
 }
 
-async fn connected(shared: &Shared) -> Result<(), DispatchError> {
-    if shared.link.borrow().connected {
+async fn connected(shared: &NatsShared) -> Result<(), DispatchError> {
+    if shared.connection.borrow().connected {
         return Ok(());
     }
-    let mut link = shared.link.clone();
-    let waiting = link.wait_for(|link| link.connected);
-    match timeout(CONNECTION_WITHIN, waiting).await {
+    let mut connection = shared.connection.clone();
+    let waiting = connection.wait_for(|state| state.connected);
+    match timeout(CONNECTION_TIMEOUT, waiting).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(_)) | Err(_) => {
             Err(DispatchError::Unreachable(format!("no NATS server is connected ({})", shared.servers)))
@@ -212,7 +212,11 @@ async fn connected(shared: &Shared) -> Result<(), DispatchError> {
     }
 }
 
-async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Attempt, DispatchError> {
+async fn attempt(
+    shared: &Arc<NatsShared>,
+    call: &Call,
+    target: CallRecipient,
+) -> Result<AttemptOutcome, DispatchError> {
     let message = envelope::encode_call(call)?;
     let max = shared.message_bytes_max();
     if message.head.len() + OVERHEAD_BYTES > max {
@@ -222,23 +226,23 @@ async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Atte
         )));
     }
     let opening = Opening::new(&message, max);
-    let body = Outgoing::new(message.body, opening.body.len(), 0);
-    let idle = shared.lanes.lock().pop();
-    let lane = match idle {
-        Some(lane) => lane,
-        None => Lane::open(shared).await?,
+    let body = OutgoingBody::new(message.body, opening.body.len(), 0);
+    let idle = shared.idle_subscriptions.lock().pop();
+    let subscription = match idle {
+        Some(subscription) => subscription,
+        None => AnswerSubscription::open(shared).await?,
     };
-    let (mut open, subject) = Open::new(shared, lane, call, route, body);
-    open.publish(subject, Content::Call(opening)).await?;
+    let (mut open, subject) = OpenCall::new(shared, subscription, call, target, body);
+    open.publish(subject, PacketContent::Call(opening)).await?;
     loop {
-        let ended = match open.arrival().await {
-            Arrival::NoResponders => Some(open.nobody()),
-            Arrival::Told(Told::Lost(why)) => Some(open.lost(why)),
-            Arrival::Told(Told::NotRun(copy)) => Some(open.away(copy)),
-            Arrival::Told(Told::NotPermitted(what)) => Some(open.not_permitted(what)),
-            Arrival::Packet(copy, content) if open.is_with(copy) => open.came(copy, content).await?,
-            // Of a copy that says to have it, too.
-            Arrival::Packet(..) => None,
+        let ended = match open.next_input().await {
+            CallInput::NoResponders => Some(open.no_responders()),
+            CallInput::Failure(CallFailure::Lost(why)) => Some(open.lost(why)),
+            CallInput::Failure(CallFailure::NotRun(copy)) => Some(open.refused_by(copy)),
+            CallInput::Failure(CallFailure::NotPermitted(what)) => Some(open.not_permitted(what)),
+            CallInput::Packet(copy, content) if open.assign(copy) => open.handle_packet(copy, content).await?,
+            // Another copy has acknowledged the call before.
+            CallInput::Packet(..) => None,
         };
         if let Some(attempt) = ended {
             return Ok(attempt);
@@ -246,108 +250,119 @@ async fn attempt(shared: &Arc<Shared>, call: &Call, route: Route) -> Result<Atte
     }
 }
 
-/// A call in flight. Dropped before its end, it has the callee told.
-struct Open<'a> {
-    shared: &'a Shared,
+/// A call in flight. Dropping it before its end cancels the call at the callee.
+struct OpenCall<'a> {
+    shared: &'a NatsShared,
     cage: Arc<str>,
     number: u64,
-    /// None once it was given back.
-    lane: Option<Lane>,
+    /// None once it is idle again.
+    subscription: Option<AnswerSubscription>,
     begun: Instant,
     copy: Option<CopyId>,
-    /// Arguments that are on their way.
-    body: Outgoing,
-    /// Head and body of an answer that comes in parts.
-    answer: Option<(Bytes, Incoming)>,
+    /// Arguments that are being sent.
+    body: OutgoingBody,
+    /// Head and body of an answer that is received in parts.
+    answer: Option<(Bytes, IncomingBody)>,
     ended: bool,
 }
 
-impl<'a> Open<'a> {
-    /// Also the subject that reaches whom the route names.
-    fn new(shared: &'a Shared, lane: Lane, call: &Call, route: Route, body: Outgoing) -> (Self, String) {
+impl<'a> OpenCall<'a> {
+    /// Registers the call as pending. Also returns the subject of the target.
+    fn new(
+        shared: &'a NatsShared,
+        subscription: AnswerSubscription,
+        call: &Call,
+        target: CallRecipient,
+        body: OutgoingBody,
+    ) -> (Self, String) {
         let number = shared.next_number.fetch_add(1, Ordering::Relaxed);
         let (cage, caller): (Arc<str>, _) = (call.cage.as_str().into(), &shared.local.cage);
-        let (copy, subject) = match route {
-            Route::Group => (None, shared.subjects.call(&cage, &call.action, caller)),
-            Route::Copy(copy) => (Some(copy), shared.subjects.copy(&cage, copy, caller)),
+        let (copy, subject) = match target {
+            CallRecipient::Group => (None, shared.subjects.call(&cage, &call.action, caller)),
+            CallRecipient::Copy(copy) => (Some(copy), shared.subjects.copy(&cage, copy, caller)),
         };
         let begun = Instant::now();
-        *lane.news.told.lock() = None;
-        let news = lane.news.clone();
-        let pending = Pending { cage: cage.clone(), copy: None, subject: subject.clone(), since: begun, news };
+        *subscription.failure.value.lock() = None;
+        let failure = subscription.failure.clone();
+        let pending = PendingCall { cage: cage.clone(), copy: None, subject: subject.clone(), since: begun, failure };
         shared.pending.lock().insert(number, pending);
-        let lane = Some(lane);
-        let mut open = Self { shared, cage, number, lane, begun, copy: None, body, answer: None, ended: false };
+        let subscription = Some(subscription);
+        let mut open = Self { shared, cage, number, subscription, begun, copy: None, body, answer: None, ended: false };
         if let Some(copy) = copy {
-            open.is_with(copy);
+            open.assign(copy);
         }
         (open, subject)
     }
 
-    async fn arrival(&mut self) -> Arrival {
-        let Lane { answers, news, .. } = self.lane.as_mut().expect("it is given back at the end");
+    async fn next_input(&mut self) -> CallInput {
+        let AnswerSubscription { answers, failure, .. } =
+            self.subscription.as_mut().expect("it is given back at the end");
         loop {
             let message = tokio::select! {
                 biased;
                 message = answers.next() => message,
-                () = news.notify.notified() => {
-                    // An answer that came before the news is there, and counts.
+                () = failure.notify.notified() => {
+                    // An answer that arrived before the failure counts.
                     let before = tokio::task::unconstrained(answers.next()).now_or_never();
                     if before.is_some() {
-                        news.notify.notify_one();
+                        failure.notify.notify_one();
                     }
-                    match (before, *news.told.lock()) {
+                    match (before, *failure.value.lock()) {
                         (Some(message), _) => message,
-                        (None, Some(told)) => return Arrival::Told(told),
+                        (None, Some(failure)) => return CallInput::Failure(failure),
                         (None, None) => continue,
                     }
                 }
             };
-            let Some(message) = message else { return Arrival::Told(Told::Lost("the NATS client ended")) };
-            // The lane has served other calls before.
+            let Some(message) = message else { return CallInput::Failure(CallFailure::Lost("the NATS client ended")) };
+            // Answers to earlier calls of this subscription are ignored.
             if last_token(&message.subject).parse() != Ok(self.number) {
                 continue;
             }
             if message.status == Some(StatusCode::NO_RESPONDERS) {
-                return Arrival::NoResponders;
+                return CallInput::NoResponders;
             }
             match Packet::decode(message.payload) {
-                Ok(packet) => return Arrival::Packet(packet.copy, packet.content),
+                Ok(packet) => return CallInput::Packet(packet.copy, packet.content),
                 Err(error) => self.shared.events.malformed(&message.subject, &error),
             }
         }
     }
 
-    /// Whether that copy has the call: the first that says so.
-    fn is_with(&mut self, copy: CopyId) -> bool {
+    /// Assigns the call to the first copy that sends something. Returns whether that is this copy.
+    fn assign(&mut self, copy: CopyId) -> bool {
         if self.copy.is_none() {
             self.copy = Some(copy);
             if let Some(pending) = self.shared.pending.lock().get_mut(&self.number) {
                 pending.copy = Some(copy);
             }
-            self.shared.members.lock().begun(copy);
+            self.shared.members.lock().call_begun(copy);
         }
         self.copy == Some(copy)
     }
 
-    /// Takes what the copy says that has the call. Returns what became of it, at its end.
-    async fn came(&mut self, copy: CopyId, content: Content) -> Result<Option<Attempt>, DispatchError> {
+    /// Handles a packet of the copy that has the call. Returns the outcome once the call has ended.
+    async fn handle_packet(
+        &mut self,
+        copy: CopyId,
+        content: PacketContent,
+    ) -> Result<Option<AttemptOutcome>, DispatchError> {
         match content {
-            Content::Granted { upto } => self.send_parts(copy, upto).await?,
-            Content::Answer(opening) if opening.is_whole() => {
+            PacketContent::Granted { upto } => self.send_parts(copy, upto).await?,
+            PacketContent::Answer(opening) if opening.is_whole() => {
                 return Ok(Some(self.answered(copy, Message { head: opening.head, body: opening.body })));
             }
-            Content::Answer(opening) => {
+            PacketContent::Answer(opening) => {
                 let (bytes, max) = (opening.body_bytes, self.shared.limits.body_bytes_max);
                 if bytes as usize > max {
                     let error = DispatchError::Failed(format!("the result has {bytes} bytes, more than {max}"));
-                    return Ok(Some(Attempt::Answered(Err(error))));
+                    return Ok(Some(AttemptOutcome::Answered(Err(error))));
                 }
-                self.answer = Some((opening.head, Incoming::new(bytes)));
+                self.answer = Some((opening.head, IncomingBody::new(bytes)));
             }
-            Content::Part { offset, bytes } => return self.part_came(copy, offset, &bytes).await,
-            Content::Away => return Ok(Some(self.away(copy))),
-            Content::Call(_) | Content::Cancel | Content::Probe | Content::Beat { .. } => {}
+            PacketContent::Part { offset, bytes } => return self.handle_part(copy, offset, &bytes).await,
+            PacketContent::Away => return Ok(Some(self.refused_by(copy))),
+            PacketContent::Call(_) | PacketContent::Cancel | PacketContent::Probe | PacketContent::Beat { .. } => {}
         }
         Ok(None)
     }
@@ -356,17 +371,22 @@ impl<'a> Open<'a> {
         self.body.grant(upto);
         while let Some((offset, bytes)) = self.body.next_part(self.shared.message_bytes_max()) {
             let subject = self.shared.subjects.copy(&self.cage, copy, &self.shared.local.cage);
-            self.publish(subject, Content::Part { offset, bytes }).await?;
+            self.publish(subject, PacketContent::Part { offset, bytes }).await?;
         }
         Ok(())
     }
 
-    async fn part_came(&mut self, copy: CopyId, offset: u32, part: &[u8]) -> Result<Option<Attempt>, DispatchError> {
+    async fn handle_part(
+        &mut self,
+        copy: CopyId,
+        offset: u32,
+        part: &[u8],
+    ) -> Result<Option<AttemptOutcome>, DispatchError> {
         let Some((head, incoming)) = &mut self.answer else { return Ok(None) };
         match incoming.take(offset, part) {
             Err(error) => return Ok(Some(self.lost(&error.to_string()))),
             Ok(Some(upto)) => {
-                let granted = self.shared.packet(self.number, Content::Granted { upto });
+                let granted = self.shared.packet(self.number, PacketContent::Granted { upto });
                 let subject = self.shared.subjects.copy(&self.cage, copy, &self.shared.local.cage);
                 self.shared.client.publish(subject, granted).await.map_err(unsent)?;
             }
@@ -377,30 +397,30 @@ impl<'a> Open<'a> {
         Ok(Some(self.answered(copy, message)))
     }
 
-    /// The server says on the inbox when there is nobody to get it.
-    async fn publish(&self, subject: String, content: Content) -> Result<(), DispatchError> {
-        let prefix = &self.lane.as_ref().expect("it is given back at the end").prefix;
+    /// Publishes with a reply subject, where the server reports a missing subscriber.
+    async fn publish(&self, subject: String, content: PacketContent) -> Result<(), DispatchError> {
+        let prefix = &self.subscription.as_ref().expect("it is given back at the end").prefix;
         let (reply, payload) = (format!("{prefix}{}", self.number), self.shared.packet(self.number, content));
         self.shared.client.publish_with_reply(subject, reply, payload).await.map_err(unsent)
     }
 
-    fn answered(&mut self, copy: CopyId, message: Message) -> Attempt {
+    fn answered(&mut self, copy: CopyId, message: Message) -> AttemptOutcome {
         match envelope::decode_answer(message) {
             Ok(result) => {
                 self.ended = true;
-                self.shared.members.lock().answered(copy, self.begun.elapsed());
-                Attempt::Answered(result)
+                self.shared.members.lock().record_answer(copy, self.begun.elapsed());
+                AttemptOutcome::Answered(result)
             }
             Err(error) => self.lost(&error.to_string()),
         }
     }
 
-    fn nobody(&mut self) -> Attempt {
+    fn no_responders(&mut self) -> AttemptOutcome {
         self.ended = true;
         let error = match self.copy {
             Some(copy) => {
                 let text = format!("copy {copy} of cage {} is not on NATS", self.cage);
-                match self.shared.members.lock().died(copy) {
+                match self.shared.members.lock().mark_dead(copy) {
                     true => DispatchError::Unreachable(text),
                     false => DispatchError::NoSuchCage(text),
                 }
@@ -410,29 +430,29 @@ impl<'a> Open<'a> {
                 self.cage, self.shared.local.flock
             )),
         };
-        Attempt::Elsewhere(self.copy, error)
+        AttemptOutcome::NotRun(self.copy, error)
     }
 
-    fn away(&mut self, copy: CopyId) -> Attempt {
+    fn refused_by(&mut self, copy: CopyId) -> AttemptOutcome {
         self.ended = true;
-        self.shared.members.lock().leaves(copy);
-        Attempt::Elsewhere(
+        self.shared.members.lock().mark_leaving(copy);
+        AttemptOutcome::NotRun(
             Some(copy),
             DispatchError::Unreachable(format!("copy {copy} of cage {} is stopping", self.cage)),
         )
     }
 
-    fn not_permitted(&self, what: &str) -> Attempt {
+    fn not_permitted(&self, what: &str) -> AttemptOutcome {
         let text = format!("the NATS server does not let cage {} {what}", self.shared.local.cage);
-        Attempt::Answered(Err(DispatchError::NotPermitted(text)))
+        AttemptOutcome::Answered(Err(DispatchError::NotPermitted(text)))
     }
 
-    fn lost(&self, why: &str) -> Attempt {
+    fn lost(&self, why: &str) -> AttemptOutcome {
         let text = match self.copy {
             Some(copy) => format!("copy {copy} of cage {} had it, and may have run it: {why}", self.cage),
             None => format!("a copy of cage {} may have run it: {why}", self.cage),
         };
-        Attempt::Lost(self.copy, DispatchError::Lost(text))
+        AttemptOutcome::Lost(self.copy, DispatchError::Lost(text))
     }
 }
 
@@ -440,16 +460,16 @@ fn unsent(error: async_nats::PublishError) -> DispatchError {
     DispatchError::Host(format!("cannot publish to NATS: {error}"))
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenCall<'_> {
     fn drop(&mut self) {
         self.shared.pending.lock().remove(&self.number);
         if let Some(copy) = self.copy {
-            self.shared.members.lock().ended(copy);
+            self.shared.members.lock().call_ended(copy);
         }
         if self.ended {
-            let mut lanes = self.shared.lanes.lock();
-            if lanes.len() < LANES_IDLE_MAX {
-                lanes.extend(self.lane.take());
+            let mut idle_subscriptions = self.shared.idle_subscriptions.lock();
+            if idle_subscriptions.len() < IDLE_SUBSCRIPTIONS_MAX {
+                idle_subscriptions.extend(self.subscription.take());
             }
         } else {
             let (subjects, caller) = (&self.shared.subjects, &self.shared.local.cage);
@@ -457,7 +477,7 @@ impl Drop for Open<'_> {
                 Some(copy) => subjects.copy(&self.cage, copy, caller),
                 None => subjects.cancel(&self.cage, caller),
             };
-            self.shared.post(subject, None, self.number, Content::Cancel);
+            self.shared.enqueue(subject, None, self.number, PacketContent::Cancel);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The keys of `[interfaces.rpc.nats]`: which servers, who we are to them, and TLS. Read by the interface's configuration;
-//! opens no file before `options`.
+//! Configuration of `[interfaces.rpc.nats]`: the servers, the login and TLS. Part of the interface's configuration; no
+//! file is opened before `options`.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,40 +14,40 @@ use wasmcage_core::regular_file;
 use wasmcage_protocol::InterfaceError;
 
 const URL_DEFAULT: &str = "nats://127.0.0.1:4222";
-/// Commands that wait for the connection. Beyond them callers wait, up to their deadlines. With `MESSAGE_BYTES_MAX` this
+/// Commands that wait for the connection; further callers wait, up to their deadlines. With `MESSAGE_BYTES_MAX` this
 /// bounds the memory to 64 MiB.
 const COMMANDS_MAX: usize = 512;
-/// Messages that wait to be read, per subscription. Beyond them messages are dropped: calls are then lost, which their
+/// Messages of one subscription that wait to be read; further ones are dropped, and so calls are lost, which their
 /// callers notice.
 const MESSAGES_MAX: usize = 8_192;
-/// After three of them without a sign the server is given up.
+/// Interval of pings to the server. After three without an answer the connection is closed.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Between attempts to connect, after the second one that failed.
+/// Delay between attempts to connect, from the second failed one on; it is doubled up to `RECONNECT_DELAY_MAX`.
 const RECONNECT_DELAY_FIRST: Duration = Duration::from_millis(40);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(4);
 
-/// How to reach NATS.
+/// How to connect to NATS.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NatsConfig {
-    /// Several of one cluster: the first that answers is used.
+    /// Servers of one cluster: the first that answers is used.
     pub(super) servers: Vec<ServerAddr>,
     login: Login,
     ca: Option<PathBuf>,
     /// PEM files with the certificate and the key that the server asks for.
     certificate: Option<(PathBuf, PathBuf)>,
     tls_required: bool,
-    /// Under which answers come; the server's permissions may give each cage its own.
+    /// Prefix of the subjects of answers; the server's permissions may give each cage its own.
     inbox: Option<String>,
-    /// Of an idempotent call to one copy while there are others.
+    /// Timeout of an idempotent call at one copy while there are others.
     pub(super) attempt_timeout: Duration,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 enum Login {
     None,
-    /// A file as `nsc` writes it: a JWT and a seed.
+    /// A file written by `nsc`: a JWT and a seed.
     Credentials(PathBuf),
     User {
         user: String,
@@ -56,7 +56,7 @@ enum Login {
     Token(String),
 }
 
-/// Without secrets.
+/// Leaves out the secrets.
 impl std::fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NatsConfig").field("servers", &self.servers()).finish_non_exhaustive()
@@ -81,13 +81,13 @@ impl NatsConfig {
         Ok(Self { tls_required: config.tls_required || ca.is_some(), ca, certificate, ..config })
     }
 
-    /// The servers' addresses, for people.
+    /// Returns the servers' addresses as text, without users and passwords.
     pub fn servers(&self) -> String {
         let name = |server: &ServerAddr| format!("{}://{}:{}", server.scheme(), server.host(), server.port());
         self.servers.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// What the client needs, with everything bounded. Reads the files.
+    /// Returns the client's options, with all buffers bounded. Reads the files.
     pub(super) fn options(&self, interface: &str, name: String) -> Result<ConnectOptions, InterfaceError> {
         let mut options = ConnectOptions::new()
             .name(name)
@@ -177,7 +177,7 @@ fn tls(section: &Section) -> (Option<PathBuf>, Option<(PathBuf, PathBuf)>) {
             None
         }
     };
-    // The section around it reports its mistakes, too.
+    // Its mistakes are reported with those of the section around it.
     let _ = table.finish();
     (ca, certificate)
 }
@@ -229,12 +229,12 @@ mod tests {
 
     #[track_caller]
     fn check_refused(keys: &str, text: &str) {
-        let told = read(keys).expect_err("it is refused");
-        assert!(told.contains(text), "{told}");
+        let error = read(keys).expect_err("it is refused");
+        assert!(error.contains(text), "{error}");
     }
 
     #[test]
-    fn configurations_are_read_without_telling_secrets() {
+    fn configurations_are_read_and_secrets_are_not_shown() {
         assert_eq!(read("").unwrap().servers(), "nats://127.0.0.1:4222");
         let config = read("url = 'a, tls://b:5 ,nats://[::1]:6'\nuser = 'front'\npassword = 'hush'").unwrap();
         assert_eq!(config.servers(), "nats://a:4222, tls://b:5, nats://::1:6");
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told() {
+    fn mistakes_are_reported() {
         check_refused("url = 'ws://a'", "expected nats://host:port or tls://host:port");
         check_refused("url = 'nats://a, '", "got \"\"");
         check_refused("url = 'nats://me:hush@a'", "use the keys user and password");

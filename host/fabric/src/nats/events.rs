@@ -1,5 +1,5 @@
-//! What fabric `nats` tells its operator: one function per event. Called by the other files of this folder. What outsiders
-//! can cause at will is logged seldom, with the number of lines left out.
+//! Log events of fabric `nats`, one function for each. Events that outsiders can cause at will are throttled; a line has
+//! the number of those left out before it.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Events {
         warn!(cage = %self.cage, interface = %self.interface, address = %self.servers, "nats connection lost");
     }
 
-    /// No server could be connected to; it is tried again for ever.
+    /// Logs that no server could be connected to; it is tried again for ever.
     pub(super) fn unreachable(&self, error: &dyn Display) {
         if let Some(suppressed) = self.unreachable.pass() {
             let (cage, interface, address) = (&self.cage, &self.interface, &self.servers);
@@ -52,21 +52,21 @@ impl Events {
         }
     }
 
-    /// The server refuses something, such as a subject that this cage has no permission for.
+    /// Logs that the server refuses something, such as a subject for which this cage has no permission.
     pub(super) fn refused_by_server(&self, error: &dyn Display) {
         if let Some(suppressed) = self.server.pass() {
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "nats refused");
         }
     }
 
-    /// Messages came faster than they were read: calls are lost.
+    /// Logs that messages came faster than they were read, so that calls are lost.
     pub(super) fn messages_dropped(&self) {
         if let Some(suppressed) = self.dropped.pass() {
             warn!(cage = %self.cage, interface = %self.interface, suppressed, "messages from nats dropped");
         }
     }
 
-    /// `source` is the subject it came on, or the cage that it is from.
+    /// `source` is the subject of the message, or the cage that sent it.
     pub(super) fn malformed(&self, source: &str, error: &dyn Display) {
         if let Some(suppressed) = self.malformed.pass() {
             let (cage, interface) = (&self.cage, &self.interface);

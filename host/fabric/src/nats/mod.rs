@@ -1,38 +1,38 @@
-//! Fabric `nats`: calls over NATS servers that exist already, for those who outgrow one machine or subnet.
+//! Fabric `nats`: calls over existing NATS servers, for flocks that outgrow one machine or subnet.
 //!
-//! | subject | who listens | what for |
+//! | subject | subscribers | purpose |
 //! |---|---|---|
 //! | `wasmcage.FLOCK.call.CAGE.MODULE.CALLER` | every copy of CAGE, `MODULE` and `CALLER` as `*`, in queue group `CAGE` | a call of any copy |
 //! | `wasmcage.FLOCK.call.CAGE.$retried.CALLER` | the same | a retried call that CALLER hands over |
-//! | `wasmcage.FLOCK.copy.CAGE.COPY.CALLER` | that copy, `CALLER` as `*` | a call of this copy; parts, grants, cancels |
-//! | `wasmcage.FLOCK.cancel.CAGE.CALLER` | every copy of CAGE | a caller left before it knew who took its call |
+//! | `wasmcage.FLOCK.copy.CAGE.COPY.CALLER` | that copy, `CALLER` as `*` | a call of this copy; parts, grants and cancellations of its calls |
+//! | `wasmcage.FLOCK.cancel.CAGE.CALLER` | every copy of CAGE | cancels a call when the caller does not know which copy took it |
 //! | `wasmcage.FLOCK.beat.CAGE` | every cage | heartbeats |
 //! | `wasmcage.FLOCK.ask` | every copy that serves | a cage that joins asks for heartbeats |
 //! | `_INBOX.ID.LANE.NUMBER` | the caller, `NUMBER` as `*` | answers to a call |
-//! | `_INBOX.ID.probe.COPY` | the caller, `COPY` as `*` | the server's word that nobody listens for a copy |
+//! | `_INBOX.ID.probe.COPY` | the caller, `COPY` as `*` | the server's reply that nobody listens for a copy |
 //!
-//! What is in the messages is in `packet.rs`. The module is a part of the subject, so that the queue groups are per cage
-//! and module: a listener may be in the group for some modules only, and the server's permissions may name modules.
+//! `packet.rs` describes the messages. The module is a part of the subject, so that the queue groups are per cage and
+//! module: a listener may be in the group for some modules only, and the server's permissions may name modules.
 //!
-//! A call is published (`caller.rs`) and answered by whichever copy got it (`callee.rs`). A copy that works for longer than
-//! a moment says that it has the call, so that its death can be told from its slowness. No responders: the call surely
-//! did not run. Members are known by heartbeats (`members.rs`).
+//! A call is published (`caller.rs`) and answered by the copy that got it (`callee.rs`). A copy that does not answer at
+//! once acknowledges the call, so that the caller can distinguish a slow copy from a dead one. When the server reports
+//! no responders, the call surely did not run. Members are known by heartbeats (`members.rs`).
 //!
 //! # What differs from fabric `lan`
 //!
-//! - **Who calls is what the server vouches for.** A caller's name is the last token of the subject that it publishes on. A
-//!   server without permissions believes everyone. To bind names, give each cage a user that may publish
+//! - **The server vouches for the caller's name**, which is the last token of the subject that it publishes on. On a server
+//!   without permissions a cage can use any name. To bind names, give each cage a user that may publish
 //!   `wasmcage.FLOCK.call.*.*.NAME`, `wasmcage.FLOCK.copy.*.*.NAME`, `wasmcage.FLOCK.cancel.*.NAME`,
 //!   `wasmcage.FLOCK.beat.NAME`, `wasmcage.FLOCK.ask` and its callers' inboxes, and may subscribe `wasmcage.FLOCK.call.NAME.>`,
 //!   `wasmcage.FLOCK.copy.NAME.>`, `wasmcage.FLOCK.cancel.NAME.>`, `wasmcage.FLOCK.beat.*`, `wasmcage.FLOCK.ask` and
-//!   inboxes of its own (key `inbox`): whoever can read or write another's inbox reads or makes its answers.
+//!   inboxes of its own (key `inbox`): whoever may read or write another cage's inbox can read or forge its answers.
 //! - **A dead copy** is noticed within half a second when the server has closed its connection, and by its missing
-//!   heartbeats after 2.5 s otherwise; it is avoided after 1.2 s. A call that nobody said to have taken within 2.5 s is
-//!   lost, too. One that may run twice is tried elsewhere after `attempt_timeout_ms`.
-//! - **A caller that dies** ends its calls at their deadlines only.
-//! - **While the server is away** calls wait for it for up to a second, then fail as `Unreachable`. Calls in flight when the
-//!   connection breaks are lost: an answer may have been published meanwhile. It is connected again for ever.
-//! - **A draining copy** stays for a quarter of a second, to send late callers elsewhere.
+//!   heartbeats after 2.5 s otherwise; it is avoided after 1.2 s. A call that no copy has acknowledged within 2.5 s is lost,
+//!   too. An idempotent call is tried at another copy after `attempt_timeout_ms`.
+//! - **The calls of a caller that dies** run until they end or their deadlines pass.
+//! - **Without a server** calls wait for up to a second, then fail as `Unreachable`. Calls in flight when the connection
+//!   breaks are lost: an answer may have been published meanwhile. Reconnecting is tried for ever.
+//! - **A draining copy** stays for a quarter of a second, to refuse late calls so that they are tried elsewhere.
 
 mod body;
 mod callee;
@@ -58,13 +58,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use self::caller::{Lane, Pending, Told};
+use self::caller::{AnswerSubscription, CallFailure, PendingCall};
 pub use self::config::NatsConfig;
 use self::events::Events;
-use self::members::{Heard as Beat, Members, SILENCE_MAX};
-use self::packet::{Content, MESSAGE_BYTES_MAX, Packet, Subjects, last_token};
-use super::fabric::{CopyId, Fabric, Limits, Local, Service};
-use super::places::Places;
+use self::members::{BeatOutcome, Members, SILENCE_MAX};
+use self::packet::{MESSAGE_BYTES_MAX, Packet, PacketContent, Subjects, last_token};
+use super::fabric::{CallHandler, CallLimits, CopyId, Fabric, LocalCopy};
+use super::keyed_limit::KeyedLimit;
 use wasmcage_core::call::{Call, Member, Remote};
 use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
@@ -72,74 +72,73 @@ use wasmcage_core::request::Payload;
 use wasmcage_core::task::Tasks;
 use wasmcage_protocol::InterfaceError;
 
-/// How often calls in flight are looked after.
+/// Interval at which calls in flight and silent members are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
-/// Messages to be published that nobody waits for. Beyond them callees whose callers left run on to their deadlines.
+/// Messages in the outbox; further ones are dropped, so that a callee whose caller left may run until the deadline.
 const OUTBOX_MAX: usize = 4_096;
-/// Refusals of the server that nobody has read yet.
-const REFUSALS_MAX: usize = 1_024;
-/// A call that has waited for so long is worth asking whether its copy is there.
-const PROBED_AFTER: Duration = Duration::from_millis(250);
+/// Denials of the server that were not handled yet; further ones are dropped.
+const DENIALS_MAX: usize = 1_024;
+/// A call that has waited for this time has its copy probed.
+const PROBE_AFTER: Duration = Duration::from_millis(250);
 
-/// A cage on NATS. Dropping it ends its connection without a farewell.
+/// A cage on NATS. Dropping it closes the connection at once.
 pub struct Nats {
-    shared: Arc<Shared>,
+    shared: Arc<NatsShared>,
     _end: DropGuard,
 }
 
-/// What the tasks of one cage share.
-struct Shared {
-    local: Local,
-    limits: Limits,
+/// State shared by the tasks of one cage.
+struct NatsShared {
+    local: LocalCopy,
+    limits: CallLimits,
     client: Client,
     subjects: Subjects,
     servers: String,
-    /// Prefix of the subjects that answers come on.
+    /// Prefix of the subjects of answers.
     inbox: String,
-    /// Times that the connection was lost, and whether it is there.
-    link: watch::Receiver<Link>,
-    cages: Arc<Places<String>>,
-    pending: Mutex<HashMap<u64, Pending>>,
+    connection: watch::Receiver<ConnectionState>,
+    cages: Arc<KeyedLimit<String>>,
+    pending: Mutex<HashMap<u64, PendingCall>>,
     next_number: AtomicU64,
-    /// Those that no call uses now.
-    lanes: Mutex<Vec<Lane>>,
-    next_lane: AtomicU64,
-    outbox: mpsc::Sender<Outgoing>,
+    /// Subscriptions to answers that no call uses now.
+    idle_subscriptions: Mutex<Vec<AnswerSubscription>>,
+    next_subscription: AtomicU64,
+    outbox: mpsc::Sender<OutboxMessage>,
     members: Mutex<Members>,
-    /// Of this copy, while it is advertised.
+    /// Addresses of this copy, while it is advertised.
     addresses: Mutex<Vec<String>>,
     events: Arc<Events>,
     attempt_timeout: Duration,
-    /// Watches everything that is spawned.
+    /// Counts the panics of everything that is spawned.
     tasks: Tasks,
     end: CancellationToken,
 }
 
-/// What the outbox publishes.
-struct Outgoing {
+/// A message that the outbox publishes.
+struct OutboxMessage {
     subject: String,
     reply: Option<String>,
     payload: Bytes,
 }
 
-/// What `Shared::listen` reads.
-struct Heard {
+/// The inputs of `NatsShared::listen`.
+struct ListenInputs {
     probes: Subscriber,
     beats: Subscriber,
-    refused: mpsc::Receiver<Refusal>,
-    /// Of the connection, as far as its calls were told.
+    denied: mpsc::Receiver<DeniedSubject>,
+    /// Number of lost connections whose calls have been ended.
     losses: u64,
 }
 
-/// A subject that the server does not let this cage use.
+/// A subject for which the server denied this cage the permission.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Refusal {
+enum DeniedSubject {
     Publish(String),
     Subscribe(String),
 }
 
-impl Refusal {
-    /// From the server's words, such as `Permissions Violation for Publish to "a.b"`.
+impl DeniedSubject {
+    /// Parses the server's error, such as `Permissions Violation for Publish to "a.b"`.
     fn read(error: &str) -> Option<Self> {
         let (what, rest) = error.split_once('"')?;
         let (subject, _) = rest.split_once('"')?;
@@ -155,28 +154,28 @@ impl Refusal {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Link {
+struct ConnectionState {
     connected: bool,
     losses: u64,
 }
 
 impl Nats {
-    /// Begins to connect, and goes on for ever: this does not wait for a server.
+    /// Starts to connect, and retries for ever. Does not wait for a server.
     ///
     /// # Errors
-    /// A file of the configuration cannot be used.
+    /// A file named in the configuration cannot be used.
     pub async fn start(
         config: &NatsConfig,
         interface: Arc<str>,
-        local: Local,
-        limits: Limits,
+        local: LocalCopy,
+        limits: CallLimits,
         tasks: Tasks,
     ) -> Result<Self, InterfaceError> {
         let events = Arc::new(Events::new(local.cage.clone(), interface.clone(), config.servers()));
-        let (link_tx, link) = watch::channel(Link::default());
+        let (connection_tx, connection) = watch::channel(ConnectionState::default());
         let options = config.options(&interface, format!("wasmcage {}/{} {}", local.flock, local.cage, local.copy))?;
-        let (refusals, refused) = mpsc::channel(REFUSALS_MAX);
-        let options = options.event_callback(told(events.clone(), link_tx, refusals));
+        let (denials, denied) = mpsc::channel(DENIALS_MAX);
+        let options = options.event_callback(handle_client_events(events.clone(), connection_tx, denials));
         let failed = |text: &str, source| InterfaceError::Setup {
             interface: interface.to_string(),
             text: text.to_owned(),
@@ -185,16 +184,16 @@ impl Nats {
         let client = options.connect(config.servers.clone()).await;
         let client = client.map_err(|source| failed("cannot begin to connect to NATS", Box::new(source)))?;
         let (outbox, outgoing) = mpsc::channel(OUTBOX_MAX);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(NatsShared {
             subjects: Subjects::new(&local.flock),
             servers: config.servers(),
             inbox: client.new_inbox(),
-            link,
-            cages: Places::new(limits.calls_per_cage_max),
+            connection,
+            cages: KeyedLimit::new(limits.calls_per_cage_max),
             pending: Mutex::default(),
             next_number: AtomicU64::new(1),
-            lanes: Mutex::default(),
-            next_lane: AtomicU64::new(1),
+            idle_subscriptions: Mutex::default(),
+            next_subscription: AtomicU64::new(1),
             outbox,
             members: Mutex::default(),
             addresses: Mutex::default(),
@@ -212,10 +211,10 @@ impl Nats {
         let (Ok(probes), Ok(beats)) = (probes, beats) else {
             return Err(failed("cannot subscribe to NATS", "its client ended".into()));
         };
-        let heard = Arc::new(tokio::sync::Mutex::new(Heard { probes, beats, refused, losses: 0 }));
+        let inputs = Arc::new(tokio::sync::Mutex::new(ListenInputs { probes, beats, denied, losses: 0 }));
         let listen = {
             let shared = shared.clone();
-            move || shared.clone().listen(heard.clone())
+            move || shared.clone().listen(inputs.clone())
         };
         tokio::spawn(shared.tasks.kept("nats: heartbeats", listen));
         let outgoing = Arc::new(tokio::sync::Mutex::new(outgoing));
@@ -228,27 +227,27 @@ impl Nats {
     }
 }
 
-/// What to do with events of the client.
-fn told(
+/// Returns the callback that handles the client's events.
+fn handle_client_events(
     events: Arc<Events>,
-    link: watch::Sender<Link>,
-    refusals: mpsc::Sender<Refusal>,
+    connection: watch::Sender<ConnectionState>,
+    denials: mpsc::Sender<DeniedSubject>,
 ) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
     move |event| {
         match event {
             Event::Connected => {
-                link.send_modify(|link| link.connected = true);
+                connection.send_modify(|state| state.connected = true);
                 events.connected();
             }
             Event::Disconnected => {
-                link.send_modify(|link| *link = Link { connected: false, losses: link.losses + 1 });
+                connection.send_modify(|state| *state = ConnectionState { connected: false, losses: state.losses + 1 });
                 events.disconnected();
             }
             Event::SlowConsumer(_) => events.messages_dropped(),
             Event::ServerError(error) => {
                 events.refused_by_server(&error);
-                // What is left out costs its callers the time until they give up.
-                let _ = Refusal::read(&error.to_string()).map(|refusal| refusals.try_send(refusal));
+                // If the channel is full, the affected calls wait until their deadlines.
+                let _ = DeniedSubject::read(&error.to_string()).map(|denial| denials.try_send(denial));
             }
             Event::ClientError(error) => events.unreachable(&error),
             Event::LameDuckMode | Event::Draining | Event::Closed => {}
@@ -275,150 +274,150 @@ impl Remote for Nats {
 
 #[async_trait]
 impl Fabric for Nats {
-    async fn advertise(&self, service: Arc<dyn Service>, drain: Drain) -> Result<(), InterfaceError> {
-        callee::advertise(&self.shared, service, drain).await
+    async fn advertise(&self, handler: Arc<dyn CallHandler>, drain: Drain) -> Result<(), InterfaceError> {
+        callee::advertise(&self.shared, handler, drain).await
     }
 
     fn addresses(&self) -> Vec<String> {
-        match self.shared.link.borrow().connected {
+        match self.shared.connection.borrow().connected {
             true => self.shared.addresses.lock().clone(),
             false => Vec::new(),
         }
     }
 }
 
-impl Shared {
-    fn packet(&self, number: u64, content: Content) -> Bytes {
+impl NatsShared {
+    fn packet(&self, number: u64, content: PacketContent) -> Bytes {
         Packet { copy: self.local.copy, number, content }.encode()
     }
 
-    /// Of one message, with what is around its bytes.
+    /// Returns the largest size of a packet.
     fn message_bytes_max(&self) -> usize {
         self.client.max_payload().min(MESSAGE_BYTES_MAX)
     }
 
-    /// Has published what nobody waits for, and what may be left out when there is too much of it.
-    fn post(&self, subject: String, reply: Option<String>, number: u64, content: Content) {
+    /// Gives the outbox a message for which nobody waits. It is dropped when the outbox is full.
+    fn enqueue(&self, subject: String, reply: Option<String>, number: u64, content: PacketContent) {
         let payload = self.packet(number, content);
-        let _ = self.outbox.try_send(Outgoing { subject, reply, payload });
+        let _ = self.outbox.try_send(OutboxMessage { subject, reply, payload });
     }
 
-    /// Reads heartbeats, and looks after the calls in flight.
-    async fn listen(self: Arc<Self>, heard: Arc<tokio::sync::Mutex<Heard>>) {
-        let mut heard = heard.lock().await;
-        let Heard { probes, beats, refused, losses } = &mut *heard;
+    /// Handles heartbeats and denials, and ends calls in flight that cannot be answered any more.
+    async fn listen(self: Arc<Self>, inputs: Arc<tokio::sync::Mutex<ListenInputs>>) {
+        let mut inputs = inputs.lock().await;
+        let ListenInputs { probes, beats, denied, losses } = &mut *inputs;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut link = self.link.clone();
+        let mut connection = self.connection.clone();
         loop {
             tokio::select! {
                 biased;
                 () = self.end.cancelled() => return,
-                Ok(()) = link.changed() => {
-                    let now = *link.borrow_and_update();
+                Ok(()) = connection.changed() => {
+                    let now = *connection.borrow_and_update();
                     if std::mem::replace(losses, now.losses) != now.losses {
                         self.lose_all("the connection to NATS broke");
                     }
                     if now.connected {
-                        self.members.lock().excuse(Instant::now());
-                        self.post(self.subjects.ask(), None, 0, Content::Probe);
+                        self.members.lock().reset_silence(Instant::now());
+                        self.enqueue(self.subjects.ask(), None, 0, PacketContent::Probe);
                     }
                 }
-                Some(refusal) = refused.recv() => self.refuse(&refusal),
-                Some(message) = probes.next() => self.probe_answered(&message),
-                Some(message) = beats.next() => self.beat_came(message),
+                Some(denial) = denied.recv() => self.fail_denied_calls(&denial),
+                Some(message) = probes.next() => self.probe_failed(&message),
+                Some(message) = beats.next() => self.receive_beat(message),
                 _ = sweep.tick() => self.sweep(),
                 else => return,
             }
         }
     }
 
-    fn probe_answered(&self, message: &async_nats::Message) {
+    fn probe_failed(&self, message: &async_nats::Message) {
         // Only the server answers probes.
         if message.status != Some(StatusCode::NO_RESPONDERS) {
             return;
         }
         if let Some(copy) = CopyId::parse(last_token(&message.subject)) {
-            let _ = self.members.lock().died(copy);
+            let _ = self.members.lock().mark_dead(copy);
             self.lose_calls_of(copy);
         }
     }
 
-    fn beat_came(&self, message: async_nats::Message) {
+    fn receive_beat(&self, message: async_nats::Message) {
         let cage = last_token(&message.subject);
         let packet = match Packet::decode(message.payload) {
             Ok(packet) => packet,
             Err(error) => return self.events.malformed(&message.subject, &error),
         };
-        let Content::Beat { state, node, version } = packet.content else { return };
+        let PacketContent::Beat { state, node, version } = packet.content else { return };
         if packet.copy == self.local.copy || !wasmcage_config::is_name(cage) {
             return;
         }
-        let heard = self.members.lock().beat(Instant::now(), cage, packet.copy, state, node, version);
-        match heard {
-            Beat::Gone => self.give_back_calls_of(packet.copy),
-            Beat::New | Beat::Known | Beat::Ignored => {}
+        let outcome = self.members.lock().record_beat(Instant::now(), cage, packet.copy, state, node, version);
+        match outcome {
+            BeatOutcome::Gone => self.fail_unrun_calls_of(packet.copy),
+            BeatOutcome::New | BeatOutcome::Known | BeatOutcome::Ignored => {}
         }
     }
 
     fn sweep(&self) {
         let now = Instant::now();
-        // Nothing can be heard without a server.
-        if !self.link.borrow().connected {
+        // Without a server all members are silent.
+        if !self.connection.borrow().connected {
             return;
         }
         let dead = self.members.lock().sweep(now);
         dead.into_iter().for_each(|copy| self.lose_calls_of(copy));
-        let mut asked = HashMap::new();
+        let mut to_probe = HashMap::new();
         for call in self.pending.lock().values() {
             match (call.copy, now.saturating_duration_since(call.since)) {
-                (None, waited) if waited > SILENCE_MAX => call.tell(Told::Lost("no copy said that it took it")),
-                (Some(copy), waited) if waited > PROBED_AFTER => drop(asked.insert(copy, call.cage.clone())),
+                (None, waited) if waited > SILENCE_MAX => call.fail(CallFailure::Lost("no copy said that it took it")),
+                (Some(copy), waited) if waited > PROBE_AFTER => drop(to_probe.insert(copy, call.cage.clone())),
                 (None | Some(_), _) => {}
             }
         }
-        for (copy, cage) in asked {
+        for (copy, cage) in to_probe {
             let subject = self.subjects.copy(&cage, copy, &self.local.cage);
-            self.post(subject, Some(format!("{}.probe.{copy}", self.inbox)), 0, Content::Probe);
+            self.enqueue(subject, Some(format!("{}.probe.{copy}", self.inbox)), 0, PacketContent::Probe);
         }
     }
 
     fn lose_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
         let calls = pending.values().filter(|call| call.copy == Some(copy));
-        calls.for_each(|call| call.tell(Told::Lost("the copy is gone")));
+        calls.for_each(|call| call.fail(CallFailure::Lost("the copy is gone")));
     }
 
-    /// The server took no call on that subject, or gives nobody what comes on it.
-    fn refuse(&self, refusal: &Refusal) {
+    /// Ends the calls that cannot succeed since the server denied their subject.
+    fn fail_denied_calls(&self, denial: &DeniedSubject) {
         let pending = self.pending.lock();
-        match refusal {
-            Refusal::Publish(subject) => pending
+        match denial {
+            DeniedSubject::Publish(subject) => pending
                 .values()
                 .filter(|call| call.subject == *subject)
-                .for_each(|call| call.tell(Told::NotPermitted("publish this call: see its permissions"))),
-            Refusal::Subscribe(subject) if subject.starts_with(&self.inbox) => pending
+                .for_each(|call| call.fail(CallFailure::NotPermitted("publish this call: see its permissions"))),
+            DeniedSubject::Subscribe(subject) if subject.starts_with(&self.inbox) => pending
                 .values()
-                .for_each(|call| call.tell(Told::NotPermitted("subscribe to its inbox: see its permissions"))),
-            Refusal::Subscribe(_) => {}
+                .for_each(|call| call.fail(CallFailure::NotPermitted("subscribe to its inbox: see its permissions"))),
+            DeniedSubject::Subscribe(_) => {}
         }
     }
 
-    /// It has answered all that it took.
-    fn give_back_calls_of(&self, copy: CopyId) {
+    /// Ends the calls that have no answer from a copy that has left: it answered all that it took, so they did not run.
+    fn fail_unrun_calls_of(&self, copy: CopyId) {
         let pending = self.pending.lock();
-        pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.tell(Told::NotRun(copy)));
+        pending.values().filter(|call| call.copy == Some(copy)).for_each(|call| call.fail(CallFailure::NotRun(copy)));
     }
 
     fn lose_all(&self, why: &'static str) {
-        self.pending.lock().values().for_each(|call| call.tell(Told::Lost(why)));
+        self.pending.lock().values().for_each(|call| call.fail(CallFailure::Lost(why)));
     }
 
-    /// The outbox: a future that is dropped cannot wait for the client itself.
-    async fn publish_all(self: Arc<Self>, outgoing: Arc<tokio::sync::Mutex<mpsc::Receiver<Outgoing>>>) {
+    /// Publishes the outbox: destructors use it since they cannot wait for the client.
+    async fn publish_all(self: Arc<Self>, outgoing: Arc<tokio::sync::Mutex<mpsc::Receiver<OutboxMessage>>>) {
         let publishing = async {
             let mut outgoing = outgoing.lock().await;
-            while let Some(Outgoing { subject, reply, payload }) = outgoing.recv().await {
+            while let Some(OutboxMessage { subject, reply, payload }) = outgoing.recv().await {
                 let result = match reply {
                     Some(reply) => self.client.publish_with_reply(subject, reply, payload).await,
                     None => self.client.publish(subject, payload).await,

@@ -1,5 +1,5 @@
-//! What fabric `nats` puts into NATS messages, and the subjects it puts them on. Used by `caller.rs`, `callee.rs` and
-//! `mod.rs`. What comes is hostile: every length is checked against what is there.
+//! The packets in the NATS messages of fabric `nats`, and their subjects. Used by `caller.rs`, `callee.rs` and `mod.rs`.
+//! Received packets may be hostile: every length is checked against the bytes that are there.
 //!
 //! Numbers are big-endian. Each message is
 //! ```text
@@ -13,16 +13,17 @@
 //! 1 call     u32 bytes of the head, u32 bytes of the body, the head, the body or nothing of it
 //! 2 answer   the same
 //! 3 part     u32 offset in the body, bytes of the body
-//! 4 granted  u32 bytes of the body that may have been sent in all; says also that the call was taken
-//! 5 cancel   nothing: the caller has left
-//! 6 away     nothing: not taken, and will not be
-//! 7 probe    nothing, and nobody answers: only that it can be delivered counts
+//! 4 granted  u32 bytes of the body that may be sent in all; also acknowledges the call
+//! 5 cancel   nothing: the caller has cancelled the call
+//! 6 away     nothing: the call was refused and will not run
+//! 7 probe    nothing, and no answer: the server reports when it cannot be delivered
 //! 8 beat     u8 state (0 serves, 1 takes nothing new, 2 is gone and has answered all), u8 length and label of the machine,
 //!            u8 length and version of its wasmcage
 //! ```
 //! Head and body of calls and answers are those of `envelope.rs`. A body that does not fit beside its head follows in
 //! parts, in order, as far as the other side grants it. The first `WINDOW_BYTES` of an answer's body are granted from
-//! the start; a call's are granted when a copy has taken the call, whose private subject then gets the parts.
+//! the start; those of a call are granted when a copy has taken the call, and the parts are sent to that copy's own
+//! subject.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
@@ -32,17 +33,17 @@ use super::super::envelope::{HEAD_BYTES_MAX, Message};
 use super::super::fabric::CopyId;
 
 const VERSION: u8 = 1;
-/// Of a packet without its content.
+/// Bytes of a packet without its content.
 const FIXED_BYTES: usize = 18;
-/// Of a packet beside the bytes that it brings.
+/// Bytes of a packet in addition to the head and body that it carries.
 pub(super) const OVERHEAD_BYTES: usize = FIXED_BYTES + 8;
-/// A message is not larger, so that a large body does not keep small calls waiting on the shared connection. Smaller where
-/// the server takes less.
+/// Bytes of a message, so that a large body does not delay small calls on the shared connection. The server's limit may
+/// be smaller.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 << 10;
-/// Of one body, on the way at a time: what the server must be able to keep for a slow reader.
+/// Bytes of one body in flight, which the server must be able to buffer for a slow reader.
 pub(super) const WINDOW_BYTES: usize = 1 << 20;
-/// Messages of one call that wait to be read: more than the window holds, unless the server takes less than 4 KiB a
-/// message. Beyond it the call is given up.
+/// Messages of one call that wait to be read; beyond this, the call is cancelled. It is more than a window needs, unless
+/// the server's limit for a message is below 4 KiB.
 pub(super) const WINDOW_MESSAGES: usize = 512;
 /// A label of a machine, or a version, is cut to this many bytes.
 const LABEL_BYTES_MAX: usize = 128;
@@ -51,11 +52,11 @@ const LABEL_BYTES_MAX: usize = 128;
 pub(super) struct Packet {
     pub(super) copy: CopyId,
     pub(super) number: u64,
-    pub(super) content: Content,
+    pub(super) content: PacketContent,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(super) enum PacketContent {
     Call(Opening),
     Answer(Opening),
     Part { offset: u32, bytes: Bytes },
@@ -63,34 +64,34 @@ pub(super) enum Content {
     Cancel,
     Away,
     Probe,
-    Beat { state: Life, node: String, version: String },
+    Beat { state: BeatState, node: String, version: String },
 }
 
-/// The head, and the body if it fits.
+/// The first packet of a call or an answer: the head, and the body if it fits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Opening {
     pub(super) head: Bytes,
     pub(super) body_bytes: u32,
-    /// Whole or empty.
+    /// The whole body, or nothing of it.
     pub(super) body: Bytes,
 }
 
-/// What a copy says of itself.
+/// The state of a copy in its heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Life {
+pub(super) enum BeatState {
     Serving,
     Leaving,
     Gone,
 }
 
-/// What came is none of our messages.
+/// The bytes are no packet.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed message: {0}")]
-pub(super) struct Malformed(String);
+pub(super) struct MalformedPacket(String);
 
 impl Opening {
-    /// Leaves the body out when it does not fit into a message of that many bytes.
+    /// Leaves the body out when it does not fit into a message of `message_bytes_max`.
     pub(super) fn new(message: &Message, message_bytes_max: usize) -> Self {
         let fits = OVERHEAD_BYTES + message.head.len() + message.body.len() <= message_bytes_max;
         Self {
@@ -108,14 +109,14 @@ impl Opening {
 impl Packet {
     pub(super) fn encode(&self) -> Bytes {
         let (kind, bytes) = match &self.content {
-            Content::Call(opening) => (1, 8 + opening.head.len() + opening.body.len()),
-            Content::Answer(opening) => (2, 8 + opening.head.len() + opening.body.len()),
-            Content::Part { bytes, .. } => (3, 4 + bytes.len()),
-            Content::Granted { .. } => (4, 4),
-            Content::Cancel => (5, 0),
-            Content::Away => (6, 0),
-            Content::Probe => (7, 0),
-            Content::Beat { .. } => (8, 3 + 2 * LABEL_BYTES_MAX),
+            PacketContent::Call(opening) => (1, 8 + opening.head.len() + opening.body.len()),
+            PacketContent::Answer(opening) => (2, 8 + opening.head.len() + opening.body.len()),
+            PacketContent::Part { bytes, .. } => (3, 4 + bytes.len()),
+            PacketContent::Granted { .. } => (4, 4),
+            PacketContent::Cancel => (5, 0),
+            PacketContent::Away => (6, 0),
+            PacketContent::Probe => (7, 0),
+            PacketContent::Beat { .. } => (8, 3 + 2 * LABEL_BYTES_MAX),
         };
         let mut out = BytesMut::with_capacity(FIXED_BYTES + bytes);
         out.put_u8(VERSION);
@@ -123,19 +124,19 @@ impl Packet {
         out.put_u64(self.copy.0);
         out.put_u64(self.number);
         match &self.content {
-            Content::Call(opening) | Content::Answer(opening) => {
+            PacketContent::Call(opening) | PacketContent::Answer(opening) => {
                 out.put_u32(opening.head.len() as u32);
                 out.put_u32(opening.body_bytes);
                 out.put_slice(&opening.head);
                 out.put_slice(&opening.body);
             }
-            Content::Part { offset, bytes } => {
+            PacketContent::Part { offset, bytes } => {
                 out.put_u32(*offset);
                 out.put_slice(bytes);
             }
-            Content::Granted { upto } => out.put_u32(*upto),
-            Content::Cancel | Content::Away | Content::Probe => {}
-            Content::Beat { state, node, version } => {
+            PacketContent::Granted { upto } => out.put_u32(*upto),
+            PacketContent::Cancel | PacketContent::Away | PacketContent::Probe => {}
+            PacketContent::Beat { state, node, version } => {
                 out.put_u8(*state as u8);
                 put_label(&mut out, node);
                 put_label(&mut out, version);
@@ -144,36 +145,36 @@ impl Packet {
         out.freeze()
     }
 
-    pub(super) fn decode(bytes: Bytes) -> Result<Self, Malformed> {
-        let mut reader = Reader(bytes);
+    pub(super) fn decode(bytes: Bytes) -> Result<Self, MalformedPacket> {
+        let mut reader = PacketReader(bytes);
         match reader.u8()? {
             VERSION => {}
-            other => return Err(Malformed(format!("version {other}, this is version {VERSION}"))),
+            other => return Err(MalformedPacket(format!("version {other}, this is version {VERSION}"))),
         }
         let kind = reader.u8()?;
         let (copy, number) = (CopyId(reader.u64()?), reader.u64()?);
         let content = match kind {
-            1 => Content::Call(reader.opening()?),
-            2 => Content::Answer(reader.opening()?),
-            3 => Content::Part { offset: reader.u32()?, bytes: std::mem::take(&mut reader.0) },
-            4 => Content::Granted { upto: reader.u32()? },
-            5 => Content::Cancel,
-            6 => Content::Away,
-            7 => Content::Probe,
+            1 => PacketContent::Call(reader.opening()?),
+            2 => PacketContent::Answer(reader.opening()?),
+            3 => PacketContent::Part { offset: reader.u32()?, bytes: std::mem::take(&mut reader.0) },
+            4 => PacketContent::Granted { upto: reader.u32()? },
+            5 => PacketContent::Cancel,
+            6 => PacketContent::Away,
+            7 => PacketContent::Probe,
             8 => {
                 let state = match reader.u8()? {
-                    0 => Life::Serving,
-                    1 => Life::Leaving,
-                    2 => Life::Gone,
-                    other => return Err(Malformed(format!("unknown state {other}"))),
+                    0 => BeatState::Serving,
+                    1 => BeatState::Leaving,
+                    2 => BeatState::Gone,
+                    other => return Err(MalformedPacket(format!("unknown state {other}"))),
                 };
-                Content::Beat { state, node: reader.label()?, version: reader.label()? }
+                PacketContent::Beat { state, node: reader.label()?, version: reader.label()? }
             }
-            other => return Err(Malformed(format!("unknown kind {other}"))),
+            other => return Err(MalformedPacket(format!("unknown kind {other}"))),
         };
         match reader.0.len() {
             0 => Ok(Self { copy, number, content }),
-            more => Err(Malformed(format!("{more} bytes more than expected"))),
+            more => Err(MalformedPacket(format!("{more} bytes more than expected"))),
         }
     }
 }
@@ -187,49 +188,49 @@ fn put_label(out: &mut BytesMut, label: &str) {
     out.put_slice(&label.as_bytes()[..end]);
 }
 
-struct Reader(Bytes);
+struct PacketReader(Bytes);
 
-impl Reader {
-    fn split(&mut self, bytes: usize) -> Result<Bytes, Malformed> {
+impl PacketReader {
+    fn split(&mut self, bytes: usize) -> Result<Bytes, MalformedPacket> {
         match self.0.len() {
-            there if there < bytes => Err(Malformed(format!("{bytes} bytes expected, {there} there"))),
+            there if there < bytes => Err(MalformedPacket(format!("{bytes} bytes expected, {there} there"))),
             _ => Ok(self.0.split_to(bytes)),
         }
     }
 
-    fn u8(&mut self) -> Result<u8, Malformed> {
+    fn u8(&mut self) -> Result<u8, MalformedPacket> {
         Ok(self.split(1)?.get_u8())
     }
 
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    fn u32(&mut self) -> Result<u32, MalformedPacket> {
         Ok(self.split(4)?.get_u32())
     }
 
-    fn u64(&mut self) -> Result<u64, Malformed> {
+    fn u64(&mut self) -> Result<u64, MalformedPacket> {
         Ok(self.split(8)?.get_u64())
     }
 
-    fn opening(&mut self) -> Result<Opening, Malformed> {
+    fn opening(&mut self) -> Result<Opening, MalformedPacket> {
         let (head_bytes, body_bytes) = (self.u32()? as usize, self.u32()?);
         if head_bytes > HEAD_BYTES_MAX {
-            return Err(Malformed(format!("a head of {head_bytes} bytes, more than {HEAD_BYTES_MAX}")));
+            return Err(MalformedPacket(format!("a head of {head_bytes} bytes, more than {HEAD_BYTES_MAX}")));
         }
         let (head, body) = (self.split(head_bytes)?, std::mem::take(&mut self.0));
         let opening = Opening { head, body_bytes, body };
         match opening.is_whole() || opening.body.is_empty() {
             true => Ok(opening),
-            false => Err(Malformed(format!("{} bytes of a body of {body_bytes}", opening.body.len()))),
+            false => Err(MalformedPacket(format!("{} bytes of a body of {body_bytes}", opening.body.len()))),
         }
     }
 
-    /// Of something that people read.
-    fn label(&mut self) -> Result<String, Malformed> {
+    /// Reads a label of a machine, or a version.
+    fn label(&mut self) -> Result<String, MalformedPacket> {
         let bytes = self.u8()? as usize;
         let text = self.split(bytes)?;
-        let text = std::str::from_utf8(&text).map_err(|_| Malformed("a label that is not UTF-8".into()))?;
+        let text = std::str::from_utf8(&text).map_err(|_| MalformedPacket("a label that is not UTF-8".into()))?;
         match bytes <= LABEL_BYTES_MAX && !text.contains(char::is_control) {
             true => Ok(text.to_owned()),
-            false => Err(Malformed("a label that is too long or has control characters".into())),
+            false => Err(MalformedPacket("a label that is too long or has control characters".into())),
         }
     }
 }
@@ -237,7 +238,7 @@ impl Reader {
 /// Stands for the module in the subject of a retried call that is handed over. It cannot be the name of a module.
 const ACCEPT_RETRIED: &str = "$retried";
 
-/// Names of the subjects of a flock. Names of flocks, cages and modules are letters, digits, `-` and `_`, so that each is
+/// Builds the subjects of a flock. Names of flocks, cages and modules are letters, digits, `-` and `_`, so that each is
 /// one token.
 pub(super) struct Subjects {
     flock: String,
@@ -248,7 +249,7 @@ impl Subjects {
         Self { flock: format!("wasmcage.{flock}") }
     }
 
-    /// Any copy of the cage, by the server's choice among those in the cage's queue group.
+    /// Returns the subject for a call of any copy of the cage: the server chooses one from the cage's queue group.
     pub(super) fn call(&self, cage: &str, action: &CallAction, caller: &str) -> String {
         let module = match action {
             CallAction::Run { module, .. } => module,
@@ -257,17 +258,18 @@ impl Subjects {
         format!("{}.call.{cage}.{module}.{caller}", self.flock)
     }
 
-    /// Every call of the cage by its queue group.
+    /// Returns the subject that every call of the cage by its queue group matches.
     pub(super) fn calls(&self, cage: &str) -> String {
         format!("{}.call.{cage}.*.*", self.flock)
     }
 
-    /// One copy.
+    /// Returns the subject for messages to one copy.
     pub(super) fn copy(&self, cage: &str, copy: CopyId, caller: &str) -> String {
         format!("{}.copy.{cage}.{copy}.{caller}", self.flock)
     }
 
-    /// Every copy of the cage: for a caller that does not know yet who took its call.
+    /// Returns the subject for a cancellation that goes to every copy of the cage, when the caller does not know yet
+    /// which one took its call.
     pub(super) fn cancel(&self, cage: &str, caller: &str) -> String {
         format!("{}.cancel.{cage}.{caller}", self.flock)
     }
@@ -276,13 +278,13 @@ impl Subjects {
         format!("{}.beat.{cage}", self.flock)
     }
 
-    /// Asks every copy of the flock to be heard at once.
+    /// Returns the subject on which every copy of the flock is asked for a heartbeat.
     pub(super) fn ask(&self) -> String {
         format!("{}.ask", self.flock)
     }
 }
 
-/// The part of a subject after its last dot.
+/// Returns the part of a subject after its last dot.
 pub(super) fn last_token(subject: &str) -> &str {
     subject.rsplit_once('.').map_or(subject, |(_, last)| last)
 }
@@ -291,20 +293,20 @@ pub(super) fn last_token(subject: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn contents() -> Vec<Content> {
+    fn contents() -> Vec<PacketContent> {
         let head = Bytes::from_static(b"head");
         let opening =
             |body: &'static [u8]| Opening { head: head.clone(), body_bytes: 3, body: Bytes::from_static(body) };
         vec![
-            Content::Call(opening(b"abc")),
-            Content::Answer(opening(b"")),
-            Content::Answer(Opening { head: Bytes::new(), body_bytes: 0, body: Bytes::new() }),
-            Content::Part { offset: 7, bytes: Bytes::from_static(b"abc") },
-            Content::Granted { upto: u32::MAX },
-            Content::Cancel,
-            Content::Away,
-            Content::Probe,
-            Content::Beat { state: Life::Leaving, node: "node-1".into(), version: "0.1.0".into() },
+            PacketContent::Call(opening(b"abc")),
+            PacketContent::Answer(opening(b"")),
+            PacketContent::Answer(Opening { head: Bytes::new(), body_bytes: 0, body: Bytes::new() }),
+            PacketContent::Part { offset: 7, bytes: Bytes::from_static(b"abc") },
+            PacketContent::Granted { upto: u32::MAX },
+            PacketContent::Cancel,
+            PacketContent::Away,
+            PacketContent::Probe,
+            PacketContent::Beat { state: BeatState::Leaving, node: "node-1".into(), version: "0.1.0".into() },
         ]
     }
 
@@ -314,9 +316,9 @@ mod tests {
             let packet = Packet { copy: CopyId(u64::MAX), number: 9, content };
             assert_eq!(Packet::decode(packet.encode()).unwrap(), packet);
         }
-        let long = Content::Beat { state: Life::Serving, node: "é".repeat(200), version: String::new() };
-        let came = Packet::decode(Packet { copy: CopyId(1), number: 0, content: long }.encode()).unwrap();
-        assert!(matches!(came.content, Content::Beat { node, .. } if node == "é".repeat(64)));
+        let long = PacketContent::Beat { state: BeatState::Serving, node: "é".repeat(200), version: String::new() };
+        let received = Packet::decode(Packet { copy: CopyId(1), number: 0, content: long }.encode()).unwrap();
+        assert!(matches!(received.content, PacketContent::Beat { node, .. } if node == "é".repeat(64)));
     }
 
     #[track_caller]
@@ -326,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_packet_is_refused() {
+    fn bytes_that_are_no_packet_are_refused() {
         let start = |kind| [&[VERSION, kind][..], &[0; 16]].concat();
         check_malformed(b"", "1 bytes expected, 0 there");
         check_malformed(&[2; 30], "version 2");

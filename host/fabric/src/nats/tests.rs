@@ -1,5 +1,5 @@
-//! The contract on a private NATS server, and what is particular to NATS. The server is `nats-server` of `NATS_SERVER` or
-//! of `PATH`; without one these tests say that they did not run.
+//! The contract of fabrics on a private NATS server, and tests of what only NATS has. The server is the program named by
+//! `NATS_SERVER`, or `nats-server` in `PATH`; without one these tests print that they did not run.
 
 use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
@@ -7,28 +7,29 @@ use std::process::{Child, Command, Stdio};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
-use super::super::contract::{Bench, Running, Traits, call, contract};
+use super::super::contract::{FabricTraits, RunningCopy, TestBed, call, contract};
 use super::*;
 use wasmcage_config::testing::section;
 
-/// How long a server may take to start.
-const SERVER_WITHIN: Duration = Duration::from_secs(20);
-const NOTICED_WITHIN: Duration = Duration::from_secs(20);
+/// Time for a server to start.
+const SERVER_START_TIMEOUT: Duration = Duration::from_secs(20);
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A server of its own, ended when dropped.
-struct Server {
+/// A `nats-server` for one test, which is killed when this is dropped.
+struct TestNatsServer {
     process: Child,
     port: u16,
     directory: TempDir,
 }
 
-impl Server {
-    /// None, told once, when there is no `nats-server` here. `-1` asks for any free port.
+impl TestNatsServer {
+    /// Returns none, with a message printed once, when there is no `nats-server` here.
     async fn start(config: &str) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
         Self::start_in(directory, config, -1).await
     }
 
+    /// `port` -1 asks for any free port.
     async fn start_in(directory: TempDir, config: &str, port: i32) -> Option<Self> {
         let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".into());
         let path = directory.path();
@@ -42,7 +43,7 @@ impl Server {
             Ok(process) => process,
             Err(error) => {
                 static ONCE: std::sync::Once = std::sync::Once::new();
-                // Past the capture of the tests' output: whoever runs them has to see it.
+                // Written past the capture of the tests' output, so that it is seen.
                 let text = format!("not run: tests of calls over NATS: cannot start {program}: {error}\n");
                 ONCE.call_once(|| std::io::stderr().write_all(text.as_bytes()).unwrap());
                 return None;
@@ -52,13 +53,13 @@ impl Server {
         let begun = Instant::now();
         while server.port == 0 {
             server.port = server.reported_port().unwrap_or(0);
-            assert!(begun.elapsed() < SERVER_WITHIN, "nats-server does not start: {}", server.log());
+            assert!(begun.elapsed() < SERVER_START_TIMEOUT, "nats-server does not start: {}", server.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Some(server)
     }
 
-    /// `{"nats":["nats://127.0.0.1:PORT"],..}`, in a file that appears once it listens.
+    /// Reads the file `{"nats":["nats://127.0.0.1:PORT"],..}`, which appears once the server listens.
     fn reported_port(&self) -> Option<u16> {
         let file = self.directory.path().join(format!("nats-server_{}.ports", self.process.id()));
         let ports: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(file).ok()?).ok()?;
@@ -69,7 +70,7 @@ impl Server {
         std::fs::read_to_string(self.directory.path().join("nats.log")).unwrap_or_default()
     }
 
-    /// Ends it and starts it anew on its port.
+    /// Kills the server and starts a new one on its port.
     async fn restart(mut self) -> Self {
         self.end();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
@@ -77,7 +78,7 @@ impl Server {
     }
 
     fn end(&mut self) {
-        // It may have ended itself.
+        // It may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -92,78 +93,80 @@ impl Server {
     }
 
     async fn join(&self, cage: &str, keys: &str) -> Arc<Nats> {
-        let local = Running::local("default", cage);
+        let local = RunningCopy::local("default", cage);
         Arc::new(
-            Nats::start(&self.config(keys), "rpc".into(), local, Limits::default(), Tasks::new("test")).await.unwrap(),
+            Nats::start(&self.config(keys), "rpc".into(), local, CallLimits::default(), Tasks::new("test"))
+                .await
+                .unwrap(),
         )
     }
 }
 
-impl Drop for Server {
+impl Drop for TestNatsServer {
     fn drop(&mut self) {
         self.end();
     }
 }
 
-struct NatsBench(Server, &'static str);
+struct NatsTestBed(TestNatsServer, &'static str);
 
-impl NatsBench {
-    async fn on(server: &str) -> Option<Arc<dyn Bench>> {
-        Some(Arc::new(Self(Server::start(server).await?, "")))
+impl NatsTestBed {
+    async fn on(server: &str) -> Option<Arc<dyn TestBed>> {
+        Some(Arc::new(Self(TestNatsServer::start(server).await?, "")))
     }
 }
 
 #[async_trait]
-impl Bench for NatsBench {
-    async fn join(&self, local: &Local, limits: Limits) -> Arc<dyn Fabric> {
+impl TestBed for NatsTestBed {
+    async fn join(&self, local: &LocalCopy, limits: CallLimits) -> Arc<dyn Fabric> {
         Arc::new(
             Nats::start(&self.0.config(self.1), "rpc".into(), local.clone(), limits, Tasks::new("test")).await.unwrap(),
         )
     }
 
-    /// Its connection ends when nobody holds it.
-    async fn kill(&self, _: &Local, fabric: Arc<dyn Fabric>) {
+    /// Dropping the last reference closes the connection.
+    async fn kill(&self, _: &LocalCopy, fabric: Arc<dyn Fabric>) {
         drop(fabric);
     }
 
-    fn traits(&self) -> Traits {
-        Traits { death_noticed_within: SILENCE_MAX + SWEEP_INTERVAL * 2 }
+    fn traits(&self) -> FabricTraits {
+        FabricTraits { death_noticed_within: SILENCE_MAX + SWEEP_INTERVAL * 2 }
     }
 }
 
-contract!(NatsBench::on("").await);
+contract!(NatsTestBed::on("").await);
 
-/// Where messages are so small that nearly every body goes in parts.
+/// The contract with messages so small that nearly every body is sent in parts.
 mod small_messages {
     use super::*;
 
-    contract!(NatsBench::on("max_payload: 4096").await);
+    contract!(NatsTestBed::on("max_payload: 4096").await);
 }
 
 async fn until(what: &str, reached: impl Fn() -> bool) {
     let begun = Instant::now();
     while !reached() {
-        assert!(begun.elapsed() < NOTICED_WITHIN, "waited in vain until {what}");
+        assert!(begun.elapsed() < NOTICE_TIMEOUT, "waited in vain until {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test]
 async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
-    let Some(server) = Server::start("").await else { return };
+    let Some(server) = TestNatsServer::start("").await else { return };
     let front = server.join("front", "").await;
-    let bench = NatsBench(server, "");
-    let worker = Running::start(&bench, "worker").await;
+    let bed = NatsTestBed(server, "");
+    let worker = RunningCopy::start(&bed, "worker").await;
     front.call(call("echo"), None).await.unwrap();
     let waiting = tokio::spawn({
         let front = front.clone();
         async move { front.call(call("wait"), None).await }
     });
-    worker.probe.until(|counts| counts.begun == 2).await;
-    let NatsBench(mut server, _) = bench;
+    worker.handler.until(|counts| counts.begun == 2).await;
+    let NatsTestBed(mut server, _) = bed;
     server.end();
     assert!(matches!(waiting.await.unwrap(), Err(DispatchError::Lost(_))));
-    until("the loss is noticed", || !front.shared.link.borrow().connected).await;
+    until("the loss is noticed", || !front.shared.connection.borrow().connected).await;
     let begun = Instant::now();
     let unreachable = front.call(call("echo"), None).await.unwrap_err();
     assert!(
@@ -172,28 +175,28 @@ async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
     );
     assert!(begun.elapsed() >= Duration::from_millis(900), "it waited for the server");
     let _server = server.restart().await;
-    until("the server is back", || front.shared.link.borrow().connected).await;
+    until("the server is back", || front.shared.connection.borrow().connected).await;
     // The worker may be connected later than the caller.
     while let Err(error) = front.call(call("echo"), None).await {
         assert!(matches!(error, DispatchError::NoSuchCage(_) | DispatchError::Unreachable(_)), "{error}");
     }
-    worker.probe.until(|counts| counts.dropped == 1).await;
+    worker.handler.until(|counts| counts.dropped == 1).await;
 }
 
 #[tokio::test]
 async fn a_copy_that_hangs_is_avoided() {
-    let Some(server) = Server::start("").await else { return };
-    let bench = Arc::new(NatsBench(server, ""));
-    // A thread of its own, to be stopped as a process is.
+    let Some(server) = TestNatsServer::start("").await else { return };
+    let bed = Arc::new(NatsTestBed(server, ""));
+    // It runs on a thread of its own, which can be stopped as a process can.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let one = runtime.spawn({
-        let bench = bench.clone();
-        async move { Running::start(&*bench, "worker").await }
+        let bed = bed.clone();
+        async move { RunningCopy::start(&*bed, "worker").await }
     });
-    let (_one, two) = (one.await.unwrap(), Running::start(&*bench, "worker").await);
-    let front = bench.0.join("front", "").await;
+    let (_one, two) = (one.await.unwrap(), RunningCopy::start(&*bed, "worker").await);
+    let front = bed.0.join("front", "").await;
     until("both are known", || front.copies("worker").len() == 2).await;
-    // Its subscriptions stay, and it says nothing.
+    // Its subscriptions stay, and it sends nothing.
     let (go_on, stopped) = std::sync::mpsc::channel::<()>();
     let (hangs, hanging) = tokio::sync::oneshot::channel();
     runtime.spawn(async move {
@@ -232,25 +235,25 @@ const PERMISSIONS: &str = r#"
 
 #[tokio::test]
 async fn the_servers_permissions_bind_callers_to_their_names() {
-    let Some(server) = Server::start(PERMISSIONS).await else { return };
-    let bench = NatsBench(server, "user = 'worker'\npassword = 'hush'");
-    let worker = Running::start(&bench, "worker").await;
+    let Some(server) = TestNatsServer::start(PERMISSIONS).await else { return };
+    let bed = NatsTestBed(server, "user = 'worker'\npassword = 'hush'");
+    let worker = RunningCopy::start(&bed, "worker").await;
     let keys = "user = 'front'\npassword = 'hush'\ninbox = '_INBOX_front'";
-    let front = bench.0.join("front", keys).await;
+    let front = bed.0.join("front", keys).await;
     until("the worker is known", || front.copies("worker").len() == 1).await;
     front.call(call("echo"), None).await.unwrap();
     // The same user as another cage: the server lets none of its calls through.
-    let mallory = bench.0.join("mallory", keys).await;
+    let mallory = bed.0.join("mallory", keys).await;
     let begun = Instant::now();
     let refused = mallory.call(call("echo"), None).await;
     let says_why = |text: &str| text.contains("does not let cage mallory publish");
     assert!(matches!(&refused, Err(DispatchError::NotPermitted(text)) if says_why(text)), "{refused:?}");
     assert!(begun.elapsed() < Duration::from_secs(10), "the caller need not wait for its deadline");
-    assert_eq!(worker.probe.counts().begun, 1);
-    let wrong = bench.0.join("front", "user = 'front'\npassword = 'wrong'").await;
+    assert_eq!(worker.handler.counts().begun, 1);
+    let wrong = bed.0.join("front", "user = 'front'\npassword = 'wrong'").await;
     assert!(matches!(wrong.call(call("echo"), None).await, Err(DispatchError::Unreachable(_))));
-    // One that cannot read its answers.
-    let deaf = bench.0.join("front", "user = 'front'\npassword = 'hush'").await;
+    // This one cannot read its answers.
+    let deaf = bed.0.join("front", "user = 'front'\npassword = 'hush'").await;
     until("the worker is known", || deaf.copies("worker").len() == 1).await;
     let refused = deaf.call(call("echo"), None).await;
     assert!(matches!(&refused, Err(DispatchError::NotPermitted(text)) if text.contains("inbox")), "{refused:?}");
@@ -275,35 +278,35 @@ async fn tls_checks_both_sides() {
         write(&format!("{name}-key.pem"), key.serialize_pem());
     }
     let tls = r#"tls { cert_file: "DIRECTORY/server.pem", key_file: "DIRECTORY/server-key.pem", ca_file: "DIRECTORY/ca.pem", verify: true }"#;
-    let Some(server) = Server::start_in(directory, tls, -1).await else { return };
+    let Some(server) = TestNatsServer::start_in(directory, tls, -1).await else { return };
     let keys =
         "tls = { ca = 'DIRECTORY/ca.pem', certificate = 'DIRECTORY/front.pem', key = 'DIRECTORY/front-key.pem' }";
-    let bench = NatsBench(server, keys);
-    let worker = Running::start(&bench, "worker").await;
-    let front = bench.0.join("front", keys).await;
+    let bed = NatsTestBed(server, keys);
+    let worker = RunningCopy::start(&bed, "worker").await;
+    let front = bed.0.join("front", keys).await;
     until("the worker is known", || front.copies("worker").len() == 1).await;
     front.call(call("echo"), None).await.unwrap();
-    let anonymous = bench.0.join("front", "tls = { ca = 'DIRECTORY/ca.pem' }").await;
+    let anonymous = bed.0.join("front", "tls = { ca = 'DIRECTORY/ca.pem' }").await;
     assert!(matches!(anonymous.call(call("echo"), None).await, Err(DispatchError::Unreachable(_))));
-    assert_eq!(worker.probe.counts().begun, 1);
+    assert_eq!(worker.handler.counts().begun, 1);
 }
 
 #[tokio::test]
-async fn what_is_no_message_of_ours_is_ignored() {
-    let Some(server) = Server::start("").await else { return };
-    let bench = NatsBench(server, "");
-    let worker = Running::start(&bench, "worker").await;
-    let front = bench.0.join("front", "").await;
+async fn foreign_messages_are_ignored() {
+    let Some(server) = TestNatsServer::start("").await else { return };
+    let bed = NatsTestBed(server, "");
+    let worker = RunningCopy::start(&bed, "worker").await;
+    let front = bed.0.join("front", "").await;
     until("the worker is known", || front.copies("worker").len() == 1).await;
-    let stranger = async_nats::connect(format!("127.0.0.1:{}", bench.0.port)).await.unwrap();
+    let stranger = async_nats::connect(format!("127.0.0.1:{}", bed.0.port)).await.unwrap();
     let copy = worker.local.copy;
     let reply = front.shared.inbox.clone() + ".1.999";
-    let beat = Content::Beat { state: packet::Life::Gone, node: String::new(), version: String::new() };
-    let part = Content::Part { offset: 9, bytes: Bytes::from_static(b"part") };
-    let contents = [Content::Cancel, Content::Away, Content::Granted { upto: u32::MAX }, part, beat];
+    let beat = PacketContent::Beat { state: packet::BeatState::Gone, node: String::new(), version: String::new() };
+    let part = PacketContent::Part { offset: 9, bytes: Bytes::from_static(b"part") };
+    let contents = [PacketContent::Cancel, PacketContent::Away, PacketContent::Granted { upto: u32::MAX }, part, beat];
     let packets = contents.map(|content| Packet { copy, number: 77, content }.encode());
     let huge = packet::Opening { head: Bytes::from_static(b"no head"), body_bytes: u32::MAX, body: Bytes::new() };
-    let huge = Packet { copy, number: 78, content: Content::Call(huge) }.encode();
+    let huge = Packet { copy, number: 78, content: PacketContent::Call(huge) }.encode();
     let others = [Bytes::new(), Bytes::from_static(b"hello"), Bytes::from(vec![1; 5_000]), huge];
     let subjects = [
         "wasmcage.default.call.worker.work.front".to_owned(),
@@ -322,6 +325,6 @@ async fn what_is_no_message_of_ours_is_ignored() {
     for _ in 0..20 {
         front.call(call("echo"), None).await.unwrap();
     }
-    assert_eq!(worker.probe.counts().begun, 20);
+    assert_eq!(worker.handler.counts().begun, 20);
     assert_eq!(front.copies("worker"), [copy.to_string()]);
 }

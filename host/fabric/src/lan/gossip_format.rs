@@ -1,11 +1,12 @@
-//! How peers are told of members that can be reached over the network, so that one address is enough to find a flock:
-//! when and of whom says `tell.rs`. Hints only: who is there says its certificate.
+//! Bytes of a `members` frame, by which peers tell each other of copies that can be reached over the network, so that one
+//! address is enough to find a flock. `gossip.rs` decides what is sent and when. These are hints: a copy's identity is
+//! proven by its certificate only.
 //!
-//! Payload of a `told` frame: u16 number of members, each u64 copy, then as `u16 length, bytes` its cage, node, address.
+//! Payload: u16 number of members, each u64 copy, then as `u16 length, bytes` its cage, node and address.
 
 use bytes::{Buf as _, BufMut as _};
 
-use crate::discovery::{Address, Found, PeerAddress, Sighting};
+use crate::discovery::{CopyAddress, CopyHint, FoundBy, PeerAddress};
 use crate::fabric::CopyId;
 use wasmcage_config::is_name;
 
@@ -14,12 +15,12 @@ pub(super) const MEMBERS_MAX: usize = 500;
 const BYTES_MAX: usize = 64 << 10;
 const NODE_BYTES_MAX: usize = 255;
 
-/// As many of them as fit.
-pub(super) fn encode<'a>(members: impl IntoIterator<Item = &'a Sighting>) -> Vec<u8> {
+/// Encodes as many of the members as fit.
+pub(super) fn encode<'a>(members: impl IntoIterator<Item = &'a CopyHint>) -> Vec<u8> {
     let mut out = vec![0, 0];
     let mut count: u16 = 0;
     for member in members.into_iter().take(MEMBERS_MAX) {
-        let Address::Tcp(address) = &member.address else { continue };
+        let CopyAddress::Tcp(address) = &member.address else { continue };
         if out.len() + 8 + 6 + member.cage.len() + member.node.len() + address.len() > BYTES_MAX {
             break;
         }
@@ -34,8 +35,8 @@ pub(super) fn encode<'a>(members: impl IntoIterator<Item = &'a Sighting>) -> Vec
     out
 }
 
-/// Those that make sense; a peer's nonsense is left out.
-pub(super) fn decode(mut bytes: &[u8]) -> Vec<Sighting> {
+/// Decodes the members that are valid; others are left out.
+pub(super) fn decode(mut bytes: &[u8]) -> Vec<CopyHint> {
     let mut members = Vec::new();
     if bytes.len() < 2 {
         return members;
@@ -50,7 +51,13 @@ pub(super) fn decode(mut bytes: &[u8]) -> Vec<Sighting> {
         };
         let Ok(address) = address.parse::<PeerAddress>() else { continue };
         if is_name(&cage) && node.len() <= NODE_BYTES_MAX && !node.contains(char::is_control) {
-            members.push(Sighting { cage, copy, node, address: Address::Tcp(address.to_string()), found: Found::Told });
+            members.push(CopyHint {
+                cage,
+                copy,
+                node,
+                address: CopyAddress::Tcp(address.to_string()),
+                found_by: FoundBy::Gossip,
+            });
         }
     }
     members
@@ -70,14 +77,14 @@ fn text(bytes: &mut &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn member(cage: &str, address: &str) -> Sighting {
-        let address = Address::Tcp(address.into());
-        Sighting { cage: cage.into(), copy: CopyId(5), node: "n1".into(), address, found: Found::Told }
+    fn member(cage: &str, address: &str) -> CopyHint {
+        let address = CopyAddress::Tcp(address.into());
+        CopyHint { cage: cage.into(), copy: CopyId(5), node: "n1".into(), address, found_by: FoundBy::Gossip }
     }
 
     #[test]
     fn members_arrive_and_nonsense_does_not() {
-        let check = |members: &[Sighting], expected: &[Sighting]| assert_eq!(decode(&encode(members)), expected);
+        let check = |members: &[CopyHint], expected: &[CopyHint]| assert_eq!(decode(&encode(members)), expected);
         let good = [member("worker", "10.0.0.1:7420"), member("a", "host.example:1")];
         check(&good, &good);
         check(&[member("not a name", "10.0.0.1:1"), member("a", "no port"), good[0].clone()], &good[..1]);

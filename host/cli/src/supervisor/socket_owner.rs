@@ -1,4 +1,5 @@
-//! The process that listens on a socket, as the kernel names it, held so that its number cannot become another's.
+//! The process that listens on a socket, as reported by the kernel. It is referred to by a descriptor, so that its pid
+//! cannot be reused for another process meanwhile.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,20 +14,20 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 use wasmcage_core::unix_socket;
 
-/// Between two questions to a process that is ending, and how long it may take to answer one.
+/// Interval of pings to a process that is ending, and the timeout for its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: u64 = 64 << 20;
 
-pub(crate) struct Peer {
+pub(crate) struct SocketOwner {
     stream: UnixStream,
     process: OwnedFd,
 }
 
-impl Peer {
-    /// None: nobody listens there.
+impl SocketOwner {
+    /// Connects to a socket; none if nobody listens there.
     ///
     /// # Errors
-    /// The process is in another container, where its number means nothing here, or the operating system's.
+    /// The process is in another container, so that it has no pid here, or the operating system reports an error.
     pub(crate) async fn at(socket: &Path) -> io::Result<Option<Self>> {
         let stream = match unix_socket::connect(socket).await {
             Ok(stream) => stream,
@@ -35,13 +36,13 @@ impl Peer {
             }
             Err(error) => return Err(error),
         };
-        // The kernel says 0 of a process that has no number here.
+        // The kernel reports 0 for a process that has no pid in this container.
         let Some(pid) = stream.peer_cred()?.pid().filter(|pid| *pid > 0).and_then(Pid::from_raw) else {
             return Err(io::Error::other("it is in another container"));
         };
         let process = pidfd_open(pid, PidfdFlags::empty())?;
         let peer = Self { stream, process };
-        // Who listens still has its number; if it has ended meanwhile, what is held may be another process.
+        // While the process listens, the pid is its own. If it has ended, the descriptor may be of another process.
         Ok(peer.is_connected().then_some(peer))
     }
 
@@ -50,8 +51,10 @@ impl Peer {
         !matches!(waiting, Ok((_, 0))) && matches!(waiting, Ok(_) | Err(Errno::AGAIN))
     }
 
+    /// Kills the process.
+    ///
     /// # Errors
-    /// The operating system's, other than that it has ended.
+    /// The operating system refuses. It is no error that the process has ended.
     pub(crate) fn kill(&self) -> io::Result<()> {
         match pidfd_send_signal(&self.process, Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => Ok(()),
@@ -59,11 +62,11 @@ impl Peer {
         }
     }
 
-    /// Waits for the end of a process of this cage that has no primary any more, and kills it when it answers no command: one
-    /// that hangs would keep the store and its ports for ever. Returns whether it had to.
-    pub(crate) async fn outlive(mut self) -> bool {
+    /// Waits for the end of a secondary whose primary has gone, and kills it when it does not answer: a hung process
+    /// would keep the store and its ports for ever. Returns whether it was killed.
+    pub(crate) async fn wait_or_kill(mut self) -> bool {
         loop {
-            match timeout(ANSWER_TIMEOUT, self.ask()).await {
+            match timeout(ANSWER_TIMEOUT, self.ping()).await {
                 Ok(Ok(())) => sleep(ANSWER_TIMEOUT).await,
                 Ok(Err(_)) => return false,
                 Err(_) => return self.kill().is_ok(),
@@ -71,8 +74,8 @@ impl Peer {
         }
     }
 
-    /// An error: it has ended.
-    async fn ask(&mut self) -> io::Result<()> {
+    /// Waits for the answer to a command. An error means that the process has ended.
+    async fn ping(&mut self) -> io::Result<()> {
         self.stream.write_all(b"{\"command\":\"ping\"}\n").await?;
         let mut answer = Vec::new();
         let mut reader = BufReader::new((&mut self.stream).take(ANSWER_BYTES_MAX));
