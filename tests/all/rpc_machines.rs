@@ -24,8 +24,8 @@ struct Scene {
 }
 
 impl Scene {
-    async fn start() -> Option<Self> {
-        let machines = Machines::with_multicast(1 + COPIES)?;
+    async fn start() -> Self {
+        let machines = Machines::with_multicast(1 + COPIES);
         let web = format!(
             "[interfaces.web]\nprotocol = \"http\"\nlisten = \"{}:{FRONT_PORT}\"\n[modules.interface_web]\nallow = {{ cages = \
              [\"worker\"] }}",
@@ -36,7 +36,7 @@ impl Scene {
         let workers = (1..=COPIES).map(|number| machines.start(number, &WORKER)).collect();
         let scene = Self { machines, front, workers };
         scene.known(&HashSet::new(), COPIES).await;
-        Some(scene)
+        scene
     }
 
     fn client(&self) -> Client {
@@ -73,25 +73,14 @@ impl Scene {
     }
 }
 
-async fn under_load(idempotent: bool, signal: &str) -> Option<()> {
-    let mut scene = Scene::start().await?;
+async fn under_load(idempotent: bool, signal: &str) {
+    let mut scene = Scene::start().await;
     let (client, load) = (scene.client(), Load::new("worker", CALL_TIMEOUT, idempotent));
     let blows = load.while_(&client, CALLERS, scene.blows(&load, signal)).await;
     println!("{}", load.told(&format!("{blows} times {signal}")));
     let (failed, first) = load.wrong();
     let lost = load.lost.load(std::sync::atomic::Ordering::Relaxed);
     assert_eq!((failed, lost), (0, 0), "{first:?}\n{}", scene.front.log());
-    Some(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn copies_on_other_machines_are_restarted_one_after_the_other_without_a_failed_call() {
-    under_load(false, "TERM").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn idempotent_calls_survive_the_kill_of_one_machine_after_the_other() {
-    under_load(true, "KILL").await;
 }
 
 /// One address is enough to find a flock, whenever its members start.
@@ -125,5 +114,19 @@ async fn a_member_that_starts_later_is_told_of() {
             assert!(begun.elapsed() < FOUND_WITHIN, "{:?}", machines.members(&front, "worker"));
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+mod with_multicast {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn copies_on_other_machines_are_restarted_one_after_the_other_without_a_failed_call() {
+        under_load(false, "TERM").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn idempotent_calls_survive_the_kill_of_one_machine_after_the_other() {
+        under_load(true, "KILL").await;
     }
 }

@@ -3,13 +3,15 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::need::{Need, is_superuser, missing};
 
 /// The user and group that servers run as where this is the superuser.
 const NOBODY: u32 = 65534;
@@ -27,13 +29,13 @@ pub struct DatabaseServer {
 }
 
 impl DatabaseServer {
-    /// A PostgreSQL server that wants a password, and speaks TLS if there is a certificate with its key. None, and a line that
-    /// tells so, where it cannot be had. `POSTGRES_BIN` may name the directory of its programs.
-    pub fn postgres(tls: Option<(&str, &str)>) -> Option<Self> {
-        let Some(programs) = postgres_programs() else {
-            eprintln!("not run: there is no PostgreSQL; POSTGRES_BIN may name the directory of its programs");
-            return None;
-        };
+    /// A PostgreSQL server that wants a password, and speaks TLS if there is a certificate with its key. `POSTGRES_BIN` may name
+    /// the directory of its programs.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn postgres(tls: Option<(&str, &str)>) -> Self {
+        let programs = postgres_programs().unwrap_or_else(|| missing(Need::Postgres, "there is no PostgreSQL"));
         let directory = directory();
         let data = directory.path().join("data").display().to_string();
         let password = directory.path().join("password");
@@ -73,17 +75,17 @@ impl DatabaseServer {
         }
         let mut server = Self { program: programs.join("postgres"), arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
-    /// A MariaDB or MySQL server that lets everybody in; its database is `test`. None, and a line that tells so, where it
-    /// cannot be had. `MARIADBD` may name the program.
-    pub fn mariadb() -> Option<Self> {
+    /// A MariaDB or MySQL server that lets everybody in; its database is `test`. `MARIADBD` may name the program.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn mariadb() -> Self {
         let program = std::env::var("MARIADBD").unwrap_or_else(|_| "/usr/sbin/mariadbd".into());
-        let Ok(program) = fs::canonicalize(&program) else {
-            eprintln!("not run: there is no MariaDB; MARIADBD may name its program");
-            return None;
-        };
+        let found = fs::canonicalize(&program);
+        let program = found.unwrap_or_else(|error| missing(Need::MariaDb, format_args!("{program}: {error}")));
         let directory = directory();
         let data = directory.path().join("data");
         // What is made here are databases to it.
@@ -107,17 +109,18 @@ impl DatabaseServer {
         ];
         let mut server = Self { program, arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
     /// A PgBouncer before that PostgreSQL, which gives each transaction to the next of three connections that is free, and lets
-    /// everybody in. None, and a line that tells so, where it cannot be had. `PGBOUNCER` may name the program.
-    pub fn pgbouncer(postgres: &Self) -> Option<Self> {
+    /// everybody in. `PGBOUNCER` may name the program.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn pgbouncer(postgres: &Self) -> Self {
         let program = std::env::var("PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".into());
-        let Ok(program) = fs::canonicalize(&program) else {
-            eprintln!("not run: there is no PgBouncer; PGBOUNCER may name its program");
-            return None;
-        };
+        let found = fs::canonicalize(&program);
+        let program = found.unwrap_or_else(|error| missing(Need::PgBouncer, format_args!("{program}: {error}")));
         let (directory, port, behind) = (directory(), free_port(), postgres.port());
         let file = directory.path().join("pgbouncer.ini");
         let settings = format!(
@@ -130,7 +133,7 @@ impl DatabaseServer {
         let arguments = vec![file.display().to_string()];
         let mut server = Self { program, arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
     /// Starts it, and waits until it listens.
@@ -199,10 +202,6 @@ fn directory() -> TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     own(directory.path());
     directory
-}
-
-fn is_superuser() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn own(path: &Path) {

@@ -13,7 +13,7 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
-/// Whether a guest could be built on this machine.
+/// Whether a guest was built.
 pub fn has_guest(name: &str) -> bool {
     directory().join(format!("{name}.wasm")).is_file()
 }

@@ -10,6 +10,7 @@ mod gate;
 mod guests;
 mod load;
 mod machines;
+mod need;
 mod peer;
 mod rabbitmq;
 mod raw_amqp;
@@ -36,6 +37,7 @@ pub use gate::Gate;
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
 pub use load::{Ending, Load, length};
 pub use machines::{Machine, Machines, Plan};
+pub use need::{Need, missing, require_superuser};
 pub use peer::{Peer, postage};
 pub use rabbitmq::RabbitMq;
 pub use raw_amqp::RawPeer;
@@ -349,6 +351,11 @@ impl Running {
 
     /// Drains and stops. True when nothing had to be cut off.
     pub async fn stop(mut self) -> bool {
+        self.end().await
+    }
+
+    /// The same, and keeps the directories, so that the logs can still be read.
+    pub async fn end(&mut self) -> bool {
         self.host.take().expect("the host runs").stop().await
     }
 }

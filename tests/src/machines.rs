@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::process::Child;
 use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
 
+use crate::need::{Need, missing};
 use crate::{cache, guest, program};
 
 /// Of TCP, on every machine.
@@ -72,8 +73,11 @@ impl Machines {
         Self { network, directory, authority, multicast_port }
     }
 
-    /// None, told once, when multicast does not work between machines here.
-    pub fn with_multicast(machines: usize) -> Option<Self> {
+    /// Machines between which multicast works.
+    ///
+    /// # Panics
+    /// When it does not work here.
+    pub fn with_multicast(machines: usize) -> Self {
         let all = Self::new(machines);
         let works = match all.network {
             Network::Namespaces { .. } => Ok(()),
@@ -82,11 +86,11 @@ impl Machines {
             }
         };
         match works {
-            Ok(()) => Some(all),
-            Err(error) => {
-                println!("NOT RUN: neither network namespaces nor multicast over the loopback interface: {error}");
-                None
-            }
+            Ok(()) => all,
+            Err(error) => missing(
+                Need::Multicast,
+                format_args!("there are neither network namespaces nor multicast over the loopback interface: {error}"),
+            ),
         }
     }
 

@@ -1,6 +1,5 @@
 //! A RabbitMQ of the tests' own, on loopback ports that nobody else has, in a temporary directory; beside any other broker
-//! of the machine; it ends with the test's process. `RABBITMQ_SERVER` names the server's script; without one, tests of AMQP
-//! say that they did not run.
+//! of the machine; it ends with the test's process. `RABBITMQ_SERVER` names the server's script; without one, its tests fail.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,6 +12,8 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::need::{Need, missing};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 
@@ -27,37 +28,38 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// One that tests share, each with queues of its own; none where there is no RabbitMQ.
-    pub fn shared() -> Option<Arc<Self>> {
+    /// One that tests share, each with queues of its own.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<RabbitMq>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(server) = shared.upgrade() {
-            return Some(server);
+            return server;
         }
-        let server = Arc::new(Self::start("")?);
+        let server = Arc::new(Self::start(""));
         *shared = Arc::downgrade(&server);
-        Some(server)
+        server
     }
 
     /// One of the test's own; `config` is added to its `rabbitmq.conf`, where TLS_PORT and DIRECTORY are replaced.
-    pub fn start(config: &str) -> Option<Self> {
-        Self::is_there().then(|| Self::start_in(tempfile::tempdir().expect("a temporary directory"), config))
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(config: &str) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), config)
     }
 
-    /// Whether one can be started on this machine; tells once that the tests did not run if none can.
-    pub fn is_there() -> bool {
+    /// The same in a directory that may hold files which the configuration names.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_in(directory: TempDir, config: &str) -> Self {
         let script = script();
         if !script.is_file() {
-            static ONCE: std::sync::Once = std::sync::Once::new();
-            // Past the capture of the tests' output: whoever runs them has to see it.
-            let text = format!("not run: tests of AMQP: there is no {}\n", script.display());
-            ONCE.call_once(|| std::io::stderr().write_all(text.as_bytes()).expect("standard error"));
+            missing(Need::RabbitMq, format_args!("there is no {}", script.display()));
         }
-        script.is_file()
-    }
-
-    /// In a directory that may hold files which the configuration names.
-    pub fn start_in(directory: TempDir, config: &str) -> Self {
         let ports = free_ports();
         let path = directory.path();
         for name in ["mnesia", "log", "gen", "schema"] {

@@ -3,15 +3,14 @@
 //!
 //! ```ignore
 //! mod unix {
-//!     contract!(Some(Arc::new(LanBench::unix()) as Arc<dyn Bench>));
+//!     contract!(Arc::new(LanBench::unix()));
 //! }
 //! mod tls {
-//!     contract!(LanBench::tls().await); // Option<Arc<dyn Bench>>; an expression that may await
+//!     contract!(LanBench::tls().await); // Arc<dyn Bench>; an expression that may await
 //! }
 //! ```
 //!
-//! Each promise becomes a test of its own, with a bench of its own. A bench that cannot be had here prints `not run: ` and
-//! why, and is none: its promises then count as passed, so whoever runs the tests has to look for that line.
+//! Each promise becomes a test of its own, with a bench of its own. A bench that cannot be had here panics and says why.
 //!
 //! Where fabrics differ, `Traits` says how, and the difference is asserted.
 
@@ -71,7 +70,7 @@ impl Default for Traits {
     }
 }
 
-/// A test for each promise. Takes an expression of type `Option<Arc<dyn Bench>>`.
+/// A test for each promise. Takes an expression of type `Arc<dyn Bench>`.
 macro_rules! contract {
     ($bench:expr) => {
         $crate::contract::contract!(@ $bench;
@@ -100,9 +99,8 @@ macro_rules! contract {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
-                if let Some(bench) = $bench {
-                    $crate::contract::within_bounds($crate::contract::$promise(bench)).await;
-                }
+                let bench: std::sync::Arc<dyn $crate::contract::Bench> = $bench;
+                $crate::contract::within_bounds($crate::contract::$promise(bench)).await;
             }
         )*
     };

@@ -308,7 +308,7 @@ mod tests {
         }
     }
 
-    contract!(Some(Arc::new(MemoryBench::default()) as Arc<dyn Bench>));
+    contract!(Arc::new(MemoryBench::default()));
 
     async fn pair() -> (MemoryBench, Arc<dyn Fabric>, Running) {
         let bench = MemoryBench::default();

@@ -113,12 +113,12 @@ impl Bench for LanBench {
 
 mod unix {
     use super::*;
-    contract!(Some(Arc::new(LanBench::unix()) as Arc<dyn Bench>));
+    contract!(Arc::new(LanBench::unix()));
 }
 
 mod tls {
     use super::*;
-    contract!(Some(Arc::new(LanBench::tls()) as Arc<dyn Bench>));
+    contract!(Arc::new(LanBench::tls()));
 }
 
 /// A worker over TLS and its address.

@@ -1,7 +1,6 @@
 //! The contract on a private NATS server, and what is particular to NATS. The server is `nats-server` of `NATS_SERVER` or
-//! of `PATH`; without one these tests say that they did not run.
+//! of `PATH`; without one these tests fail. `tests/run` leaves them out by the part `nats::tests::` of their paths.
 
-use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -23,13 +22,13 @@ struct Server {
 }
 
 impl Server {
-    /// None, told once, when there is no `nats-server` here. `-1` asks for any free port.
-    async fn start(config: &str) -> Option<Self> {
+    async fn start(config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self::start_in(directory, config, -1).await
     }
 
-    async fn start_in(directory: TempDir, config: &str, port: i32) -> Option<Self> {
+    /// `-1` asks for any free port.
+    async fn start_in(directory: TempDir, config: &str, port: i32) -> Self {
         let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".into());
         let path = directory.path();
         let ports = format!("ports_file_dir: {:?}\n", path.display().to_string());
@@ -38,16 +37,12 @@ impl Server {
         let log = std::fs::File::create(path.join("nats.log")).unwrap();
         let mut command = Command::new(&program);
         command.arg("-c").arg(path.join("nats.conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let process = match command.spawn() {
-            Ok(process) => process,
-            Err(error) => {
-                static ONCE: std::sync::Once = std::sync::Once::new();
-                // Past the capture of the tests' output: whoever runs them has to see it.
-                let text = format!("not run: tests of calls over NATS: cannot start {program}: {error}\n");
-                ONCE.call_once(|| std::io::stderr().write_all(text.as_bytes()).unwrap());
-                return None;
-            }
-        };
+        let process = command.spawn().unwrap_or_else(|error| {
+            panic!(
+                "this test cannot run here: {program}: {error}; install nats-server, or name it by NATS_SERVER. `cargo test -- \
+                 --skip nats::tests::` leaves out such tests"
+            )
+        });
         let mut server = Self { process, port: 0, directory };
         let begun = Instant::now();
         while server.port == 0 {
@@ -55,7 +50,7 @@ impl Server {
             assert!(begun.elapsed() < SERVER_WITHIN, "nats-server does not start: {}", server.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Some(server)
+        server
     }
 
     /// `{"nats":["nats://127.0.0.1:PORT"],..}`, in a file that appears once it listens.
@@ -73,7 +68,7 @@ impl Server {
     async fn restart(mut self) -> Self {
         self.end();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Self::start_in(directory, "", self.port.into()).await.expect("it has run before")
+        Self::start_in(directory, "", self.port.into()).await
     }
 
     fn end(&mut self) {
@@ -108,8 +103,8 @@ impl Drop for Server {
 struct NatsBench(Server, &'static str);
 
 impl NatsBench {
-    async fn on(server: &str) -> Option<Arc<dyn Bench>> {
-        Some(Arc::new(Self(Server::start(server).await?, "")))
+    async fn on(server: &str) -> Arc<dyn Bench> {
+        Arc::new(Self(Server::start(server).await, ""))
     }
 }
 
@@ -150,7 +145,7 @@ async fn until(what: &str, reached: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
-    let Some(server) = Server::start("").await else { return };
+    let server = Server::start("").await;
     let front = server.join("front", "").await;
     let bench = NatsBench(server, "");
     let worker = Running::start(&bench, "worker").await;
@@ -182,7 +177,7 @@ async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
 
 #[tokio::test]
 async fn a_copy_that_hangs_is_avoided() {
-    let Some(server) = Server::start("").await else { return };
+    let server = Server::start("").await;
     let bench = Arc::new(NatsBench(server, ""));
     // A thread of its own, to be stopped as a process is.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -232,7 +227,7 @@ const PERMISSIONS: &str = r#"
 
 #[tokio::test]
 async fn the_servers_permissions_bind_callers_to_their_names() {
-    let Some(server) = Server::start(PERMISSIONS).await else { return };
+    let server = Server::start(PERMISSIONS).await;
     let bench = NatsBench(server, "user = 'worker'\npassword = 'hush'");
     let worker = Running::start(&bench, "worker").await;
     let keys = "user = 'front'\npassword = 'hush'\ninbox = '_INBOX_front'";
@@ -275,7 +270,7 @@ async fn tls_checks_both_sides() {
         write(&format!("{name}-key.pem"), key.serialize_pem());
     }
     let tls = r#"tls { cert_file: "DIRECTORY/server.pem", key_file: "DIRECTORY/server-key.pem", ca_file: "DIRECTORY/ca.pem", verify: true }"#;
-    let Some(server) = Server::start_in(directory, tls, -1).await else { return };
+    let server = Server::start_in(directory, tls, -1).await;
     let keys =
         "tls = { ca = 'DIRECTORY/ca.pem', certificate = 'DIRECTORY/front.pem', key = 'DIRECTORY/front-key.pem' }";
     let bench = NatsBench(server, keys);
@@ -290,7 +285,7 @@ async fn tls_checks_both_sides() {
 
 #[tokio::test]
 async fn what_is_no_message_of_ours_is_ignored() {
-    let Some(server) = Server::start("").await else { return };
+    let server = Server::start("").await;
     let bench = NatsBench(server, "");
     let worker = Running::start(&bench, "worker").await;
     let front = bench.0.join("front", "").await;

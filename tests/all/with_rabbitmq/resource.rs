@@ -21,10 +21,9 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// None where there is no RabbitMQ.
-    pub async fn new(keys: &str) -> Option<Self> {
-        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
-        Some(Self::at(broker, keys).await)
+    pub async fn new(keys: &str) -> Self {
+        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap();
+        Self::at(broker, keys).await
     }
 
     pub async fn at(broker: Arc<RabbitMq>, keys: &str) -> Self {
@@ -110,7 +109,7 @@ pub async fn alone(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_sent_is_in_the_queue() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     alone(&mut connection, operation("command", "rotate", &[], json!({"keep": 7}))).await.unwrap();
     let message = scene.taken().await;
@@ -127,7 +126,7 @@ async fn what_is_sent_is_in_the_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_queue_is_there_for_comes_back_as_an_error() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     let error = alone(&mut connection, operation("status", "on", &[("key", "nobody")], json!({}))).await.unwrap_err();
     assert_eq!((error.code.as_str(), error.recoverable, error.terminal), ("unroutable", true, false));
@@ -148,7 +147,7 @@ async fn what_no_queue_is_there_for_comes_back_as_an_error() {
 /// A message that comes back is known by its body, and a long one comes back whole.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_message_that_no_queue_is_there_for_comes_back_as_an_error() {
-    let Some(scene) = Scene::new("max_body_bytes = 1_000").await else { return };
+    let scene = Scene::new("max_body_bytes = 1_000").await;
     let mut connection = scene.connect().await;
     for bytes in [2_000, 3 << 20] {
         let body = json!("x".repeat(bytes));
@@ -162,7 +161,7 @@ async fn a_long_message_that_no_queue_is_there_for_comes_back_as_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_that_do_not_fit_into_a_frame_harm_nobody_else() {
     let broker = tokio::task::spawn_blocking(|| RabbitMq::start("frame_max = 8192"));
-    let Some(broker) = broker.await.unwrap() else { return };
+    let broker = broker.await.unwrap();
     let scene = Scene::at(Arc::new(broker), "").await;
     let (mut first, mut second) = (scene.connect().await, scene.connect().await);
     let send = |bytes: usize| operation("command", "n", &[("header.a", &"x".repeat(bytes))], json!({}));
@@ -180,7 +179,7 @@ async fn headers_that_do_not_fit_into_a_frame_harm_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_are_sent_with_their_types_and_a_result_with_its_text() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     let headers =
         json!({"N": 5, "list": ["a", true], "when": {"$timestamp": 7}, "bytes": {"$bytes": "AP8="}}).to_string();
@@ -199,7 +198,7 @@ async fn headers_are_sent_with_their_types_and_a_result_with_its_text() {
 /// Messages of many go out together, and the library does not say whose it is that comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_publishers_each_is_told_what_became_of_its_own() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connections = Vec::new();
     for _ in 0..32 {
         connections.push(scene.connect().await);
@@ -218,7 +217,7 @@ async fn of_many_publishers_each_is_told_what_became_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_publishes_at_its_commit() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     connection.begin(&[], within()).await.unwrap();
     for number in 0..3 {
@@ -240,7 +239,7 @@ async fn a_transaction_publishes_at_its_commit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_to_a_broker_that_takes_no_messages() {
     let broker = tokio::task::spawn_blocking(|| RabbitMq::start("vm_memory_high_watermark.absolute = 1"));
-    let Some(broker) = broker.await.unwrap() else { return };
+    let broker = broker.await.unwrap();
     let scene = Scene::at(Arc::new(broker), "").await;
     let (mut first, mut second) = (scene.connect().await, scene.connect().await);
     let send = |text: &str| operation("command", "n", &[], json!(text));
@@ -260,7 +259,7 @@ async fn nothing_is_sent_to_a_broker_that_takes_no_messages() {
 }
 
 async fn check_rpc(keys: &str) {
-    let Some(scene) = Scene::new(keys).await else { return };
+    let scene = Scene::new(keys).await;
     let _cage = scene.answering().await;
     let mut connection = scene.connect().await;
     for number in 0..3 {
@@ -290,7 +289,7 @@ async fn an_rpc_is_answered_over_a_queue_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_rpc_that_nobody_answers_is_sent_again_and_then_times_out() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     let asked = operation("rpc", "echo", &[("timeout-ms", "50"), ("max-retry", "2")], json!({}));
     let error = alone(&mut connection, asked).await.unwrap_err();
@@ -303,7 +302,7 @@ async fn an_rpc_that_nobody_answers_is_sent_again_and_then_times_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_that_is_none_is_an_error_that_says_so() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
     let request = scene.peer.next(&scene.queue).await;
@@ -317,7 +316,7 @@ async fn a_reply_that_is_none_is_an_error_that_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_of_a_hundred_megabytes_is_an_error() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     let asked = tokio::spawn(async move { alone(&mut connection, operation("rpc", "echo", &[], json!({}))).await });
     let request = scene.peer.next(&scene.queue).await;
@@ -332,7 +331,7 @@ async fn a_reply_of_a_hundred_megabytes_is_an_error() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_sends_and_asks_by_its_producer() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let _answering = scene.answering().await;
     let sender = scene.sending().await;
     let answer = sender.client("web").get("/rpc?text=hello").await;
@@ -344,7 +343,7 @@ async fn a_module_sends_and_asks_by_its_producer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_a_modules_transaction_is_published_if_that_commits() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let sender = scene.sending().await;
     let client = sender.client("web");
     assert_eq!(client.get("/once?text=first").await.status, 204);

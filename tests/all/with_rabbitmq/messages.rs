@@ -16,12 +16,11 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// None where there is no RabbitMQ.
-    pub async fn new() -> Option<Self> {
-        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap()?;
+    pub async fn new() -> Self {
+        let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap();
         let peer = Peer::of(&broker).await;
         let unique = |prefix: &str| format!("{}-{}", unique_name(prefix), std::process::id());
-        Some(Self { exchange: unique("exchange"), queue: unique("queue"), broker, peer })
+        Self { exchange: unique("exchange"), queue: unique("queue"), broker, peer }
     }
 
     /// Consumes the scene's queue, bound by key `k`.
@@ -60,7 +59,7 @@ const HANDLERS: &str = "handlers = { 'message/command/echo' = ['echo.echo', 'ech
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_reaches_every_function_of_its_key() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start(HANDLERS).await;
     scene.command("echo", json!({"text": "one"})).await;
     cage.logged(r#"echo: {"text":"one"}"#).await;
@@ -75,7 +74,7 @@ async fn a_message_reaches_every_function_of_its_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_rpc_is_answered_by_a_result_an_error_or_an_exception() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start(HANDLERS).await;
     assert_eq!(
         scene.ask("echo", json!({"a": 1.5})).await,
@@ -102,7 +101,7 @@ async fn an_rpc_is_answered_by_a_result_an_error_or_an_exception() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_module_answers_what_no_table_names() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start("").await;
     scene.command("anything", json!(1)).await;
     cage.logged(r#"message anything: {"parameters":1}"#).await;
@@ -112,7 +111,7 @@ async fn a_handler_module_answers_what_no_table_names() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_nobody_can_read_do_not_stop_the_queue() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start(&format!("max_body_bytes = 1000\n{HANDLERS}")).await;
     let mut table = FieldTable::default();
     for _ in 0..50 {
@@ -145,7 +144,7 @@ async fn messages_that_nobody_can_read_do_not_stop_the_queue() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_raw_message_comes_with_its_properties_and_is_answered_if_asked() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start("format = 'raw'").await;
     let mut own = FieldTable::default();
     own.insert("X-Colour".into(), AMQPValue::LongString("red".into()));
@@ -171,7 +170,7 @@ async fn a_raw_message_comes_with_its_properties_and_is_answered_if_asked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_is_found_by_its_names_and_groups() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let name = format!("application-{}", scene.queue);
     let keys = format!("application = '{name}'\ngroups = ['red']\n{HANDLERS}");
     let cage = scene.start(&keys).await;
@@ -212,7 +211,7 @@ async fn an_application_is_found_by_its_names_and_groups() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn quit_ends_the_interface_and_restart_begins_it_anew() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start(HANDLERS).await;
     scene.command("restart", json!({})).await;
     eventually("a second start", || (cage.log().matches("address=\"amqp").count() > 1).then_some(())).await;
@@ -230,7 +229,7 @@ async fn quit_ends_the_interface_and_restart_begins_it_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_fails_is_tried_so_often_and_then_dead_lettered() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let dead = format!("dead-{}", scene.queue);
     scene.peer.bound(&format!("{}-dead", scene.exchange), &dead, "dead").await;
     let quorum = format!("poison-{}", scene.queue);
@@ -259,7 +258,7 @@ async fn a_message_that_fails_is_tried_so_often_and_then_dead_lettered() {
 /// The other way to bound the tries of a message: the broker counts, and dead-letters what came back too often.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_poison_message_reaches_the_delivery_limit_of_its_queue_and_does_not_stop_it() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let (dead, quorum) = (format!("dead-{}", scene.queue), format!("limited-{}", scene.queue));
     scene.peer.queue(&dead, FieldTable::default()).await;
     let keys = format!(
@@ -281,7 +280,7 @@ async fn a_poison_message_reaches_the_delivery_limit_of_its_queue_and_does_not_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_applications_of_one_process_have_queues_of_their_own() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let name = format!("twice-{}", scene.queue);
     let config = format!(
         "[interfaces.in]\nprotocol = 'amqp'\nurl = '{}'\napplication = '{name}'\n{HANDLERS}",
@@ -312,7 +311,7 @@ async fn two_applications_of_one_process_have_queues_of_their_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_waits_for_its_module() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start("module = 'late'").await;
     scene.command("anything", json!(1)).await;
     cage.logged("no such module").await;
@@ -324,7 +323,7 @@ async fn a_message_waits_for_its_module() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exchanges_of_every_type_are_declared_and_bound() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let Scene { exchange, queue, .. } = &scene;
     let keys = format!(
         "format = 'raw'\nexchanges.{exchange}-fanout = {{ type = 'fanout', auto_delete = true }}\n\
@@ -364,7 +363,7 @@ async fn exchanges_of_every_type_are_declared_and_bound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_passive_exchange_has_to_be_there() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.cage(&format!("exchanges.{} = {{ passive = true }}", scene.exchange)).start().await;
     cage.logged(&format!("cannot declare exchange {}", scene.exchange)).await;
     // It is looked for again and again, and its binding is made when it is there.
@@ -392,7 +391,7 @@ pub fn news(cage: &Running) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_declaration_names_what_differs() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     scene.peer.bound(&scene.exchange, &scene.queue, "k").await;
     let cage = scene.cage("").start().await;
     let log = cage.logged("interface failed").await;
@@ -408,7 +407,7 @@ async fn a_wrong_declaration_names_what_differs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_may_get_the_whole_message() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let keys = "pass = 'message'\nhandlers = { 'rpc/command/echo' = 'whole.echo' }";
     let cage = scene.cage(keys).module("service_echo", "whole").start().await;
     cage.logged("address=\"amqp").await;
@@ -420,7 +419,7 @@ async fn functions_may_get_the_whole_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queues_have_the_flags_that_they_are_given() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let Scene { queue, peer, broker, .. } = &scene;
     let flags = format!(
         "queues.{queue} = {{ exclusive = true }}\nqueues.{queue}-2 = {{ auto_delete = true }}\n\
@@ -454,7 +453,7 @@ async fn queues_have_the_flags_that_they_are_given() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_passive_queue_has_to_be_there() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.cage(&format!("queues.{} = {{ passive = true }}", scene.queue)).start().await;
     let log = cage.logged("interface failed").await;
     assert!(log.contains(&format!("cannot declare queue {}", scene.queue)), "{log}");

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wasmcage_tests::{Peer, RabbitMq, Root, cache, eventually, guest, program};
 
-use crate::amqp_life::{broker, restarted};
+use super::life::{broker, restarted};
 
 /// Messages of the tests that kill; `AMQP_MESSAGES` may say more.
 const MESSAGES: usize = 2_000;
@@ -184,7 +184,7 @@ fn arguments(texts: &[(&str, &str)]) -> FieldTable {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_is_killed_repeats_only_what_it_had_not_acknowledged() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     check_kills(broker, FieldTable::default(), "queues.work = { durable = true }", false).await;
 }
 
@@ -192,7 +192,7 @@ async fn a_cage_that_is_killed_repeats_only_what_it_had_not_acknowledged() {
 /// latest ones, and sends acknowledged messages again: nothing is lost, but no bound holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_cage_and_broker_are_killed() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     let queues = arguments(&[("x-queue-type", "quorum")]);
     check_kills(broker, queues, "queues.work = { type = 'quorum' }", true).await;
 }
@@ -201,7 +201,7 @@ async fn nothing_is_lost_when_cage_and_broker_are_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
     const PADDING: usize = 1_000;
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     let waiting = std::env::var("AMQP_WAITING").map_or(WAITING, |text| text.parse().unwrap());
     let peer = Peer::of(&broker).await;
     // Kept on disk by the broker.
@@ -235,7 +235,7 @@ async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
     const LONG: usize = 100_000_000;
-    let Some(broker) = broker("vm_memory_high_watermark.absolute = 2GB").await else { return };
+    let broker = broker("vm_memory_high_watermark.absolute = 2GB").await;
     let peer = Peer::of(&broker).await;
     peer.queue("dead", FieldTable::default()).await;
     peer.queue("work", arguments(&[("x-dead-letter-exchange", ""), ("x-dead-letter-routing-key", "dead")])).await;
@@ -259,7 +259,7 @@ async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_says_who_a_cage_is_to_its_broker_as_it_does_for_postage() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     for arguments in [
         &["add_vhost", "post"][..],
         &["add_user", "carrier", "horn"],

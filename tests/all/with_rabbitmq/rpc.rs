@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use wasmcage_resource::Connection;
 
-use crate::amqp_resource::{Scene, alone, operation, within};
+use super::resource::{Scene, alone, operation, within};
 
 /// Rounds of the test with many callers; `AMQP_ROUNDS` may say more.
 const ROUNDS: usize = 20;
@@ -59,7 +59,7 @@ async fn ask(connection: &mut Box<dyn Connection>, value: Value) -> Value {
 
 /// On few connections, as a pool would give them to many callers.
 async fn check_own_answers(keys: &str, replies: usize) {
-    let Some(scene) = Scene::new(keys).await else { return };
+    let scene = Scene::new(keys).await;
     let scene = Arc::new(scene);
     let _serving = serving(&scene, replies).await;
     let rounds = std::env::var("AMQP_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
@@ -100,7 +100,7 @@ async fn a_second_answer_goes_to_nobody_with_queues_either() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_to_a_request_that_was_sent_again_goes_to_it_and_to_no_later_one() {
     for keys in ["", "reply_queue = 'exclusive'"] {
-        let Some(scene) = Scene::new(keys).await else { return };
+        let scene = Scene::new(keys).await;
         let mut connection = scene.connect().await;
         let first = operation("rpc", "echo", &[("timeout-ms", "200"), ("max-retry", "100")], json!("first"));
         let asked = tokio::spawn(async move {
@@ -128,7 +128,7 @@ async fn the_answer_to_a_request_that_was_sent_again_goes_to_it_and_to_no_later_
 /// As nameko has it: replies go through an exchange, by a key that the requester names.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_comes_through_an_exchange_where_that_is_said() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let through = format!("{}-replies", scene.exchange);
     let keys = format!(
         "eks = [{{ exchange = '{}', key = 'k' }}]\nexchanges.{through} = {{ type = 'topic' }}\nreply_exchange = '{through}'",
@@ -150,7 +150,7 @@ async fn a_reply_comes_through_an_exchange_where_that_is_said() {
 /// The same for an interface: a cage answers a requester that listens at an exchange.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_goes_through_an_exchange_where_that_is_said() {
-    let Some(scene) = crate::amqp::Scene::new().await else { return };
+    let scene = super::messages::Scene::new().await;
     let (through, replies) = (format!("{}-replies", scene.exchange), format!("{}-replies", scene.queue));
     let keys = format!("format = 'raw'\nreply_exchange = '{through}'\nexchanges.{through} = {{ type = 'topic' }}");
     let cage = scene.start(&keys).await;
@@ -177,7 +177,7 @@ async fn a_reply_goes_through_an_exchange_where_that_is_said() {
 /// What is asked is done at once, whatever becomes of the transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_takes_no_rpc_back() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     for (action, undoes) in [("command", true), ("publish", true), ("rpc", false), ("fetch", false)] {
         assert_eq!(scene.resource.undoes(&operation(action, "x", &[], json!({}))), undoes, "{action}");
     }
@@ -192,7 +192,7 @@ async fn a_transaction_takes_no_rpc_back() {
 /// Once the other side is gone a connection says so by itself, and is not used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_channel_was_closed_is_used_up() {
-    let Some(scene) = Scene::new("").await else { return };
+    let scene = Scene::new("").await;
     let mut connection = scene.connect().await;
     assert!(!connection.is_used_up());
     let eks = json!([["no-such-exchange", "k"]]).to_string();

@@ -6,7 +6,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use serde_json::{Value, json};
 use wasmcage_tests::postage;
 
-use crate::amqp::Scene;
+use super::messages::Scene;
 
 /// A message with any content.
 fn with_content(category: &str, name: &str, content: &Value) -> Vec<u8> {
@@ -18,7 +18,7 @@ fn with_content(category: &str, name: &str, content: &Value) -> Vec<u8> {
 /// Only a refusal is a filter's word on a message. One that breaks has said nothing, nor has one that cannot read it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_that_fails_has_its_message_rejected() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let (dead, queue) = (format!("dead-{}", scene.queue), &scene.queue);
     scene.peer.queue(&dead, FieldTable::default()).await;
     let keys = format!(
@@ -51,7 +51,7 @@ async fn a_filter_that_fails_has_its_message_rejected() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_answers_in_its_own_words_when_it_says_so() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start("handlers = { 'rpc/command/echo' = 'echo.rpc_echo' }").await;
     for (parameters, content) in [
         (json!({"fail": "error"}), json!({"type": "error", "value": null, "message": "no such account"})),
@@ -67,7 +67,7 @@ async fn a_service_answers_in_its_own_words_when_it_says_so() {
 /// The reply is there before the rest is done, and the request is acknowledged after that.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handler_goes_on_after_its_reply() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let (dead, queue) = (format!("dead-{}", scene.queue), &scene.queue);
     scene.peer.queue(&dead, FieldTable::default()).await;
     let keys = format!(
@@ -110,7 +110,7 @@ async fn a_handler_goes_on_after_its_reply() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn functions_for_contents_and_for_whole_messages_work_side_by_side() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let keys = "handlers = { 'message/command/echo' = ['echo.echo', { function = 'echo.shout', pass = 'message' }], \
                 'rpc/command/whole' = { function = 'service.echo', pass = 'message' }, 'rpc/command/content' = \
                 { function = 'service.echo' } }";
@@ -127,7 +127,7 @@ async fn functions_for_contents_and_for_whole_messages_work_side_by_side() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_come_with_their_names_and_types_and_go_back_so() {
-    let Some(scene) = Scene::new().await else { return };
+    let scene = Scene::new().await;
     let cage = scene.start("format = 'raw'").await;
     let mut entry = FieldTable::default();
     entry.insert("count".into(), AMQPValue::LongLongInt(2));
