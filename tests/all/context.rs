@@ -1,6 +1,10 @@
 //! What a module learns of its request and of itself, and what it says of the request in the log.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
 use wasmcage_tests::{Running, TestCage, query};
 
 async fn started(config: &str) -> Running {
@@ -40,7 +44,24 @@ async fn the_time_left_runs_down() {
         .http("web")
         .start()
         .await;
-    // The callee busies itself, then calls on: who is asked later has less left, by no less than the time spent.
+    // Of one request, whose second callee is busy for a while by its own clock: the third has no more left than before less that.
+    const BUSY_MS: u64 = 50;
+    let context = RequestContext::new("test".into(), "test", Duration::from_secs(15), Arc::new(Facts::default()));
+    let (context, dispatcher) = (Arc::new(context), cage.host().cage(cage.name()).unwrap().dispatcher());
+    let call = async |function: &str, args: Value| {
+        let arguments = Payload::Json(json!({ "args": args }).to_string());
+        match dispatcher.call(context.clone(), "service_echo", function.to_owned(), arguments).await.unwrap() {
+            Payload::Json(json) => serde_json::from_str::<Value>(&json).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let left = |known: Value| known["deadline_left_ms"].as_str().unwrap().parse::<u64>().unwrap();
+    let before = left(call("context", json!([])).await);
+    call("slow", json!([BUSY_MS])).await;
+    let after = left(call("context", json!([])).await);
+    assert!((BUSY_MS..=15_000).contains(&before) && after + BUSY_MS <= before, "{before}, then {after}");
+
+    // Of a request from outside, as a callee sees it.
     let left = async |target: &str| {
         let known = cage.client("web").get(target).await.json();
         known["deadline_left_ms"].as_str().unwrap().parse::<u64>().unwrap()

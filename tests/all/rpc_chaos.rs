@@ -7,9 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{Client, Running, TestCage, cache, eventually, guest, program, query, unique_name};
+use wasmcage_tests::{
+    Client, Running, TestCage, cache, eventually, eventually_async, guest, program, query, unique_name,
+};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 64;
@@ -74,10 +77,21 @@ impl Copies {
         self.processes[copy] = self.process(copy);
     }
 
+    /// How many requests a copy works on; none while it does not say.
+    async fn in_work(&self, copy: usize) -> Option<usize> {
+        let mut command = Command::new(program());
+        command.args(["ps", "--json", "--root"]).arg(self.root(copy)).arg(&self.cage);
+        command.env("WASMCAGE_RUNTIME_DIR", self.meeting().join("meeting")).kill_on_drop(true);
+        let output = command.stdin(Stdio::null()).output().await.ok()?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(answer["processes"][0]["cages"][0]["in_work"].as_u64()? as usize)
+    }
+
     async fn front(&self) -> Running {
-        let allow = format!("[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
+        let allow =
+            format!("request_timeout_ms = 55_000\n[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
         let front = TestCage::named(&unique_name("front")).meeting_at(self.meeting());
-        let front = front.module("echo", "interface_web").http("web").config(&allow).start().await;
+        let front = front.module("echo", "interface_web").config(&allow).http("web").start().await;
         self.all_known(&front).await;
         front
     }
@@ -192,12 +206,52 @@ async fn idempotent_calls_survive_whatever_happens_to_one_copy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_calls_are_lost_while_in_flight_only() {
+async fn under_load_no_blow_loses_more_calls_than_there_are_callers() {
     let mut copies = Copies::start();
     let front = copies.front().await;
     let seen = under_load(&mut copies, &front, false, trouble).await;
-    // Each blow can lose what is in flight, and no more.
     assert!(seen.lost.load(Ordering::Relaxed) <= (BLOWS * CALLERS) as u64);
+    nothing_is_left(&copies, &front).await;
+}
+
+/// One copy after the other is killed while it works on calls: those are lost, all of them, and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_calls_are_lost_while_in_flight_only() {
+    const CALLS: usize = 12;
+    let mut copies = Copies::start();
+    let front = copies.front().await;
+    // The callee sleeps for longer than the request may take.
+    let sleep = [("module", "work"), ("function", "log"), ("args", "[\"info\", \"awake\", 600000]")];
+    let target = query("/try_call", &[&[("cage", &*copies.cage)], &sleep[..]].concat());
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for _ in 0..CALLS {
+        let (client, target, ended) = (front.client("web"), target.clone(), ended.clone());
+        tokio::spawn(async move {
+            let text = client.get(&target).await.text();
+            ended.lock().unwrap().push(text);
+        });
+    }
+    let all_in_work = async || {
+        let in_work = join_all((0..COPIES).map(|copy| copies.in_work(copy))).await;
+        (in_work.iter().flatten().sum::<usize>() == CALLS).then(|| in_work.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let in_work = eventually_async("all calls in work", all_in_work).await;
+    let mut lost = 0;
+    for copy in 0..COPIES {
+        copies.signal(copy, "KILL");
+        lost += in_work[copy];
+        eventually("the loss of a copy's calls", || (ended.lock().unwrap().len() >= lost).then_some(())).await;
+        for other in copy + 1..COPIES {
+            assert_eq!(copies.in_work(other).await, Some(in_work[other]), "another copy goes on");
+        }
+        let ended = ended.lock().unwrap();
+        assert_eq!(ended.len(), lost, "{ended:?}");
+        assert!(ended.iter().all(|text| text.contains("\"error\":\"Lost")), "{ended:?}");
+    }
+    assert_eq!(lost, CALLS);
+    for copy in 0..COPIES {
+        copies.replace(copy).await;
+    }
     nothing_is_left(&copies, &front).await;
 }
 
