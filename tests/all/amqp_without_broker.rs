@@ -18,7 +18,7 @@ async fn an_operation_that_waits_for_a_broker_ends_before_its_callers_deadline()
     assert!(took < deadline, "{took:?}");
 }
 
-/// The same seen from a module: it answers by the error, where it was cut off before.
+/// A module that waits for a broker that is not there gets an error in time to answer by it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_sees_why_its_message_was_not_sent() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -31,7 +31,7 @@ async fn a_module_sees_why_its_message_was_not_sent() {
     assert_eq!(answer.status, 500, "not 504: the module itself answered");
     cage.logged("request failed").await;
     assert!(cage.log().contains("connect: "), "{}", cage.log());
-    // What an operator sees of it.
+    // An operator sees the failure.
     let trouble = cage.snapshot().cages[0].resources[0].trouble.clone().expect("a trouble");
     assert!(trouble.contains(&nobody.to_string()) && trouble.contains("refused"), "{trouble}");
 }
@@ -51,7 +51,7 @@ async fn amqps_never_says_a_word_in_plain_text() {
     assert_eq!(first.await.unwrap(), 0x16, "the first byte is that of a TLS handshake");
 }
 
-/// What answers on a broker's port may be anything.
+/// Any program may answer at a broker's port.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_broker_is_told_and_survived() {
     let endless_frame = [1, 0, 0, 0xff, 0xff, 0xff, 0xff].repeat(10_000);

@@ -67,7 +67,7 @@ impl Root {
         run
     }
 
-    /// What each cage says of itself; null when it does not answer.
+    /// The status of each cage by its own word; null when it does not answer.
     async fn ps(&self, cages: &[&str]) -> Vec<Value> {
         let mut all = Vec::new();
         for cage in cages {
@@ -87,7 +87,7 @@ impl Root {
         done(self.call(&[&["shop"], arguments].concat()).await)
     }
 
-    /// What standard error says of a call that has no result.
+    /// The text on standard error of a call that has no result.
     async fn failure(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.call(arguments).await;
         assert_eq!(

@@ -144,7 +144,7 @@ mod as_superuser {
             let log = check_answer(&cache, &ours, 42).await;
             assert_eq!(log.contains("components are compiled at each start"), whole_directory, "{log}");
         }
-        // What was planted would have been run, had it been this user's own.
+        // The planted code would have been run, had it been this user's own.
         let cache = scratch.path().join("own");
         check_answer(&cache, &theirs, 13).await;
         check_answer(&cache, &ours, 42).await;

@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use wasmcage_tests::{Need, Running, TestCage, eventually, guest, missing, program};
+use wasmcage_tests::{Need, RunningCage, TestCage, eventually, guest, missing, program};
 
 /// A cage with directories `in` and `out`, whose module takes files from the one and writes its results into the other.
 fn dropbox(keys: &str) -> TestCage {
@@ -26,7 +26,7 @@ fn config(keys: &str) -> String {
     )
 }
 
-/// As a careful sender does it: whole, by a rename.
+/// Puts a whole file into the directory by a rename, as a careful sender does.
 fn put(directory: &Path, name: &str, text: &str) {
     let temporary = directory.join(format!(".{name}.new"));
     fs::write(&temporary, text).unwrap();
@@ -50,11 +50,11 @@ fn by_age(directory: PathBuf) -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-async fn empty(cage: &Running) {
+async fn empty(cage: &RunningCage) {
     eventually("an empty inbox", || names(cage.directory().join("in")).is_empty().then_some(())).await;
 }
 
-async fn appears(cage: &Running, name: &str) -> String {
+async fn appears(cage: &RunningCage, name: &str) -> String {
     let file = cage.directory().join(name);
     eventually(&format!("the file {name}"), || fs::read_to_string(&file).ok()).await
 }
@@ -105,7 +105,7 @@ async fn a_failure_holds_up_the_next_ones_and_a_refusal_does_not() {
     assert_eq!(fs::read(directory.join("in/failed/a")).unwrap(), b"\xff");
     cage.logged("not today").await;
     assert_eq!(names(directory.join("out")), [""; 0]);
-    // What was wrong is put right.
+    // The fault is mended.
     put(&directory, "b", "good");
     assert_eq!(appears(&cage, "out/b").await, "GOOD");
     assert_eq!(appears(&cage, "out/c").await, "NOW");
@@ -235,7 +235,7 @@ async fn no_file_is_lost_whenever_the_process_dies() {
         let enough = FILES / 5 * round;
         eventually("some results", || (names(directory.join("out")).len() > enough).then_some(())).await;
         process.kill();
-        // What is not in the one directory is in the other, and whole.
+        // Each file is in one of the two directories, and whole.
         let (left, done) = (names(directory.join("in")), names(directory.join("out")));
         for number in 0..FILES {
             let name = format!("{number:03}");
@@ -248,7 +248,7 @@ async fn no_file_is_lost_whenever_the_process_dies() {
         let text = fs::read_to_string(directory.join(format!("out/{number:03}"))).unwrap();
         assert_eq!(text, format!("TEXT {number}"));
     }
-    // What was being written when it died is gone.
+    // The file that was being written when the process died is gone.
     assert_eq!(names(directory.join("out")).len(), FILES);
 }
 

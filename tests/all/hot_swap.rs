@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use wasmcage_tests::{Client, Running, TestCage, eventually, guest};
+use wasmcage_tests::{Client, RunningCage, TestCage, eventually, guest};
 
 /// Guest `hello` with another greeting of the same length: another component, as far as anybody can tell.
 fn greeting(number: usize) -> Vec<u8> {
@@ -16,7 +16,7 @@ fn greeting(number: usize) -> Vec<u8> {
     bytes
 }
 
-async fn started() -> Running {
+async fn started() -> RunningCage {
     TestCage::new().module("hello", "interface_web").http("web").start().await
 }
 
@@ -59,7 +59,7 @@ async fn a_hundred_swaps_under_load_lose_nothing_and_never_go_back() {
         cage.swapped("interface_web", before).await;
         assert_eq!(cage.client("web").get("/").await.text(), format!("Hello, v{number:05}!"));
     }
-    // How many swaps are known to be visible, and how many may be: an answer must come from within this window.
+    // The number of swaps that are surely visible, and of those that may be: an answer comes from within this window.
     let visible = Arc::new(AtomicUsize::new(VARIANTS - 1));
     let begun = Arc::new(AtomicUsize::new(VARIANTS - 1));
     let stop = Arc::new(AtomicBool::new(false));
@@ -167,7 +167,7 @@ async fn removing_a_private_file_brings_the_shared_one_back() {
     assert_eq!(client.get("/").await.text(), "Hello, v00007!");
     std::fs::remove_file(cage.directory().join("interface_web.wasm")).unwrap();
     answers(&client, "Hello, v00006!").await;
-    // With neither, what comes is turned away: it was meant for the module.
+    // With neither file, requests are turned away.
     std::fs::remove_file(shared.join("interface_web.wasm")).unwrap();
     eventually("the module's end", || cage.version("interface_web").is_none().then_some(())).await;
     let answer = client.get("/x").await;

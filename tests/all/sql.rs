@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use wasmcage_core::request::{Facts, Payload, RequestContext};
-use wasmcage_tests::{DatabaseServer, PASSWORD, Running, TestCage, eventually};
+use wasmcage_tests::{DatabaseServer, PASSWORD, RunningCage, TestCage, eventually};
 
 const SQLITE: &str = "path = \"test.db\"";
 
@@ -15,7 +15,7 @@ pub(crate) fn config(resource: &str) -> String {
     format!("[resources.db]\nprotocol = \"sql\"\n{resource}\n[modules.user]\nallow = {{ resources = [\"db\"] }}\n")
 }
 
-pub(crate) async fn started(resource: &str) -> Running {
+pub(crate) async fn started(resource: &str) -> RunningCage {
     TestCage::new().module("sql_user", "user").config(&config(resource)).start().await
 }
 
@@ -27,11 +27,11 @@ pub(crate) fn mariadb_url(server: &DatabaseServer) -> String {
     format!("url = \"mysql://root@127.0.0.1:{}/test\"", server.port())
 }
 
-pub(crate) async fn call(cage: &Running, function: &str, args: Value) -> Value {
+pub(crate) async fn call(cage: &RunningCage, function: &str, args: Value) -> Value {
     call_of(cage, "user", function, args).await
 }
 
-pub(crate) async fn call_of(cage: &Running, module: &str, function: &str, args: Value) -> Value {
+pub(crate) async fn call_of(cage: &RunningCage, module: &str, function: &str, args: Value) -> Value {
     let dispatcher = cage.host().cage(cage.name()).expect("the cage").dispatcher().clone();
     let context = RequestContext::new("test".into(), "test", Duration::from_secs(30), Arc::new(Facts::default()));
     let arguments = Payload::Json(json!({"args": args}).to_string());
@@ -43,7 +43,7 @@ pub(crate) async fn call_of(cage: &Running, module: &str, function: &str, args: 
 }
 
 /// One statement with values, told as a guest sees it.
-pub(crate) async fn tried(cage: &Running, sql: &str, values: Value) -> Value {
+pub(crate) async fn tried(cage: &RunningCage, sql: &str, values: Value) -> Value {
     let values: Vec<Value> =
         values.as_object().expect("names").iter().map(|(name, value)| json!([name, value])).collect();
     call(cage, "run", json!(["db", [[sql, values]]])).await
@@ -56,11 +56,11 @@ pub(crate) fn result(mut told: Value) -> Value {
     told["ok"][0].take()
 }
 
-pub(crate) async fn run(cage: &Running, sql: &str) -> Value {
+pub(crate) async fn run(cage: &RunningCage, sql: &str) -> Value {
     result(tried(cage, sql, json!({})).await)
 }
 
-pub(crate) async fn rows(cage: &Running, sql: &str) -> Value {
+pub(crate) async fn rows(cage: &RunningCage, sql: &str) -> Value {
     run(cage, sql).await["rows"].take()
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn failed(told: &Value, code: &str, phase: &str, recoverable: bool, t
 }
 
 /// Each type's values, and null, go into a column of the type and come back.
-async fn types(cage: &Running, types: &[(&str, &[Value])]) {
+async fn types(cage: &RunningCage, types: &[(&str, &[Value])]) {
     for (index, (of, values)) in types.iter().enumerate() {
         run(cage, &format!("create table types{index} (id int, x {of})")).await;
         for value in values.iter().chain([&Value::Null]) {
@@ -85,7 +85,7 @@ async fn types(cage: &Running, types: &[(&str, &[Value])]) {
     }
 }
 
-/// What no statement may make anything of.
+/// Texts that no statement may take for SQL.
 const HOSTILE: &[&str] = &[
     "'; drop table t; --",
     "\" or \"\"=\"",
@@ -97,8 +97,8 @@ const HOSTILE: &[&str] = &[
     "",
 ];
 
-/// What is alike with all databases.
-async fn common(cage: &Running) {
+/// Checks the behaviour that is alike with all databases.
+async fn common(cage: &RunningCage) {
     run(cage, "create table t (id int primary key, name varchar(100))").await;
     for (index, text) in HOSTILE.iter().enumerate() {
         let told = tried(
@@ -213,7 +213,7 @@ async fn reads_are_kept_until_what_they_read_is_written_or_their_time_is_over() 
     assert_eq!(read(Value::Null, Value::Null).await, 1);
     assert_eq!(read(json!("another key"), Value::Null).await, 2);
     assert_eq!(read(Value::Null, json!(0)).await, 2, "it was to be kept no time at all");
-    // What else is written does not matter.
+    // Other writes do not matter.
     run(&cage, "update t set x = 3").await;
     call(&cage, "write", json!(["db", "update t set x = x", "others"])).await;
     assert_eq!(read(json!("another key"), Value::Null).await, 2);
@@ -240,7 +240,7 @@ async fn a_full_pool_makes_operations_wait_until_their_deadline() {
     assert_eq!(told["affected"], 1);
 }
 
-async fn eventually_ok(cage: &Running, sql: &str) -> Value {
+async fn eventually_ok(cage: &RunningCage, sql: &str) -> Value {
     for _ in 0..1000 {
         let told = tried(cage, sql, json!({})).await;
         if told.get("ok").is_some() {
@@ -284,7 +284,7 @@ fn authority() -> Authority {
 
 /// Transactions of two inserts from eight sides while the server is killed: what was acknowledged is there, both halves or
 /// neither, and what was said to have done nothing is not there.
-async fn killed_in_commits(cage: &Running, server: &mut DatabaseServer) {
+async fn killed_in_commits(cage: &RunningCage, server: &mut DatabaseServer) {
     run(cage, "create table a (id int primary key)").await;
     run(cage, "create table b (id int primary key)").await;
     let mut next = 0;

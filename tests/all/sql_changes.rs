@@ -2,27 +2,27 @@
 //! connection is lost.
 
 use serde_json::{Value, json};
-use wasmcage_tests::{DatabaseServer, Running, TestCage};
+use wasmcage_tests::{DatabaseServer, RunningCage, TestCage};
 
 use crate::sql::{call, call_of, config, mariadb_url, postgres_url, result, rows, run, tried};
 
 /// Modules `user` and `other`, each with a connection of its own where modules are kept apart.
-async fn started(resource: &str) -> Running {
+async fn started(resource: &str) -> RunningCage {
     let config = config(resource) + "[modules.other]\nallow = { resources = [\"db\"] }\n";
     TestCage::new().module("sql_user", "user").module("sql_user", "other").config(&config).start().await
 }
 
-async fn other(cage: &Running, sql: &str) {
+async fn other(cage: &RunningCage, sql: &str) {
     result(call_of(cage, "other", "run", json!(["db", [[sql, []]]])).await);
 }
 
-async fn all(cage: &Running) -> (Value, Value) {
+async fn all(cage: &RunningCage) -> (Value, Value) {
     let mut told = result(tried(cage, "select * from t", json!({})).await);
     (told["columns"].take(), told["rows"].take())
 }
 
 /// A connection that knows `select * from t` well sees each change at once, and fails not once.
-async fn tables_change(cage: &Running, retype: &str) {
+async fn tables_change(cage: &RunningCage, retype: &str) {
     run(cage, "create table t (a int)").await;
     run(cage, "insert into t values (1)").await;
     for change in
@@ -112,7 +112,7 @@ mod with_postgres {
             );
         }
         assert_eq!(rows(&cage, "select * from kept").await, json!([]), "it is told before anything runs");
-        // What only a value tells, is told when the statement has run.
+        // An error that depends on a value is told when the statement has run.
         for value in ["timestamptz 'infinity'", "array[[1], [2]]"] {
             let told = tried(&cage, &format!("select {value} as x from generate_series(1, 50)"), json!({})).await;
             assert_eq!((&told["code"], &told["terminal"]), (&json!("bad-result"), &json!(false)), "{told}");

@@ -2,27 +2,27 @@
 //! connections and their prepared statements are used again.
 
 use serde_json::{Value, json};
-use wasmcage_tests::{DatabaseServer, Running, TestCage};
+use wasmcage_tests::{DatabaseServer, RunningCage, TestCage};
 
 use crate::sql::{call, call_of, config, mariadb_url, postgres_url, result};
 
 /// Modules `user` and `other`, both with one connection between them.
-async fn started(resource: &str) -> Running {
+async fn started(resource: &str) -> RunningCage {
     let resource = format!("{resource}\npool = {{ size = 1 }}");
     let config = config(&resource) + "[modules.other]\nallow = { resources = [\"db\"] }\n";
     TestCage::new().module("sql_user", "user").module("sql_user", "other").config(&config).start().await
 }
 
-async fn tried(cage: &Running, module: &str, sql: &str) -> Value {
+async fn tried(cage: &RunningCage, module: &str, sql: &str) -> Value {
     call_of(cage, module, "run", json!(["db", [[sql, []]]])).await
 }
 
-async fn row(cage: &Running, module: &str, sql: &str) -> Value {
+async fn row(cage: &RunningCage, module: &str, sql: &str) -> Value {
     result(tried(cage, module, sql).await)["rows"][0].take()
 }
 
 /// Module `user` runs each `leave`; what `look` then says, to it and to the other module, is as in a new session.
-async fn nothing_stays(cage: &Running, cases: &[(&str, &str)]) {
+async fn nothing_stays(cage: &RunningCage, cases: &[(&str, &str)]) {
     for (leave, look) in cases {
         let before = row(cage, "user", look).await;
         result(tried(cage, "user", leave).await);
@@ -90,7 +90,7 @@ mod with_postgres {
         let known = row(&cage, "other", "select count(*) from pg_prepared_statements").await;
         assert!(known[0].as_i64().is_some_and(|known| known > 10), "{known}");
 
-        // What takes away prepared statements, or leaves some that were named by hand, costs its connection.
+        // A statement that removes prepared statements, or leaves some that were named by hand, costs its connection.
         for leave in ["prepare p as select 1", "discard all", "deallocate all"] {
             result(tried(&cage, "user", leave).await);
             for _ in 0..5 {
@@ -145,7 +145,7 @@ mod with_mariadb {
         // The server lets go of a lock when it finds that the connection is closed, and this one waits for that.
         result(tried(&cage, "user", "select get_lock('a', 1)").await);
         assert_eq!(row(&cage, "other", "select get_lock('a', 20)").await, json!([1]));
-        // What a trigger does, no word of the statement tells.
+        // No word of a statement tells what its trigger does.
         result(tried(&cage, "user", "create trigger marks before insert on t for each row set @user = 'alice'").await);
         result(tried(&cage, "user", "insert into t values (1)").await);
         assert_eq!(row(&cage, "other", "select @user").await, json!([null]));

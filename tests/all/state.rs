@@ -5,20 +5,20 @@ use std::fs;
 
 use serde_json::{Value, json};
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Need, Root, Running, TestCage, eventually, guest, missing, program, unique_name};
+use wasmcage_tests::{Need, Root, RunningCage, TestCage, eventually, guest, missing, program, unique_name};
 
 /// One module, `m`, with every operation as a function.
 fn cage() -> TestCage {
     TestCage::new().module("state_user", "m")
 }
 
-async fn done(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn done(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     let result = cage.call(&format!("m.{function}"), arguments.clone()).await;
     result.unwrap_or_else(|error| panic!("{function}{arguments}: {error}"))
 }
 
-/// What the module is told that has no result.
-async fn failure(cage: &Running, function: &str, arguments: Value) -> String {
+/// The error that the module gets in place of a result.
+async fn failure(cage: &RunningCage, function: &str, arguments: Value) -> String {
     match cage.call(&format!("m.{function}"), arguments.clone()).await {
         Err(DispatchError::Failed(text)) => text,
         other => panic!("{function}{arguments}: {other:?}"),
@@ -363,11 +363,11 @@ async fn a_handler_counts_for_all_paths() {
 }
 
 /// `wasi:keyvalue`, by the guest `keyvalue_user`.
-async fn keyvalue() -> Running {
+async fn keyvalue() -> RunningCage {
     cage().file("kv", &fs::read(guest("keyvalue_user")).unwrap()).start().await
 }
 
-async fn kv(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn kv(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     let result = cage.call(&format!("kv.{function}"), arguments.clone()).await;
     result.unwrap_or_else(|error| panic!("{function}{arguments}: {error}"))
 }

@@ -19,7 +19,7 @@ fn slow_root() -> Root {
     root
 }
 
-/// What the running cage says of itself.
+/// The status of the running cage by its own word.
 async fn process(root: &Root) -> Value {
     eventually_async("a cage that answers", async || {
         let output = root.output(&["ps", "--json", "shop"]).await;
@@ -209,7 +209,7 @@ async fn a_crash_after_the_program_was_replaced_is_recovered_from() {
         .await;
         assert_eq!(second["primary_pid"], first["primary_pid"]);
         assert_eq!(Client::new(&address(&second)).get("/sleep?ms=1").await.status, 200);
-        // What compiles is the same program, too.
+        // The compiler is the same program, too.
         upload(&root, "late");
         eventually_async("a module that was never compiled before", async || {
             let modules = process(&root).await["cages"][0]["modules"].clone();

@@ -17,7 +17,7 @@ fn sources(place: &str) -> Vec<(PathBuf, String)> {
     sources_in(&format!("host/{place}"))
 }
 
-/// The same beneath `place` in the repository.
+/// Every Rust file beneath `place` in the repository but the benches, or that file, with its text.
 fn sources_in(place: &str) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     let mut open = vec![repository().join(place)];
@@ -33,7 +33,7 @@ fn sources_in(place: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// What each crate of the host may use of the others.
+/// The crates of the host, and which of the others each may use.
 const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage-core", &[]),
     ("wasmcage-config", &["core"]),
@@ -46,7 +46,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage", &["config", "core", "protocol", "resource", "runtime", "store"]),
     ("wasmcage-cli", &["", "config", "core", "fabric", "runtime", "store"]),
 ];
-/// What each protocol may use.
+/// The crates that each protocol may use.
 const PROTOCOL_USES: &[&str] = &["config", "core", "protocol", "resource", "store", "web-client"];
 /// Libraries, and who alone may use them.
 const LIBRARIES: &[(&str, &[&str])] = &[

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wasmcage_tests::{Client, Need, Running, TestCage, eventually_within, guest, has_guest, missing, query};
+use wasmcage_tests::{Client, Need, RunningCage, TestCage, eventually_within, guest, has_guest, missing, query};
 
 /// An interpreter takes its time to compile where it is not in the cache yet.
 const COMPILATION: Duration = Duration::from_secs(300);
 
 /// Two cages: the guest as handler and as service, and who it calls.
-async fn started(config: &str) -> Running {
+async fn started(config: &str) -> RunningCage {
     if !has_guest("python_hello") {
         missing(Need::PythonGuests, "the guest python_hello was not built");
     }
@@ -87,7 +87,7 @@ async fn a_python_service_is_called_and_calls() {
     assert!(error["text"].as_str().unwrap().contains("bad arguments: add: add() missing 1 required"), "{error}");
     let error = call(&client, "greed", &[]).await;
     assert!(error["text"].as_str().unwrap().contains("did you mean `greet`?"), "{error}");
-    // What initialises the interpreter is nobody's to call.
+    // The exports that initialise the interpreter cannot be called.
     for function in ["exports#init", "init"] {
         let error = call(&client, function, &[]).await;
         assert!(error["error"].as_str().unwrap().starts_with("NoSuchFunction("), "{error}");

@@ -17,7 +17,7 @@ use crate::need::{Need, missing};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// Ended when dropped.
+/// A running server, which is killed when dropped.
 pub struct RabbitMq {
     directory: TempDir,
     port: u16,
@@ -28,7 +28,7 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// One that tests share, each with queues of its own.
+    /// The server that tests share, each with queues of its own.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -43,7 +43,7 @@ impl RabbitMq {
         server
     }
 
-    /// One of the test's own; `config` is added to its `rabbitmq.conf`, where TLS_PORT and DIRECTORY are replaced.
+    /// A server of the test's own; `config` is added to its `rabbitmq.conf`, where TLS_PORT and DIRECTORY are replaced.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -51,7 +51,7 @@ impl RabbitMq {
         Self::start_in(tempfile::tempdir().expect("a temporary directory"), config)
     }
 
-    /// The same in a directory that may hold files which the configuration names.
+    /// Starts one in a directory that may hold files which the configuration names.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -96,7 +96,7 @@ impl RabbitMq {
         self.port
     }
 
-    /// Of its TLS listener.
+    /// The port of its TLS listener.
     pub fn tls_port(&self) -> u16 {
         self.tls_port.expect("its configuration names a TLS_PORT")
     }
@@ -109,7 +109,7 @@ impl RabbitMq {
         format!("amqp://guest:guest@127.0.0.1:{}/%2F", self.port)
     }
 
-    /// Starts it again where it was, with what it had on disk.
+    /// Starts the server again in its directory and on its ports.
     pub fn restart(&self) {
         let path = self.directory.path();
         let [port, distribution, names] = self.ports;
@@ -151,14 +151,14 @@ impl RabbitMq {
         }
     }
 
-    /// As a power failure would.
+    /// Kills the server at once, as a power failure would.
     pub fn kill(&self) {
         if let Some(mut server) = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             kill_group(&mut server);
         }
     }
 
-    /// Says nothing and hears nothing until `resume`; its connections stay open.
+    /// Stops the process until `resume`; its connections stay open.
     pub fn pause(&self) {
         self.signal("-STOP");
     }
@@ -173,7 +173,7 @@ impl RabbitMq {
         assert!(sent.success(), "{signal} to {pid}");
     }
 
-    /// Runs `rabbitmqctl`; what it prints.
+    /// Runs `rabbitmqctl` and returns its output.
     pub fn control(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(script().with_file_name("rabbitmqctl"));
         command
@@ -187,7 +187,7 @@ impl RabbitMq {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Whether it speaks AMQP yet.
+    /// Says whether it answers by AMQP yet.
     fn answers(&self) -> bool {
         let answered = || -> std::io::Result<u8> {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
@@ -217,7 +217,7 @@ fn group_of(program: &Path) -> Command {
     command
 }
 
-/// As a power failure would.
+/// Kills the process group of a `group_of` at once.
 fn kill_group(shell: &mut Child) {
     drop(shell.stdin.take());
     let _ = shell.wait();

@@ -12,7 +12,7 @@ use wasmcage_resource::ResourceError;
 use wasmcage_tests::{Peer, RabbitMq, TestCage, eventually};
 
 use super::life::{broker, restarted};
-use super::messages::{Scene, news};
+use super::messages::{BrokerFixture, news};
 use super::resource::{operation, resource};
 
 /// An operation on a resource with these keys, until this deadline; and how long it took.
@@ -88,19 +88,19 @@ async fn controlled(broker: RabbitMq, arguments: &'static [&'static str]) -> Rab
 /// The others of its interface are consumed, an operator is told, and it is consumed as soon as it is as declared.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_with_other_properties_keeps_no_other_queue_from_being_consumed() {
-    let scene = Scene::new().await;
-    let odd = format!("odd-{}", scene.queue);
-    scene.peer.queue(&odd, FieldTable::default()).await;
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{odd} = {{ auto_delete = true }}")).await;
-    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"hello", BasicProperties::default()).await;
+    let fixture = BrokerFixture::new().await;
+    let odd = format!("odd-{}", fixture.queue);
+    fixture.peer.queue(&odd, FieldTable::default()).await;
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{odd} = {{ auto_delete = true }}")).await;
+    let reply = fixture.peer.ask_raw(&fixture.exchange, "k", b"hello", BasicProperties::default()).await;
     assert_eq!(reply.data, b"hello");
     let told = eventually("it is told", || news(&cage)).await;
     assert!(told.contains(&format!("cannot declare queue {odd}")) && told.contains("durable"), "{told}");
     assert_eq!(cage.log().matches("the broker does not take a declaration").count(), 1, "{}", cage.log());
-    scene.peer.publish("", &odd, b"waits", BasicProperties::default()).await;
-    scene.peer.channel.queue_delete(odd.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    fixture.peer.publish("", &odd, b"waits", BasicProperties::default()).await;
+    fixture.peer.channel.queue_delete(odd.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     eventually("its turn", || news(&cage).is_none().then_some(())).await;
-    scene.peer.publish("", &odd, b"at last", BasicProperties::default()).await;
+    fixture.peer.publish("", &odd, b"at last", BasicProperties::default()).await;
     cage.logged(&format!("message {odd}: at last")).await;
     assert!(cage.stop().await);
 }
@@ -108,17 +108,19 @@ async fn a_queue_with_other_properties_keeps_no_other_queue_from_being_consumed(
 /// A queue that somebody else has for himself is consumed when he lets go, and the others all the while.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_cannot_be_consumed_disturbs_no_other() {
-    let scene = Scene::new().await;
-    let taken = format!("taken-{}", scene.queue);
-    let other = Peer::of(&scene.broker).await;
+    let fixture = BrokerFixture::new().await;
+    let taken = format!("taken-{}", fixture.queue);
+    let other = Peer::of(&fixture.broker).await;
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
     other.channel.queue_declare(taken.as_str().into(), exclusive, FieldTable::default()).await.unwrap();
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{taken} = {{ exclusive = true }}")).await;
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{taken} = {{ exclusive = true }}")).await;
     let told = eventually("it is told", || news(&cage)).await;
     assert!(told.contains(&taken), "{told}");
     for number in 0..20 {
-        let reply =
-            scene.peer.ask_raw(&scene.exchange, "k", format!("{number}").as_bytes(), BasicProperties::default()).await;
+        let reply = fixture
+            .peer
+            .ask_raw(&fixture.exchange, "k", format!("{number}").as_bytes(), BasicProperties::default())
+            .await;
         assert_eq!(reply.data, format!("{number}").as_bytes());
     }
     assert_eq!(cage.log().matches("address=\"amqp").count(), 1, "nothing began anew: {}", cage.log());
@@ -129,13 +131,13 @@ async fn a_queue_that_cannot_be_consumed_disturbs_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_was_deleted_comes_back_with_its_bindings() {
-    let scene = Scene::new().await;
-    let cage = scene.start("format = 'raw'").await;
-    let exchange = scene.exchange.as_str();
-    scene.peer.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
-    let listed = || scene.broker.control(&["list_bindings", "source_name"]);
+    let fixture = BrokerFixture::new().await;
+    let cage = fixture.start("format = 'raw'").await;
+    let exchange = fixture.exchange.as_str();
+    fixture.peer.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    let listed = || fixture.broker.control(&["list_bindings", "source_name"]);
     eventually("it is there again", || listed().lines().any(|line| line == exchange).then_some(())).await;
-    let reply = scene.peer.ask_raw(exchange, "k", b"hello", BasicProperties::default()).await;
+    let reply = fixture.peer.ask_raw(exchange, "k", b"hello", BasicProperties::default()).await;
     assert_eq!(reply.data, b"hello");
     assert_eq!(cage.log().matches("address=\"amqp").count(), 1, "nothing began anew: {}", cage.log());
     assert!(cage.stop().await);
@@ -144,16 +146,16 @@ async fn an_exchange_that_was_deleted_comes_back_with_its_bindings() {
 /// What a consumer has in work is finished when another queue of its interface, or all of them, begin anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_in_work_are_finished_when_another_queue_is_deleted() {
-    let scene = Scene::new().await;
-    let deleted = format!("deleted-{}", scene.queue);
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{deleted} = {{ durable = true }}")).await;
+    let fixture = BrokerFixture::new().await;
+    let deleted = format!("deleted-{}", fixture.queue);
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{deleted} = {{ durable = true }}")).await;
     for _ in 0..10 {
-        scene.send(b"slow", BasicProperties::default()).await;
+        fixture.send(b"slow", BasicProperties::default()).await;
     }
     eventually("work", || (cage.snapshot().cages[0].in_work > 0).then_some(())).await;
-    scene.peer.channel.queue_delete(deleted.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    fixture.peer.channel.queue_delete(deleted.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     cage.logged("was the queue deleted").await;
     eventually("all of them", || (cage.log().matches("message k: slow").count() >= 10).then_some(())).await;
     assert!(cage.stop().await);
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0), "each was acknowledged once");
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(0), "each was acknowledged once");
 }

@@ -73,7 +73,7 @@ async fn a_cage_that_stops_finishes_what_it_has_and_leaves_the_rest_in_the_queue
         );
         left += 1;
     }
-    // What was in work is done, and nothing is both done and in the queue, or neither.
+    // The messages in work are done; each message is either done or in the queue.
     let done = || cage.log().matches(&format!("message {queue}: slow")).count();
     eventually("what was in work", || (done() + left >= 20).then_some(())).await;
     assert_eq!((done() >= 2, left > 0, done() + left), (true, true, 20), "{left} left, {} done", done());

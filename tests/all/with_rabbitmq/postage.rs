@@ -10,7 +10,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use wasmcage_tests::{Need, RabbitMq, TestCage, missing, unique_name};
 
-/// How to start a program of the other side.
+/// A Postage program that can be started.
 struct PostageProgram {
     broker: Arc<RabbitMq>,
     python: String,

@@ -111,7 +111,7 @@ impl Requests {
         }
     }
 
-    /// Whether there was an answer.
+    /// Takes one answer; says whether there was one.
     async fn take(&mut self) -> bool {
         let Some(answer) = self.peer.take("results").await else { return false };
         let id = answer.properties.correlation_id().as_ref().unwrap().to_string();
@@ -151,7 +151,7 @@ async fn check_kills(mut broker: RabbitMq, queues: FieldTable, keys: &str, broke
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    // What is in work may be answered once more.
+    // A request in work may be answered once more.
     process.stop().await;
     while requests.take().await {}
     let duplicates: usize = requests.answers.values().map(|(all, _)| all - 1).sum();
@@ -197,7 +197,7 @@ async fn nothing_is_lost_when_cage_and_broker_are_killed() {
     check_kills(broker, queues, "queues.work = { type = 'quorum' }", true).await;
 }
 
-/// What waits is the broker's concern: a cage holds its prefetch and no more.
+/// Messages wait at the broker: a cage holds its prefetch and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
     const PADDING: usize = 1_000;
