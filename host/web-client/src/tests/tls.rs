@@ -88,12 +88,17 @@ impl Authority {
     }
 }
 
-/// Answers requests over TLS with the version of HTTP that they came by.
+/// Answers requests over TLS with the version of HTTP that they came by. The answer to `/long` has a header of 20,000 bytes.
 async fn serve(acceptor: TlsAcceptor, stream: TcpStream) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let stream = acceptor.accept(stream).await?;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let service = service_fn(async |request: Request<Incoming>| {
-        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(format!("{:?}", request.version()))))
+        assert!(!request.headers().contains_key(PROXY_AUTHORIZATION), "this is no proxy");
+        let mut response = Response::new(Full::<Bytes>::from(format!("{:?}", request.version())));
+        if request.uri().path() == "/long" {
+            response.headers_mut().insert("x-long", "x".repeat(20_000).try_into().unwrap());
+        }
+        Ok::<_, Infallible>(response)
     });
     let io = TokioIo::new(stream);
     match is_http2 {
@@ -184,6 +189,21 @@ async fn requests_share_a_connection_of_http2() {
 }
 
 #[tokio::test]
+async fn a_head_beyond_the_limit_is_refused_by_both_versions_of_http() {
+    let authority = Authority::new();
+    for (protocol, kind) in [("http/1.1", WebErrorKind::HeadTooLarge), ("h2", WebErrorKind::Protocol)] {
+        let url = format!("https://{}/long", authority.server("127.0.0.1", &[protocol], false).await);
+        let limited = |response_header_bytes_max| {
+            let settings = ClientSettings { response_header_bytes_max, http2: Http2::Auto, ..authority.trusted() };
+            Client::new(&settings)
+        };
+        let error = get(&limited(10_000), &url, times()).await.err().expect("too long a head");
+        assert_eq!((error.kind, error.sent), (kind, true), "{protocol}: {error}");
+        assert_eq!(answer(&limited(30_000), &url).await.0, 200, "{protocol}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_tls_is_told_as_such() {
     // It does not wait for the end of a head: there is none in what TLS says.
     for answer in ["HTTP/1.1 400 Bad Request\r\n\r\n", ""] {
@@ -220,13 +240,14 @@ async fn tls_goes_through_the_tunnel_of_a_proxy() {
         async move {
             let head = read_head(&mut stream).await.unwrap();
             assert!(head.starts_with("CONNECT server.example:443 HTTP/1.1\r\n"), "{head}");
+            assert!(head.contains("\r\nproxy-authorization: Basic "), "{head}");
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
             let mut server = TcpStream::connect(address).await.unwrap();
             let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
         }
     })
     .await;
-    let proxy = Some(format!("http://{proxy}").parse().unwrap());
+    let proxy = Some(format!("http://user:secret@{proxy}").parse().unwrap());
     let client = Client::new(&ClientSettings { proxy, ..authority.trusted() });
     assert_eq!(answer(&client, "https://server.example/").await, (200, "HTTP/1.1".into()));
 }
