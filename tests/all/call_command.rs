@@ -12,9 +12,9 @@ use tokio::process::{Child, Command};
 use wasmcage_tests::{cache, guest, program};
 
 /// A root with some cages, and what `wasmcage` does there.
-struct Root(TempDir);
+struct CallRoot(TempDir);
 
-impl Root {
+impl CallRoot {
     /// Each cage with the modules that it is to have.
     fn new(cages: &[(&str, &[&str])]) -> Self {
         let root = Self(tempfile::tempdir().unwrap());
@@ -116,7 +116,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_go_by_position_and_by_name() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     assert_eq!(root.result(&["service_echo.add", "2", "-3"]).await, "-1\n");
     assert_eq!(root.result(&["service_echo.add", "b=2", "1"]).await, "3\n");
     assert_eq!(root.result(&["service_echo.greet", "world"]).await, "\"Hello, world !\"\n");
@@ -134,7 +134,7 @@ async fn arguments_go_by_position_and_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_there_and_back() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let bytes: Vec<u8> = (0..5_000_000_u32).map(|n| n as u8).collect();
     let file = root.path().join("bytes");
     fs::write(&file, &bytes).unwrap();
@@ -148,22 +148,22 @@ async fn bytes_go_there_and_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_told_with_its_code_and_ends_it_with_1() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let failure = async |arguments: &[&str]| root.failure(1, &[&["shop"], arguments].concat()).await;
     assert_eq!(failure(&["service_echo.refuse", "never"]).await, "error: refused: never (refused)\n");
     assert_eq!(failure(&["service_echo.fail", "later"]).await, "error: failed: later (failed)\n");
-    Root::said(&failure(&["service_echo.panic", "oh"]).await, &["(trapped)"]);
-    Root::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(bad-request)"]);
-    Root::said(&failure(&["service_echo.gret", "x"]).await, &["did you mean `greet`?", "(no-such-function)"]);
-    Root::said(&failure(&["service_eco.greet", "x"]).await, &["did you mean `service_echo`?", "(no-such-module)"]);
-    Root::said(&failure(&["calculator.divide", "1", "x"]).await, &["\"x\"", "(bad-request)"]);
+    CallRoot::said(&failure(&["service_echo.panic", "oh"]).await, &["(trapped)"]);
+    CallRoot::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(bad-request)"]);
+    CallRoot::said(&failure(&["service_echo.gret", "x"]).await, &["did you mean `greet`?", "(no-such-function)"]);
+    CallRoot::said(&failure(&["service_eco.greet", "x"]).await, &["did you mean `service_echo`?", "(no-such-module)"]);
+    CallRoot::said(&failure(&["calculator.divide", "1", "x"]).await, &["\"x\"", "(bad-request)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_timeout_ends_a_call() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let slow = root.failure(1, &["shop", "service_echo.slow", "600000", "--timeout", "50ms"]).await;
-    Root::said(&slow, &["deadline exceeded", "(deadline-exceeded)"]);
+    CallRoot::said(&slow, &["deadline exceeded", "(deadline-exceeded)"]);
     let context: Value =
         serde_json::from_str(&root.result(&["service_echo.context", "--timeout", "1h"]).await).unwrap();
     let left: u64 = context["deadline_left_ms"].as_str().unwrap().parse().unwrap();
@@ -172,19 +172,19 @@ async fn the_timeout_ends_a_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_does_not_run_is_told() {
-    let root = Root::new(&[("shop", &[])]);
-    Root::said(&root.failure(1, &["shop", "a.b"]).await, &["cage shop is not running", "wasmcage run shop"]);
-    Root::said(&root.failure(2, &["shpo", "a.b"]).await, &["did you mean shop?"]);
-    Root::said(&root.failure(1, &["far", "a.b", "--via", "shop"]).await, &["cage shop is not running"]);
-    Root::said(&root.failure(2, &["shop", "a"]).await, &["MODULE.FUNCTION"]);
-    Root::said(&root.failure(2, &["shop", "a.b", "x=1", "x=2"]).await, &["argument x is given twice"]);
+    let root = CallRoot::new(&[("shop", &[])]);
+    CallRoot::said(&root.failure(1, &["shop", "a.b"]).await, &["cage shop is not running", "wasmcage run shop"]);
+    CallRoot::said(&root.failure(2, &["shpo", "a.b"]).await, &["did you mean shop?"]);
+    CallRoot::said(&root.failure(1, &["far", "a.b", "--via", "shop"]).await, &["cage shop is not running"]);
+    CallRoot::said(&root.failure(2, &["shop", "a"]).await, &["MODULE.FUNCTION"]);
+    CallRoot::said(&root.failure(2, &["shop", "a.b", "x=1", "x=2"]).await, &["argument x is given twice"]);
     let missing = root.failure(1, &["shop", "a.b", "--bytes-from", "missing"]).await;
-    Root::said(&missing, &["cannot read missing"]);
+    CallRoot::said(&missing, &["cannot read missing"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cage_makes_the_call_as_its_own() {
-    let root = Root::new(&[("shop", &["service_echo"]), ("front", &[])]);
+    let root = CallRoot::new(&[("shop", &["service_echo"]), ("front", &[])]);
     root.configure("shop", "[rpc.allow]\n\"service_echo.context\" = [\"front\"]\n");
     let _run = root.run(&["shop", "front"]).await;
     let facts = async |arguments: &[&str]| {
@@ -197,25 +197,25 @@ async fn another_cage_makes_the_call_as_its_own() {
     // The cage's own operator may call what its configuration permits to nobody.
     assert_eq!(root.result(&["service_echo.add", "1", "2"]).await, "3\n");
     let refused = root.failure(1, &["--via", "front", "shop", "service_echo.add", "1", "2"]).await;
-    Root::said(&refused, &["cage front may not call service_echo.add", "[rpc.allow]", "(not-permitted)"]);
+    CallRoot::said(&refused, &["cage front may not call service_echo.add", "[rpc.allow]", "(not-permitted)"]);
     let all = root.result(&["service_echo.add", "1", "2", "--all"]).await;
     assert_eq!(serde_json::from_str::<Value>(&all).unwrap(), json!([{ "copy": "local", "ok": 3 }]));
     let failed = root.call(&["shop", "service_echo.fail", "later", "--all"]).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
-    Root::said(&text(&failed.stdout), &["\"copy\":\"local\"", "\"code\":\"failed\"", "later"]);
+    CallRoot::said(&text(&failed.stdout), &["\"copy\":\"local\"", "\"code\":\"failed\"", "later"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_runs_here_calls_one_that_does_not() {
-    let root = Root::new(&[("front", &[]), ("shop", &[])]);
+    let root = CallRoot::new(&[("front", &[]), ("shop", &[])]);
     let _run = root.run(&["front"]).await;
     let told = root.failure(1, &["shop", "work.handle", "/", "--timeout", "1s"]).await;
-    Root::said(&told, &["cage shop does not run in", "--via front", "(no-such-cage)"]);
+    CallRoot::said(&told, &["cage shop does not run in", "--via front", "(no-such-cage)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() {
-    let root = Root::new(&[("shop", &["service_echo"]), ("front", &[])]);
+    let root = CallRoot::new(&[("shop", &["service_echo"]), ("front", &[])]);
     root.configure("shop", "[rpc.allow]\n\"service_echo.context\" = [\"front\"]\n");
     let (_shop, _front) = (root.run(&["shop"]).await, root.run(&["front"]).await);
     let source = async |arguments: &[&str]| {
@@ -224,7 +224,7 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
     };
     assert_eq!(source(&["--via", "front"]).await, "front");
     let refused = root.failure(1, &["--via", "front", "shop", "service_echo.nothing"]).await;
-    Root::said(&refused, &["[rpc.allow]", "(not-permitted)"]);
+    CallRoot::said(&refused, &["[rpc.allow]", "(not-permitted)"]);
     assert_eq!(source(&["--flock", "default"]).await, "(command line)");
     assert_eq!(root.result(&["--flock", "default", "service_echo.add", "1", "2"]).await, "3\n");
     let all = root.result(&["--flock", "default", "service_echo.add", "1", "2", "--all"]).await;
@@ -232,10 +232,10 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
     assert_eq!((all.as_array().unwrap().len(), &all[0]["ok"]), (1, &json!(3)));
     assert_eq!(all[0]["copy"].as_str().unwrap().len(), 16);
     let table = done(root.output(&["ps", "front"]).await);
-    Root::said(&table, &["flock default", "MEMBER", all[0]["copy"].as_str().unwrap()]);
+    CallRoot::said(&table, &["flock default", "MEMBER", all[0]["copy"].as_str().unwrap()]);
     let other = root.failure(1, &["--flock", "other", "shop", "a.b"]).await;
-    Root::said(&other, &["no running copy of cage shop", "(no-such-cage)"]);
-    Root::said(&root.failure(2, &["--flock", "Not one", "shop", "a.b"]).await, &["lower-case"]);
+    CallRoot::said(&other, &["no running copy of cage shop", "(no-such-cage)"]);
+    CallRoot::said(&root.failure(2, &["--flock", "Not one", "shop", "a.b"]).await, &["lower-case"]);
     // Some MiB go to another process and back.
     let bytes = vec![7; 3 << 20];
     fs::write(root.path().join("bytes"), &bytes).unwrap();
@@ -246,7 +246,7 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shell_completes_names() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let completed = async |index: &str, words: &[&str]| {
         let mut command = root.command(&[&["--", "wasmcage"], words].concat());
         let command = command.env("COMPLETE", "bash").env("_CLAP_IFS", " ").env("_CLAP_COMPLETE_INDEX", index);

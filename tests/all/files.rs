@@ -196,9 +196,9 @@ async fn a_cage_that_stops_finishes_the_file_in_work() {
 }
 
 /// The serving process itself, so that a kill kills it.
-struct Process(Child);
+struct DropboxProcess(Child);
 
-impl Process {
+impl DropboxProcess {
     fn start(cage: &TestCage) -> Self {
         let root = cage.directory().parent().unwrap().to_owned();
         fs::write(cage.directory().join("cage.toml"), config("")).unwrap();
@@ -215,7 +215,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for DropboxProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -231,7 +231,7 @@ async fn no_file_is_lost_whenever_the_process_dies() {
         fs::write(directory.join(format!("in/{number:03}")), format!("text {number}")).unwrap();
     }
     for round in 1..=4 {
-        let mut process = Process::start(&cage);
+        let mut process = DropboxProcess::start(&cage);
         let enough = FILES / 5 * round;
         eventually("some results", || (names(directory.join("out")).len() > enough).then_some(())).await;
         process.kill();
@@ -242,7 +242,7 @@ async fn no_file_is_lost_whenever_the_process_dies() {
             assert!(left.contains(&name) || done.contains(&name), "{name} is lost");
         }
     }
-    let _process = Process::start(&cage);
+    let _process = DropboxProcess::start(&cage);
     eventually("the rest", || names(directory.join("in")).is_empty().then_some(())).await;
     for number in 0..FILES {
         let text = fs::read_to_string(directory.join(format!("out/{number:03}"))).unwrap();

@@ -471,11 +471,11 @@ async fn a_cage_in_another_process_takes_a_call_when_it_comes() {
 }
 
 /// A root with cages of the whole program.
-struct Root {
+struct RetryRoot {
     directory: TempDir,
 }
 
-impl Root {
+impl RetryRoot {
     /// Cage `shop`, whose module `jobs` asks for calls and is called.
     fn new(config: &str) -> Self {
         let root = Self { directory: tempfile::tempdir().unwrap() };
@@ -525,16 +525,16 @@ impl Root {
     }
 
     /// Runs the cage; returns when it takes calls.
-    async fn run(&self) -> Process {
+    async fn run(&self) -> CageProcess {
         let child = self.command(&["run", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while !self.command(&["call", "shop", "jobs.facts"]).output().await.unwrap().status.success() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         let process = &self.json(&["ps", "--json"]).await["processes"][0];
-        Process { child, pids: ["primary_pid", "pid"].map(|key| process[key].to_string()) }
+        CageProcess { child, pids: ["primary_pid", "pid"].map(|key| process[key].to_string()) }
     }
 
-    async fn stop(&self, mut process: Process) {
+    async fn stop(&self, mut process: CageProcess) {
         self.output(&["stop", "shop"]).await;
         process.child.wait().await.unwrap();
     }
@@ -564,12 +564,12 @@ impl Root {
 }
 
 /// A running cage.
-struct Process {
+struct CageProcess {
     child: Child,
     pids: [String; 2],
 }
 
-impl Process {
+impl CageProcess {
     /// The machine's power is cut, as far as a process can tell.
     async fn kill(mut self) {
         let killed = std::process::Command::new("kill").arg("-KILL").args(&self.pids).status().unwrap();
@@ -584,7 +584,7 @@ impl Process {
 async fn no_call_is_lost_when_the_process_is_killed_and_none_that_is_done_is_made_again() {
     const CALLS: usize = 400;
     const KILLS: usize = 3;
-    let root = Root::new("[interfaces.retry]\nconcurrency = 4");
+    let root = RetryRoot::new("[interfaces.retry]\nconcurrency = 4");
     let mut process = root.run().await;
     root.output(&["call", "shop", "jobs.ask_many", "n", &CALLS.to_string(), "--timeout", "60s"]).await;
     for kill in 1..=KILLS {
@@ -605,7 +605,7 @@ async fn no_call_is_lost_when_the_process_is_killed_and_none_that_is_done_is_mad
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pending_calls_start_at_once_after_a_restart() {
-    let root = Root::new("[interfaces.retry]\nretry_interval_ms = 3600000\nretry_interval_max_ms = 3600000");
+    let root = RetryRoot::new("[interfaces.retry]\nretry_interval_ms = 3600000\nretry_interval_max_ms = 3600000");
     let process = root.run().await;
     let id = root.ask("one", "fail until 2", &[]).await;
     root.until_calls(&[], 1).await;
@@ -625,7 +625,7 @@ async fn pending_calls_start_at_once_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_see_and_change_calls() {
-    let root = Root::new("[interfaces.retry]\nmax_attempts = 1\n");
+    let root = RetryRoot::new("[interfaces.retry]\nmax_attempts = 1\n");
     let process = root.run().await;
     root.ask("seven", "refuse", &["--id", "order-7"]).await;
     root.ask("eight", "refuse", &["--id", "order-8"]).await;

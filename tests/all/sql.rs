@@ -268,18 +268,18 @@ async fn a_changed_url_is_taken_over_without_a_restart() {
     assert!(told["text"].as_str().is_some_and(|text| text.contains("no such table")), "{told}");
 }
 
-struct Authority {
+struct CertificateAuthority {
     issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pem: String,
 }
 
-fn authority() -> Authority {
+fn authority() -> CertificateAuthority {
     let key = rcgen::KeyPair::generate().expect("a key");
     let mut params = rcgen::CertificateParams::new(Vec::new()).expect("no names");
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     params.distinguished_name.push(rcgen::DnType::CommonName, wasmcage_tests::unique_name("authority"));
     let pem = params.self_signed(&key).expect("a certificate").pem();
-    Authority { issuer: rcgen::Issuer::new(params, key), pem }
+    CertificateAuthority { issuer: rcgen::Issuer::new(params, key), pem }
 }
 
 /// Transactions of two inserts from eight sides while the server is killed: what was acknowledged is there, both halves or
@@ -444,7 +444,7 @@ mod with_postgres {
         let certificate = certificate.signed_by(&key, &trusted.issuer).expect("a certificate").pem();
         let server = DatabaseServer::postgres(Some((&certificate, &key.serialize_pem())));
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let resource = |ca: &Authority| {
+        let resource = |ca: &CertificateAuthority| {
             let file = directory.path().join("ca.pem");
             std::fs::write(&file, &ca.pem).expect("a file of certificates");
             format!("{}\ntls = \"verify\"\nca_file = \"{}\"", postgres_url(&server), file.display())

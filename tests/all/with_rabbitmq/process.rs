@@ -22,12 +22,12 @@ const WAITING: usize = 50_000;
 const PREFETCH: usize = 64;
 
 /// A cage that answers raw requests of queue `work`.
-struct Process {
+struct HandlerProcess {
     root: TempDir,
     child: Option<Child>,
 }
 
-impl Process {
+impl HandlerProcess {
     fn new(broker: &RabbitMq, keys: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let cage = root.path().join("killed");
@@ -131,7 +131,7 @@ async fn check_kills(mut broker: RabbitMq, queues: FieldTable, keys: &str, broke
     if broker_too {
         on_disk(&broker).await;
     }
-    let mut process = Process::new(&broker, keys);
+    let mut process = HandlerProcess::new(&broker, keys);
     for kill in 0..KILLS {
         requests.left(requests.messages * (2 * KILLS - kill - 1) / (2 * KILLS)).await;
         if broker_too && kill % 2 == 1 {
@@ -216,7 +216,8 @@ async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
         peer.channel.wait_for_confirms().await.unwrap();
     };
     publish(4 * PREFETCH).await;
-    let process = Process::new(&broker, "queues.work = { durable = true, arguments = { x-queue-mode = 'lazy' } }");
+    let process =
+        HandlerProcess::new(&broker, "queues.work = { durable = true, arguments = { x-queue-mode = 'lazy' } }");
     let handled = || process.log().matches("message work: slow").count();
     // As many at once as ever, with all the instances that they need.
     eventually("work", || (handled() >= 2 * PREFETCH).then_some(())).await;
@@ -241,7 +242,7 @@ async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
     peer.queue("work", arguments(&[("x-dead-letter-exchange", ""), ("x-dead-letter-routing-key", "dead")])).await;
     let keys = "queues.work = { durable = true, arguments = { x-dead-letter-exchange = '', \
                 x-dead-letter-routing-key = 'dead' } }";
-    let process = Process::new(&broker, keys);
+    let process = HandlerProcess::new(&broker, keys);
     peer.publish("", "work", b"first", BasicProperties::default()).await;
     eventually("the first", || process.log().contains("message work: first").then_some(())).await;
     let before = process.memory("VmHWM");
