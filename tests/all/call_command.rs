@@ -2,32 +2,29 @@
 //! what the shell completes.
 
 use std::fs;
-use std::path::Path;
+use std::ops::Deref;
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, Command};
-use wasmcage_tests::{cache, guest, program};
+use tokio::process::Child;
+use wasmcage_tests::Root;
 
-/// A root with some cages, and what `wasmcage` does there.
-struct CallRoot(TempDir);
+/// A root with some cages, and calls of their functions by `wasmcage call`.
+struct CallRoot(Root);
+
+impl Deref for CallRoot {
+    type Target = Root;
+
+    fn deref(&self) -> &Root {
+        &self.0
+    }
+}
 
 impl CallRoot {
-    /// Each cage with the modules that it is to have.
+    /// Each cage with the guests that are its modules.
     fn new(cages: &[(&str, &[&str])]) -> Self {
-        let root = Self(tempfile::tempdir().unwrap());
-        // Compiled files of all tests together, so that each guest is compiled once.
-        std::os::unix::fs::symlink(cache(), root.path().join(".cache")).unwrap();
-        for (cage, modules) in cages {
-            fs::create_dir(root.path().join(cage)).unwrap();
-            for module in *modules {
-                let file = root.path().join(cage).join(format!("{module}.wasm"));
-                fs::copy(guest(module), file).unwrap();
-            }
-        }
-        root
+        Self(Root::new(cages))
     }
 
     /// One cage that runs, `shop`.
@@ -35,26 +32,6 @@ impl CallRoot {
         let root = Self::new(&[("shop", &["service_echo", "calculator"])]);
         let run = root.run(&["shop"]).await;
         (root, run)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn configure(&self, cage: &str, toml: &str) {
-        fs::write(self.path().join(cage).join("cage.toml"), toml).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        // Cages of other tests run in flocks of the same name.
-        command.env("WASMCAGE_ROOT", self.path()).env("WASMCAGE_RUNTIME_DIR", self.path().join(".runtime"));
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        command
-    }
-
-    async fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().await.unwrap()
     }
 
     /// Starts the cages in one process. Their primary is killed with what this returns, and the cages drain.
