@@ -20,6 +20,8 @@ use super::*;
 const LONG: Duration = Duration::from_secs(60);
 /// How long is waited for a server that never does what is waited for.
 const SHORT: Duration = Duration::from_millis(50);
+/// A deadline that leaves enough time for a connection and the part of an answer that comes at once.
+const ENOUGH: Duration = Duration::from_secs(2);
 
 fn settings() -> ClientSettings {
     ClientSettings {

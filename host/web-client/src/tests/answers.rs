@@ -71,7 +71,7 @@ async fn what_is_not_http_is_told_as_such() {
     let address = closing_server("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n").await;
     let response = get(&Client::new(&settings()), &format!("http://{address}/"), times()).await.unwrap();
     let error = read_body(response).await.1.expect("a chunk without a size");
-    assert_eq!((error.kind, error.sent), (WebErrorKind::Protocol, true), "{error}");
+    assert!(error.sent && error.text.contains("chunk size"), "{error}");
 }
 
 #[tokio::test]
@@ -92,12 +92,11 @@ async fn answer_status(client: &Client, address: &str) -> u16 {
 #[tokio::test]
 async fn a_server_that_never_answers_costs_no_more_than_the_time_allowed() {
     let address = silent_server("").await;
-    for times in [
-        Times { first_byte: Some(SHORT), ..times() },
-        Times { deadline: Deadline::after(SHORT), ..times() },
-        Times { first_byte: Some(LONG), deadline: Deadline::after(SHORT), ..times() },
-    ] {
-        let error = get_error(&settings(), &address, times).await;
+    let first_byte = || Times { first_byte: Some(SHORT), ..times() };
+    let deadline = || Times { deadline: Deadline::after(ENOUGH), ..times() };
+    let both = || Times { first_byte: Some(LONG), ..deadline() };
+    for limited in [&first_byte as &dyn Fn() -> Times, &deadline, &both] {
+        let error = get_error(&settings(), &address, limited()).await;
         assert_eq!((error.kind, error.sent), (WebErrorKind::HeadTimedOut, true), "{error}");
     }
     // One that stops in the middle of its head has not answered either.
@@ -109,10 +108,10 @@ async fn a_server_that_never_answers_costs_no_more_than_the_time_allowed() {
 #[tokio::test]
 async fn a_body_that_stops_coming_costs_no_more_than_the_time_allowed() {
     let address = silent_server("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
-    // Long enough for the half, which is on its way.
-    let deadline = || Deadline::after(Duration::from_secs(1));
-    for times in [Times { between_bytes: Some(SHORT), ..times() }, Times { deadline: deadline(), ..times() }] {
-        let response = get(&Client::new(&settings()), &format!("http://{address}/"), times).await.unwrap();
+    let between_bytes = || Times { between_bytes: Some(SHORT), ..times() };
+    let deadline = || Times { deadline: Deadline::after(ENOUGH), ..times() };
+    for limited in [&between_bytes as &dyn Fn() -> Times, &deadline] {
+        let response = get(&Client::new(&settings()), &format!("http://{address}/"), limited()).await.unwrap();
         let (bytes, error) = read_body(response).await;
         let error = error.expect("half is not all");
         assert_eq!((&*bytes, error.kind, error.sent), (&b"half"[..], WebErrorKind::BodyTimedOut, true), "{error}");
