@@ -3,7 +3,7 @@
 //! requests are turned away rather than lost.
 
 use http::{Method, StatusCode};
-use wasmcage_tests::{Answer, Running, TestCage, component, eventually, fixture, guest};
+use wasmcage_tests::{Answer, RunningCage, TestCage, component, eventually, fixture, guest};
 
 const HELLO: &str = "Hello, world !";
 
@@ -53,7 +53,7 @@ async fn check_refused(bytes: &[u8], words: &[&str]) {
     assert!(cage.stop().await);
 }
 
-async fn check_reason(cage: &Running, module: &str, words: &[&str]) {
+async fn check_reason(cage: &RunningCage, module: &str, words: &[&str]) {
     let reason = cage.refused(module).await;
     let file = format!("{module}.wasm");
     for word in words.iter().copied().chain([file.as_str()]) {
@@ -136,7 +136,7 @@ async fn a_handle_of_another_type() {
     check_refused(&fixture("wrong_handle"), &["wasmcage:cage/handler@0.1.0", "handle"]).await;
 }
 
-/// What to do about a module that is older than the WIT.
+/// The hint for a module that is older than the WIT.
 const BUILD_AGAIN: &str = "build it again with the SDK, or the `wit/`, of this one";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,7 +209,7 @@ async fn a_hundred_bad_files_beside_a_good_one() {
 }
 
 /// `hostile` at `bad`, `hello` at `good`.
-async fn with_hostile(config: &str) -> Running {
+async fn with_hostile(config: &str) -> RunningCage {
     TestCage::new()
         .config(config)
         .module("hostile", "interface_bad")
@@ -234,7 +234,7 @@ fn check_page(answer: &Answer, status: u16, code: &str, text: &str) {
 }
 
 /// The cage has lost nothing by what happened.
-async fn check_whole(cage: Running) {
+async fn check_whole(cage: RunningCage) {
     assert_eq!(cage.client("good").get("/").await.text(), HELLO);
     cage.quiet().await;
     assert!(cage.instances("interface_bad") <= 64);

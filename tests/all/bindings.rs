@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use bytes::Bytes;
 use http::StatusCode;
 use tempfile::TempDir;
-use wasmcage_tests::{Running, TestCage, component, guest, query, unique_name};
+use wasmcage_tests::{RunningCage, TestCage, component, guest, query, unique_name};
 
 const MIB: usize = 1 << 20;
 
@@ -25,7 +25,7 @@ fn imports(target: &str) -> String {
 }
 
 /// `front` and `api_work` in one cage.
-async fn one_cage() -> Running {
+async fn one_cage() -> RunningCage {
     front("work").module("api_work", "work").start().await
 }
 
@@ -56,7 +56,7 @@ fn has(text: &str, words: &[&str]) {
     words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in {text:?}"));
 }
 
-async fn check_answers(cage: &Running) {
+async fn check_answers(cage: &RunningCage) {
     let client = cage.client("web");
     assert_eq!(client.get("/some/job").await.text(), "Working on /some/job, 3 tries");
     assert_eq!(client.post("/title", "über").await.text(), "Über");
@@ -235,18 +235,21 @@ async fn a_target_is_swapped_while_it_is_called() {
 }
 
 /// A caller and a callee in hosts of their own, as in two processes.
-struct Apart {
-    front: Running,
-    _worker: Running,
+struct FrontAndWorker {
+    front: RunningCage,
+    _worker: RunningCage,
     _meeting: TempDir,
 }
 
-async fn apart(front: impl FnOnce(TestCage, &str) -> TestCage, worker: impl FnOnce(TestCage) -> TestCage) -> Apart {
+async fn front_and_worker(
+    front: impl FnOnce(TestCage, &str) -> TestCage,
+    worker: impl FnOnce(TestCage) -> TestCage,
+) -> FrontAndWorker {
     let meeting = tempfile::tempdir().unwrap();
     let name = unique_name("worker");
     let worker = worker(TestCage::named(&name).meeting_at(meeting.path())).start().await;
     let caller = TestCage::new().meeting_at(meeting.path()).http("web").config("max_body_bytes = 33_554_432");
-    Apart { front: front(caller, &name).start().await, _worker: worker, _meeting: meeting }
+    FrontAndWorker { front: front(caller, &name).start().await, _worker: worker, _meeting: meeting }
 }
 
 fn bound_front(cage: TestCage, worker: &str) -> TestCage {
@@ -255,9 +258,9 @@ fn bound_front(cage: TestCage, worker: &str) -> TestCage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_is_answered_from_another_process() {
-    let apart = apart(bound_front, |worker| worker.module("api_work", "work")).await;
-    check_answers(&apart.front).await;
-    let client = apart.front.client("web");
+    let cages = front_and_worker(bound_front, |worker| worker.module("api_work", "work")).await;
+    check_answers(&cages.front).await;
+    let client = cages.front.client("web");
     let sent: Bytes = (0..16 * MIB).map(|index| (index * 31) as u8).collect();
     let mut expected = sent.to_vec();
     expected.reverse();
@@ -273,27 +276,27 @@ async fn every_type_goes_to_another_process_and_back() {
         let cage = cage.module("echo", "interface_web").module("calculator_user", "user");
         cage.config(&format!("[modules.user.imports]\n{}", imports.concat()))
     };
-    let apart = apart(front, |worker| worker.module("calculator", "calculator")).await;
+    let cages = front_and_worker(front, |worker| worker.module("calculator", "calculator")).await;
     let target = query("/call", &[("module", "user"), ("function", "differing")]);
-    assert_eq!(apart.front.client("web").get(&target).await.json(), serde_json::json!([]));
+    assert_eq!(cages.front.client("web").get(&target).await.json(), serde_json::json!([]));
     let target = query("/call", &[("module", "user"), ("function", "divide"), ("args", "[7, 0]")]);
-    assert_eq!(apart.front.client("web").get(&target).await.json(), "division by zero");
+    assert_eq!(cages.front.client("web").get(&target).await.json(), "division by zero");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_does_not_take_values_of_another_type() {
-    let apart = apart(bound_front, |worker| worker.file("work", &misfit())).await;
-    let client = apart.front.client("web");
+    let cages = front_and_worker(bound_front, |worker| worker.file("work", &misfit())).await;
+    let client = cages.front.client("web");
     has(&client.get("/job").await.text(), &["no such function", "acme:work/api@1.2.0#handle"]);
     assert_eq!(client.post("/reverse", "x").await.status, StatusCode::INTERNAL_SERVER_ERROR);
-    apart.front.logged("its type is `reverse: func() -> u32`").await;
+    cages.front.logged("its type is `reverse: func() -> u32`").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_callee_may_refuse_who_is_bound_to_it() {
     let rules = "[rpc.allow]\n\"work.acme:work/api@1.2.0#title\" = [\"*\"]";
-    let apart = apart(bound_front, |worker| worker.module("api_work", "work").config(rules)).await;
-    let client = apart.front.client("web");
+    let cages = front_and_worker(bound_front, |worker| worker.module("api_work", "work").config(rules)).await;
+    let client = cages.front.client("web");
     assert_eq!(client.post("/title", "über").await.text(), "Über");
     has(&client.get("/job").await.text(), &["not permitted", "[rpc.allow]"]);
 }

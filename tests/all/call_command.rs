@@ -2,32 +2,29 @@
 //! what the shell completes.
 
 use std::fs;
-use std::path::Path;
+use std::ops::Deref;
 use std::process::{Output, Stdio};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, Command};
-use wasmcage_tests::{cache, guest, program};
+use tokio::process::Child;
+use wasmcage_tests::Root;
 
-/// A root with some cages, and what `wasmcage` does there.
-struct Root(TempDir);
+/// A root with some cages, and calls of their functions by `wasmcage call`.
+struct CallRoot(Root);
 
-impl Root {
-    /// Each cage with the modules that it is to have.
+impl Deref for CallRoot {
+    type Target = Root;
+
+    fn deref(&self) -> &Root {
+        &self.0
+    }
+}
+
+impl CallRoot {
+    /// Each cage with the guests that are its modules.
     fn new(cages: &[(&str, &[&str])]) -> Self {
-        let root = Self(tempfile::tempdir().unwrap());
-        // Compiled files of all tests together, so that each guest is compiled once.
-        std::os::unix::fs::symlink(cache(), root.path().join(".cache")).unwrap();
-        for (cage, modules) in cages {
-            fs::create_dir(root.path().join(cage)).unwrap();
-            for module in *modules {
-                let file = root.path().join(cage).join(format!("{module}.wasm"));
-                fs::copy(guest(module), file).unwrap();
-            }
-        }
-        root
+        Self(Root::new(cages))
     }
 
     /// One cage that runs, `shop`.
@@ -35,26 +32,6 @@ impl Root {
         let root = Self::new(&[("shop", &["service_echo", "calculator"])]);
         let run = root.run(&["shop"]).await;
         (root, run)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn configure(&self, cage: &str, toml: &str) {
-        fs::write(self.path().join(cage).join("cage.toml"), toml).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        // Cages of other tests run in flocks of the same name.
-        command.env("WASMCAGE_ROOT", self.path()).env("WASMCAGE_RUNTIME_DIR", self.path().join(".runtime"));
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        command
-    }
-
-    async fn output(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().await.unwrap()
     }
 
     /// Starts the cages in one process. Their primary is killed with what this returns, and the cages drain.
@@ -67,7 +44,7 @@ impl Root {
         run
     }
 
-    /// What each cage says of itself; null when it does not answer.
+    /// The status of each cage by its own word; null when it does not answer.
     async fn ps(&self, cages: &[&str]) -> Vec<Value> {
         let mut all = Vec::new();
         for cage in cages {
@@ -87,7 +64,7 @@ impl Root {
         done(self.call(&[&["shop"], arguments].concat()).await)
     }
 
-    /// What standard error says of a call that has no result.
+    /// The text on standard error of a call that has no result.
     async fn failure(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.call(arguments).await;
         assert_eq!(
@@ -116,7 +93,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arguments_go_by_position_and_by_name() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     assert_eq!(root.result(&["service_echo.add", "2", "-3"]).await, "-1\n");
     assert_eq!(root.result(&["service_echo.add", "b=2", "1"]).await, "3\n");
     assert_eq!(root.result(&["service_echo.greet", "world"]).await, "\"Hello, world !\"\n");
@@ -134,7 +111,7 @@ async fn arguments_go_by_position_and_by_name() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bytes_go_there_and_back() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let bytes: Vec<u8> = (0..5_000_000_u32).map(|n| n as u8).collect();
     let file = root.path().join("bytes");
     fs::write(&file, &bytes).unwrap();
@@ -148,22 +125,22 @@ async fn bytes_go_there_and_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failure_is_told_with_its_code_and_ends_it_with_1() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let failure = async |arguments: &[&str]| root.failure(1, &[&["shop"], arguments].concat()).await;
     assert_eq!(failure(&["service_echo.refuse", "never"]).await, "error: refused: never (refused)\n");
     assert_eq!(failure(&["service_echo.fail", "later"]).await, "error: failed: later (failed)\n");
-    Root::said(&failure(&["service_echo.panic", "oh"]).await, &["(trapped)"]);
-    Root::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(bad-request)"]);
-    Root::said(&failure(&["service_echo.gret", "x"]).await, &["did you mean `greet`?", "(no-such-function)"]);
-    Root::said(&failure(&["service_eco.greet", "x"]).await, &["did you mean `service_echo`?", "(no-such-module)"]);
-    Root::said(&failure(&["calculator.divide", "1", "x"]).await, &["\"x\"", "(bad-request)"]);
+    CallRoot::said(&failure(&["service_echo.panic", "oh"]).await, &["(trapped)"]);
+    CallRoot::said(&failure(&["service_echo.add", "1"]).await, &["the parameter b (i64) is missing", "(bad-request)"]);
+    CallRoot::said(&failure(&["service_echo.gret", "x"]).await, &["did you mean `greet`?", "(no-such-function)"]);
+    CallRoot::said(&failure(&["service_eco.greet", "x"]).await, &["did you mean `service_echo`?", "(no-such-module)"]);
+    CallRoot::said(&failure(&["calculator.divide", "1", "x"]).await, &["\"x\"", "(bad-request)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_timeout_ends_a_call() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let slow = root.failure(1, &["shop", "service_echo.slow", "600000", "--timeout", "50ms"]).await;
-    Root::said(&slow, &["deadline exceeded", "(deadline-exceeded)"]);
+    CallRoot::said(&slow, &["deadline exceeded", "(deadline-exceeded)"]);
     let context: Value =
         serde_json::from_str(&root.result(&["service_echo.context", "--timeout", "1h"]).await).unwrap();
     let left: u64 = context["deadline_left_ms"].as_str().unwrap().parse().unwrap();
@@ -172,19 +149,19 @@ async fn the_timeout_ends_a_call() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_does_not_run_is_told() {
-    let root = Root::new(&[("shop", &[])]);
-    Root::said(&root.failure(1, &["shop", "a.b"]).await, &["cage shop is not running", "wasmcage run shop"]);
-    Root::said(&root.failure(2, &["shpo", "a.b"]).await, &["did you mean shop?"]);
-    Root::said(&root.failure(1, &["far", "a.b", "--via", "shop"]).await, &["cage shop is not running"]);
-    Root::said(&root.failure(2, &["shop", "a"]).await, &["MODULE.FUNCTION"]);
-    Root::said(&root.failure(2, &["shop", "a.b", "x=1", "x=2"]).await, &["argument x is given twice"]);
+    let root = CallRoot::new(&[("shop", &[])]);
+    CallRoot::said(&root.failure(1, &["shop", "a.b"]).await, &["cage shop is not running", "wasmcage run shop"]);
+    CallRoot::said(&root.failure(2, &["shpo", "a.b"]).await, &["did you mean shop?"]);
+    CallRoot::said(&root.failure(1, &["far", "a.b", "--via", "shop"]).await, &["cage shop is not running"]);
+    CallRoot::said(&root.failure(2, &["shop", "a"]).await, &["MODULE.FUNCTION"]);
+    CallRoot::said(&root.failure(2, &["shop", "a.b", "x=1", "x=2"]).await, &["argument x is given twice"]);
     let missing = root.failure(1, &["shop", "a.b", "--bytes-from", "missing"]).await;
-    Root::said(&missing, &["cannot read missing"]);
+    CallRoot::said(&missing, &["cannot read missing"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_cage_makes_the_call_as_its_own() {
-    let root = Root::new(&[("shop", &["service_echo"]), ("front", &[])]);
+    let root = CallRoot::new(&[("shop", &["service_echo"]), ("front", &[])]);
     root.configure("shop", "[rpc.allow]\n\"service_echo.context\" = [\"front\"]\n");
     let _run = root.run(&["shop", "front"]).await;
     let facts = async |arguments: &[&str]| {
@@ -197,25 +174,25 @@ async fn another_cage_makes_the_call_as_its_own() {
     // The cage's own operator may call what its configuration permits to nobody.
     assert_eq!(root.result(&["service_echo.add", "1", "2"]).await, "3\n");
     let refused = root.failure(1, &["--via", "front", "shop", "service_echo.add", "1", "2"]).await;
-    Root::said(&refused, &["cage front may not call service_echo.add", "[rpc.allow]", "(not-permitted)"]);
+    CallRoot::said(&refused, &["cage front may not call service_echo.add", "[rpc.allow]", "(not-permitted)"]);
     let all = root.result(&["service_echo.add", "1", "2", "--all"]).await;
     assert_eq!(serde_json::from_str::<Value>(&all).unwrap(), json!([{ "copy": "local", "ok": 3 }]));
     let failed = root.call(&["shop", "service_echo.fail", "later", "--all"]).await;
     assert_eq!(failed.status.code(), Some(1), "{failed:?}");
-    Root::said(&text(&failed.stdout), &["\"copy\":\"local\"", "\"code\":\"failed\"", "later"]);
+    CallRoot::said(&text(&failed.stdout), &["\"copy\":\"local\"", "\"code\":\"failed\"", "later"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_runs_here_calls_one_that_does_not() {
-    let root = Root::new(&[("front", &[]), ("shop", &[])]);
+    let root = CallRoot::new(&[("front", &[]), ("shop", &[])]);
     let _run = root.run(&["front"]).await;
     let told = root.failure(1, &["shop", "work.handle", "/", "--timeout", "1s"]).await;
-    Root::said(&told, &["cage shop does not run in", "--via front", "(no-such-cage)"]);
+    CallRoot::said(&told, &["cage shop does not run in", "--via front", "(no-such-cage)"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() {
-    let root = Root::new(&[("shop", &["service_echo"]), ("front", &[])]);
+    let root = CallRoot::new(&[("shop", &["service_echo"]), ("front", &[])]);
     root.configure("shop", "[rpc.allow]\n\"service_echo.context\" = [\"front\"]\n");
     let (_shop, _front) = (root.run(&["shop"]).await, root.run(&["front"]).await);
     let source = async |arguments: &[&str]| {
@@ -224,7 +201,7 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
     };
     assert_eq!(source(&["--via", "front"]).await, "front");
     let refused = root.failure(1, &["--via", "front", "shop", "service_echo.nothing"]).await;
-    Root::said(&refused, &["[rpc.allow]", "(not-permitted)"]);
+    CallRoot::said(&refused, &["[rpc.allow]", "(not-permitted)"]);
     assert_eq!(source(&["--flock", "default"]).await, "(command line)");
     assert_eq!(root.result(&["--flock", "default", "service_echo.add", "1", "2"]).await, "3\n");
     let all = root.result(&["--flock", "default", "service_echo.add", "1", "2", "--all"]).await;
@@ -232,10 +209,10 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
     assert_eq!((all.as_array().unwrap().len(), &all[0]["ok"]), (1, &json!(3)));
     assert_eq!(all[0]["copy"].as_str().unwrap().len(), 16);
     let table = done(root.output(&["ps", "front"]).await);
-    Root::said(&table, &["flock default", "MEMBER", all[0]["copy"].as_str().unwrap()]);
+    CallRoot::said(&table, &["flock default", "MEMBER", all[0]["copy"].as_str().unwrap()]);
     let other = root.failure(1, &["--flock", "other", "shop", "a.b"]).await;
-    Root::said(&other, &["no running copy of cage shop", "(no-such-cage)"]);
-    Root::said(&root.failure(2, &["--flock", "Not one", "shop", "a.b"]).await, &["lower-case"]);
+    CallRoot::said(&other, &["no running copy of cage shop", "(no-such-cage)"]);
+    CallRoot::said(&root.failure(2, &["--flock", "Not one", "shop", "a.b"]).await, &["lower-case"]);
     // Some MiB go to another process and back.
     let bytes = vec![7; 3 << 20];
     fs::write(root.path().join("bytes"), &bytes).unwrap();
@@ -246,7 +223,7 @@ async fn a_cage_of_another_process_is_called_through_a_neighbour_or_the_flock() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shell_completes_names() {
-    let (root, _run) = Root::shop().await;
+    let (root, _run) = CallRoot::shop().await;
     let completed = async |index: &str, words: &[&str]| {
         let mut command = root.command(&[&["--", "wasmcage"], words].concat());
         let command = command.env("COMPLETE", "bash").env("_CLAP_IFS", " ").env("_CLAP_COMPLETE_INDEX", index);

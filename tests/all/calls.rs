@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Answer, Client, Running, TestCage, check_call_error as check, guest, query, unique_name};
+use wasmcage_tests::{Answer, Client, RunningCage, TestCage, check_call_error as check, guest, query, unique_name};
 
 /// A function that some arguments do not fit.
 const MISFIT: [(&str, &str); 2] = [("module", "service_echo"), ("function", "add")];
@@ -18,7 +18,7 @@ fn caller() -> TestCage {
     TestCage::new().module("echo", "interface_web").http("web")
 }
 
-async fn started() -> Running {
+async fn started() -> RunningCage {
     caller().module("service_echo", "service_echo").module("calculator", "calculator").start().await
 }
 
@@ -56,7 +56,7 @@ async fn services_take_arguments_by_position_and_by_name() {
     assert_eq!(call(&client, "service_echo.greet", &[("kwargs", &named)]).await.json(), "Hi, x !");
     let answer = call(&client, "service_echo.add", &[("args", "[1]"), ("kwargs", &kwargs(json!({ "b": 41 })))]).await;
     assert_eq!(answer.json(), 42);
-    // What is no JSON goes as bytes, both ways.
+    // A body that is no JSON goes as bytes, both ways.
     let bytes = Bytes::from_iter(0..=255);
     let target = query("/call", &[("module", "service_echo"), ("function", "echo_raw")]);
     assert_eq!(client.post(&target, bytes.clone()).await.body, bytes);
@@ -384,7 +384,7 @@ async fn every_copy_of_a_cage_is_called_at_once() {
     let there = [("cage", worker.as_str()), ("module", "service_echo")];
     let add = all(&[&there[..], &[("function", "add"), ("args", "[1, 2]")]].concat()).await;
     assert_eq!(add, json!([{ "copy": "local", "ok": 3 }]));
-    // What becomes of one copy is its own result; why none was called, the call's.
+    // Each copy has its own result; a call that reaches no copy has one error.
     let refused = all(&[&there[..], &[("function", "refuse"), ("args", "[\"no\"]")]].concat()).await;
     assert_eq!((&refused[0]["copy"], &refused[0]["error"]["text"]), (&json!("local"), &json!("call refused: no")));
     assert_eq!(refused[0]["error"]["may_have_run"], false);

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use wasmcage_tests::{TestCage, component, unique_name};
+use wasmcage_tests::{TestCage, component, require_superuser, unique_name};
 
 /// A component that no other test has, so that its compiled file is this test's own.
 fn component_of_this_test() -> Vec<u8> {
@@ -105,47 +105,6 @@ async fn check_answer(cache: &Path, bytes: &[u8], expected: u32) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn machine_code_that_another_user_has_planted_is_never_run() {
-    const NOBODY: Option<u32> = Some(65_534);
-    if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
-        eprintln!("not run: only the superuser can make files of another user");
-        return;
-    }
-    let scratch = tempfile::tempdir().unwrap();
-    let (ours, theirs) = (answering(42), answering(13));
-    // Well-formed code for the name of another component, with the right sum.
-    let plant = |cache: &Path| {
-        for extension in ["cwasm", "sha256"] {
-            let find = |bytes: &[u8]| entry(cache, bytes, extension);
-            let (from, to) = (find(&theirs), find(&ours));
-            fs::remove_file(&to).unwrap();
-            fs::copy(from, &to).unwrap();
-            chown(&to, NOBODY, NOBODY).unwrap();
-        }
-    };
-    for whole_directory in [false, true] {
-        let cache = scratch.path().join(format!("cache-{whole_directory}"));
-        check_answer(&cache, &theirs, 13).await;
-        check_answer(&cache, &ours, 42).await;
-        plant(&cache);
-        if whole_directory {
-            chown(&cache, NOBODY, NOBODY).unwrap();
-        }
-        let log = check_answer(&cache, &ours, 42).await;
-        assert_eq!(log.contains("components are compiled at each start"), whole_directory, "{log}");
-    }
-    // What was planted would have been run, had it been this user's own.
-    let cache = scratch.path().join("own");
-    check_answer(&cache, &theirs, 13).await;
-    check_answer(&cache, &ours, 42).await;
-    plant(&cache);
-    for extension in ["cwasm", "sha256"] {
-        chown(entry(&cache, &ours, extension), Some(0), Some(0)).unwrap();
-    }
-    check_answer(&cache, &ours, 13).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_half_written_one_is_no_entry() {
     let bytes = component_of_this_test();
     load(&bytes).await;
@@ -153,4 +112,46 @@ async fn a_half_written_one_is_no_entry() {
     fs::remove_file(sum).unwrap();
     load(&bytes).await;
     files(&bytes);
+}
+
+mod as_superuser {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn machine_code_that_another_user_has_planted_is_never_run() {
+        const NOBODY: Option<u32> = Some(65_534);
+        require_superuser();
+        let scratch = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (answering(42), answering(13));
+        // Well-formed code for the name of another component, with the right sum.
+        let plant = |cache: &Path| {
+            for extension in ["cwasm", "sha256"] {
+                let find = |bytes: &[u8]| entry(cache, bytes, extension);
+                let (from, to) = (find(&theirs), find(&ours));
+                fs::remove_file(&to).unwrap();
+                fs::copy(from, &to).unwrap();
+                chown(&to, NOBODY, NOBODY).unwrap();
+            }
+        };
+        for whole_directory in [false, true] {
+            let cache = scratch.path().join(format!("cache-{whole_directory}"));
+            check_answer(&cache, &theirs, 13).await;
+            check_answer(&cache, &ours, 42).await;
+            plant(&cache);
+            if whole_directory {
+                chown(&cache, NOBODY, NOBODY).unwrap();
+            }
+            let log = check_answer(&cache, &ours, 42).await;
+            assert_eq!(log.contains("components are compiled at each start"), whole_directory, "{log}");
+        }
+        // The planted code would have been run, had it been this user's own.
+        let cache = scratch.path().join("own");
+        check_answer(&cache, &theirs, 13).await;
+        check_answer(&cache, &ours, 42).await;
+        plant(&cache);
+        for extension in ["cwasm", "sha256"] {
+            chown(entry(&cache, &ours, extension), Some(0), Some(0)).unwrap();
+        }
+        check_answer(&cache, &ours, 13).await;
+    }
 }

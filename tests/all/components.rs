@@ -3,17 +3,17 @@
 
 use serde_json::{Value, json};
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Running, TestCage, component, eventually, fixture, program};
+use wasmcage_tests::{RunningCage, TestCage, component, eventually, fixture, program};
 
-async fn with(name: &str, config: &str) -> Running {
+async fn with(name: &str, config: &str) -> RunningCage {
     TestCage::new().lanes(1).config(config).file("tool", &fixture(name)).start().await
 }
 
-async fn called(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn called(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     cage.call(&format!("tool.{function}"), arguments).await.unwrap_or_else(|error| panic!("{function}: {error}"))
 }
 
-async fn failed(cage: &Running, function: &str, arguments: Value) -> DispatchError {
+async fn failed(cage: &RunningCage, function: &str, arguments: Value) -> DispatchError {
     cage.call(&format!("tool.{function}"), arguments).await.expect_err(function)
 }
 
@@ -23,7 +23,7 @@ fn contains(error: &DispatchError, parts: &[&str]) {
     parts.iter().for_each(|part| assert!(text.contains(part), "{part} is not in {text}"));
 }
 
-/// What `wasmcage check` says of a fixture.
+/// The output of `wasmcage check` for a fixture.
 async fn check(name: &str) -> (bool, String) {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join(format!("{name}.wasm"));
@@ -184,7 +184,7 @@ fn actor(save: &str) -> Vec<u8> {
     component(&text.replace("(;SAVE;)", save))
 }
 
-async fn acting(save: &str) -> Running {
+async fn acting(save: &str) -> RunningCage {
     let config = "request_timeout_ms = 500\n[modules.tool]\ninstances = { mode = \"single\" }";
     let cage = TestCage::new().config(config).file("tool", &actor(save)).start().await;
     for count in 1..=3 {

@@ -5,9 +5,9 @@ use std::net::TcpListener;
 
 use serde_json::json;
 use wasmcage::host::StartError;
-use wasmcage_tests::{Answer, Client, Running, TestCage, eventually};
+use wasmcage_tests::{Answer, Client, RunningCage, TestCage, eventually};
 
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(20);
 
 fn interface(name: &str, port: u16, more: &str) -> String {
     format!("[interfaces.{name}]\nprotocol = \"http\"\nlisten = \"127.0.0.1:{port}\"\n{more}\n")
@@ -24,7 +24,7 @@ fn at(port: u16) -> Client {
 
 /// Asks until the answer is as it should be.
 async fn until(client: &Client, target: &str, fits: impl Fn(&Answer) -> bool) -> Answer {
-    let end = tokio::time::Instant::now() + PATIENCE;
+    let end = tokio::time::Instant::now() + TIMEOUT;
     loop {
         let answer = client.try_send(http::Method::GET, target, &[], Default::default()).await;
         match answer {
@@ -44,11 +44,11 @@ async fn until_refused(port: u16) {
     eventually("a closed port", || connect().is_err().then_some(())).await;
 }
 
-fn config_error(cage: &Running) -> Option<String> {
+fn config_error(cage: &RunningCage) -> Option<String> {
     cage.snapshot().cages[0].config_error.clone()
 }
 
-fn interface_error(cage: &Running, interface: &str) -> Option<String> {
+fn interface_error(cage: &RunningCage, interface: &str) -> Option<String> {
     let snapshot = cage.snapshot();
     snapshot.cages[0].interfaces.iter().find(|known| known.interface == interface)?.error.clone()
 }
@@ -106,7 +106,7 @@ async fn an_interface_moves() {
     cage.configure(&interface("web", to, ""));
     until_text(&at(to), "/sleep?ms=1", "slept").await;
     until_refused(from).await;
-    // What was in flight has its answer from the old one.
+    // The request in flight has its answer from the old one.
     assert_eq!(slow.await.unwrap(), "slept");
     assert!(cage.stop().await);
 }
@@ -125,7 +125,7 @@ async fn an_interface_changes_in_its_place() {
     until_text(&at(port), "/status/200", "status 200").await;
     for bytes in 1..20 {
         cage.configure(&interface("web", port, &format!("module = \"echo\"\nmax_body_bytes = {bytes}")));
-        let end = tokio::time::Instant::now() + PATIENCE;
+        let end = tokio::time::Instant::now() + TIMEOUT;
         let fits = async |bytes: usize| {
             let body = vec![b'x'; bytes].into();
             let answer = at(port).try_send(http::Method::POST, "/body", &[], body).await;

@@ -1,9 +1,13 @@
 //! What a module learns of its request and of itself, and what it says of the request in the log.
 
-use serde_json::{Value, json};
-use wasmcage_tests::{Running, TestCage, query};
+use std::sync::Arc;
+use std::time::Duration;
 
-async fn started(config: &str) -> Running {
+use serde_json::{Value, json};
+use wasmcage_core::request::{Facts, Payload, RequestContext};
+use wasmcage_tests::{RunningCage, TestCage, query};
+
+async fn started(config: &str) -> RunningCage {
     TestCage::new().config(config).module("echo", "interface_web").http("web").start().await
 }
 
@@ -40,7 +44,25 @@ async fn the_time_left_runs_down() {
         .http("web")
         .start()
         .await;
-    // The callee busies itself, then calls on: who is asked later has less left, by no less than the time spent.
+    // One request makes three calls. The second is busy for a while by its own clock: the third has at least that much less time
+    // left than the first.
+    const BUSY_MS: u64 = 50;
+    let context = RequestContext::new("test".into(), "test", Duration::from_secs(15), Arc::new(Facts::default()));
+    let (context, dispatcher) = (Arc::new(context), cage.host().cage(cage.name()).unwrap().dispatcher());
+    let call = async |function: &str, args: Value| {
+        let arguments = Payload::Json(json!({ "args": args }).to_string());
+        match dispatcher.call(context.clone(), "service_echo", function.to_owned(), arguments).await.unwrap() {
+            Payload::Json(json) => serde_json::from_str::<Value>(&json).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let left = |known: Value| known["deadline_left_ms"].as_str().unwrap().parse::<u64>().unwrap();
+    let before = left(call("context", json!([])).await);
+    call("slow", json!([BUSY_MS])).await;
+    let after = left(call("context", json!([])).await);
+    assert!((BUSY_MS..=15_000).contains(&before) && after + BUSY_MS <= before, "{before}, then {after}");
+
+    // A callee of a request from outside sees how much time that has left.
     let left = async |target: &str| {
         let known = cage.client("web").get(target).await.json();
         known["deadline_left_ms"].as_str().unwrap().parse::<u64>().unwrap()
@@ -76,7 +98,7 @@ async fn a_description_stands_in_the_requests_later_lines() {
     };
     let told = describe("order 17 of Alice").await;
     assert!(told.contains("request completed") && told.contains(" (order 17 of Alice) via web +"), "{told}");
-    // What would break the line, or flood it, does not.
+    // Line breaks are replaced in a description, and a long one is cut.
     let told = describe(&format!("a\r\nb\x1b[31m{}", "ä".repeat(1000))).await;
     assert_eq!(told.lines().count(), 1, "{told}");
     let (_, description) = told.split_once(" (a  b [31m").unwrap_or_else(|| panic!("{told}"));

@@ -9,9 +9,9 @@ use tempfile::TempDir;
 use wasmcage_tests::{eventually, program};
 
 /// A root with the cage `worker`, and a place of its own where cages meet.
-struct Root(TempDir);
+struct DoctorRoot(TempDir);
 
-impl Root {
+impl DoctorRoot {
     fn new() -> Self {
         let root = Self(tempfile::tempdir().unwrap());
         fs::create_dir_all(root.0.path().join("cages/worker")).unwrap();
@@ -57,9 +57,9 @@ impl Root {
 }
 
 /// A cage that runs as long as this lives.
-struct Run(Child);
+struct WorkerProcess(Child);
 
-impl Drop for Run {
+impl Drop for WorkerProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -68,7 +68,7 @@ impl Drop for Run {
 
 #[test]
 fn what_is_missing_is_told_with_what_to_do() {
-    let root = Root::new();
+    let root = DoctorRoot::new();
     root.check(
         0,
         &[
@@ -103,7 +103,7 @@ fn what_is_missing_is_told_with_what_to_do() {
 
 #[tokio::test]
 async fn peers_are_tried() {
-    let root = Root::new();
+    let root = DoctorRoot::new();
     root.done("keys init");
     root.done("keys issue worker");
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -115,7 +115,7 @@ async fn peers_are_tried() {
 
 #[test]
 fn an_interface_that_serves_in_reverse_is_looked_at() {
-    let root = Root::new();
+    let root = DoctorRoot::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let inward = |more: &str| {
         root.configure(&format!(
@@ -134,12 +134,12 @@ fn an_interface_that_serves_in_reverse_is_looked_at() {
 
 #[tokio::test]
 async fn a_running_cage_is_recognized() {
-    let root = Root::new();
+    let root = DoctorRoot::new();
     root.done("keys init");
     root.done("keys issue worker");
     root.configure("listen = \"127.0.0.1:0\"");
     let mut command = root.command("run worker");
-    let _run = Run(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    let _run = WorkerProcess(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     let address = eventually("the cage's address", || {
         let output = root.command("ps --json").output().unwrap();
         let answer: Value = serde_json::from_slice(&output.stdout).ok()?;

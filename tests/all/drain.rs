@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use wasmcage_tests::{Client, Exchange, Running, TestCage, Version, eventually, query};
+use wasmcage_tests::{Client, RunningCage, StreamedRequest, TestCage, Version, eventually, query};
 
 /// Far longer than any test runs.
 const LONG: &str = "request_timeout_ms = 600000";
 
 /// Begins to stop, and returns when the port is closed.
-async fn stopping(cage: Running, interface: &str) -> tokio::task::JoinHandle<bool> {
+async fn stopping(cage: RunningCage, interface: &str) -> tokio::task::JoinHandle<bool> {
     let address = cage.address(interface);
     let stopped = tokio::spawn(cage.stop());
     let until = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -22,7 +22,7 @@ async fn stopping(cage: Running, interface: &str) -> tokio::task::JoinHandle<boo
     stopped
 }
 
-/// How a stop ended, which must not take as long as the requests' own time.
+/// Waits for the end of a stop, which must not take as long as the requests' own time; says whether nothing was cut off.
 async fn outcome(stopped: tokio::task::JoinHandle<bool>) -> bool {
     tokio::time::timeout(Duration::from_secs(60), stopped).await.expect("the stop comes to its end").expect("no panic")
 }
@@ -32,7 +32,7 @@ async fn what_streams_goes_on_to_its_end() {
     for guest in ["wasi_http_p2", "wasi_http_p3"] {
         for version in [Version::Http1, Version::Http2] {
             let cage = TestCage::new().config(LONG).module(guest, "interface_web").http("web").start().await;
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &[]).await;
             exchange.send("before").await;
             exchange.expect("before").await;
             let stopped = stopping(cage, "web").await;

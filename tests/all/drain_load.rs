@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use wasmcage_tests::{Running, TestCage, eventually};
+use wasmcage_tests::{RunningCage, TestCage, eventually};
 
 const CLIENTS: usize = 24;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 const BODY: &[u8] = b"Hello, world !";
 
-/// What became of the requests of all clients together.
+/// The outcomes of the requests of all clients together.
 #[derive(Debug, Default)]
 struct Tally {
     answered: AtomicUsize,
@@ -27,11 +27,11 @@ fn stops() -> usize {
     std::env::var("WASMCAGE_STOPS").map_or(3, |text| text.parse().unwrap())
 }
 
-async fn cage() -> Running {
+async fn cage() -> RunningCage {
     TestCage::new().module("hello", "interface_web").http("web").start().await
 }
 
-/// Whether the answer is there whole, and whether it is the connection's last.
+/// Reads an answer: none when it is not whole, else whether it is the connection's last.
 async fn answered(stream: &mut TcpStream) -> Option<bool> {
     let mut answer = Vec::new();
     while !answer.ends_with(BODY) {

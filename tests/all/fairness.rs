@@ -7,11 +7,11 @@ use std::fs;
 use futures_util::future::join_all;
 use serde_json::json;
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, query, unique_name};
+use wasmcage_tests::{Client, RunningCage, TestCage, eventually, fixture, query, unique_name};
 
 const MIB: usize = 1 << 20;
 
-/// How often each program does what it does.
+/// The number of times that each program does its work.
 fn rounds() -> usize {
     std::env::var("WASMCAGE_FAIRNESS_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
 }
@@ -109,7 +109,7 @@ async fn a_cage_that_fills_the_pool_of_instances_leaves_room_for_its_neighbour()
 }
 
 /// Of the first cage's modules.
-fn instances(cage: &Running) -> usize {
+fn instances(cage: &RunningCage) -> usize {
     let modules = cage.snapshot().cages.swap_remove(0).modules;
     modules.iter().filter_map(|module| module.version.as_ref()).map(|version| version.instances).sum()
 }

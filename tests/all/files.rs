@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use wasmcage_tests::{Running, TestCage, eventually, guest, program};
+use wasmcage_tests::{Need, RunningCage, TestCage, eventually, guest, missing, program};
 
 /// A cage with directories `in` and `out`, whose module takes files from the one and writes its results into the other.
 fn dropbox(keys: &str) -> TestCage {
@@ -26,7 +26,7 @@ fn config(keys: &str) -> String {
     )
 }
 
-/// As a careful sender does it: whole, by a rename.
+/// Puts a whole file into the directory by a rename, as a careful sender does.
 fn put(directory: &Path, name: &str, text: &str) {
     let temporary = directory.join(format!(".{name}.new"));
     fs::write(&temporary, text).unwrap();
@@ -50,11 +50,11 @@ fn by_age(directory: PathBuf) -> Vec<String> {
     found.into_iter().map(|(_, name)| name).collect()
 }
 
-async fn empty(cage: &Running) {
+async fn empty(cage: &RunningCage) {
     eventually("an empty inbox", || names(cage.directory().join("in")).is_empty().then_some(())).await;
 }
 
-async fn appears(cage: &Running, name: &str) -> String {
+async fn appears(cage: &RunningCage, name: &str) -> String {
     let file = cage.directory().join(name);
     eventually(&format!("the file {name}"), || fs::read_to_string(&file).ok()).await
 }
@@ -105,7 +105,7 @@ async fn a_failure_holds_up_the_next_ones_and_a_refusal_does_not() {
     assert_eq!(fs::read(directory.join("in/failed/a")).unwrap(), b"\xff");
     cage.logged("not today").await;
     assert_eq!(names(directory.join("out")), [""; 0]);
-    // What was wrong is put right.
+    // The fault is mended.
     put(&directory, "b", "good");
     assert_eq!(appears(&cage, "out/b").await, "GOOD");
     assert_eq!(appears(&cage, "out/c").await, "NOW");
@@ -196,9 +196,9 @@ async fn a_cage_that_stops_finishes_the_file_in_work() {
 }
 
 /// The serving process itself, so that a kill kills it.
-struct Process(Child);
+struct DropboxProcess(Child);
 
-impl Process {
+impl DropboxProcess {
     fn start(cage: &TestCage) -> Self {
         let root = cage.directory().parent().unwrap().to_owned();
         fs::write(cage.directory().join("cage.toml"), config("")).unwrap();
@@ -215,7 +215,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for DropboxProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -231,24 +231,24 @@ async fn no_file_is_lost_whenever_the_process_dies() {
         fs::write(directory.join(format!("in/{number:03}")), format!("text {number}")).unwrap();
     }
     for round in 1..=4 {
-        let mut process = Process::start(&cage);
+        let mut process = DropboxProcess::start(&cage);
         let enough = FILES / 5 * round;
         eventually("some results", || (names(directory.join("out")).len() > enough).then_some(())).await;
         process.kill();
-        // What is not in the one directory is in the other, and whole.
+        // Each file is in one of the two directories, and whole.
         let (left, done) = (names(directory.join("in")), names(directory.join("out")));
         for number in 0..FILES {
             let name = format!("{number:03}");
             assert!(left.contains(&name) || done.contains(&name), "{name} is lost");
         }
     }
-    let _process = Process::start(&cage);
+    let _process = DropboxProcess::start(&cage);
     eventually("the rest", || names(directory.join("in")).is_empty().then_some(())).await;
     for number in 0..FILES {
         let text = fs::read_to_string(directory.join(format!("out/{number:03}"))).unwrap();
         assert_eq!(text, format!("TEXT {number}"));
     }
-    // What was being written when it died is gone.
+    // The file that was being written when the process died is gone.
     assert_eq!(names(directory.join("out")).len(), FILES);
 }
 
@@ -282,43 +282,15 @@ async fn a_watched_directory_that_is_removed_or_replaced_is_taken_up_again() {
     assert_eq!(cage.log().matches("was removed or replaced").count(), 2, "told once each time");
 }
 
-/// A directory on another file system than the cages'; none, and a line that tells so, where there is none.
-fn elsewhere() -> Option<tempfile::TempDir> {
+/// A directory on another file system than the cages'.
+fn elsewhere() -> tempfile::TempDir {
     use std::os::unix::fs::MetadataExt as _;
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
     let found = ["/dev/shm", "/run", "/var/tmp", "/tmp"].into_iter().find_map(|place| {
         let directory = tempfile::tempdir_in(place).ok()?;
         (device(directory.path()) != device(&std::env::temp_dir())).then_some(directory)
     });
-    if found.is_none() {
-        eprintln!("not run: there is no second file system here that can be written");
-    }
-    found
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn files_are_put_away_to_another_file_system() {
-    let Some(place) = elsewhere() else { return };
-    let (done, failed) = (place.path().join("done"), place.path().join("failed"));
-    let keys = format!("done = {done:?}\nfailed = {failed:?}");
-    let cage = dropbox(&keys).start().await;
-    let file = cage.directory().join("kept");
-    fs::write(&file, "one").unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
-    let modified = fs::metadata(&file).unwrap().modified().unwrap();
-    fs::rename(&file, cage.directory().join("in/1")).unwrap();
-    fs::write(cage.directory().join("in/refused"), b"\xff").unwrap();
-    empty(&cage).await;
-    eventually("both files", || (names(done.clone()) == ["1"] && names(failed.clone()).len() == 2).then_some(())).await;
-    let metadata = fs::metadata(done.join("1")).unwrap();
-    assert_eq!((metadata.permissions().mode() & 0o777, metadata.modified().unwrap()), (0o640, modified));
-    assert_eq!(fs::read_to_string(done.join("1")).unwrap(), "one");
-    assert_eq!(names(failed.clone()), ["refused", "refused.error"]);
-    // One of the same name is kept beside it.
-    put(&cage.directory(), "1", "another one");
-    empty(&cage).await;
-    eventually("the second one", || (names(done.clone()) == ["1", "1.1"]).then_some(())).await;
-    assert_eq!(fs::read_to_string(done.join("1.1")).unwrap(), "another one");
+    found.unwrap_or_else(|| missing(Need::SecondFileSystem, "there is no second file system that can be written"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,5 +310,35 @@ async fn a_file_with_the_longest_possible_name_is_moved_aside_with_its_reason() 
     for note in names.iter().filter(|name| name.ends_with(".error")) {
         let text = fs::read_to_string(failed.join(note)).unwrap();
         assert!(text.starts_with(&format!("file: {}", &long[..200])), "{text}");
+    }
+}
+
+mod with_second_file_system {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn files_are_put_away_to_another_file_system() {
+        let place = elsewhere();
+        let (done, failed) = (place.path().join("done"), place.path().join("failed"));
+        let keys = format!("done = {done:?}\nfailed = {failed:?}");
+        let cage = dropbox(&keys).start().await;
+        let file = cage.directory().join("kept");
+        fs::write(&file, "one").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        let modified = fs::metadata(&file).unwrap().modified().unwrap();
+        fs::rename(&file, cage.directory().join("in/1")).unwrap();
+        fs::write(cage.directory().join("in/refused"), b"\xff").unwrap();
+        empty(&cage).await;
+        eventually("both files", || (names(done.clone()) == ["1"] && names(failed.clone()).len() == 2).then_some(()))
+            .await;
+        let metadata = fs::metadata(done.join("1")).unwrap();
+        assert_eq!((metadata.permissions().mode() & 0o777, metadata.modified().unwrap()), (0o640, modified));
+        assert_eq!(fs::read_to_string(done.join("1")).unwrap(), "one");
+        assert_eq!(names(failed.clone()), ["refused", "refused.error"]);
+        // One of the same name is kept beside it.
+        put(&cage.directory(), "1", "another one");
+        empty(&cage).await;
+        eventually("the second one", || (names(done.clone()) == ["1", "1.1"]).then_some(())).await;
+        assert_eq!(fs::read_to_string(done.join("1.1")).unwrap(), "another one");
     }
 }

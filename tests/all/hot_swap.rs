@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use wasmcage_tests::{Client, Running, TestCage, eventually, guest};
+use wasmcage_tests::{Client, RunningCage, TestCage, eventually, guest};
 
 /// Guest `hello` with another greeting of the same length: another component, as far as anybody can tell.
 fn greeting(number: usize) -> Vec<u8> {
@@ -16,7 +16,7 @@ fn greeting(number: usize) -> Vec<u8> {
     bytes
 }
 
-async fn started() -> Running {
+async fn started() -> RunningCage {
     TestCage::new().module("hello", "interface_web").http("web").start().await
 }
 
@@ -48,14 +48,18 @@ async fn a_hundred_swaps_under_load_lose_nothing_and_never_go_back() {
     const SWAPS: usize = 100;
     let variants: Vec<_> = (0..VARIANTS).map(greeting).collect();
     let cage = started().await;
+    let modules = cage.host().cage(cage.name()).unwrap().modules();
+    let serving = || Arc::downgrade(&modules.get("interface_web").unwrap().current().expect("a version serves"));
+    let mut old = Vec::new();
     // Compiled once each, so that the swaps themselves are quick.
     for (number, variant) in variants.iter().enumerate() {
         let before = cage.version("interface_web");
+        old.push(serving());
         cage.deploy("interface_web", variant);
         cage.swapped("interface_web", before).await;
         assert_eq!(cage.client("web").get("/").await.text(), format!("Hello, v{number:05}!"));
     }
-    // How many swaps are known to be visible, and how many may be: an answer must come from within this window.
+    // The number of swaps that are surely visible, and of those that may be: an answer comes from within this window.
     let visible = Arc::new(AtomicUsize::new(VARIANTS - 1));
     let begun = Arc::new(AtomicUsize::new(VARIANTS - 1));
     let stop = Arc::new(AtomicBool::new(false));
@@ -80,6 +84,7 @@ async fn a_hundred_swaps_under_load_lose_nothing_and_never_go_back() {
         .collect();
     for swap in VARIANTS..VARIANTS + SWAPS {
         let before = cage.version("interface_web");
+        old.push(serving());
         begun.store(swap, SeqCst);
         cage.deploy("interface_web", &variants[swap % VARIANTS]);
         cage.swapped("interface_web", before).await;
@@ -91,10 +96,12 @@ async fn a_hundred_swaps_under_load_lose_nothing_and_never_go_back() {
         served += client.await.expect("a client saw only answers of its time");
     }
     assert!(served > SWAPS, "{served} requests are too few to show anything");
-    // Old versions have gone with their instances: what is alive belongs to the one that serves.
-    let snapshot = cage.snapshot();
-    let version = snapshot.cages[0].modules[0].version.as_ref().expect("a version serves");
-    assert_eq!(version.number as usize, 1 + VARIANTS + SWAPS);
+    assert_eq!(cage.version("interface_web"), Some((1 + VARIANTS + SWAPS) as u64));
+    // Old versions are gone with all that they held, instances and code; the one that serves is not.
+    assert_eq!(old.len(), VARIANTS + SWAPS);
+    let kept = || old.iter().filter(|version| version.strong_count() > 0).count();
+    eventually("the end of all old versions", || (kept() == 0).then_some(())).await;
+    assert!(serving().strong_count() > 0);
     assert!(cage.stop().await);
 }
 
@@ -160,7 +167,7 @@ async fn removing_a_private_file_brings_the_shared_one_back() {
     assert_eq!(client.get("/").await.text(), "Hello, v00007!");
     std::fs::remove_file(cage.directory().join("interface_web.wasm")).unwrap();
     answers(&client, "Hello, v00006!").await;
-    // With neither, what comes is turned away: it was meant for the module.
+    // With neither file, requests are turned away.
     std::fs::remove_file(shared.join("interface_web.wasm")).unwrap();
     eventually("the module's end", || cage.version("interface_web").is_none().then_some(())).await;
     let answer = client.get("/x").await;

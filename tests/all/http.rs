@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use wasmcage_tests::{Client, Exchange, Running, TestCage, Version, eventually, raw};
+use wasmcage_tests::{Client, RunningCage, StreamedRequest, TestCage, Version, eventually, raw};
 
-async fn started(guest: &str, config: &str) -> Running {
+async fn started(guest: &str, config: &str) -> RunningCage {
     TestCage::new().module(guest, "interface_web").http("web").config(config).start().await
 }
 
@@ -212,7 +212,7 @@ async fn bodies_and_methods_are_bounded() {
     assert_eq!(answer.status, 413);
     assert!(answer.text().starts_with("body-too-large: "), "{}", answer.text());
     // One that does not say how long it is.
-    let mut exchange = Exchange::begin(client.address(), Version::Http1, "/body", &[]).await;
+    let mut exchange = StreamedRequest::begin(client.address(), Version::Http1, "/body", &[]).await;
     exchange.send(vec![b'x'; 700]).await;
     exchange.send(vec![b'x'; 700]).await;
     assert_eq!(exchange.status().await, 413);
@@ -224,13 +224,13 @@ async fn bodies_and_methods_are_bounded() {
     assert_eq!(cage.module("interface_web").unwrap().readings.requests, 1);
 }
 
-/// How log lines name a request.
+/// The request's name in log lines.
 fn short(id: &str) -> &str {
     &id[id.len() - 4..]
 }
 
 /// Asks for JSON, checks status and code, and returns the log's lines about this request.
-async fn check_error(cage: &Running, target: &str, status: u16, code: &str, text: &str) -> String {
+async fn check_error(cage: &RunningCage, target: &str, status: u16, code: &str, text: &str) -> String {
     let client = cage.client("web");
     let answer = client.send(Method::GET, target, &[("accept", "application/json")], Bytes::new()).await;
     assert_eq!(answer.status.as_u16(), status, "{}", answer.text());

@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use wasmcage_tests::{Running, TestCage};
+use wasmcage_tests::{RunningCage, TestCage};
 
 const FETCHING: [&str; 2] = ["fetch_p2", "fetch_p3"];
 
@@ -65,7 +65,7 @@ async fn nobody() -> String {
 }
 
 /// A cage whose module is the guest, granted requests to these hosts.
-async fn fetching(guest: &str, hosts: &str) -> Running {
+async fn fetching(guest: &str, hosts: &str) -> RunningCage {
     let allow = format!("[modules.interface_web]\nallow = {{ http = [{hosts}] }}");
     TestCage::new().module(guest, "interface_web").http("web").config(&allow).start().await
 }

@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use wasmcage_fabric::keys::{CageKeys, Identity};
 use wasmcage_tests::program;
 
-struct Root(TempDir);
+struct KeysRoot(TempDir);
 
-impl Root {
+impl KeysRoot {
     /// With the directories of some cages.
     fn new(cages: &[&str]) -> Self {
         let root = Self(tempfile::tempdir().unwrap());
@@ -70,7 +70,7 @@ fn mode(path: &Path) -> u32 {
 
 #[test]
 fn keys_are_made_for_cages_here_and_elsewhere_and_only_their_owner_reads_them() {
-    let root = Root::new(&["worker"]);
+    let root = KeysRoot::new(&["worker"]);
     root.done("keys show", &["wasmcage keys init"]);
     root.refused("keys issue worker", 2, &["flock default has no CA here", "wasmcage keys init"]);
     root.done("keys init", &["made the CA of flock default", "keep it secret", "next: wasmcage keys issue CAGE"]);
@@ -98,7 +98,7 @@ fn keys_are_made_for_cages_here_and_elsewhere_and_only_their_owner_reads_them() 
 
 #[test]
 fn nothing_is_overwritten_unasked() {
-    let root = Root::new(&["worker"]);
+    let root = KeysRoot::new(&["worker"]);
     root.done("keys init", &[]);
     root.done("keys issue worker", &[]);
     let files = ["cages/.keys/default/ca-key.pem", "cages/worker/keys/key.pem"].map(|file| root.path(file));
@@ -114,7 +114,7 @@ fn nothing_is_overwritten_unasked() {
 
 #[test]
 fn a_renewed_ca_leaves_the_old_one_trusted() {
-    let root = Root::new(&["old", "new"]);
+    let root = KeysRoot::new(&["old", "new"]);
     root.done("keys init", &[]);
     root.done("keys issue old", &[]);
     let before = root.load("cages/old/keys", "default", "old").info().clone();
@@ -133,7 +133,7 @@ fn a_renewed_ca_leaves_the_old_one_trusted() {
 
 #[test]
 fn flocks_are_apart_and_a_cage_has_the_one_its_configuration_names() {
-    let root = Root::new(&["worker"]);
+    let root = KeysRoot::new(&["worker"]);
     fs::write(root.path("cages/worker/cage.toml"), "flock = \"plant-2\"\n").unwrap();
     root.done("keys init", &[]);
     root.refused("keys issue worker", 2, &["flock plant-2 has no CA", "keys init --flock plant-2"]);
@@ -151,7 +151,7 @@ fn flocks_are_apart_and_a_cage_has_the_one_its_configuration_names() {
 
 #[test]
 fn what_ends_soon_or_is_readable_by_others_is_told() {
-    let root = Root::new(&["worker"]);
+    let root = KeysRoot::new(&["worker"]);
     root.done("keys init", &[]);
     root.done("keys issue worker --days 10", &[]);
     fs::set_permissions(root.path("cages/worker/keys/key.pem"), fs::Permissions::from_mode(0o644)).unwrap();

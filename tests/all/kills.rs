@@ -112,7 +112,7 @@ fn log(root: &Root) -> String {
     logs.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
 }
 
-/// How often each call was made.
+/// The number of times that each call was made.
 fn times_made(cage: &Path) -> BTreeMap<String, usize> {
     let mut times = BTreeMap::new();
     for line in fs::read_to_string(cage.join("data/attempts")).unwrap_or_default().lines() {
@@ -121,7 +121,7 @@ fn times_made(cage: &Path) -> BTreeMap<String, usize> {
     times
 }
 
-/// How often each second was begun by the schedule.
+/// The number of times that the schedule began each second.
 fn times_fired(root: &Root) -> BTreeMap<String, usize> {
     let mut times = BTreeMap::new();
     for line in log(root).lines().filter(|line| line.contains(" begins, ")) {

@@ -2,10 +2,10 @@
 //! What goes over a limit costs one request, is told with the limit's name, and leaves nothing behind.
 
 use futures_util::future::join_all;
-use wasmcage_tests::{Client, Running, TestCage, eventually, fixture, guest};
+use wasmcage_tests::{Client, RunningCage, TestCage, eventually, fixture, guest};
 
 /// `hostile` at interface `bad`, `hello` at `good`.
-async fn with_hostile(timeout_ms: u64, module: &str) -> Running {
+async fn with_hostile(timeout_ms: u64, module: &str) -> RunningCage {
     TestCage::new()
         .config(&format!(
             "[interfaces.bad]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\ntimeout_ms = {timeout_ms}\n\
@@ -19,7 +19,7 @@ async fn with_hostile(timeout_ms: u64, module: &str) -> Running {
 }
 
 /// `echo` at interface `web`, which calls module `counter`.
-async fn with_counter(instances: &str) -> Running {
+async fn with_counter(instances: &str) -> RunningCage {
     TestCage::new()
         .config(&format!("[modules.counter]\ninstances = {{ {instances} }}\n"))
         .module("echo", "interface_web")
@@ -36,7 +36,7 @@ async fn check(client: &Client, path: &str, status: u16, code: &str) {
 }
 
 /// The neighbour serves, nothing is in work, and the culprit's instances have gone.
-async fn check_whole(cage: Running) {
+async fn check_whole(cage: RunningCage) {
     assert_eq!(cage.client("good").get("/").await.text(), "Hello, world !");
     cage.quiet().await;
     eventually("the end of bad instances", || (cage.instances("interface_bad") == 0).then_some(())).await;

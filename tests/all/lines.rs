@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use wasmcage::Protocols;
 use wasmcage::host::StartError;
 use wasmcage_core::telemetry::error_chain;
-use wasmcage_tests::{Running, TestCage};
+use wasmcage_tests::{RunningCage, TestCage};
 
 fn protocols() -> Protocols {
     Protocols::new(vec![Box::new(wasmcage_lines::Lines)])
@@ -19,7 +19,7 @@ fn cage(keys: &str) -> TestCage {
     TestCage::new().protocols(protocols()).module("echo", "echo").config(&interface)
 }
 
-async fn connect(running: &Running) -> BufReader<TcpStream> {
+async fn connect(running: &RunningCage) -> BufReader<TcpStream> {
     let serving = running.host().serving();
     let address = serving[0].address.strip_prefix("lines://").unwrap();
     BufReader::new(TcpStream::connect(address).await.unwrap())
@@ -29,7 +29,7 @@ async fn connect(running: &Running) -> BufReader<TcpStream> {
 async fn line(client: &mut BufReader<TcpStream>) -> Option<String> {
     let mut line = String::new();
     let read = tokio::time::timeout(Duration::from_secs(20), client.read_line(&mut line)).await.unwrap();
-    // What the server ends while it is being written to comes as a reset.
+    // A connection that the server ends while it is written to is reset.
     (read.unwrap_or(0) > 0).then(|| line.trim_end().to_owned())
 }
 

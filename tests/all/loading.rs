@@ -4,14 +4,14 @@
 use std::fs;
 use std::time::Duration;
 
-use wasmcage_tests::{Gate, Running, TestCage, component, eventually, eventually_within, fixture, guest};
+use wasmcage_tests::{Gate, RunningCage, TestCage, component, eventually, eventually_within, fixture, guest};
 
 fn web(module: &str) -> String {
     format!("[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n[modules.interface_web]\n{module}\n")
 }
 
 /// Waits for the configuration that was saved last.
-async fn applied(cage: &Running, times: usize) {
+async fn applied(cage: &RunningCage, times: usize) {
     let count = || cage.log().matches("cage.toml applied").count();
     eventually("an applied cage.toml", || (count() >= times).then_some(())).await;
 }

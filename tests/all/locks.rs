@@ -4,7 +4,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use wasmcage_tests::{Answer, Client, Running, TestCage, eventually, guest, query};
+use wasmcage_tests::{Answer, Client, RunningCage, TestCage, eventually, guest, query};
 
 /// Two modules of one cage that share its locks, and a way to call them. Requests last far longer than any test runs, unless they are cut off.
 fn sharing() -> TestCage {
@@ -12,7 +12,7 @@ fn sharing() -> TestCage {
     cage.module("lock_user", "one").module("lock_user", "other")
 }
 
-async fn started() -> Running {
+async fn started() -> RunningCage {
     sharing().start().await
 }
 
@@ -37,7 +37,7 @@ async fn failure(client: &Client, function: &str, args: Value) -> String {
 }
 
 /// Begins a request that holds lock `name` as `mode` until it is cut off, and returns when it holds it.
-async fn holding(cage: &Running, module: &str, name: &str, cut_off_ms: u64) -> tokio::task::JoinHandle<Answer> {
+async fn holding(cage: &RunningCage, module: &str, name: &str, cut_off_ms: u64) -> tokio::task::JoinHandle<Answer> {
     let (client, function, args) = (cage.client("web"), format!("{module}.hold"), json!([name, "write", "sleeps"]));
     let held = tokio::spawn(async move { ask(&client, &function, args, Some(cut_off_ms)).await });
     let client = cage.client("web");
@@ -45,7 +45,7 @@ async fn holding(cage: &Running, module: &str, name: &str, cut_off_ms: u64) -> t
     held
 }
 
-/// What a request is told that does not wait for the lock.
+/// The error of a request that does not wait for the lock.
 async fn failure_or_nothing(client: &Client, name: &str) -> String {
     ask(client, "one.touch", json!([name, "write", 0]), None).await.text()
 }

@@ -1,14 +1,7 @@
-//! One binary, a file for each promise.
+//! One binary, a file for each promise. Tests that need what a machine may not have lie in modules that are named after the
+//! need (`wasmcage_tests::Need`).
 
-mod amqp;
-mod amqp_handlers;
-mod amqp_life;
-mod amqp_names;
-mod amqp_postage;
-mod amqp_process;
-mod amqp_resource;
-mod amqp_rpc;
-mod amqp_trouble;
+mod amqp_without_broker;
 mod bad_input;
 mod bindings;
 mod call_command;
@@ -38,7 +31,6 @@ mod loading;
 mod locks;
 mod middleware;
 mod processes;
-mod python;
 mod resources;
 mod retry;
 mod retry_faults;
@@ -52,7 +44,6 @@ mod schedule;
 mod soak;
 mod sql;
 mod sql_changes;
-mod sql_pooler;
 mod sql_sessions;
 mod state;
 mod state_command;
@@ -62,3 +53,6 @@ mod tidy;
 mod transactions;
 mod tunnels;
 mod wasi_http;
+mod with_postgres_behind_pgbouncer;
+mod with_python;
+mod with_rabbitmq;

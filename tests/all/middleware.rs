@@ -2,19 +2,19 @@
 //! stream through both guests, and each failure has WASI's name for it.
 
 use http::Method;
-use wasmcage_tests::{Exchange, Running, TestCage, Version, eventually};
+use wasmcage_tests::{RunningCage, StreamedRequest, TestCage, Version, eventually};
 
 const BOUND: &str = "[modules.front.imports]\n\"wasi:http/handler\" = \"inner\"\n";
 const WEB: &str =
     "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\nmodule = \"front\"\ntimeout_ms = 60000\n";
 const INNER: [&str; 2] = ["wasi_http_p2", "wasi_http_p3"];
 
-async fn chain(inner: &str) -> Running {
+async fn chain(inner: &str) -> RunningCage {
     TestCage::new().config(&format!("{WEB}{BOUND}")).module("middleware", "front").module(inner, "inner").start().await
 }
 
 /// Nothing is in work any more, and both serve.
-async fn alive(cage: &Running) {
+async fn alive(cage: &RunningCage) {
     cage.quiet().await;
     assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
     cage.quiet().await;
@@ -44,7 +44,7 @@ async fn bodies_and_trailers_stream_through_both() {
         let cage = chain(inner).await;
         for version in [Version::Http1, Version::Http2] {
             let headers = [("trailer", "x-sum"), ("te", "trailers")];
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &headers).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &headers).await;
             for piece in ["one", "two", "three"] {
                 exchange.send(piece).await;
                 exchange.expect(piece).await;
@@ -68,8 +68,8 @@ async fn what_streams_through_both_may_take_longer_than_a_request_and_not_for_ev
             let cage = TestCage::new().config(&format!("{web}{BOUND}")).module("middleware", "front");
             cage.module(inner, "inner").start().await
         };
-        let asked = async |cage: &Running, version, target: &str| {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, target, &[]).await;
+        let asked = async |cage: &RunningCage, version, target: &str| {
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, target, &[]).await;
             exchange.end().await;
             assert_eq!(exchange.status().await, 200, "{inner} {version:?} {target}");
             exchange.rest().await
@@ -99,12 +99,12 @@ async fn a_client_that_leaves_ends_both() {
     for inner in INNER {
         let cage = chain(inner).await;
         let mut exchange =
-            Exchange::begin(&cage.address("web"), Version::Http2, "/slow-body?n=1000000&ms=1", &[]).await;
+            StreamedRequest::begin(&cage.address("web"), Version::Http2, "/slow-body?n=1000000&ms=1", &[]).await;
         exchange.end().await;
         exchange.expect("line 0\n").await;
         drop(exchange);
         alive(&cage).await;
-        let exchange = Exchange::begin(&cage.address("web"), Version::Http2, "/hang", &[]).await;
+        let exchange = StreamedRequest::begin(&cage.address("web"), Version::Http2, "/hang", &[]).await;
         eventually("a request in work", || (cage.snapshot().cages[0].in_work == 1).then_some(())).await;
         drop(exchange);
         alive(&cage).await;
@@ -119,7 +119,7 @@ async fn what_fails_behind_fails_in_front_and_harms_neither() {
             assert_eq!(cage.client("web").get(path).await.status, 500, "{inner} {path}");
             alive(&cage).await;
         }
-        let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/trap-late", &[]).await;
+        let mut exchange = StreamedRequest::begin(&cage.address("web"), Version::Http1, "/trap-late", &[]).await;
         exchange.expect("the beginning\n").await;
         exchange.rest().await.unwrap_err();
         alive(&cage).await;

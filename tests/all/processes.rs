@@ -10,11 +10,11 @@ use tokio::process::{Child, Command};
 use wasmcage_tests::{Client, cache, eventually, guest, program};
 
 /// A root with one cage, `runner`, and what `wasmcage` does there.
-struct Root {
+struct RunnerRoot {
     directory: TempDir,
 }
 
-impl Root {
+impl RunnerRoot {
     fn new() -> Self {
         let root = Self { directory: tempfile::tempdir().unwrap() };
         fs::create_dir(root.cage()).unwrap();
@@ -108,7 +108,7 @@ async fn exit_code(mut child: Child) -> Option<i32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_runs_serves_and_stops_on_term() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let process = root.ready().await;
     assert_eq!(client(&process).get("/").await.text(), "Hello, world !");
@@ -124,7 +124,7 @@ async fn a_cage_runs_serves_and_stops_on_term() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_drains_and_a_second_run_is_refused() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let process = root.ready().await;
     let second = root.output(&["run", "runner"]).await;
@@ -139,7 +139,7 @@ async fn stop_drains_and_a_second_run_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_secondary_is_restarted_and_serves_again() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let first = root.ready().await;
     signal("KILL", &first["pid"]);
@@ -158,7 +158,7 @@ async fn a_killed_secondary_is_restarted_and_serves_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secondary_without_its_primary_drains_and_frees_the_cage() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let first = root.ready().await;
     signal("KILL", &first["primary_pid"]);
@@ -169,7 +169,7 @@ async fn a_secondary_without_its_primary_drains_and_frees_the_cage() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn mistakes_in_the_configuration_end_it_with_2_and_all_of_them_are_told() {
-    let root = Root::new();
+    let root = RunnerRoot::new();
     root.configure("queue = -1\n[interfaces.web]\nprotocol = \"htpp\"\n");
     let run = root.output(&["run", "runner"]).await;
     let told = text(&run.stderr) + &root.log();
@@ -180,7 +180,7 @@ async fn mistakes_in_the_configuration_end_it_with_2_and_all_of_them_are_told() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_misspelt_cage_or_command_is_told_with_the_nearest() {
-    let root = Root::new();
+    let root = RunnerRoot::new();
     for (arguments, part) in [(vec!["run", "runer"], "runner"), (vec!["buidl", "runner"], "'build'")] {
         let output = root.output(&arguments).await;
         assert_eq!(output.status.code(), Some(2), "{output:?}");
@@ -190,7 +190,7 @@ async fn a_misspelt_cage_or_command_is_told_with_the_nearest() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_what_a_module_needs_and_why_it_would_be_refused() {
-    let root = Root::new();
+    let root = RunnerRoot::new();
     let good = root.output(&["check", guest("hello").to_str().unwrap()]).await;
     assert!(good.status.success(), "{good:?}");
     assert!(text(&good.stdout).contains("wasmcage:cage/handler"), "{good:?}");
@@ -204,7 +204,7 @@ async fn check_says_what_a_module_needs_and_why_it_would_be_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unwritable_log_directory_keeps_nothing_from_serving() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     let run = root.command(&["run", "runner"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let process = root.ready().await;
     // Root may write anywhere, so the directory is replaced by a file.
@@ -220,14 +220,14 @@ async fn an_unwritable_log_directory_keeps_nothing_from_serving() {
 }
 
 /// The process that serves, without the one that watches over it.
-fn secondary(root: &Root, cages: &[&str]) -> Child {
+fn secondary(root: &RunnerRoot, cages: &[&str]) -> Child {
     let mut command = root.command(&["secondary", "--root"]);
     command.arg(root.path()).arg("--").args(cages);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 /// Where interface `web` of the first process listens, as its log tells.
-async fn logged_address(root: &Root) -> String {
+async fn logged_address(root: &RunnerRoot) -> String {
     let found = || Some(root.log().split_once("address=http://")?.1.split('/').next()?.to_owned());
     eventually("interface web to listen", found).await
 }
@@ -243,7 +243,7 @@ async fn in_work(address: String) -> tokio::task::JoinHandle<u16> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_signal_that_follows_the_end_of_the_primary_does_not_force() {
     // Whoever stops both processes at once: the end of the primary is seen first, then comes the signal.
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     fs::copy(guest("hostile"), root.cage().join("interface_web.wasm")).unwrap();
     let mut process = secondary(&root, &["runner"]);
     let answer = in_work(logged_address(&root).await).await;
@@ -256,7 +256,7 @@ async fn the_signal_that_follows_the_end_of_the_primary_does_not_force() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_stopped_while_it_starts_finishes_what_it_has_taken() {
-    let root = Root::serving();
+    let root = RunnerRoot::serving();
     fs::copy(guest("hostile"), root.cage().join("interface_web.wasm")).unwrap();
     // The second cage's modules take long: none was compiled before, each has a hash of its own.
     let slow = root.path().join("slow");

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use wasmcage_core::request::{Facts, Payload, RequestContext};
-use wasmcage_tests::{Running, TestCage, eventually};
+use wasmcage_tests::{RunningCage, TestCage, eventually};
 
-/// What a function of module `user` answers.
-pub(crate) async fn call(cage: &Running, function: &str, args: Value) -> Value {
+/// The answer of a function of module `user`.
+pub(crate) async fn call(cage: &RunningCage, function: &str, args: Value) -> Value {
     let dispatcher = cage.host().cage(cage.name()).expect("the cage").dispatcher().clone();
     let context = RequestContext::new("test".into(), "test", Duration::from_secs(30), Arc::new(Facts::default()));
     let arguments = Payload::Json(json!({"args": args}).to_string());
@@ -25,12 +25,12 @@ pub(crate) fn sqlite(name: &str, file: &str, more: &str) -> String {
 }
 
 /// A cage whose module `user` may use the resources `db` and `other`.
-pub(crate) async fn started(config: &str) -> Running {
+pub(crate) async fn started(config: &str) -> RunningCage {
     TestCage::new().module("resource_user", "user").config(&format!("{config}{USER}")).start().await
 }
 
 /// The rows of one statement.
-pub(crate) async fn rows(cage: &Running, resource: &str, sql: &str) -> Value {
+pub(crate) async fn rows(cage: &RunningCage, resource: &str, sql: &str) -> Value {
     let mut reply = call(cage, "run", json!([resource, sql])).await;
     assert!(reply["results"].is_array(), "{reply}");
     reply["results"][0]["rows"].take()
@@ -62,7 +62,7 @@ async fn cage_toml_is_live_for_resources() {
         let cages = cage.snapshot().cages;
         cages[0].resources.iter().find(|resource| resource.resource == name).map(|resource| resource.readings.requests)
     };
-    // What is not changed goes on with what it has.
+    // A resource that has not changed keeps its connections.
     cage.configure(&with("b.db", "o.db"));
     eventually("the new database", || (known("db") == Some(0)).then_some(())).await;
     assert_eq!(known("other"), Some(1));

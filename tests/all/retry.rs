@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wasmcage_store::{CallView, CallsWanted, Store};
-use wasmcage_tests::{Running, TestCage, cache, check_call_error, eventually, guest, program, query, unique_name};
+use wasmcage_tests::{RunningCage, TestCage, cache, check_call_error, eventually, guest, program, query, unique_name};
 
 /// What a cage needs whose module `jobs` asks for calls, and is called by them.
 fn jobs(allow: &str) -> String {
@@ -25,12 +25,12 @@ fn with_jobs(cage: TestCage, config: &str) -> TestCage {
     cage.module("echo", "interface_web").http("web").module("retried_user", "jobs").config(config)
 }
 
-async fn started(config: &str) -> Running {
+async fn started(config: &str) -> RunningCage {
     with_jobs(TestCage::new(), &format!("{config}\n{}", jobs(""))).start().await
 }
 
 /// Calls a function of module `jobs` at once.
-async fn call(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn call(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     let parameters = [("module", "jobs"), ("function", function), ("kwargs", &arguments.to_string())];
     let answer = cage.client("web").get(&query("/try_call", &parameters)).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -38,7 +38,7 @@ async fn call(cage: &Running, function: &str, arguments: Value) -> Value {
 }
 
 /// Asks for a retried call; returns its id.
-async fn ask(cage: &Running, text: &str, then: &str, options: Value) -> String {
+async fn ask(cage: &RunningCage, text: &str, then: &str, options: Value) -> String {
     let mut arguments = options;
     arguments["text"] = text.into();
     arguments["then"] = then.into();
@@ -48,7 +48,7 @@ async fn ask(cage: &Running, text: &str, then: &str, options: Value) -> String {
 
 /// One line that module `jobs` has written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Made {
+struct Attempt {
     text: String,
     attempt: u32,
     id: String,
@@ -56,13 +56,13 @@ struct Made {
     expires: bool,
 }
 
-fn made_in(cage: &Path) -> Vec<Made> {
+fn attempts_in(cage: &Path) -> Vec<Attempt> {
     let lines = fs::read_to_string(cage.join("data/attempts")).unwrap_or_default();
     let made = lines.lines().map(|line| {
         let [text, attempt, id, first_started_ms, expires] = line.split(' ').collect::<Vec<_>>()[..] else {
             panic!("{line:?}")
         };
-        Made {
+        Attempt {
             text: text.into(),
             attempt: attempt.parse().unwrap(),
             id: id.into(),
@@ -73,30 +73,30 @@ fn made_in(cage: &Path) -> Vec<Made> {
     made.collect()
 }
 
-fn made(cage: &Running) -> Vec<Made> {
-    made_in(&cage.directory())
+fn made(cage: &RunningCage) -> Vec<Attempt> {
+    attempts_in(&cage.directory())
 }
 
-/// What was called, in order, each attempt once.
-fn texts(cage: &Running) -> Vec<String> {
+/// The calls that were made, in order, each attempt once.
+fn texts(cage: &RunningCage) -> Vec<String> {
     made(cage).into_iter().map(|made| made.text).collect()
 }
 
-fn store<'a>(cage: &'a Running, name: &str) -> &'a Store {
+fn store<'a>(cage: &'a RunningCage, name: &str) -> &'a Store {
     &cage.host().cage(name).unwrap().dispatcher().services().store
 }
 
-fn listed(cage: &Running, name: &str, dead: bool) -> Vec<CallView> {
+fn listed(cage: &RunningCage, name: &str, dead: bool) -> Vec<CallView> {
     store(cage, name).calls(&CallsWanted { dead, limit: 1_000, ..CallsWanted::default() }).unwrap()
 }
 
 /// Waits until no call of the first cage is pending.
-async fn idle(cage: &Running) {
+async fn idle(cage: &RunningCage) {
     eventually("the end of all calls", || listed(cage, cage.name(), false).is_empty().then_some(())).await;
 }
 
 /// Waits for a dead letter.
-async fn dead(cage: &Running) -> CallView {
+async fn dead(cage: &RunningCage) -> CallView {
     eventually("a dead letter", || listed(cage, cage.name(), true).pop()).await
 }
 
@@ -419,8 +419,8 @@ async fn a_call_of_another_cage_is_handed_over() {
         "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n[interfaces.elsewhere]\nprotocol = \"retry\"\n{}",
         jobs(&format!("cages = [\"{worker}\"],"))
     ));
-    eventually("all attempts", || (made_in(&at_worker).len() == 3).then_some(())).await;
-    let mut made: Vec<_> = made_in(&at_worker).into_iter().map(|made| (made.text, made.attempt, made.id)).collect();
+    eventually("all attempts", || (attempts_in(&at_worker).len() == 3).then_some(())).await;
+    let mut made: Vec<_> = attempts_in(&at_worker).into_iter().map(|made| (made.text, made.attempt, made.id)).collect();
     made.sort();
     let fresh_line = |attempt| ("fresh".to_owned(), attempt, fresh.clone());
     assert_eq!(made, [fresh_line(1), fresh_line(2), ("named".into(), 1, format!("{front}/order-7"))]);
@@ -428,7 +428,7 @@ async fn a_call_of_another_cage_is_handed_over() {
     assert!(texts(&cages).is_empty(), "none of it was called in the cage that asked");
 }
 
-async fn idle_but_for(cage: &Running, left: usize) {
+async fn idle_but_for(cage: &RunningCage, left: usize) {
     eventually("the hand-over", || (listed(cage, cage.name(), false).len() == left).then_some(())).await;
 }
 
@@ -440,7 +440,7 @@ async fn what_the_other_cage_does_not_allow_is_a_dead_letter() {
     ask(&cages, "one", "ok", json!({ "of": worker })).await;
     let letter = dead(&cages).await;
     assert!(letter.error.as_deref().unwrap().contains("[rpc.allow]"), "{letter:?}");
-    assert!(made_in(&cages.root().join(&worker)).is_empty());
+    assert!(attempts_in(&cages.root().join(&worker)).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -471,11 +471,11 @@ async fn a_cage_in_another_process_takes_a_call_when_it_comes() {
 }
 
 /// A root with cages of the whole program.
-struct Root {
+struct RetryRoot {
     directory: TempDir,
 }
 
-impl Root {
+impl RetryRoot {
     /// Cage `shop`, whose module `jobs` asks for calls and is called.
     fn new(config: &str) -> Self {
         let root = Self { directory: tempfile::tempdir().unwrap() };
@@ -505,7 +505,7 @@ impl Root {
         command
     }
 
-    /// What a command prints.
+    /// Runs a command, and returns its output.
     async fn output(&self, arguments: &[&str]) -> String {
         let output = self.command(arguments).output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -525,16 +525,16 @@ impl Root {
     }
 
     /// Runs the cage; returns when it takes calls.
-    async fn run(&self) -> Process {
+    async fn run(&self) -> CageProcess {
         let child = self.command(&["run", "shop"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while !self.command(&["call", "shop", "jobs.facts"]).output().await.unwrap().status.success() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         let process = &self.json(&["ps", "--json"]).await["processes"][0];
-        Process { child, pids: ["primary_pid", "pid"].map(|key| process[key].to_string()) }
+        CageProcess { child, pids: ["primary_pid", "pid"].map(|key| process[key].to_string()) }
     }
 
-    async fn stop(&self, mut process: Process) {
+    async fn stop(&self, mut process: CageProcess) {
         self.output(&["stop", "shop"]).await;
         process.child.wait().await.unwrap();
     }
@@ -564,12 +564,12 @@ impl Root {
 }
 
 /// A running cage.
-struct Process {
+struct CageProcess {
     child: Child,
     pids: [String; 2],
 }
 
-impl Process {
+impl CageProcess {
     /// The machine's power is cut, as far as a process can tell.
     async fn kill(mut self) {
         let killed = std::process::Command::new("kill").arg("-KILL").args(&self.pids).status().unwrap();
@@ -584,18 +584,18 @@ impl Process {
 async fn no_call_is_lost_when_the_process_is_killed_and_none_that_is_done_is_made_again() {
     const CALLS: usize = 400;
     const KILLS: usize = 3;
-    let root = Root::new("[interfaces.retry]\nconcurrency = 4");
+    let root = RetryRoot::new("[interfaces.retry]\nconcurrency = 4");
     let mut process = root.run().await;
     root.output(&["call", "shop", "jobs.ask_many", "n", &CALLS.to_string(), "--timeout", "60s"]).await;
     for kill in 1..=KILLS {
         let enough = CALLS * kill / (KILLS + 2);
-        eventually("some calls", || (made_in(&root.cage()).len() >= enough).then_some(())).await;
+        eventually("some calls", || (attempts_in(&root.cage()).len() >= enough).then_some(())).await;
         process.kill().await;
         process = root.run().await;
     }
     root.until_calls(&[], 0).await;
     let mut times: BTreeMap<String, usize> = BTreeMap::new();
-    made_in(&root.cage()).into_iter().for_each(|made| *times.entry(made.text).or_default() += 1);
+    attempts_in(&root.cage()).into_iter().for_each(|made| *times.entry(made.text).or_default() += 1);
     assert_eq!(times.len(), CALLS, "each was made");
     // Those that were in work when the process was killed, at most.
     let again: usize = times.values().map(|times| times - 1).sum();
@@ -605,17 +605,18 @@ async fn no_call_is_lost_when_the_process_is_killed_and_none_that_is_done_is_mad
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pending_calls_start_at_once_after_a_restart() {
-    let root = Root::new("[interfaces.retry]\nretry_interval_ms = 3600000\nretry_interval_max_ms = 3600000");
+    let root = RetryRoot::new("[interfaces.retry]\nretry_interval_ms = 3600000\nretry_interval_max_ms = 3600000");
     let process = root.run().await;
     let id = root.ask("one", "fail until 2", &[]).await;
     root.until_calls(&[], 1).await;
-    eventually("the first attempt", || (made_in(&root.cage()).len() == 1).then_some(())).await;
+    eventually("the first attempt", || (attempts_in(&root.cage()).len() == 1).then_some(())).await;
     root.ask("two", "ok", &["--queue", "later"]).await;
     root.stop(process).await;
     root.configure("[interfaces.later]\nprotocol = \"retry\"\n");
     let process = root.run().await;
     root.until_calls(&[], 0).await;
-    let mut made: Vec<_> = made_in(&root.cage()).into_iter().map(|made| (made.text, made.attempt, made.id)).collect();
+    let mut made: Vec<_> =
+        attempts_in(&root.cage()).into_iter().map(|made| (made.text, made.attempt, made.id)).collect();
     let two = made.iter().position(|made| made.0 == "two").map(|index| made.remove(index)).unwrap();
     assert_eq!(made, [("one".into(), 1, id.clone()), ("one".into(), 2, id)]);
     assert_eq!(two.1, 1);
@@ -624,7 +625,7 @@ async fn pending_calls_start_at_once_after_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_see_and_change_calls() {
-    let root = Root::new("[interfaces.retry]\nmax_attempts = 1\n");
+    let root = RetryRoot::new("[interfaces.retry]\nmax_attempts = 1\n");
     let process = root.run().await;
     root.ask("seven", "refuse", &["--id", "order-7"]).await;
     root.ask("eight", "refuse", &["--id", "order-8"]).await;
@@ -645,7 +646,7 @@ async fn operators_see_and_change_calls() {
     // Of a running cage, then of one that is not.
     root.output(&["retry", "run", "shop", "order-7"]).await;
     eventually("another attempt", || {
-        (made_in(&root.cage()).iter().filter(|made| made.text == "seven").count() == 2).then_some(())
+        (attempts_in(&root.cage()).iter().filter(|made| made.text == "seven").count() == 2).then_some(())
     })
     .await;
     root.until_calls(&["--dead"], 2).await;
@@ -661,6 +662,6 @@ async fn operators_see_and_change_calls() {
     assert_eq!((root.calls(&["--dead"]).await.len(), root.calls(&[]).await.len()), (0, 1));
     let process = root.run().await;
     root.until_calls(&[], 0).await;
-    assert!(made_in(&root.cage()).iter().any(|made| made.text == "nine"));
+    assert!(attempts_in(&root.cage()).iter().any(|made| made.text == "nine"));
     root.stop(process).await;
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tokio::process::Child;
 use wasmcage_store::{CallsWanted, Store};
-use wasmcage_tests::{Root, Running, TestCage, eventually, guest, unique_name};
+use wasmcage_tests::{Root, RunningCage, TestCage, eventually, guest, unique_name};
 
 /// Calls that a cage makes, or hands over, at once.
 const CONCURRENCY: usize = 2;
@@ -25,7 +25,7 @@ fn set_up(root: &Root, cage: &str, allow: &str) {
     root.configure(cage, &config(allow));
 }
 
-/// How often each call was made there.
+/// The number of times that each call was made there.
 fn times_made(cage: &Path) -> BTreeMap<String, usize> {
     let mut times = BTreeMap::new();
     for line in fs::read_to_string(cage.join("data/attempts")).unwrap_or_default().lines() {
@@ -150,11 +150,11 @@ async fn a_damaged_file_is_told_of_and_goes_on_when_a_copy_is_put_back() {
     let logs = fs::read_dir(root.cage("shop").join("logs")).unwrap().flatten();
     let log: String = logs.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect();
     check(&log);
-    // What needs no state is served, and nothing was called.
+    // A request that needs no state is served, and nothing was called.
     root.done(&["call", "shop", "jobs.facts"]).await;
     assert!(times_made(&root.cage("shop")).is_empty());
 
-    // Of the running cage.
+    // The running cage is asked.
     fs::write(file.with_file_name("copy"), &good).unwrap();
     fs::rename(file.with_file_name("copy"), &file).unwrap();
     eventually("all calls", || (times_made(&root.cage("shop")).len() == CALLS).then_some(())).await;
@@ -163,7 +163,7 @@ async fn a_damaged_file_is_told_of_and_goes_on_when_a_copy_is_put_back() {
     run.wait().await.unwrap();
 }
 
-fn store<'a>(cage: &'a Running, name: &str) -> &'a Store {
+fn store<'a>(cage: &'a RunningCage, name: &str) -> &'a Store {
     &cage.host().cage(name).unwrap().dispatcher().services().store
 }
 

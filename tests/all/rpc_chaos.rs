@@ -7,16 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{Client, Running, TestCage, cache, eventually, guest, program, query, unique_name};
+use wasmcage_tests::{
+    Client, RunningCage, TestCage, cache, eventually, eventually_async, guest, program, query, unique_name,
+};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 64;
 const CALL_TIMEOUT_MS: u64 = 10_000;
-/// Between two blows.
-const BLOW_INTERVAL: Duration = Duration::from_millis(1_500);
-const BLOWS: usize = 8;
+/// Between two faults.
+const FAULT_INTERVAL: Duration = Duration::from_millis(1_500);
+const FAULTS: usize = 8;
 
 /// Copies of one cage, each with a root of its own; they and the caller meet in one place.
 struct Copies {
@@ -62,7 +65,7 @@ impl Copies {
         assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
     }
 
-    /// What the copies logged, one copy after the other.
+    /// The logs of all copies, one copy after the other.
     fn logs(&self) -> String {
         let directories = (0..COPIES).map(|copy| self.root(copy).join(&self.cage).join("logs"));
         let files = directories.flat_map(|logs| fs::read_dir(logs).into_iter().flatten().flatten());
@@ -74,23 +77,34 @@ impl Copies {
         self.processes[copy] = self.process(copy);
     }
 
-    async fn front(&self) -> Running {
-        let allow = format!("[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
+    /// The number of requests that a copy works on; none while it does not say.
+    async fn in_work(&self, copy: usize) -> Option<usize> {
+        let mut command = Command::new(program());
+        command.args(["ps", "--json", "--root"]).arg(self.root(copy)).arg(&self.cage);
+        command.env("WASMCAGE_RUNTIME_DIR", self.meeting().join("meeting")).kill_on_drop(true);
+        let output = command.stdin(Stdio::null()).output().await.ok()?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(answer["processes"][0]["cages"][0]["in_work"].as_u64()? as usize)
+    }
+
+    async fn front(&self) -> RunningCage {
+        let allow =
+            format!("request_timeout_ms = 55_000\n[modules.interface_web]\nallow = {{ cages = [\"{}\"] }}", self.cage);
         let front = TestCage::named(&unique_name("front")).meeting_at(self.meeting());
-        let front = front.module("echo", "interface_web").http("web").config(&allow).start().await;
+        let front = front.module("echo", "interface_web").config(&allow).http("web").start().await;
         self.all_known(&front).await;
         front
     }
 
-    async fn all_known(&self, front: &Running) {
+    async fn all_known(&self, front: &RunningCage) {
         let known = || front.snapshot().cages[0].members.iter().filter(|member| member.cage == self.cage).count();
         eventually("all copies to be known", || (known() == COPIES).then_some(())).await;
     }
 }
 
-/// What callers saw.
+/// The outcomes of all calls.
 #[derive(Default)]
-struct Seen {
+struct CallTally {
     answers: AtomicU64,
     lost: AtomicU64,
     first_lost: std::sync::Mutex<Option<String>>,
@@ -100,34 +114,34 @@ struct Seen {
 }
 
 /// Calls until told to stop.
-async fn keep_calling(client: Client, target: String, stop: Arc<AtomicBool>, seen: Arc<Seen>) {
+async fn keep_calling(client: Client, target: String, stop: Arc<AtomicBool>, tally: Arc<CallTally>) {
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
         let text = client.get(&target).await.text();
-        seen.longest_ms.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+        tally.longest_ms.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
         match text {
-            text if text == "5" => seen.answers.fetch_add(1, Ordering::Relaxed),
+            text if text == "5" => tally.answers.fetch_add(1, Ordering::Relaxed),
             text if text.contains("\"error\":\"Lost") => {
-                let mut first = seen.first_lost.lock().unwrap();
+                let mut first = tally.first_lost.lock().unwrap();
                 first.get_or_insert(text);
-                seen.lost.fetch_add(1, Ordering::Relaxed)
+                tally.lost.fetch_add(1, Ordering::Relaxed)
             }
             text => {
-                seen.wrong.lock().unwrap().push(text);
+                tally.wrong.lock().unwrap().push(text);
                 0
             }
         };
     }
 }
 
-/// Calls from many while `blows` fall.
+/// Calls from many while `faults` happen.
 async fn under_load(
     copies: &mut Copies,
-    front: &Running,
+    front: &RunningCage,
     idempotent: bool,
-    blows: impl AsyncFnOnce(&mut Copies),
-) -> Arc<Seen> {
-    let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Seen::default()));
+    faults: impl AsyncFnOnce(&mut Copies),
+) -> Arc<CallTally> {
+    let (stop, tally) = (Arc::new(AtomicBool::new(false)), Arc::new(CallTally::default()));
     let timeout = CALL_TIMEOUT_MS.to_string();
     let mut parameters = vec![("cage", &*copies.cage), ("module", "work"), ("function", "add"), ("args", "[2, 3]")];
     parameters.push(("timeout_ms", &timeout));
@@ -136,34 +150,34 @@ async fn under_load(
     }
     let target = query("/try_call", &parameters);
     let calling: Vec<_> = (0..CALLERS)
-        .map(|_| tokio::spawn(keep_calling(front.client("web"), target.clone(), stop.clone(), seen.clone())))
+        .map(|_| tokio::spawn(keep_calling(front.client("web"), target.clone(), stop.clone(), tally.clone())))
         .collect();
-    blows(copies).await;
+    faults(copies).await;
     stop.store(true, Ordering::Relaxed);
     for caller in calling {
         caller.await.unwrap();
     }
-    let (answers, lost) = (seen.answers.load(Ordering::Relaxed), seen.lost.load(Ordering::Relaxed));
-    let (longest_ms, first) = (seen.longest_ms.load(Ordering::Relaxed), seen.first_lost.lock().unwrap());
+    let (answers, lost) = (tally.answers.load(Ordering::Relaxed), tally.lost.load(Ordering::Relaxed));
+    let (longest_ms, first) = (tally.longest_ms.load(Ordering::Relaxed), tally.first_lost.lock().unwrap());
     println!("{answers} answers, {lost} lost (the first: {first:?}), the longest call {longest_ms} ms");
     drop(first);
-    let wrong = seen.wrong.lock().unwrap();
+    let wrong = tally.wrong.lock().unwrap();
     let few = &wrong[..wrong.len().min(5)];
     assert!(wrong.is_empty(), "{} wrong answers: {few:?}\n{}", wrong.len(), copies.logs());
     assert!(answers > 1_000);
     drop(wrong);
-    seen
+    tally
 }
 
 /// A kill, a restart, a process that hangs and goes on, in turn.
-async fn trouble(copies: &mut Copies) {
-    for blow in 0..BLOWS {
-        let copy = blow % COPIES;
-        match blow % 4 {
+async fn cause_faults(copies: &mut Copies) {
+    for fault in 0..FAULTS {
+        let copy = fault % COPIES;
+        match fault % 4 {
             3 => {
                 copies.signal(copy, "STOP");
                 // Longer than a peer may be silent.
-                tokio::time::sleep(2 * BLOW_INTERVAL + Duration::from_secs(1)).await;
+                tokio::time::sleep(2 * FAULT_INTERVAL + Duration::from_secs(1)).await;
                 copies.signal(copy, "CONT");
             }
             _ => {
@@ -171,11 +185,11 @@ async fn trouble(copies: &mut Copies) {
                 copies.replace(copy).await;
             }
         }
-        tokio::time::sleep(BLOW_INTERVAL).await;
+        tokio::time::sleep(FAULT_INTERVAL).await;
     }
 }
 
-async fn nothing_is_left(copies: &Copies, front: &Running) {
+async fn nothing_is_left(copies: &Copies, front: &RunningCage) {
     copies.all_known(front).await;
     front.quiet().await;
     let members = front.snapshot().cages[0].members.clone();
@@ -186,18 +200,58 @@ async fn nothing_is_left(copies: &Copies, front: &Running) {
 async fn idempotent_calls_survive_whatever_happens_to_one_copy() {
     let mut copies = Copies::start();
     let front = copies.front().await;
-    let seen = under_load(&mut copies, &front, true, trouble).await;
-    assert_eq!(seen.lost.load(Ordering::Relaxed), 0);
+    let tally = under_load(&mut copies, &front, true, cause_faults).await;
+    assert_eq!(tally.lost.load(Ordering::Relaxed), 0);
     nothing_is_left(&copies, &front).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn other_calls_are_lost_while_in_flight_only() {
+async fn under_load_no_blow_loses_more_calls_than_there_are_callers() {
     let mut copies = Copies::start();
     let front = copies.front().await;
-    let seen = under_load(&mut copies, &front, false, trouble).await;
-    // Each blow can lose what is in flight, and no more.
-    assert!(seen.lost.load(Ordering::Relaxed) <= (BLOWS * CALLERS) as u64);
+    let tally = under_load(&mut copies, &front, false, cause_faults).await;
+    assert!(tally.lost.load(Ordering::Relaxed) <= (FAULTS * CALLERS) as u64);
+    nothing_is_left(&copies, &front).await;
+}
+
+/// One copy after the other is killed while it works on calls: those are lost, all of them, and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_calls_are_lost_while_in_flight_only() {
+    const CALLS: usize = 12;
+    let mut copies = Copies::start();
+    let front = copies.front().await;
+    // The callee sleeps for longer than the request may take.
+    let sleep = [("module", "work"), ("function", "log"), ("args", "[\"info\", \"awake\", 600000]")];
+    let target = query("/try_call", &[&[("cage", &*copies.cage)], &sleep[..]].concat());
+    let ended = Arc::new(std::sync::Mutex::new(Vec::new()));
+    for _ in 0..CALLS {
+        let (client, target, ended) = (front.client("web"), target.clone(), ended.clone());
+        tokio::spawn(async move {
+            let text = client.get(&target).await.text();
+            ended.lock().unwrap().push(text);
+        });
+    }
+    let all_in_work = async || {
+        let in_work = join_all((0..COPIES).map(|copy| copies.in_work(copy))).await;
+        (in_work.iter().flatten().sum::<usize>() == CALLS).then(|| in_work.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let in_work = eventually_async("all calls in work", all_in_work).await;
+    let mut lost = 0;
+    for copy in 0..COPIES {
+        copies.signal(copy, "KILL");
+        lost += in_work[copy];
+        eventually("the loss of a copy's calls", || (ended.lock().unwrap().len() >= lost).then_some(())).await;
+        for other in copy + 1..COPIES {
+            assert_eq!(copies.in_work(other).await, Some(in_work[other]), "another copy goes on");
+        }
+        let ended = ended.lock().unwrap();
+        assert_eq!(ended.len(), lost, "{ended:?}");
+        assert!(ended.iter().all(|text| text.contains("\"error\":\"Lost")), "{ended:?}");
+    }
+    assert_eq!(lost, CALLS);
+    for copy in 0..COPIES {
+        copies.replace(copy).await;
+    }
     nothing_is_left(&copies, &front).await;
 }
 
@@ -205,15 +259,15 @@ async fn other_calls_are_lost_while_in_flight_only() {
 async fn copies_are_replaced_one_after_the_other_without_a_failed_call() {
     let mut copies = Copies::start();
     let front = copies.front().await;
-    let seen = under_load(&mut copies, &front, false, async |copies| {
+    let tally = under_load(&mut copies, &front, false, async |copies| {
         for round in 0..2 * COPIES {
             let copy = round % COPIES;
             copies.signal(copy, "TERM");
             copies.replace(copy).await;
-            tokio::time::sleep(BLOW_INTERVAL / 2).await;
+            tokio::time::sleep(FAULT_INTERVAL / 2).await;
         }
     })
     .await;
-    assert_eq!(seen.lost.load(Ordering::Relaxed), 0);
+    assert_eq!(tally.lost.load(Ordering::Relaxed), 0);
     nothing_is_left(&copies, &front).await;
 }

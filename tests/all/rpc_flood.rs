@@ -14,20 +14,20 @@ use tokio_rustls::client::TlsStream;
 use wasmcage_fabric::keys::{Authority, CageKeys, Identity, KEYS_DIRECTORY};
 use wasmcage_fabric::link::frame::{self, Hello};
 use wasmcage_fabric::link::greet;
-use wasmcage_tests::{Running, TestCage, eventually, length, query, unique_name};
+use wasmcage_tests::{RunningCage, TestCage, eventually, length, query, unique_name};
 
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A worker, a front that calls it over the network, and keys for cage `mallory` of the same flock.
-struct Scene {
+struct Flock {
     worker_name: String,
-    worker: Running,
-    front: Running,
+    worker: RunningCage,
+    front: RunningCage,
     mallory: CageKeys,
     _authority: tempfile::TempDir,
 }
 
-impl Scene {
+impl Flock {
     async fn start(rpc: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = Authority::create(&directory.path().join("authority"), "default").unwrap();
@@ -80,12 +80,12 @@ impl Scene {
         }
     }
 
-    fn members(&self, of: &Running, cage: &str) -> usize {
+    fn members(&self, of: &RunningCage, cage: &str) -> usize {
         of.snapshot().cages[0].members.iter().filter(|member| member.cage == cage).count()
     }
 }
 
-fn address(cage: &Running) -> SocketAddr {
+fn address(cage: &RunningCage) -> SocketAddr {
     let serving = cage.host().serving();
     serving.iter().find_map(|line| line.address.strip_prefix("tls://")?.parse().ok()).expect("a TLS address")
 }
@@ -110,76 +110,76 @@ fn made_up(cage: &str, round: u64) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_makes_up_copies_of_itself_leaves_none_behind() {
-    let scene = Scene::start("max_connections = 200").await;
-    let to = address(&scene.worker);
+    let flock = Flock::start("max_connections = 200").await;
+    let to = address(&flock.worker);
     for round in 0..rounds() {
         let mut held = Vec::new();
         for copy in 0..150 {
-            held.push(scene.insider(to, 1_000 * (round + 1) + copy, copy % 2 == 0).await);
+            held.push(flock.insider(to, 1_000 * (round + 1) + copy, copy % 2 == 0).await);
         }
         // Half of all connections is what one cage may have.
-        let members = || scene.members(&scene.worker, "mallory");
+        let members = || flock.members(&flock.worker, "mallory");
         eventually("copies of mallory", || (members() > 0 && members() <= 100).then_some(())).await;
-        scene.is_well().await;
+        flock.is_well().await;
         drop(held);
         eventually("their end", || (members() == 0).then_some(())).await;
     }
-    assert!(scene.worker.log().contains("cage mallory has 100 connections here already"));
-    scene.is_well().await;
+    assert!(flock.worker.log().contains("cage mallory has 100 connections here already"));
+    flock.is_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_that_a_peer_makes_up_delay_no_call() {
-    let scene = Scene::start("").await;
-    let to = address(&scene.front);
-    let mut mallory = scene.insider(to, 7, false).await.expect("a connection");
+    let flock = Flock::start("").await;
+    let to = address(&flock.front);
+    let mut mallory = flock.insider(to, 7, false).await.expect("a connection");
     for round in 0..10 * rounds() {
         let mut out = BytesMut::new();
-        frame::put_members(&mut out, &made_up(&scene.worker_name, round));
+        frame::put_members(&mut out, &made_up(&flock.worker_name, round));
         frame::put_members(&mut out, &made_up("nobody", round));
         mallory.write_all(&out).await.unwrap();
         mallory.flush().await.unwrap();
-        scene.is_well().await;
+        flock.is_well().await;
     }
-    let known = scene.members(&scene.front, &scene.worker_name);
+    let known = flock.members(&flock.front, &flock.worker_name);
     assert!((2..=501).contains(&known), "{known} copies of the worker are known");
-    assert!(scene.members(&scene.front, "nobody") <= 500);
-    scene.is_well().await;
+    assert!(flock.members(&flock.front, "nobody") <= 500);
+    flock.is_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_lock_out_nobody() {
-    let scene = Scene::start("max_connections = 100").await;
-    let to = address(&scene.worker);
+    let flock = Flock::start("max_connections = 100").await;
+    let to = address(&flock.worker);
     for _ in 0..rounds() {
         let mut silent = Vec::new();
         for _ in 0..300 {
             silent.push(TcpStream::connect(to).await.unwrap());
         }
         // Somebody who comes now.
-        let mut insider = scene.insider(to, 9, false).await.expect("a connection");
-        scene.is_well().await;
+        let mut insider = flock.insider(to, 9, false).await.expect("a connection");
+        flock.is_well().await;
         let mut byte = [0];
         let still = tokio::time::timeout(Duration::from_millis(50), insider.read(&mut byte)).await;
         assert!(!matches!(still, Ok(Ok(0) | Err(_))), "it was cut off: {still:?}");
         drop(silent);
     }
-    scene.is_well().await;
+    flock.is_well().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_that_breaks_the_rules_again_and_again_is_logged_seldom() {
-    let scene = Scene::start("").await;
-    let to = address(&scene.worker);
+    let flock = Flock::start("").await;
+    let to = address(&flock.worker);
     for copy in 0..100 * rounds() {
-        let Some(mut stream) = scene.insider(to, 100 + copy, false).await else { continue };
+        let Some(mut stream) = flock.insider(to, 100 + copy, false).await else { continue };
         stream.write_all(&[0xff; 32]).await.unwrap();
         let mut rest = Vec::new();
         // It is closed, one way or another.
         let _ = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut rest)).await.expect("a close");
     }
-    let log = scene.worker.logged("peer refused").await;
+    let log = flock.worker.logged("peer refused").await;
     let lines = log.lines().filter(|line| line.contains("peer refused")).count();
     assert!(lines <= 5, "{lines} lines for one peer\n{log}");
-    scene.is_well().await;
+    flock.is_well().await;
 }

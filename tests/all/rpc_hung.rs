@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
-use wasmcage_tests::{Client, Ending, Load, Machine, Machines, Plan, length};
+use wasmcage_tests::{CagePlan, CallOutcome, Client, Load, Machine, Machines, length};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 64;
@@ -16,11 +16,11 @@ const SHORT_TIMEOUTS_MS: [u64; 3] = [100, 400, 1_500];
 const SHORT_CALLERS: usize = 8;
 /// A peer is dead when nothing was heard of it for so long, looked at every quarter of a second.
 const PING_LIMIT: Duration = Duration::from_millis(2_750);
-/// What a busy machine may add.
+/// The time that a busy machine may add.
 const NOISE: Duration = Duration::from_secs(2);
 const PORT: u16 = 8080;
-const WORKER: Plan<'_> =
-    Plan { cage: "worker", modules: &[("service_echo", "work")], rpc: "multicast = false", more: "" };
+const WORKER: CagePlan<'_> =
+    CagePlan { cage: "worker", modules: &[("service_echo", "work")], rpc: "multicast = false", more: "" };
 
 /// Waits until the front says so of the members of the cage that it knows.
 async fn until(machines: &Machines, front: &Machine, is_so: impl Fn(&[Value]) -> bool) {
@@ -40,7 +40,7 @@ async fn one_of_three_hangs(hangs: impl FnOnce(&Machines) -> (Machine, Vec<Machi
     let client = Client::new(&format!("{}:{PORT}", machines.ip(0)));
     let load = Load::new("worker", CALL_TIMEOUT, idempotent);
     let stopped = load
-        .while_(&client, CALLERS, async {
+        .call_during(&client, CALLERS, async {
             tokio::time::sleep(Duration::from_secs(2)).await;
             let stopped = load.now();
             workers[0].signal("STOP");
@@ -50,7 +50,7 @@ async fn one_of_three_hangs(hangs: impl FnOnce(&Machines) -> (Machine, Vec<Machi
             stopped
         })
         .await;
-    println!("{}", load.told("one of three hangs"));
+    println!("{}", load.report("one of three hangs"));
     let over = stopped + PING_LIMIT;
     println!("the longest call that began after the hung copy was given up: {:.0?}", load.longest(over, Duration::MAX));
     let (failed, first) = load.wrong();
@@ -96,23 +96,23 @@ async fn deadlines_hold_while_one_hangs(hangs: impl FnOnce(&Machines) -> (Machin
         given_up
     };
     let [first, second, third] = &short;
-    let calling = first.while_(&client, SHORT_CALLERS, begins);
-    let calling = second.while_(&client, SHORT_CALLERS, calling);
-    let calling = third.while_(&client, SHORT_CALLERS, calling);
-    let given_up = patient.while_(&client, SHORT_CALLERS, calling).await;
+    let calling = first.call_during(&client, SHORT_CALLERS, begins);
+    let calling = second.call_during(&client, SHORT_CALLERS, calling);
+    let calling = third.call_during(&client, SHORT_CALLERS, calling);
+    let given_up = patient.call_during(&client, SHORT_CALLERS, calling).await;
     for load in short.iter().chain([&patient]) {
-        println!("{}", load.told_of_deadlines());
+        println!("{}", load.deadline_report());
         println!(
             "{}; the longest that began after the copy was given up {:.0?}",
-            load.told("one of three hangs"),
+            load.report("one of three hangs"),
             load.longest(given_up, Duration::MAX)
         );
-        assert_eq!(load.count_of(Ending::Wrong, Duration::ZERO), 0, "{:?}\n{}", load.wrong(), front.log());
-        assert_eq!(load.count_of(Ending::Lost, given_up), 0, "{}", front.log());
+        assert_eq!(load.count_of(CallOutcome::Wrong, Duration::ZERO), 0, "{:?}\n{}", load.wrong(), front.log());
+        assert_eq!(load.count_of(CallOutcome::Lost, given_up), 0, "{}", front.log());
     }
-    let late = short.iter().map(|load| load.count_of(Ending::Late, Duration::ZERO)).sum::<usize>();
+    let late = short.iter().map(|load| load.count_of(CallOutcome::Late, Duration::ZERO)).sum::<usize>();
     assert!(late > 0, "some calls were with the copy that hangs");
-    assert_eq!(patient.count_of(Ending::Late, Duration::ZERO), 0, "{}", front.log());
+    assert_eq!(patient.count_of(CallOutcome::Late, Duration::ZERO), 0, "{}", front.log());
 }
 
 fn front(machines: &Machines, peers: &str) -> Machine {
@@ -122,7 +122,7 @@ fn front(machines: &Machines, peers: &str) -> Machine {
         machines.ip(0)
     );
     let rpc = format!("multicast = false\n{peers}");
-    machines.run(0, &Plan { cage: "front", modules: &[("echo", "interface_web")], rpc: &rpc, more: &more })
+    machines.run(0, &CagePlan { cage: "front", modules: &[("echo", "interface_web")], rpc: &rpc, more: &more })
 }
 
 /// Copies on other machines, at configured addresses.

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use wasmcage_tests::{Client, Load, Machine, Machines, Plan, length};
+use wasmcage_tests::{CagePlan, Client, Load, Machine, Machines, length};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 16;
@@ -14,29 +14,29 @@ const FOUND_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at who is known.
 const LOOK: Duration = Duration::from_millis(200);
 const FRONT_PORT: u16 = 8080;
-const WORKER: Plan<'_> = Plan { cage: "worker", modules: &[("service_echo", "work")], rpc: "", more: "" };
+const WORKER: CagePlan<'_> = CagePlan { cage: "worker", modules: &[("service_echo", "work")], rpc: "", more: "" };
 
 /// A front on the first machine, a worker on each other one.
-struct Scene {
+struct Cluster {
     machines: Machines,
     front: Machine,
     workers: Vec<Machine>,
 }
 
-impl Scene {
-    async fn start() -> Option<Self> {
-        let machines = Machines::with_multicast(1 + COPIES)?;
+impl Cluster {
+    async fn start() -> Self {
+        let machines = Machines::with_multicast(1 + COPIES);
         let web = format!(
             "[interfaces.web]\nprotocol = \"http\"\nlisten = \"{}:{FRONT_PORT}\"\n[modules.interface_web]\nallow = {{ cages = \
              [\"worker\"] }}",
             machines.ip(0)
         );
-        let front = Plan { cage: "front", modules: &[("echo", "interface_web")], rpc: "", more: &web };
+        let front = CagePlan { cage: "front", modules: &[("echo", "interface_web")], rpc: "", more: &web };
         let front = machines.run(0, &front);
         let workers = (1..=COPIES).map(|number| machines.start(number, &WORKER)).collect();
-        let scene = Self { machines, front, workers };
-        scene.known(&HashSet::new(), COPIES).await;
-        Some(scene)
+        let cluster = Self { machines, front, workers };
+        cluster.known(&HashSet::new(), COPIES).await;
+        cluster
     }
 
     fn client(&self) -> Client {
@@ -58,40 +58,29 @@ impl Scene {
         }
     }
 
-    /// One blow at each copy in turn, until there were enough calls.
-    async fn blows(&mut self, load: &Load, signal: &str) -> u64 {
+    /// One fault of each copy in turn, until there were enough calls.
+    async fn faults(&mut self, load: &Load, signal: &str) -> u64 {
         let calls = length("WASMCAGE_RESTART_CALLS", 1_000);
-        let (mut blows, mut known) = (0, self.known(&HashSet::new(), COPIES).await);
-        while blows < 2 * COPIES as u64 || load.count() < calls {
-            let copy = blows as usize % COPIES;
+        let (mut faults, mut known) = (0, self.known(&HashSet::new(), COPIES).await);
+        while faults < 2 * COPIES as u64 || load.count() < calls {
+            let copy = faults as usize % COPIES;
             self.workers[copy].signal(signal);
             self.machines.restart(&mut self.workers[copy]).await;
             known = self.known(&known, 1).await;
-            blows += 1;
+            faults += 1;
         }
-        blows
+        faults
     }
 }
 
-async fn under_load(idempotent: bool, signal: &str) -> Option<()> {
-    let mut scene = Scene::start().await?;
-    let (client, load) = (scene.client(), Load::new("worker", CALL_TIMEOUT, idempotent));
-    let blows = load.while_(&client, CALLERS, scene.blows(&load, signal)).await;
-    println!("{}", load.told(&format!("{blows} times {signal}")));
+async fn under_load(idempotent: bool, signal: &str) {
+    let mut cluster = Cluster::start().await;
+    let (client, load) = (cluster.client(), Load::new("worker", CALL_TIMEOUT, idempotent));
+    let faults = load.call_during(&client, CALLERS, cluster.faults(&load, signal)).await;
+    println!("{}", load.report(&format!("{faults} times {signal}")));
     let (failed, first) = load.wrong();
     let lost = load.lost.load(std::sync::atomic::Ordering::Relaxed);
-    assert_eq!((failed, lost), (0, 0), "{first:?}\n{}", scene.front.log());
-    Some(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn copies_on_other_machines_are_restarted_one_after_the_other_without_a_failed_call() {
-    under_load(false, "TERM").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn idempotent_calls_survive_the_kill_of_one_machine_after_the_other() {
-    under_load(true, "KILL").await;
+    assert_eq!((failed, lost), (0, 0), "{first:?}\n{}", cluster.front.log());
 }
 
 /// One address is enough to find a flock, whenever its members start.
@@ -99,8 +88,8 @@ async fn idempotent_calls_survive_the_kill_of_one_machine_after_the_other() {
 async fn a_member_that_starts_later_is_told_of() {
     let machines = Machines::new(3);
     let peers = format!("multicast = false\npeers = {{ hub = [\"{}\"] }}", machines.address(0));
-    let hub_machine = machines.run(0, &Plan { cage: "hub", rpc: "multicast = false", ..Plan::default() });
-    let front = machines.run(1, &Plan { cage: "front", rpc: &peers, ..Plan::default() });
+    let hub_machine = machines.run(0, &CagePlan { cage: "hub", rpc: "multicast = false", ..CagePlan::default() });
+    let front = machines.run(1, &CagePlan { cage: "front", rpc: &peers, ..CagePlan::default() });
     let known = async |cage: &str, count: usize| {
         let begun = Instant::now();
         while machines.members(&front, cage).is_none_or(|members| members.len() != count) {
@@ -110,7 +99,7 @@ async fn a_member_that_starts_later_is_told_of() {
         }
     };
     known("hub", 1).await;
-    let mut worker = machines.start(2, &Plan { rpc: &peers, ..WORKER });
+    let mut worker = machines.start(2, &CagePlan { rpc: &peers, ..WORKER });
     known("worker", 1).await;
     // Another copy at the same address takes its place.
     for _ in 0..3 {
@@ -125,5 +114,19 @@ async fn a_member_that_starts_later_is_told_of() {
             assert!(begun.elapsed() < FOUND_WITHIN, "{:?}", machines.members(&front, "worker"));
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+mod with_multicast {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn copies_on_other_machines_are_restarted_one_after_the_other_without_a_failed_call() {
+        under_load(false, "TERM").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn idempotent_calls_survive_the_kill_of_one_machine_after_the_other() {
+        under_load(true, "KILL").await;
     }
 }

@@ -27,7 +27,7 @@ async fn cages_meet_again_after_their_directory_was_removed() {
     assert_eq!(late.client("web").get(&call).await.text(), "5");
     let sockets = || fs::read_dir(meeting.path().join("meeting/default")).map(Iterator::count).unwrap_or_default();
     eventually("a socket for each cage", || (sockets() == 3).then_some(())).await;
-    // What is made anew goes, too, when its cage does.
+    // Files that are made anew are removed, too, when their cage ends.
     assert!(worker.stop().await);
     eventually("the worker's socket to go", || (sockets() == 2).then_some(())).await;
     eventually("the worker to be forgotten", || {

@@ -10,7 +10,7 @@ use serde_json::json;
 use wasmcage::host::StartError;
 use wasmcage_core::request::Deadline;
 use wasmcage_store::{CallsWanted, Space, Store, StoreSettings};
-use wasmcage_tests::{Root, Running, TestCage, eventually, guest};
+use wasmcage_tests::{Root, RunningCage, TestCage, eventually, guest};
 
 use crate::resources::{rows, sqlite};
 
@@ -24,7 +24,7 @@ fn nightly(keys: &str, takes_ms: u32) -> TestCage {
 }
 
 /// The times whose requests have got to that point, in order, and how many the module was told it missed before each.
-fn told(cage: &Running, point: &str) -> Vec<(String, u64)> {
+fn told(cage: &RunningCage, point: &str) -> Vec<(String, u64)> {
     told_in(&cage.log(), point)
 }
 
@@ -38,11 +38,11 @@ fn told_in(log: &str, point: &str) -> Vec<(String, u64)> {
     lines.collect()
 }
 
-fn times(cage: &Running, point: &str) -> Vec<String> {
+fn times(cage: &RunningCage, point: &str) -> Vec<String> {
     told(cage, point).into_iter().map(|(time, _)| time).collect()
 }
 
-async fn until(cage: &Running, point: &str, count: usize) -> Vec<String> {
+async fn until(cage: &RunningCage, point: &str, count: usize) -> Vec<String> {
     eventually(&format!("{count} {point}"), || Some(times(cage, point)).filter(|times| times.len() >= count)).await
 }
 
@@ -129,7 +129,7 @@ async fn what_passed_while_the_cage_was_down_is_caught_up() {
         assert_eq!(missed, expected, "{}", cage.log());
         assert!(cage.stop().await);
     }
-    // What is recorded of another schedule says nothing of this one.
+    // The record of another schedule says nothing of this one.
     let cage = nightly("every = \"1s\"\ntime_zone = \"UTC\"\ncatch_up = \"once\"", 0);
     stopped_at(&cage, "24h UTC", settled).await;
     let cage = cage.start().await;
@@ -185,7 +185,7 @@ async fn a_schedule_that_catches_up_leaves_out_no_second_of_a_short_downtime() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_schedule_that_catches_up_once_counts_what_it_leaves_out() {
-    // What is no more than ten seconds late counts as on time.
+    // A time that is no more than ten seconds late counts as on time.
     let (told, before) = through_a_downtime("catch_up = \"once\"", Duration::from_secs(14)).await;
     assert!(told[before].1 > 0, "{told:?}");
     let counted: Vec<_> = told[1..].iter().map(|(_, missed)| missed + 1).collect();
@@ -245,7 +245,7 @@ async fn without_a_module_times_pass_and_with_one_they_do_not() {
     until(&cage, "is done", 1).await;
     // A changed schedule begins anew.
     cage.configure("[interfaces.nightly]\nprotocol = \"schedule\"\ncron = \"@yearly\"\ntime_zone = \"UTC\"");
-    let next = |cage: &Running| {
+    let next = |cage: &RunningCage| {
         let snapshot = cage.snapshot();
         snapshot.cages[0].interfaces.iter().find(|known| known.interface == "nightly")?.status.clone()
     };

@@ -24,7 +24,7 @@ use wasmcage_tests::{Client, Root, component, eventually_async, guest, length, q
 const CAGES: [&str; 2] = ["soak", "other"];
 /// Requests of all clients together in a second, beside those that misbehave.
 const RATE: u64 = 300;
-/// What the clients of each cage ask for; all ask equally often.
+/// The kinds of requests of the clients of each cage; all clients ask equally often.
 const CLIENTS: [Work; 8] =
     [Work::Good, Work::Good, Work::Good, Work::Calls, Work::Calls, Work::Calls, Work::Calls, Work::Orders];
 /// Loops and bombs take the processor for as long as they may.
@@ -40,7 +40,7 @@ const DRIFT_MAX: f64 = 0.02;
 const OTHERS_BY_CHANCE: f64 = 2.0;
 const SAMPLES: u32 = 200;
 const SWAP_INTERVAL: Duration = Duration::from_secs(5);
-/// What is replaced, and by which guest.
+/// Modules that are replaced, and the guests that replace them.
 const SWAPPED: [(&str, &str); 3] =
     [("interface_good", "hello"), ("service_echo", "service_echo"), ("counter", "counter")];
 
@@ -48,13 +48,13 @@ const CACHE_MB: u64 = 48;
 const LOG_DAY_MB: u64 = 16;
 /// A run is shorter than a day.
 const DAYS_MAX: u64 = 2;
-/// How the memory of a process is named among what is measured.
+/// The name of the memory of a process among the measurements.
 const MEMORY: &str = "MiB of memory";
 /// Orders that are left when old ones are deleted.
 const ORDERS_KEPT: u64 = 1_000;
 const KEYS: u64 = 500;
-/// What went wrong is told so often; more is counted.
-const TROUBLE_TOLD: usize = 20;
+/// The number of failures that are printed; more are counted.
+const FAILURES_TOLD_MAX: usize = 20;
 
 /// Takes the text of an order, and has nothing to do with it.
 const MAIL: &str = r#"(component
@@ -81,7 +81,7 @@ impl Count {
     const ALL: [Self; 3] = [Self::Memory, Self::State, Self::Orders];
 }
 
-/// What a cage has acknowledged, and has to have.
+/// Writes that a cage has acknowledged, and has to have.
 #[derive(Default)]
 struct Acknowledged {
     counts: [AtomicU64; Count::ALL.len()],
@@ -90,22 +90,22 @@ struct Acknowledged {
 }
 
 #[derive(Default)]
-struct Seen {
+struct Results {
     requests: AtomicU64,
     /// Answers that are wrong, or were none.
     failed: AtomicU64,
     told: Mutex<Vec<String>>,
-    /// Of the plainest requests, in microseconds.
+    /// Latencies of the plainest requests, in microseconds.
     latencies: Mutex<Vec<u32>>,
     swaps: AtomicU64,
     cages: [Acknowledged; CAGES.len()],
 }
 
-impl Seen {
-    fn trouble(&self, what: String) {
+impl Results {
+    fn report_failure(&self, what: String) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         let mut told = self.told.lock();
-        if told.len() < TROUBLE_TOLD {
+        if told.len() < FAILURES_TOLD_MAX {
             eprintln!("{what}");
             told.push(what);
         }
@@ -132,7 +132,7 @@ impl Work {
 }
 
 /// One request, and what may come of it.
-struct Ask {
+struct SoakRequest {
     target: String,
     body: Option<String>,
     expected: Expected,
@@ -149,7 +149,7 @@ enum Expected {
     Retried(String),
 }
 
-impl Ask {
+impl SoakRequest {
     fn get(target: impl Into<String>, expected: Expected) -> Self {
         Self { target: target.into(), body: None, expected }
     }
@@ -213,19 +213,19 @@ impl Ask {
 }
 
 /// Asks one thing after the other of one interface of a cage.
-struct Asker {
-    /// None other has it.
+struct SoakClient {
+    /// A number that no other client has.
     name: usize,
     cage: usize,
     client: Client,
     work: Work,
     interval: Duration,
-    seen: Arc<Seen>,
+    results: Arc<Results>,
     /// The last number of each kind.
     counted: [u64; Count::ALL.len()],
 }
 
-impl Asker {
+impl SoakClient {
     async fn run(mut self, until: Instant) {
         let mut tick = interval(self.interval);
         // A cage that is slow is asked less.
@@ -241,32 +241,32 @@ impl Asker {
 
     async fn ask(&mut self, number: u64) {
         let (own, other) = (CAGES[self.cage], CAGES[1 - self.cage]);
-        let Ask { target, body, expected } = match self.work {
-            Work::Good => Ask::get("/", Expected::Served),
-            Work::Bad => Ask::bad(number),
-            Work::Calls => Ask::calls(own, other, self.name, number),
-            Work::Orders => Ask::order(self.name, number),
+        let SoakRequest { target, body, expected } = match self.work {
+            Work::Good => SoakRequest::get("/", Expected::Served),
+            Work::Bad => SoakRequest::bad(number),
+            Work::Calls => SoakRequest::calls(own, other, self.name, number),
+            Work::Orders => SoakRequest::order(self.name, number),
         };
         let method = if body.is_some() { Method::POST } else { Method::GET };
         let begun = Instant::now();
         let answer = self.client.try_send(method, &target, &[], body.unwrap_or_default().into()).await;
-        self.seen.requests.fetch_add(1, Ordering::Relaxed);
+        self.results.requests.fetch_add(1, Ordering::Relaxed);
         if self.work == Work::Good {
-            self.seen.latencies.lock().push(begun.elapsed().as_micros() as u32);
+            self.results.latencies.lock().push(begun.elapsed().as_micros() as u32);
         }
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) => return self.seen.trouble(format!("{own}: {target}: no answer: {error:#}")),
+            Err(error) => return self.results.report_failure(format!("{own}: {target}: no answer: {error:#}")),
         };
         let (status, text) = (answer.status, answer.text());
         if !self.is_right(expected, status.is_success(), &text) {
             let text = &text[..text.floor_char_boundary(500)];
-            self.seen.trouble(format!("{own}: {target}: {status} {text}"));
+            self.results.report_failure(format!("{own}: {target}: {status} {text}"));
         }
     }
 
     fn is_right(&mut self, expected: Expected, served: bool, text: &str) -> bool {
-        let acknowledged = &self.seen.cages[self.cage];
+        let acknowledged = &self.results.cages[self.cage];
         match expected {
             Expected::Ended => true,
             _ if !served => false,
@@ -285,7 +285,7 @@ impl Asker {
 }
 
 /// Replaces one module after the other, of one cage after the other, by a build that was never there before.
-async fn swap(root: &Root, until: Instant, seen: &Seen) {
+async fn swap(root: &Root, until: Instant, results: &Results) {
     let builds = SWAPPED.map(|(module, name)| (module, fs::read(guest(name)).unwrap()));
     for number in 0_u32.. {
         tokio::time::sleep(SWAP_INTERVAL).await;
@@ -301,11 +301,11 @@ async fn swap(root: &Root, until: Instant, seen: &Seen) {
         let temporary = cage.join(".next.wasm");
         fs::write(&temporary, bytes).unwrap();
         fs::rename(temporary, cage.join(format!("{module}.wasm"))).unwrap();
-        seen.swaps.fetch_add(1, Ordering::Relaxed);
+        results.swaps.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// What `wasmcage ps` tells of a cage.
+/// The status of a cage as `wasmcage ps` prints it.
 async fn told(root: &Root, cage: &str) -> Value {
     let mut answer: Value = serde_json::from_str(&root.done(&["ps", "--json", cage]).await).unwrap();
     answer["processes"][0]["cages"][0].take()
@@ -322,7 +322,7 @@ fn client(cage: &Value, interface: &str) -> Client {
 /// Everything that must not grow, by its name, and what it may grow by beside the drift.
 type Measured = Vec<(String, f64)>;
 
-/// Of a process: MiB of memory that no file stands behind, descriptors, threads.
+/// Measures a process: MiB of anonymous memory, descriptors, threads.
 fn measured_of_process(what: &str, pid: i64, measured: &mut Measured) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let number = |key: &str| -> f64 {
@@ -351,7 +351,7 @@ fn median(values: &[f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-/// What a run ended with, from its samples.
+/// The growth of one measurement over a run.
 struct Drift {
     what: String,
     /// Medians of the tenths of the run.
@@ -434,9 +434,9 @@ async fn run(root: &Root, cage: &str) -> Child {
     run
 }
 
-/// What a cage has is what it acknowledged.
-async fn check_counts(root: &Root, cage: usize, seen: &Seen) {
-    let (name, acknowledged) = (CAGES[cage], &seen.cages[cage]);
+/// Checks that a cage has exactly what it acknowledged.
+async fn check_counts(root: &Root, cage: usize, results: &Results) {
+    let (name, acknowledged) = (CAGES[cage], &results.cages[cage]);
     let expected = Count::ALL.map(|count| acknowledged.counts[count as usize].load(Ordering::Relaxed));
     let number = async |arguments: &[&str]| root.call(name, arguments).await.as_u64().unwrap_or_default();
     let memory = number(&["counter.count"]).await;
@@ -455,7 +455,7 @@ async fn check_counts(root: &Root, cage: usize, seen: &Seen) {
     assert_eq!(missing, Vec::<&&str>::new(), "{name}: retried calls that nobody asked for");
 }
 
-/// None of its parts panicked, and the last build of each module serves.
+/// Checks that no part of a cage panicked, and that the last build of each module serves.
 async fn check_parts(root: &Root, cage: usize) {
     let told = told(root, CAGES[cage]).await;
     assert_eq!(told["panics"]["count"], 0, "{told}");
@@ -478,8 +478,8 @@ async fn nothing_grows_with_the_time_that_cages_serve() {
         pids.push(((*name).to_owned(), root.serving(name).await));
         runs.push(run);
     }
-    let (run_length, seen) =
-        (Duration::from_secs(length("WASMCAGE_SOAK_SECONDS", SECONDS_DEFAULT)), Arc::<Seen>::default());
+    let (run_length, results) =
+        (Duration::from_secs(length("WASMCAGE_SOAK_SECONDS", SECONDS_DEFAULT)), Arc::<Results>::default());
     let rate = length("WASMCAGE_SOAK_RATE", RATE).max(1);
     let pause = Duration::from_secs((CAGES.len() * CLIENTS.len()) as u64) / u32::try_from(rate).unwrap();
     let begun = Instant::now();
@@ -489,8 +489,9 @@ async fn nothing_grows_with_the_time_that_cages_serve() {
         let told = told(&root, name).await;
         for work in [Work::Bad].into_iter().chain(CLIENTS) {
             let interval = if work == Work::Bad { BAD_INTERVAL } else { pause };
-            let (client, seen) = (client(&told, work.interface()), seen.clone());
-            let asker = Asker { name: asking.len(), cage, client, work, interval, seen, counted: Default::default() };
+            let (client, results) = (client(&told, work.interface()), results.clone());
+            let asker =
+                SoakClient { name: asking.len(), cage, client, work, interval, results, counted: Default::default() };
             asking.push(tokio::spawn(asker.run(until)));
         }
     }
@@ -512,30 +513,30 @@ async fn nothing_grows_with_the_time_that_cages_serve() {
         }
         samples
     };
-    let ((), samples) = tokio::join!(swap(&root, until, &seen), measuring);
+    let ((), samples) = tokio::join!(swap(&root, until, &results), measuring);
     for asker in asking {
         asker.await.unwrap();
     }
 
     let drifts = Drift::of(&samples);
-    let (requests, failed) = (seen.requests.load(Ordering::Relaxed), seen.failed.load(Ordering::Relaxed));
-    let mut latencies = std::mem::take(&mut *seen.latencies.lock());
+    let (requests, failed) = (results.requests.load(Ordering::Relaxed), results.failed.load(Ordering::Relaxed));
+    let mut latencies = std::mem::take(&mut *results.latencies.lock());
     latencies.sort_unstable();
     let percentile = |of: usize| latencies.get(latencies.len() * of / 1_000).map_or(0.0, |us| f64::from(*us) / 1_000.0);
     println!(
         "{} s, {requests} requests ({} a second), {} swaps, {failed} failed; plain requests: p50 {} ms, p99 {} ms, p99.9 {} ms",
         run_length.as_secs(),
         requests / begun.elapsed().as_secs().max(1),
-        seen.swaps.load(Ordering::Relaxed),
+        results.swaps.load(Ordering::Relaxed),
         percentile(500),
         percentile(990),
         percentile(999),
     );
     drifts.iter().for_each(|drift| println!("{}", drift.told()));
-    assert_eq!(failed, 0, "{:#?}", seen.told.lock());
+    assert_eq!(failed, 0, "{:#?}", results.told.lock());
     for cage in 0..CAGES.len() {
         assert_eq!(root.serving(CAGES[cage]).await, pids[2 * cage + 1].1, "the process is another one");
-        check_counts(&root, cage, &seen).await;
+        check_counts(&root, cage, &results).await;
         check_parts(&root, cage).await;
     }
     let last = samples.last().unwrap();

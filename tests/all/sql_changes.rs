@@ -2,27 +2,27 @@
 //! connection is lost.
 
 use serde_json::{Value, json};
-use wasmcage_tests::{DatabaseServer, Running, TestCage};
+use wasmcage_tests::{DatabaseServer, RunningCage, TestCage};
 
 use crate::sql::{call, call_of, config, mariadb_url, postgres_url, result, rows, run, tried};
 
 /// Modules `user` and `other`, each with a connection of its own where modules are kept apart.
-async fn started(resource: &str) -> Running {
+async fn started(resource: &str) -> RunningCage {
     let config = config(resource) + "[modules.other]\nallow = { resources = [\"db\"] }\n";
     TestCage::new().module("sql_user", "user").module("sql_user", "other").config(&config).start().await
 }
 
-async fn other(cage: &Running, sql: &str) {
+async fn other(cage: &RunningCage, sql: &str) {
     result(call_of(cage, "other", "run", json!(["db", [[sql, []]]])).await);
 }
 
-async fn all(cage: &Running) -> (Value, Value) {
+async fn all(cage: &RunningCage) -> (Value, Value) {
     let mut told = result(tried(cage, "select * from t", json!({})).await);
     (told["columns"].take(), told["rows"].take())
 }
 
 /// A connection that knows `select * from t` well sees each change at once, and fails not once.
-async fn tables_change(cage: &Running, retype: &str) {
+async fn tables_change(cage: &RunningCage, retype: &str) {
     run(cage, "create table t (a int)").await;
     run(cage, "insert into t values (1)").await;
     for change in
@@ -71,76 +71,92 @@ async fn tables_change(cage: &Running, retype: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_altered_fails_no_statement_of_postgres() {
-    let Some(server) = DatabaseServer::postgres(None) else { return };
-    let cage = started(&postgres_url(&server)).await;
-    tables_change(&cage, "alter table t alter column c type text").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_table_that_is_altered_fails_no_statement_of_mariadb() {
-    let Some(server) = DatabaseServer::mariadb() else { return };
-    let cage = started(&mariadb_url(&server)).await;
-    tables_change(&cage, "alter table t modify column c varchar(9)").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_altered_fails_no_statement_of_sqlite() {
     let cage = started("path = \"test.db\"").await;
     tables_change(&cage, "create table another (a)").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_result_without_a_form_in_json_costs_no_connection() {
-    let Some(server) = DatabaseServer::postgres(None) else { return };
-    let cage = started(&format!("{}\npool = {{ size = 1 }}", postgres_url(&server))).await;
-    let pid = rows(&cage, "select pg_backend_pid()").await;
-    run(&cage, "create table kept (a int)").await;
-    for value in
-        ["interval '1 day'", "inet '10.0.0.1'", "1::money", "timetz '10:00+02'", "point '(1,2)'", "array[inet '::1']"]
-    {
-        let told = tried(&cage, &format!("insert into kept values (1) returning {value} as x"), json!({})).await;
-        assert_eq!(
-            (&told["code"], &told["recoverable"], &told["terminal"]),
-            (&json!("bad-result"), &json!(true), &json!(false)),
-            "{told}"
-        );
+mod with_postgres {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_is_altered_fails_no_statement_of_postgres() {
+        let server = DatabaseServer::postgres(None);
+        let cage = started(&postgres_url(&server)).await;
+        tables_change(&cage, "alter table t alter column c type text").await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_result_without_a_form_in_json_costs_no_connection() {
+        let server = DatabaseServer::postgres(None);
+        let cage = started(&format!("{}\npool = {{ size = 1 }}", postgres_url(&server))).await;
+        let pid = rows(&cage, "select pg_backend_pid()").await;
+        run(&cage, "create table kept (a int)").await;
+        for value in [
+            "interval '1 day'",
+            "inet '10.0.0.1'",
+            "1::money",
+            "timetz '10:00+02'",
+            "point '(1,2)'",
+            "array[inet '::1']",
+        ] {
+            let told = tried(&cage, &format!("insert into kept values (1) returning {value} as x"), json!({})).await;
+            assert_eq!(
+                (&told["code"], &told["recoverable"], &told["terminal"]),
+                (&json!("bad-result"), &json!(true), &json!(false)),
+                "{told}"
+            );
+            assert!(
+                told["text"].as_str().is_some_and(|text| text.contains("\"x\": type") && text.contains("::text")),
+                "{told}"
+            );
+        }
+        assert_eq!(rows(&cage, "select * from kept").await, json!([]), "it is told before anything runs");
+        // An error that depends on a value is told when the statement has run.
+        for value in ["timestamptz 'infinity'", "array[[1], [2]]"] {
+            let told = tried(&cage, &format!("select {value} as x from generate_series(1, 50)"), json!({})).await;
+            assert_eq!((&told["code"], &told["terminal"]), (&json!("bad-result"), &json!(false)), "{told}");
+            assert!(told["text"].as_str().is_some_and(|text| text.ends_with("has run")), "{told}");
+            let told = call(
+                &cage,
+                "run",
+                json!(["db", [["insert into kept values (1)", []], [format!("select {value}"), []]]]),
+            )
+            .await;
+            assert_eq!((&told["code"], &told["recoverable"]), (&json!("bad-result"), &json!(true)), "{told}");
+        }
+        assert_eq!(rows(&cage, "select * from kept").await, json!([]));
+        assert_eq!(rows(&cage, "select pg_backend_pid()").await, pid);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn postgres_says_what_exactly_is_wrong_and_no_library_says_where_its_source_is() {
+        let server = DatabaseServer::postgres(None);
+        let cage = started(&postgres_url(&server)).await;
+        run(&cage, "create table t (id int primary key)").await;
+        run(&cage, "insert into t values (7)").await;
+        let told = tried(&cage, "insert into t values (7)", json!({})).await;
         assert!(
-            told["text"].as_str().is_some_and(|text| text.contains("\"x\": type") && text.contains("::text")),
+            told["text"].as_str().is_some_and(|text| text.ends_with("; detail: Key (id)=(7) already exists")),
             "{told}"
         );
+        let told = tried(&cage, "select idd from t", json!({})).await;
+        assert!(told["text"].as_str().is_some_and(|text| text.contains("; hint: ")), "{told}");
+        for copy in ["copy t from stdin", "copy t to stdout"] {
+            let told = tried(&cage, copy, json!({})).await;
+            assert_eq!((&told["code"], &told["phase"]), (&json!("bad-operation"), &json!("Phase::Check")), "{told}");
+            assert!(!told["text"].as_str().is_some_and(|text| text.contains("sqlx")), "{told}");
+        }
     }
-    assert_eq!(rows(&cage, "select * from kept").await, json!([]), "it is told before anything runs");
-    // What only a value tells, is told when the statement has run.
-    for value in ["timestamptz 'infinity'", "array[[1], [2]]"] {
-        let told = tried(&cage, &format!("select {value} as x from generate_series(1, 50)"), json!({})).await;
-        assert_eq!((&told["code"], &told["terminal"]), (&json!("bad-result"), &json!(false)), "{told}");
-        assert!(told["text"].as_str().is_some_and(|text| text.ends_with("has run")), "{told}");
-        let told =
-            call(&cage, "run", json!(["db", [["insert into kept values (1)", []], [format!("select {value}"), []]]]))
-                .await;
-        assert_eq!((&told["code"], &told["recoverable"]), (&json!("bad-result"), &json!(true)), "{told}");
-    }
-    assert_eq!(rows(&cage, "select * from kept").await, json!([]));
-    assert_eq!(rows(&cage, "select pg_backend_pid()").await, pid);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn postgres_says_what_exactly_is_wrong_and_no_library_says_where_its_source_is() {
-    let Some(server) = DatabaseServer::postgres(None) else { return };
-    let cage = started(&postgres_url(&server)).await;
-    run(&cage, "create table t (id int primary key)").await;
-    run(&cage, "insert into t values (7)").await;
-    let told = tried(&cage, "insert into t values (7)", json!({})).await;
-    assert!(
-        told["text"].as_str().is_some_and(|text| text.ends_with("; detail: Key (id)=(7) already exists")),
-        "{told}"
-    );
-    let told = tried(&cage, "select idd from t", json!({})).await;
-    assert!(told["text"].as_str().is_some_and(|text| text.contains("; hint: ")), "{told}");
-    for copy in ["copy t from stdin", "copy t to stdout"] {
-        let told = tried(&cage, copy, json!({})).await;
-        assert_eq!((&told["code"], &told["phase"]), (&json!("bad-operation"), &json!("Phase::Check")), "{told}");
-        assert!(!told["text"].as_str().is_some_and(|text| text.contains("sqlx")), "{told}");
+mod with_mariadb {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_table_that_is_altered_fails_no_statement_of_mariadb() {
+        let server = DatabaseServer::mariadb();
+        let cage = started(&mariadb_url(&server)).await;
+        tables_change(&cage, "alter table t modify column c varchar(9)").await;
     }
 }

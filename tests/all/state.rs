@@ -5,20 +5,20 @@ use std::fs;
 
 use serde_json::{Value, json};
 use wasmcage_core::error::DispatchError;
-use wasmcage_tests::{Root, Running, TestCage, eventually, guest, program, unique_name};
+use wasmcage_tests::{Need, Root, RunningCage, TestCage, eventually, guest, missing, program, unique_name};
 
 /// One module, `m`, with every operation as a function.
 fn cage() -> TestCage {
     TestCage::new().module("state_user", "m")
 }
 
-async fn done(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn done(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     let result = cage.call(&format!("m.{function}"), arguments.clone()).await;
     result.unwrap_or_else(|error| panic!("{function}{arguments}: {error}"))
 }
 
-/// What the module is told that has no result.
-async fn failure(cage: &Running, function: &str, arguments: Value) -> String {
+/// The error that the module gets in place of a result.
+async fn failure(cage: &RunningCage, function: &str, arguments: Value) -> String {
     match cage.call(&format!("m.{function}"), arguments.clone()).await {
         Err(DispatchError::Failed(text)) => text,
         other => panic!("{function}{arguments}: {other:?}"),
@@ -363,11 +363,11 @@ async fn a_handler_counts_for_all_paths() {
 }
 
 /// `wasi:keyvalue`, by the guest `keyvalue_user`.
-async fn keyvalue() -> Running {
+async fn keyvalue() -> RunningCage {
     cage().file("kv", &fs::read(guest("keyvalue_user")).unwrap()).start().await
 }
 
-async fn kv(cage: &Running, function: &str, arguments: Value) -> Value {
+async fn kv(cage: &RunningCage, function: &str, arguments: Value) -> Value {
     let result = cage.call(&format!("kv.{function}"), arguments.clone()).await;
     result.unwrap_or_else(|error| panic!("{function}{arguments}: {error}"))
 }
@@ -441,46 +441,54 @@ async fn the_older_draft_is_served_too() {
     assert_eq!(kv(&cage, "get", json!(["x", "set"])).await, "old");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn on_a_read_only_disk_a_cage_serves_without_its_state() {
-    const READ_ONLY: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" && shift && exec \"$@\"";
-    let root = Root::new(&[("shop", &["state_user", "service_echo"])]);
-    let state = root.cage("shop").join("state");
-    let mut run = root.run("shop").await;
-    assert_eq!(root.call("shop", &["state_user.increment", "n", "41"]).await, 41);
-    assert_eq!(root.call("shop", &["state_user.push", "q", "7"]).await, 1);
-    root.stop("shop").await;
-    run.wait().await.unwrap();
+mod in_mount_namespace {
+    use super::*;
 
-    // In a namespace of its own, where its state cannot be written.
-    let within = |program: &std::ffi::OsStr, arguments: &[&str]| {
-        let mut command = root.command(arguments);
-        let environment: Vec<_> =
-            command.as_std().get_envs().map(|(key, value)| (key.to_owned(), value.unwrap().to_owned())).collect();
-        command = tokio::process::Command::new("unshare");
-        command.args(["-m", "sh", "-c", READ_ONLY, "sh"]).arg(&state).arg(program).args(arguments).envs(environment);
-        command
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        command.kill_on_drop(true);
-        command
-    };
-    if !within("true".as_ref(), &[]).status().await.is_ok_and(|status| status.success()) {
-        println!("not run: a read-only disk cannot be mounted here");
-        return;
-    }
-    let mut run = within(program().as_os_str(), &["run", "shop"]).spawn().unwrap();
-    root.serving("shop").await;
-    for arguments in [["state_user.get", "n"], ["state_user.pop", "q"], ["state_user.delete", "n"]] {
-        let told = root.failure(1, &[&["call", "shop"], &arguments[..]].concat()).await;
-        said(&told, &["state unavailable", "store.redb", "Read-only", "until the disk can be written"]);
-    }
-    assert_eq!(root.call("shop", &["service_echo.add", "2", "3"]).await, 5);
-    root.stop("shop").await;
-    run.wait().await.unwrap();
+    #[tokio::test(flavor = "multi_thread")]
+    async fn on_a_read_only_disk_a_cage_serves_without_its_state() {
+        const READ_ONLY: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" && shift && exec \"$@\"";
+        let root = Root::new(&[("shop", &["state_user", "service_echo"])]);
+        let state = root.cage("shop").join("state");
+        let mut run = root.run("shop").await;
+        assert_eq!(root.call("shop", &["state_user.increment", "n", "41"]).await, 41);
+        assert_eq!(root.call("shop", &["state_user.push", "q", "7"]).await, 1);
+        root.stop("shop").await;
+        run.wait().await.unwrap();
 
-    let _run = root.run("shop").await;
-    assert_eq!(root.call("shop", &["state_user.increment", "n", "1"]).await, 42);
-    assert_eq!(root.call("shop", &["state_user.pop", "q"]).await, 7);
+        // In a namespace of its own, where its state cannot be written.
+        let within = |program: &std::ffi::OsStr, arguments: &[&str]| {
+            let mut command = root.command(arguments);
+            let environment: Vec<_> =
+                command.as_std().get_envs().map(|(key, value)| (key.to_owned(), value.unwrap().to_owned())).collect();
+            command = tokio::process::Command::new("unshare");
+            command
+                .args(["-m", "sh", "-c", READ_ONLY, "sh"])
+                .arg(&state)
+                .arg(program)
+                .args(arguments)
+                .envs(environment);
+            command
+                .stdin(std::process::Stdio::null())
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null());
+            command.kill_on_drop(true);
+            command
+        };
+        if !within("true".as_ref(), &[]).status().await.is_ok_and(|status| status.success()) {
+            missing(Need::MountNamespace, "a read-only disk cannot be mounted");
+        }
+        let mut run = within(program().as_os_str(), &["run", "shop"]).spawn().unwrap();
+        root.serving("shop").await;
+        for arguments in [["state_user.get", "n"], ["state_user.pop", "q"], ["state_user.delete", "n"]] {
+            let told = root.failure(1, &[&["call", "shop"], &arguments[..]].concat()).await;
+            said(&told, &["state unavailable", "store.redb", "Read-only", "until the disk can be written"]);
+        }
+        assert_eq!(root.call("shop", &["service_echo.add", "2", "3"]).await, 5);
+        root.stop("shop").await;
+        run.wait().await.unwrap();
+
+        let _run = root.run("shop").await;
+        assert_eq!(root.call("shop", &["state_user.increment", "n", "1"]).await, 42);
+        assert_eq!(root.call("shop", &["state_user.pop", "q"]).await, 7);
+    }
 }

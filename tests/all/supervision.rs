@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{Client, Root, eventually, eventually_async, guest, program};
+use wasmcage_tests::{Client, Root, eventually, eventually_async, guest, program, require_superuser};
 
 const WEB: &str = "[interfaces.web]\nprotocol = \"http\"\nlisten = \"127.0.0.1:0\"\n";
 
@@ -19,7 +19,7 @@ fn slow_root() -> Root {
     root
 }
 
-/// What the running cage says of itself.
+/// The status of the running cage by its own word.
 async fn process(root: &Root) -> Value {
     eventually_async("a cage that answers", async || {
         let output = root.output(&["ps", "--json", "shop"]).await;
@@ -209,7 +209,7 @@ async fn a_crash_after_the_program_was_replaced_is_recovered_from() {
         .await;
         assert_eq!(second["primary_pid"], first["primary_pid"]);
         assert_eq!(Client::new(&address(&second)).get("/sleep?ms=1").await.status, 200);
-        // What compiles is the same program, too.
+        // The compiler is the same program, too.
         upload(&root, "late");
         eventually_async("a module that was never compiled before", async || {
             let modules = process(&root).await["cages"][0]["modules"].clone();
@@ -326,36 +326,38 @@ async fn a_process_that_hangs_without_a_primary_is_killed_by_the_next() {
     assert_eq!(exit_code(&mut second).await, Some(0));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn too_few_threads_are_told_in_one_line_and_waited_for() {
-    // Root's processes are not counted; those of a user that nobody else is, are.
-    const LIMITED: &str = "ulimit -u \"$1\" && shift && exec \"$@\"";
-    let root = Root::new(&[("shop", &[])]);
-    let within = |limit: &str, arguments: &[&str]| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=64123", "--clear-groups", "bash", "-c", LIMITED, "bash", limit]).arg(program());
-        command.args(arguments).env("WASMCAGE_ROOT", root.path()).stdin(Stdio::null()).kill_on_drop(true);
-        command.env("WASMCAGE_RUNTIME_DIR", root.path().join(".runtime")).env("RUST_BACKTRACE", "1");
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    };
-    fs::remove_file(root.path().join(".cache")).unwrap();
-    for path in [root.path().to_owned(), root.cage("shop")] {
-        if std::os::unix::fs::chown(&path, Some(64_123), Some(64_123)).is_err() {
-            println!("not run: only root can run a cage as a user that nobody else is");
-            return;
+mod as_superuser {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn too_few_threads_are_told_in_one_line_and_waited_for() {
+        // Root's processes are not counted; those of a user that nobody else is, are.
+        const LIMITED: &str = "ulimit -u \"$1\" && shift && exec \"$@\"";
+        require_superuser();
+        let root = Root::new(&[("shop", &[])]);
+        // The directory of the built program may be root's alone.
+        let own_program = own_program(&root);
+        let within = |limit: &str, arguments: &[&str]| {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=64123", "--clear-groups", "bash", "-c", LIMITED, "bash", limit]).arg(&own_program);
+            command.args(arguments).env("WASMCAGE_ROOT", root.path()).stdin(Stdio::null()).kill_on_drop(true);
+            command.env("WASMCAGE_RUNTIME_DIR", root.path().join(".runtime")).env("RUST_BACKTRACE", "1");
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+        };
+        fs::remove_file(root.path().join(".cache")).unwrap();
+        for path in [root.path().to_owned(), root.cage("shop")] {
+            std::os::unix::fs::chown(&path, Some(64_123), Some(64_123)).unwrap();
         }
+        let version = within("100", &["--version"]).output().await.unwrap();
+        assert!(version.status.success(), "the program runs as another user: {version:?}");
+        let mut run = within("12", &["run", "shop"]).spawn().unwrap();
+        logged(&root, "the system gives it too few threads").await;
+        signal("TERM", &[&run.id().into()]);
+        assert_eq!(exit_code(&mut run).await, Some(0));
+        let printed = run.wait_with_output().await.unwrap();
+        let printed = String::from_utf8_lossy(&printed.stderr).into_owned();
+        assert!(printed.contains("TasksMax"), "{printed}");
+        assert!(!printed.contains("backtrace") && !printed.contains("panicked"), "{printed}");
     }
-    if !within("100", &["--version"]).status().await.is_ok_and(|status| status.success()) {
-        println!("not run: the program cannot be run as another user");
-        return;
-    }
-    let mut run = within("12", &["run", "shop"]).spawn().unwrap();
-    logged(&root, "the system gives it too few threads").await;
-    signal("TERM", &[&run.id().into()]);
-    assert_eq!(exit_code(&mut run).await, Some(0));
-    let printed = run.wait_with_output().await.unwrap();
-    let printed = String::from_utf8_lossy(&printed.stderr).into_owned();
-    assert!(printed.contains("TasksMax"), "{printed}");
-    assert!(!printed.contains("backtrace") && !printed.contains("panicked"), "{printed}");
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use wasmcage_tests::Need;
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -13,8 +14,13 @@ fn repository() -> PathBuf {
 
 /// Every Rust file of the host's crates beneath `place` in `host/`, or that file, with its text.
 fn sources(place: &str) -> Vec<(PathBuf, String)> {
+    sources_in(&format!("host/{place}"))
+}
+
+/// Every Rust file beneath `place` in the repository but the benches, or that file, with its text.
+fn sources_in(place: &str) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
-    let mut open = vec![repository().join("host").join(place)];
+    let mut open = vec![repository().join(place)];
     while let Some(path) = open.pop() {
         if path.is_dir() && !path.ends_with("host/benches") {
             open.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
@@ -27,7 +33,7 @@ fn sources(place: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
-/// What each crate of the host may use of the others.
+/// The crates of the host, and which of the others each may use.
 const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage-core", &[]),
     ("wasmcage-config", &["core"]),
@@ -41,7 +47,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage", &["config", "core", "protocol", "resource", "runtime", "store"]),
     ("wasmcage-cli", &["", "config", "core", "fabric", "runtime", "store"]),
 ];
-/// What each protocol may use.
+/// The crates that each protocol may use.
 const PROTOCOL_USES: &[&str] = &["config", "core", "protocol", "resource", "store", "web-client"];
 /// Libraries, and who alone may use them.
 const LIBRARIES: &[(&str, &[&str])] = &[
@@ -145,12 +151,36 @@ fn every_import_that_guests_have_is_one_file_of_the_host() {
 
 #[test]
 fn every_example_guest_has_a_test() {
-    let tests: String = fs::read_dir(repository().join("tests/all"))
-        .unwrap()
-        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
-        .collect();
+    let tests: String = sources_in("tests/all").into_iter().map(|(_, text)| text).collect();
     for entry in fs::read_dir(repository().join("examples-guests")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(tests.contains(&format!("\"{name}\"")), "no test uses the guest {name}");
+    }
+}
+
+/// A test that finds nothing to run with fails, by `wasmcage_tests::missing` here and by a panic in a crate's own tests.
+#[test]
+fn no_test_passes_without_having_run() {
+    // In two parts, so that this file has none of them.
+    let forbidden = [
+        (concat!("\"not", " run: "), &["host", "tests"][..]),
+        (concat!("\"NOT", " RUN: "), &["host", "tests"]),
+        (concat!("else { ", "return };"), &["tests/all"]),
+    ];
+    for (words, places) in forbidden {
+        for (path, text) in places.iter().copied().flat_map(sources_in) {
+            assert!(!text.contains(words), "{} has {words:?}", path.display());
+        }
+    }
+}
+
+#[test]
+fn tests_of_what_is_missing_can_be_left_out() {
+    let run = fs::read_to_string(repository().join("tests/run")).unwrap();
+    for need in Need::ALL {
+        let filter = need.filter();
+        assert!(run.contains(&format!("| {filter} ")), "tests/run has no line for {need:?}");
+        let has_part = |path: &Path, text: &str| path.to_string_lossy().contains(filter) || text.contains(filter);
+        assert!(sources_in("tests/all").iter().any(|(path, text)| has_part(path, text)), "no test is named {filter}");
     }
 }

@@ -2,11 +2,11 @@
 //! are in the host's own tests, with doubles.
 
 use serde_json::{Value, json};
-use wasmcage_tests::{Running, TestCage, eventually};
+use wasmcage_tests::{RunningCage, TestCage, eventually};
 
 use crate::resources::{USER, call, rows, sqlite, started};
 
-async fn orders() -> Running {
+async fn orders() -> RunningCage {
     let cage = started(&(sqlite("db", "a.db", "") + &sqlite("other", "b.db", ""))).await;
     for resource in ["db", "other"] {
         call(&cage, "run", json!([resource, "create table t (x integer primary key)"])).await;
@@ -15,13 +15,13 @@ async fn orders() -> Running {
 }
 
 /// Rows in both databases.
-async fn counts(cage: &Running) -> [Value; 2] {
+async fn counts(cage: &RunningCage) -> [Value; 2] {
     let sql = "select count(*) from t";
     [rows(cage, "db", sql).await[0][0].clone(), rows(cage, "other", sql).await[0][0].clone()]
 }
 
 /// The count that the module keeps, by adding to it.
-async fn next(cage: &Running) -> Value {
+async fn next(cage: &RunningCage) -> Value {
     call(cage, "transact", json!([[{"add": "count"}], "all"])).await[0].clone()
 }
 

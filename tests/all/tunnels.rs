@@ -9,24 +9,24 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use wasmcage_tests::{Running, TestCage, Version, eventually};
+use wasmcage_tests::{RunningCage, TestCage, Version, eventually};
 
 const GUESTS: [&str; 2] = ["wasi_http_p2", "wasi_http_p3"];
 const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
 
 /// No test waits longer for what comes through a tunnel.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Far longer than any test runs.
 const LONG: &str = "timeout_ms = 600000";
 const TUNNELS: &str = "allowed_methods = [\"GET\", \"POST\", \"CONNECT\"]";
 
-async fn started(guest: &str, config: &str) -> Running {
+async fn started(guest: &str, config: &str) -> RunningCage {
     TestCage::new().module(guest, "interface_web").http("web").config(TUNNELS).config(config).start().await
 }
 
 /// Nothing is in work any more, and the module serves.
-async fn alive(cage: &Running) {
+async fn alive(cage: &RunningCage) {
     cage.quiet().await;
     assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
     cage.quiet().await;
@@ -42,7 +42,7 @@ async fn connect(address: &str, version: Version, name: &str) -> (u16, Box<dyn S
         socket.write_all(format!("CONNECT {name}:1 HTTP/1.1\r\nhost: {name}:1\r\n\r\n").as_bytes()).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(tokio::time::timeout(PATIENCE, socket.read_u8()).await.expect("a head").expect("all of it"));
+            head.push(tokio::time::timeout(TIMEOUT, socket.read_u8()).await.expect("a head").expect("all of it"));
         }
         let head = String::from_utf8(head).unwrap().to_lowercase();
         let status = head[9..12].parse().unwrap();
@@ -55,7 +55,7 @@ async fn connect(address: &str, version: Version, name: &str) -> (u16, Box<dyn S
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::connect(format!("{name}:1")).body(Empty::<bytes::Bytes>::new()).unwrap();
-    let response = tokio::time::timeout(PATIENCE, client.send_request(request)).await.expect("an answer").unwrap();
+    let response = tokio::time::timeout(TIMEOUT, client.send_request(request)).await.expect("an answer").unwrap();
     let status = response.status().as_u16();
     if status == 200 {
         return (status, Box::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap())));
@@ -64,7 +64,7 @@ async fn connect(address: &str, version: Version, name: &str) -> (u16, Box<dyn S
     (status, Box::new(tokio::io::join(std::io::Cursor::new(text), tokio::io::sink())))
 }
 
-async fn opened(cage: &Running, version: Version, name: &str) -> Box<dyn Stream> {
+async fn opened(cage: &RunningCage, version: Version, name: &str) -> Box<dyn Stream> {
     let (status, stream) = connect(&cage.address("web"), version, name).await;
     assert_eq!(status, 200, "{version:?} {name}");
     stream
@@ -77,26 +77,26 @@ async fn send(stream: &mut dyn Stream, text: &str) {
 
 async fn expect(stream: &mut dyn Stream, text: &str) {
     let mut came = vec![0; text.len()];
-    tokio::time::timeout(PATIENCE, stream.read_exact(&mut came)).await.expect("bytes").expect("all of them");
+    tokio::time::timeout(TIMEOUT, stream.read_exact(&mut came)).await.expect("bytes").expect("all of them");
     assert_eq!(String::from_utf8_lossy(&came), text);
 }
 
-/// What still comes, up to an end in good order.
+/// Reads to the end of the stream, which must be one in good order.
 async fn rest(stream: &mut dyn Stream) -> String {
     let mut came = Vec::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_end(&mut came)).await.expect("an end").expect("in good order");
+    tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut came)).await.expect("an end").expect("in good order");
     String::from_utf8(came).unwrap()
 }
 
 /// Reads to the end, which has to be a cut.
 async fn cut(stream: &mut dyn Stream, version: Version) {
-    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("an end");
+    let read = tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut Vec::new())).await.expect("an end");
     match version {
         Version::Http1 => assert_eq!(read.unwrap_err().kind(), ErrorKind::ConnectionReset),
         // This client takes a reset stream for the end of its bytes; what it writes tells.
         Version::Http2 => {
             let failed = async { while stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok() {} };
-            tokio::time::timeout(PATIENCE, failed).await.expect("a reset");
+            tokio::time::timeout(TIMEOUT, failed).await.expect("a reset");
         }
     }
 }
@@ -150,7 +150,7 @@ async fn many_bytes_come_through_whole() {
                 writer.shutdown().await.unwrap();
             });
             let mut came = Vec::new();
-            tokio::time::timeout(PATIENCE, reader.read_to_end(&mut came)).await.expect("an end").unwrap();
+            tokio::time::timeout(TIMEOUT, reader.read_to_end(&mut came)).await.expect("an end").unwrap();
             assert!(came == sent, "{guest} {version:?}: {} bytes", came.len());
             writing.await.unwrap();
         }
@@ -237,12 +237,12 @@ async fn a_stop_waits_for_a_tunnel_and_cuts_it_at_its_end() {
             assert!(!stopped.is_finished());
             stream.shutdown().await.unwrap();
             assert_eq!(rest(&mut *stream).await, "");
-            assert!(tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap(), "{guest} {version:?}");
+            assert!(tokio::time::timeout(TIMEOUT, stopped).await.unwrap().unwrap(), "{guest} {version:?}");
             let cage = TestCage::new().config("request_timeout_ms = 300").module(guest, "interface_web").http("web");
             let cage = cage.config(TUNNELS).config(LONG).start().await;
             let mut stream = opened(&cage, version, "echo").await;
             let stopped = tokio::spawn(cage.stop());
-            assert!(!tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap(), "{guest} {version:?}");
+            assert!(!tokio::time::timeout(TIMEOUT, stopped).await.unwrap().unwrap(), "{guest} {version:?}");
             cut(&mut *stream, version).await;
         }
     }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http::Method;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use wasmcage_tests::{Client, Exchange, Running, TestCage, Version, eventually};
+use wasmcage_tests::{Client, RunningCage, StreamedRequest, TestCage, Version, eventually};
 
 const GUESTS: [&str; 2] = ["wasi_http_p2", "wasi_http_p3"];
 const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
@@ -13,12 +13,12 @@ const VERSIONS: [Version; 2] = [Version::Http1, Version::Http2];
 /// Far longer than any test runs, so that nothing here ends by its deadline unless it is meant to.
 const LONG: &str = "timeout_ms = 600000";
 
-async fn started(guest: &str, config: &str) -> Running {
+async fn started(guest: &str, config: &str) -> RunningCage {
     TestCage::new().module(guest, "interface_web").http("web").config(config).start().await
 }
 
 /// Nothing is in work any more, the module serves, and that has ended, too.
-async fn alive(cage: &Running) {
+async fn alive(cage: &RunningCage) {
     cage.quiet().await;
     assert_eq!(cage.client("web").get("/").await.text(), "Hello, world !");
     cage.quiet().await;
@@ -47,7 +47,7 @@ async fn bodies_stream_both_ways() {
     for guest in GUESTS {
         let cage = started(guest, LONG).await;
         for version in VERSIONS {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &[]).await;
             // Each piece comes back before the next is sent: nobody on the way waits for more.
             for piece in ["one", "two", "three"] {
                 exchange.send(piece).await;
@@ -58,7 +58,7 @@ async fn bodies_stream_both_ways() {
         }
         // Without a look by the guest; only 0.3 can.
         if guest == "wasi_http_p3" {
-            let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/pass", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), Version::Http1, "/pass", &[]).await;
             exchange.send("one").await;
             exchange.expect("one").await;
             exchange.end().await;
@@ -74,7 +74,7 @@ async fn trailers_pass() {
         let cage = started(guest, LONG).await;
         for version in VERSIONS {
             let headers = [("trailer", "x-sum"), ("te", "trailers")];
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &headers).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &headers).await;
             exchange.send("body").await;
             exchange.end_with("x-sum", "17").await;
             let (body, trailers) = exchange.rest().await.unwrap();
@@ -90,7 +90,7 @@ async fn an_answer_may_begin_before_the_request_has_ended() {
     for guest in GUESTS {
         let cage = started(guest, LONG).await;
         for version in VERSIONS {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/early", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/early", &[]).await;
             assert_eq!(exchange.status().await, 200);
             exchange.expect("answered early\n").await;
             exchange.send("12345").await;
@@ -110,7 +110,7 @@ async fn a_body_that_nobody_reads_holds_nothing_up() {
         assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "not read"), "{guest}");
         for version in VERSIONS {
             // The client would go on, and does not get the chance.
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/never-reads", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/never-reads", &[]).await;
             exchange.send("a piece").await;
             assert_eq!(exchange.rest().await.unwrap().0, "not read", "{guest} {version:?}");
         }
@@ -118,7 +118,7 @@ async fn a_body_that_nobody_reads_holds_nothing_up() {
         alive(&cage).await;
         let cage = started(guest, "max_body_bytes = 1000").await;
         assert_eq!(cage.client("web").post("/never-reads", vec![b'x'; 1001]).await.status, 413);
-        let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/echo", &[]).await;
+        let mut exchange = StreamedRequest::begin(&cage.address("web"), Version::Http1, "/echo", &[]).await;
         exchange.send(vec![b'x'; 1000]).await;
         exchange.send("x").await;
         exchange.rest().await.unwrap_err();
@@ -133,13 +133,14 @@ async fn a_client_that_leaves_ends_the_guest() {
         let in_work = |count| (cage.snapshot().cages[0].in_work == count).then_some(());
         for version in VERSIONS {
             // In the middle of both bodies.
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &[]).await;
             exchange.send("one").await;
             exchange.expect("one").await;
             drop(exchange);
             alive(&cage).await;
             // While the answer comes.
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=1000000&ms=1", &[]).await;
+            let mut exchange =
+                StreamedRequest::begin(&cage.address("web"), version, "/slow-body?n=1000000&ms=1", &[]).await;
             exchange.end().await;
             exchange.expect("line 0\n").await;
             drop(exchange);
@@ -152,7 +153,7 @@ async fn a_client_that_leaves_ends_the_guest() {
         client.set_zero_linger().unwrap();
         drop(client);
         alive(&cage).await;
-        let exchange = Exchange::begin(&cage.address("web"), Version::Http2, "/hang", &[]).await;
+        let exchange = StreamedRequest::begin(&cage.address("web"), Version::Http2, "/hang", &[]).await;
         eventually("a request in work", || in_work(1)).await;
         drop(exchange);
         alive(&cage).await;
@@ -190,7 +191,7 @@ async fn a_body_that_its_guest_does_not_finish_is_a_failure() {
     let answer = client.get("/unfinished").await;
     assert_eq!((answer.status.as_u16(), answer.text().starts_with("failed: ")), (500, true), "{}", answer.text());
     cage.logged("the body of the module's answer broke off").await;
-    let mut exchange = Exchange::begin(&cage.address("web"), Version::Http1, "/unfinished-late", &[]).await;
+    let mut exchange = StreamedRequest::begin(&cage.address("web"), Version::Http1, "/unfinished-late", &[]).await;
     assert_eq!(exchange.status().await, 200);
     exchange.expect("the beginning\n").await;
     exchange.rest().await.unwrap_err();
@@ -209,7 +210,7 @@ async fn a_trap_in_the_middle_leaves_the_answer_unfinished() {
     for guest in GUESTS {
         let cage = started(guest, LONG).await;
         for version in VERSIONS {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/trap-late", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/trap-late", &[]).await;
             assert_eq!(exchange.status().await, 200);
             exchange.expect("the beginning\n").await;
             // Whoever reads it must not take the beginning for all of it.
@@ -228,12 +229,14 @@ async fn what_streams_may_take_longer_than_a_request_and_not_for_ever() {
         // A line each 20 ms is no silence of 400 ms, and the whole takes more than that.
         let cage = started(guest, "timeout_ms = 400").await;
         for version in VERSIONS {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=50&ms=20", &[]).await;
+            let mut exchange =
+                StreamedRequest::begin(&cage.address("web"), version, "/slow-body?n=50&ms=20", &[]).await;
             exchange.end().await;
             let (body, _) = exchange.rest().await.unwrap_or_else(|error| panic!("{guest} {version:?}: {error}"));
             assert_eq!(body.lines().count(), 50, "{guest} {version:?}");
             // Silence ends it.
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/slow-body?n=2&ms=600000", &[]).await;
+            let mut exchange =
+                StreamedRequest::begin(&cage.address("web"), version, "/slow-body?n=2&ms=600000", &[]).await;
             exchange.end().await;
             assert_eq!(exchange.status().await, 200, "{guest} {version:?}");
             exchange.rest().await.unwrap_err();
@@ -242,7 +245,7 @@ async fn what_streams_may_take_longer_than_a_request_and_not_for_ever() {
         let cage = started(guest, "timeout_ms = 400\nstream_timeout_ms = 800").await;
         for version in VERSIONS {
             let target = "/slow-body?n=1000000&ms=5";
-            let mut exchange = Exchange::begin(&cage.address("web"), version, target, &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, target, &[]).await;
             exchange.end().await;
             assert_eq!(exchange.status().await, 200, "{guest} {version:?}");
             exchange.rest().await.unwrap_err();
@@ -263,7 +266,7 @@ async fn a_slow_transfer_of_many_megabytes_comes_through() {
     for guest in GUESTS {
         let cage = started(guest, "timeout_ms = 700").await;
         for version in VERSIONS {
-            let mut exchange = Exchange::begin(&cage.address("web"), version, "/echo", &[]).await;
+            let mut exchange = StreamedRequest::begin(&cage.address("web"), version, "/echo", &[]).await;
             let piece: Bytes = vec![b'x'; PIECE].into();
             for _ in 0..megabytes * (1 << 20) / PIECE {
                 exchange.send(piece.clone()).await;
@@ -289,7 +292,7 @@ async fn a_slow_download_of_many_megabytes_comes_through() {
         for version in VERSIONS {
             for (module_ms, client_ms) in [(PAUSE_MS, 0), (0, PAUSE_MS)] {
                 let target = format!("/slow-body?n={pieces}&ms={module_ms}&bytes={PIECE}");
-                let mut exchange = Exchange::begin(&cage.address("web"), version, &target, &[]).await;
+                let mut exchange = StreamedRequest::begin(&cage.address("web"), version, &target, &[]).await;
                 exchange.end().await;
                 let mut came = 0;
                 while came < pieces * PIECE {

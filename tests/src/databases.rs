@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::need::{Need, is_superuser, missing};
+
 /// The user and group that servers run as where this is the superuser.
 const NOBODY: u32 = 65534;
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Of the user `postgres` of `Database::postgres`.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The password of user `postgres` of `DatabaseServer::postgres`.
 pub const PASSWORD: &str = "s3cret/word";
 
 /// A running server, which keeps its data over `kill` and `start`.
@@ -27,13 +29,13 @@ pub struct DatabaseServer {
 }
 
 impl DatabaseServer {
-    /// A PostgreSQL server that wants a password, and speaks TLS if there is a certificate with its key. None, and a line that
-    /// tells so, where it cannot be had. `POSTGRES_BIN` may name the directory of its programs.
-    pub fn postgres(tls: Option<(&str, &str)>) -> Option<Self> {
-        let Some(programs) = postgres_programs() else {
-            eprintln!("not run: there is no PostgreSQL; POSTGRES_BIN may name the directory of its programs");
-            return None;
-        };
+    /// A PostgreSQL server that wants a password, and speaks TLS if there is a certificate with its key. `POSTGRES_BIN` may
+    /// name the directory of its programs.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn postgres(tls: Option<(&str, &str)>) -> Self {
+        let programs = postgres_programs().unwrap_or_else(|| missing(Need::Postgres, "there is no PostgreSQL"));
         let directory = directory();
         let data = directory.path().join("data").display().to_string();
         let password = directory.path().join("password");
@@ -60,7 +62,7 @@ impl DatabaseServer {
         arguments.extend(set(format!("port={port}")));
         arguments.extend(set("listen_addresses=127.0.0.1".into()));
         arguments.extend(set(format!("unix_socket_directories={}", directory.path().display())));
-        // What a killed process wrote is not lost: only the machine's end would need it.
+        // The kernel keeps what a killed process wrote; only a power failure would lose it.
         arguments.extend(set("fsync=off".into()));
         if let Some((certificate, key)) = tls {
             for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
@@ -73,20 +75,20 @@ impl DatabaseServer {
         }
         let mut server = Self { program: programs.join("postgres"), arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
-    /// A MariaDB or MySQL server that lets everybody in; its database is `test`. None, and a line that tells so, where it
-    /// cannot be had. `MARIADBD` may name the program.
-    pub fn mariadb() -> Option<Self> {
+    /// A MariaDB or MySQL server that lets everybody in; its database is `test`. `MARIADBD` may name the program.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn mariadb() -> Self {
         let program = std::env::var("MARIADBD").unwrap_or_else(|_| "/usr/sbin/mariadbd".into());
-        let Ok(program) = fs::canonicalize(&program) else {
-            eprintln!("not run: there is no MariaDB; MARIADBD may name its program");
-            return None;
-        };
+        let found = fs::canonicalize(&program);
+        let program = found.unwrap_or_else(|error| missing(Need::MariaDb, format_args!("{program}: {error}")));
         let directory = directory();
         let data = directory.path().join("data");
-        // What is made here are databases to it.
+        // MariaDB takes each directory in its data directory for a database.
         for database in [&data, &data.join("mysql"), &data.join("test")] {
             fs::create_dir(database).expect("a directory for a database");
             own(database);
@@ -107,17 +109,18 @@ impl DatabaseServer {
         ];
         let mut server = Self { program, arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
     /// A PgBouncer before that PostgreSQL, which gives each transaction to the next of three connections that is free, and lets
-    /// everybody in. None, and a line that tells so, where it cannot be had. `PGBOUNCER` may name the program.
-    pub fn pgbouncer(postgres: &Self) -> Option<Self> {
+    /// everybody in. `PGBOUNCER` may name the program.
+    ///
+    /// # Panics
+    /// When it cannot be had.
+    pub fn pgbouncer(postgres: &Self) -> Self {
         let program = std::env::var("PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".into());
-        let Ok(program) = fs::canonicalize(&program) else {
-            eprintln!("not run: there is no PgBouncer; PGBOUNCER may name its program");
-            return None;
-        };
+        let found = fs::canonicalize(&program);
+        let program = found.unwrap_or_else(|error| missing(Need::PgBouncer, format_args!("{program}: {error}")));
         let (directory, port, behind) = (directory(), free_port(), postgres.port());
         let file = directory.path().join("pgbouncer.ini");
         let settings = format!(
@@ -130,10 +133,10 @@ impl DatabaseServer {
         let arguments = vec![file.display().to_string()];
         let mut server = Self { program, arguments, directory, port, child: None };
         server.start();
-        Some(server)
+        server
     }
 
-    /// Starts it, and waits until it listens.
+    /// Starts the server, and waits until it serves.
     ///
     /// # Panics
     /// When it does not come up within a minute.
@@ -142,7 +145,7 @@ impl DatabaseServer {
         let output = fs::File::create(&log).expect("a log of the server");
         let mut command = command(&self.program, self.directory.path());
         command.args(&self.arguments).stdout(Stdio::null()).stderr(output);
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         self.child = Some(command.spawn().expect("the server starts"));
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() || !self.is_ready(&log) {
             let log = || fs::read_to_string(&log).unwrap_or_default();
@@ -151,7 +154,7 @@ impl DatabaseServer {
         }
     }
 
-    /// A server that recovers listens before it serves.
+    /// Reads from the log whether the server serves: one that recovers listens before that.
     fn is_ready(&self, log: &Path) -> bool {
         let text = fs::read_to_string(log).unwrap_or_default();
         text.contains("ready to accept connections")
@@ -159,18 +162,18 @@ impl DatabaseServer {
             || text.contains("process up")
     }
 
-    /// Ends it and all processes that it has started, as they stand.
+    /// Kills the server and all processes that it has started.
     pub fn kill(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
         let children: Vec<&str> = children.split_whitespace().collect();
         child.kill().expect("the server can be killed");
         if !children.is_empty() {
-            // Those that have ended themselves are no failure.
+            // Some of them may have ended by themselves.
             let _ = Command::new("kill").arg("-9").args(&children).stderr(Stdio::null()).status();
         }
         child.wait().expect("the server has ended");
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while children.iter().any(|child| Path::new("/proc").join(child).exists()) && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -199,10 +202,6 @@ fn directory() -> TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     own(directory.path());
     directory
-}
-
-fn is_superuser() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn own(path: &Path) {

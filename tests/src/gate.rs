@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::guests;
 
-/// Stands before the host's compiler. Closed at first.
+/// A script that a host runs in place of its compiler, and that runs the compiler when the test allows it.
 pub struct Gate {
     directory: TempDir,
 }
@@ -20,7 +20,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Compilations wait.
+    /// A compiler that waits until `open`.
     ///
     /// # Panics
     /// When the file system does not do what is asked, as everything here.
@@ -28,7 +28,7 @@ impl Gate {
         Self::new("while [ ! -e \"$here/open\" ]; do sleep 0.02; done")
     }
 
-    /// Compilations fail as on a full disk, until `open`.
+    /// A compiler that fails as on a full disk until `open`.
     pub fn full_disk() -> Self {
         Self::new("if [ ! -e \"$here/open\" ]; then echo 'no space left' >&2; exit 4; fi")
     }
@@ -53,7 +53,7 @@ impl Gate {
         self.directory.path().join("cache")
     }
 
-    /// Whether the compiler was started since the beginning.
+    /// Says whether the compiler was ever started.
     pub fn was_asked(&self) -> bool {
         self.directory.path().join("asked").exists()
     }

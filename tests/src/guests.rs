@@ -1,5 +1,5 @@
-//! Where the built guests and the host's binary are. `tests/run` builds them and says where by environment variables; by
-//! hand, `tests/run guests` does the same.
+//! Finds the built guests and the host's binary. `tests/run` builds them and names their places by environment variables; by
+//! hand, `tests/run guests` builds them.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub fn guest(name: &str) -> PathBuf {
     file
 }
 
-/// Whether a guest could be built on this machine.
+/// Says whether a guest was built.
 pub fn has_guest(name: &str) -> bool {
     directory().join(format!("{name}.wasm")).is_file()
 }
@@ -36,7 +36,7 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// Compiled files, kept between runs: where `wasmcage check guests` puts them, too.
+/// The directory of compiled files, which are kept between runs; `wasmcage check guests` puts them there, too.
 pub fn cache() -> PathBuf {
     directory().with_file_name(".cache")
 }

@@ -5,15 +5,16 @@
 
 mod client;
 mod databases;
-mod exchange;
 mod gate;
 mod guests;
 mod load;
 mod machines;
+mod need;
 mod peer;
 mod rabbitmq;
 mod raw_amqp;
 mod root;
+mod streamed_request;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,18 +32,19 @@ use wasmcage_runtime::module::slot::ModuleSnapshot;
 
 pub use client::{Answer, Client, check_call_error, query, raw};
 pub use databases::{DatabaseServer, PASSWORD};
-pub use exchange::{Exchange, Version};
 pub use gate::Gate;
 pub use guests::{cache, component, fixture, guest, guest_source, has_guest, program};
-pub use load::{Ending, Load, length};
-pub use machines::{Machine, Machines, Plan};
+pub use load::{CallOutcome, Load, length};
+pub use machines::{CagePlan, Machine, Machines};
+pub use need::{Need, missing, require_superuser};
 pub use peer::{Peer, postage};
 pub use rabbitmq::RabbitMq;
 pub use raw_amqp::RawPeer;
 pub use root::Root;
+pub use streamed_request::{StreamedRequest, Version};
 
-/// How long `eventually` looks before it gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The timeout of `eventually`.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One or several cages in a directory of their own, not started yet.
 pub struct TestCage {
@@ -50,13 +52,13 @@ pub struct TestCage {
     names: Vec<String>,
     lanes: usize,
     toml: Vec<String>,
-    /// Where running cages find each other; a place of its own if none.
+    /// The directory by which running cages find each other; one of its own if none.
     meeting: Option<PathBuf>,
-    /// Compiled files; those of all tests if none.
+    /// The directory of compiled files; the one that all tests share if none.
     cache: Option<PathBuf>,
     /// The program that compiles; the host's own if none.
     compiler: Option<PathBuf>,
-    /// What its interfaces and resources may be; those of the program `wasmcage` if none.
+    /// The protocols that its interfaces and resources may have; those of the program `wasmcage` if none.
     protocols: Option<Protocols>,
 }
 
@@ -88,7 +90,7 @@ impl TestCage {
         .cage(name)
     }
 
-    /// Sees the other processes' cages that meet there.
+    /// Finds the cages of other processes by this directory.
     #[must_use]
     pub fn meeting_at(mut self, directory: &Path) -> Self {
         // The host makes it, for this user only.
@@ -96,14 +98,14 @@ impl TestCage {
         self
     }
 
-    /// Keeps compiled files there.
+    /// Keeps compiled files in this directory.
     #[must_use]
     pub fn cache(mut self, directory: &Path) -> Self {
         self.cache = Some(directory.to_owned());
         self
     }
 
-    /// Compiles everything anew, by this program.
+    /// Compiles everything anew, by the gate's program.
     #[must_use]
     pub fn compiler(mut self, gate: &Gate) -> Self {
         self.cache = Some(gate.cache());
@@ -173,7 +175,7 @@ impl TestCage {
 
     /// # Errors
     /// The host's.
-    pub async fn try_start(self) -> Result<Running, StartError> {
+    pub async fn try_start(self) -> Result<RunningCage, StartError> {
         wasmcage_core::telemetry::install(wasmcage_core::telemetry::TerminalOptions::off());
         for (name, toml) in self.names.iter().zip(&self.toml) {
             fs::write(self.root.path().join(name).join("cage.toml"), toml).expect("a cage.toml");
@@ -185,22 +187,22 @@ impl TestCage {
         options.compiler = Some(self.compiler.unwrap_or_else(guests::program).into());
         options.cache = Some(self.cache.unwrap_or_else(guests::cache));
         let host = Host::start(options).await?;
-        Ok(Running { host: Some(host), names: self.names, root: self.root })
+        Ok(RunningCage { host: Some(host), names: self.names, root: self.root })
     }
 
-    pub async fn start(self) -> Running {
+    pub async fn start(self) -> RunningCage {
         self.try_start().await.unwrap_or_else(|error| panic!("the cage did not start: {error:?}"))
     }
 }
 
 /// Cages that serve. Their logs are shown when the test panics.
-pub struct Running {
+pub struct RunningCage {
     host: Option<Host>,
     names: Vec<String>,
     root: TempDir,
 }
 
-impl Running {
+impl RunningCage {
     pub fn host(&self) -> &Host {
         self.host.as_ref().expect("the host runs")
     }
@@ -250,7 +252,7 @@ impl Running {
         fs::rename(temporary, self.directory().join("cage.toml")).expect("the rename");
     }
 
-    /// What is known of a module of the first cage.
+    /// The snapshot of a module of the first cage.
     pub fn module(&self, module: &str) -> Option<ModuleSnapshot> {
         self.snapshot().cages.swap_remove(0).modules.into_iter().find(|known| known.module == module)
     }
@@ -277,7 +279,7 @@ impl Running {
         Ok(serde_json::from_str(&json).expect("a result is JSON"))
     }
 
-    /// The same with JSON as it is, such as no `Value` can hold.
+    /// Calls with arguments as JSON text, which may be such that no `Value` can hold it.
     ///
     /// # Errors
     /// The dispatcher's.
@@ -288,7 +290,7 @@ impl Running {
             module: module.to_owned(),
             function: function.to_owned(),
             arguments: Payload::Json(arguments),
-            timeout: PATIENCE,
+            timeout: TIMEOUT,
             idempotent: false,
         };
         let dispatcher = self.host().cage(cage).expect("a cage of this process").dispatcher().clone();
@@ -300,7 +302,7 @@ impl Running {
         }
     }
 
-    /// Waits until no cage has a request in work or waiting: whatever took a place has given it back.
+    /// Waits until no cage has a request in work or in its queue.
     pub async fn quiet(&self) {
         let busy = |snapshot: &HostSnapshot| snapshot.cages.iter().any(|cage| cage.in_work + cage.waiting > 0);
         eventually("the end of all work", || (!busy(&self.snapshot())).then_some(())).await;
@@ -349,11 +351,16 @@ impl Running {
 
     /// Drains and stops. True when nothing had to be cut off.
     pub async fn stop(mut self) -> bool {
+        self.end().await
+    }
+
+    /// The same, and keeps the directories, so that the logs can still be read.
+    pub async fn end(&mut self) -> bool {
         self.host.take().expect("the host runs").stop().await
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCage {
     fn drop(&mut self) {
         if std::thread::panicking() {
             for name in &self.names {
@@ -363,24 +370,24 @@ impl Drop for Running {
     }
 }
 
-/// Looks until `found` gives something; a bound on the wait, never a sleep for its own sake.
+/// Polls `found` until it gives something, and panics after a minute.
 pub async fn eventually<T>(what: &str, found: impl FnMut() -> Option<T>) -> T {
-    eventually_within(PATIENCE, what, found).await
+    eventually_within(TIMEOUT, what, found).await
 }
 
-/// The same with another bound.
-pub async fn eventually_within<T>(patience: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let until = tokio::time::Instant::now() + patience;
+/// Does what `eventually` does, with another timeout.
+pub async fn eventually_within<T>(timeout: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let until = tokio::time::Instant::now() + timeout;
     loop {
         if let Some(value) = found() {
             return value;
         }
-        assert!(tokio::time::Instant::now() < until, "waited {patience:?} for {what}");
+        assert!(tokio::time::Instant::now() < until, "waited {timeout:?} for {what}");
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
 }
 
-/// Asks until the answer is something, for a minute at most: for what other processes say of themselves.
+/// Polls `ask`, which asks another process, until its answer is something, and panics after a minute.
 pub async fn eventually_async<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
     let until = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {

@@ -1,4 +1,4 @@
-//! Callers that go on calling while something happens to the callees, and what they saw.
+//! Callers that go on calling while faults happen to the callees, and the outcomes of their calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::{Client, query};
 
-/// How long a test goes on, in units of its own: `name` in the environment, or short.
+/// The length of a test in units of its own: the environment variable `name`, or `short`.
 ///
 /// # Panics
 /// When the variable is no number.
@@ -16,19 +16,19 @@ pub fn length(name: &str, short: u64) -> u64 {
     std::env::var(name).map_or(short, |text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text:?}")))
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CallOutcome {
     Answered,
     Lost,
     /// Its deadline came first.
     Late,
-    /// With anything else.
+    /// It had another error or result.
     Wrong,
 }
 
-/// One call: when it began, how long it took, how it ended.
-type Made = (Duration, Duration, Ending);
+/// One call: its begin since the load's begin, its duration, its outcome.
+type CallRecord = (Duration, Duration, CallOutcome);
 
 /// Callers of `add` of a cage's module `work`, through the guest `echo` as interface of a front.
 pub struct Load {
@@ -38,10 +38,10 @@ pub struct Load {
     begun: Instant,
     pub answers: AtomicU64,
     pub lost: AtomicU64,
-    /// What else came instead of an answer: the first few.
+    /// The first few texts that came in place of the expected answer.
     wrong: Mutex<Vec<String>>,
     failed: AtomicU64,
-    calls: Mutex<Vec<Made>>,
+    calls: Mutex<Vec<CallRecord>>,
 }
 
 impl Load {
@@ -70,23 +70,28 @@ impl Load {
         })
     }
 
-    /// Calls from many, until `blows` have fallen.
+    /// Has `callers` clients call until `faults` has ended; returns its result.
     ///
     /// # Panics
     /// When a caller does.
-    pub async fn while_<T>(self: &Arc<Self>, front: &Client, callers: usize, blows: impl Future<Output = T>) -> T {
+    pub async fn call_during<T>(
+        self: &Arc<Self>,
+        front: &Client,
+        callers: usize,
+        faults: impl Future<Output = T>,
+    ) -> T {
         let calling: Vec<_> = (0..callers)
             .map(|_| {
                 let (load, client) = (self.clone(), front.clone());
                 tokio::spawn(async move { load.keep_calling(client).await })
             })
             .collect();
-        let fallen = blows.await;
+        let result = faults.await;
         self.stop.store(true, Ordering::Relaxed);
         for caller in calling {
             caller.await.expect("a caller ends");
         }
-        fallen
+        result
     }
 
     async fn keep_calling(&self, client: Client) {
@@ -96,20 +101,20 @@ impl Load {
             let took = begun.elapsed();
             let error = |name: &str| text.contains(&format!("\"error\":\"{name}"));
             let ending = match () {
-                () if text == "5" => Ending::Answered,
-                () if error("Lost") => Ending::Lost,
-                () if error("TimedOut") => Ending::Late,
-                () => Ending::Wrong,
+                () if text == "5" => CallOutcome::Answered,
+                () if error("Lost") => CallOutcome::Lost,
+                () if error("TimedOut") => CallOutcome::Late,
+                () => CallOutcome::Wrong,
             };
             self.calls.lock().push((begun - self.begun, took, ending));
             match ending {
-                Ending::Answered => {
+                CallOutcome::Answered => {
                     self.answers.fetch_add(1, Ordering::Relaxed);
                 }
-                Ending::Lost => {
+                CallOutcome::Lost => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
                 }
-                Ending::Late | Ending::Wrong => {
+                CallOutcome::Late | CallOutcome::Wrong => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     let mut wrong = self.wrong.lock();
                     if wrong.len() < 5 {
@@ -128,12 +133,12 @@ impl Load {
         self.begun.elapsed()
     }
 
-    /// How many calls were neither answered nor lost, and the first few of them.
+    /// The number of calls that were neither answered nor lost, and the texts of the first few.
     pub fn wrong(&self) -> (u64, Vec<String>) {
         (self.failed.load(Ordering::Relaxed), self.wrong.lock().clone())
     }
 
-    /// The longest call of those that began then.
+    /// The duration of the longest call that began in this span of time.
     pub fn longest(&self, from: Duration, to: Duration) -> Duration {
         let calls = self.calls.lock();
         let then = calls.iter().filter(|(begun, ..)| (from..to).contains(begun));
@@ -147,13 +152,13 @@ impl Load {
         ends.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
-    /// How many of the calls that began since then ended so.
-    pub fn count_of(&self, ending: Ending, from: Duration) -> usize {
-        self.calls.lock().iter().filter(|(begun, _, ended)| *begun >= from && *ended == ending).count()
+    /// The number of calls that began after `from` and had this outcome.
+    pub fn count_of(&self, outcome: CallOutcome, from: Duration) -> usize {
+        self.calls.lock().iter().filter(|(begun, _, ended)| *begun >= from && *ended == outcome).count()
     }
 
-    /// For the record of a run: by how much calls that were not over at their deadline outlasted it.
-    pub fn told_of_deadlines(&self) -> String {
+    /// A line for the test's output: by how much calls outlasted their deadline.
+    pub fn deadline_report(&self) -> String {
         let calls = self.calls.lock();
         let mut over: Vec<_> = calls.iter().filter_map(|(_, took, _)| took.checked_sub(self.timeout)).collect();
         over.sort_unstable();
@@ -169,8 +174,8 @@ impl Load {
         )
     }
 
-    /// For the record of a run.
-    pub fn told(&self, what: &str) -> String {
+    /// A line for the test's output: the numbers of answers and failures, and the longest waits.
+    pub fn report(&self, what: &str) -> String {
         let (answers, lost) = (self.answers.load(Ordering::Relaxed), self.lost.load(Ordering::Relaxed));
         let (failed, first) = self.wrong();
         let (longest, stall) = (self.longest(Duration::ZERO, Duration::MAX), self.longest_stall());

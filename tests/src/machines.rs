@@ -12,17 +12,18 @@ use tempfile::TempDir;
 use tokio::process::Child;
 use wasmcage_fabric::keys::{Authority, KEYS_DIRECTORY};
 
+use crate::need::{Need, missing};
 use crate::{cache, guest, program};
 
-/// Of TCP, on every machine.
+/// The TCP port by which the cage of each machine is called.
 const PORT: u16 = 7420;
 
-/// A network of machines, gone when dropped.
+/// A network of machines, which is removed when dropped.
 pub struct Machines {
     network: Network,
     directory: TempDir,
     authority: Authority,
-    /// Of multicast over the loopback interface, which all tests share.
+    /// The port of multicast over the loopback interface, which all tests share.
     multicast_port: u16,
 }
 
@@ -43,18 +44,18 @@ pub struct Machine {
     machine: usize,
     root: PathBuf,
     pub cage: String,
-    /// By a process that watches it, which is what `wasmcage ps` asks for.
+    /// A primary process watches it, as `wasmcage ps` needs it.
     supervised: bool,
     process: Child,
 }
 
 /// A cage to be started.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Plan<'a> {
+pub struct CagePlan<'a> {
     pub cage: &'a str,
-    /// Guests, and what they are called in the cage.
+    /// Names of guests, and the names of the modules that they become.
     pub modules: &'a [(&'a str, &'a str)],
-    /// More lines of `[interfaces.rpc]`.
+    /// More lines of `[interfaces.rpc]` in its `cage.toml`.
     pub rpc: &'a str,
     /// The rest of its `cage.toml`.
     pub more: &'a str,
@@ -72,8 +73,11 @@ impl Machines {
         Self { network, directory, authority, multicast_port }
     }
 
-    /// None, told once, when multicast does not work between machines here.
-    pub fn with_multicast(machines: usize) -> Option<Self> {
+    /// Machines between which multicast works.
+    ///
+    /// # Panics
+    /// When it does not work here.
+    pub fn with_multicast(machines: usize) -> Self {
         let all = Self::new(machines);
         let works = match all.network {
             Network::Namespaces { .. } => Ok(()),
@@ -82,11 +86,11 @@ impl Machines {
             }
         };
         match works {
-            Ok(()) => Some(all),
-            Err(error) => {
-                println!("NOT RUN: neither network namespaces nor multicast over the loopback interface: {error}");
-                None
-            }
+            Ok(()) => all,
+            Err(error) => missing(
+                Need::Multicast,
+                format_args!("there are neither network namespaces nor multicast over the loopback interface: {error}"),
+            ),
         }
     }
 
@@ -115,15 +119,15 @@ impl Machines {
     ///
     /// # Panics
     /// When it cannot be started.
-    pub fn start(&self, number: usize, plan: &Plan<'_>) -> Machine {
+    pub fn start(&self, number: usize, plan: &CagePlan<'_>) -> Machine {
         self.begin(number, number, plan, false)
     }
 
-    /// The same on the first machine, where its cages meet.
+    /// Starts a cage as one process on the first machine, beside that machine's own.
     ///
     /// # Panics
     /// When it cannot be started.
-    pub fn start_on_first(&self, number: usize, plan: &Plan<'_>) -> Machine {
+    pub fn start_on_first(&self, number: usize, plan: &CagePlan<'_>) -> Machine {
         self.begin(number, 0, plan, false)
     }
 
@@ -131,12 +135,12 @@ impl Machines {
     ///
     /// # Panics
     /// When it cannot be started.
-    pub fn run(&self, number: usize, plan: &Plan<'_>) -> Machine {
+    pub fn run(&self, number: usize, plan: &CagePlan<'_>) -> Machine {
         self.begin(number, number, plan, true)
     }
 
-    fn begin(&self, number: usize, machine: usize, plan: &Plan<'_>, supervised: bool) -> Machine {
-        let Plan { cage, modules, rpc, more } = plan;
+    fn begin(&self, number: usize, machine: usize, plan: &CagePlan<'_>, supervised: bool) -> Machine {
+        let CagePlan { cage, modules, rpc, more } = plan;
         let root = self.directory.path().join(format!("machine{number}"));
         let directory = root.join(cage);
         fs::create_dir_all(&directory).expect("a directory");
@@ -187,7 +191,7 @@ impl Machines {
         machine.process = self.process(machine.machine, &machine.root, &machine.cage, machine.supervised);
     }
 
-    /// What a cage's `wasmcage ps` shows of the copies of another one; none while it does not answer.
+    /// The copies of another cage that `wasmcage ps` shows for this one; none while it does not answer.
     pub fn members(&self, of: &Machine, cage: &str) -> Option<Vec<Value>> {
         let mut command = self.command(of.machine);
         command.arg("ps").arg("--json").arg("--root").arg(&of.root).arg(&of.cage);
@@ -213,7 +217,7 @@ impl Machine {
     }
 }
 
-/// Tells networks of this process, and of others, apart.
+/// A number that no other network of this process has, and hardly one of another process.
 fn next() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     std::process::id() as usize * 8 + NEXT.fetch_add(1, Ordering::Relaxed)
@@ -227,7 +231,7 @@ impl Network {
     fn namespaces(machines: usize) -> Option<Self> {
         let number = next();
         let (bridge, subnet) = (format!("wc{number:x}"), number % 512);
-        // Removed again from here on.
+        // Its drop removes what is made from here on.
         let network = Self::Namespaces { bridge: bridge.clone(), subnet, machines };
         let net = format!("198.{}.{}", 18 + subnet / 256, subnet % 256);
         ip(&format!("link add {bridge} type bridge"))?;
@@ -251,7 +255,7 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         let Self::Namespaces { bridge, machines, .. } = self else { return };
-        // Those that were not made are not there.
+        // Some may not have been made.
         for machine in 0..*machines {
             let _ = ip(&format!("netns del {bridge}m{machine}"));
             let _ = ip(&format!("link del {bridge}o{machine}"));

@@ -1,5 +1,4 @@
-//! A program at the other end of a broker: publishes, asks, looks into queues. By the client library, with nothing of the
-//! host's.
+//! A program at the other end of a broker, by the client library alone: it publishes, asks and looks into queues.
 
 use std::time::Duration;
 
@@ -32,7 +31,7 @@ impl Peer {
         Self { channel, _connection: connection }
     }
 
-    /// Resolves when the broker has it.
+    /// Publishes a message, and returns when the broker has confirmed it.
     pub async fn publish(&self, exchange: &str, key: &str, body: &[u8], properties: BasicProperties) {
         let options = BasicPublishOptions::default();
         let sent = self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await;
@@ -44,7 +43,7 @@ impl Peer {
         self.publish(exchange, key, &postage("message", name, parameters), BasicProperties::default()).await;
     }
 
-    /// The content of the reply to a Postage rpc, and the correlation id that came with it.
+    /// Sends a Postage rpc; returns the content of its reply, and the correlation id that came with it.
     pub async fn ask(&self, exchange: &str, key: &str, name: &str, parameters: Value) -> (Value, Option<String>) {
         let reply = self.ask_raw(exchange, key, &postage("rpc", name, parameters), BasicProperties::default()).await;
         let body: Value = serde_json::from_slice(&reply.data).expect("a reply in JSON");
@@ -71,7 +70,7 @@ impl Peer {
         got.expect("the queue is there").map(|message| message.delivery)
     }
 
-    /// The same, as soon as there is one.
+    /// Takes the next message of a queue as soon as there is one.
     pub async fn next(&self, queue: &str) -> Delivery {
         loop {
             if let Some(message) = self.take(queue).await {
@@ -80,7 +79,7 @@ impl Peer {
         }
     }
 
-    /// Messages that wait in a queue; none when there is no such queue, and then this peer's channel is of no more use.
+    /// The number of messages in a queue; none when there is no such queue, and then this peer's channel is closed.
     pub async fn waiting(&self, queue: &str) -> Option<u32> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let declared = self.channel.queue_declare(queue.into(), options, FieldTable::default()).await;

@@ -1,6 +1,5 @@
 //! A RabbitMQ of the tests' own, on loopback ports that nobody else has, in a temporary directory; beside any other broker
-//! of the machine; it ends with the test's process. `RABBITMQ_SERVER` names the server's script; without one, tests of AMQP
-//! say that they did not run.
+//! of the machine; it ends with the test's process. `RABBITMQ_SERVER` names the server's script; without one, its tests fail.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -14,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::need::{Need, missing};
+
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// Ended when dropped.
+/// A running server, which is killed when dropped.
 pub struct RabbitMq {
     directory: TempDir,
     port: u16,
@@ -27,37 +28,38 @@ pub struct RabbitMq {
 }
 
 impl RabbitMq {
-    /// One that tests share, each with queues of its own; none where there is no RabbitMQ.
-    pub fn shared() -> Option<Arc<Self>> {
+    /// The server that tests share, each with queues of its own.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn shared() -> Arc<Self> {
         static SHARED: Mutex<Weak<RabbitMq>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(server) = shared.upgrade() {
-            return Some(server);
+            return server;
         }
-        let server = Arc::new(Self::start("")?);
+        let server = Arc::new(Self::start(""));
         *shared = Arc::downgrade(&server);
-        Some(server)
+        server
     }
 
-    /// One of the test's own; `config` is added to its `rabbitmq.conf`, where TLS_PORT and DIRECTORY are replaced.
-    pub fn start(config: &str) -> Option<Self> {
-        Self::is_there().then(|| Self::start_in(tempfile::tempdir().expect("a temporary directory"), config))
+    /// A server of the test's own; `config` is added to its `rabbitmq.conf`, where TLS_PORT and DIRECTORY are replaced.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start(config: &str) -> Self {
+        Self::start_in(tempfile::tempdir().expect("a temporary directory"), config)
     }
 
-    /// Whether one can be started on this machine; tells once that the tests did not run if none can.
-    pub fn is_there() -> bool {
+    /// Starts one in a directory that may hold files which the configuration names.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_in(directory: TempDir, config: &str) -> Self {
         let script = script();
         if !script.is_file() {
-            static ONCE: std::sync::Once = std::sync::Once::new();
-            // Past the capture of the tests' output: whoever runs them has to see it.
-            let text = format!("not run: tests of AMQP: there is no {}\n", script.display());
-            ONCE.call_once(|| std::io::stderr().write_all(text.as_bytes()).expect("standard error"));
+            missing(Need::RabbitMq, format_args!("there is no {}", script.display()));
         }
-        script.is_file()
-    }
-
-    /// In a directory that may hold files which the configuration names.
-    pub fn start_in(directory: TempDir, config: &str) -> Self {
         let ports = free_ports();
         let path = directory.path();
         for name in ["mnesia", "log", "gen", "schema"] {
@@ -94,7 +96,7 @@ impl RabbitMq {
         self.port
     }
 
-    /// Of its TLS listener.
+    /// The port of its TLS listener.
     pub fn tls_port(&self) -> u16 {
         self.tls_port.expect("its configuration names a TLS_PORT")
     }
@@ -107,7 +109,7 @@ impl RabbitMq {
         format!("amqp://guest:guest@127.0.0.1:{}/%2F", self.port)
     }
 
-    /// Starts it again where it was, with what it had on disk.
+    /// Starts the server again in its directory and on its ports.
     pub fn restart(&self) {
         let path = self.directory.path();
         let [port, distribution, names] = self.ports;
@@ -149,14 +151,14 @@ impl RabbitMq {
         }
     }
 
-    /// As a power failure would.
+    /// Kills the server at once, as a power failure would.
     pub fn kill(&self) {
         if let Some(mut server) = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
             kill_group(&mut server);
         }
     }
 
-    /// Says nothing and hears nothing until `resume`; its connections stay open.
+    /// Stops the process until `resume`; its connections stay open.
     pub fn pause(&self) {
         self.signal("-STOP");
     }
@@ -171,7 +173,7 @@ impl RabbitMq {
         assert!(sent.success(), "{signal} to {pid}");
     }
 
-    /// Runs `rabbitmqctl`; what it prints.
+    /// Runs `rabbitmqctl` and returns its output.
     pub fn control(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(script().with_file_name("rabbitmqctl"));
         command
@@ -185,7 +187,7 @@ impl RabbitMq {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Whether it speaks AMQP yet.
+    /// Says whether it answers by AMQP yet.
     fn answers(&self) -> bool {
         let answered = || -> std::io::Result<u8> {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
@@ -215,7 +217,7 @@ fn group_of(program: &Path) -> Command {
     command
 }
 
-/// As a power failure would.
+/// Kills the process group of a `group_of` at once.
 fn kill_group(shell: &mut Child) {
     drop(shell.stdin.take());
     let _ = shell.wait();

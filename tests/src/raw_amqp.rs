@@ -76,7 +76,7 @@ impl RawPeer {
     }
 }
 
-/// With the byte that tells its length, which a longer text does not fit.
+/// AMQP's short string: a byte for the length, and at most 255 bytes of text.
 fn short(text: &[u8]) -> Vec<u8> {
     let size = u8::try_from(text.len()).expect("a short text");
     [&[size][..], text].concat()

@@ -12,14 +12,14 @@ use tokio::process::{Child, Command};
 
 use crate::{cache, guest, program};
 
-/// Between two looks at a cage that starts or stops.
+/// The interval at which a cage that starts or stops is polled.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Cages that do not run yet, and what `wasmcage` does with them.
+/// A root directory with cages, and the commands of `wasmcage` in it.
 pub struct Root(TempDir);
 
 impl Root {
-    /// Each cage with the guests that are its modules.
+    /// Makes each cage with the guests that are its modules.
     ///
     /// # Panics
     /// When the directory cannot be made, or a guest was not built.
@@ -68,7 +68,7 @@ impl Root {
         self.command(arguments).output().await.expect("the program")
     }
 
-    /// What a command prints that succeeds.
+    /// Runs a command that succeeds, and returns its output.
     ///
     /// # Panics
     /// When it fails.
@@ -78,7 +78,7 @@ impl Root {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// What a command that fails says, after it has checked the exit code.
+    /// Runs a command that fails with this exit code, and returns what it writes to stderr.
     ///
     /// # Panics
     /// When it ends in another way.
@@ -88,7 +88,7 @@ impl Root {
         String::from_utf8_lossy(&output.stderr).into_owned()
     }
 
-    /// The result of a call of `cage`.
+    /// Calls a function of `cage` by `wasmcage call`, and returns its result.
     ///
     /// # Panics
     /// When it has none.
@@ -97,7 +97,7 @@ impl Root {
         serde_json::from_str(&result).unwrap_or_else(|error| panic!("{error}: {result}"))
     }
 
-    /// Starts a cage, and waits until it serves. The primary is killed with what this returns.
+    /// Starts a cage, and waits until it serves. Its primary is killed when the returned process is dropped.
     ///
     /// # Panics
     /// When the program cannot be started.
@@ -108,7 +108,7 @@ impl Root {
         run
     }
 
-    /// Waits until a cage serves, and tells the process that does.
+    /// Waits until a cage serves, and returns the number of the process that does.
     pub async fn serving(&self, cage: &str) -> i64 {
         loop {
             let output = self.output(&["ps", "--json", cage]).await;

@@ -3,15 +3,14 @@
 //!
 //! ```ignore
 //! mod unix {
-//!     contract!(Some(Arc::new(LanTestBed::unix()) as Arc<dyn TestBed>));
+//!     contract!(Arc::new(LanTestBed::unix()));
 //! }
 //! mod tls {
-//!     contract!(LanTestBed::tls().await); // Option<Arc<dyn TestBed>>; an expression that may await
+//!     contract!(LanTestBed::tls().await); // Arc<dyn TestBed>; an expression that may await
 //! }
 //! ```
 //!
-//! Each promise becomes a test of its own, with a test bed of its own. A bed that is not available prints `not run: `
-//! and the reason, and returns none: its tests then count as passed, so the output has to be searched for that line.
+//! Each promise becomes a test of its own, with a test bed of its own. A bed that is not available panics with the reason.
 //!
 //! Where fabrics differ, `FabricTraits` has the difference, which is asserted.
 
@@ -70,7 +69,7 @@ impl Default for FabricTraits {
     }
 }
 
-/// Defines a test for each promise. Takes an expression of type `Option<Arc<dyn TestBed>>`.
+/// Defines a test for each promise. Takes an expression of type `Arc<dyn TestBed>`.
 macro_rules! contract {
     ($bed:expr) => {
         $crate::contract::contract!(@ $bed;
@@ -100,9 +99,8 @@ macro_rules! contract {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $promise() {
-                if let Some(bed) = $bed {
-                    $crate::contract::within_bounds($crate::contract::$promise(bed)).await;
-                }
+                let bed: std::sync::Arc<dyn $crate::contract::TestBed> = $bed;
+                $crate::contract::within_bounds($crate::contract::$promise(bed)).await;
             }
         )*
     };

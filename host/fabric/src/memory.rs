@@ -313,7 +313,7 @@ mod tests {
         }
     }
 
-    contract!(Some(Arc::new(MemoryTestBed::default()) as Arc<dyn TestBed>));
+    contract!(Arc::new(MemoryTestBed::default()));
 
     async fn pair() -> (MemoryTestBed, Arc<dyn Fabric>, RunningCopy) {
         let bed = MemoryTestBed::default();

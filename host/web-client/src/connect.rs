@@ -252,3 +252,6 @@ impl hyper::rt::Write for Stream {
         Pin::new(&mut self.io).poll_write_vectored(cx, buffers)
     }
 }
+
+#[cfg(test)]
+mod tests;

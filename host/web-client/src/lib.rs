@@ -8,6 +8,8 @@ mod body;
 mod connect;
 mod error;
 mod proxy;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::pin::pin;

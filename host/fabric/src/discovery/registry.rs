@@ -329,11 +329,21 @@ mod tests {
         check("default", "mode 710): `chmod 700");
         fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).unwrap();
         check("other", "mode 755");
-        if rustix::process::geteuid().is_root() {
-            fs::set_permissions(&runtime, fs::Permissions::from_mode(0o700)).unwrap();
-            std::os::unix::fs::chown(&runtime, Some(12345), None).unwrap();
-            check("other", "belongs to user 12345");
-        }
+    }
+
+    #[test]
+    fn as_superuser_a_directory_of_another_user_is_not_used() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test cannot run here: only root can give files to another user. `cargo test -- --skip as_superuser` \
+             leaves out such tests"
+        );
+        let root = tempfile::tempdir().unwrap();
+        let runtime = root.path().join("run");
+        Registry::open(&runtime, "default").unwrap();
+        std::os::unix::fs::chown(&runtime, Some(12345), None).unwrap();
+        let error = Registry::open(&runtime, "other").unwrap_err();
+        assert!(error.to_string().contains("belongs to user 12345"), "{error}");
     }
 
     #[tokio::test]

@@ -114,12 +114,12 @@ impl TestBed for LanTestBed {
 
 mod unix {
     use super::*;
-    contract!(Some(Arc::new(LanTestBed::unix()) as Arc<dyn TestBed>));
+    contract!(Arc::new(LanTestBed::unix()));
 }
 
 mod tls {
     use super::*;
-    contract!(Some(Arc::new(LanTestBed::tls()) as Arc<dyn TestBed>));
+    contract!(Arc::new(LanTestBed::tls()));
 }
 
 /// Starts a worker over TLS; returns also its address.

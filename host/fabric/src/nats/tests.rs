@@ -1,7 +1,7 @@
 //! The contract of fabrics on a private NATS server, and tests of what only NATS has. The server is the program named by
-//! `NATS_SERVER`, or `nats-server` in `PATH`; without one these tests print that they did not run.
+//! `NATS_SERVER`, or `nats-server` in `PATH`; without one these tests fail. `tests/run` leaves them out by the part
+//! `nats::tests::` of their paths.
 
-use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -23,14 +23,13 @@ struct TestNatsServer {
 }
 
 impl TestNatsServer {
-    /// Returns none, with a message printed once, when there is no `nats-server` here.
-    async fn start(config: &str) -> Option<Self> {
+    async fn start(config: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self::start_in(directory, config, -1).await
     }
 
     /// `port` -1 asks for any free port.
-    async fn start_in(directory: TempDir, config: &str, port: i32) -> Option<Self> {
+    async fn start_in(directory: TempDir, config: &str, port: i32) -> Self {
         let program = std::env::var("NATS_SERVER").unwrap_or_else(|_| "nats-server".into());
         let path = directory.path();
         let ports = format!("ports_file_dir: {:?}\n", path.display().to_string());
@@ -39,16 +38,12 @@ impl TestNatsServer {
         let log = std::fs::File::create(path.join("nats.log")).unwrap();
         let mut command = Command::new(&program);
         command.arg("-c").arg(path.join("nats.conf")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let process = match command.spawn() {
-            Ok(process) => process,
-            Err(error) => {
-                static ONCE: std::sync::Once = std::sync::Once::new();
-                // Written past the capture of the tests' output, so that it is seen.
-                let text = format!("not run: tests of calls over NATS: cannot start {program}: {error}\n");
-                ONCE.call_once(|| std::io::stderr().write_all(text.as_bytes()).unwrap());
-                return None;
-            }
-        };
+        let process = command.spawn().unwrap_or_else(|error| {
+            panic!(
+                "this test cannot run here: {program}: {error}; install nats-server, or name it by NATS_SERVER. `cargo test -- \
+                 --skip nats::tests::` leaves out such tests"
+            )
+        });
         let mut server = Self { process, port: 0, directory };
         let begun = Instant::now();
         while server.port == 0 {
@@ -56,7 +51,7 @@ impl TestNatsServer {
             assert!(begun.elapsed() < SERVER_START_TIMEOUT, "nats-server does not start: {}", server.log());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Some(server)
+        server
     }
 
     /// Reads the file `{"nats":["nats://127.0.0.1:PORT"],..}`, which appears once the server listens.
@@ -74,7 +69,7 @@ impl TestNatsServer {
     async fn restart(mut self) -> Self {
         self.end();
         let directory = std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap());
-        Self::start_in(directory, "", self.port.into()).await.expect("it has run before")
+        Self::start_in(directory, "", self.port.into()).await
     }
 
     fn end(&mut self) {
@@ -111,8 +106,8 @@ impl Drop for TestNatsServer {
 struct NatsTestBed(TestNatsServer, &'static str);
 
 impl NatsTestBed {
-    async fn on(server: &str) -> Option<Arc<dyn TestBed>> {
-        Some(Arc::new(Self(TestNatsServer::start(server).await?, "")))
+    async fn on(server: &str) -> Arc<dyn TestBed> {
+        Arc::new(Self(TestNatsServer::start(server).await, ""))
     }
 }
 
@@ -153,7 +148,7 @@ async fn until(what: &str, reached: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
-    let Some(server) = TestNatsServer::start("").await else { return };
+    let server = TestNatsServer::start("").await;
     let front = server.join("front", "").await;
     let bed = NatsTestBed(server, "");
     let worker = RunningCopy::start(&bed, "worker").await;
@@ -185,7 +180,7 @@ async fn a_server_that_restarts_loses_calls_in_flight_and_nothing_else() {
 
 #[tokio::test]
 async fn a_copy_that_hangs_is_avoided() {
-    let Some(server) = TestNatsServer::start("").await else { return };
+    let server = TestNatsServer::start("").await;
     let bed = Arc::new(NatsTestBed(server, ""));
     // It runs on a thread of its own, which can be stopped as a process can.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -235,7 +230,7 @@ const PERMISSIONS: &str = r#"
 
 #[tokio::test]
 async fn the_servers_permissions_bind_callers_to_their_names() {
-    let Some(server) = TestNatsServer::start(PERMISSIONS).await else { return };
+    let server = TestNatsServer::start(PERMISSIONS).await;
     let bed = NatsTestBed(server, "user = 'worker'\npassword = 'hush'");
     let worker = RunningCopy::start(&bed, "worker").await;
     let keys = "user = 'front'\npassword = 'hush'\ninbox = '_INBOX_front'";
@@ -278,7 +273,7 @@ async fn tls_checks_both_sides() {
         write(&format!("{name}-key.pem"), key.serialize_pem());
     }
     let tls = r#"tls { cert_file: "DIRECTORY/server.pem", key_file: "DIRECTORY/server-key.pem", ca_file: "DIRECTORY/ca.pem", verify: true }"#;
-    let Some(server) = TestNatsServer::start_in(directory, tls, -1).await else { return };
+    let server = TestNatsServer::start_in(directory, tls, -1).await;
     let keys =
         "tls = { ca = 'DIRECTORY/ca.pem', certificate = 'DIRECTORY/front.pem', key = 'DIRECTORY/front-key.pem' }";
     let bed = NatsTestBed(server, keys);
@@ -293,7 +288,7 @@ async fn tls_checks_both_sides() {
 
 #[tokio::test]
 async fn foreign_messages_are_ignored() {
-    let Some(server) = TestNatsServer::start("").await else { return };
+    let server = TestNatsServer::start("").await;
     let bed = NatsTestBed(server, "");
     let worker = RunningCopy::start(&bed, "worker").await;
     let front = bed.0.join("front", "").await;

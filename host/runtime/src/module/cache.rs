@@ -380,12 +380,18 @@ mod tests {
         }
     }
 
+    /// Fails a test that is not run by root; `tests/run` leaves it out by its name.
+    fn require_superuser() {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "this test cannot run here: only root can give files to another user. `cargo test -- --skip as_superuser` \
+             leaves out such tests"
+        );
+    }
+
     #[test]
-    fn what_another_user_has_planted_is_never_used() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not run: only root can give files away");
-            return;
-        }
+    fn as_superuser_what_another_user_has_planted_is_never_used() {
+        require_superuser();
         let scratch = tempfile::tempdir().unwrap();
         let (planted, private) = (scratch.path().join("planted"), scratch.path().join("private"));
         put(&cache(&planted, u64::MAX), "key", b"theirs");
@@ -407,11 +413,8 @@ mod tests {
     }
 
     #[test]
-    fn root_makes_no_directory_where_another_user_would_need_it() {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("not run: only root can give files away");
-            return;
-        }
+    fn as_superuser_no_directory_is_made_where_another_user_would_need_it() {
+        require_superuser();
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().join("cages");
         fs::create_dir(&root).unwrap();

@@ -7,10 +7,10 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 use wasmcage_core::request::Deadline;
-use wasmcage_tests::{RawPeer, Running, postage};
+use wasmcage_tests::{RawPeer, RunningCage, postage};
 
-use crate::amqp::Scene;
-use crate::amqp_resource::{Scene as Sender, operation};
+use super::messages::BrokerFixture;
+use super::resource::{ResourceFixture, operation};
 
 /// Lengths around what a short string of AMQP holds, and one that no frame holds.
 const LENGTHS: [usize; 5] = [0, 255, 256, 260, 100_000];
@@ -33,8 +33,8 @@ fn names() -> Vec<String> {
     names
 }
 
-async fn still_serves(scene: &Scene, cage: &Running, number: usize) {
-    assert_eq!(scene.ask("echo", json!(number)).await["value"], number, "{}", cage.log());
+async fn still_serves(fixture: &BrokerFixture, cage: &RunningCage, number: usize) {
+    assert_eq!(fixture.ask("echo", json!(number)).await["value"], number, "{}", cage.log());
 }
 
 const HANDLERS: &str = "handlers = { 'rpc/command/echo' = 'echo.rpc_echo' }";
@@ -42,39 +42,39 @@ const HANDLERS: &str = "handlers = { 'rpc/command/echo' = 'echo.rpc_echo' }";
 /// Every name that a message brings: of groups, of commands, of its sender; where it wants its reply, and as what.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_in_messages_end_no_interface() {
-    let Some(scene) = Scene::new().await else { return };
-    let name = format!("named-{}", scene.queue);
-    let cage = scene.start(&format!("application = '{name}'\n{HANDLERS}")).await;
+    let fixture = BrokerFixture::new().await;
+    let name = format!("named-{}", fixture.queue);
+    let cage = fixture.start(&format!("application = '{name}'\n{HANDLERS}")).await;
     let exchange = "generic-application-exchange";
     for (number, hostile) in names().iter().enumerate() {
         for command in ["join_group", "leave_group"] {
-            scene.peer.command(exchange, &name, command, json!({ "group_name": hostile })).await;
+            fixture.peer.command(exchange, &name, command, json!({ "group_name": hostile })).await;
         }
-        scene.command(hostile, json!({})).await;
+        fixture.command(hostile, json!({})).await;
         for (category, kind) in
             [(hostile.as_str(), "command"), ("message", hostile.as_str()), ("rpc", hostile.as_str())]
         {
             let mut message: Value = serde_json::from_slice(&postage(category, hostile, json!({}))).unwrap();
             message["type"] = kind.into();
             message["fingerprint"] = json!({ "name": hostile, hostile.as_str(): hostile });
-            scene.send(message.to_string().as_bytes(), BasicProperties::default()).await;
+            fixture.send(message.to_string().as_bytes(), BasicProperties::default()).await;
         }
-        still_serves(&scene, &cage, number).await;
+        still_serves(&fixture, &cage, number).await;
     }
     for odd in [json!({}), json!({ "group_name": 7 }), json!([]), json!(null)] {
-        scene.peer.command(exchange, &name, "join_group", odd).await;
+        fixture.peer.command(exchange, &name, "join_group", odd).await;
     }
-    still_serves(&scene, &cage, 0).await;
+    still_serves(&fixture, &cage, 0).await;
     assert!(!cage.log().contains("panicked"), "{}", cage.log());
     assert!(cage.stop().await);
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(0));
 }
 
 /// The same for properties, those that the client library lets a peer write.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_in_properties_end_no_interface() {
-    let Some(scene) = Scene::new().await else { return };
-    let cage = scene.start("format = 'raw'").await;
+    let fixture = BrokerFixture::new().await;
+    let cage = fixture.start("format = 'raw'").await;
     for hostile in names().into_iter().filter(|name| name.len() <= 255) {
         let short = || hostile.as_str().into();
         let mut own = FieldTable::default();
@@ -84,26 +84,26 @@ async fn names_in_properties_end_no_interface() {
         let properties = properties.with_content_type(short()).with_content_encoding(short()).with_message_id(short());
         let properties = properties.with_type(short()).with_app_id(short()).with_correlation_id(short());
         // A reply to nowhere, and none at all.
-        scene.send(b"headers", properties.clone().with_reply_to(short())).await;
-        scene.send(b"headers", properties).await;
-        let reply = scene.peer.ask_raw(&scene.exchange, "k", b"still here", BasicProperties::default()).await;
+        fixture.send(b"headers", properties.clone().with_reply_to(short())).await;
+        fixture.send(b"headers", properties).await;
+        let reply = fixture.peer.ask_raw(&fixture.exchange, "k", b"still here", BasicProperties::default()).await;
         assert_eq!(reply.data, b"still here");
     }
     assert!(!cage.log().contains("panicked"), "{}", cage.log());
     assert!(!cage.log().contains("broker lost"), "{}", cage.log());
     assert!(cage.stop().await);
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0));
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(0));
 }
 
-/// What is no text at all: a broker passes it on as it came.
+/// Names that are no text at all: a broker passes them on as they came.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_that_are_no_text_end_no_connection() {
-    let Some(scene) = Scene::new().await else { return };
+    let fixture = BrokerFixture::new().await;
     // Its queue is bound by any key.
-    let keys = format!("format = 'raw'\nexchanges.{} = {{ type = 'fanout' }}", scene.exchange);
-    let cage = scene.start(&keys).await;
-    let exchange = scene.exchange.clone();
-    let broker = scene.broker.clone();
+    let keys = format!("format = 'raw'\nexchanges.{} = {{ type = 'fanout' }}", fixture.exchange);
+    let cage = fixture.start(&keys).await;
+    let exchange = fixture.exchange.clone();
+    let broker = fixture.broker.clone();
     let taken = tokio::task::spawn_blocking(move || {
         let mut hostile: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let text = |bytes: &[u8]| [&[bytes.len() as u8][..], bytes].concat();
@@ -134,19 +134,19 @@ async fn names_that_are_no_text_end_no_connection() {
     let taken = taken.await.unwrap();
     println!("the broker took {taken} of the hostile messages");
     assert!(taken > 0, "at least the key is the broker's to pass on");
-    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"still here", BasicProperties::default()).await;
+    let reply = fixture.peer.ask_raw(&fixture.exchange, "k", b"still here", BasicProperties::default()).await;
     assert_eq!(reply.data, b"still here");
     let log = cage.log();
     assert!(!log.contains("broker lost") && !log.contains("panicked"), "{log}");
     assert!(cage.stop().await);
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0), "all of them are settled");
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(0), "all of them are settled");
 }
 
-/// What a guest names: each is sent, or an error that leaves the connection as good as before.
+/// Names of a guest: each is sent, or is an error that leaves the connection usable.
 #[tokio::test(flavor = "multi_thread")]
 async fn names_in_operations_end_no_connection() {
-    let Some(scene) = Sender::new("").await else { return };
-    let mut connection = scene.connect().await;
+    let fixture = ResourceFixture::new("").await;
+    let mut connection = fixture.connect().await;
     let places = [
         "key",
         "content-type",
@@ -170,20 +170,20 @@ async fn names_in_operations_end_no_connection() {
         for place in places {
             let value = match place {
                 "headers" => json!({ hostile.as_str(): hostile }).to_string(),
-                "eks" => json!([[scene.exchange, hostile]]).to_string(),
+                "eks" => json!([[fixture.exchange, hostile]]).to_string(),
                 _ => hostile.clone(),
             };
             let name = place.replace("NAME", &hostile);
-            check(&scene, &mut connection, operation("publish", "", &[(&name, &value)], json!({}))).await;
+            check(&fixture, &mut connection, operation("publish", "", &[(&name, &value)], json!({}))).await;
         }
         for action in actions {
             let action = action.replace("NAME", &hostile);
             let quick = [("timeout-ms", "1"), ("max-retry", "0")];
-            check(&scene, &mut connection, operation(&action, &hostile, &quick, json!({}))).await;
+            check(&fixture, &mut connection, operation(&action, &hostile, &quick, json!({}))).await;
         }
     }
     assert_eq!(
-        scene
+        fixture
             .connect()
             .await
             .execute_alone(operation("status", "on", &[], json!({})), &[], soon())
@@ -199,12 +199,12 @@ fn soon() -> Deadline {
 }
 
 async fn check(
-    scene: &Sender,
+    fixture: &ResourceFixture,
     connection: &mut Box<dyn wasmcage_resource::Connection>,
     operation: wasmcage_resource::Operation,
 ) {
     let shown = format!("{operation:?}").chars().take(200).collect::<String>();
-    let checked = scene.resource.check(&operation);
+    let checked = fixture.resource.check(&operation);
     let result = match checked {
         Ok(()) => connection.execute_alone(operation, &[], soon()).await,
         Err(error) => Err(error),
@@ -215,7 +215,7 @@ async fn check(
         if error.terminal {
             // A queue that is not there, or a reply that does not come, costs its own channel.
             assert!(["amqp-404", "timed-out"].contains(&error.code.as_str()), "{shown}: {error}");
-            *connection = scene.connect().await;
+            *connection = fixture.connect().await;
         }
     }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wasmcage_tests::{Peer, RabbitMq, Root, cache, eventually, guest, program};
 
-use crate::amqp_life::{broker, restarted};
+use super::life::{broker, restarted};
 
 /// Messages of the tests that kill; `AMQP_MESSAGES` may say more.
 const MESSAGES: usize = 2_000;
@@ -22,12 +22,12 @@ const WAITING: usize = 50_000;
 const PREFETCH: usize = 64;
 
 /// A cage that answers raw requests of queue `work`.
-struct Process {
+struct HandlerProcess {
     root: TempDir,
     child: Option<Child>,
 }
 
-impl Process {
+impl HandlerProcess {
     fn new(broker: &RabbitMq, keys: &str) -> Self {
         let root = tempfile::tempdir().unwrap();
         let cage = root.path().join("killed");
@@ -111,7 +111,7 @@ impl Requests {
         }
     }
 
-    /// Whether there was an answer.
+    /// Takes one answer; says whether there was one.
     async fn take(&mut self) -> bool {
         let Some(answer) = self.peer.take("results").await else { return false };
         let id = answer.properties.correlation_id().as_ref().unwrap().to_string();
@@ -131,7 +131,7 @@ async fn check_kills(mut broker: RabbitMq, queues: FieldTable, keys: &str, broke
     if broker_too {
         on_disk(&broker).await;
     }
-    let mut process = Process::new(&broker, keys);
+    let mut process = HandlerProcess::new(&broker, keys);
     for kill in 0..KILLS {
         requests.left(requests.messages * (2 * KILLS - kill - 1) / (2 * KILLS)).await;
         if broker_too && kill % 2 == 1 {
@@ -151,7 +151,7 @@ async fn check_kills(mut broker: RabbitMq, queues: FieldTable, keys: &str, broke
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    // What is in work may be answered once more.
+    // A request in work may be answered once more.
     process.stop().await;
     while requests.take().await {}
     let duplicates: usize = requests.answers.values().map(|(all, _)| all - 1).sum();
@@ -184,7 +184,7 @@ fn arguments(texts: &[(&str, &str)]) -> FieldTable {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cage_that_is_killed_repeats_only_what_it_had_not_acknowledged() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     check_kills(broker, FieldTable::default(), "queues.work = { durable = true }", false).await;
 }
 
@@ -192,16 +192,16 @@ async fn a_cage_that_is_killed_repeats_only_what_it_had_not_acknowledged() {
 /// latest ones, and sends acknowledged messages again: nothing is lost, but no bound holds.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_cage_and_broker_are_killed() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     let queues = arguments(&[("x-queue-type", "quorum")]);
     check_kills(broker, queues, "queues.work = { type = 'quorum' }", true).await;
 }
 
-/// What waits is the broker's concern: a cage holds its prefetch and no more.
+/// Messages wait at the broker: a cage holds its prefetch and no more.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
     const PADDING: usize = 1_000;
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     let waiting = std::env::var("AMQP_WAITING").map_or(WAITING, |text| text.parse().unwrap());
     let peer = Peer::of(&broker).await;
     // Kept on disk by the broker.
@@ -216,7 +216,8 @@ async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
         peer.channel.wait_for_confirms().await.unwrap();
     };
     publish(4 * PREFETCH).await;
-    let process = Process::new(&broker, "queues.work = { durable = true, arguments = { x-queue-mode = 'lazy' } }");
+    let process =
+        HandlerProcess::new(&broker, "queues.work = { durable = true, arguments = { x-queue-mode = 'lazy' } }");
     let handled = || process.log().matches("message work: slow").count();
     // As many at once as ever, with all the instances that they need.
     eventually("work", || (handled() >= 2 * PREFETCH).then_some(())).await;
@@ -235,13 +236,13 @@ async fn memory_does_not_grow_with_the_number_of_messages_that_wait() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
     const LONG: usize = 100_000_000;
-    let Some(broker) = broker("vm_memory_high_watermark.absolute = 2GB").await else { return };
+    let broker = broker("vm_memory_high_watermark.absolute = 2GB").await;
     let peer = Peer::of(&broker).await;
     peer.queue("dead", FieldTable::default()).await;
     peer.queue("work", arguments(&[("x-dead-letter-exchange", ""), ("x-dead-letter-routing-key", "dead")])).await;
     let keys = "queues.work = { durable = true, arguments = { x-dead-letter-exchange = '', \
                 x-dead-letter-routing-key = 'dead' } }";
-    let process = Process::new(&broker, keys);
+    let process = HandlerProcess::new(&broker, keys);
     peer.publish("", "work", b"first", BasicProperties::default()).await;
     eventually("the first", || process.log().contains("message work: first").then_some(())).await;
     let before = process.memory("VmHWM");
@@ -259,7 +260,7 @@ async fn a_body_of_a_hundred_megabytes_is_refused_without_being_held() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_environment_says_who_a_cage_is_to_its_broker_as_it_does_for_postage() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     for arguments in [
         &["add_vhost", "post"][..],
         &["add_user", "carrier", "horn"],

@@ -1,5 +1,5 @@
 //! One request on a connection of its own, whose body goes out and whose answer comes in piece by piece: for tests of what
-//! streams, and of who leaves in the middle.
+//! streams, and of clients that leave in the middle.
 
 use std::future::poll_fn;
 use std::io;
@@ -19,27 +19,27 @@ use tokio::task::JoinHandle;
 /// No test waits longer for a piece of an answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Which HTTP an exchange speaks.
+/// The version of HTTP that a request is sent by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     Http1,
     Http2,
 }
 
-/// Dropped before the body has ended, it leaves as a client does that crashed.
-pub struct Exchange {
-    body: Option<mpsc::Sender<Piece>>,
+/// A request whose body and answer stream. Dropped before the body has ended, it is cut off as by a client that crashed.
+pub struct StreamedRequest {
+    body: Option<mpsc::Sender<BodyPart>>,
     response: Option<JoinHandle<hyper::Result<Response<Incoming>>>>,
     answer: Option<Response<Incoming>>,
     connection: JoinHandle<hyper::Result<()>>,
 }
 
-enum Piece {
+enum BodyPart {
     Frame(Frame<Bytes>),
     End,
 }
 
-impl Exchange {
+impl StreamedRequest {
     /// Sends a POST's head; the body's pieces follow.
     ///
     /// # Panics
@@ -58,7 +58,7 @@ impl Exchange {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Pieces { pieces, ended: false }).expect("a request");
+        let request = request.body(BodyParts { pieces, ended: false }).expect("a request");
         let (response, connection) = match version {
             Version::Http1 => {
                 let (mut sender, connection) = http1::handshake(stream).await.expect("a conversation");
@@ -74,12 +74,12 @@ impl Exchange {
     }
 
     pub async fn send(&self, bytes: impl Into<Bytes>) {
-        self.put(Piece::Frame(Frame::data(bytes.into()))).await;
+        self.put(BodyPart::Frame(Frame::data(bytes.into()))).await;
     }
 
     /// Ends the body.
     pub async fn end(&mut self) {
-        self.put(Piece::End).await;
+        self.put(BodyPart::End).await;
         self.body = None;
     }
 
@@ -87,11 +87,11 @@ impl Exchange {
     pub async fn end_with(&mut self, name: &'static str, value: &'static str) {
         let mut trailers = HeaderMap::new();
         trailers.insert(name, HeaderValue::from_static(value));
-        self.put(Piece::Frame(Frame::trailers(trailers))).await;
+        self.put(BodyPart::Frame(Frame::trailers(trailers))).await;
         self.end().await;
     }
 
-    async fn put(&self, piece: Piece) {
+    async fn put(&self, piece: BodyPart) {
         // A server that takes no more of the body has its reasons; what it answers is looked at elsewhere.
         let _ = self.body.as_ref().expect("the body has not ended").send(piece).await;
     }
@@ -168,7 +168,7 @@ impl Exchange {
     }
 }
 
-impl Drop for Exchange {
+impl Drop for StreamedRequest {
     fn drop(&mut self) {
         self.connection.abort();
         if let Some(response) = &self.response {
@@ -177,12 +177,12 @@ impl Drop for Exchange {
     }
 }
 
-struct Pieces {
-    pieces: mpsc::Receiver<Piece>,
+struct BodyParts {
+    pieces: mpsc::Receiver<BodyPart>,
     ended: bool,
 }
 
-impl Body for Pieces {
+impl Body for BodyParts {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -191,8 +191,8 @@ impl Body for Pieces {
             return Poll::Ready(None);
         }
         Poll::Ready(match ready!(self.pieces.poll_recv(cx)) {
-            Some(Piece::Frame(frame)) => Some(Ok(frame)),
-            Some(Piece::End) => {
+            Some(BodyPart::Frame(frame)) => Some(Ok(frame)),
+            Some(BodyPart::End) => {
                 self.ended = true;
                 None
             }

@@ -3,32 +3,32 @@
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use wasmcage_tests::{DatabaseServer, Running, TestCage};
+use wasmcage_tests::{DatabaseServer, RunningCage, TestCage};
 
 use crate::sql::{call, call_of, config, failed, result, rows, run, tried};
 
 /// A cage with modules `user` and `other`, and the two servers behind it.
-struct Pooled {
-    cage: Running,
+struct PooledCage {
+    cage: RunningCage,
     pooler: DatabaseServer,
     _server: DatabaseServer,
 }
 
-impl Pooled {
-    async fn start() -> Option<Self> {
-        let server = DatabaseServer::postgres(None)?;
-        let pooler = DatabaseServer::pgbouncer(&server)?;
+impl PooledCage {
+    async fn start() -> Self {
+        let server = DatabaseServer::postgres(None);
+        let pooler = DatabaseServer::pgbouncer(&server);
         let port = pooler.port();
         let resource = format!("url = \"postgres://postgres@127.0.0.1:{port}/postgres\"\nstatement_cache = 0");
         let config = config(&resource) + "[modules.other]\nallow = { resources = [\"db\"] }\n";
         let cage = TestCage::new().module("sql_user", "user").module("sql_user", "other").config(&config).start().await;
-        Some(Self { cage, pooler, _server: server })
+        Self { cage, pooler, _server: server }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_at_the_same_time_never_meet_each_others_statements() {
-    let Some(Pooled { cage, .. }) = &Pooled::start().await else { return };
+    let PooledCage { cage, .. } = &PooledCage::start().await;
     run(cage, "create table t (id int primary key, name text)").await;
     let rounds = (0..24).map(async |caller: i64| {
         for round in 0..20_i64 {
@@ -52,7 +52,7 @@ async fn calls_at_the_same_time_never_meet_each_others_statements() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_left_in_a_session_behind_a_pooler_nobody_finds() {
-    let Some(Pooled { cage, .. }) = &Pooled::start().await else { return };
+    let PooledCage { cage, .. } = &PooledCage::start().await;
     for leave in [
         "select set_config('app.user', 'alice', false)",
         "set role pg_monitor",
@@ -81,7 +81,7 @@ async fn what_is_left_in_a_session_behind_a_pooler_nobody_finds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_behind_a_pooler_gives_back_the_settings_that_values_are_read_with() {
-    let Some(Pooled { cage, pooler, _server }) = &mut Pooled::start().await else { return };
+    let PooledCage { cage, pooler, _server } = &mut PooledCage::start().await;
     run(cage, "alter role postgres set timezone to 'Asia/Tokyo'").await;
     run(cage, "alter role postgres set datestyle to 'German'").await;
     tokio::task::block_in_place(|| {
@@ -103,7 +103,7 @@ async fn a_reset_behind_a_pooler_gives_back_the_settings_that_values_are_read_wi
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_works_without_a_pooler_works_with_one() {
-    let Some(Pooled { cage, .. }) = &Pooled::start().await else { return };
+    let PooledCage { cage, .. } = &PooledCage::start().await;
     run(cage, "create table t (id int primary key)").await;
     // Transactions, their failures, and streams.
     let insert = |id: i64| json!(["insert into t values ({id})", [["id", id]]]);
@@ -117,7 +117,7 @@ async fn all_that_works_without_a_pooler_works_with_one() {
     );
     let told = call(cage, "run", json!(["db", [insert(3)], "read-only"])).await;
     failed(&told, "25006", "Phase::Execute", true, false);
-    // What cannot run in a transaction.
+    // Statements that cannot run in a transaction.
     assert!(tried(cage, "vacuum t", json!({})).await.get("ok").is_some());
     run(cage, "create index concurrently i on t (id)").await;
     // A table that is altered, and a parameter whose type is another one then.

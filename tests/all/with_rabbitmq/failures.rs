@@ -11,12 +11,12 @@ use wasmcage_core::request::Deadline;
 use wasmcage_resource::ResourceError;
 use wasmcage_tests::{Peer, RabbitMq, TestCage, eventually};
 
-use crate::amqp::{Scene, news};
-use crate::amqp_life::{broker, restarted};
-use crate::amqp_resource::{operation, resource};
+use super::life::{broker, restarted};
+use super::messages::{BrokerFixture, news};
+use super::resource::{operation, resource};
 
 /// An operation on a resource with these keys, until this deadline; and how long it took.
-async fn asked(keys: &str, deadline: Duration) -> (ResourceError, Duration) {
+pub(crate) async fn asked(keys: &str, deadline: Duration) -> (ResourceError, Duration) {
     let root = tempfile::tempdir().unwrap();
     let resource = resource(root.path(), keys);
     let (started, deadline) = (Instant::now(), Deadline::after(deadline));
@@ -30,12 +30,12 @@ async fn asked(keys: &str, deadline: Duration) -> (ResourceError, Duration) {
     (error, started.elapsed())
 }
 
-const EKS: &str = "eks = [{ exchange = 'trouble', key = 'k' }]";
+pub(crate) const EKS: &str = "eks = [{ exchange = 'trouble', key = 'k' }]";
 
 /// Waiting would not help: the operation fails at once, with the broker's reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_whom_the_broker_does_not_let_in_is_told_at_once() {
-    let Some(broker) = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap() else { return };
+    let broker = tokio::task::spawn_blocking(RabbitMq::shared).await.unwrap();
     let place = format!("host = '127.0.0.1'\nport = {}\n{EKS}", broker.port());
     for (keys, reason) in [("user = 'nobody'", "ACCESS_REFUSED"), ("vhost = 'nowhere'", "NOT_ALLOWED")] {
         let (error, took) = asked(&format!("{keys}\n{place}"), Duration::from_secs(300)).await;
@@ -45,38 +45,9 @@ async fn a_user_whom_the_broker_does_not_let_in_is_told_at_once() {
     }
 }
 
-/// Whoever waits for a broker has something left of its time when it learns that there is none.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_operation_that_waits_for_a_broker_ends_before_its_callers_deadline() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let deadline = Duration::from_secs(4);
-    let (error, took) = asked(&format!("host = '127.0.0.1'\nport = {nobody}\n{EKS}"), deadline).await;
-    assert_eq!((error.code.as_str(), error.recoverable), ("connect", true), "{error}");
-    assert!(error.text.contains("refused"), "{error}");
-    assert!(took < deadline, "{took:?}");
-}
-
-/// The same seen from a module: it answers by the error, where it was cut off before.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_module_sees_why_its_message_was_not_sent() {
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let cage = TestCage::new().module("amqp_sender", "interface_web").http("web").config(&format!(
-        "timeout_ms = 5_000\n[modules.interface_web]\nallow = {{ resources = ['out'] }}\n[resources.out]\n\
-         protocol = 'amqp'\nhost = '127.0.0.1'\nport = {nobody}\n{EKS}"
-    ));
-    let cage = cage.start().await;
-    let answer = cage.client("web").get("/command?text=x").await;
-    assert_eq!(answer.status, 500, "not 504: the module itself answered");
-    cage.logged("request failed").await;
-    assert!(cage.log().contains("connect: "), "{}", cage.log());
-    // What an operator sees of it.
-    let trouble = cage.snapshot().cages[0].resources[0].trouble.clone().expect("a trouble");
-    assert!(trouble.contains(&nobody.to_string()) && trouble.contains("refused"), "{trouble}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_is_told_of_a_broker_that_is_lost_or_blocked() {
-    let Some(broker) = broker("").await else { return };
+    let broker = broker("").await;
     let cage = TestCage::new().module("amqp_handler", "interface_in").config(&format!(
         "[interfaces.in]\nprotocol = 'amqp'\nformat = 'raw'\nurl = '{}'\nqueues.life = {{ durable = true }}",
         broker.url()
@@ -117,19 +88,19 @@ async fn controlled(broker: RabbitMq, arguments: &'static [&'static str]) -> Rab
 /// The others of its interface are consumed, an operator is told, and it is consumed as soon as it is as declared.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_with_other_properties_keeps_no_other_queue_from_being_consumed() {
-    let Some(scene) = Scene::new().await else { return };
-    let odd = format!("odd-{}", scene.queue);
-    scene.peer.queue(&odd, FieldTable::default()).await;
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{odd} = {{ auto_delete = true }}")).await;
-    let reply = scene.peer.ask_raw(&scene.exchange, "k", b"hello", BasicProperties::default()).await;
+    let fixture = BrokerFixture::new().await;
+    let odd = format!("odd-{}", fixture.queue);
+    fixture.peer.queue(&odd, FieldTable::default()).await;
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{odd} = {{ auto_delete = true }}")).await;
+    let reply = fixture.peer.ask_raw(&fixture.exchange, "k", b"hello", BasicProperties::default()).await;
     assert_eq!(reply.data, b"hello");
     let told = eventually("it is told", || news(&cage)).await;
     assert!(told.contains(&format!("cannot declare queue {odd}")) && told.contains("durable"), "{told}");
     assert_eq!(cage.log().matches("the broker does not take a declaration").count(), 1, "{}", cage.log());
-    scene.peer.publish("", &odd, b"waits", BasicProperties::default()).await;
-    scene.peer.channel.queue_delete(odd.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    fixture.peer.publish("", &odd, b"waits", BasicProperties::default()).await;
+    fixture.peer.channel.queue_delete(odd.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     eventually("its turn", || news(&cage).is_none().then_some(())).await;
-    scene.peer.publish("", &odd, b"at last", BasicProperties::default()).await;
+    fixture.peer.publish("", &odd, b"at last", BasicProperties::default()).await;
     cage.logged(&format!("message {odd}: at last")).await;
     assert!(cage.stop().await);
 }
@@ -137,17 +108,19 @@ async fn a_queue_with_other_properties_keeps_no_other_queue_from_being_consumed(
 /// A queue that somebody else has for himself is consumed when he lets go, and the others all the while.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_cannot_be_consumed_disturbs_no_other() {
-    let Some(scene) = Scene::new().await else { return };
-    let taken = format!("taken-{}", scene.queue);
-    let other = Peer::of(&scene.broker).await;
+    let fixture = BrokerFixture::new().await;
+    let taken = format!("taken-{}", fixture.queue);
+    let other = Peer::of(&fixture.broker).await;
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
     other.channel.queue_declare(taken.as_str().into(), exclusive, FieldTable::default()).await.unwrap();
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{taken} = {{ exclusive = true }}")).await;
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{taken} = {{ exclusive = true }}")).await;
     let told = eventually("it is told", || news(&cage)).await;
     assert!(told.contains(&taken), "{told}");
     for number in 0..20 {
-        let reply =
-            scene.peer.ask_raw(&scene.exchange, "k", format!("{number}").as_bytes(), BasicProperties::default()).await;
+        let reply = fixture
+            .peer
+            .ask_raw(&fixture.exchange, "k", format!("{number}").as_bytes(), BasicProperties::default())
+            .await;
         assert_eq!(reply.data, format!("{number}").as_bytes());
     }
     assert_eq!(cage.log().matches("address=\"amqp").count(), 1, "nothing began anew: {}", cage.log());
@@ -158,13 +131,13 @@ async fn a_queue_that_cannot_be_consumed_disturbs_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exchange_that_was_deleted_comes_back_with_its_bindings() {
-    let Some(scene) = Scene::new().await else { return };
-    let cage = scene.start("format = 'raw'").await;
-    let exchange = scene.exchange.as_str();
-    scene.peer.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
-    let listed = || scene.broker.control(&["list_bindings", "source_name"]);
+    let fixture = BrokerFixture::new().await;
+    let cage = fixture.start("format = 'raw'").await;
+    let exchange = fixture.exchange.as_str();
+    fixture.peer.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    let listed = || fixture.broker.control(&["list_bindings", "source_name"]);
     eventually("it is there again", || listed().lines().any(|line| line == exchange).then_some(())).await;
-    let reply = scene.peer.ask_raw(exchange, "k", b"hello", BasicProperties::default()).await;
+    let reply = fixture.peer.ask_raw(exchange, "k", b"hello", BasicProperties::default()).await;
     assert_eq!(reply.data, b"hello");
     assert_eq!(cage.log().matches("address=\"amqp").count(), 1, "nothing began anew: {}", cage.log());
     assert!(cage.stop().await);
@@ -173,16 +146,16 @@ async fn an_exchange_that_was_deleted_comes_back_with_its_bindings() {
 /// What a consumer has in work is finished when another queue of its interface, or all of them, begin anew.
 #[tokio::test(flavor = "multi_thread")]
 async fn deliveries_in_work_are_finished_when_another_queue_is_deleted() {
-    let Some(scene) = Scene::new().await else { return };
-    let deleted = format!("deleted-{}", scene.queue);
-    let cage = scene.start(&format!("format = 'raw'\nqueues.{deleted} = {{ durable = true }}")).await;
+    let fixture = BrokerFixture::new().await;
+    let deleted = format!("deleted-{}", fixture.queue);
+    let cage = fixture.start(&format!("format = 'raw'\nqueues.{deleted} = {{ durable = true }}")).await;
     for _ in 0..10 {
-        scene.send(b"slow", BasicProperties::default()).await;
+        fixture.send(b"slow", BasicProperties::default()).await;
     }
     eventually("work", || (cage.snapshot().cages[0].in_work > 0).then_some(())).await;
-    scene.peer.channel.queue_delete(deleted.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    fixture.peer.channel.queue_delete(deleted.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     cage.logged("was the queue deleted").await;
     eventually("all of them", || (cage.log().matches("message k: slow").count() >= 10).then_some(())).await;
     assert!(cage.stop().await);
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(0), "each was acknowledged once");
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(0), "each was acknowledged once");
 }

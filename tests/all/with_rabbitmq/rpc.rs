@@ -13,17 +13,17 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use wasmcage_resource::Connection;
 
-use crate::amqp_resource::{Scene, alone, operation, within};
+use super::resource::{ResourceFixture, alone, operation, within};
 
 /// Rounds of the test with many callers; `AMQP_ROUNDS` may say more.
 const ROUNDS: usize = 20;
 const CALLERS: usize = 16;
 
-/// Answers every request of the scene's queue by its own parameters, without a correlation id, so many times.
-async fn serving(scene: &Scene, replies: usize) -> JoinHandle<()> {
-    let peer = wasmcage_tests::Peer::of(&scene.broker).await;
+/// Answers every request of the fixture's queue by its own parameters, without a correlation id, so many times.
+async fn serving(fixture: &ResourceFixture, replies: usize) -> JoinHandle<()> {
+    let peer = wasmcage_tests::Peer::of(&fixture.broker).await;
     let consumed = peer.channel.basic_consume(
-        scene.queue.as_str().into(),
+        fixture.queue.as_str().into(),
         "".into(),
         BasicConsumeOptions::default(),
         FieldTable::default(),
@@ -59,14 +59,14 @@ async fn ask(connection: &mut Box<dyn Connection>, value: Value) -> Value {
 
 /// On few connections, as a pool would give them to many callers.
 async fn check_own_answers(keys: &str, replies: usize) {
-    let Some(scene) = Scene::new(keys).await else { return };
-    let scene = Arc::new(scene);
-    let _serving = serving(&scene, replies).await;
+    let fixture = ResourceFixture::new(keys).await;
+    let fixture = Arc::new(fixture);
+    let _serving = serving(&fixture, replies).await;
     let rounds = std::env::var("AMQP_ROUNDS").map_or(ROUNDS, |text| text.parse().unwrap());
     let callers = (0..CALLERS).map(|caller| {
-        let scene = scene.clone();
+        let fixture = fixture.clone();
         tokio::spawn(async move {
-            let mut connection = scene.connect().await;
+            let mut connection = fixture.connect().await;
             let mut wrong = 0;
             for round in 0..rounds {
                 let value = json!([caller, round]);
@@ -100,47 +100,47 @@ async fn a_second_answer_goes_to_nobody_with_queues_either() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_to_a_request_that_was_sent_again_goes_to_it_and_to_no_later_one() {
     for keys in ["", "reply_queue = 'exclusive'"] {
-        let Some(scene) = Scene::new(keys).await else { return };
-        let mut connection = scene.connect().await;
+        let fixture = ResourceFixture::new(keys).await;
+        let mut connection = fixture.connect().await;
         let first = operation("rpc", "echo", &[("timeout-ms", "200"), ("max-retry", "100")], json!("first"));
         let asked = tokio::spawn(async move {
             let reply = alone(&mut connection, first).await.unwrap();
             (connection, reply)
         });
-        let (one, two) = (scene.peer.next(&scene.queue).await, scene.peer.next(&scene.queue).await);
+        let (one, two) = (fixture.peer.next(&fixture.queue).await, fixture.peer.next(&fixture.queue).await);
         let reply_to = |request: &lapin::message::Delivery| request.properties.reply_to().as_ref().unwrap().to_string();
         for request in [&one, &two] {
-            scene.peer.publish("", &reply_to(request), &result(&json!("first")), BasicProperties::default()).await;
+            fixture.peer.publish("", &reply_to(request), &result(&json!("first")), BasicProperties::default()).await;
         }
         let (mut connection, reply) = asked.await.unwrap();
         assert_eq!(reply.body, "\"first\"");
-        while scene.peer.take(&scene.queue).await.is_some() {}
+        while fixture.peer.take(&fixture.queue).await.is_some() {}
         // And once more, while the next one waits.
         let asked = tokio::spawn(async move { ask(&mut connection, json!("second")).await });
-        let next = scene.peer.next(&scene.queue).await;
+        let next = fixture.peer.next(&fixture.queue).await;
         assert_ne!(reply_to(&next), reply_to(&one));
-        scene.peer.publish("", &reply_to(&one), &result(&json!("first")), BasicProperties::default()).await;
-        scene.peer.publish("", &reply_to(&next), &result(&json!("second")), BasicProperties::default()).await;
+        fixture.peer.publish("", &reply_to(&one), &result(&json!("first")), BasicProperties::default()).await;
+        fixture.peer.publish("", &reply_to(&next), &result(&json!("second")), BasicProperties::default()).await;
         assert_eq!(asked.await.unwrap(), "second");
     }
 }
 
-/// As nameko has it: replies go through an exchange, by a key that the requester names.
+/// Replies go through an exchange, by a key that the requester names, as with nameko.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_comes_through_an_exchange_where_that_is_said() {
-    let Some(scene) = Scene::new("").await else { return };
-    let through = format!("{}-replies", scene.exchange);
+    let fixture = ResourceFixture::new("").await;
+    let through = format!("{}-replies", fixture.exchange);
     let keys = format!(
         "eks = [{{ exchange = '{}', key = 'k' }}]\nexchanges.{through} = {{ type = 'topic' }}\nreply_exchange = '{through}'",
-        scene.exchange
+        fixture.exchange
     );
-    let asking = scene.another(&keys);
+    let asking = fixture.another(&keys);
     let mut connection = asking.connect(within()).await.unwrap();
     for number in 0..2 {
         let answering = async {
-            let request = scene.peer.next(&scene.queue).await;
+            let request = fixture.peer.next(&fixture.queue).await;
             let reply_to = request.properties.reply_to().as_ref().unwrap().to_string();
-            scene.peer.publish(&through, &reply_to, &result(&json!(number)), BasicProperties::default()).await;
+            fixture.peer.publish(&through, &reply_to, &result(&json!(number)), BasicProperties::default()).await;
         };
         let (value, ()) = tokio::join!(ask(&mut connection, json!(null)), answering);
         assert_eq!(value, number);
@@ -150,14 +150,14 @@ async fn a_reply_comes_through_an_exchange_where_that_is_said() {
 /// The same for an interface: a cage answers a requester that listens at an exchange.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_goes_through_an_exchange_where_that_is_said() {
-    let Some(scene) = crate::amqp::Scene::new().await else { return };
-    let (through, replies) = (format!("{}-replies", scene.exchange), format!("{}-replies", scene.queue));
+    let fixture = super::messages::BrokerFixture::new().await;
+    let (through, replies) = (format!("{}-replies", fixture.exchange), format!("{}-replies", fixture.queue));
     let keys = format!("format = 'raw'\nreply_exchange = '{through}'\nexchanges.{through} = {{ type = 'topic' }}");
-    let cage = scene.start(&keys).await;
+    let cage = fixture.start(&keys).await;
     let topic = lapin::options::ExchangeDeclareOptions { durable: true, ..Default::default() };
-    let channel = &scene.peer.channel;
+    let channel = &fixture.peer.channel;
     channel.exchange_declare(through.as_str().into(), ExchangeKind::Topic, topic, FieldTable::default()).await.unwrap();
-    scene.peer.queue(&replies, FieldTable::default()).await;
+    fixture.peer.queue(&replies, FieldTable::default()).await;
     let bound = channel.queue_bind(
         replies.as_str().into(),
         through.as_str().into(),
@@ -167,33 +167,33 @@ async fn a_reply_goes_through_an_exchange_where_that_is_said() {
     );
     bound.await.unwrap();
     let properties = BasicProperties::default().with_reply_to("mine.1".into()).with_correlation_id("c".into());
-    scene.send(b"hello", properties).await;
-    let reply = scene.peer.next(&replies).await;
+    fixture.send(b"hello", properties).await;
+    let reply = fixture.peer.next(&replies).await;
     assert_eq!((reply.data, reply.exchange.as_str()), (b"hello".to_vec(), through.as_str()));
     assert_eq!(reply.properties.correlation_id().as_ref().unwrap().as_str(), "c");
     assert!(cage.stop().await);
 }
 
-/// What is asked is done at once, whatever becomes of the transaction.
+/// An rpc is done at once, whatever becomes of its transaction.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_takes_no_rpc_back() {
-    let Some(scene) = Scene::new("").await else { return };
+    let fixture = ResourceFixture::new("").await;
     for (action, undoes) in [("command", true), ("publish", true), ("rpc", false), ("fetch", false)] {
-        assert_eq!(scene.resource.undoes(&operation(action, "x", &[], json!({}))), undoes, "{action}");
+        assert_eq!(fixture.resource.undoes(&operation(action, "x", &[], json!({}))), undoes, "{action}");
     }
-    let mut connection = scene.connect().await;
+    let mut connection = fixture.connect().await;
     connection.begin(&[], within()).await.unwrap();
     let asked = operation("rpc", "echo", &[("timeout-ms", "100"), ("max-retry", "0")], json!({}));
     let error = connection.execute(asked, within()).await.unwrap_err();
     assert!(!error.recoverable, "{error}");
-    assert_eq!(scene.peer.waiting(&scene.queue).await, Some(1));
+    assert_eq!(fixture.peer.waiting(&fixture.queue).await, Some(1));
 }
 
 /// Once the other side is gone a connection says so by itself, and is not used again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_channel_was_closed_is_used_up() {
-    let Some(scene) = Scene::new("").await else { return };
-    let mut connection = scene.connect().await;
+    let fixture = ResourceFixture::new("").await;
+    let mut connection = fixture.connect().await;
     assert!(!connection.is_used_up());
     let eks = json!([["no-such-exchange", "k"]]).to_string();
     alone(&mut connection, operation("status", "on", &[("eks", &eks)], json!({}))).await.unwrap_err();

@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use wasmcage_tests::{Client, Running, TestCage, eventually_within, guest, has_guest, query};
+use wasmcage_tests::{Client, Need, RunningCage, TestCage, eventually_within, guest, has_guest, missing, query};
 
 /// An interpreter takes its time to compile where it is not in the cache yet.
 const COMPILATION: Duration = Duration::from_secs(300);
 
 /// Two cages: the guest as handler and as service, and who it calls.
-async fn started(test: &str, config: &str) -> Option<Running> {
+async fn started(config: &str) -> RunningCage {
     if !has_guest("python_hello") {
-        eprintln!("not run: {test}: python_hello was not built");
-        return None;
+        missing(Need::PythonGuests, "the guest python_hello was not built");
     }
     let cage = TestCage::new()
         .config("request_timeout_ms = 60000")
@@ -30,7 +29,7 @@ async fn started(test: &str, config: &str) -> Option<Running> {
     for module in ["interface_web", "python"] {
         eventually_within(COMPILATION, module, || cage.version(module)).await;
     }
-    Some(cage)
+    cage
 }
 
 async fn call(client: &Client, function: &str, parameters: &[(&str, &str)]) -> Value {
@@ -40,7 +39,7 @@ async fn call(client: &Client, function: &str, parameters: &[(&str, &str)]) -> V
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_request_nests_deeply_does_not_end_the_interpreter() {
-    let Some(cage) = started("what_a_request_nests_deeply_does_not_end_the_interpreter", "").await else { return };
+    let cage = started("").await;
     const DEPTH: usize = 8_000;
     let nested = format!("{}{}", "[".repeat(DEPTH), "]".repeat(DEPTH));
     let arguments = format!("{{\"args\": [{nested}]}}");
@@ -51,7 +50,7 @@ async fn what_a_request_nests_deeply_does_not_end_the_interpreter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_handler_answers() {
-    let Some(cage) = started("a_python_handler_answers", "config = { greeting = \"Hi\" }").await else { return };
+    let cage = started("config = { greeting = \"Hi\" }").await;
     let client = cage.client("web");
     let answer = client.get("/?x=1").await;
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "Hi, world !"));
@@ -78,7 +77,7 @@ async fn a_python_handler_answers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_service_is_called_and_calls() {
-    let Some(cage) = started("a_python_service_is_called_and_calls", "").await else { return };
+    let cage = started("").await;
     let client = cage.client("rust");
     assert_eq!(call(&client, "greet", &[("args", "[\"world\"]")]).await, "Hello, world !");
     let kwargs = json!({ "greeting": "Grüß Gott", "name": "\u{1f40d}" }).to_string();
@@ -88,7 +87,7 @@ async fn a_python_service_is_called_and_calls() {
     assert!(error["text"].as_str().unwrap().contains("bad arguments: add: add() missing 1 required"), "{error}");
     let error = call(&client, "greed", &[]).await;
     assert!(error["text"].as_str().unwrap().contains("did you mean `greet`?"), "{error}");
-    // What initialises the interpreter is nobody's to call.
+    // The exports that initialise the interpreter cannot be called.
     for function in ["exports#init", "init"] {
         let error = call(&client, function, &[]).await;
         assert!(error["error"].as_str().unwrap().starts_with("NoSuchFunction("), "{error}");
@@ -108,7 +107,7 @@ async fn a_python_service_is_called_and_calls() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_requests_share_few_interpreters() {
     let config = "instances = { max = 4 }";
-    let Some(cage) = started("many_requests_share_few_interpreters", config).await else { return };
+    let cage = started(config).await;
     let client = cage.client("web");
     let answers: Vec<_> = (0..200)
         .map(|_| {
@@ -130,7 +129,7 @@ async fn many_requests_share_few_interpreters() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_python_guest_is_swapped_while_it_serves() {
-    let Some(cage) = started("a_python_guest_is_swapped_while_it_serves", "").await else { return };
+    let cage = started("").await;
     let client = cage.client("web");
     let mut bytes = std::fs::read(guest("python_hello")).unwrap();
     // The same under another hash: with a custom section at the end.
