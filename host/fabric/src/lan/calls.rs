@@ -131,8 +131,7 @@ impl LanInner {
                 }
                 Err(AttemptError::NotRun(text)) => unreachable_cage(&call, &text),
                 Err(AttemptError::Lost(text)) => {
-                    let error =
-                        DispatchError::Lost(format!("{} of cage {}: {text}", call.action, call.cage));
+                    let error = DispatchError::Lost(format!("{} of cage {}: {text}", call.action, call.cage));
                     if !call.idempotent {
                         return Err(error);
                     }
