@@ -336,9 +336,9 @@ impl Drop for Host {
 /// Has each store see, each second, whether its file still has its name, as long as there is a store. On a thread of its own,
 /// since a disk may not answer.
 fn watch_stores(mut stores: Vec<Weak<Store>>) -> std::io::Result<()> {
-    let look_after = |store: &Weak<Store>| {
+    let check_file = |store: &Weak<Store>| {
         let Some(store) = store.upgrade() else { return false };
-        if let Err(panic) = task::caught(|| store.look_after()) {
+        if let Err(panic) = task::caught(|| store.check_file()) {
             tracing::error!(error = %panic, "a store could not be looked after");
         }
         true
@@ -346,7 +346,7 @@ fn watch_stores(mut stores: Vec<Weak<Store>>) -> std::io::Result<()> {
     let watch = move || {
         while !stores.is_empty() {
             std::thread::sleep(STORE_CHECK_INTERVAL);
-            stores.retain(look_after);
+            stores.retain(check_file);
         }
     };
     std::thread::Builder::new().name("store-watch".into()).spawn(watch).map(|_| ())

@@ -10,7 +10,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task;
 use wasmcage_protocol::InterfaceContext;
-use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
+use wasmcage_store::{AttemptEnd, CallEntry, FinishOutcome, GivenUpCall, InWorkGuard, StoreError, call_time};
 
 /// How long a call that does not end at its deadline is waited for; guests are stopped there.
 const GRACE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -20,7 +20,7 @@ pub(super) struct Attempted {
     pub(super) cx: InterfaceContext,
     pub(super) config: RetryConfig,
     /// Its place, which it gives back however it ends.
-    pub(super) _in_work: InWork,
+    pub(super) _in_work: InWorkGuard,
     /// A drain waits for it from its beginning on.
     pub(super) _in_flight: TaskTrackerToken,
     pub(super) sequence: u64,
@@ -34,7 +34,7 @@ impl Attempted {
             // A call whose attempt panics is made again later, like others, and not at once for ever.
             if let Err(panic) = task::caught_async(self.to_its_end()).await {
                 self.cx.tasks.report("an attempt at a retried call", &panic);
-                self.record(End::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
+                self.record(AttemptEnd::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
             }
         };
         tokio::select! {
@@ -56,7 +56,7 @@ impl Attempted {
 
     async fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let sequence = self.sequence;
-        self.cx.store.aside(move |store| store.call_message(sequence)).await
+        self.cx.store.read_without_blocking(move |store| store.call_message(sequence)).await
     }
 
     async fn made(&self, message: Vec<u8>) -> Result<(), DispatchError> {
@@ -69,18 +69,18 @@ impl Attempted {
         ended.unwrap_or_else(|_| Err(DispatchError::DeadlineExceeded("it did not end at its deadline".into())))
     }
 
-    fn end_of(&self, result: Result<(), DispatchError>) -> End {
+    fn end_of(&self, result: Result<(), DispatchError>) -> AttemptEnd {
         match result {
-            Ok(()) => End::Done,
-            Err(error) if is_final(&error) => End::Never(error.to_string()),
+            Ok(()) => AttemptEnd::Done,
+            Err(error) if is_final(&error) => AttemptEnd::Never(error.to_string()),
             // A cage that stops has not begun with it, and must not use up what may be its only attempt.
             Err(error @ DispatchError::Draining) => self.not_run(error.to_string()),
-            Err(error) => End::Later { error: error.to_string(), due_ms: self.next_ms() },
+            Err(error) => AttemptEnd::Later { error: error.to_string(), due_ms: self.next_ms() },
         }
     }
 
-    fn not_run(&self, error: String) -> End {
-        End::NotRun { attempt: self.entry.attempts, error, due_ms: self.next_ms() }
+    fn not_run(&self, error: String) -> AttemptEnd {
+        AttemptEnd::NotRun { attempt: self.entry.attempts, error, due_ms: self.next_ms() }
     }
 
     /// When the next attempt is due, in milliseconds since 1970.
@@ -91,7 +91,7 @@ impl Attempted {
     }
 
     /// The call keeps its place until its end is on record: what was done is not done again for the store's sake.
-    async fn record(&self, end: End) {
+    async fn record(&self, end: AttemptEnd) {
         let (store, queue) = (&self.cx.store, &self.cx.endpoint.interface);
         let mut trouble = Trouble::default();
         loop {
@@ -104,13 +104,13 @@ impl Attempted {
         }
     }
 
-    fn tell(&self, end: &End, finished: Finished) {
+    fn tell(&self, end: &AttemptEnd, finished: FinishOutcome) {
         let (cage, interface) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface);
         let CallEntry { id, target, attempts, .. } = &self.entry;
         let (module, function) = (&target.module, &target.function);
         match (finished, end) {
-            (Finished::GivenUp(given_up), _) => tell_given_up(&self.cx, &given_up),
-            (Finished::Later, End::Later { error, .. } | End::NotRun { error, .. }) => {
+            (FinishOutcome::GivenUp(given_up), _) => tell_given_up(&self.cx, &given_up),
+            (FinishOutcome::Later, AttemptEnd::Later { error, .. } | AttemptEnd::NotRun { error, .. }) => {
                 tracing::info!(
                     cage,
                     interface,
@@ -122,7 +122,7 @@ impl Attempted {
                     "call is made again later"
                 );
             }
-            (Finished::Done | Finished::Gone | Finished::Later, _) => {
+            (FinishOutcome::Done | FinishOutcome::Gone | FinishOutcome::Later, _) => {
                 tracing::debug!(cage, interface, module, function, call = id, attempts, "call is done");
             }
         }
@@ -130,14 +130,14 @@ impl Attempted {
 }
 
 /// A call that nobody will make again by itself.
-pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
-    let GivenUp { entry, displaced } = given_up;
+pub(super) fn tell_given_up(cx: &InterfaceContext, given_up: &GivenUpCall) {
+    let GivenUpCall { entry, displaced } = given_up;
     let (cage, interface) = (&*cx.endpoint.cage, &*cx.endpoint.interface);
     let CallEntry { id, target, error, attempts, .. } = entry;
     let (module, function) = (&target.module, &target.function);
     tracing::warn!(cage, interface, module, function, call = id, attempts, error, "call is given up");
     let Some(oldest) = displaced else { return };
-    if let Some(dropped) = cx.store.retried_queue(interface).displaced(Instant::now()) {
+    if let Some(dropped) = cx.store.retried_queue(interface).count_displaced(Instant::now()) {
         tracing::error!(
             cage,
             interface,

@@ -10,7 +10,7 @@ use super::attempt::{Attempted, tell_given_up};
 use super::config::RetryConfig;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError};
-use wasmcage_store::{Begun, Look, RetriedQueue, StoreError};
+use wasmcage_store::{CallStart, QueueStatus, RetriedQueue, StoreError};
 
 /// A write of the store's takes no longer, or is tried again.
 pub(super) const WRITE_PATIENCE: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ impl Work {
         // An interface that is being replaced still holds it for a moment.
         let Some(_lease) = drain.unless_begun(self.queue.lease()).await else { return };
         let mut trouble = Trouble::default();
-        if self.queue.resumes() {
+        if self.queue.claim_resume() {
             while let Err(error) = self.resume().await {
                 trouble.tell(&self.cx, &error);
                 if drain.unless_begun(tokio::time::sleep(STORE_PAUSE)).await.is_none() {
@@ -86,9 +86,9 @@ impl Work {
         }
     }
 
-    async fn look(&self) -> Result<Look, StoreError> {
+    async fn look(&self) -> Result<QueueStatus, StoreError> {
         let (name, rules) = (self.cx.endpoint.interface.clone(), self.config.rules);
-        self.cx.store.aside(move |store| store.look_for_calls(&name, &rules)).await
+        self.cx.store.read_without_blocking(move |store| store.queue_status(&name, &rules)).await
     }
 
     async fn resume(&self) -> Result<(), StoreError> {
@@ -114,7 +114,7 @@ impl Work {
             let begun = store.begin_calls(name, rules, places, Deadline::after(WRITE_PATIENCE)).await?;
             for begun in begun {
                 match begun {
-                    Begun::Attempt { sequence, entry } => {
+                    CallStart::Attempt { sequence, entry } => {
                         let in_work = self.queue.begin(sequence);
                         let attempted = Attempted {
                             cx: self.cx.clone(),
@@ -127,7 +127,7 @@ impl Work {
                         // Guests run on the lanes.
                         self.cx.lanes.next().spawn(self.attempts.track_future(attempted.run()));
                     }
-                    Begun::GivenUp(given_up) => tell_given_up(&self.cx, &given_up),
+                    CallStart::GivenUp(given_up) => tell_given_up(&self.cx, &given_up),
                 }
             }
         }

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use crate::{LiveResource, Operation, OperationReply, ResourceError};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_store::{NewCall, Outcome, Quota, Step, Store};
+use wasmcage_store::{NewCall, Quota, Step, StepResult, Store};
 
 pub enum Participant {
     /// One operation on a resource.
@@ -31,7 +31,7 @@ pub enum Participant {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done {
     Reply(OperationReply),
-    State(Vec<Outcome>),
+    State(Vec<StepResult>),
     /// Of a retried call.
     Id(String),
     /// Of a call.

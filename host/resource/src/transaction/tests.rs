@@ -12,7 +12,7 @@ use crate::double::{Does, Script, caller, operation, pool, resource, until};
 use crate::{CacheSettings, Caching, LiveResource, OperationOptions, PoolSettings};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_store::{Outcome, Quota, StateValue, Step, Store, StoreSettings};
+use wasmcage_store::{Quota, StateValue, Step, StepResult, Store, StoreSettings};
 
 const LONG: u64 = 60_000;
 
@@ -83,7 +83,7 @@ async fn all_take_effect_and_their_connections_are_used_again() {
         assert_eq!(transaction.add(operating(&second), 1), 2);
         let results = transaction.execute(Policy::All).await.unwrap();
         assert!(matches!(&results[0], Some(Ok(Done::Reply(reply))) if reply.body == "x"), "{results:?}");
-        assert_eq!(results[1], Some(Ok(Done::State(vec![Outcome::Number(round)]))));
+        assert_eq!(results[1], Some(Ok(Done::State(vec![StepResult::Number(round)]))));
         assert_eq!(place.number("count"), one(round));
     }
     for script in [a, b] {
@@ -373,7 +373,7 @@ async fn all_that_the_store_keeps_is_written_together_and_seen_in_order() {
     transaction.add(increment("count"), 1);
     let results = transaction.execute(Policy::Quorum(2)).await.unwrap();
     assert!(matches!(&results[0], Some(Err(error)) if error.text.contains("step 1")), "{results:?}");
-    assert_eq!(results[1..], [1, 2].map(|sum| Some(Ok(Done::State(vec![Outcome::Number(sum)])))));
+    assert_eq!(results[1..], [1, 2].map(|sum| Some(Ok(Done::State(vec![StepResult::Number(sum)])))));
     assert_eq!(place.number("count"), one(2));
 }
 
@@ -409,7 +409,7 @@ async fn results_that_were_shown_hold_or_it_is_a_conflict_others_are_as_they_cam
     let mut shown = place.transaction();
     shown.add(increment("count"), 1);
     let (_, result) = shown.next_result().await.unwrap().unwrap();
-    assert_eq!(result, Ok(Done::State(vec![Outcome::Number(1)])));
+    assert_eq!(result, Ok(Done::State(vec![StepResult::Number(1)])));
     let mut other = place.transaction();
     other.add(increment("count"), 1);
     other.execute(Policy::All).await.unwrap();
@@ -427,7 +427,7 @@ async fn results_that_were_shown_hold_or_it_is_a_conflict_others_are_as_they_cam
     other.execute(Policy::All).await.unwrap();
     gate.add_permits(1);
     let results = executing.await.unwrap().unwrap();
-    assert_eq!(results[0], Some(Ok(Done::State(vec![Outcome::Number(3)]))));
+    assert_eq!(results[0], Some(Ok(Done::State(vec![StepResult::Number(3)]))));
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ use wasmtime::component::{Linker, Resource, ResourceTableError};
 use super::GuestState;
 use super::state::ModuleStore;
 use super::text::{Few, Name, TooLong};
-use wasmcage_store::{Outcome, Range, STEPS_MAX, StateValue, Step, StoreError, VALUE_BYTES_MAX};
+use wasmcage_store::{Range, STEPS_MAX, StateValue, Step, StepResult, StoreError, VALUE_BYTES_MAX};
 
 /// A longer name of a bucket is none.
 const BUCKET_CHARACTERS_MAX: usize = 64;
@@ -269,7 +269,7 @@ impl Keys {
             steps.push(Step::Increment(key.clone(), by));
             match self.store.transact(steps).await {
                 Ok(outcomes) => match outcomes.last() {
-                    Some(Outcome::Number(sum)) => return Ok(*sum),
+                    Some(StepResult::Number(sum)) => return Ok(*sum),
                     other => return Err(StoreError::Unavailable(format!("an increment gave {other:?}"))),
                 },
                 Err(StoreError::Conflict(_)) => {}

@@ -5,7 +5,7 @@ use super::{Arrived, arrive};
 use crate::transaction::{Done, ModuleStore, Participant, ParticipantResult};
 use crate::{Phase, ResourceError};
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{NewCall, Outcome, Step, StoreError};
+use wasmcage_store::{NewCall, Step, StepResult, StoreError};
 
 pub(in crate::transaction) struct StoreWorker {
     store: ModuleStore,
@@ -18,7 +18,7 @@ struct Share {
     is_call: bool,
     steps: Vec<Step>,
     /// What the steps gave in the rehearsal.
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<StepResult>,
 }
 
 impl StoreWorker {
@@ -50,7 +50,7 @@ impl StoreWorker {
             let before = steps.len();
             steps.extend(share.steps.iter().cloned());
             let (name, quota, rehearsed) = (module.clone(), *quota, steps.clone());
-            let rehearsing = store.aside(move |store| store.rehearse(&name, quota, &rehearsed));
+            let rehearsing = store.read_without_blocking(move |store| store.rehearse(&name, quota, &rehearsed));
             let result = match rehearsing.await {
                 Ok(mut outcomes) => {
                     share.outcomes = outcomes.split_off(before);
@@ -115,9 +115,9 @@ impl Share {
         if self.is_call { Participant::RETRIED_CALL } else { Participant::STATE }
     }
 
-    fn done(&self, mut outcomes: Vec<Outcome>, phase: Phase) -> ParticipantResult {
+    fn done(&self, mut outcomes: Vec<StepResult>, phase: Phase) -> ParticipantResult {
         match outcomes.pop() {
-            Some(Outcome::Id(id)) if self.is_call => Ok(Done::Id(id)),
+            Some(StepResult::Id(id)) if self.is_call => Ok(Done::Id(id)),
             last if !self.is_call => {
                 outcomes.extend(last);
                 Ok(Done::State(outcomes))
