@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 use super::{FILE_BYTES_MAX, FILE_NAME, SHARED_DIRECTORY};
-use wasmcage_core::regular_file::{self, Stamp};
+use wasmcage_core::regular_file::{self, FileStamp};
 
 /// The shared file, and the cage's own, which overlays it.
 pub fn files(root: &Path, cage: &str) -> [PathBuf; 2] {
@@ -17,22 +17,22 @@ pub fn files(root: &Path, cage: &str) -> [PathBuf; 2] {
 
 /// What is known of both files without reading them; none for a file that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamps([Option<Stamp>; 2]);
+pub struct Stamps([Option<FileStamp>; 2]);
 
 impl Stamps {
     /// Blocks.
     pub fn of(files: &[PathBuf; 2]) -> Self {
-        Self(files.each_ref().map(|file| fs::metadata(file).ok().map(|metadata| Stamp::of(&metadata))))
+        Self(files.each_ref().map(|file| fs::metadata(file).ok().map(|metadata| FileStamp::of(&metadata))))
     }
 
     /// Whether a write since then might not show.
     pub fn is_recent(&self) -> bool {
-        self.0.iter().flatten().any(Stamp::is_recent)
+        self.0.iter().flatten().any(FileStamp::is_recent)
     }
 
     /// Whether a file that had content is now empty or gone, as it is for a moment while it is saved in place.
     pub fn has_lost(&self, before: &Self) -> bool {
-        let bytes = |stamp: &Option<Stamp>| stamp.as_ref().map_or(0, Stamp::bytes);
+        let bytes = |stamp: &Option<FileStamp>| stamp.as_ref().map_or(0, FileStamp::bytes);
         self.0.iter().zip(&before.0).any(|(now, before)| bytes(now) == 0 && bytes(before) > 0)
     }
 

@@ -18,7 +18,7 @@ pub(crate) async fn guarded<T>(
 ) -> Result<T, ResourceError> {
     let recoverable = matches!(phase, Phase::Check | Phase::Acquire | Phase::Connect | Phase::Begin);
     let broken = |code: &str, text: &str| ResourceError { recoverable, ..ResourceError::fatal(phase, code, text) };
-    match timeout_at(deadline.instant(), task::caught_async(step)).await {
+    match timeout_at(deadline.instant(), task::catch_panic_async(step)).await {
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => {
             tracing::error!(error = %panic, ?phase, "a resource's step panicked");

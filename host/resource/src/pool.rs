@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::guarded::guarded;
 use super::{Phase, PoolSettings, ResourceError};
 use crate::{Connection, Resource, Reuse};
-use wasmcage_core::admission::{Admission, Place, Refusal};
+use wasmcage_core::admission::{Admission, AdmissionError, Permit};
 use wasmcage_core::request::Deadline;
 
 /// Operations that wait for a connection; past it: overloaded.
@@ -67,7 +67,7 @@ pub struct Lease {
     /// Until when it may be used: the caller's, or sooner by the pool's `max_time_ms`.
     pub deadline: Deadline,
     pool: Arc<Pool>,
-    _place: Place,
+    _place: Permit,
 }
 
 impl Pool {
@@ -123,14 +123,14 @@ impl Pool {
         Ok(lease(connection, Instant::now(), module))
     }
 
-    fn not_acquired(&self, refusal: &Refusal) -> ResourceError {
+    fn not_acquired(&self, refusal: &AdmissionError) -> ResourceError {
         let size = self.settings.size;
         match refusal {
-            Refusal::Expired | Refusal::ModuleBusy | Refusal::Closed => {
+            AdmissionError::Expired | AdmissionError::ModuleBusy | AdmissionError::Closed => {
                 let text = format!("all {size} connections were in use until the deadline");
                 ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text)
             }
-            Refusal::Full(waiting) => {
+            AdmissionError::Full(waiting) => {
                 let text = format!("{waiting} operations wait for one of its {size} connections already");
                 ResourceError::harmless(Phase::Acquire, ResourceError::OVERLOADED, text)
             }

@@ -10,7 +10,7 @@ use super::StoreError;
 use super::access::{CommitHook, Writer};
 use super::overlay::Overlay;
 use super::snapshot::Snapshot;
-use super::store_file::{StoreFile, catch_panic};
+use super::store_file::{StoreFile, catch_library_panic};
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task;
 
@@ -60,7 +60,7 @@ where
 
     fn run(&mut self, writer: &mut Writer<'_>) -> bool {
         let work = self.work.take();
-        let result = catch_panic(|| work.map_or(Err(StoreError::TimedOut), |work| work(writer)));
+        let result = catch_library_panic(|| work.map_or(Err(StoreError::TimedOut), |work| work(writer)));
         let succeeded = result.is_ok();
         self.result = Some(result);
         succeeded
@@ -82,7 +82,7 @@ pub(super) fn start(file: Arc<StoreFile>) -> std::io::Result<(Jobs, JoinHandle<(
         let mut wait = BatchWait { expected_writers: 0, until: Instant::now() };
         while let Some(first) = queue.blocking_recv() {
             let commit = || Group::new(&file).commit(first, &mut queue, &wait);
-            wait = task::caught(commit).unwrap_or_else(|panic| {
+            wait = task::catch_panic(commit).unwrap_or_else(|panic| {
                 // Its callers get `TimedOut`, because their answers' senders are dropped: whether it was written is not known.
                 tracing::error!(error = %panic, "a group of writes was dropped; the next ones are done");
                 file.discard(&mut file.lock());
@@ -174,7 +174,7 @@ impl<'a> Group<'a> {
 
 /// Runs a hook after the commit. A panic in it must not end the thread: the commit is done, and other callers wait for theirs.
 fn run_hook(hook: CommitHook) {
-    if let Err(panic) = task::caught(hook) {
+    if let Err(panic) = task::catch_panic(hook) {
         tracing::error!(error = %panic, "a hook after a commit failed; the commit itself is on the disk");
     }
 }

@@ -36,7 +36,7 @@ use self::group::{Job, Jobs, WriteJob};
 use self::medium::{Directory, Medium};
 pub use self::space::Space;
 pub use self::state::{Page, Range, STEPS_MAX, StateValue, Step, StepResult, VALUE_BYTES_MAX};
-use self::store_file::{StoreFile, catch_panic};
+use self::store_file::{StoreFile, catch_library_panic};
 use wasmcage_core::request::Deadline;
 pub use wasmcage_core::store_settings::{Quota, StoreSettings};
 
@@ -128,7 +128,7 @@ impl Store {
     /// The store cannot be read.
     pub fn read<T>(&self, work: impl FnOnce(&Reader<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let snapshot = self.file.snapshot()?;
-        catch_panic(|| work(&Reader { snapshot: snapshot.as_deref() }))
+        catch_library_panic(|| work(&Reader { snapshot: snapshot.as_deref() }))
     }
 
     /// Runs `work` on the writing thread, and waits until its writes are on the disk.

@@ -112,7 +112,7 @@ impl StoreFile {
         if let Some((_, error)) = file.refused.as_ref().filter(|(until, _)| Instant::now() < *until) {
             return Err(error.clone());
         }
-        let opened = catch_panic(|| {
+        let opened = catch_library_panic(|| {
             let Some(database) = self.medium.open(make)? else { return Ok(None) };
             let snapshot = Arc::new(Snapshot::take(&database, self.medium.file_bytes())?);
             Ok(Some((database, snapshot)))
@@ -214,7 +214,7 @@ impl StoreFile {
     /// Writes the overlay durably, and checks afterwards that the file still has its name. After an error the file is closed,
     /// and opened again when it is next needed.
     pub(super) fn commit(&self, file: &mut FileState, overlay: &Overlay) -> Result<(), StoreError> {
-        let committed = catch_panic(|| {
+        let committed = catch_library_panic(|| {
             self.open(file, true)?;
             let database = file.database.as_ref().expect("it was made if it was not there");
             write(database, overlay)?;
@@ -248,7 +248,7 @@ impl StoreFile {
         let before = self.medium.file_bytes();
         self.snapshot.store(None);
         let Some(mut database) = file.database.take() else { return Ok((before, before)) };
-        let compacted = catch_panic(|| {
+        let compacted = catch_library_panic(|| {
             loop {
                 match database.compact() {
                     Ok(true) => {}
@@ -288,7 +288,7 @@ impl StoreFile {
         self.snapshot.store(None);
         let database = file.database.take();
         // The library may panic while it closes a damaged file.
-        let _ = catch_panic(|| {
+        let _ = catch_library_panic(|| {
             drop(database);
             Ok(())
         });
@@ -327,8 +327,8 @@ fn write(database: &Database, overlay: &Overlay) -> Result<(), StoreError> {
 }
 
 /// Runs work of the library, which may panic because of a damaged file. The panic becomes an error.
-pub(super) fn catch_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
-    task::caught(work).unwrap_or_else(|panic| {
+pub(super) fn catch_library_panic<T>(work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    task::catch_panic(work).unwrap_or_else(|panic| {
         Err(StoreError::Unavailable(format!("it {panic}; the file may be damaged: {REPAIR_HINT}")))
     })
 }

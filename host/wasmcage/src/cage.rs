@@ -135,7 +135,7 @@ impl Cage {
         });
         let (tasks, reloaded) = (&inner.services.tasks, inner.clone());
         let follow = move || reloaded.clone().follow(read.clone(), config_signal.clone());
-        let reload = tokio::spawn(tasks.kept("reload", follow));
+        let reload = tokio::spawn(tasks.keep_running("reload", follow));
         Ok(Self { inner, watched, tasks: vec![reload] })
     }
 
@@ -145,14 +145,14 @@ impl Cage {
         // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
         let dispatcher = self.inner.dispatcher.clone();
         let stranded =
-            self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
+            self.inner.services.tasks.run_once("stranded calls", async move { dispatcher.warn_of_stranded().await });
         self.tasks.push(tokio::spawn(async move { stranded.await.unwrap_or_default() }));
         let mut watcher = Watcher::new(self.watched.clone());
         watcher.load_all(LOAD_PATIENCE).await;
         // One that panics is followed by another, which looks at everything anew.
         let (mut first, watched) = (Some(watcher), self.watched.clone());
         let watch = move || first.take().unwrap_or_else(|| Watcher::new(watched.clone())).run();
-        self.tasks.push(tokio::spawn(self.inner.services.tasks.kept("watcher", watch)));
+        self.tasks.push(tokio::spawn(self.inner.services.tasks.keep_running("watcher", watch)));
         self.inner.reconcile();
         let settled = async {
             while !self.inner.interfaces.lock().values().all(Running::settled) {
@@ -363,7 +363,7 @@ impl Inner {
         self.reconcile();
         let dispatcher = self.dispatcher.clone();
         let stranded = async move { dispatcher.warn_of_stranded().await };
-        tokio::spawn(self.services.tasks.watched("stranded calls", stranded));
+        tokio::spawn(self.services.tasks.run_once("stranded calls", stranded));
         tracing::info!(cage = %self.name, "cage.toml applied");
     }
 
@@ -380,7 +380,7 @@ impl Inner {
             leaving.push(old.endpoint);
             let timeout = config.request_timeout;
             let draining = async move { old.drain.complete(timeout).await };
-            tokio::spawn(self.services.tasks.watched("drain of an interface", draining));
+            tokio::spawn(self.services.tasks.run_once("drain of an interface", draining));
         }
         for (name, interface) in config.interfaces.iter().filter(|(_, interface)| interface.enabled) {
             match running.get(name) {
@@ -428,7 +428,7 @@ impl Inner {
         // The cage's own drain waits for every interface, a replaced one included.
         let (kept, token) =
             (keep_running(interface.clone(), protocols.clone(), cx, Arc::clone(&error)), self.drain.token());
-        tokio::spawn(self.services.tasks.watched("interface", async move {
+        tokio::spawn(self.services.tasks.run_once("interface", async move {
             let _token = token;
             all_closed(leaving).await;
             kept.await;
@@ -456,7 +456,7 @@ async fn keep_running(
         let started = Instant::now();
         let built = build(&config, &protocols).expect("the section was checked when the configuration was read");
         let ended = tokio::select! {
-            ended = task::caught_async(built.run(cx.clone())) => ended,
+            ended = task::catch_panic_async(built.run(cx.clone())) => ended,
             () = cx.drain.forcing() => Ok(Ok(())),
         };
         let pause = backoff.pause_after(started.elapsed());

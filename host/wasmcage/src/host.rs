@@ -338,7 +338,7 @@ impl Drop for Host {
 fn watch_stores(mut stores: Vec<Weak<Store>>) -> std::io::Result<()> {
     let check_file = |store: &Weak<Store>| {
         let Some(store) = store.upgrade() else { return false };
-        if let Err(panic) = task::caught(|| store.check_file()) {
+        if let Err(panic) = task::catch_panic(|| store.check_file()) {
             tracing::error!(error = %panic, "a store could not be looked after");
         }
         true

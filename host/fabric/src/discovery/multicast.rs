@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{Address, Found, Listener, News, Sighting};
 use crate::fabric::{CopyId, Local};
 use wasmcage_config::{is_flock_name, is_name};
-use wasmcage_core::task::caught;
+use wasmcage_core::task::catch_panic;
 
 /// The port of multicast DNS.
 pub const MULTICAST_PORT: u16 = 5353;
@@ -278,7 +278,7 @@ fn drain(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
             match daemon.upgrade() {
                 // A panic must not end the search for all cages of the process.
                 Some(daemon) => {
-                    if let Err(panic) = caught(|| daemon.event(event)) {
+                    if let Err(panic) = catch_panic(|| daemon.event(event)) {
                         tracing::error!(error = %panic, "news of multicast could not be taken in");
                     }
                 }

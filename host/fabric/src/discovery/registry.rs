@@ -185,7 +185,7 @@ impl Registry {
             let seen = seen.clone();
             move || keep_looking(seen.clone())
         };
-        let task = tokio::spawn(tasks.kept("rpc: cages of this machine", looking));
+        let task = tokio::spawn(tasks.keep_running("rpc: cages of this machine", looking));
         Watch { seen, _task: AbortOnDropHandle::new(task) }
     }
 }

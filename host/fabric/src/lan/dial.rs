@@ -190,7 +190,7 @@ impl Inner {
             }
             drop((proving, place));
         };
-        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: proof of a copy", proof));
+        self.lanes.handle(lane).spawn(self.tasks.run_once("rpc: proof of a copy", proof));
     }
 
     /// Makes the connection of a lane, or waits for the attempt that is on its way.
@@ -222,7 +222,7 @@ impl Inner {
             drop(dialling);
             sender.send_replace(Some(dialled));
         };
-        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: a connection that is made", dial));
+        self.lanes.handle(lane).spawn(self.tasks.run_once("rpc: a connection that is made", dial));
         outcome
     }
 
@@ -294,7 +294,7 @@ impl Inner {
                 inner.left(&copy, &closed);
             }
         };
-        tokio::spawn(self.tasks.watched("rpc: end of a connection", looking));
+        tokio::spawn(self.tasks.run_once("rpc: end of a connection", looking));
     }
 
     /// The copy does not answer at an address. What is configured, and what a copy that connected has named, is looked after
@@ -365,7 +365,7 @@ impl Inner {
         let serves = service.is_some();
         let answerer = Answerer::new(self, cage.into(), service);
         let (link, life) = Link::new(stream, rest, self.session_limits(), serves, answerer, Some(self.lanes.clone()));
-        tokio::spawn(self.tasks.watched("rpc: a connection", life));
+        tokio::spawn(self.tasks.run_once("rpc: a connection", life));
         Ok((link, hello))
     }
 }

@@ -212,7 +212,7 @@ impl Inner {
             }
             drop(place);
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from this machine", taken));
+        self.lanes.next().spawn(self.tasks.run_once("rpc: a connection from this machine", taken));
     }
 
     fn take_tcp(
@@ -249,7 +249,7 @@ impl Inner {
                 }
             }
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from the network", taken));
+        self.lanes.next().spawn(self.tasks.run_once("rpc: a connection from the network", taken));
     }
 
     /// The stream, and whose certificate the peer showed.

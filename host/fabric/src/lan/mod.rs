@@ -48,7 +48,7 @@ use wasmcage_core::drain::Drain;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Payload;
-use wasmcage_core::task::{Tasks, caught_async};
+use wasmcage_core::task::{Tasks, catch_panic_async};
 use wasmcage_core::telemetry::Gate;
 use wasmcage_protocol::InterfaceError;
 
@@ -188,7 +188,7 @@ impl Lan {
         W: Future<Output = ()> + Send + 'static,
     {
         let inner = self.inner.clone();
-        self.tasks.lock().spawn(self.inner.tasks.kept(part, move || run(inner.clone())));
+        self.tasks.lock().spawn(self.inner.tasks.keep_running(part, move || run(inner.clone())));
     }
 
     fn add_peer(&self, cage: &str, address: &PeerAddress) {
@@ -347,7 +347,7 @@ impl Answerer {
 impl Answering for Answerer {
     async fn answer(&self, call: Message) -> Message {
         // Whatever happens: a caller that waits for an answer that nobody makes would wait to its deadline.
-        let served = caught_async(self.serve(call)).await.unwrap_or_else(|panic| {
+        let served = catch_panic_async(self.serve(call)).await.unwrap_or_else(|panic| {
             upgraded(&self.inner, |inner| inner.tasks.report("rpc: a call from elsewhere", &panic));
             Err(DispatchError::Host("panicked".into()))
         });

@@ -82,7 +82,7 @@ impl Lan {
                     let (inner, service, drain) = (self.inner.clone(), service.clone(), drain.clone());
                     let serve =
                         move || inner.clone().serve_copy_in_reverse(copy.clone(), service.clone(), drain.clone());
-                    serving.spawn(self.inner.tasks.kept("reverse-rpc: a copy that is served", serve));
+                    serving.spawn(self.inner.tasks.keep_running("reverse-rpc: a copy that is served", serve));
                 }
             }
             tokio::select! {

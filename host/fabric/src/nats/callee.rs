@@ -208,7 +208,7 @@ impl Served {
                 }
                 match self.take(key, &reply, opening) {
                     Ok(Some(taken)) => {
-                        let work = self.shared.tasks.watched("nats: a call from elsewhere", self.clone().work(taken));
+                        let work = self.shared.tasks.run_once("nats: a call from elsewhere", self.clone().work(taken));
                         drop(tasks.spawn(async move { work.await.unwrap_or_default() }));
                     }
                     Ok(None) => {}
@@ -278,7 +278,7 @@ impl Served {
     async fn answer(&self, taken: &mut Taken) -> Option<Message> {
         let max = self.shared.limits.body_bytes_max;
         let caller = taken.key.0.clone();
-        let malformed = |error: envelope::Malformed| {
+        let malformed = |error: envelope::MalformedMessage| {
             self.shared.events.malformed(&caller, &error);
             envelope::encode_answer(Err(DispatchError::BadRequest(error.to_string())), max)
         };
@@ -325,7 +325,7 @@ impl Served {
 
     async fn serve(&self, taken: &Taken, call: Call) -> Result<Payload, DispatchError> {
         let deadline = call.context.deadline.instant();
-        let serving = task::caught_async(self.service.serve(call));
+        let serving = task::catch_panic_async(self.service.serve(call));
         tokio::pin!(serving);
         let soon = deadline.min(Instant::now() + TAKEN_AFTER);
         let result = match timeout_at(soon, &mut serving).await {

@@ -19,7 +19,7 @@ use super::deliver::Receiver;
 use super::link::{Link, Live};
 use super::settle::{Verdict, settle};
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::{Panic, caught_async};
+use wasmcage_core::task::{Panic, catch_panic_async};
 
 /// Deliveries of a queue beyond so many in work go to the lanes in turn.
 const LOCAL_MAX: usize = 16;
@@ -62,7 +62,7 @@ impl Consuming {
         ended: impl Fn(String) + Send + Sync,
     ) {
         let queue = self.queue.clone();
-        if let Err(panic) = caught_async(self.consume(&receiver, stop, &ended)).await {
+        if let Err(panic) = catch_panic_async(self.consume(&receiver, stop, &ended)).await {
             receiver.panicked(&queue, &panic);
             // What it had in work goes back to the queue with the channel.
             ended(format!("queue {queue}: the host {panic}"));
@@ -128,7 +128,7 @@ async fn handle(receiver: Arc<Receiver>, queue: Arc<str>, delivery: Delivery, li
 /// A panic of the host's own is that delivery's end, and not its queue's: it is tried once more, since something else may have
 /// been at fault, and then rejected.
 async fn contained(work: impl Future<Output = Verdict>, redelivered: bool, tell: impl FnOnce(&Panic)) -> Verdict {
-    match caught_async(work).await {
+    match catch_panic_async(work).await {
         Ok(verdict) => verdict,
         Err(panic) => {
             tell(&panic);

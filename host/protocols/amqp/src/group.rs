@@ -21,7 +21,7 @@ use super::operation::Outgoing;
 use super::producer::{ALONE_BYTES, BLOCKED, Sent, check_frames, unconfirmed};
 use super::topology::Exchange;
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::caught_async;
+use wasmcage_core::task::catch_panic_async;
 use wasmcage_resource::{Phase, ResourceError};
 
 /// Participants whose messages are sent together at most.
@@ -130,7 +130,7 @@ struct Worker {
 impl Worker {
     /// Goes on whatever happens; what it had in work is told that its outcome is not known.
     async fn run(self) {
-        while let Err(panic) = caught_async(self.work()).await {
+        while let Err(panic) = catch_panic_async(self.work()).await {
             tracing::error!(error = %panic, "a part of the host panicked");
             tokio::time::sleep(PAUSE).await;
         }

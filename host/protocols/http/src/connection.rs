@@ -349,8 +349,8 @@ where
     fn execute(&self, stream: F) {
         let lane = self.0.next();
         match Orders::taken() {
-            None => lane.spawn(async move { tell(task::caught_async(Orders::may_come(stream)).await) }),
-            Some(orders) => lane.spawn(async move { tell(task::caught_async(orders.obeyed(stream)).await) }),
+            None => lane.spawn(async move { tell(task::catch_panic_async(Orders::may_come(stream)).await) }),
+            Some(orders) => lane.spawn(async move { tell(task::catch_panic_async(orders.obeyed(stream)).await) }),
         };
     }
 }

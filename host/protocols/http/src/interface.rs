@@ -99,7 +99,7 @@ pub(super) async fn answer(visit: Arc<Visit>, request: Request<Incoming>) -> Res
     let reader = Reader::of(&parts);
     let offer = config.compress.as_ref().map(|compress| (compress, Offer::of(&parts.headers)));
     let body = Inbound::new(incoming, &visit.pulse);
-    let served = task::caught_async(serve(&visit, parts, body)).await;
+    let served = task::catch_panic_async(serve(&visit, parts, body)).await;
     let mut response = match served.unwrap_or_else(|panic| Err(visit.panicked(&panic))) {
         Ok(response) => match offer {
             Some((compress, offer)) => compress.apply(offer, &reader.method, response).await,
@@ -228,7 +228,7 @@ fn run_in_stream(visit: &Visit, request: RequestId, upgrade: OnUpgrade, tunnel: 
         // It fails when the client has left by then.
         let Ok(upgraded) = upgrade.await else { return };
         let mut stream = TokioIo::new(upgraded);
-        match task::caught_async(tunnel.run(&mut stream, Bytes::new(), Some(&sender))).await {
+        match task::catch_panic_async(tunnel.run(&mut stream, Bytes::new(), Some(&sender))).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => site.events.tunnel_cut(request, peer, &error),
             Err(panic) => site.events.panicked(request, &panic),

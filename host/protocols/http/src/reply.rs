@@ -106,7 +106,7 @@ pub(super) fn tunnel(
 fn discard(mut body: StreamBody) {
     if !body.is_end_stream() {
         tokio::spawn(async move {
-            let taken = task::caught_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
+            let taken = task::catch_panic_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
             if let Err(panic) = taken {
                 tracing::error!(error = %panic, "the body of an answer to HEAD panicked");
             }

@@ -150,7 +150,7 @@ impl Intake {
         self.lanes.handle(lane).spawn(async move {
             let _seat = seat;
             let (site, peer) = (connection.site.clone(), connection.peer);
-            if let Err(panic) = task::caught_async(connection.serve(socket)).await {
+            if let Err(panic) = task::catch_panic_async(connection.serve(socket)).await {
                 site.events.connection_panicked(peer, &panic);
             }
         });

@@ -32,7 +32,7 @@ impl Attempted {
         let drain = self.cx.drain.clone();
         let ended = async {
             // A call whose attempt panics is made again later, like others, and not at once for ever.
-            if let Err(panic) = task::caught_async(self.to_its_end()).await {
+            if let Err(panic) = task::catch_panic_async(self.to_its_end()).await {
                 self.cx.tasks.report("an attempt at a retried call", &panic);
                 self.record(AttemptEnd::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
             }

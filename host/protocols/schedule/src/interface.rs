@@ -146,7 +146,7 @@ impl Running {
             // The dispatcher has counted and told how it ended; nobody waits for the answer.
             let _ = dispatch.handle(route, request).await;
         };
-        let work = self.cx.tasks.watched("a scheduled request", work).map(|_| ());
+        let work = self.cx.tasks.run_once("a scheduled request", work).map(|_| ());
         self.ticks.spawn_on(work, self.cx.lanes.next());
     }
 

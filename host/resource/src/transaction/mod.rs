@@ -170,7 +170,7 @@ impl Transaction {
             let (decision, decided) = oneshot::channel();
             let (participants, is_store) = (worker.participants(), worker.is_store());
             let working = worker.run(arrived.clone(), decided, deadline);
-            background.spawn(tasks.watched("a participant of a transaction", working));
+            background.spawn(tasks.run_once("a participant of a transaction", working));
             Working { participants, is_store, decision }
         });
         Running { deadline, workers: workers.collect(), arriving, results: vec![None; count], names, undoes }
@@ -190,7 +190,7 @@ impl Transaction {
         let carried_out =
             commitment.clone().carry_out(workers, shown || !sync, deadline, self.surroundings.caller.clone());
         // From here on it is carried out whatever becomes of the module.
-        let carried_out = self.surroundings.tasks.watched("the commit of a transaction", carried_out);
+        let carried_out = self.surroundings.tasks.run_once("the commit of a transaction", carried_out);
         let carried_out = self.surroundings.background.spawn(carried_out);
         if !sync {
             return Ok(results);

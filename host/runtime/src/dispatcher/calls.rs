@@ -12,7 +12,7 @@ use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
 use wasmcage_config::InstanceMode;
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::call::{COMMAND_LINE, Call, Member, Remote};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
@@ -228,7 +228,8 @@ impl Dispatcher {
         self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
-        let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
+        let entry =
+            if back.is_some() || context.holds_place_in(&self.0.cage) { EntryKind::Within } else { EntryKind::Outside };
         self.enter_and_call(entry, context, &module, function, arguments).await
     }
 
@@ -274,7 +275,7 @@ impl Dispatcher {
         let mut served = Served::begin(self, endpoint, &call);
         let Call { context, module, function, arguments, .. } = call;
         let request = context.clone();
-        let result = contained(self.enter_and_call(Entry::Outside, context, &module, function, arguments)).await;
+        let result = contained(self.enter_and_call(EntryKind::Outside, context, &module, function, arguments)).await;
         served.outcome = Outcome::of(&result);
         if let Err(error) = &result {
             self.log_failure(endpoint, &request, error);
@@ -294,13 +295,13 @@ impl Dispatcher {
         function: String,
         arguments: Payload,
     ) -> Result<Payload, DispatchError> {
-        self.enter_and_call(Entry::Within, context, module, function, arguments).await
+        self.enter_and_call(EntryKind::Within, context, module, function, arguments).await
     }
 
     /// The same by a caller who may need a place, too.
     pub(super) async fn enter_and_call(
         &self,
-        entry: Entry,
+        entry: EntryKind,
         context: Arc<RequestContext>,
         module: &str,
         function: String,
@@ -375,7 +376,7 @@ struct CallHere<'a> {
     context: Arc<RequestContext>,
     function: String,
     arguments: Payload,
-    entry: Entry,
+    entry: EntryKind,
 }
 
 /// Counts and tells the end of a call from elsewhere, also when its future is dropped because the caller gave up.

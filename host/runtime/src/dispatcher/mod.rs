@@ -27,7 +27,7 @@ use crate::module::version::{Lease, Version};
 use crate::services::Services;
 use wasmcage_config as config;
 use wasmcage_config::CageConfig;
-use wasmcage_core::admission::{Admission, Entry};
+use wasmcage_core::admission::{Admission, EntryKind};
 use wasmcage_core::call::Remote;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
@@ -165,7 +165,7 @@ impl Dispatcher {
         context: &RequestContext,
         begun: &mut Option<Instant>,
     ) -> Result<Lease, DispatchError> {
-        let (version, place) = slot.enter(version, Entry::Outside, context.deadline).await?;
+        let (version, place) = slot.enter(version, EntryKind::Outside, context.deadline).await?;
         *begun = Some(Instant::now());
         version.lease(place, context.deadline).await
     }
@@ -288,7 +288,7 @@ fn names(names: &[String]) -> String {
 
 /// A panic is that request's end, not the process's.
 async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
-    task::caught_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
+    task::catch_panic_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
 }
 
 /// Counts and tells the end of a request, also when its future is dropped because the client left.

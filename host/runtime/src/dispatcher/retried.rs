@@ -11,7 +11,7 @@ use super::calls::Served;
 use super::{Dispatcher, OperatorCall, contained};
 use crate::host_api::Home;
 use wasmcage_config::is_name;
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::call::Call;
 use wasmcage_core::envelope::{self, Message};
 use wasmcage_core::error::DispatchError;
@@ -163,7 +163,7 @@ impl Dispatcher {
         let Call { context, module, function, arguments, .. } = call;
         // What may be called can have changed since.
         self.check_caller(origin, &module, &function)?;
-        self.enter_and_call(Entry::Outside, context, &module, function, arguments).await
+        self.enter_and_call(EntryKind::Outside, context, &module, function, arguments).await
     }
 
     /// The call by which the other cage is asked to take this one.
