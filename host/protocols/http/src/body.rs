@@ -125,7 +125,7 @@ impl Body for Inbound {
             return Poll::Ready(reset.then_some(Err(BodyError::Reset)));
         };
         let frame = frame.map_err(BodyError::Broken)?;
-        self.pulse.record_progress();
+        self.pulse.progressed();
         if let Some(data) = frame.data_ref() {
             let Some(left) = self.bytes_left.checked_sub(data.len() as u64) else {
                 if let Some(flag) = &self.too_large {
@@ -224,7 +224,7 @@ impl Body for Outbound {
         let body = self.get_mut();
         let frame = Pin::new(&mut body.content).poll_frame(cx);
         if frame.is_ready() {
-            body.active.record_progress();
+            body.active.progressed();
         }
         frame
     }

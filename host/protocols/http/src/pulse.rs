@@ -132,11 +132,11 @@ impl Pulse {
         // Read first: the line is not written to on every write of a healthy connection.
         if self.blocked.load(Ordering::Relaxed) != 0 {
             self.blocked.store(0, Ordering::Relaxed);
-            self.record_progress();
+            self.progressed();
         }
     }
 
-    pub(super) fn record_progress(&self) {
+    pub(super) fn progressed(&self) {
         self.progress.store(self.now(), Ordering::Relaxed);
     }
 
@@ -185,12 +185,12 @@ impl Active {
         pulse.head.store(0, Ordering::Relaxed);
         pulse.served.store(true, Ordering::Relaxed);
         pulse.active.fetch_add(1, Ordering::Relaxed);
-        pulse.record_progress();
+        pulse.progressed();
         Self(pulse.clone())
     }
 
-    pub(super) fn record_progress(&self) {
-        self.0.record_progress();
+    pub(super) fn progressed(&self) {
+        self.0.progressed();
     }
 
     pub(super) fn pulse(&self) -> &Pulse {
@@ -200,7 +200,7 @@ impl Active {
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.record_progress();
+        self.0.progressed();
         self.0.active.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -189,7 +189,7 @@ async fn inwards(
                 return Ok(());
             }
         }
-        pulse.record_progress();
+        pulse.progressed();
         let data = buffer.split().freeze();
         bytes_left = bytes_left.checked_sub(data.len() as u64).ok_or(TunnelError::TooLarge { bytes_max })?;
         if door.send(Piece::Data(data)).await.is_err() {
@@ -209,7 +209,7 @@ async fn outwards(
 ) -> Result<(), TunnelError> {
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(TunnelError::Module)?.into_data() else { continue };
-        pulse.record_progress();
+        pulse.progressed();
         writer.write_all(&data).await.map_err(TunnelError::Client)?;
         writer.flush().await.map_err(TunnelError::Client)?;
     }
