@@ -124,7 +124,7 @@ impl Resource for AmqpResource {
     }
 
     /// A request is at its service before the commit, and a fetched reply is gone.
-    fn undoes(&self, operation: &Operation) -> bool {
+    fn can_roll_back(&self, operation: &Operation) -> bool {
         !matches!(operation.action.as_str(), "rpc" | "fetch")
     }
 

@@ -78,7 +78,7 @@ impl Resource for Server {
         Exchange::new(&self.config, operation.clone()).map(drop)
     }
 
-    fn undoes(&self, _operation: &Operation) -> bool {
+    fn can_roll_back(&self, _operation: &Operation) -> bool {
         false
     }
 
