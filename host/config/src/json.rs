@@ -1,10 +1,10 @@
-//! Settings that the host gives no meaning to, as JSON. Called by `ModuleConfig::read`.
+//! Converts sections to JSON, for settings that have no meaning for the host.
 
 use super::section::Section;
 use super::source::{Item, Node, join};
 
 impl Section {
-    /// The table as JSON, for settings that the host gives no meaning to.
+    /// Converts the table to JSON.
     pub(super) fn json(&self) -> serde_json::Map<String, serde_json::Value> {
         self.table
             .iter()
@@ -21,14 +21,14 @@ impl Section {
                 (Ok(integer), _) => integer.into(),
                 (_, Ok(integer)) => integer.into(),
                 _ => {
-                    self.record(&node.place, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
+                    self.record(&node.location, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
                     return None;
                 }
             },
             Item::Float(float) => match serde_json::Number::from_f64(*float) {
                 Some(number) => number.into(),
                 None => {
-                    self.record(&node.place, path.to_owned(), format!("expected a finite number, got {float}"));
+                    self.record(&node.location, path.to_owned(), format!("expected a finite number, got {float}"));
                     return None;
                 }
             },

@@ -31,7 +31,7 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
         node: "n1",
         directory: Path::new("/cages/runner"),
         protocols: &[ProtocolInfo::named("http"), ProtocolInfo::named("schedule")],
-        left_out: &[LeftOut { protocol: "amqp", feature: "amqp" }],
+        left_out: &[OmittedProtocol { protocol: "amqp", feature: "amqp" }],
         variables: &variables,
     };
     let sources = [("cages/.shared/cage.toml", shared), ("cages/runner/cage.toml", own)];

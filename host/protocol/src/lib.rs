@@ -1,7 +1,7 @@
-//! The contract between the host and a protocol: what a protocol is, what its interfaces are given, and what they owe. A
-//! protocol is a crate that implements [`Protocol`], and one line where a program lists those that it has.
+//! The contract between the host and a protocol: what a protocol implements, and what the host does for its interfaces. A
+//! protocol is a crate that implements [`Protocol`], and an entry in a program's list of protocols.
 //!
-//! `README.md` beside this crate is the contract as one page: what an interface owes, and what is done for it.
+//! The `README.md` of this crate describes the contract on one page.
 
 mod dispatch;
 mod endpoint;
@@ -20,35 +20,35 @@ use wasmcage_resource::Resource;
 use wasmcage_store::Store;
 
 pub use self::dispatch::Dispatch;
-pub use self::endpoint::{Address, Endpoint, Listening, Route, RouteKind};
+pub use self::endpoint::{Address, Endpoint, ListenGuard, Route, RouteKind};
 pub use self::registry::Protocols;
 
-/// One way in which the outside world reaches modules, or modules the outside world.
+/// A protocol: an inbound side, through which modules are reached, an outbound side, which modules use, or both.
 pub trait Protocol: Send + Sync {
     /// The name in `cage.toml`.
     fn name(&self) -> &'static str;
 
-    /// Whether every cage has an interface of this protocol, called like it, without naming it.
+    /// Returns whether every cage has an interface of this protocol, with its name, without naming it in `cage.toml`.
     fn unnamed(&self) -> bool {
         false
     }
 
-    /// Whether an interface works off the queue of retried calls that is called like it.
+    /// Returns whether an interface works off the queue of retried calls that has its name.
     fn has_queue(&self) -> bool {
         false
     }
 
-    /// What the configuration has to know of it.
+    /// Returns what the configuration needs to know about the protocol.
     fn info(&self) -> ProtocolInfo {
         ProtocolInfo { name: self.name(), unnamed: self.unnamed(), has_queue: self.has_queue() }
     }
 
-    /// Whether one module serves the interface; otherwise what comes in says which.
+    /// Returns whether one module serves an interface; otherwise each request names its module.
     fn has_module(&self) -> bool {
         true
     }
 
-    /// Which export of a component serves this protocol, when the configuration names none.
+    /// Returns which export of a component serves this protocol, for the configured choice.
     fn choice(&self, configured: ExportChoice) -> ExportChoice {
         match configured {
             ExportChoice::Auto => ExportChoice::Handler,
@@ -56,12 +56,16 @@ pub trait Protocol: Send + Sync {
         }
     }
 
+    /// Makes an interface from its section.
+    ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no inbound side.
     fn interface(&self, section: Section) -> Result<Box<dyn Interface>, ConfigError> {
         Err(section.refused(format!("protocol {} has no inbound side: it is for [resources.x]", self.name())))
     }
 
+    /// Makes a resource from its section.
+    ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no outbound side.
     fn resource(&self, section: Section) -> Result<Box<dyn Resource>, ConfigError> {
@@ -69,33 +73,35 @@ pub trait Protocol: Send + Sync {
     }
 }
 
-/// The inbound side. `run` is spawned to start it; it takes nothing new once `cx.drain` begins, finishes what it has,
-/// then returns; its future is dropped at the drain's deadline.
+/// The inbound side of a protocol. `run` is spawned to start it. Once `cx.drain` has begun, it stops the intake, finishes what
+/// is in flight, and returns; its future is dropped at the drain's deadline.
 #[async_trait]
 pub trait Interface: Send + Sync {
+    /// Serves until the drain.
+    ///
     /// # Errors
-    /// What keeps it from serving, such as a port in use. The cage logs it, goes on, and tries again later.
+    /// What keeps it from serving, such as a port in use. The cage logs it and retries later.
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError>;
 }
 
-/// All that an interface may touch.
+/// Everything that an interface may use.
 #[derive(Clone)]
 pub struct InterfaceContext {
-    /// Has modules serve what comes in.
+    /// Passes what is received to modules.
     pub dispatch: Arc<dyn Dispatch>,
-    /// What the interface is called, where it listens, its timeout and readings.
+    /// The interface's name, addresses, timeout and readings.
     pub endpoint: Arc<Endpoint>,
     pub drain: Drain,
     pub lanes: Arc<Lanes>,
     /// The cage's durable data.
     pub store: Arc<Store>,
-    /// Watches the tasks that the interface starts.
+    /// Wraps the tasks that the interface spawns, so that panics are reported.
     pub tasks: Tasks,
-    /// Label of this machine.
+    /// Name of this machine.
     pub node: Arc<str>,
-    /// Where running cages of this user meet: see `wasmcage::host::runtime_directory`.
+    /// Where running cages of this user find each other: see `wasmcage::host::runtime_directory`.
     pub runtime_directory: Arc<Path>,
-    /// The process's budget for bodies that are kept whole.
+    /// The process's budget for bodies that are held whole.
     pub bodies: Arc<BodyBudget>,
 }
 

@@ -1,4 +1,4 @@
-//! How a server proves who it is, and how this side does: the public certificate authorities, or those of a file.
+//! Settings of TLS: the trusted authorities, public ones or those of a file, and this client's own certificate.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -10,7 +10,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use wasmcage_core::regular_file;
 
-/// The public authorities, which take a while to read.
+/// The settings with the public authorities. They are made once because that takes a while.
 static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     Arc::new(builder(roots).with_no_client_auth())
@@ -19,7 +19,7 @@ static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub(super) config: Arc<ClientConfig>,
-    /// Whom the certificate must name; the URL's host if none.
+    /// The name that the server's certificate must have; none: the URL's host.
     pub(super) server_name: Option<ServerName<'static>>,
 }
 
@@ -32,21 +32,21 @@ pub enum TlsFileError {
 }
 
 impl Tls {
-    /// Servers whose certificates a public authority has signed.
+    /// Trusts the public authorities.
     pub fn public() -> Self {
         Self { config: PUBLIC.clone(), server_name: None }
     }
 
-    /// Servers whose certificates a public authority has signed, or one of these.
+    /// Trusts the public authorities and these.
     pub fn beside_public(authorities: &[CertificateDer<'static>]) -> Self {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        // Whether they can be used was looked at when they were read.
+        // Unusable ones were refused when they were read.
         roots.add_parsable_certificates(authorities.iter().cloned());
         Self { config: Arc::new(builder(roots).with_no_client_auth()), server_name: None }
     }
 
-    /// `ca` is trusted instead of the public authorities; `identity` are the files of certificate and key that are shown to
-    /// servers who ask.
+    /// Reads settings from files. `ca` is trusted instead of the public authorities; `identity` are the files of certificate and
+    /// key for servers that ask for one.
     ///
     /// # Errors
     /// Files that cannot be read or used.

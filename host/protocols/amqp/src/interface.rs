@@ -21,7 +21,7 @@ use super::replies::Replies;
 use super::topology::Binding;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, ListenGuard};
 
 /// Between looks at what is declared.
 const LOOK: Duration = Duration::from_secs(10);
@@ -98,7 +98,7 @@ struct Rounds {
     /// The queues that are consumed, as the endpoint knows them.
     consumed: Vec<String>,
     /// While there are such queues.
-    listening: Option<Listening>,
+    listening: Option<ListenGuard>,
     /// Consumers that take no more, and finish what they have.
     leaving: Vec<AbortOnDropHandle<()>>,
 }

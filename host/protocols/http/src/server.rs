@@ -18,7 +18,7 @@ use super::tls::Tls;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::task;
-use wasmcage_protocol::{InterfaceError, Listening};
+use wasmcage_protocol::{InterfaceError, ListenGuard};
 
 /// The pause after an error that the next attempt would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -73,7 +73,7 @@ impl Server {
 
     /// Serves until the drain begins and the last connection has ended, or until it is forced. Dropping this future ends
     /// all connections.
-    pub(super) async fn run(self, listening: Listening, drain: Drain) {
+    pub(super) async fn run(self, listening: ListenGuard, drain: Drain) {
         // Counts this interface's connections, and ends them with this future.
         let own = ForceOnDrop(drain.child());
         tokio::select! {

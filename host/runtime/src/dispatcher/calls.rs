@@ -251,7 +251,7 @@ impl Dispatcher {
     ///
     /// # Errors
     /// See the kinds.
-    pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
+    pub async fn answer_call(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
         let mut served = Served::begin(self, endpoint, &call);
         let result = contained(self.called_here(call)).await;
         served.outcome = Outcome::of(&result);

@@ -25,7 +25,7 @@ use self::operation::Exchange;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
-use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
+use wasmcage_web_client::{Client, RequestBody, ResponseBody, Timeouts};
 
 /// `[resources.x]` with `protocol = "http"`.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl Server {
     ) -> Result<Response<ResponseBody>, ResourceError> {
         let config = &*self.config;
         let mut exchange = Exchange::new(config, operation)?;
-        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
+        let times = Timeouts { connect: None, first_byte: None, between_bytes: None, deadline };
         let mut redirects = 0;
         loop {
             let body = RequestBody::Whole(exchange.body.clone());
