@@ -15,18 +15,17 @@ pub fn deadline_left() -> Duration {
 /// What a retried call is told of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The call's id, the same for each attempt.
+    /// The call's id, which is the same for all attempts.
     pub id: String,
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
     /// When the first attempt began.
     pub first_started: SystemTime,
-    /// When the call is given up; none if never.
+    /// When the call is given up; none: never.
     pub expires: Option<SystemTime>,
 }
 
-/// Which attempt at a retried call this is; none in a request that is no retried call, and in functions that a retried one
-/// calls.
+/// Returns the current attempt at a retried call; none if this is no retried call, also in functions that a retried one calls.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Error, Result, context};

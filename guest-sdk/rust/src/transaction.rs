@@ -1,6 +1,6 @@
-//! Several operations at once, which all take effect or none, as far as the world outside allows: on databases and other
-//! resources, on the module's own data, retried calls. Each begins and works at the same time as the others; then a policy
-//! says whether what they did is kept.
+//! Transactions of several operations that all take effect or none, as far as the other sides allow: operations on databases and
+//! other resources, steps on the module's own data, retried calls. All work at the same time; then a policy decides whether
+//! they are committed.
 //!
 //! ```no_run
 //! use wasmcage_guest::{Result, module, params, sql::Statements, state, transaction};
@@ -19,9 +19,9 @@
 //! }
 //! ```
 //!
-//! Keeping what was done is best effort, not two-phase commit: an error in phase `Commit` says that others may have committed.
-//! What the store keeps (the module's data, retried calls) is written in one go and first, so that a key that another request
-//! changed meanwhile keeps everything else from being committed. Calls of functions are not undone.
+//! Committing is best effort, not a two-phase commit: after an error in phase `Commit`, others may have committed. Writes to the
+//! store (the module's data, retried calls) are done together and first, so that nothing else is committed if another request
+//! has changed a key meanwhile. Calls of functions are not undone.
 
 use std::time::Duration;
 
@@ -35,13 +35,13 @@ use crate::call::{Arguments, CallError, Retried};
 use crate::resource::{Operation, Phase, Reply, ResourceError, milliseconds};
 use crate::state::{self, StateError};
 
-/// A transaction without participants yet.
+/// Makes a transaction without participants.
 pub fn transaction() -> Transaction {
     Transaction { options: wit::Options { sync_commit: true, timeout_ms: None }, participants: Vec::new() }
 }
 
-/// Collects participants, which begin to work with [`execute`](Self::execute), [`first`](Self::first),
-/// [`quorum`](Self::quorum) or [`begin`](Self::begin). At most 64. Made by [`transaction`].
+/// Collects up to 64 participants, which begin to work with [`execute`](Self::execute), [`first`](Self::first),
+/// [`quorum`](Self::quorum) or [`begin`](Self::begin). Made by [`transaction`].
 #[derive(Debug)]
 pub struct Transaction {
     options: wit::Options,
@@ -56,38 +56,38 @@ enum Participant {
     Call { cage: Option<String>, module: String, function: String, arguments: Payload },
 }
 
-/// What a participant is going to give: exchanged for it by [`Results::take`].
+/// The future result of a participant, which [`Results::take`] exchanges for the result.
 #[derive(Debug)]
 pub struct Pending<T> {
     index: usize,
-    /// None: a result of another kind.
+    /// Converts the result; none if it is of another kind.
     make: fn(wit::ParticipantResult) -> Option<Result<T, String>>,
 }
 
-/// What participants have come to.
+/// The results of participants.
 #[derive(Debug)]
 pub struct Results(Vec<Option<Result<wit::ParticipantResult, ResourceError>>>);
 
 impl Transaction {
-    /// At most this long, and never longer than until the request's deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout_ms = Some(milliseconds(timeout));
         self
     }
 
-    /// The result is there as soon as the decision is made; what fails after that is in the log only.
+    /// Returns the result as soon as the decision is made. Commits that fail after that are only logged.
     pub fn without_waiting_for_commits(mut self) -> Self {
         self.options.sync_commit = false;
         self
     }
 
-    /// An operation on a resource.
+    /// Adds an operation on a resource.
     pub fn operation(&mut self, resource: &str, operation: Operation) -> Pending<Reply> {
         self.operation_with(resource, operation, &[], &[])
     }
 
-    /// The same with options for its beginning, such as `("isolation", "serializable")`, and with what it changes, for the
-    /// resource's cache of reads.
+    /// Adds an operation with options for its beginning, such as `("isolation", "serializable")`, and the names of what it
+    /// changes, for the resource's cache of reads.
     pub fn operation_with(
         &mut self,
         resource: &str,
@@ -105,11 +105,11 @@ impl Transaction {
         })
     }
 
-    /// Steps on this module's own durable data, collected by [`state::transaction`]. A condition that does not hold is the
-    /// code `conflict`.
+    /// Adds steps on this module's durable data, collected by [`state::transaction`]. A condition that does not hold is an error
+    /// with the code `conflict`.
     ///
     /// # Errors
-    /// [`StateError::BadValue`] when a value has no JSON.
+    /// [`StateError::BadValue`] when a value cannot be converted to JSON.
     pub fn state(&mut self, steps: state::Transaction) -> Result<Pending<state::Outcomes>, StateError> {
         Ok(self.add(Participant::State(steps.into_steps()?), |result| match result {
             wit::ParticipantResult::State(outcomes) => Some(Ok(state::Outcomes::of(outcomes))),
@@ -117,11 +117,11 @@ impl Transaction {
         }))
     }
 
-    /// A call that is made in the background, again and again until it succeeds; of `module("mail").retried()` or the like.
-    /// Its id.
+    /// Adds a call that is retried in the background until it succeeds, by `module("mail").retried()` or the like. The result is
+    /// its id.
     ///
     /// # Errors
-    /// [`CallError::BadArguments`] when they have no JSON.
+    /// [`CallError::BadArguments`] when the arguments cannot be converted to JSON.
     pub fn retried(
         &mut self,
         callee: Retried<'_>,
@@ -134,10 +134,10 @@ impl Transaction {
         }))
     }
 
-    /// A call of a function, in this cage if none is named. It is not undone by a rollback.
+    /// Adds a call of a function, of this cage if `cage` is none. A rollback does not undo it.
     ///
     /// # Errors
-    /// [`CallError::BadArguments`] when they have no JSON.
+    /// [`CallError::BadArguments`] when the arguments cannot be converted to JSON.
     pub fn call<T: DeserializeOwned>(
         &mut self,
         cage: Option<&str>,
@@ -157,10 +157,10 @@ impl Transaction {
         }))
     }
 
-    /// Does everything: all take effect, or none. The first participant that fails rolls the others back.
+    /// Runs all participants: all take effect, or none. The first failure rolls the others back.
     ///
     /// # Errors
-    /// The one that decided.
+    /// The error that decided.
     pub fn execute(self) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::All)
     }
