@@ -165,23 +165,23 @@ impl Transaction {
         self.decided_by(wit::Policy::All)
     }
 
-    /// Keeps what the first that succeeds does, and nothing of the others.
+    /// Commits the first participant that succeeds, and rolls the others back.
     ///
     /// # Errors
-    /// The last one, when all have failed.
+    /// The error of the last participant, when all have failed.
     pub fn first(self) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::First)
     }
 
-    /// Keeps what was done when so many have succeeded; nothing of those that have not by then.
+    /// Commits when so many participants have succeeded, and rolls the others back.
     ///
     /// # Errors
-    /// The one that made it impossible.
+    /// The error that made it impossible.
     pub fn quorum(self, needed: u32) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::Quorum(needed))
     }
 
-    /// Has all participants begin to work, for a policy of one's own.
+    /// Starts all participants, for a policy of the module's own.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, resource::Operation, transaction};
@@ -240,11 +240,11 @@ impl Results {
         Self(results.map(|result| result.map(|result| result.map_err(ResourceError::from))).collect())
     }
 
-    /// What a participant gave.
+    /// Takes the result of a participant.
     ///
     /// # Errors
-    /// The participant's, also when it had come to nothing when it was decided (`not-done`), and when its result is of another
-    /// type (`bad-result`).
+    /// The participant's; `not-done` when it had no result yet when the transaction was decided; `bad-result` when its result does
+    /// not fit the type.
     pub fn take<T>(&mut self, pending: Pending<T>) -> Result<T, ResourceError> {
         let index = pending.index;
         let none = |code: &str, text: String| {
@@ -259,26 +259,26 @@ impl Results {
     }
 }
 
-/// A transaction whose participants work. Dropped, it is rolled back.
+/// A transaction whose participants work. Dropping it rolls it back.
 #[derive(Debug)]
 pub struct Running {
     transaction: wit::Transaction,
     results: Results,
 }
 
-/// A participant that has come to a result.
+/// A participant that has a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// In the order in which participants were added, from 0.
+    /// Number of the participant in the order of addition, from 0.
     pub index: usize,
     pub succeeded: bool,
 }
 
 impl Running {
-    /// Waits for the next participant that comes to a result; none when all have.
+    /// Waits for the next participant with a result; none when all have one.
     ///
     /// # Errors
-    /// Of the transaction as a whole, such as `timed-out`.
+    /// Those of the transaction as a whole, such as `timed-out`.
     #[expect(clippy::should_implement_trait, reason = "an iterator would hide that an error is the transaction's")]
     pub fn next(&mut self) -> Result<Option<Arrived>, ResourceError> {
         let Some((index, result)) = self.transaction.next_result()? else { return Ok(None) };
@@ -289,16 +289,16 @@ impl Running {
         Ok(Some(arrived))
     }
 
-    /// Commits those that have succeeded so far, and rolls the others back.
+    /// Commits the participants that have succeeded so far, and rolls the others back.
     ///
     /// # Errors
-    /// In phase `Commit`: others may have committed.
+    /// In phase `Commit`: other participants may have committed.
     pub fn commit(self) -> Result<Results, ResourceError> {
         self.transaction.commit()?;
         Ok(self.results)
     }
 
-    /// Rolls back what was done. Nobody waits for it.
+    /// Rolls everything back, without waiting for that.
     pub fn rollback(self) -> Results {
         self.transaction.rollback();
         self.results
