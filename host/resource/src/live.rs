@@ -18,7 +18,7 @@ use crate::Resource;
 use wasmcage_config::{ConfigError, ResourceConfig, Section};
 use wasmcage_core::readings::{Readings, ReadingsSnapshot};
 use wasmcage_core::request::Deadline;
-use wasmcage_core::telemetry::{Gate, LevelCell};
+use wasmcage_core::telemetry::{LevelCell, Throttle};
 
 /// Failures of one resource that are logged in one second; further ones are only counted.
 const FAILURES_LOGGED_PER_SECOND: u64 = 10;
@@ -48,7 +48,7 @@ pub struct LiveResource {
     pub(super) cage: Arc<str>,
     pub(super) level: Arc<LevelCell>,
     pub(super) readings: Readings,
-    pub(super) failures: Gate,
+    pub(super) failures: Throttle,
     config: ResourceConfig,
     cache: Option<Arc<ReadCache>>,
     pool: Arc<Pool>,
@@ -75,7 +75,7 @@ impl LiveResource {
             cage,
             level,
             readings: Readings::default(),
-            failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            failures: Throttle::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             config,
             cache: built.cache.map(|settings| Arc::new(ReadCache::new(settings))),
             pool,

@@ -48,11 +48,11 @@ impl OperationRecord {
             return;
         }
         let resource = &*self.resource;
-        let Some(suppressed) = resource.failures.pass() else { return };
-        let suppressed = (suppressed > 0).then_some(suppressed);
-        let (cage, module, request) =
-            (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
-        tracing::warn!(cage, module, resource = resource.name(), %error, suppressed, request, "operation failed");
+        resource.failures.log(|suppressed| {
+            let (cage, module, request) =
+                (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
+            tracing::warn!(cage, module, resource = resource.name(), %error, suppressed, request, "operation failed");
+        });
     }
 }
 

@@ -10,10 +10,10 @@
 mod cage_log;
 mod clock;
 mod day_budget;
-mod gate;
 mod line;
 mod router;
 mod terminal;
+mod throttle;
 mod writer;
 
 use std::error::Error;
@@ -22,9 +22,9 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use self::cage_log::{CageLog, LogFormat, LogSettings, file_day, file_name, force_format};
-pub use self::gate::Gate;
 pub use self::router::{flush, install};
 pub use self::terminal::TerminalOptions;
+pub use self::throttle::{KeyedThrottle, Throttle};
 
 /// Level of a log line, the most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -49,7 +49,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Payload;
 use wasmcage_core::task::{Tasks, catch_panic_async};
-use wasmcage_core::telemetry::Gate;
+use wasmcage_core::telemetry::Throttle;
 use wasmcage_protocol::InterfaceError;
 
 /// How long a cage that stops waits for connections that are greeting.
@@ -113,7 +113,7 @@ struct Answerer {
     peer: Arc<str>,
     service: Option<Arc<dyn Service>>,
     body_bytes_max: usize,
-    told: Gate,
+    told: Throttle,
 }
 
 impl Lan {
@@ -329,7 +329,7 @@ impl Inner {
 impl Answerer {
     fn new(inner: &Arc<Inner>, peer: Arc<str>, service: Option<Arc<dyn Service>>) -> Arc<Self> {
         let (cage, body_bytes_max) = (inner.local.cage.clone(), inner.limits.body_bytes_max);
-        let told = Gate::new(TOLD_MAX, TOLD_WITHIN);
+        let told = Throttle::new(TOLD_MAX, TOLD_WITHIN);
         Arc::new(Self { inner: Arc::downgrade(inner), cage, peer, service, body_bytes_max, told })
     }
 

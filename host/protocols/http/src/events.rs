@@ -6,33 +6,29 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
 use wasmcage_core::body_budget::NoRoom;
 use wasmcage_core::request::{RequestContext, RequestId};
 use wasmcage_core::task::Panic;
-use wasmcage_core::telemetry::{Gate, error_chain};
-
-/// One line of a kind in this time; what comes between is counted.
-const SELDOM: Duration = Duration::from_secs(10);
+use wasmcage_core::telemetry::{Throttle, error_chain};
 
 /// The events of one interface.
 pub(super) struct Events {
     cage: Arc<str>,
     interface: Arc<str>,
-    refused: Gate,
-    accept: Gate,
-    reply: Gate,
-    route: Gate,
-    missing: Gate,
-    room: Gate,
+    refused: Throttle,
+    accept: Throttle,
+    reply: Throttle,
+    route: Throttle,
+    missing: Throttle,
+    room: Throttle,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        let seldom = || Gate::new(1, SELDOM);
+        let seldom = Throttle::seldom;
         Self {
             cage,
             interface,
@@ -51,18 +47,16 @@ impl Events {
 
     /// The limit on connections is reached: this one was closed unread.
     pub(super) fn connection_refused(&self, connections_max: usize) {
-        if let Some(suppressed) = self.refused.pass() {
-            let suppressed = counted(suppressed);
+        self.refused.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, connections_max, suppressed, "connections refused");
-        }
+        });
     }
 
     /// The process or the machine is out of something; the intake goes on after a pause.
     pub(super) fn accept_failed(&self, error: &io::Error) {
-        if let Some(suppressed) = self.accept.pass() {
-            let suppressed = counted(suppressed);
+        self.accept.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "connection not accepted");
-        }
+        });
     }
 
     pub(super) fn connection_ended(&self, peer: SocketAddr, error: &dyn Display) {
@@ -116,43 +110,39 @@ impl Events {
 
     /// A request was turned away because the module is compiling, was refused, or has gone.
     pub(super) fn no_module(&self, request: RequestId, module: &str) {
-        if let Some(suppressed) = self.missing.pass() {
-            let suppressed = counted(suppressed);
+        self.missing.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, suppressed, request = %tail(request),
                 "request turned away, no version of the module serves"
             );
-        }
+        });
     }
 
     /// The module answered with something that HTTP cannot carry.
     pub(super) fn reply_unfit(&self, context: &RequestContext, module: &str, error: &dyn Display) {
-        if let Some(suppressed) = self.reply.pass() {
-            let suppressed = counted(suppressed);
+        self.reply.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "reply not sendable"
             );
-        }
+        });
     }
 
     /// The budget for bodies has no fair share left for a request's.
     pub(super) fn no_room_for_body(&self, error: NoRoom) {
-        if let Some(suppressed) = self.room.pass() {
-            let suppressed = counted(suppressed);
+        self.room.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "request's body refused");
-        }
+        });
     }
 
     /// Nor for an answer, though the module has done its work.
     pub(super) fn no_room_for_reply(&self, context: &RequestContext, module: &str, error: NoRoom) {
-        if let Some(suppressed) = self.room.pass() {
-            let suppressed = counted(suppressed);
+        self.room.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "answer's body refused"
             );
-        }
+        });
     }
 
     pub(super) fn panicked(&self, request: RequestId, panic: &Panic) {
@@ -161,11 +151,6 @@ impl Events {
             "request panicked"
         );
     }
-}
-
-/// A field that is left out when nothing was.
-fn counted(suppressed: u64) -> Option<u64> {
-    (suppressed > 0).then_some(suppressed)
 }
 
 /// How a line about a request ends that has no context yet.

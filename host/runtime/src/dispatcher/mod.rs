@@ -33,7 +33,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::RequestContext;
 use wasmcage_core::task;
-use wasmcage_core::telemetry::{Gate, Level, LevelCell};
+use wasmcage_core::telemetry::{Level, LevelCell, Throttle};
 use wasmcage_protocol::Endpoint;
 
 /// Failures of requests that are logged in one second; the rest are counted only.
@@ -84,7 +84,7 @@ struct Inner {
     config: Arc<ArcSwap<CageConfig>>,
     admission: Arc<Admission>,
     level: Arc<LevelCell>,
-    failures: Gate,
+    failures: Throttle,
     /// None while no interface carries calls to cages elsewhere.
     remote: RwLock<Option<Arc<dyn Remote>>>,
 }
@@ -105,7 +105,7 @@ impl Dispatcher {
             cages: cages.clone(),
             admission: Admission::new(loaded.concurrency, loaded.queue),
             level,
-            failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            failures: Throttle::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             remote: RwLock::default(),
             config,
         }));
