@@ -31,7 +31,7 @@ impl Binding {
     pub(super) fn read_all(section: Section) -> Vec<Self> {
         let bindings = section.keys().into_iter().filter_map(|key| Self::read(&section, key));
         let bindings = bindings.collect();
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         bindings
     }

@@ -49,7 +49,7 @@ impl CallsConfig {
         let Some(section) = section else { return Self::default() };
         let allow = section.table("allow").map(|table| {
             let rules = table.keys().into_iter().filter_map(|key| Rule::read(&table, &key)).collect();
-            // Its mistakes are among those of the file.
+            // Its mistakes are reported with those of the file.
             let _ = table.finish();
             rules
         });
@@ -63,7 +63,7 @@ impl CallsConfig {
                 ),
             }
         }
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = section.finish();
         Self { allow, idempotent }
     }

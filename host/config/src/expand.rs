@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::error::{Problem, push};
 use super::protocols::{OmittedProtocol, ProtocolInfo};
-use super::source::{Item, Node, Table, join, shortened};
+use super::source::{Node, TomlTable, TomlValue, join, shortened};
 
 /// Longest text after its variables are expanded.
 const TEXT_BYTES_MAX: usize = 1 << 20;
@@ -41,7 +41,7 @@ pub(super) struct ExpandOutput {
 }
 
 /// Expands all texts in `table`.
-pub(super) fn expand(table: &mut Table, path: &str, environment: &Environment, output: &mut ExpandOutput) {
+pub(super) fn expand(table: &mut TomlTable, path: &str, environment: &Environment, output: &mut ExpandOutput) {
     for (key, node) in table {
         expand_node(node, &join(path, key), environment, output);
     }
@@ -49,7 +49,7 @@ pub(super) fn expand(table: &mut Table, path: &str, environment: &Environment, o
 
 fn expand_node(node: &mut Node, path: &str, environment: &Environment, output: &mut ExpandOutput) {
     match &mut node.item {
-        Item::Text(text) if text.value.contains("${") => {
+        TomlValue::Text(text) if text.value.contains("${") => {
             match expand_text(&text.value, environment, &mut output.secrets) {
                 Ok(value) => text.written = Some(std::mem::replace(&mut text.value, value)),
                 Err(text) => {
@@ -58,13 +58,13 @@ fn expand_node(node: &mut Node, path: &str, environment: &Environment, output: &
                 }
             }
         }
-        Item::Array(nodes) => {
+        TomlValue::Array(nodes) => {
             for (index, node) in nodes.iter_mut().enumerate() {
                 expand_node(node, &format!("{path}[{index}]"), environment, output);
             }
         }
-        Item::Table(table) => expand(table, path, environment, output),
-        Item::Text(_) | Item::Integer(_) | Item::Float(_) | Item::Flag(_) | Item::Time(_) => {}
+        TomlValue::Table(table) => expand(table, path, environment, output),
+        TomlValue::Text(_) | TomlValue::Integer(_) | TomlValue::Float(_) | TomlValue::Flag(_) | TomlValue::Time(_) => {}
     }
 }
 

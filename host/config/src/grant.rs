@@ -65,7 +65,7 @@ impl Grants {
             http: section.parsed_list("http", Vec::new(), HOST),
             files: section.tables("files").into_iter().filter_map(FileGrant::read).collect(),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         grants
     }
@@ -116,7 +116,7 @@ impl FileGrant {
             section.problem("guest", "expected a path such as \"/data\"");
         }
         let writable = section.choice("mode", &[("ro", false), ("rw", true)], false);
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         Some(Self { host: host?, guest: guest?, writable })
     }

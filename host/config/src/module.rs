@@ -137,7 +137,7 @@ impl ModuleConfig {
             source: section.path("source"),
             compatible: section.flag("compatible", default.compatible),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         config
     }
@@ -158,7 +158,7 @@ impl InstancesConfig {
             idle_timeout: section.milliseconds("idle_timeout_ms", default.idle_timeout, 1..=TIMEOUT_MS_MAX),
             keep_bytes: (section.integer("keep_mb", (default.keep_bytes >> 20) as u64, 0..=4096) as usize) << 20,
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         config
     }
@@ -170,7 +170,7 @@ fn state(section: Section) -> Quota {
         bytes: section.integer("max_mb", default.bytes >> 20, 1..=1 << 20) << 20,
         entries: section.integer("max_entries", default.entries, 1..=1_000_000_000),
     };
-    // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+    // Mistakes that `finish` finds are reported with those of the whole configuration.
     let _ = section.finish();
     quota
 }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use super::error::{ConfigError, PROBLEMS_MAX, Problem, push};
 use super::expand::{Environment, ExpandOutput, Secret, expand};
 use super::nearest::nearest;
-use super::source::{Item, Location, Node, Table, join};
+use super::source::{Location, Node, TomlTable, TomlValue, join};
 
 /// Names of keys in other programs' configurations, and here.
 const OTHER_NAMES: &[(&str, &str)] = &[
@@ -37,7 +37,7 @@ pub struct Section {
     path: String,
     name: String,
     location: Location,
-    pub(super) table: Table,
+    pub(super) table: TomlTable,
     shared: Arc<SharedSettings>,
     requested: Mutex<BTreeSet<String>>,
     /// Shared with the sections below, so that the outermost `finish` reports their mistakes, too.
@@ -107,9 +107,9 @@ impl Section {
         let expected = format!("an integer from {} to {}", range.start(), range.end());
         self.get(key, &expected, |item| {
             match item {
-                Item::Integer(integer) => u64::try_from(*integer).ok(),
+                TomlValue::Integer(integer) => u64::try_from(*integer).ok(),
                 // Only texts can contain variables: `port = "${PORT}"`.
-                Item::Text(text) if text.written.is_some() => text.value.parse().ok(),
+                TomlValue::Text(text) if text.written.is_some() => text.value.parse().ok(),
                 _ => None,
             }
             .filter(|integer| range.contains(integer))
@@ -127,8 +127,8 @@ impl Section {
 
     pub fn flag(&self, key: &str, default: bool) -> bool {
         let flag = self.get(key, "true or false", |item| match item {
-            Item::Flag(flag) => Some(*flag),
-            Item::Text(text) if text.written.is_some() => text.value.parse().ok(),
+            TomlValue::Flag(flag) => Some(*flag),
+            TomlValue::Text(text) if text.written.is_some() => text.value.parse().ok(),
             _ => None,
         });
         flag.unwrap_or(default)
@@ -195,7 +195,7 @@ impl Section {
 
     pub fn table(&self, key: &str) -> Option<Section> {
         self.get(key, "a table", |item| match item {
-            Item::Table(table) => Some(table),
+            TomlValue::Table(table) => Some(table),
             _ => None,
         })
         .map(|table| self.child(join(&self.path, key), key, &self.table[key].location, table))
@@ -208,7 +208,7 @@ impl Section {
         for (index, node) in nodes.iter().enumerate() {
             let path = format!("{}[{index}]", join(&self.path, key));
             match &node.item {
-                Item::Table(table) => sections.push(self.child(path, key, &node.location, table)),
+                TomlValue::Table(table) => sections.push(self.child(path, key, &node.location, table)),
                 item => self.record(&node.location, path, format!("expected a table, got {}", item.described())),
             }
         }
@@ -223,7 +223,7 @@ impl Section {
 
     /// An empty section in place of `[key.NAME]`, which is not written.
     pub(super) fn absent(&self, key: &str, name: &str) -> Section {
-        self.child(join(key, name), name, &self.location, &Table::new())
+        self.child(join(key, name), name, &self.location, &TomlTable::new())
     }
 
     /// Returns all keys, for tables whose keys are names.
@@ -231,7 +231,7 @@ impl Section {
         self.table.keys().cloned().collect()
     }
 
-    fn child(&self, path: String, name: &str, location: &Location, table: &Table) -> Section {
+    fn child(&self, path: String, name: &str, location: &Location, table: &TomlTable) -> Section {
         Section {
             path,
             name: name.to_owned(),
@@ -329,8 +329,8 @@ impl Section {
     pub(super) fn root(mut node: Node, environment: &Environment, is_whole: bool) -> Self {
         let mut found = ExpandOutput::default();
         let mut table = match &mut node.item {
-            Item::Table(table) => std::mem::take(table),
-            _ => Table::new(),
+            TomlValue::Table(table) => std::mem::take(table),
+            _ => TomlTable::new(),
         };
         expand(&mut table, "", environment, &mut found);
         // The longest secrets come first, because one secret may be a part of another.
@@ -364,7 +364,7 @@ impl Section {
         );
     }
 
-    fn get<'a, T>(&'a self, key: &str, expected: &str, read: impl FnOnce(&'a Item) -> Option<T>) -> Option<T> {
+    fn get<'a, T>(&'a self, key: &str, expected: &str, read: impl FnOnce(&'a TomlValue) -> Option<T>) -> Option<T> {
         self.requested.lock().insert(key.to_owned());
         let node = self.table.get(key)?;
         let value = read(&node.item);
@@ -377,7 +377,7 @@ impl Section {
 
     fn array(&self, key: &str, expected: &str) -> Option<&[Node]> {
         self.get(key, expected, |item| match item {
-            Item::Array(nodes) => Some(nodes.as_slice()),
+            TomlValue::Array(nodes) => Some(nodes.as_slice()),
             _ => None,
         })
     }

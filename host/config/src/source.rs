@@ -27,12 +27,12 @@ pub(super) struct Location {
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) item: Item,
+    pub(super) item: TomlValue,
     pub(super) location: Location,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Item {
+pub(super) enum TomlValue {
     Text(TextValue),
     Integer(i128),
     Float(f64),
@@ -40,10 +40,10 @@ pub(super) enum Item {
     /// The time as it is written.
     Time(String),
     Array(Vec<Node>),
-    Table(Table),
+    Table(TomlTable),
 }
 
-pub(super) type Table = BTreeMap<String, Node>;
+pub(super) type TomlTable = BTreeMap<String, Node>;
 
 #[derive(Clone)]
 pub(super) struct TextValue {
@@ -77,7 +77,7 @@ impl std::fmt::Debug for TextValue {
     }
 }
 
-impl Item {
+impl TomlValue {
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(&text.value),
@@ -128,14 +128,14 @@ impl SyntaxErrors {
 /// Parses all texts. Later ones overlay earlier ones: tables key by key, other values as a whole.
 pub(super) fn merged(sources: &[(PathBuf, String)]) -> Merged {
     let last = sources.last().map_or(Path::new(super::FILE_NAME), |(file, _)| file);
-    let mut root = Node { item: Item::Table(Table::new()), location: Location { file: last.into(), line: 1 } };
+    let mut root = Node { item: TomlValue::Table(TomlTable::new()), location: Location { file: last.into(), line: 1 } };
     let mut error = ConfigError::default();
     for (file, text) in sources {
         let mut reader = TomlReader::new(file, text);
         match reader.document() {
             Some(table) => {
                 let location = root.location.clone();
-                overlay(&mut root, Node { item: Item::Table(table), location });
+                overlay(&mut root, Node { item: TomlValue::Table(table), location });
             }
             None => debug_assert!(!reader.problems.is_empty(), "a text without a table has a problem"),
         }
@@ -147,7 +147,7 @@ pub(super) fn merged(sources: &[(PathBuf, String)]) -> Merged {
 fn overlay(below: &mut Node, above: Node) {
     let location = above.location;
     match (&mut below.item, above.item) {
-        (Item::Table(below), Item::Table(above)) => {
+        (TomlValue::Table(below), TomlValue::Table(above)) => {
             for (key, node) in above {
                 match below.get_mut(&key) {
                     Some(old) => overlay(old, node),
@@ -176,7 +176,7 @@ impl<'a> TomlReader<'a> {
     }
 
     /// Parses the text. None when it cannot be parsed at all; `problems` says why.
-    fn document(&mut self) -> Option<Table> {
+    fn document(&mut self) -> Option<TomlTable> {
         if self.text.len() > FILE_BYTES_MAX {
             self.problem(0, "", format!("longer than {FILE_BYTES_MAX} bytes"));
             return None;
@@ -194,8 +194,8 @@ impl<'a> TomlReader<'a> {
         Some(self.table("", document.into_inner(), 0))
     }
 
-    fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> Table {
-        let mut nodes = Table::new();
+    fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> TomlTable {
+        let mut nodes = TomlTable::new();
         for (key, value) in table {
             let line = self.line(key.span().start);
             let name = key.into_inner().into_owned();
@@ -213,32 +213,32 @@ impl<'a> TomlReader<'a> {
             return None;
         }
         let item = match value.into_inner() {
-            DeValue::String(text) => Item::Text(TextValue { value: text.into_owned(), written: None }),
+            DeValue::String(text) => TomlValue::Text(TextValue { value: text.into_owned(), written: None }),
             DeValue::Integer(integer) => match i128::from_str_radix(integer.as_str(), integer.radix()) {
-                Ok(integer) => Item::Integer(integer),
+                Ok(integer) => TomlValue::Integer(integer),
                 Err(_) => {
                     self.problem(line, path, "an integer of more than 128 bits".to_owned());
                     return None;
                 }
             },
             DeValue::Float(float) => match float.as_str().parse() {
-                Ok(float) => Item::Float(float),
+                Ok(float) => TomlValue::Float(float),
                 Err(_) => {
                     self.problem(line, path, "not a number".to_owned());
                     return None;
                 }
             },
-            DeValue::Boolean(flag) => Item::Flag(flag),
-            DeValue::Datetime(time) => Item::Time(time.to_string()),
+            DeValue::Boolean(flag) => TomlValue::Flag(flag),
+            DeValue::Datetime(time) => TomlValue::Time(time.to_string()),
             DeValue::Array(array) => {
                 let mut nodes = Vec::with_capacity(array.len());
                 for (index, value) in array.into_iter().enumerate() {
                     let line = self.line(value.span().start);
                     nodes.extend(self.node(&format!("{path}[{index}]"), value, line, depth + 1));
                 }
-                Item::Array(nodes)
+                TomlValue::Array(nodes)
             }
-            DeValue::Table(table) => Item::Table(self.table(path, table, depth)),
+            DeValue::Table(table) => TomlValue::Table(self.table(path, table, depth)),
         };
         Some(Node { item, location: Location { file: self.file.clone(), line } })
     }

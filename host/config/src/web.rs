@@ -54,7 +54,7 @@ impl OutgoingHttp {
             }),
             proxy: Proxy::read(&section),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         http
     }

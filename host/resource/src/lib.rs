@@ -30,7 +30,7 @@ pub use self::error::{Phase, ResourceError};
 pub use self::live::{LiveResource, MakeResource, ResourceSnapshot, build};
 pub use self::operation::{Caching, Caller, Operation, OperationOptions, OperationReply, ReplyStream};
 pub(crate) use self::operation_record::OperationRecord;
-pub(crate) use self::pool::Lease;
+pub(crate) use self::pool::ConnectionLease;
 pub use self::settings::{CacheSettings, PoolSettings};
 pub(crate) use self::step::run_step;
 pub use self::stream::OpenReply;

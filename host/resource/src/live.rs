@@ -9,10 +9,10 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cache::{CacheSnapshot, ReadCache, WriteMark};
 use super::maintenance::maintain;
 use super::operation_record::OperationRecord;
-use super::pool::Pool;
+use super::pool::ConnectionPool;
 use super::{
-    CacheSettings, Caller, Lease, OpenReply, Operation, OperationOptions, OperationReply, Phase, PoolSettings,
-    ResourceError, run_step,
+    CacheSettings, Caller, ConnectionLease, OpenReply, Operation, OperationOptions, OperationReply, Phase,
+    PoolSettings, ResourceError, run_step,
 };
 use crate::Resource;
 use wasmcage_config::{ConfigError, ResourceConfig, Section};
@@ -51,7 +51,7 @@ pub struct LiveResource {
     pub(super) failures: Throttle,
     config: ResourceConfig,
     cache: Option<Arc<ReadCache>>,
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     _maintenance: AbortOnDropHandle<()>,
 }
 
@@ -69,7 +69,7 @@ impl LiveResource {
     }
 
     pub(super) fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: ResourceParts) -> Self {
-        let pool = Arc::new(Pool::new(built.resource, built.pool));
+        let pool = Arc::new(ConnectionPool::new(built.resource, built.pool));
         let maintenance = maintain(pool.clone(), config.name.as_str().into(), cage.clone());
         Self {
             cage,
@@ -120,7 +120,7 @@ impl LiveResource {
         self.pool.resource().check(operation)
     }
 
-    pub async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<Lease, ResourceError> {
+    pub async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<ConnectionLease, ResourceError> {
         self.pool.acquire(&caller.module, deadline).await
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::pool::Pool;
+use super::pool::ConnectionPool;
 use wasmcage_core::backoff::Backoff;
 
 /// Free connections are checked at half the time that they may last, but within these limits.
@@ -19,7 +19,7 @@ const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Maintains a pool until the task is aborted.
-pub(super) async fn maintain(pool: Arc<Pool>, resource: Arc<str>, cage: Arc<str>) {
+pub(super) async fn maintain(pool: Arc<ConnectionPool>, resource: Arc<str>, cage: Arc<str>) {
     let settings = pool.settings();
     let period = (settings.idle_timeout.min(settings.age_max) / 2).clamp(PERIOD_MIN, PERIOD_MAX);
     let mut backoff = Backoff::new(PAUSE_FIRST, PAUSE_MAX);

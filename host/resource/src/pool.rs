@@ -25,7 +25,7 @@ const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pool of one resource. It never has more connections than `size`: a new one is made by the holder of a permit, and only
 /// when none is free.
-pub(crate) struct Pool {
+pub(crate) struct ConnectionPool {
     resource: Box<dyn Resource>,
     settings: PoolSettings,
     permits: Arc<Admission>,
@@ -59,18 +59,18 @@ enum ConnectionState {
 }
 
 /// The use of one connection. Dropping it discards the connection; `keep` returns it to the pool.
-pub struct Lease {
+pub struct ConnectionLease {
     /// None while a stream has it. Declared before the permit, so that it is closed before another connection may be made.
     connection: Option<Box<dyn Connection>>,
     made: Instant,
     module: Option<Arc<str>>,
     /// Until when it may be used: the caller's deadline, or an earlier one by the pool's `max_time_ms`.
     pub deadline: Deadline,
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     _permit: Permit,
 }
 
-impl Pool {
+impl ConnectionPool {
     pub(super) fn new(resource: Box<dyn Resource>, settings: PoolSettings) -> Self {
         let permits = Admission::new(settings.size, QUEUE_MAX);
         Self { resource, settings, permits, free: Mutex::default(), attention: Notify::new() }
@@ -92,7 +92,7 @@ impl Pool {
         self: &Arc<Self>,
         module: &Arc<str>,
         deadline: Deadline,
-    ) -> Result<Lease, ResourceError> {
+    ) -> Result<ConnectionLease, ResourceError> {
         let permit = self.permits.enter(deadline).await.map_err(|refusal| self.not_acquired(&refusal))?;
         if deadline.left() < self.settings.time_min {
             let text = format!("less than {:?} was left, see `min_time_ms` of its pool", self.settings.time_min);
@@ -102,7 +102,7 @@ impl Pool {
         let module = self.resource.keeps_modules_apart().then(|| module.clone());
         let lease = |connection: Box<dyn Connection>, made, module| {
             let pool = self.clone();
-            Lease { connection: Some(connection), made, module, deadline, pool, _permit: permit }
+            ConnectionLease { connection: Some(connection), made, module, deadline, pool, _permit: permit }
         };
         while let Some(FreeConnection { state, made, since, .. }) = self.take(module.as_ref()) {
             let Some(mut connection) = state.ready(deadline).await else {
@@ -252,7 +252,7 @@ async fn is_healthy(connection: &mut dyn Connection, deadline: Deadline) -> bool
     run_step(Phase::Acquire, deadline.within(CHECK_TIMEOUT), check).await.unwrap_or(false)
 }
 
-impl Lease {
+impl ConnectionLease {
     /// Returns the connection.
     ///
     /// # Panics

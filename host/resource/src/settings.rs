@@ -51,7 +51,7 @@ impl PoolSettings {
         if let Some(pool) = pool.filter(|_| settings.standby > settings.size) {
             pool.problem("standby", format!("{} is more than size = {}", settings.standby, settings.size));
         }
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = table.map(Section::finish);
         settings
     }
@@ -65,7 +65,7 @@ impl CacheSettings {
             size: cache.integer("size_mb", 64, 1..=1 << 20) << 20,
             ttl: cache.milliseconds("ttl_ms", Duration::from_secs(60), 1..=DAY_MS),
         };
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = cache.finish();
         Some(settings)
     }

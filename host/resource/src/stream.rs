@@ -3,19 +3,24 @@
 use bytes::Bytes;
 
 use super::operation_record::OperationRecord;
-use super::pool::Lease;
+use super::pool::ConnectionLease;
 use super::{Caller, Phase, ReplyStream, ResourceError, run_step};
 
 /// An open reply. Dropping it before its end discards the connection.
 pub struct OpenReply {
     stream: Option<Box<dyn ReplyStream>>,
-    lease: Option<Lease>,
+    lease: Option<ConnectionLease>,
     caller: Caller,
     record: Option<OperationRecord>,
 }
 
 impl OpenReply {
-    pub(super) fn new(stream: Box<dyn ReplyStream>, lease: Lease, caller: Caller, record: OperationRecord) -> Self {
+    pub(super) fn new(
+        stream: Box<dyn ReplyStream>,
+        lease: ConnectionLease,
+        caller: Caller,
+        record: OperationRecord,
+    ) -> Self {
         Self { stream: Some(stream), lease: Some(lease), caller, record: Some(record) }
     }
 

@@ -10,7 +10,7 @@ use super::snapshot::Snapshot;
 use super::{Space, StoreError};
 
 /// A key and its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
+pub type KeyValue = (Vec<u8>, Vec<u8>);
 
 /// Reads what was committed when the read began. Finds nothing while there is no file.
 pub struct Reader<'a> {
@@ -46,7 +46,7 @@ impl Reader<'_> {
         to: &[u8],
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         let mut entries = Vec::new();
         self.visit(space, from, to, descending, |key, value| {
             let wanted = entries.len() < limit;
@@ -127,7 +127,7 @@ impl<'a> Writer<'a> {
         to: &[u8],
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -176,7 +176,7 @@ fn written<'l>(overlay: &'l Overlay, space: Space, from: &'l [u8], to: &'l [u8],
 }
 
 /// Merges layers of which the first overrides the second, and so on.
-fn merged(layers: [Layer<'_>; 3], limit: usize, descending: bool) -> Result<Vec<Entry>, StoreError> {
+fn merged(layers: [Layer<'_>; 3], limit: usize, descending: bool) -> Result<Vec<KeyValue>, StoreError> {
     let mut layers = layers.map(Iterator::peekable);
     let mut entries = Vec::new();
     while entries.len() < limit {

@@ -27,10 +27,10 @@ const WAIT_MAX: Duration = Duration::from_millis(1);
 /// While it waits, it polls its queue this often.
 const WAIT_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-pub(super) type Jobs = mpsc::Sender<Box<dyn Job>>;
+pub(super) type Jobs = mpsc::Sender<Box<dyn CommitJob>>;
 
 /// A write in the queue of the thread.
-pub(super) trait Job: Send {
+pub(super) trait CommitJob: Send {
     /// Returns whether its caller still waits for it. If not, the write is not done.
     fn is_wanted(&self) -> bool;
 
@@ -49,7 +49,7 @@ pub(super) struct WriteJob<T, W> {
     pub answer: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<T, W> Job for WriteJob<T, W>
+impl<T, W> CommitJob for WriteJob<T, W>
 where
     T: Send,
     W: FnOnce(&mut Writer<'_>) -> Result<T, StoreError> + Send,
@@ -77,11 +77,11 @@ where
 
 /// Starts the thread. It ends when all senders are dropped and all jobs are done, and closes the file.
 pub(super) fn start(file: Arc<StoreFile>) -> std::io::Result<(Jobs, JoinHandle<()>)> {
-    let (jobs, mut queue) = mpsc::channel::<Box<dyn Job>>(QUEUE_MAX);
+    let (jobs, mut queue) = mpsc::channel::<Box<dyn CommitJob>>(QUEUE_MAX);
     let thread = std::thread::Builder::new().name("store-writer".to_owned()).spawn(move || {
         let mut wait = BatchWait { expected_writers: 0, until: Instant::now() };
         while let Some(first) = queue.blocking_recv() {
-            let commit = || Group::new(&file).commit(first, &mut queue, &wait);
+            let commit = || CommitGroup::new(&file).commit(first, &mut queue, &wait);
             wait = task::catch_panic(commit).unwrap_or_else(|panic| {
                 // Its callers get `TimedOut`, because their answers' senders are dropped: whether it was written is not known.
                 tracing::error!(error = %panic, "a group of writes was dropped; the next ones are done");
@@ -104,20 +104,25 @@ struct BatchWait {
 }
 
 /// Writes that are committed together.
-struct Group<'a> {
+struct CommitGroup<'a> {
     file: &'a StoreFile,
     overlay: Overlay,
-    jobs: Vec<Box<dyn Job>>,
+    jobs: Vec<Box<dyn CommitJob>>,
     hooks: Vec<CommitHook>,
 }
 
-impl<'a> Group<'a> {
+impl<'a> CommitGroup<'a> {
     fn new(file: &'a StoreFile) -> Self {
         Self { file, overlay: Overlay::default(), jobs: Vec::new(), hooks: Vec::new() }
     }
 
     /// Commits all queued jobs as one group. Returns how many writers the next group should wait for.
-    fn commit(mut self, first: Box<dyn Job>, queue: &mut mpsc::Receiver<Box<dyn Job>>, wait: &BatchWait) -> BatchWait {
+    fn commit(
+        mut self,
+        first: Box<dyn CommitJob>,
+        queue: &mut mpsc::Receiver<Box<dyn CommitJob>>,
+        wait: &BatchWait,
+    ) -> BatchWait {
         let begun = Instant::now();
         let mut file = self.file.lock();
         let ready = self.file.check_room(&mut file);
@@ -147,7 +152,7 @@ impl<'a> Group<'a> {
         BatchWait { expected_writers, until: Instant::now() + wait }
     }
 
-    fn next(&self, queue: &mut mpsc::Receiver<Box<dyn Job>>, wait: &BatchWait) -> Option<Box<dyn Job>> {
+    fn next(&self, queue: &mut mpsc::Receiver<Box<dyn CommitJob>>, wait: &BatchWait) -> Option<Box<dyn CommitJob>> {
         loop {
             let next = queue.try_recv().ok();
             if next.is_some() || self.jobs.len() >= wait.expected_writers || Instant::now() >= wait.until {
@@ -157,7 +162,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    fn add(&mut self, mut job: Box<dyn Job>, base: Option<&Arc<Snapshot>>) {
+    fn add(&mut self, mut job: Box<dyn CommitJob>, base: Option<&Arc<Snapshot>>) {
         if !job.is_wanted() {
             return;
         }

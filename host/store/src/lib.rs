@@ -25,15 +25,15 @@ use std::thread::JoinHandle;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-pub use self::access::{Entry, Reader, Writer};
+pub use self::access::{KeyValue, Reader, Writer};
 pub use self::calls::{
-    AttemptEnd, CallEntry, CallFilter, CallStart, CallState, CallView, Counts, DEFAULT_QUEUE, FinishOutcome,
-    GivenUpCall, ID_BYTES_MAX, InWorkGuard, NewCall, PENDING_MAX, QueueRules, QueueStatus, QueueView, RetriedQueue,
+    AttemptEnd, CallEntry, CallFilter, CallStart, CallState, CallView, DEFAULT_QUEUE, FinishOutcome, GivenUpCall,
+    ID_BYTES_MAX, InWorkGuard, NewCall, PENDING_MAX, QueueCounts, QueueRules, QueueStatus, QueueView, RetriedQueue,
     RetriedQueues, StoredTarget, call_time,
 };
 pub use self::error::StoreError;
-use self::group::{Job, Jobs, WriteJob};
-use self::medium::{Directory, Medium};
+use self::group::{CommitJob, Jobs, WriteJob};
+use self::medium::{Medium, StoreDirectory};
 pub use self::space::Space;
 pub use self::state::{Page, Range, STEPS_MAX, StateValue, Step, StepResult, VALUE_BYTES_MAX};
 use self::store_file::{StoreFile, catch_library_panic};
@@ -60,7 +60,7 @@ enum Thread {
 impl Store {
     /// Opens nothing yet. The file will be in `directory`.
     pub fn new(cage: &str, directory: &Path, settings: StoreSettings) -> Self {
-        Self::on(Box::new(Directory::new(directory)), settings, cage.to_owned())
+        Self::on(Box::new(StoreDirectory::new(directory)), settings, cage.to_owned())
     }
 
     fn on(medium: Box<dyn Medium>, settings: StoreSettings, cage: String) -> Self {
@@ -142,7 +142,7 @@ impl Store {
     ) -> Result<T, StoreError> {
         let jobs = self.jobs()?;
         let (answer, answered) = oneshot::channel();
-        let job: Box<dyn Job> = Box::new(WriteJob { work: Some(work), deadline, result: None, answer });
+        let job: Box<dyn CommitJob> = Box::new(WriteJob { work: Some(work), deadline, result: None, answer });
         let done = async {
             jobs.send(job).await.map_err(|_| self.file.stopping_error())?;
             // The thread drops a job whose deadline has passed.

@@ -63,7 +63,7 @@ pub(super) fn builder() -> Builder {
     builder
 }
 
-pub(super) struct Directory {
+pub(super) struct StoreDirectory {
     path: PathBuf,
     file: PathBuf,
     name_state: Mutex<NameState>,
@@ -95,7 +95,7 @@ impl From<Metadata> for FileCopyState {
     }
 }
 
-impl Directory {
+impl StoreDirectory {
     pub(super) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -164,7 +164,7 @@ impl Directory {
     }
 }
 
-impl Medium for Directory {
+impl Medium for StoreDirectory {
     fn open(&self, make: bool) -> Result<Option<Database>, StoreError> {
         let mut name_state = self.name_state.lock();
         self.held_elsewhere.store(false, Ordering::Relaxed);

@@ -6,7 +6,7 @@ mod steps;
 mod usage;
 
 use self::keys::{check_key, check_module, check_queue};
-use self::steps::Steps;
+use self::steps::StepRunner;
 pub(super) use self::usage::UsageCount;
 use super::access::Writer;
 use super::calls::NewCall;
@@ -191,7 +191,7 @@ pub(super) fn transact(
 ) -> Result<Vec<StepResult>, StoreError> {
     check_module(module)?;
     steps::check(steps)?;
-    let mut work = Steps::new(writer, module)?;
+    let mut work = StepRunner::new(writer, module)?;
     let mut outcomes = Vec::with_capacity(steps.len());
     for (number, step) in steps.iter().enumerate() {
         let outcome = work.perform(number, step)?;

@@ -5,6 +5,8 @@ use std::io;
 
 use hyper_util::client::legacy;
 
+use wasmcage_core::telemetry::error_chain;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WebErrorKind {
     /// The name has no address.
@@ -68,7 +70,7 @@ pub(super) fn of_exchange(error: &legacy::Error) -> WebError {
         return own.clone();
     }
     let Some(hyper) = find::<hyper::Error>(error) else {
-        return WebError::new(WebErrorKind::Connect, chain(error));
+        return WebError::new(WebErrorKind::Connect, error_chain(error));
     };
     of_hyper(hyper, "the server closed the connection before it answered")
 }
@@ -96,7 +98,7 @@ fn of_hyper(error: &hyper::Error, disconnected: &str) -> WebError {
     } else {
         WebErrorKind::Protocol
     };
-    WebError::new(kind, chain(error))
+    WebError::new(kind, error_chain(error))
 }
 
 /// Returns the first error of this type among an error and its causes.
@@ -109,15 +111,4 @@ pub(super) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
         next = error.source();
     }
     None
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

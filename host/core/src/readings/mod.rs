@@ -113,14 +113,14 @@ impl Latencies {
 /// Readings of one interface or module. Each lane writes its own shard, which is created when it has something to count.
 #[derive(Default)]
 pub struct Readings {
-    shards: [OnceLock<Box<Shard>>; SHARDS],
+    shards: [OnceLock<Box<ReadingsShard>>; SHARDS],
 }
 
 /// Number of shards. More lanes than this share shards.
 const SHARDS: usize = 16;
 
 #[derive(Default)]
-struct Shard {
+struct ReadingsShard {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     begun: AtomicU64,
     /// From the request's arrival to the start of work on it.
@@ -169,11 +169,11 @@ impl Readings {
         }
     }
 
-    fn shard(&self) -> &Shard {
+    fn shard(&self) -> &ReadingsShard {
         self.shards[Lanes::current() % SHARDS].get_or_init(Box::default)
     }
 
-    fn created_shards(&self) -> impl Iterator<Item = &Shard> {
+    fn created_shards(&self) -> impl Iterator<Item = &ReadingsShard> {
         self.shards.iter().filter_map(|shard| Some(&**shard.get()?))
     }
 }

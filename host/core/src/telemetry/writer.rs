@@ -185,12 +185,12 @@ mod tests {
     }
 
     /// Waits for a permit before each write, and sends what it was given.
-    struct Probe {
+    struct ProbeOutput {
         permits: mpsc::Receiver<()>,
         seen: mpsc::Sender<ProbeEvent>,
     }
 
-    impl LineOutput for Probe {
+    impl LineOutput for ProbeOutput {
         fn write(&mut self, batch: &Batch) {
             self.permits.recv().unwrap();
             self.seen.send(ProbeEvent::Lines(batch.day, String::from_utf8(batch.bytes.clone()).unwrap())).unwrap();
@@ -205,7 +205,7 @@ mod tests {
     fn a_stuck_output_costs_lines_but_holds_up_nobody() {
         let (permit, permits) = mpsc::channel();
         let (seen_tx, seen) = mpsc::channel();
-        let writer = LogWriter::start("test", Probe { permits, seen: seen_tx });
+        let writer = LogWriter::start("test", ProbeOutput { permits, seen: seen_tx });
         let line = format!("{}\n", "x".repeat(64 * 1024 - 1));
         // Far more than fits, while the first write is still waiting.
         for _ in 0..1_000 {
@@ -231,7 +231,7 @@ mod tests {
     fn days_are_kept_apart_and_order_is_kept() {
         let (permit, permits) = mpsc::channel();
         let (seen_tx, seen) = mpsc::channel();
-        let writer = LogWriter::start("test", Probe { permits, seen: seen_tx });
+        let writer = LogWriter::start("test", ProbeOutput { permits, seen: seen_tx });
         for (day, line) in [(1, "a\n"), (1, "b\n"), (2, "c\n"), (1, "d\n")] {
             permit.send(()).unwrap();
             writer.push(day, line, false);

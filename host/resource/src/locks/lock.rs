@@ -26,10 +26,10 @@ pub enum Mode {
 
 /// The locks in use, by name.
 #[derive(Debug, Default)]
-pub(super) struct LockTable(Mutex<Locks>);
+pub(super) struct LockTable(Mutex<LockMap>);
 
 #[derive(Debug, Default)]
-struct Locks {
+struct LockMap {
     locks: HashMap<Arc<str>, Lock>,
     /// Number of the ticket that was given last.
     last_ticket: u64,
@@ -38,12 +38,12 @@ struct Locks {
 #[derive(Debug, Default)]
 struct Lock {
     /// One writer, or any number of readers.
-    holders: Vec<Holder>,
+    holders: Vec<LockHolder>,
     waiters: VecDeque<LockWaiter>,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct LockHolder {
     ticket: u64,
     request: RequestId,
     mode: Mode,
@@ -51,7 +51,7 @@ struct Holder {
 
 #[derive(Debug)]
 struct LockWaiter {
-    holder: Holder,
+    holder: LockHolder,
     granted: oneshot::Sender<()>,
 }
 
@@ -78,7 +78,7 @@ pub(super) async fn acquire(
 }
 
 impl LockTable {
-    /// Takes the lock, or a place in the line with news of when it is taken.
+    /// Takes the lock, or enters its queue and returns a receiver that is notified when the lock is granted.
     fn enter(
         self: &Arc<Self>,
         name: &str,
@@ -97,7 +97,7 @@ impl LockTable {
         table.last_ticket += 1;
         let ticket = table.last_ticket;
         let lock = table.locks.entry(name.clone()).or_default();
-        let granted = lock.add(Holder { ticket, request, mode });
+        let granted = lock.add(LockHolder { ticket, request, mode });
         Ok((LockGuard { table: self.clone(), name, ticket }, granted))
     }
 
@@ -138,7 +138,7 @@ impl Lock {
         Ok(())
     }
 
-    fn add(&mut self, holder: Holder) -> Option<oneshot::Receiver<()>> {
+    fn add(&mut self, holder: LockHolder) -> Option<oneshot::Receiver<()>> {
         // A request that reads already must not wait for a writer, which waits for this very request.
         let reads = self.holders.iter().any(|known| known.request == holder.request);
         if reads || (self.waiters.is_empty() && self.admits(holder.mode)) {

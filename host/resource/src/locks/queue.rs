@@ -21,10 +21,10 @@ const WAITERS_MAX: usize = 10_000;
 const ENTRY_OVERHEAD: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct QueueTable(Mutex<Queues>);
+pub(super) struct QueueTable(Mutex<QueueMap>);
 
 #[derive(Debug, Default)]
-struct Queues {
+struct QueueMap {
     queues: HashMap<String, MemoryQueue>,
     /// Bytes of all entries.
     bytes: usize,
@@ -96,7 +96,7 @@ impl QueueTable {
     }
 }
 
-impl Queues {
+impl QueueMap {
     /// Checks that an entry of this size may be added.
     fn check_room(&self, name: &str, size: usize) -> Result<(), LockError> {
         let (entries, bytes) = self.queues.get(name).map_or((0, 0), |queue| (queue.entries.len(), queue.bytes));

@@ -17,7 +17,7 @@ use self::commit::CommitRun;
 pub use self::participant::{ModuleStore, Participant, ParticipantOutput};
 pub use self::policy::Policy;
 use self::policy::PolicyDecision;
-use self::worker::{Decision, Worker};
+use self::worker::{Decision, ParticipantWorker};
 use crate::{Caller, Phase, ResourceError};
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task::Tasks;
@@ -168,7 +168,7 @@ impl Transaction {
         let can_roll_back = participants.iter().map(Participant::can_roll_back).collect();
         // There is room for all results, so that no participant waits for the receiver.
         let (results_tx, results_rx) = mpsc::channel(count.max(1));
-        let workers = Worker::of(participants, store, caller, deadline).into_iter().map(|worker| {
+        let workers = ParticipantWorker::of(participants, store, caller, deadline).into_iter().map(|worker| {
             let (decision, decided) = oneshot::channel();
             let (participants, is_store) = (worker.participants(), worker.is_store());
             let working = worker.run(results_tx.clone(), decided, deadline);

@@ -17,13 +17,13 @@ use wasmcage_store::{Quota, StateValue, Step, StepResult, Store, StoreSettings};
 const LONG: u64 = 60_000;
 
 /// What the transactions of one test need.
-struct TestCage {
+struct TestSetup {
     store: Arc<Store>,
     background: TaskTracker,
     _directory: TempDir,
 }
 
-impl TestCage {
+impl TestSetup {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 }));
@@ -74,7 +74,7 @@ fn fake(name: &str) -> (Arc<Script>, Arc<LiveResource>) {
 
 #[tokio::test]
 async fn all_take_effect_and_their_connections_are_used_again() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second)) = (fake("a"), fake("b"));
     for round in 1..=2 {
         let mut transaction = place.transaction();
@@ -94,7 +94,7 @@ async fn all_take_effect_and_their_connections_are_used_again() {
 
 #[tokio::test]
 async fn the_first_failure_rolls_the_others_back_whatever_its_position() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, working), (b, slow), (c, failing)) = (fake("working"), fake("slow"), fake("failing"));
     b.set(Phase::Execute, Behaviour::Hang);
     c.set(Phase::Execute, Behaviour::Refuse);
@@ -126,7 +126,7 @@ async fn check(
     (recoverable, terminal): (bool, bool),
     steps: [&str; 2],
 ) {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second)) = (fake("first"), fake("second"));
     b.set(phase, behaviour);
     let left = if behaviour == Behaviour::Hang && phase != Phase::Commit { 200 } else { LONG };
@@ -174,7 +174,7 @@ async fn errors_say_who_failed_in_what_and_whether_anything_irreversible_happene
 
 #[tokio::test]
 async fn a_commit_that_hangs_is_told_at_the_deadline() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second)) = (fake("first"), fake("second"));
     b.set(Phase::Commit, Behaviour::Hang);
     let mut transaction = place.transaction_of(true, 200);
@@ -188,7 +188,7 @@ async fn a_commit_that_hangs_is_told_at_the_deadline() {
 
 #[tokio::test]
 async fn one_alone_that_fails_to_commit_may_be_tried_again_if_it_says_so() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let (script, resource) = fake("r");
     script.set(Phase::Commit, Behaviour::Refuse);
     let mut transaction = place.transaction();
@@ -199,7 +199,7 @@ async fn one_alone_that_fails_to_commit_may_be_tried_again_if_it_says_so() {
 #[tokio::test]
 async fn a_rollback_that_hangs_or_fails_is_nobodys_business() {
     for behaviour in [Behaviour::Break, Behaviour::Panic, Behaviour::Hang] {
-        let place = TestCage::new();
+        let place = TestSetup::new();
         let ((a, first), (b, second)) = (fake("first"), fake("second"));
         a.set(Phase::Rollback, behaviour);
         b.set(Phase::Execute, Behaviour::Refuse);
@@ -222,7 +222,7 @@ async fn a_rollback_that_hangs_or_fails_is_nobodys_business() {
 #[tokio::test]
 async fn the_first_success_is_kept_and_the_others_are_undone() {
     for sync_commit in [true, false] {
-        let place = TestCage::new();
+        let place = TestSetup::new();
         let ((a, slow), (b, failing), (c, fast)) = (fake("slow"), fake("failing"), fake("fast"));
         let _never = a.gate();
         b.set(Phase::Execute, Behaviour::Refuse);
@@ -244,7 +244,7 @@ async fn the_first_success_is_kept_and_the_others_are_undone() {
 
 #[tokio::test]
 async fn when_none_succeeds_the_last_failure_is_told() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second)) = (fake("first"), fake("second"));
     a.set(Phase::Execute, Behaviour::Refuse);
     b.set(Phase::Execute, Behaviour::Break);
@@ -260,7 +260,7 @@ async fn when_none_succeeds_the_last_failure_is_told() {
 
 #[tokio::test]
 async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second), (c, third)) = (fake("first"), fake("second"), fake("third"));
     let _never = b.gate();
     let mut transaction = place.transaction();
@@ -273,7 +273,7 @@ async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot(
     assert_eq!([a.steps(), c.steps()], ["connect begin execute commit"; 2]);
     assert_eq!(b.steps(), "connect begin disconnect");
 
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second), (c, third)) = (fake("first"), fake("second"), fake("third"));
     let _never = a.gate();
     b.set(Phase::Execute, Behaviour::Refuse);
@@ -293,7 +293,7 @@ async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot(
 
 #[tokio::test]
 async fn a_module_decides_by_itself_step_by_step() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let ((a, first), (b, second)) = (fake("first"), fake("second"));
     a.set(Phase::Execute, Behaviour::Refuse);
     let gate = b.gate();
@@ -329,7 +329,7 @@ async fn a_module_decides_by_itself_step_by_step() {
 
 #[tokio::test]
 async fn who_waits_for_a_decision_rolls_back_at_the_deadline() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let (script, resource) = fake("r");
     let mut transaction = place.transaction_of(true, 200);
     transaction.add(operating(&resource), 1);
@@ -341,7 +341,7 @@ async fn who_waits_for_a_decision_rolls_back_at_the_deadline() {
 
 #[tokio::test]
 async fn more_participants_than_connections_fail_at_the_deadline() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let resource = resource("r", &script, pool(2), None);
     let mut transaction = place.transaction_of(true, 200);
@@ -356,7 +356,7 @@ async fn more_participants_than_connections_fail_at_the_deadline() {
 
 #[tokio::test]
 async fn min_time_and_max_time_hold_for_participants() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let declining = resource("r", &script, PoolSettings { time_min: Duration::from_secs(30), ..pool(1) }, None);
     let mut transaction = place.transaction_of(true, 10_000);
@@ -371,7 +371,7 @@ async fn min_time_and_max_time_hold_for_participants() {
 
 #[tokio::test]
 async fn all_that_the_store_keeps_is_written_together_and_seen_in_order() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let mut transaction = place.transaction();
     transaction.add(increment("count"), 1);
     transaction.add(increment("count"), 1);
@@ -397,7 +397,7 @@ async fn all_that_the_store_keeps_is_written_together_and_seen_in_order() {
 
 #[tokio::test]
 async fn a_key_that_changed_meanwhile_keeps_the_others_from_committing() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let (script, resource) = fake("r");
     let gate = script.gate();
     let run_step = || {
@@ -422,7 +422,7 @@ async fn a_key_that_changed_meanwhile_keeps_the_others_from_committing() {
 
 #[tokio::test]
 async fn results_that_were_shown_hold_or_it_is_a_conflict_others_are_as_they_came() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     // Decided by the module, which has seen 1.
     let mut shown = place.transaction();
     shown.add(increment("count"), 1);
@@ -450,7 +450,7 @@ async fn results_that_were_shown_hold_or_it_is_a_conflict_others_are_as_they_cam
 
 #[tokio::test]
 async fn a_call_is_not_undone_and_makes_failures_final() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let call = |result| Participant::Call(Box::pin(std::future::ready(result)));
     let mut transaction = place.transaction();
     transaction.add(call(Ok(Payload::Bytes(Bytes::from_static(b"v")))), 1);
@@ -477,10 +477,10 @@ async fn a_call_is_not_undone_and_makes_failures_final() {
     check(DispatchError::Lost("gone".into()), "lost", false).await;
 }
 
-/// Of one resource some operations can be taken back, and some take effect at once.
+/// The same resource may have operations that a rollback undoes, and others that take effect at once.
 #[tokio::test]
 async fn an_operation_that_takes_effect_at_once_makes_failures_final() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     for (action, recoverable) in [("do", true), ("at-once", false)] {
         let ((_, first), (failing, second)) = (fake("first"), fake("second"));
         failing.set(Phase::Execute, Behaviour::Refuse);
@@ -495,7 +495,7 @@ async fn an_operation_that_takes_effect_at_once_makes_failures_final() {
 
 #[tokio::test]
 async fn what_cannot_be_is_refused_and_nothing_is_done() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let (script, resource) = fake("r");
     let check = async |mut transaction: Transaction, code: &str| {
         let error = transaction.execute(Policy::All).await.unwrap_err();
@@ -511,7 +511,7 @@ async fn what_cannot_be_is_refused_and_nothing_is_done() {
     transaction.add(operating(&resource), BYTES_MAX + 1);
     check(transaction, ResourceError::BAD_OPERATION).await;
     assert_eq!(script.steps(), "");
-    // One that may not be used does not keep the others from being told apart.
+    // A refused participant does not disturb the numbering of the others.
     let mut transaction = place.transaction();
     transaction.add(Participant::Refused(error(Phase::Check, ResourceError::NOT_PERMITTED, "no")), 1);
     check(transaction, ResourceError::NOT_PERMITTED).await;
@@ -526,7 +526,7 @@ async fn what_cannot_be_is_refused_and_nothing_is_done() {
 
 #[tokio::test]
 async fn what_a_transaction_writes_is_forgotten_by_the_cache_of_reads() {
-    let place = TestCage::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let cache = CacheSettings { size: 1 << 20, ttl: Duration::from_secs(60) };
     let resource = resource("r", &script, pool(2), Some(cache));

@@ -32,14 +32,14 @@ pub(super) struct Decision {
 pub(super) type ResultSender = mpsc::Sender<(usize, ParticipantResult)>;
 
 /// The worker of one participant, or of those that write to the store.
-pub(super) enum Worker {
+pub(super) enum ParticipantWorker {
     Operation(Box<OperationWorker>),
     Store(StoreWorker),
     Call(CallWorker),
     Refused(usize, Option<ResourceError>),
 }
 
-impl Worker {
+impl ParticipantWorker {
     /// Makes the workers of these participants.
     pub(super) fn of(
         participants: Vec<Participant>,

@@ -15,10 +15,10 @@ use std::time::SystemTime;
 pub use self::operator::{CallFilter, CallView, QueueView};
 use self::queue::QueueWriter;
 pub use self::queue::{AttemptEnd, CallStart, FinishOutcome, GivenUpCall, QueueRules, QueueStatus};
-pub use self::record::{CallEntry, CallState, Counts, StoredTarget, call_time};
+pub use self::record::{CallEntry, CallState, QueueCounts, StoredTarget, call_time};
 use self::record::{IdRecord, milliseconds};
 pub use self::running::{InWorkGuard, RetriedQueue, RetriedQueues};
-use super::{Entry, Reader, Space, Store, StoreError, Writer};
+use super::{KeyValue, Reader, Space, Store, StoreError, Writer};
 use wasmcage_core::request::Deadline;
 
 /// The queue for calls that name none, and for calls handed over from another cage whose queue does not exist here.
@@ -52,11 +52,11 @@ pub(super) trait CallReads {
         keys: &keys::KeyRange,
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError>;
+    ) -> Result<Vec<KeyValue>, StoreError>;
 
-    fn counts(&self, queue: &str) -> Result<Counts, StoreError> {
+    fn counts(&self, queue: &str) -> Result<QueueCounts, StoreError> {
         let counts = self.get(Space::Calls, &keys::counts(queue))?;
-        counts.map_or(Ok(Counts::default()), |bytes| Counts::decode(&bytes))
+        counts.map_or(Ok(QueueCounts::default()), |bytes| QueueCounts::decode(&bytes))
     }
 
     fn id_record(&self, id: &str) -> Result<Option<IdRecord>, StoreError> {
@@ -71,8 +71,9 @@ pub(super) trait CallReads {
     /// Returns entries of a queue, with their sequence numbers, in the order in which they were accepted.
     fn entries(&self, queue: &str, dead: bool, from: u64, limit: usize) -> Result<Vec<(u64, CallEntry)>, StoreError> {
         let found = self.range(Space::Calls, &keys::entries(queue, dead, from), limit, false)?;
-        let decode =
-            |(key, value): Entry| Ok((keys::sequence(&key).ok_or_else(record::damaged)?, CallEntry::decode(&value)?));
+        let decode = |(key, value): KeyValue| {
+            Ok((keys::sequence(&key).ok_or_else(record::damaged)?, CallEntry::decode(&value)?))
+        };
         found.into_iter().map(decode).collect()
     }
 }
@@ -88,7 +89,7 @@ impl CallReads for Reader<'_> {
         keys: &keys::KeyRange,
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         Reader::range(self, space, &keys.0, &keys.1, limit, descending)
     }
 }
@@ -104,7 +105,7 @@ impl CallReads for Writer<'_> {
         keys: &keys::KeyRange,
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         Writer::range(self, space, &keys.0, &keys.1, limit, descending)
     }
 }

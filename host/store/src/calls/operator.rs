@@ -79,7 +79,7 @@ impl Store {
         let mut views = Vec::with_capacity(found.len());
         for (key, value) in found {
             let queue = keys::queue_of_counts(&key).ok_or_else(super::record::damaged)?;
-            let counts = super::Counts::decode(&value)?;
+            let counts = super::QueueCounts::decode(&value)?;
             let in_work = self.retried_queues().get(queue).map_or(0, |queue| queue.in_work().len());
             views.push(QueueView { queue: queue.to_owned(), pending: counts.pending, in_work, dead: counts.dead });
         }

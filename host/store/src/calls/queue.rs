@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::record::{self, CallEntry, CallState, Counts, IdRecord};
+use super::record::{self, CallEntry, CallState, IdRecord, QueueCounts};
 use super::{CallReads, keys};
 use crate::{Space, StoreError, Writer};
 
@@ -198,11 +198,15 @@ pub(super) fn remove_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64
 }
 
 /// Changes the counts of a queue.
-pub(super) fn count(writer: &mut Writer<'_>, queue: &str, change: impl FnOnce(&mut Counts)) -> Result<(), StoreError> {
+pub(super) fn count(
+    writer: &mut Writer<'_>,
+    queue: &str,
+    change: impl FnOnce(&mut QueueCounts),
+) -> Result<(), StoreError> {
     let mut counts = writer.counts(queue)?;
     change(&mut counts);
     match counts {
-        Counts { pending: 0, dead: 0 } => writer.remove(Space::Calls, keys::counts(queue)),
+        QueueCounts { pending: 0, dead: 0 } => writer.remove(Space::Calls, keys::counts(queue)),
         counts => writer.put(Space::Calls, keys::counts(queue), counts.encode()),
     }
     Ok(())

@@ -66,7 +66,7 @@ pub(crate) struct IdRecord {
 
 /// Number of pending calls and dead letters of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct QueueCounts {
     pub pending: u64,
     pub dead: u64,
 }
@@ -156,7 +156,7 @@ impl IdRecord {
     }
 }
 
-impl Counts {
+impl QueueCounts {
     pub(super) fn encode(self) -> Vec<u8> {
         [self.pending.to_be_bytes(), self.dead.to_be_bytes()].concat()
     }

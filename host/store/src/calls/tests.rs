@@ -245,7 +245,7 @@ fn an_attempt_that_is_on_record_but_never_ran_is_begun_again_and_not_counted_twi
     queue.rules.attempts_max = Some(1);
     queue.accept(&call("a"));
     let [(_, 1, sequence)] = queue.attempts(1)[..] else { panic!() };
-    // Its caller was never told: the write is on the disk, the attempt did not run.
+    // Its caller got no answer: the write is on the disk, but the attempt did not run.
     queue.in_work.clear();
     queue.unconfirmed.insert(sequence, 1);
     assert_eq!(queue.attempts(1), [("a".to_owned(), 1, sequence)]);
@@ -254,7 +254,7 @@ fn an_attempt_that_is_on_record_but_never_ran_is_begun_again_and_not_counted_twi
     let finished = queue.finish(sequence, later(START_MS));
     assert!(matches!(finished, FinishOutcome::GivenUp(_)), "{finished:?}");
 
-    // One that was refused before it ran is not counted, however often that is told.
+    // An attempt that was refused before it ran is not counted, however often that is reported.
     queue.accept(&call("b"));
     let [(_, 1, sequence)] = queue.attempts(1)[..] else { panic!() };
     let not_run = || AttemptEnd::NotRun { attempt: 1, error: "draining".into(), due_ms: START_MS };
@@ -264,7 +264,7 @@ fn an_attempt_that_is_on_record_but_never_ran_is_begun_again_and_not_counted_twi
 }
 
 #[tokio::test]
-async fn a_beginning_that_nobody_was_told_of_runs_at_the_next_look() {
+async fn an_attempt_whose_start_was_not_confirmed_runs_at_the_next_round() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 });
     let soon = || Deadline::after(Duration::from_secs(60));
@@ -312,7 +312,7 @@ fn calls_are_given_up_and_kept() {
     }
     assert_eq!(queue.begin(10), []);
     let counts = queue.store.read(|reader| reader.counts("q")).unwrap();
-    assert_eq!(counts, Counts { pending: 0, dead: 3 });
+    assert_eq!(counts, QueueCounts { pending: 0, dead: 3 });
     // Without dead letters, nothing is kept but the name.
     queue.rules.dead_letters = false;
     queue.accept(&call("refused"));
@@ -346,10 +346,11 @@ fn the_oldest_dead_letter_makes_room_and_is_named() {
 }
 
 #[test]
-fn dropped_dead_letters_are_told_once_a_minute() {
+fn dropped_dead_letters_are_reported_once_a_minute() {
     let (queue, start) = (RetriedQueue::default(), std::time::Instant::now());
-    let told: Vec<_> = [0, 1, 59, 60, 61, 200].map(|s| queue.count_displaced(start + Duration::from_secs(s))).into();
-    assert_eq!(told, [Some(1), None, None, Some(3), None, Some(2)]);
+    let reported: Vec<_> =
+        [0, 1, 59, 60, 61, 200].map(|s| queue.count_displaced(start + Duration::from_secs(s))).into();
+    assert_eq!(reported, [Some(1), None, None, Some(3), None, Some(2)]);
 }
 
 #[tokio::test]
@@ -527,7 +528,7 @@ fn the_queue_does_what_a_plain_map_does() {
                 _ => queue.now_ms += u.int_in_range(0..=4_000_000)?,
             }
             let counts = queue.store.read(|reader| reader.counts("q")).unwrap();
-            assert_eq!(counts, Counts { pending: pending.len() as u64, dead });
+            assert_eq!(counts, QueueCounts { pending: pending.len() as u64, dead });
             let listed = queue.store.calls(&CallFilter { limit: 100, ..CallFilter::default() }).unwrap();
             let mut modelled: Vec<_> = pending.iter().map(|(id, call)| (call.number, id)).collect();
             modelled.sort();

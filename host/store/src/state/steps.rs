@@ -41,7 +41,7 @@ fn check_bytes(bytes: usize, what: &str) -> Result<(), StoreError> {
     }
 }
 
-pub(super) struct Steps<'w, 'a> {
+pub(super) struct StepRunner<'w, 'a> {
     writer: &'w mut Writer<'a>,
     module: &'w str,
     usage: Usage,
@@ -49,7 +49,7 @@ pub(super) struct Steps<'w, 'a> {
     returned_bytes: usize,
 }
 
-impl<'w, 'a> Steps<'w, 'a> {
+impl<'w, 'a> StepRunner<'w, 'a> {
     pub(super) fn new(writer: &'w mut Writer<'a>, module: &'w str) -> Result<Self, StoreError> {
         let usage = Usage::of(writer, module)?;
         Ok(Self { writer, module, usage, returned_bytes: 0 })

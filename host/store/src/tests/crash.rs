@@ -40,7 +40,7 @@ impl ModuleContent {
 }
 
 #[derive(Default)]
-struct Modules {
+struct TwoModules {
     number: usize,
     kept: [ModuleContent; 2],
     /// Transactions that may or may not have been done.
@@ -50,7 +50,7 @@ struct Modules {
 const NAMES: [&str; 2] = ["a", "b"];
 const STEPS: usize = 24;
 
-impl Modules {
+impl TwoModules {
     fn steps(number: usize, module: usize) -> Vec<Step> {
         let value = json(&format!("\"{}\"", "x".repeat(number * 331 % 3_000)));
         let key = format!("k{}", number * 7 % 5);
@@ -66,7 +66,7 @@ impl Modules {
     }
 }
 
-impl Workload for Modules {
+impl Workload for TwoModules {
     async fn step(&mut self, store: &Store) -> bool {
         self.number += 1;
         let steps = [0, 1].map(|module| Self::steps(self.number, module));
@@ -97,7 +97,7 @@ impl Workload for Modules {
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_fault_at_any_change() {
-    let points = crash_everywhere(Modules::default).await;
+    let points = crash_everywhere(TwoModules::default).await;
     println!("{points} crash points");
     assert!(points >= 500, "{points} crash points");
 }
@@ -110,7 +110,7 @@ async fn a_disk_that_does_not_sync_is_found_out() {
     for seed in 0..20 {
         let disk = Disk::new(seed);
         disk.fail_at(150, Fault::PowerLoss);
-        let mut workload = Modules::default();
+        let mut workload = TwoModules::default();
         let store = disk.store();
         workload.step(&store).await;
         disk.lie();

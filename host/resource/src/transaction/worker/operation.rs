@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::{ResultSender, send_result};
 use crate::transaction::ParticipantOutput;
 use crate::{
-    Caching, Caller, Lease, LiveResource, Operation, OperationRecord, OperationReply, Phase, ResourceError, WriteMark,
-    run_step,
+    Caching, Caller, ConnectionLease, LiveResource, Operation, OperationRecord, OperationReply, Phase, ResourceError,
+    WriteMark, run_step,
 };
 use wasmcage_core::request::Deadline;
 
@@ -23,7 +23,7 @@ pub(in crate::transaction) struct OperationWorker {
     deadline: Deadline,
     record: OperationRecord,
     /// The connection, once the operation has succeeded.
-    executed: Option<Lease>,
+    executed: Option<ConnectionLease>,
     /// Keeps replies that depend on what it writes from being cached.
     _mark: Option<WriteMark>,
 }
@@ -73,7 +73,11 @@ impl OperationWorker {
     }
 
     /// Acquires a connection and begins a transaction on it.
-    async fn begin(&mut self, operation: Operation, begin: &[(String, String)]) -> Result<Lease, ResourceError> {
+    async fn begin(
+        &mut self,
+        operation: Operation,
+        begin: &[(String, String)],
+    ) -> Result<ConnectionLease, ResourceError> {
         let writes = std::mem::take(&mut self.writes);
         let caching = Caching { writes, ..Caching::default() };
         caching.check()?;
@@ -117,7 +121,7 @@ impl OperationWorker {
 }
 
 /// Rolls back. If that fails, the connection is discarded.
-async fn roll_back(mut lease: Lease) {
+async fn roll_back(mut lease: ConnectionLease) {
     let deadline = Deadline::after(ROLLBACK_TIMEOUT);
     if run_step(Phase::Rollback, deadline, lease.connection().rollback(deadline)).await.is_ok() {
         lease.keep();

@@ -9,17 +9,17 @@ const CALLS: usize = 6;
 
 /// What the caller knows of an operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Answer {
+enum AckState {
     #[default]
     Nothing,
     InDoubt,
     Yes,
 }
 
-fn answer_of<T>(result: &Result<T, StoreError>) -> Answer {
+fn ack_of<T>(result: &Result<T, StoreError>) -> AckState {
     match result {
-        Ok(_) => Answer::Yes,
-        Err(StoreError::Unavailable(_) | StoreError::TimedOut) => Answer::InDoubt,
+        Ok(_) => AckState::Yes,
+        Err(StoreError::Unavailable(_) | StoreError::TimedOut) => AckState::InDoubt,
         Err(error) => panic!("{error}"),
     }
 }
@@ -63,7 +63,7 @@ fn pending(store: &Store) -> Result<Vec<String>, StoreError> {
             entries.iter().map(|(sequence, entry)| keys::due("q", *sequence, entry).unwrap()).collect();
         expected.sort();
         assert_eq!(due.into_iter().map(|(key, _)| key).collect::<Vec<_>>(), expected);
-        assert_eq!(reader.counts("q")?, Counts { pending: entries.len() as u64, dead: 0 });
+        assert_eq!(reader.counts("q")?, QueueCounts { pending: entries.len() as u64, dead: 0 });
         for (sequence, entry) in &entries {
             let seen = reader.id_record(&entry.id)?.expect("a pending call has its name");
             assert_eq!((seen.sequence, seen.forget_ms), (*sequence, None));
@@ -77,8 +77,8 @@ fn pending(store: &Store) -> Result<Vec<String>, StoreError> {
 struct MakeCalls {
     rules: QueueRules,
     step: usize,
-    accepted: [Answer; CALLS],
-    done: [Answer; CALLS],
+    accepted: [AckState; CALLS],
+    done: [AckState; CALLS],
 }
 
 impl MakeCalls {
@@ -96,23 +96,22 @@ impl Workload for MakeCalls {
             // A caller without an answer repeats the call.
             for _ in 0..2 {
                 let result = accept(store, &name(number)).await;
-                self.accepted[number] = self.accepted[number].max(answer_of(&result));
+                self.accepted[number] = self.accepted[number].max(ack_of(&result));
             }
             return true;
         }
         let Ok(Some((sequence, entry))) = begin(store, self.rules).await else { return self.step < 6 * CALLS };
         let made: usize = entry.id[1..].parse().unwrap();
-        assert_ne!(self.done[made], Answer::Yes, "{} is made again", entry.id);
+        assert_ne!(self.done[made], AckState::Yes, "{} is made again", entry.id);
         if self.rules.keep_order {
-            let before =
-                (0..made).find(|before| self.accepted[*before] == Answer::Yes && self.done[*before] == Answer::Nothing);
+            let before = (0..made)
+                .find(|before| self.accepted[*before] == AckState::Yes && self.done[*before] == AckState::Nothing);
             assert_eq!(before, None, "before {}", entry.id);
         }
         if turn == 1 && entry.attempts == 1 {
             let _ = finish(store, self.rules, sequence, later(NOW_MS)).await;
         } else {
-            self.done[made] =
-                self.done[made].max(answer_of(&finish(store, self.rules, sequence, AttemptEnd::Done).await));
+            self.done[made] = self.done[made].max(ack_of(&finish(store, self.rules, sequence, AttemptEnd::Done).await));
         }
         self.step < 6 * CALLS
     }
@@ -122,12 +121,14 @@ impl Workload for MakeCalls {
         for number in 0..CALLS {
             let is_pending = pending.contains(&name(number));
             match (self.accepted[number], self.done[number]) {
-                (Answer::Nothing, _) | (_, Answer::Yes) => assert!(!is_pending, "{number}"),
-                (Answer::Yes, Answer::Nothing) => assert!(is_pending, "call {number} is lost"),
-                (Answer::InDoubt, Answer::Nothing) => {
-                    self.accepted[number] = if is_pending { Answer::Yes } else { Answer::Nothing };
+                (AckState::Nothing, _) | (_, AckState::Yes) => assert!(!is_pending, "{number}"),
+                (AckState::Yes, AckState::Nothing) => assert!(is_pending, "call {number} is lost"),
+                (AckState::InDoubt, AckState::Nothing) => {
+                    self.accepted[number] = if is_pending { AckState::Yes } else { AckState::Nothing };
                 }
-                (_, Answer::InDoubt) => self.done[number] = if is_pending { Answer::Nothing } else { Answer::Yes },
+                (_, AckState::InDoubt) => {
+                    self.done[number] = if is_pending { AckState::Nothing } else { AckState::Yes }
+                }
             }
         }
         if self.rules.keep_order {
@@ -138,15 +139,15 @@ impl Workload for MakeCalls {
 }
 
 /// Hands calls over from one store to another. One of the two is on the disk that fails.
-struct HandOver {
+struct HandOverCalls {
     source_fails: bool,
     /// The store on the disk that does not fail.
     other: Store,
     step: usize,
-    accepted: [Answer; CALLS],
+    accepted: [AckState; CALLS],
 }
 
-impl HandOver {
+impl HandOverCalls {
     fn new(source_fails: bool) -> Self {
         Self { source_fails, other: Disk::new(1).store(), step: 0, accepted: Default::default() }
     }
@@ -156,14 +157,14 @@ impl HandOver {
     }
 }
 
-impl Workload for HandOver {
+impl Workload for HandOverCalls {
     async fn step(&mut self, store: &Store) -> bool {
         let (turn, number) = (self.step % 2, self.step / 2);
         self.step += 1;
         let (source, target) = self.sides(store);
         if turn == 0 && number < CALLS {
             let result = accept(source, &name(number)).await;
-            self.accepted[number] = answer_of(&result);
+            self.accepted[number] = ack_of(&result);
             return true;
         }
         if let Ok(Some((sequence, entry))) = begin(source, RULES).await {
@@ -184,14 +185,14 @@ impl Workload for HandOver {
             let id = name(number);
             let somewhere = kept.contains(&id) || taken.contains(&id);
             match accepted {
-                Answer::Nothing => assert!(!somewhere, "{id}"),
-                Answer::InDoubt => *accepted = if somewhere { Answer::Yes } else { Answer::Nothing },
-                Answer::Yes => assert!(somewhere, "{id} is on neither side"),
+                AckState::Nothing => assert!(!somewhere, "{id}"),
+                AckState::InDoubt => *accepted = if somewhere { AckState::Yes } else { AckState::Nothing },
+                AckState::Yes => assert!(somewhere, "{id} is on neither side"),
             }
             assert!(taken.iter().filter(|taken| **taken == id).count() <= 1, "{id} was taken twice");
         }
         if self.step >= 5 * CALLS && !self.source_fails {
-            assert!(settled.iter().all(|accepted| *accepted == Answer::Yes));
+            assert!(settled.iter().all(|accepted| *accepted == AckState::Yes));
         }
         self.accepted = settled;
         Ok(())
@@ -207,7 +208,8 @@ async fn no_accepted_call_is_lost_and_none_that_is_done_is_made_again() {
 
 #[tokio::test]
 async fn both_sides_of_a_hand_over_agree() {
-    let points = crash_everywhere(|| HandOver::new(true)).await + crash_everywhere(|| HandOver::new(false)).await;
+    let points =
+        crash_everywhere(|| HandOverCalls::new(true)).await + crash_everywhere(|| HandOverCalls::new(false)).await;
     println!("{points} crash points");
     assert!(points >= 500, "{points}");
 }
