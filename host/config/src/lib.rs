@@ -51,7 +51,7 @@ pub const NAME_CHARACTERS_MAX: usize = 64;
 /// The flock of a cage that names none.
 pub const DEFAULT_FLOCK: &str = "default";
 /// Longest name of a flock. It is a part of a host name in certificates.
-pub const FLOCK_NAME_CHARACTERS_MAX: usize = 40;
+const FLOCK_NAME_CHARACTERS_MAX: usize = 40;
 
 /// One day: the longest timeout that may be configured, in milliseconds.
 const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;

@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 use crate::private;
 
 /// Name of the store's directory in a cage's directory.
-pub const STATE_DIRECTORY: &str = "state";
+const STATE_DIRECTORY: &str = "state";
 /// Name of the logs' directory in a cage's directory.
-pub const LOGS_DIRECTORY: &str = "logs";
+const LOGS_DIRECTORY: &str = "logs";
 /// Name of the directory for files that only a running cage needs. They are apart from `logs`, which people clean up, and from
 /// `state`, which they back up and restore.
 const RUN_DIRECTORY: &str = ".run";
 
 /// Environment variable with the directory that contains a directory for each cage's store.
-pub const STATE_VARIABLE: &str = "WASMCAGE_STATE_DIR";
+const STATE_VARIABLE: &str = "WASMCAGE_STATE_DIR";
 /// Environment variable with the directory that contains a directory for each cage's logs.
-pub const LOGS_VARIABLE: &str = "WASMCAGE_LOGS_DIR";
+const LOGS_VARIABLE: &str = "WASMCAGE_LOGS_DIR";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {

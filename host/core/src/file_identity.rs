@@ -33,7 +33,7 @@ impl FileIdentity {
     }
 
     /// Removes the file at a path if it is still this one.
-    pub fn remove_from(self, path: &Path) {
+    pub(crate) fn remove_from(self, path: &Path) {
         if matches!(Self::at(path), Ok(Some(found)) if found == self) {
             // A file that is left behind does no harm.
             let _ = fs::remove_file(path);

@@ -40,7 +40,7 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
 ///
 /// # Errors
 /// The owner cannot be read or changed.
-pub fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }

@@ -185,7 +185,7 @@ impl Facts {
     ];
 
     /// Returns the name if it is one of the facts that are passed on with calls.
-    pub fn travelling(name: &str) -> Option<&'static str> {
+    pub(crate) fn travelling(name: &str) -> Option<&'static str> {
         Self::TRAVELLING.into_iter().find(|known| *known == name)
     }
 
@@ -245,7 +245,7 @@ pub struct RequestContext {
 
 impl RequestContext {
     /// Longer descriptions are cut to so many characters.
-    pub const DESCRIPTION_CHARACTERS_MAX: usize = 100;
+    const DESCRIPTION_CHARACTERS_MAX: usize = 100;
 
     pub fn new(
         interface: Arc<str>,

@@ -55,7 +55,7 @@ impl Values {
 
     /// Encodes the values, for a fabric.
     #[must_use]
-    pub fn into_encoded(self) -> Self {
+    pub(crate) fn into_encoded(self) -> Self {
         Self::encoded(self.fingerprint, self.bytes())
     }
 

@@ -58,7 +58,7 @@ struct SharedRead {
 }
 
 /// Marks the names that an operation writes as being written, until it is dropped.
-pub struct WriteMark {
+pub(crate) struct WriteMark {
     cache: Arc<ReadCache>,
     names: Vec<String>,
 }

@@ -102,7 +102,7 @@ impl LiveResource {
     }
 
     /// Drops cached replies that depend on these names, and caches none until the mark is dropped.
-    pub fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
+    pub(crate) fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
         self.cache.as_ref().map(|cache| cache.write(names))
     }
 
@@ -120,11 +120,11 @@ impl LiveResource {
         self.pool.resource().check(operation)
     }
 
-    pub async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<ConnectionLease, ResourceError> {
+    pub(crate) async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<ConnectionLease, ResourceError> {
         self.pool.acquire(&caller.module, deadline).await
     }
 
-    pub fn start_record(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> OperationRecord {
+    pub(crate) fn start_record(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> OperationRecord {
         OperationRecord::begin(self, caller, &operation.action)
     }
 

@@ -9,7 +9,7 @@ use wasmcage_core::readings::Outcome;
 use wasmcage_core::telemetry::Level;
 
 /// An operation in progress. Dropping it counts its end and writes the access log.
-pub struct OperationRecord {
+pub(crate) struct OperationRecord {
     resource: Arc<LiveResource>,
     /// Caller and action for the access log; none when its level is not enabled.
     access: Option<(Caller, String)>,
@@ -27,12 +27,12 @@ impl OperationRecord {
         Self { resource: resource.clone(), access, begun: Instant::now(), acquired: None, outcome: Outcome::Abandoned }
     }
 
-    pub fn acquired(&mut self) {
+    pub(crate) fn acquired(&mut self) {
         self.acquired = Some(Instant::now());
     }
 
     /// Sets the outcome. An error gets the resource's name, and is logged if it is the resource's fault.
-    pub fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
+    pub(crate) fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
         let result = result.map_err(|error| ResourceError { participant: self.resource.name().to_owned(), ..error });
         self.outcome = outcome(&result);
         if let Err(error) = &result {

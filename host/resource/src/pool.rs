@@ -59,13 +59,13 @@ enum ConnectionState {
 }
 
 /// The use of one connection. Dropping it discards the connection; `keep` returns it to the pool.
-pub struct ConnectionLease {
+pub(crate) struct ConnectionLease {
     /// None while a stream has it. Declared before the permit, so that it is closed before another connection may be made.
     connection: Option<Box<dyn Connection>>,
     made: Instant,
     module: Option<Arc<str>>,
     /// Until when it may be used: the caller's deadline, or an earlier one by the pool's `max_time_ms`.
-    pub deadline: Deadline,
+    pub(crate) deadline: Deadline,
     pool: Arc<ConnectionPool>,
     _permit: Permit,
 }
@@ -257,7 +257,7 @@ impl ConnectionLease {
     ///
     /// # Panics
     /// After `take`.
-    pub fn connection(&mut self) -> &mut dyn Connection {
+    pub(crate) fn connection(&mut self) -> &mut dyn Connection {
         &mut **self.connection.as_mut().expect("the connection was not taken")
     }
 
@@ -275,7 +275,7 @@ impl ConnectionLease {
     }
 
     /// Returns the connection to the pool, and resets it there if its protocol requires that.
-    pub fn keep(mut self) {
+    pub(crate) fn keep(mut self) {
         let Some(connection) = self.connection.take().filter(|connection| !connection.is_used_up()) else { return };
         match connection.reuse() {
             Reuse::AsItIs => self.pool.put(ConnectionState::Ready(connection), self.made, self.module.take()),

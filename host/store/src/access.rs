@@ -152,7 +152,7 @@ impl<'a> Writer<'a> {
     }
 
     /// Runs `work` once this write is on the disk, on the writing thread: it must be short. It does not run if the write fails.
-    pub fn after_commit(&mut self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn after_commit(&mut self, work: impl FnOnce() + Send + 'static) {
         self.hooks.push(Box::new(work));
     }
 

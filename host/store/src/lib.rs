@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 pub use self::access::{KeyValue, Reader, Writer};
 pub use self::calls::{
     AttemptEnd, CallEntry, CallFilter, CallStart, CallState, CallView, DEFAULT_QUEUE, FinishOutcome, GivenUpCall,
-    ID_BYTES_MAX, InWorkGuard, NewCall, PENDING_MAX, QueueCounts, QueueRules, QueueStatus, QueueView, RetriedQueue,
-    RetriedQueues, StoredTarget, call_time,
+    ID_BYTES_MAX, InWorkGuard, NewCall, QueueRules, QueueStatus, QueueView, RetriedQueue, RetriedQueues, StoredTarget,
+    call_time,
 };
 pub use self::error::StoreError;
 use self::group::{CommitJob, Jobs, WriteJob};

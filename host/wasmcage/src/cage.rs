@@ -169,7 +169,7 @@ impl Cage {
         &self.inner.name
     }
 
-    pub fn flush_log(&self) {
+    pub(crate) fn flush_log(&self) {
         self.inner.log.flush();
     }
 

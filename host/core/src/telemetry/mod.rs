@@ -40,7 +40,7 @@ pub enum Level {
 impl Level {
     pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    pub fn from_u8(value: u8) -> Option<Self> {
+    pub(crate) fn from_u8(value: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|level| *level as u8 == value)
     }
 

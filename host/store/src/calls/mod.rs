@@ -15,8 +15,8 @@ use std::time::SystemTime;
 pub use self::operator::{CallFilter, CallView, QueueView};
 use self::queue::QueueWriter;
 pub use self::queue::{AttemptEnd, CallStart, FinishOutcome, GivenUpCall, QueueRules, QueueStatus};
-pub use self::record::{CallEntry, CallState, QueueCounts, StoredTarget, call_time};
-use self::record::{IdRecord, milliseconds};
+pub use self::record::{CallEntry, CallState, StoredTarget, call_time};
+use self::record::{IdRecord, QueueCounts, milliseconds};
 pub use self::running::{InWorkGuard, RetriedQueue, RetriedQueues};
 use super::{KeyValue, Reader, Space, Store, StoreError, Writer};
 use wasmcage_core::request::Deadline;
@@ -24,7 +24,7 @@ use wasmcage_core::request::Deadline;
 /// The queue for calls that name none, and for calls handed over from another cage whose queue does not exist here.
 pub const DEFAULT_QUEUE: &str = "retry";
 /// Most pending calls of a queue; more are not accepted.
-pub const PENDING_MAX: u64 = 10_000_000;
+const PENDING_MAX: u64 = 10_000_000;
 /// Longest id of a call, its scope included.
 pub const ID_BYTES_MAX: usize = 1 << 10;
 

@@ -66,9 +66,9 @@ pub(crate) struct IdRecord {
 
 /// Number of pending calls and dead letters of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct QueueCounts {
-    pub pending: u64,
-    pub dead: u64,
+pub(crate) struct QueueCounts {
+    pub(crate) pending: u64,
+    pub(crate) dead: u64,
 }
 
 pub(super) fn milliseconds(at: SystemTime) -> u64 {

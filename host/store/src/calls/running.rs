@@ -113,12 +113,12 @@ impl RetriedQueue {
     }
 
     /// Returns the attempts, by call, whose start may be stored although they never ran.
-    pub fn unconfirmed(&self) -> BTreeMap<u64, u32> {
+    pub(crate) fn unconfirmed(&self) -> BTreeMap<u64, u32> {
         self.unconfirmed.lock().clone()
     }
 
     /// Remembers that the start of an attempt is being written. Until `confirm_begin`, it may be stored without having run.
-    pub fn note_begin(&self, sequence: u64, attempt: u32) {
+    pub(crate) fn note_begin(&self, sequence: u64, attempt: u32) {
         let mut unconfirmed = self.unconfirmed.lock();
         if unconfirmed.len() >= UNCONFIRMED_MAX {
             unconfirmed.pop_first();
@@ -127,7 +127,7 @@ impl RetriedQueue {
     }
 
     /// Forgets the attempt again: its start is stored, and it runs.
-    pub fn confirm_begin(&self, sequence: u64) {
+    pub(crate) fn confirm_begin(&self, sequence: u64) {
         self.unconfirmed.lock().remove(&sequence);
     }
 
@@ -136,7 +136,7 @@ impl RetriedQueue {
         self.in_work.lock().clone()
     }
 
-    pub fn is_in_work(&self, sequence: u64) -> bool {
+    pub(crate) fn is_in_work(&self, sequence: u64) -> bool {
         self.in_work.lock().contains(&sequence)
     }
 }
