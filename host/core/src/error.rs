@@ -89,7 +89,7 @@ impl From<AdmissionError> for DispatchError {
     fn from(error: AdmissionError) -> Self {
         match error {
             AdmissionError::Full(waiting) => Self::Overloaded(format!("{waiting} requests are waiting already")),
-            AdmissionError::Expired => Self::DeadlineExceeded("it waited for its turn".into()),
+            AdmissionError::Expired => Self::DeadlineExceeded("it waited in the queue".into()),
             AdmissionError::ModuleBusy => Self::DeadlineExceeded("all instances of the module were in use".into()),
             AdmissionError::Closed => Self::Overloaded("the module is being replaced".into()),
         }

@@ -105,7 +105,7 @@ impl ReadCache {
         let waiter = self.join(&key);
         let shared = &*waiter.shared;
         let leader = timeout_at(deadline.instant(), shared.leader_lock.lock()).await.map_err(|_| {
-            let text = "the same read was being done for another until the deadline";
+            let text = "the same read by another request was not done before the deadline";
             ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text)
         })?;
         if let Some(reply) = self.find(&key, caching).await {

@@ -101,7 +101,7 @@ pub trait Connection: Send {
         _options: &[(String, String)],
         _deadline: Deadline,
     ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
-        let text = "its replies come whole: use `execute`";
+        let text = "it does not stream replies: use `execute`";
         Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text))
     }
 

@@ -33,7 +33,7 @@ pub(super) async fn maintain(pool: Arc<ConnectionPool>, resource: Arc<str>, cage
                 Err(error) => {
                     let pause = backoff.pause();
                     let retry_s = pause.as_secs();
-                    tracing::warn!(%cage, %resource, %error, retry_s, "no connection to keep ready could be made");
+                    tracing::warn!(%cage, %resource, %error, retry_s, "no standby connection could be made");
                     refill_at = Instant::now() + pause;
                 }
             }

@@ -107,7 +107,7 @@ impl ConnectionPool {
         while let Some(FreeConnection { state, made, since, .. }) = self.take(module.as_ref()) {
             let Some(mut connection) = state.ready(deadline).await else {
                 if deadline.passed() {
-                    let text = "the deadline came before a connection was reset after its last use";
+                    let text = "the deadline passed before a connection was reset after its last use";
                     return Err(ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text));
                 }
                 continue;

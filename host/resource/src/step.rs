@@ -22,8 +22,8 @@ pub(crate) async fn run_step<T>(
         Ok(Ok(result)) => result,
         Ok(Err(panic)) => {
             tracing::error!(error = %panic, ?phase, "a resource's step panicked");
-            Err(broken(ResourceError::HOST_ERROR, "the host's own code panicked; its log tells where"))
+            Err(broken(ResourceError::HOST_ERROR, "the host's own code panicked; see the location in its log"))
         }
-        Err(_) => Err(broken(ResourceError::TIMED_OUT, "the deadline came first")),
+        Err(_) => Err(broken(ResourceError::TIMED_OUT, "the deadline has passed")),
     }
 }

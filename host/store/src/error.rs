@@ -20,7 +20,7 @@ pub enum StoreError {
     #[error("the store is not available: {0}")]
     Unavailable(String),
     /// The write may or may not have been done.
-    #[error("the deadline came before the store had written")]
+    #[error("the deadline passed before the write was done")]
     TimedOut,
 }
 

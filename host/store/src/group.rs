@@ -84,7 +84,7 @@ pub(super) fn start(file: Arc<StoreFile>) -> std::io::Result<(Jobs, JoinHandle<(
             let commit = || CommitGroup::new(&file).commit(first, &mut queue, &wait);
             wait = task::catch_panic(commit).unwrap_or_else(|panic| {
                 // Its callers get `TimedOut`, because their answers' senders are dropped: whether it was written is not known.
-                tracing::error!(error = %panic, "a group of writes was dropped; the next ones are done");
+                tracing::error!(error = %panic, "a panic dropped a group of writes; later writes are done");
                 file.discard(&mut file.lock());
                 BatchWait { expected_writers: 0, until: Instant::now() }
             });

@@ -29,7 +29,7 @@ impl OutageLog {
 
     /// Reports that another file was opened than the one that was open before.
     pub(super) fn report_replaced(&self, file: &str) {
-        tracing::warn!(cage = %self.cage, file, "the store's file was replaced, what the new one holds counts from here on");
+        tracing::warn!(cage = %self.cage, file, "the store's file was replaced, the content of the new one is used from here on");
     }
 
     /// Reports the end of an outage, if there was one.

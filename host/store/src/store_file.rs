@@ -82,7 +82,7 @@ impl StoreFile {
         if let Some(snapshot) = self.snapshot.load_full() {
             return Ok(Some(snapshot));
         }
-        let busy = || self.unavailable("it is being opened, or compacted: try again");
+        let busy = || self.unavailable("the file is being opened or compacted: try again");
         let mut file = self.state.try_lock_for(OPEN_TIMEOUT).ok_or_else(busy)?;
         self.open(&mut file, false)
     }
@@ -233,7 +233,7 @@ impl StoreFile {
             }
             Err(error) => {
                 self.discard(file);
-                let text = format!("{}; what was to be written may have been, or not", reason(&error));
+                let text = format!("{}; the write may or may not have been done", reason(&error));
                 Err(self.reported("commit", &StoreError::Unavailable(text)))
             }
         }
@@ -242,7 +242,7 @@ impl StoreFile {
     /// Makes the file as small as it can be. Returns its size before and after.
     pub(super) fn compact(&self, timeout: Duration) -> Result<(u64, u64), StoreError> {
         let until = Instant::now() + timeout;
-        let busy = || self.unavailable("it is being opened, or compacted: try again");
+        let busy = || self.unavailable("the file is being opened or compacted: try again");
         let mut file = self.state.try_lock_until(until).ok_or_else(busy)?;
         self.open(&mut file, false)?;
         let before = self.medium.file_bytes();

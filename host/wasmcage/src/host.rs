@@ -96,11 +96,9 @@ pub enum StartError {
     NoDirectory { cage: String, directory: PathBuf },
     #[error("cannot start the lanes that run guests")]
     Lanes(#[source] std::io::Error),
-    #[error(
-        "nobody is named who compiles modules: `HostOptions::compiler` must be the path of a wasmcage, or this process"
-    )]
+    #[error("no compiler is set: `HostOptions::compiler` must be the path of a wasmcage program, or this process")]
     NoCompiler,
-    #[error("cannot make {directory}")]
+    #[error("cannot create {directory}")]
     Directory {
         directory: PathBuf,
         #[source]

@@ -79,7 +79,7 @@ impl Connector {
         let addresses = match timeout_at(limit, addresses(next, next_port)).await {
             Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{next}: {error}")))?,
             Err(_) => {
-                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..timed_out("asking for the name's address") });
+                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..timed_out("the lookup of the name") });
             }
         };
         let tcp = match timeout_at(limit, first_to_answer(addresses)).await {

@@ -48,14 +48,14 @@ pub(super) async fn tunnel(proxy: &Proxy, mut stream: TcpStream, host: &str, por
     // The answer is read byte by byte, because what follows belongs to the tunnel.
     while !answer.ends_with(b"\r\n\r\n") {
         if answer.len() >= ANSWER_BYTES_MAX {
-            return Err(WebError::new(WebErrorKind::Proxy, "the proxy's answer has no end"));
+            return Err(WebError::new(WebErrorKind::Proxy, "the proxy's answer is too long"));
         }
         answer.push(stream.read_u8().await.map_err(disconnected)?);
     }
     match status(&answer) {
         Some(200..=299) => Ok(stream),
         Some(status) => {
-            let text = format!("the proxy makes no tunnel to {host}:{port}: status {status}");
+            let text = format!("the proxy refuses a tunnel to {host}:{port}: status {status}");
             Err(WebError::new(WebErrorKind::Proxy, text))
         }
         None => Err(WebError::new(WebErrorKind::Proxy, "the proxy does not speak HTTP/1")),

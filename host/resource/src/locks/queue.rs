@@ -71,7 +71,7 @@ impl QueueTable {
             let (sender, handed) = oneshot::channel();
             let queue = table.queue(name)?;
             if queue.waiters.len() >= WAITERS_MAX {
-                return Err(LockError::Invalid(format!("{WAITERS_MAX} wait for queue {name} already")));
+                return Err(LockError::Invalid(format!("queue {name} has {WAITERS_MAX} waiters already")));
             }
             queue.waiters.push_back(sender);
             EntryWaiter { table: self, queue: name, handed }

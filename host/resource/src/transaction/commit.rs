@@ -67,7 +67,7 @@ impl CommitRun {
                 let recoverable = error.recoverable && harmless && !self.irreversible;
                 let error = ResourceError { recoverable, ..error };
                 let (module, request) = (&*caller.module, tracing::field::display(caller.request.tail()));
-                tracing::warn!(cage = %caller.cage, module, %error, request, "transaction was not committed, or not whole");
+                tracing::warn!(cage = %caller.cage, module, %error, request, "transaction was not committed, or only in part");
                 return Err(error);
             }
         }
@@ -92,7 +92,7 @@ impl CommitRun {
         let ReadyWorker { participants, go, committed, .. } = ready;
         let _ = go.send(());
         let result = committed.await.unwrap_or_else(|_| {
-            let text = "its deadline had come before it was to commit, and it was rolled back";
+            let text = "its deadline passed before the commit, and it was rolled back";
             Err(ResourceError::harmless(Phase::Commit, ResourceError::TIMED_OUT, text))
         });
         match result {

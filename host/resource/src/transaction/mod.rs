@@ -209,7 +209,7 @@ impl Transaction {
                 return Err(commit_run.unfinished(ResourceError::HOST_ERROR, "the host's own code panicked"));
             }
             Err(_) => {
-                return Err(commit_run.unfinished(ResourceError::TIMED_OUT, "it had not committed at the deadline"));
+                return Err(commit_run.unfinished(ResourceError::TIMED_OUT, "its commit was not done at the deadline"));
             }
         };
         for (index, done) in committed {
@@ -251,8 +251,8 @@ impl RunningTransaction {
                 self.results[index] = Some(result.map_err(named));
                 Ok(Some(index))
             }
-            Ok(None) => missing(ResourceError::HOST_ERROR, "the host's own code panicked; its log tells where"),
-            Err(_) => missing(ResourceError::TIMED_OUT, "the transaction's deadline came first"),
+            Ok(None) => missing(ResourceError::HOST_ERROR, "the host's own code panicked; see the location in its log"),
+            Err(_) => missing(ResourceError::TIMED_OUT, "the transaction's deadline has passed"),
         }
     }
 

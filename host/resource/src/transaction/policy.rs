@@ -30,7 +30,7 @@ impl Policy {
     pub(super) fn check(self, participants: usize) -> Result<(), ResourceError> {
         match self {
             Self::Quorum(needed) if !(1..=participants).contains(&needed) => {
-                let text = format!("a quorum of {needed} among {participants} participants cannot be");
+                let text = format!("a quorum of {needed} among {participants} participants is impossible");
                 Err(error(Phase::Check, ResourceError::BAD_OPERATION, text))
             }
             Self::All | Self::First | Self::Quorum(_) => Ok(()),

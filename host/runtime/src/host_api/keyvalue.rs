@@ -262,7 +262,7 @@ impl Keys {
             let mut steps = Vec::new();
             if let Some(StateValue::Bytes(bytes)) = self.store.get(&key).await? {
                 let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<i64>().ok());
-                let number = number.ok_or_else(|| StoreError::Invalid("the value is no integer of 64 bits".into()))?;
+                let number = number.ok_or_else(|| StoreError::Invalid("the value is not a 64-bit integer".into()))?;
                 steps.push(Step::Check(key.clone(), Some(StateValue::Bytes(bytes))));
                 steps.push(Step::Set(key.clone(), StateValue::Json(number.to_string())));
             }

@@ -125,7 +125,7 @@ fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<Str
     }
     let mut counts = writer.counts(&call.queue)?;
     if counts.pending >= PENDING_MAX {
-        let text = format!("queue {} holds {PENDING_MAX} calls that are not done", call.queue);
+        let text = format!("queue {} holds {PENDING_MAX} pending calls", call.queue);
         return Err(StoreError::QuotaExceeded(text));
     }
     let sequence = writer.get(Space::Calls, keys::NEXT)?.map_or(Ok(1), |bytes| record::number(&bytes))?;

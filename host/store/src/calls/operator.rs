@@ -210,7 +210,7 @@ fn find(source: &impl CallReads, id: &str) -> Result<StoredCall, StoreError> {
             return Ok(StoredCall { queue: seen.queue, sequence: seen.sequence, entry, dead });
         }
     }
-    Err(StoreError::Invalid(format!("call {id} was made or dropped; its name is only remembered")))
+    Err(StoreError::Invalid(format!("call {id} was made or dropped before; only its id is still remembered")))
 }
 
 /// Removes a call from its queue.

@@ -93,7 +93,7 @@ fn last(cursor: &str, descending: bool, prefix: &[u8]) -> Result<Vec<u8>, StoreE
     let kind = if descending { DESCENDING } else { ASCENDING };
     let decoded = BASE64_URL_SAFE_NO_PAD.decode(cursor).ok();
     let key = decoded.as_deref().and_then(|decoded| decoded.strip_prefix(&[kind]));
-    let key = key.ok_or_else(|| StoreError::Invalid(format!("no page of this scan gave the cursor {cursor:.40}")))?;
+    let key = key.ok_or_else(|| StoreError::Invalid(format!("no page of this scan has the cursor {cursor:.40}")))?;
     Ok([prefix, key].concat())
 }
 

@@ -124,9 +124,11 @@ impl<'w, 'a> StepRunner<'w, 'a> {
             Some(StateValue::Bytes(_)) => None,
         };
         let number =
-            number.ok_or_else(|| StoreError::Invalid(format!("the value of {key} is no integer of 64 bits")))?;
+            number.ok_or_else(|| StoreError::Invalid(format!("the value of {key} is not a 64-bit integer")))?;
         let sum = number.checked_add(by);
-        let sum = sum.ok_or_else(|| StoreError::Invalid(format!("{key}: {number} and {by} make more than 64 bits")))?;
+        let sum = sum.ok_or_else(|| {
+            StoreError::Invalid(format!("{key}: the sum of {number} and {by} does not fit in 64 bits"))
+        })?;
         self.set(key, Some(&StateValue::Json(sum.to_string())))?;
         Ok(sum)
     }

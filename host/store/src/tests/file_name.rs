@@ -100,7 +100,7 @@ async fn a_commit_into_a_file_that_loses_its_name_meanwhile_is_not_acknowledged(
         Ok(())
     });
     let text = unavailable(written.await);
-    assert!(text.contains("moved away") && text.contains("may have been, or not"), "{text}");
+    assert!(text.contains("moved away") && text.contains("may or may not have been done"), "{text}");
 }
 
 #[tokio::test]

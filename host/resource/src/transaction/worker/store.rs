@@ -122,7 +122,11 @@ impl StorePart {
                 outcomes.extend(last);
                 Ok(ParticipantOutput::State(outcomes))
             }
-            _ => Err(ResourceError::fatal(phase, ResourceError::HOST_ERROR, "the store gave no id for a retried call")),
+            _ => Err(ResourceError::fatal(
+                phase,
+                ResourceError::HOST_ERROR,
+                "the store returned no id for a retried call",
+            )),
         }
     }
 
