@@ -47,8 +47,9 @@ struct CachedReply {
     at: Instant,
 }
 
-/// A read that several callers share. moka's `try_get_with` cannot replace it: it gives a failed leader's error to all who wait,
-/// while here the next of them does the read, and a reply that must not be cached would be returned as if it were.
+/// A read that several callers share. moka's `try_get_with` cannot replace it: that gives a failed leader's error to all
+/// waiters, while here the next of them does the read, and it caches every success, while some replies must not be cached.
+/// moka's `and_try_compute_with` would make the waiters for such a reply do their reads one after the other.
 #[derive(Default)]
 struct SharedRead {
     /// Held by the leader, who does the read. If it fails or leaves, the next waiter becomes the leader.

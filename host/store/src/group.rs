@@ -20,9 +20,9 @@ const QUEUE_MAX: usize = 4_096;
 const GROUP_JOBS_MAX: usize = 4_096;
 /// A commit takes no further write once the writes before it have written so many bytes.
 const GROUP_BYTES_MAX: usize = 64 << 20;
-/// A group waits for the callers that have just been answered: for this fraction of the time of the commit before it ..
+/// A group waits for the callers that have just been answered. It waits for this fraction of the last commit's duration.
 const WAIT_SHARE: u32 = 8;
-/// .. and at most so long.
+/// A group waits at most so long.
 const WAIT_MAX: Duration = Duration::from_millis(1);
 /// While it waits, it polls its queue this often.
 const WAIT_POLL_INTERVAL: Duration = Duration::from_micros(50);
