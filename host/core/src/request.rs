@@ -328,13 +328,13 @@ impl RequestContext {
 
     /// Makes the context of a call whose callers have no permits of their cages.
     #[must_use]
-    pub fn without_places(self) -> Self {
+    pub fn without_permits(self) -> Self {
         Self { callers_here: 0, ..self }
     }
 
     /// Returns whether the request has a permit of this cage, because a module of the cage is among the callers in this process
     /// that wait for the answer.
-    pub fn holds_place_in(&self, cage: &str) -> bool {
+    pub fn holds_permit_of(&self, cage: &str) -> bool {
         self.callers.iter().rev().take(self.callers_here).any(|caller| is_of(caller, cage))
     }
 

@@ -228,8 +228,11 @@ impl Dispatcher {
         self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
-        let entry =
-            if back.is_some() || context.holds_place_in(&self.0.cage) { EntryKind::Within } else { EntryKind::Outside };
+        let entry = if back.is_some() || context.holds_permit_of(&self.0.cage) {
+            EntryKind::Within
+        } else {
+            EntryKind::Outside
+        };
         self.enter_and_call(entry, context, &module, function, arguments).await
     }
 
