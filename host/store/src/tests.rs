@@ -66,7 +66,7 @@ async fn whoever_waits_for_the_file_holds_up_no_thread() {
     let second = store(&directory);
     let (held, is_held) = std::sync::mpsc::channel();
     let (release, released) = std::sync::mpsc::channel::<()>();
-    let opened = second.opened.clone();
+    let opened = second.file.clone();
     let opening = std::thread::spawn(move || {
         let _file = opened.lock();
         held.send(()).unwrap();
@@ -76,11 +76,11 @@ async fn whoever_waits_for_the_file_holds_up_no_thread() {
     // This runtime has one thread: the second branch runs while the others wait.
     let open_after_release = async {
         tokio::task::yield_now().await;
-        assert!(second.opened.is_closed());
+        assert!(second.file.is_closed());
         release.send(()).unwrap();
     };
     tokio::join!(second.ready(), second.ready(), open_after_release);
-    assert!(!second.opened.is_closed());
+    assert!(!second.file.is_closed());
     assert_eq!(second.get("m", "a"), Ok(Some(json("1"))));
     opening.join().unwrap();
 }
