@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::join_all;
 use wasmcage_benches::median;
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{Begun, DEFAULT_QUEUE, End, NewCall, Rules, Store, StoreSettings, StoredTarget};
+use wasmcage_store::{AttemptEnd, CallStart, DEFAULT_QUEUE, NewCall, QueueRules, Store, StoreSettings, StoredTarget};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -25,7 +25,7 @@ const CALLERS: usize = 64;
 const ACCEPTS: usize = 40_000;
 /// How many calls are measured, one after the other.
 const CALLS: usize = 300;
-const RULES: Rules = Rules {
+const RULES: QueueRules = QueueRules {
     keep_order: false,
     interval_max: Duration::from_secs(120),
     attempts_max: None,
@@ -59,11 +59,11 @@ async fn row(store: &Store, pending: usize) {
         store.accept_call(call(format!("measured{pending}-{number}"), None), patience()).await.unwrap();
         accepts.push(begun.elapsed());
         let begun = Instant::now();
-        assert!(store.look_for_calls(DEFAULT_QUEUE, &RULES).unwrap().due);
+        assert!(store.queue_status(DEFAULT_QUEUE, &RULES).unwrap().due);
         let calls = store.begin_calls(DEFAULT_QUEUE, RULES, 1, patience()).await.unwrap();
-        let [Begun::Attempt { sequence, .. }] = &calls[..] else { panic!("nothing to do") };
+        let [CallStart::Attempt { sequence, .. }] = &calls[..] else { panic!("nothing to do") };
         store.call_message(*sequence).unwrap().unwrap();
-        store.finish_call(DEFAULT_QUEUE, RULES, *sequence, End::Done, patience()).await.unwrap();
+        store.finish_call(DEFAULT_QUEUE, RULES, *sequence, AttemptEnd::Done, patience()).await.unwrap();
         makes.push(begun.elapsed());
     }
     let us = |durations| median(durations).as_secs_f64() * 1e6;

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage_store::{CallView, CallsWanted, Store};
+use wasmcage_store::{CallFilter, CallView, Store};
 use wasmcage_tests::{RunningCage, TestCage, cache, check_call_error, eventually, guest, program, query, unique_name};
 
 /// What a cage needs whose module `jobs` asks for calls, and is called by them.
@@ -87,7 +87,7 @@ fn store<'a>(cage: &'a RunningCage, name: &str) -> &'a Store {
 }
 
 fn listed(cage: &RunningCage, name: &str, dead: bool) -> Vec<CallView> {
-    store(cage, name).calls(&CallsWanted { dead, limit: 1_000, ..CallsWanted::default() }).unwrap()
+    store(cage, name).calls(&CallFilter { dead, limit: 1_000, ..CallFilter::default() }).unwrap()
 }
 
 /// Waits until no call of the first cage is pending.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use tokio::process::Child;
-use wasmcage_store::{CallsWanted, Store};
+use wasmcage_store::{CallFilter, Store};
 use wasmcage_tests::{Root, RunningCage, TestCage, eventually, guest, unique_name};
 
 /// Calls that a cage makes, or hands over, at once.
@@ -181,7 +181,7 @@ async fn a_cage_that_is_down_for_the_whole_retention_leaves_a_dead_letter() {
     let front = with_jobs(&front_name, &retention).start().await;
     let ask = json!(["job", "ok", worker_name]);
     let id = front.call("jobs.ask", ask).await.unwrap().as_str().unwrap().to_owned();
-    let listed = |dead| store(&front, &front_name).calls(&CallsWanted { dead, limit: 10, ..CallsWanted::default() });
+    let listed = |dead| store(&front, &front_name).calls(&CallFilter { dead, limit: 10, ..CallFilter::default() });
     let letter = eventually("a dead letter", || listed(true).unwrap().pop()).await;
     let error = letter.error.unwrap();
     assert!(letter.id == id && letter.attempts > 1 && error.contains("within the queue's retention"), "{error}");

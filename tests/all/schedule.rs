@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 use wasmcage::host::StartError;
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{CallsWanted, Space, Store, StoreSettings};
+use wasmcage_store::{CallFilter, Space, Store, StoreSettings};
 use wasmcage_tests::{Root, RunningCage, TestCage, eventually, guest};
 
 use crate::resources::{rows, sqlite};
@@ -219,7 +219,7 @@ async fn a_nightly_job_moves_the_orders_of_the_day_away_and_reports_them() {
     assert_eq!(rows(&cage, "db", "select item from archive").await, json!([["tea"]]));
     assert_eq!(rows(&cage, "db", "select count(*) from orders").await, json!([[0]]));
     let store = &cage.host().cage(cage.name()).unwrap().dispatcher().services().store;
-    let calls = store.calls(&CallsWanted { limit: 10, ..CallsWanted::default() }).unwrap();
+    let calls = store.calls(&CallFilter { limit: 10, ..CallFilter::default() }).unwrap();
     let report = calls.iter().find(|call| call.id == night).unwrap_or_else(|| panic!("{night} is not in {calls:?}"));
     assert_eq!((&*report.module, &*report.function), ("mail", "send"));
     // Later nights find nothing.

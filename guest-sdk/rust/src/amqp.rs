@@ -11,7 +11,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A message may be part of a transaction: it is published when that commits, and not at all when it is rolled back.
+//! A message may be a part of a transaction: it is published when that commits, and not if it is rolled back.
 //!
 //! ```no_run
 //! # use wasmcage_guest::{Result, amqp::producer, params, serde_json::json, sql::Statements, transaction};
@@ -24,8 +24,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! What is sent is confirmed by the broker, and back as an error ([`AmqpError::is_unroutable`]) when no queue was there for
-//! it. A handler's way to reply is its own result; see [`RpcReply`] for replies that are no value, or say more than one.
+//! The broker confirms each message, or returns it as an error ([`AmqpError::is_unroutable`]) when there is no queue for it. A
+//! handler replies by its own result; see [`RpcReply`] for replies that are more than a value.
 
 use std::fmt;
 use std::time::Duration;
@@ -37,46 +37,46 @@ use serde_json::{Map, Value, json};
 use crate::resource::{Operation, Reply, ResourceError, resource};
 use crate::{Error, Response, Result};
 
-/// A way to a resource, with settings for what is sent by it. A clone may be given other settings.
+/// A resource, with settings for the messages that are sent through it. A clone may have other settings.
 #[derive(Clone, Debug)]
 #[must_use = "a producer sends nothing by itself"]
 pub struct Producer {
     resource: String,
     headers: Vec<(String, String)>,
-    /// The message's own headers that have types.
+    /// Headers of messages, with types.
     own: Map<String, Value>,
 }
 
-/// By the name of `[resources.NAME]`.
+/// The producer for `[resources.NAME]`.
 pub fn producer(resource: impl Into<String>) -> Producer {
     Producer { resource: resource.into(), headers: Vec::new(), own: Map::new() }
 }
 
-/// Why a message was not sent, or a request not answered by a value.
+/// Why a message was not sent, or a request has no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AmqpError {
-    /// The other side answered that it cannot: an error reply.
+    /// The other side replied with an error.
     Refused(String),
-    /// The other side broke: an exception reply.
+    /// The other side replied with an exception.
     Exception { name: String, text: String },
-    /// The reply is not what was expected.
+    /// The reply does not have the expected form.
     Reply(String),
-    /// It was not sent, or nobody answered. Codes are the resource's: `timed-out`, `unroutable`, `connect`, ...
+    /// The message was not sent, or there was no reply. Codes are those of the resource: `timed-out`, `unroutable`, `connect`, ...
     Failed {
         code: String,
         text: String,
-        /// Nothing irreversible happened: it may be tried again.
+        /// Nothing irreversible happened: the operation may be retried.
         recoverable: bool,
     },
 }
 
 impl AmqpError {
-    /// No queue was there for the message.
+    /// Returns whether there was no queue for the message.
     pub fn is_unroutable(&self) -> bool {
         matches!(self, Self::Failed { code, .. } if code == "unroutable")
     }
 
-    /// No reply came in time, or the broker did not confirm.
+    /// Returns whether there was no reply in time, or no confirmation by the broker.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Failed { code, .. } if code == "timed-out")
     }
@@ -103,43 +103,44 @@ impl From<ResourceError> for AmqpError {
 
 /// Settings.
 impl Producer {
-    /// The first exchange with this routing key, instead of all exchanges and keys of the resource.
+    /// Sends to the first exchange with this routing key, instead of all exchanges and keys of the resource.
     pub fn key(self, key: impl Into<String>) -> Self {
         self.setting("key", key)
     }
 
-    /// These exchanges and keys, instead of those of the resource.
+    /// Sends to these exchanges and keys, instead of those of the resource.
     pub fn eks(self, eks: &[(&str, &str)]) -> Self {
         self.setting("eks", serde_json::json!(eks).to_string())
     }
 
-    /// Whether a message that no queue is there for is an error.
+    /// Sets whether a message without a queue is an error.
     pub fn mandatory(self, mandatory: bool) -> Self {
         self.setting("mandatory", mandatory.to_string())
     }
 
-    /// Whether a durable queue keeps the message over the broker's end.
+    /// Sets whether a durable queue keeps the message when the broker restarts.
     pub fn persistent(self, persistent: bool) -> Self {
         self.setting("persistent", persistent.to_string())
     }
 
-    /// For each try of an rpc.
+    /// Sets the timeout of each attempt at an rpc.
     pub fn timeout(self, timeout: Duration) -> Self {
         self.setting("timeout-ms", timeout.as_millis().to_string())
     }
 
-    /// How often an rpc without an answer is sent again.
+    /// Sets how often an rpc without a reply is retried.
     pub fn max_retry(self, retries: u32) -> Self {
         self.setting("max-retry", retries.to_string())
     }
 
-    /// A property, such as `content-type` or `expiration`, or a header of the message's own, as `header.NAME`.
+    /// Sets a property, such as `content-type` or `expiration`, or a header of the message, as `header.NAME`.
     pub fn property(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.setting(name, value)
     }
 
-    /// A header of the message's own, with its type: numbers, lists and tables too. What JSON has no form for is an object with
-    /// one key: `{"$timestamp": seconds}`, `{"$bytes": base64}`, `{"$decimal": "1.50"}`. A value without JSON is left out.
+    /// Sets a header of the message, with its type, such as a number, a list or a table. Types that JSON lacks are objects with
+    /// one key: `{"$timestamp": seconds}`, `{"$bytes": base64}`, `{"$decimal": "1.50"}`. A value that cannot be converted to JSON
+    /// is left out.
     pub fn header(mut self, name: impl Into<String>, value: impl Serialize) -> Self {
         if let Ok(value) = serde_json::to_value(value) {
             self.own.insert(name.into(), value);
@@ -147,7 +148,7 @@ impl Producer {
         self
     }
 
-    /// What is said with the value of a [`Producer::result`].
+    /// Sets the text that is sent with the value of a [`Producer::result`].
     pub fn result_message(self, text: impl Into<String>) -> Self {
         self.setting("message", text)
     }
@@ -158,7 +159,7 @@ impl Producer {
     }
 }
 
-/// Messages. Each returns when the broker has it.
+/// Sends messages. Each method returns when the broker has confirmed the message.
 ///
 /// # Errors
 /// See the kinds.
@@ -175,32 +176,32 @@ impl Producer {
         self.send(self.operation().result(value)?)
     }
 
-    /// Of no type: `{"args": [..], "kwds": {..}}`.
+    /// Sends a message without a type: `{"args": [..], "kwds": {..}}`.
     pub fn message(&self, content: impl Serialize) -> Result<(), AmqpError> {
         self.send(self.operation().message(content)?)
     }
 
-    /// A whole message as it came, with its sender.
+    /// Forwards a whole message as it was received, with its sender.
     pub fn forward(&self, message: impl Serialize) -> Result<(), AmqpError> {
         self.send(self.operation().forward(message)?)
     }
 
-    /// Any body.
+    /// Sends a message with any body.
     pub fn publish(&self, body: impl Into<Vec<u8>>) -> Result<(), AmqpError> {
         self.send(self.operation().publish(body))
     }
 
-    /// A message that is not sent, for a participant of a [`transaction`](mod@crate::transaction).
+    /// Makes operations instead of sending, for participants of a [`transaction`](mod@crate::transaction).
     pub fn operation(&self) -> Operations<'_> {
         Operations(self)
     }
 
-    /// Asks, and waits for the value.
+    /// Sends a request, and waits for the value of its reply.
     pub fn rpc<R: DeserializeOwned>(&self, name: &str, parameters: impl Serialize) -> Result<R, AmqpError> {
         value_of(self.ask("rpc", name, json_bytes(parameters)?)?)
     }
 
-    /// The same, with what the other side said beside the value.
+    /// As [`rpc`](Self::rpc), with the text that the other side sent with the value.
     pub fn rpc_answer<R: DeserializeOwned>(
         &self,
         name: &str,
@@ -211,15 +212,15 @@ impl Producer {
         Ok(RpcAnswer { value: value_of(reply)?, message: message.unwrap_or_default() })
     }
 
-    /// Asks, and returns the name of the queue where the reply will be; `fetch` takes it. The queue goes with the cage's
-    /// connection to its broker.
+    /// Sends a request, and returns the name of the queue for the reply, which `fetch` takes. The queue is deleted with the cage's
+    /// connection to the broker.
     pub fn rpc_queue(&self, name: &str, parameters: impl Serialize) -> Result<String, AmqpError> {
         let asking = self.clone().setting("queue-only", "true");
         let reply = asking.ask("rpc", name, json_bytes(parameters)?)?;
         String::from_utf8(reply.body).map_err(|error| AmqpError::Reply(error.to_string()))
     }
 
-    /// Waits for the value in such a queue, which then is no more.
+    /// Waits for the value in such a queue, and deletes the queue.
     pub fn fetch<R: DeserializeOwned>(&self, queue: &str) -> Result<R, AmqpError> {
         value_of(self.ask("fetch", queue, Vec::new())?)
     }
@@ -242,13 +243,13 @@ impl Producer {
     }
 }
 
-/// Messages as operations: the same as those of a [`Producer`], for [`Transaction::operation`] on its resource.
+/// The messages of a [`Producer`] as operations, for [`Transaction::operation`] on its resource.
 ///
 /// [`Transaction::operation`]: crate::transaction::Transaction::operation
 #[derive(Clone, Copy, Debug)]
 pub struct Operations<'a>(&'a Producer);
 
-/// Any value that has no JSON is [`AmqpError::Failed`].
+/// A value that cannot be converted to JSON is [`AmqpError::Failed`].
 impl Operations<'_> {
     pub fn command(self, name: &str, parameters: impl Serialize) -> Result<Operation, AmqpError> {
         Ok(self.0.made("command", name, json_bytes(parameters)?))
@@ -275,15 +276,14 @@ impl Operations<'_> {
     }
 }
 
-/// The value of a reply, and what was said with it; mostly nothing.
+/// The value of a reply, and the text that was sent with it, which is mostly empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RpcAnswer<R> {
     pub value: R,
     pub message: String,
 }
 
-/// What a function returns to answer an rpc by more than a value: in the module's own words, which reach the requester. An
-/// [`Error`] reaches it as a code only.
+/// A reply to an rpc that is more than a value. Its texts are sent to the requester, while of an [`Error`] only a code is sent.
 ///
 /// ```
 /// use wasmcage_guest::Result;
@@ -304,7 +304,7 @@ pub struct RpcAnswer<R> {
 pub struct RpcReply(Map<String, Value>);
 
 impl RpcReply {
-    /// A value; one that has no JSON is an exception that says so.
+    /// A value. If it cannot be converted to JSON, the reply is an exception that says so.
     pub fn value(value: impl Serialize) -> Self {
         match serde_json::to_value(value) {
             Ok(value) => Self::of("success", value, String::new()),
@@ -312,12 +312,12 @@ impl RpcReply {
         }
     }
 
-    /// Something foreseen.
+    /// An expected error.
     pub fn error(text: impl Into<String>) -> Self {
         Self::of("error", Value::Null, text.into())
     }
 
-    /// Something unforeseen, by the name of an exception.
+    /// An unexpected error, with the name of an exception.
     pub fn exception(name: impl Into<String>, text: impl Into<String>) -> Self {
         Self::of("exception", Value::String(name.into()), text.into())
     }
@@ -327,15 +327,15 @@ impl RpcReply {
         Self(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
     }
 
-    /// What is said with the value.
+    /// Sets the text that is sent with the value.
     #[must_use]
     pub fn message(mut self, text: impl Into<String>) -> Self {
         self.0.insert("message".into(), Value::String(text.into()));
         self
     }
 
-    /// A function of this cage, `"module.function"`, which goes on with this argument once the reply is sent: within the same
-    /// request's deadline, and before the request is acknowledged. If it fails, the request goes to the dead letters.
+    /// Sets a function of this cage, `"module.function"`, that is called with this argument once the reply is sent, within the
+    /// request's deadline and before the request is acknowledged. If it fails, the request goes to the dead letters.
     #[must_use]
     pub fn then(mut self, function: impl Into<String>, argument: impl Serialize) -> Self {
         let argument = serde_json::to_value(argument).unwrap_or_default();
@@ -350,7 +350,7 @@ impl Serialize for RpcReply {
     }
 }
 
-/// For a `handler`.
+/// The reply as the response of a `handler`.
 impl From<RpcReply> for Response {
     fn from(reply: RpcReply) -> Self {
         let headers = vec![("content-type".to_owned(), "application/json".to_owned())];
@@ -358,12 +358,12 @@ impl From<RpcReply> for Response {
     }
 }
 
-/// What a handler returns to answer an rpc by an error: something foreseen.
+/// Makes the response of a handler that answers an rpc with an expected error.
 pub fn error_reply(text: impl Into<String>) -> Response {
     Response::text(text).status(422)
 }
 
-/// What a handler returns to answer an rpc by an exception of that name: something unforeseen.
+/// Makes the response of a handler that answers an rpc with an unexpected error, with the name of an exception.
 pub fn exception_reply(name: impl Into<String>, text: impl Into<String>) -> Response {
     Response::text(text).status(500).header("exception", name)
 }
@@ -392,7 +392,7 @@ fn value_of<R: DeserializeOwned>(reply: Reply) -> Result<R, AmqpError> {
 }
 
 impl AmqpError {
-    /// As the module's own: an error reply stays a refusal.
+    /// Converts this to the module's own error. An error reply becomes a refusal.
     pub fn into_error(self) -> Error {
         match self {
             Self::Refused(text) => Error::refused(text),

@@ -1,5 +1,5 @@
-//! The arguments of a call, read for a function of a `#[service]`: `{"args": [..], "kwargs": {..}}` to typed values.
-//! Every misfit is told as bad arguments: it names the function and the parameter, and says what was expected and what came.
+//! Reads the arguments of a call, `{"args": [..], "kwargs": {..}}`, for a function of a `#[service]`. Arguments that do not fit
+//! are an error that names the function and the parameter, and says what was expected and what was received.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,8 +12,8 @@ use serde_json::value::RawValue;
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 use crate::error::{Error, Result};
 
-/// Longer texts of misfits are cut: they quote what came.
-const MISFIT_CHARACTERS_MAX: usize = 300;
+/// Longer error texts are cut, because they quote what was received.
+const ERROR_CHARACTERS_MAX: usize = 300;
 
 /// One parameter of a function, as its author wrote it.
 #[doc(hidden)]
@@ -22,7 +22,7 @@ pub struct Parameter {
     pub kind: &'static str,
 }
 
-/// What a call brought, put in the order of the parameters and not yet typed.
+/// The arguments of a call, in the order of the parameters and not yet converted.
 #[doc(hidden)]
 pub struct ParsedArguments<'a> {
     function: &'static str,
@@ -33,53 +33,53 @@ pub struct ParsedArguments<'a> {
 impl<'a> ParsedArguments<'a> {
     pub fn parse(function: &'static str, parameters: &'static [Parameter], payload: &'a Payload) -> Result<Self> {
         let Payload::Json(json) = payload else {
-            return Err(misfit(function, format_args!("takes JSON arguments, but bytes came")));
+            return Err(mismatch(function, format_args!("takes JSON arguments, but bytes came")));
         };
-        let came: Came<'a> = serde_json::from_str(json)
-            .map_err(|error| misfit(function, format_args!("the arguments are not valid: {error}")))?;
+        let came: RawArguments<'a> = serde_json::from_str(json)
+            .map_err(|error| mismatch(function, format_args!("the arguments are not valid: {error}")))?;
         if came.args.len() > parameters.len() {
             let (most, came, names) = (parameters.len(), came.args.len(), Names(parameters));
-            return Err(misfit(function, format_args!("takes at most {most} arguments{names}, but {came} came")));
+            return Err(mismatch(function, format_args!("takes at most {most} arguments{names}, but {came} came")));
         }
         let mut values: Vec<_> = came.args.into_iter().map(Some).collect();
         values.resize(parameters.len(), None);
         for (name, value) in came.kwargs.0 {
             let Some(index) = parameters.iter().position(|parameter| parameter.name == name) else {
                 let names = Names(parameters);
-                return Err(misfit(function, format_args!("there is no parameter {name}{names}")));
+                return Err(mismatch(function, format_args!("there is no parameter {name}{names}")));
             };
             if values[index].replace(value).is_some() {
-                return Err(misfit(function, format_args!("the parameter {name} came twice")));
+                return Err(mismatch(function, format_args!("the parameter {name} came twice")));
             }
         }
         Ok(Self { function, parameters, values })
     }
 
-    /// The value of the parameter at `index`, as a `T`.
+    /// Converts the value of the parameter at `index` to a `T`.
     pub fn take<T: DeserializeOwned>(&mut self, index: usize) -> Result<T> {
         let Parameter { name, kind } = self.parameters[index];
         let Some(value) = self.values[index].take() else {
-            // Only an `Option` agrees to be missing.
+            // Only an `Option` may be missing.
             return T::deserialize(Missing)
-                .map_err(|_| misfit(self.function, format_args!("the parameter {name} ({kind}) is missing")));
+                .map_err(|_| mismatch(self.function, format_args!("the parameter {name} ({kind}) is missing")));
         };
         serde_json::from_str(value.get()).map_err(|error| {
             let mut text = error.to_string();
-            // A position within one word helps nobody.
+            // A position within a single word is useless.
             if !value.get().starts_with(['[', '{'])
                 && let Some(at) = text.rfind(" at line ")
             {
                 text.truncate(at);
             }
-            misfit(self.function, format_args!("the parameter {name} ({kind}) does not fit: {text}"))
+            mismatch(self.function, format_args!("the parameter {name} ({kind}) does not fit: {text}"))
         })
     }
 }
 
 #[inline(never)]
-fn misfit(function: &str, text: fmt::Arguments<'_>) -> Error {
+fn mismatch(function: &str, text: fmt::Arguments<'_>) -> Error {
     let mut text = format!("{function}: {text}");
-    if let Some((at, _)) = text.char_indices().nth(MISFIT_CHARACTERS_MAX) {
+    if let Some((at, _)) = text.char_indices().nth(ERROR_CHARACTERS_MAX) {
         text.truncate(at);
         text.push_str("..");
     }
@@ -98,26 +98,26 @@ impl fmt::Display for Names {
     }
 }
 
-/// The arguments as they travel.
+/// The arguments as they are encoded.
 #[derive(Default)]
-struct Came<'a> {
+struct RawArguments<'a> {
     args: Vec<&'a RawValue>,
     kwargs: Pairs<'a>,
 }
 
-// Written out, because the derived form would pull in what it needs for every format there is.
-impl<'de: 'a, 'a> Deserialize<'de> for Came<'a> {
+// Written by hand, because the derived implementation makes the component larger.
+impl<'de: 'a, 'a> Deserialize<'de> for RawArguments<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct CameVisitor;
-        impl<'de> Visitor<'de> for CameVisitor {
-            type Value = Came<'de>;
+        struct ArgumentsVisitor;
+        impl<'de> Visitor<'de> for ArgumentsVisitor {
+            type Value = RawArguments<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object with args and kwargs")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut came = Came::default();
+                let mut came = RawArguments::default();
                 while let Some(key) = map.next_key::<Cow<'_, str>>()? {
                     match &*key {
                         "args" => came.args = map.next_value()?,
@@ -128,11 +128,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Came<'a> {
                 Ok(came)
             }
         }
-        deserializer.deserialize_map(CameVisitor)
+        deserializer.deserialize_map(ArgumentsVisitor)
     }
 }
 
-/// A JSON object in the order it came, repeated keys included, values unread.
+/// A JSON object with its keys in the order received, repeated ones included, and its values not yet parsed.
 #[derive(Default)]
 pub(crate) struct Pairs<'a>(pub(crate) Vec<(String, &'a RawValue)>);
 
@@ -158,7 +158,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
     }
 }
 
-/// Stands for a value that did not come: an `Option` reads it as `None`, everything else refuses it.
+/// Deserializer of a missing value: an `Option` becomes `None`, all other types fail.
 struct Missing;
 
 impl<'de> Deserializer<'de> for Missing {
@@ -248,6 +248,6 @@ mod tests {
         assert_eq!(error, Error::bad_arguments("f: takes JSON arguments, but bytes came"));
         let json = Payload::Json(format!(r#"{{"args": ["{}"]}}"#, "ä".repeat(10_000)));
         let error = ParsedArguments::parse("f", PARAMETERS, &json).unwrap().take::<i64>(0).unwrap_err();
-        assert_eq!(error.text().chars().count(), MISFIT_CHARACTERS_MAX + 2);
+        assert_eq!(error.text().chars().count(), ERROR_CHARACTERS_MAX + 2);
     }
 }

@@ -1,6 +1,6 @@
-//! What wit-bindgen makes of `wit/`, and nothing else: the imports once, and one module for each interface that a
-//! component may export. An export becomes part of a component only where its `export_..!` macro is expanded, which
-//! `#[handler]`, `#[service]` and `handover!` do in the author's crate. All share the types of `imports`.
+//! The bindings that wit-bindgen generates from `wit/`: the imports once, and one module for each interface that a component may
+//! export. An export becomes part of a component only where its `export_..!` macro is expanded, which `#[handler]`, `#[service]`
+//! and `handover!` do in the author's crate. All share the types of `imports`.
 
 pub(crate) mod imports {
     wit_bindgen::generate!({

@@ -1,4 +1,4 @@
-//! Calling functions of other modules, in this cage or another one, wherever that runs.
+//! Calls of functions of other modules, in this cage or another one, wherever that runs.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::bindings::imports::wasmcage::cage::call;
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 
-/// Another cage, by its name.
+/// Another cage with this name.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, cage};
@@ -21,12 +21,12 @@ pub fn cage(name: &str) -> Cage<'_> {
     Cage { name }
 }
 
-/// A module of the same cage, by its name.
+/// A module of the same cage with this name.
 pub fn module(name: &str) -> Module<'_> {
     Module { cage: None, name, timeout: None, idempotent: false }
 }
 
-/// A cage whose modules are called. Made by [`cage`].
+/// A cage whose modules are called, made by [`cage`].
 #[derive(Clone, Copy, Debug)]
 pub struct Cage<'a> {
     name: &'a str,
@@ -38,8 +38,8 @@ impl<'a> Cage<'a> {
     }
 }
 
-/// A module whose functions are called, and how. Made by [`module`] and [`Cage::module`]. Nothing is looked up before
-/// the call.
+/// A module whose functions are called, with options, made by [`module`] and [`Cage::module`]. It is not looked up before a
+/// call.
 #[derive(Clone, Copy, Debug)]
 pub struct Module<'a> {
     cage: Option<&'a str>,
@@ -49,13 +49,13 @@ pub struct Module<'a> {
 }
 
 impl<'a> Module<'a> {
-    /// At most this long, and never longer than the request's own deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// The function may run twice without harm: a call that was lost on its way may be tried on another copy.
+    /// Says that the function may run twice without harm, so that a lost call may be retried on another copy.
     pub fn idempotent(mut self) -> Self {
         self.idempotent = true;
         self
@@ -78,8 +78,8 @@ impl<'a> Module<'a> {
         result_of(function, self.call_raw(function, &Payload::Json(arguments))?)
     }
 
-    /// Makes the same call to every copy of the cage that is known now, at once, and waits for all of them. A module of
-    /// the same cage is called in every copy of it, this one included.
+    /// Calls the function on all copies of the cage that are known now, at the same time, and waits for all. For a module of the
+    /// same cage, this copy is included.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -96,7 +96,7 @@ impl<'a> Module<'a> {
     /// ```
     ///
     /// # Errors
-    /// Why no copy was called; what became of each that was is in its [`CopyResult`].
+    /// Why no copy was called. The result of each copy that was called is in its [`CopyResult`].
     pub fn call_all<T: DeserializeOwned>(
         &self,
         function: &str,
@@ -111,7 +111,7 @@ impl<'a> Module<'a> {
         Ok(results.collect())
     }
 
-    /// Calls a function with a payload as it is, and returns its result as it is.
+    /// Calls a function with unconverted arguments, and returns the unconverted result.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -119,7 +119,7 @@ impl<'a> Module<'a> {
         call::call(self.cage, self.name, function, arguments, self.options()).map_err(CallError::from)
     }
 
-    /// As [`Module::call_all`], with a payload as it is and results as they are.
+    /// As [`Module::call_all`], with unconverted arguments and results.
     ///
     /// # Errors
     /// Why no copy was called.
@@ -132,7 +132,7 @@ impl<'a> Module<'a> {
         Ok(results.collect())
     }
 
-    /// Has the calls that follow be made in the background, again and again until they succeed.
+    /// Makes following calls in the background, retried until they succeed.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -153,9 +153,9 @@ impl<'a> Module<'a> {
     }
 }
 
-/// A module whose functions are called in the background, and how. Made by [`Module::retried`]; `timeout` and `idempotent`
-/// of the module have no effect here. [`call`](Self::call) asks for a call at once; to have it made only if something else is
-/// done, too, give this to [`state::Transaction::retried`](crate::state::Transaction::retried) or to
+/// A module whose functions are called in the background, with options, made by [`Module::retried`]. `timeout` and `idempotent`
+/// of the module have no effect here. [`call`](Self::call) stores a call at once; to store it as a part of a transaction, pass
+/// this to [`state::Transaction::retried`](crate::state::Transaction::retried) or to
 /// [`Transaction::retried`](crate::transaction::Transaction::retried).
 #[derive(Clone, Copy, Debug)]
 pub struct Retried<'a> {
@@ -174,62 +174,62 @@ struct RetriedOptions<'a> {
 }
 
 impl<'a> Retried<'a> {
-    /// The interface that makes the call; `retry` if none is named. Without an interface of that name the call waits.
+    /// Sets the interface that makes the call; the default is `retry`. The call waits while there is no interface of this name.
     pub fn queue(mut self, queue: &'a str) -> Self {
         self.options.queue = Some(queue);
         self
     }
 
-    /// Names the call, so that it is accepted once however often it is asked for. At most 256 bytes. Inside a retried call
-    /// the name counts for that call only.
+    /// Sets the id of the call, at most 256 bytes: calls with the same id are accepted once. Inside a retried call, the id is
+    /// valid for that call only.
     pub fn id(mut self, id: &'a str) -> Self {
         self.options.id = Some(id);
         self
     }
 
-    /// It is given up after so long.
+    /// Sets when the call is given up.
     pub fn expires(mut self, expires: Duration) -> Self {
         self.options.expires = Some(expires);
         self
     }
 
-    /// It is not tried before so long.
+    /// Sets a delay before the first attempt.
     pub fn not_before(mut self, not_before: Duration) -> Self {
         self.options.not_before = Some(not_before);
         self
     }
 
-    /// It is given up after so many attempts, or after the queue's own bound if that is less.
+    /// Sets the most attempts; the queue's own limit holds, too.
     pub fn attempts_max(mut self, attempts_max: u32) -> Self {
         self.options.attempts_max = Some(attempts_max);
         self
     }
 
-    /// Calls of a higher one go first; 0 if none is given.
+    /// Sets the priority. Calls with a higher priority are made first; the default is 0.
     pub fn priority(mut self, priority: i8) -> Self {
         self.options.priority = Some(priority);
         self
     }
 
-    /// Has a function be called. It is durable when this returns; the result is the call's id. The function answers
-    /// [`Error::Failed`](crate::Error::Failed) for later, and [`Error::Refused`](crate::Error::Refused) or
-    /// [`Error::BadArguments`](crate::Error::BadArguments) for never.
+    /// Stores a call of a function, and returns its id. The call is durable when this returns. If the function returns
+    /// [`Error::Failed`](crate::Error::Failed), it is retried later; after [`Error::Refused`](crate::Error::Refused) or
+    /// [`Error::BadArguments`](crate::Error::BadArguments) it is not.
     ///
     /// # Errors
-    /// See [`CallError`]. After `TimedOut` it may have been accepted; with an [`id`](Self::id) it can be asked for again.
+    /// See [`CallError`]. After `TimedOut` the call may have been accepted; with an [`id`](Self::id) it can be repeated safely.
     pub fn call(&self, function: &str, arguments: impl Arguments) -> Result<String, CallError> {
         Ok(call::retried(&self.record(function, arguments)?)?)
     }
 
-    /// As [`Retried::call`], with a payload as it is.
+    /// As [`Retried::call`], with unconverted arguments.
     ///
     /// # Errors
-    /// As of [`Retried::call`].
+    /// Those of [`Retried::call`].
     pub fn call_raw(&self, function: &str, arguments: Payload) -> Result<String, CallError> {
         Ok(call::retried(&self.record_raw(function, arguments))?)
     }
 
-    /// What is asked for, also as part of a transaction.
+    /// Makes the record of the call for the host.
     pub(crate) fn record(&self, function: &str, arguments: impl Arguments) -> Result<call::RetriedCall, CallError> {
         let arguments = arguments.into_json().map_err(|error| CallError::BadArguments(error.to_string()))?;
         Ok(self.record_raw(function, Payload::Json(arguments)))
@@ -264,27 +264,26 @@ fn result_of<T: DeserializeOwned>(function: &str, payload: Payload) -> Result<T,
     }
 }
 
-/// What one running copy of a cage answered. Made by [`Module::call_all`].
+/// The answer of one running copy of a cage, made by [`Module::call_all`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyResult<T> {
-    /// Tells the copies of a cage apart, for as long as they run: `local` in this process, otherwise 16 hexadecimal
-    /// digits.
+    /// Name of the copy as long as it runs: `local` in this process, otherwise 16 hexadecimal digits.
     pub copy: String,
     pub result: Result<T, CallError>,
 }
 
-/// Arguments of a call: a tuple of up to eight values, or [`Args`] for named ones and for more.
+/// Arguments of a call: a tuple of up to eight values, or [`Args`] for more of them or named ones.
 pub trait Arguments {
     #[doc(hidden)]
     fn into_json(self) -> serde_json::Result<String>;
 }
 
-/// Arguments of a call, some by position, some by name.
+/// Arguments of a call, by position or by name.
 #[derive(Debug, Default)]
 pub struct Args {
     positional: String,
     named: String,
-    /// The first value that could not be put into JSON.
+    /// The error of the first value that cannot be converted to JSON.
     error: Option<serde_json::Error>,
 }
 
@@ -293,7 +292,7 @@ impl Args {
         Self::default()
     }
 
-    /// Adds one by position.
+    /// Adds a value by position.
     pub fn arg(mut self, value: impl Serialize) -> Self {
         match serde_json::to_string(&value) {
             Ok(value) => join(&mut self.positional, &[&value]),
@@ -302,7 +301,7 @@ impl Args {
         self
     }
 
-    /// Adds one by the name of its parameter.
+    /// Adds a value by the name of its parameter.
     pub fn named(mut self, name: &str, value: impl Serialize) -> Self {
         match serde_json::to_string(name).and_then(|name| Ok((name, serde_json::to_string(&value)?))) {
             Ok((name, value)) => join(&mut self.named, &[&name, ":", &value]),
@@ -354,39 +353,39 @@ impl Arguments for () {
     }
 }
 
-/// Why a call has no result. [`CallError::may_have_run`] tells whether the function may have run all the same.
+/// Why a call has no result. [`CallError::may_have_run`] returns whether the function may have run all the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallError {
-    /// No running cage of that name is known: the function did not run.
+    /// No running cage with this name is known: the function did not run.
     NoSuchCage(String),
-    /// The cage has no module of that name: the function did not run.
+    /// The cage has no module with this name: the function did not run.
     NoSuchModule(String),
-    /// The module has no function of that name: it did not run.
+    /// The module has no function with this name.
     NoSuchFunction(String),
-    /// The arguments do not fit the function's type, or the callee says that they are wrong: nothing that matters was done.
+    /// The arguments do not fit the function's type, or the function has refused them: it had no effect.
     BadArguments(String),
     /// This module may not make this call: see `allow` in its own `cage.toml`, and `[rpc.allow]` in the callee's. The
     /// function did not run.
     NotPermitted(String),
-    /// The callee has no room now, or is shutting down: the function did not run.
+    /// The callee is overloaded or shutting down: the function did not run.
     Overloaded(String),
-    /// The cage is known, and none of its copies can be reached now: the function did not run.
+    /// The cage is known, but none of its copies can be reached now: the function did not run.
     Unreachable(String),
-    /// The callee says never. The function ran, and did nothing that matters.
+    /// The function has refused the call for good, without any effect.
     Refused(String),
-    /// The callee failed or panicked; later may help. The function may have run in part.
+    /// The function failed or panicked, maybe after some effect. A later retry may succeed.
     Failed(String),
-    /// The deadline or the timeout came first. The function may have run, and may even be running now.
+    /// The deadline or the timeout has passed. The function may have run, or may be running.
     TimedOut(String),
-    /// The connection broke after the call was handed over. The function may have run, or be running.
+    /// The connection broke after the call was sent. The function may have run, or may be running.
     Lost(String),
-    /// The result is not of the type asked for. The function has run.
+    /// The result cannot be converted to the requested type. The function has run.
     BadResult(String),
 }
 
 impl CallError {
-    /// Whether the function may have run to some effect, so that making the call again could do something twice.
+    /// Returns whether the function may have had an effect, so that a retry could have it twice.
     pub fn may_have_run(&self) -> bool {
         match self {
             Self::NoSuchCage(_)

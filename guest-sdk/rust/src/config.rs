@@ -23,23 +23,23 @@ use crate::arguments::Pairs;
 use crate::bindings::imports::wasmcage::cage::config;
 use crate::error::{Error, Result};
 
-/// One setting as text, any other type of value as JSON; none when it is not set.
+/// Returns a setting as text, or as JSON if it is no text; none when it is not set.
 pub fn get(key: &str) -> Option<String> {
     config::get(key)
 }
 
-/// One setting; none when it is not set.
+/// Returns a setting; none when it is not set.
 ///
 /// # Errors
-/// Failed when it is not a `T`; the text names the key.
+/// `Failed` when it does not fit `T`; the text names the key.
 pub fn value<T: DeserializeOwned>(key: &str) -> Result<Option<T>> {
     find(&config::all(), key)
 }
 
-/// All settings as one value, usually a struct.
+/// Returns all settings as one value, usually a struct.
 ///
 /// # Errors
-/// Failed when they are not a `T`; the text says which key is wrong.
+/// `Failed` when they do not fit `T`; the text names the key.
 pub fn all<T: DeserializeOwned>() -> Result<T> {
     serde_json::from_str(&config::all())
         .map_err(|error| Error::failed(format_args!("the module's config in cage.toml: {error}")))

@@ -1,5 +1,4 @@
-//! What is known of the request that the module is working on. In calls made on its behalf the callee sees the same
-//! request.
+//! Facts about the request that the module is working on. In a call on its behalf, the callee sees the same request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,26 +6,25 @@ use crate::bindings::imports::wasmcage::cage::context;
 
 pub use context::{cage, describe, fact, facts, log_level, module, request_id, set_log_level};
 
-/// Time until the request's deadline, zero when it has passed. Calls made on the request's behalf inherit it.
+/// Returns the time until the request's deadline; zero when it has passed. Calls on the request's behalf inherit the deadline.
 pub fn deadline_left() -> Duration {
     Duration::from_millis(context::deadline_left_ms())
 }
 
-/// What a retried call is told of itself.
+/// An attempt at a retried call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The call's id, the same for each attempt.
+    /// The call's id, which is the same for all attempts.
     pub id: String,
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
-    /// When the first attempt began.
+    /// Start of the first attempt.
     pub first_started: SystemTime,
-    /// When the call is given up; none if never.
+    /// When the call is given up; none: never.
     pub expires: Option<SystemTime>,
 }
 
-/// Which attempt at a retried call this is; none in a request that is no retried call, and in functions that a retried one
-/// calls.
+/// Returns the current attempt at a retried call; none if this is no retried call, also in functions that a retried one calls.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Error, Result, context};

@@ -1,4 +1,4 @@
-//! How a module says that it did not do what was asked.
+//! Errors of requests and calls.
 
 use std::any::Any;
 use std::fmt;
@@ -8,12 +8,12 @@ use crate::call::CallError;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a request or a call was not done. The text reaches the log and callers that are modules; a stranger outside
-/// gets a stable code only.
+/// Why a request or a call was not done. The text is shown in the log and to modules that call; clients outside get only a
+/// code.
 ///
-/// `?` makes [`Error::Failed`] of any [`std::error::Error`], with the texts of its causes; of a [`CallError`] too,
-/// but for one: [`CallError::Refused`] stays refused, because asking the same again would be refused again. Bad arguments of
-/// a call that this module made are its own failure: its caller gave others.
+/// `?` converts any [`std::error::Error`] to [`Error::Failed`], with the texts of its causes, and so it does with a
+/// [`CallError`], except that [`CallError::Refused`] stays refused, because a retry would be refused again. Bad arguments in a
+/// call by this module are a failure of this module, not of its caller.
 ///
 /// ```
 /// use wasmcage_guest::{Error, Request, Response, Result, handler};
@@ -29,12 +29,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
-    /// Never try this again: what was brought cannot be understood. HTTP clients see 400, callers
-    /// [`CallError::BadArguments`]. Functions of a service answer this by themselves when arguments do not fit.
+    /// The request is invalid, and a retry is useless. HTTP clients get 400, callers [`CallError::BadArguments`]. Functions of a
+    /// service return this without any code when arguments do not fit.
     BadArguments(String),
-    /// Never try this again: it was understood, and will not be done. HTTP clients see 422.
+    /// The request is valid but refused, and a retry is useless. HTTP clients get 422.
     Refused(String),
-    /// Trying later may help. HTTP clients see 500.
+    /// A later retry may succeed. HTTP clients get 500.
     Failed(String),
 }
 
@@ -51,7 +51,7 @@ impl Error {
         Self::Failed(text.to_string())
     }
 
-    /// The text, whichever kind it is.
+    /// Returns the text, without the kind.
     pub fn text(&self) -> &str {
         match self {
             Self::BadArguments(text) | Self::Refused(text) | Self::Failed(text) => text,

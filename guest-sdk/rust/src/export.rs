@@ -1,5 +1,5 @@
-//! What the code made by `#[handler]`, `#[service]` and `handover!` stands on. Not for authors: it may change with any
-//! version.
+//! Used by the code that `#[handler]`, `#[service]` and `handover!` generate. Not for authors of modules: it may change with
+//! any version.
 
 use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use crate::bindings::imports::wasmcage::cage::types::Payload;
 pub use crate::bindings::{handler, handover, service};
 use crate::error::{Error, Result};
 
-/// Called first by every export of a component.
+/// Installs the panic hook. Every export of a component calls this first.
 #[inline]
 pub fn enter() {
     static ENTERED: AtomicBool = AtomicBool::new(false);
@@ -22,7 +22,7 @@ pub fn enter() {
     }
 }
 
-/// In place of the standard hook, which would write to stderr: message and place, once, in the cage's log.
+/// Logs message and location of a panic in the cage's log. The standard hook would write to stderr.
 fn log_panic(info: &PanicHookInfo<'_>) {
     let message = info.payload_as_str().unwrap_or("a value that is no text");
     let text = match info.location() {
@@ -36,12 +36,12 @@ pub fn names(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| name.to_string()).collect()
 }
 
-/// A name that `functions` did not list: the host answers it itself, so that this is for hosts that do not.
+/// The error for a function that `functions` does not list. The host checks this itself; this is for hosts that do not.
 pub fn unknown(function: &str) -> Error {
     Error::refused(format_args!("there is no function {function}"))
 }
 
-/// What a function of a service may return.
+/// Types that a function of a service may return.
 pub trait IntoPayload {
     fn into_payload(self) -> Result<Payload>;
 }
@@ -60,8 +60,9 @@ impl IntoPayload for Payload {
 
 /// Exports `wasmcage:cage/handover`: carries the memory of a module with `instances = { mode = "single" }` over a swap.
 ///
-/// The first function is the old version's last call, `fn() -> Vec<u8>`, at most 16 MiB. The second is the new
-/// version's first, `fn(Vec<u8>) -> Result<()>`; its error refuses the new version, and the old one goes on.
+/// The first function, `fn() -> Vec<u8>`, is the last call of the old version and returns at most 16 MiB. The second,
+/// `fn(Vec<u8>) -> Result<()>`, is the first call of the new version; if it fails, the new version is refused, and the old one
+/// goes on.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,7 +99,7 @@ macro_rules! handover {
                     restored.map_err(|error| error.text().into())
                 }
             }
-            // Elsewhere the author's own tests want to link.
+            // Only for wasm, so that the author's own tests can be linked.
             #[cfg(target_family = "wasm")]
             $crate::export::handover::export_handover! { Component with_types_in $crate::export::handover }
         };

@@ -1,13 +1,13 @@
-//! Files of a directory that was granted as a resource of protocol `file`.
+//! Files in a directory that is granted as a resource of protocol `file`.
 //!
-//! A file is written as a whole: others see the old one or the new one, never a part, also after a crash. Names are
+//! A file is written as a whole: others see the old or the new content, never a part of it, also after a crash. Names are
 //! relative to the directory: `a.txt`, `2026/a.txt`.
 
 use serde::Deserialize;
 
 use crate::resource::{Operation, Parts, Reply, ResourceError, resource};
 
-/// The directory behind a resource, by the resource's name.
+/// The directory of the resource with this name.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, file::files};
@@ -24,20 +24,20 @@ pub fn files(resource: &str) -> Files<'_> {
     Files { resource }
 }
 
-/// Made by [`files`].
+/// A directory, made by [`files`].
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
     resource: &'a str,
 }
 
-/// What is in a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Entry {
     pub name: String,
     pub kind: Kind,
-    /// Bytes, of a file.
+    /// Size of a file in bytes.
     pub size: u64,
-    /// Such as `2026-11-21T09:00:00.123Z`.
+    /// Time of the last change, such as `2026-11-21T09:00:00.123Z`.
     pub modified: String,
 }
 
@@ -50,22 +50,24 @@ pub enum Kind {
 }
 
 impl Files<'_> {
-    /// Replaces a file of that name. Directories on the way are made.
+    /// Writes a file, or replaces it. Missing directories are created.
     ///
     /// # Errors
-    /// A name that is none, a full disk, ...
+    /// An invalid name, a full disk, ...
     pub fn write(self, name: &str, content: impl Into<Vec<u8>>) -> Result<(), ResourceError> {
         self.execute(write_operation(name, content)).map(drop)
     }
 
-    /// Like `write`, but an error with the code `exists` when there is such a file.
+    /// Writes a file that must not exist yet; otherwise it fails with the code `exists`.
     ///
     /// # Errors
-    /// As `write`.
+    /// Those of `write`.
     pub fn create(self, name: &str, content: impl Into<Vec<u8>>) -> Result<(), ResourceError> {
         self.execute(with(write_operation(name, content), "overwrite", "false")).map(drop)
     }
 
+    /// Reads a file.
+    ///
     /// # Errors
     /// `not-found`; `too-large` when it is longer than the resource's `max_bytes`: see `open`.
     pub fn read(self, name: &str) -> Result<Vec<u8>, ResourceError> {
@@ -75,12 +77,12 @@ impl Files<'_> {
     /// Reads a file and removes it.
     ///
     /// # Errors
-    /// As `read`.
+    /// Those of `read`.
     pub fn take(self, name: &str) -> Result<Vec<u8>, ResourceError> {
         Ok(self.execute(with(operation("read", name), "remove", "true"))?.body)
     }
 
-    /// A file in parts, of any length together.
+    /// Reads a file of any length in parts.
     ///
     /// # Errors
     /// `not-found`.
@@ -88,32 +90,34 @@ impl Files<'_> {
         Ok(resource(self.resource).open(operation("read", name))?.1)
     }
 
-    /// Whether there was such a file.
+    /// Removes a file. Returns whether it existed.
     ///
     /// # Errors
-    /// A name that is none, a missing right, ...
+    /// An invalid name, a missing permission, ...
     pub fn delete(self, name: &str) -> Result<bool, ResourceError> {
         Ok(self.execute(operation("delete", name))?.status != 404)
     }
 
+    /// Returns whether a file exists.
+    ///
     /// # Errors
-    /// A name that is none, a missing right, ...
+    /// An invalid name, a missing permission, ...
     pub fn exists(self, name: &str) -> Result<bool, ResourceError> {
         Ok(self.execute(operation("stat", name))?.status != 404)
     }
 
-    /// What is in a directory beneath, or in this one if its name is empty; by name, 1,000 entries at most.
+    /// Lists a directory below this one, or this one if the name is empty: the first 1,000 entries, sorted by name.
     ///
     /// # Errors
-    /// Failed, for instance with `not-found`.
+    /// `Failed`, for instance with `not-found`.
     pub fn list(self, directory: &str) -> crate::Result<Vec<Entry>> {
         self.list_after(directory, "", 1_000)
     }
 
-    /// Those whose names come after this one, up to `limit`, which is 10,000 at most.
+    /// Lists the entries whose names come after `after`, up to `limit`, which is 10,000 at most.
     ///
     /// # Errors
-    /// As `list`.
+    /// Those of `list`.
     pub fn list_after(self, directory: &str, after: &str, limit: usize) -> crate::Result<Vec<Entry>> {
         let list = with(with(operation("list", directory), "after", after), "limit", &limit.to_string());
         Ok(serde_json::from_slice(&self.execute(list)?.body)?)
@@ -124,7 +128,7 @@ impl Files<'_> {
     }
 }
 
-/// `write` as an operation, for a transaction: the file is there when that commits.
+/// Makes the operation `write` for a transaction: the file is written when that commits.
 pub fn write_operation(name: &str, content: impl Into<Vec<u8>>) -> Operation {
     Operation { body: content.into(), ..operation("write", name) }
 }

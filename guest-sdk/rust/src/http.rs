@@ -1,7 +1,7 @@
-//! Requests to servers that were granted as resources of protocol `http`.
+//! Requests to servers that are granted as resources of protocol `http`.
 //!
-//! Any status is an answer; an error is that there was none. One with `recoverable` set was not sent, or not as a whole,
-//! and may be tried again.
+//! An answer with any status is a success; an error means that there was no answer. A request whose error is `recoverable` was
+//! not sent, or not completely, and may be retried.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::resource::{Operation, Parts, Reply, Resource, ResourceError, resource};
 
-/// The server behind a resource, by the resource's name.
+/// The server of the resource with this name.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, http::http};
@@ -23,14 +23,14 @@ pub fn http(resource: &str) -> Http<'_> {
     Http { resource }
 }
 
-/// Made by [`http`].
+/// A server, made by [`http`].
 #[derive(Clone, Copy, Debug)]
 pub struct Http<'a> {
     resource: &'a str,
 }
 
 impl<'a> Http<'a> {
-    /// `target` is a path with its query, beneath the resource's `url`.
+    /// Makes a request. `target` is a path with its query, below the resource's `url`.
     pub fn request(self, method: &str, target: &str) -> HttpRequest<'a> {
         let operation =
             Operation { action: method.to_owned(), target: target.to_owned(), headers: Vec::new(), body: Vec::new() };
@@ -54,7 +54,7 @@ impl<'a> Http<'a> {
     }
 }
 
-/// A request that is being made.
+/// A request that is not sent yet.
 #[derive(Clone, Debug)]
 #[must_use = "it is sent by `send` or `open`"]
 pub struct HttpRequest<'a> {
@@ -64,8 +64,8 @@ pub struct HttpRequest<'a> {
 }
 
 impl<'a> HttpRequest<'a> {
-    /// One header more. Those that say where a message goes and how long it is are the host's, those that the resource has are
-    /// the resource's.
+    /// Adds a header. The host sets those that say where a message goes and how long it is; headers in the resource's
+    /// configuration cannot be overridden.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.operation.headers.push((name.into(), value.into()));
         self
@@ -76,29 +76,29 @@ impl<'a> HttpRequest<'a> {
         self
     }
 
-    /// The value as the body, and the header that says so.
+    /// Sets the value as the body, in JSON, and the header `content-type`.
     ///
     /// # Errors
-    /// Failed when `value` cannot be put into JSON.
+    /// `Failed` when `value` cannot be converted to JSON.
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> crate::Result<Self> {
         Ok(self.header("content-type", "application/json").body(serde_json::to_vec(value)?))
     }
 
-    /// At most this long, and never longer than the request's own deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Waits for the whole answer.
+    /// Sends the request, and waits for the whole answer.
     ///
     /// # Errors
-    /// When there is none, or it is longer than the resource's `max_response_bytes`.
+    /// There is no answer, or it is longer than the resource's `max_response_bytes`.
     pub fn send(self) -> Result<HttpResponse, ResourceError> {
         self.resource().execute(self.operation).map(HttpResponse::of)
     }
 
-    /// Waits for the answer's head; its body comes in parts, of any length together.
+    /// Sends the request, and waits for the head of the answer; the body, of any length, comes in parts.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, http::http};
@@ -112,13 +112,13 @@ impl<'a> HttpRequest<'a> {
     /// ```
     ///
     /// # Errors
-    /// When there is no answer.
+    /// There is no answer.
     pub fn open(self) -> Result<(HttpResponse, Parts), ResourceError> {
         let (reply, parts) = self.resource().open(self.operation)?;
         Ok((HttpResponse::of(reply), parts))
     }
 
-    /// What is asked, for a transaction.
+    /// Converts the request to an operation, for a transaction.
     pub fn into_operation(self) -> Operation {
         self.operation
     }
@@ -132,11 +132,11 @@ impl<'a> HttpRequest<'a> {
     }
 }
 
-/// An answer, whatever its status.
+/// An answer with any status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HttpResponse {
     pub status: u16,
-    /// Lower-case names, repeats kept.
+    /// Names are in lower case and may repeat.
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
@@ -147,18 +147,20 @@ impl HttpResponse {
         Self { status, headers, body }
     }
 
-    /// The first header of that name, which is lower-case.
+    /// Returns the first header with this name, which must be in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text; what is no UTF-8 is replaced.
+    /// Returns the body as text; bytes that are no UTF-8 are replaced.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
+    /// Converts the body from JSON.
+    ///
     /// # Errors
-    /// Failed when the body is no JSON, or no such value.
+    /// `Failed` when the body is no JSON or does not fit `T`.
     pub fn json<T: DeserializeOwned>(&self) -> crate::Result<T> {
         Ok(serde_json::from_slice(&self.body)?)
     }

@@ -36,12 +36,12 @@
 //! ```
 //!
 //! Build with `wasmcage build`, or with `cargo build --release --target wasm32-wasip2`; the crate's type is `cdylib`.
-//! Functions that ask nothing of the host can be tested by `cargo test` as in any crate; there is no host in such a
-//! test, so that calls, settings, the context and the log panic.
+//! Functions that do not use the host can be tested by `cargo test` as in any crate. There is no host in such a test, so
+//! calls, settings, the context and the log panic.
 //!
-//! A module's work ends in one of five ways, and the caller learns which: an answer; [`Error::BadArguments`] and
-//! [`Error::Refused`], never to be tried again; [`Error::Failed`], later may help; or a panic, which is logged with its
-//! message and place, ends the module's instance, and counts as failed.
+//! A module's work ends in one of five ways, and the caller learns which: an answer; [`Error::BadArguments`] or
+//! [`Error::Refused`], after which a retry is useless; [`Error::Failed`], after which a later retry may succeed; or a panic,
+//! which is logged with its message and location, ends the module's instance, and counts as failed.
 
 pub mod amqp;
 mod arguments;

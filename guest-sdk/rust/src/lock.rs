@@ -24,17 +24,17 @@ use crate::bindings::imports::wasmcage::cage::types::Payload;
 
 pub use lock::Mode;
 
-/// A lock, by its name of up to 64 characters. It needs no making.
+/// A lock with this name of up to 64 characters. It needs not be created.
 pub fn named(name: &str) -> Lock<'_> {
     Lock { name, timeout: None }
 }
 
-/// A queue in memory, by its name of up to 64 characters. It needs no making.
+/// A queue in memory with this name of up to 64 characters. It needs not be created.
 pub fn queue(name: &str) -> Queue<'_> {
     Queue { name }
 }
 
-/// A lock that is not held yet. Made by [`named`].
+/// A lock that is not held yet, made by [`named`].
 #[derive(Clone, Copy, Debug)]
 pub struct Lock<'a> {
     name: &'a str,
@@ -42,13 +42,13 @@ pub struct Lock<'a> {
 }
 
 impl Lock<'_> {
-    /// Waits for at most so long, and never longer than until the request's deadline.
+    /// Sets how long to wait at most; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
 
-    /// Waits until no writer holds the lock, or waited for it earlier.
+    /// Waits until no writer holds the lock or has waited for it longer.
     ///
     /// # Errors
     /// See [`LockError`].
@@ -56,7 +56,7 @@ impl Lock<'_> {
         self.acquire(Mode::Read)
     }
 
-    /// Waits until nobody holds the lock, or waited for it earlier.
+    /// Waits until nobody holds the lock or has waited for it longer.
     ///
     /// # Errors
     /// See [`LockError`].
@@ -69,7 +69,7 @@ impl Lock<'_> {
     }
 }
 
-/// A lock that is held until this is dropped, and not beyond the end of the request or call that took it, however that ends.
+/// A lock that is held until this is dropped, or until the request or call that acquired it ends.
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Held(lock::Held);
@@ -80,23 +80,23 @@ impl Held {
     }
 }
 
-/// A queue in memory: first in, first out, 10,000 entries and 64 MiB at most. Made by [`queue`].
+/// A queue in memory, made by [`queue`]: first in, first out, 10,000 entries and 64 MiB at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Queue<'a> {
     name: &'a str,
 }
 
 impl Queue<'_> {
-    /// Adds an entry at the end, as JSON. Returns the queue's new length, 0 if someone waited for the entry.
+    /// Adds an entry at the end, as JSON. Returns the queue's new length; 0 if a waiter took the entry.
     ///
     /// # Errors
-    /// [`LockError::Invalid`] when the queue is full, or the entry has no JSON.
+    /// [`LockError::Invalid`] when the queue is full, or the entry cannot be converted to JSON.
     pub fn push(self, entry: &impl Serialize) -> Result<u32, LockError> {
         let json = serde_json::to_string(entry).map_err(|error| LockError::Invalid(error.to_string()))?;
         self.push_raw(&Payload::Json(json))
     }
 
-    /// Adds an entry at the end as it is.
+    /// Adds an entry at the end, unconverted.
     ///
     /// # Errors
     /// [`LockError::Invalid`] when the queue is full.
@@ -104,11 +104,11 @@ impl Queue<'_> {
         Ok(lock::queue_push(self.name, entry)?)
     }
 
-    /// Takes the first entry, and waits for one for at most so long, never longer than until the request's deadline; none if
-    /// there was none. An entry that was taken is gone, whatever becomes of the request.
+    /// Takes the first entry, and waits for one until the timeout or the request's deadline; none if there was none. An entry
+    /// that was taken is gone, whatever happens to the request.
     ///
     /// # Errors
-    /// [`LockError::Invalid`], also when the entry is of another type: it is taken all the same.
+    /// [`LockError::Invalid`], also when the entry has another type; it is taken all the same.
     pub fn pop<T: DeserializeOwned>(self, timeout: Duration) -> Result<Option<T>, LockError> {
         let unfit = |text: &dyn fmt::Display| LockError::Invalid(format!("the entry of queue {}: {text}", self.name));
         match self.pop_raw(timeout)? {
@@ -118,7 +118,7 @@ impl Queue<'_> {
         }
     }
 
-    /// The same with an entry as it is.
+    /// As [`pop`](Self::pop), with the entry unconverted.
     ///
     /// # Errors
     /// See [`LockError`].
@@ -126,7 +126,7 @@ impl Queue<'_> {
         Ok(lock::queue_pop(self.name, milliseconds(timeout))?)
     }
 
-    /// Entries that are there now.
+    /// Returns the present number of entries.
     pub fn length(self) -> u32 {
         lock::queue_length(self.name)
     }
@@ -136,15 +136,15 @@ fn milliseconds(timeout: Duration) -> u32 {
     u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Why there is no lock, or an entry was not taken or given.
+/// Why a lock was not acquired, or an entry not pushed or popped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockError {
-    /// A name that is not allowed, or a bound: says which.
+    /// The name is invalid, or a limit is exceeded; the text says which.
     Invalid(String),
-    /// The timeout or the request's deadline came first.
+    /// The timeout or the request's deadline has passed.
     TimedOut(String),
-    /// The request holds what it would wait for, by itself or through a call.
+    /// The request holds the lock that it would wait for, itself or through a call.
     WouldDeadlock(String),
 }
 

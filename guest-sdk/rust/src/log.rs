@@ -1,6 +1,6 @@
 //! The cage's log, through [`error!`](crate::error!), [`warn!`](crate::warn!), [`info!`](crate::info!),
-//! [`debug!`](crate::debug!) and [`trace!`](crate::trace!). A line that the level in force leaves out costs one
-//! question to the host; its arguments are not even evaluated.
+//! [`debug!`](crate::debug!) and [`trace!`](crate::trace!). A line below the present log level costs one call of the host; its
+//! arguments are not evaluated.
 //!
 //! ```no_run
 //! # let (taken, left) = (1, 2);
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 pub use log::{Level, enabled};
 
-/// Writes one line of any level.
+/// Writes a line of any level.
 #[macro_export]
 macro_rules! log {
     ($level:expr, $($text:tt)+) => {{
@@ -26,31 +26,31 @@ macro_rules! log {
     }};
 }
 
-/// An operator must act, or work was lost.
+/// Writes a line of level error: an operator must act, or work was lost.
 #[macro_export]
 macro_rules! error {
     ($($text:tt)+) => { $crate::log!($crate::log::Level::Error, $($text)+) };
 }
 
-/// Unexpected, but recovered from.
+/// Writes a line of level warn: something unexpected that the module has recovered from.
 #[macro_export]
 macro_rules! warn {
     ($($text:tt)+) => { $crate::log!($crate::log::Level::Warn, $($text)+) };
 }
 
-/// What happens in the life of a module.
+/// Writes a line of level info: events in the life of a module.
 #[macro_export]
 macro_rules! info {
     ($($text:tt)+) => { $crate::log!($crate::log::Level::Info, $($text)+) };
 }
 
-/// The answers to the first questions one asks when something goes wrong.
+/// Writes a line of level debug: what helps to find the cause of a failure.
 #[macro_export]
 macro_rules! debug {
     ($($text:tt)+) => { $crate::log!($crate::log::Level::Debug, $($text)+) };
 }
 
-/// Everything else.
+/// Writes a line of level trace: everything else.
 #[macro_export]
 macro_rules! trace {
     ($($text:tt)+) => { $crate::log!($crate::log::Level::Trace, $($text)+) };
@@ -81,7 +81,7 @@ impl FromStr for Level {
     type Err = Error;
 
     /// # Errors
-    /// Bad arguments when there is no such level.
+    /// `BadArguments` when there is no level with this name.
     fn from_str(name: &str) -> Result<Self> {
         let levels = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
         let level = levels.into_iter().find(|level| level.name() == name);

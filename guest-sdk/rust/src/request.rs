@@ -1,4 +1,4 @@
-//! Reading a request: the record's own fields, and the parts of it that nearly every handler wants.
+//! Methods for reading a request.
 
 use serde::de::DeserializeOwned;
 
@@ -6,22 +6,22 @@ use crate::bindings::imports::wasmcage::cage::types::Request;
 use crate::error::{Error, Result};
 
 impl Request {
-    /// What is asked: the HTTP method, or what the protocol has in its place.
+    /// Returns the HTTP method, or what another protocol has in its place.
     pub fn method(&self) -> &str {
         &self.action
     }
 
-    /// Of what: HTTP path and query as sent, or what the protocol has in its place.
+    /// Returns HTTP path and query as sent, or what another protocol has in their place.
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// The target up to its query, as sent.
+    /// Returns the target without its query, as sent.
     pub fn path(&self) -> &str {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// The query's parameters in order, decoded. One without `=` has an empty value.
+    /// Returns the decoded parameters of the query in order. A parameter without `=` has an empty value.
     pub fn parameters(&self) -> impl Iterator<Item = (String, String)> {
         let query = self.target.split_once('?').map_or("", |(_, query)| query);
         query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
@@ -30,41 +30,41 @@ impl Request {
         })
     }
 
-    /// The first value of the query parameter `name`, decoded.
+    /// Returns the first value of the query parameter `name`, decoded.
     pub fn parameter(&self, name: &str) -> Option<String> {
         self.parameters().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
-    /// The first value of the header `name`, in whatever case.
+    /// Returns the first value of the header `name`, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers_named(name).next()
     }
 
-    /// Every value of the header `name`, in order.
+    /// Returns all values of the header `name`, in order.
     pub fn headers_named(&self, name: &str) -> impl Iterator<Item = &str> {
         self.headers.iter().filter(move |(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The body as text.
+    /// Returns the body as text.
     ///
     /// # Errors
-    /// Bad arguments when it is not UTF-8.
+    /// `BadArguments` when it is not UTF-8.
     pub fn text(&self) -> Result<&str> {
         std::str::from_utf8(&self.body)
             .map_err(|error| Error::bad_arguments(format_args!("the body is no text: {error}")))
     }
 
-    /// The body as JSON.
+    /// Converts the body from JSON.
     ///
     /// # Errors
-    /// Bad arguments when it is not JSON, or does not fit `T`; the text says where.
+    /// `BadArguments` when it is not JSON or does not fit `T`; the text says where.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T> {
         serde_json::from_slice(&self.body)
             .map_err(|error| Error::bad_arguments(format_args!("the body is not the JSON expected: {error}")))
     }
 }
 
-/// Undoes `%XX` and `+`. A `%` that begins no such triple stays; bytes that are no UTF-8 become U+FFFD.
+/// Decodes `%XX` and `+`. A `%` without two hexadecimal digits stays; bytes that are no UTF-8 become U+FFFD.
 fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());

@@ -1,5 +1,6 @@
-//! Any resource that was granted, whatever its protocol: `[resources.x]` of `cage.toml`, and `allow = { resources = ["x"] }`
-//! of the module. [`sql`](mod@crate::sql), [`http`](mod@crate::http) and [`file`](mod@crate::file) speak of theirs in their own words.
+//! Access to resources of any protocol, which are configured by `[resources.x]` in `cage.toml` and granted to the module by
+//! `allow = { resources = ["x"] }`. [`sql`](mod@crate::sql), [`http`](mod@crate::http) and [`file`](mod@crate::file) have types
+//! for the resources of their protocols.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -20,12 +21,12 @@ pub use self::error::{Phase, ResourceError};
 use crate::bindings::imports::wasmcage::cage::resources;
 pub use crate::bindings::imports::wasmcage::cage::resources::{Operation, Reply};
 
-/// The resource of that name.
+/// The resource with this name.
 pub fn resource(name: &str) -> Resource<'_> {
     Resource { name, options: resources::Options { timeout_ms: None, begin: Vec::new(), caching: None } }
 }
 
-/// A resource, and how operations on it are done. Made by [`resource`].
+/// A resource with options for operations, made by [`resource`].
 #[derive(Clone, Debug)]
 pub struct Resource<'a> {
     name: &'a str,
@@ -33,25 +34,25 @@ pub struct Resource<'a> {
 }
 
 impl Resource<'_> {
-    /// At most this long, and never longer than until the request's deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout_ms = Some(milliseconds(timeout));
         self
     }
 
-    /// For the beginning of the operation's transaction, such as `isolation` of a database.
+    /// Sets an option for the beginning of the operation's transaction, such as `isolation` of a database.
     pub fn begin(mut self, option: &str, value: &str) -> Self {
         self.options.begin.push((option.to_owned(), value.to_owned()));
         self
     }
 
-    /// Use of the resource's cache of reads, where `cage.toml` gives it one.
+    /// Sets the use of the resource's cache of reads, if `cage.toml` configures one.
     pub fn caching(mut self, caching: Caching) -> Self {
         self.options.caching = Some(caching.0);
         self
     }
 
-    /// Does one operation, as a transaction of its own.
+    /// Does one operation, in a transaction of its own.
     ///
     /// # Errors
     /// See [`ResourceError`]: `recoverable` says that nothing irreversible happened.
@@ -59,10 +60,10 @@ impl Resource<'_> {
         Ok(resources::execute(self.name, &operation, &self.options)?)
     }
 
-    /// The same for a reply that may be long: its body is empty, and comes in parts. It holds a connection until its end.
+    /// As [`execute`](Self::execute), for a long reply: its body is empty, and comes in parts. It holds a connection until its end.
     ///
     /// # Errors
-    /// As of [`Resource::execute`].
+    /// Those of [`Resource::execute`].
     pub fn open(&self, operation: Operation) -> Result<(Reply, Parts), ResourceError> {
         let (reply, stream) = resources::open(self.name, &operation, &self.options)?;
         Ok((reply, Parts { stream: Some(stream) }))
@@ -70,7 +71,7 @@ impl Resource<'_> {
 }
 
 impl Operation {
-    /// An operation without headers and body.
+    /// Makes an operation without headers and body.
     pub fn of(action: &str, target: &str) -> Self {
         Self { action: action.to_owned(), target: target.to_owned(), headers: Vec::new(), body: Vec::new() }
     }
@@ -86,7 +87,7 @@ impl Operation {
     }
 }
 
-/// How an operation uses the cache: by default, its reply is kept for who asks the same again.
+/// How an operation uses the cache. By default its reply is cached for the same operation.
 #[derive(Clone, Debug)]
 pub struct Caching(resources::Caching);
 
@@ -102,31 +103,31 @@ impl Caching {
         Self(resources::Caching { key: None, ttl_ms: None, reads, writes, bypass: false })
     }
 
-    /// What the reply is kept under, besides the operation itself.
+    /// Adds a part to the cache key, besides the operation itself.
     pub fn key(mut self, key: &str) -> Self {
         self.0.key = Some(key.to_owned());
         self
     }
 
-    /// Shorter than the resource's own.
+    /// Sets how long a cached reply may be used, if shorter than by the resource's settings.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.0.ttl_ms = Some(milliseconds(ttl));
         self
     }
 
-    /// Something that the reply depends on: it is forgotten when an operation writes it.
+    /// Names something that the reply depends on: the cached reply is dropped when an operation writes it.
     pub fn reads(mut self, name: &str) -> Self {
         self.0.reads.push(name.to_owned());
         self
     }
 
-    /// Something that the operation changes. Such a one is never answered from the cache.
+    /// Names something that the operation changes. Such an operation is never answered from the cache.
     pub fn writes(mut self, name: &str) -> Self {
         self.0.writes.push(name.to_owned());
         self
     }
 
-    /// As if there were no cache.
+    /// Neither reads from the cache nor stores in it.
     pub fn bypass(mut self) -> Self {
         self.0.bypass = true;
         self
@@ -136,7 +137,7 @@ impl Caching {
 /// The parts of a long reply. Nothing follows an error.
 #[derive(Debug)]
 pub struct Parts {
-    /// None after the end.
+    /// The stream; none after the end.
     stream: Option<resources::ReplyStream>,
 }
 

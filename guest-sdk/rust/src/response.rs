@@ -1,4 +1,4 @@
-//! Making a response.
+//! Constructors of responses.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::bindings::imports::wasmcage::cage::types::Response;
 use crate::error::Result;
 
 impl Response {
-    /// A response with an empty body; protocols other than HTTP ignore the status.
+    /// Makes a response with an empty body. Protocols other than HTTP ignore the status.
     pub fn new(status: u16) -> Self {
         Self { status, headers: Vec::new(), body: Vec::new() }
     }
@@ -24,7 +24,7 @@ impl Response {
     /// Status 200, `application/json`.
     ///
     /// # Errors
-    /// Failed when `value` cannot be put into JSON, such as a map whose keys are no texts.
+    /// `Failed` when `value` cannot be converted to JSON, such as a map whose keys are no texts.
     pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<Self> {
         Ok(Self::of("application/json", serde_json::to_vec(value)?))
     }
@@ -34,7 +34,7 @@ impl Response {
         Self::of("application/octet-stream", bytes.into())
     }
 
-    /// With another status.
+    /// Sets the status.
     ///
     /// ```
     /// # use wasmcage_guest::Response;
@@ -46,7 +46,7 @@ impl Response {
         self
     }
 
-    /// With one more header; `content-type` replaces the one that is there.
+    /// Adds a header; `content-type` replaces the present one.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         let name = name.into();
         if name.eq_ignore_ascii_case("content-type") {
@@ -73,7 +73,7 @@ impl From<String> for Response {
     }
 }
 
-/// Done, and nothing to say: status 204. What a handler of a schedule returns.
+/// An empty response with status 204, such as the handler of a schedule returns.
 impl From<()> for Response {
     fn from((): ()) -> Self {
         Self::new(204)

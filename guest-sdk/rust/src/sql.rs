@@ -1,5 +1,5 @@
-//! Databases that were granted as resources: `[resources.db] protocol = "sql"`, and `allow = { resources = ["db"] }` of the
-//! module. The same for SQLite, PostgreSQL, MySQL and MariaDB, apart from the dialect of the statements.
+//! Databases that are configured by `[resources.db] protocol = "sql"` and granted to the module by
+//! `allow = { resources = ["db"] }`. SQLite, PostgreSQL, MySQL and MariaDB differ only in the dialect of the statements.
 //!
 //! ```no_run
 //! use wasmcage_guest::{Result, params, serde, sql};
@@ -18,7 +18,7 @@
 //! }
 //! ```
 //!
-//! `{name}` is a parameter: its value never becomes part of the statement. A brace itself is written `{{`.
+//! `{name}` is a parameter: its value never becomes a part of the statement's text. A brace itself is written `{{`.
 
 mod base64;
 mod rows;
@@ -47,16 +47,16 @@ macro_rules! params {
     }};
 }
 
-/// The resource of that name.
+/// The database of the resource with this name.
 pub fn sql(name: &str) -> Database<'_> {
     Database(resource(name))
 }
 
-/// A database, and how its transactions begin.
+/// A database, with options for its transactions.
 #[derive(Clone, Debug)]
 pub struct Database<'a>(Resource<'a>);
 
-/// What a transaction may see of others.
+/// What a transaction may see of concurrent ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isolation {
     ReadUncommitted,
@@ -66,7 +66,7 @@ pub enum Isolation {
 }
 
 impl Database<'_> {
-    /// At most this long, and never longer than until the request's deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self(self.0.timeout(timeout))
     }
@@ -81,14 +81,14 @@ impl Database<'_> {
         Self(self.0.begin("isolation", isolation))
     }
 
-    /// Whatever writes is refused by the database.
+    /// Makes the database refuse writes.
     pub fn read_only(self) -> Self {
         Self(self.0.begin("read-only", "true"))
     }
 
-    /// Use of the resource's cache of reads, where `cage.toml` gives it one: `cache = { size_mb = 64, ttl_ms = 60_000 }`. The
-    /// same statements with the same values are answered from it, until what they read is said to be written, by this
-    /// module or another one. [`stream`](Self::stream) never is.
+    /// Sets the use of the resource's cache of reads, if `cage.toml` configures one: `cache = { size_mb = 64, ttl_ms = 60_000 }`.
+    /// The same statements with the same values are answered from it, until an operation, of this module or another one, names
+    /// what they read as written. [`stream`](Self::stream) does not use it.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, params, sql, sql::Caching};
@@ -104,7 +104,7 @@ impl Database<'_> {
         Self(self.0.caching(caching))
     }
 
-    /// Runs one statement, and takes its rows.
+    /// Runs one statement, and returns its rows.
     ///
     /// # Errors
     /// See [`Error`].
@@ -113,7 +113,7 @@ impl Database<'_> {
         results.pop().ok_or_else(|| Error::BadResult("a reply without a result".into()))
     }
 
-    /// Runs one statement, and tells how many rows it changed.
+    /// Runs one statement, and returns how many rows it changed.
     ///
     /// # Errors
     /// See [`Error`].
@@ -121,7 +121,7 @@ impl Database<'_> {
         Ok(self.query(sql, params)?.affected)
     }
 
-    /// Runs all statements in one transaction: all take effect or none. One result for each.
+    /// Runs all statements in one transaction, so that all take effect or none. Returns a result for each.
     ///
     /// # Errors
     /// See [`Error`].
@@ -129,8 +129,8 @@ impl Database<'_> {
         results(&self.0.execute(statements.operation()?)?.body)
     }
 
-    /// Runs one statement whose rows come as they are taken, however many there are. It holds a connection until the end;
-    /// dropped earlier, it ends the statement.
+    /// Runs one statement and streams its rows, however many there are. The stream holds a connection until its end; dropping it
+    /// earlier ends the statement.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, params, sql};
@@ -153,7 +153,7 @@ impl Database<'_> {
     }
 }
 
-/// Statements that belong together, each with its values.
+/// Statements for one transaction, each with its values.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, params, sql, sql::Statements};
@@ -187,7 +187,7 @@ impl Statements {
         self
     }
 
-    /// For a transaction with other participants; [`results`] reads its reply.
+    /// Makes an operation, for a transaction with other participants; [`results`] reads its reply.
     ///
     /// # Errors
     /// [`Error::BadValue`].
@@ -197,7 +197,7 @@ impl Statements {
     }
 }
 
-/// The results in the body of a reply, one for each statement.
+/// Reads the results in the body of a reply, one for each statement.
 ///
 /// # Errors
 /// [`Error::BadResult`].
@@ -205,7 +205,7 @@ pub fn results(body: &[u8]) -> Result<Vec<Rows>, Error> {
     rows::parse(body)
 }
 
-/// The rows of one statement, as they come.
+/// A stream of the rows of one statement.
 #[derive(Debug)]
 pub struct Stream<T> {
     parts: Parts,
@@ -235,21 +235,21 @@ impl<T: DeserializeOwned> Iterator for Stream<T> {
     }
 }
 
-/// Why a statement has no result.
+/// Why a statement failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The database, or the way to it. `code` is an SQLSTATE, a name of SQLite's such as `SQLITE_CONSTRAINT_UNIQUE`, or one of
-    /// the host's such as `bad-operation`, `timed-out`, `too-large`.
+    /// An error of the database or of its connection. `code` is an SQLSTATE, a name in SQLite such as
+    /// `SQLITE_CONSTRAINT_UNIQUE`, or a code of the host such as `bad-operation`, `timed-out`, `too-large`.
     Database(ResourceError),
-    /// A parameter cannot be sent.
+    /// The value of a parameter cannot be converted.
     BadValue(String),
-    /// The rows are not of the type asked for. The statement has run.
+    /// The rows do not fit the requested type. The statement has run.
     BadResult(String),
 }
 
 impl Error {
-    /// The database's or the host's code; empty for others.
+    /// Returns the code of the database or of the host; empty for other errors.
     pub fn code(&self) -> &str {
         match self {
             Self::Database(error) => &error.code,
@@ -257,7 +257,7 @@ impl Error {
         }
     }
 
-    /// Nothing irreversible happened: the statement may be tried again.
+    /// Returns whether nothing irreversible happened, so that the statement may be retried.
     pub fn is_recoverable(&self) -> bool {
         match self {
             Self::Database(error) => error.recoverable,
@@ -266,7 +266,7 @@ impl Error {
         }
     }
 
-    /// A row of the same key is there already.
+    /// Returns whether a row with the same key exists already.
     pub fn is_duplicate(&self) -> bool {
         let text = match self {
             Self::Database(error) => &error.text,

@@ -1,4 +1,4 @@
-//! This module's durable data: keys and queues. What was acknowledged survives whatever happens to the process.
+//! This module's durable data: keys and queues. When a function returns, its writes are on the disk.
 //!
 //! ```no_run
 //! # use wasmcage_guest::{Result, state};
@@ -10,8 +10,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Values are anything that serde can put into JSON; functions with `bytes` in their names keep bytes as they are. Other
-//! modules have data of their own, and so have copies of the cage in other processes.
+//! Values are anything that serde can convert to JSON; functions with `bytes` in their names store bytes. Other modules have
+//! their own data, and so have copies of the cage in other processes.
 
 mod error;
 mod queue;
@@ -28,15 +28,15 @@ pub use self::transaction::{Outcomes, Pending, Transaction, transaction};
 use crate::bindings::imports::wasmcage::cage::state;
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 
-/// The value of a key; none when it is not there.
+/// Returns the value of a key; none when the key does not exist.
 ///
 /// # Errors
-/// [`StateError::BadValue`] when the value is no `T`; see the other kinds.
+/// [`StateError::BadValue`] when the value cannot be converted to `T`; see the other kinds.
 pub fn get<T: DeserializeOwned>(key: &str) -> Result<Option<T>, StateError> {
     get_raw(key)?.map(|value| from_payload(key, value)).transpose()
 }
 
-/// The bytes of a key's value; of one that is JSON, its text.
+/// Returns the bytes of a key's value; for a JSON value, its text.
 ///
 /// # Errors
 /// See the kinds.
@@ -44,7 +44,7 @@ pub fn get_bytes(key: &str) -> Result<Option<Vec<u8>>, StateError> {
     Ok(get_raw(key)?.map(bytes_of))
 }
 
-/// The value of a key as it is.
+/// Returns the value of a key, unconverted.
 ///
 /// # Errors
 /// See the kinds.
@@ -52,7 +52,7 @@ pub fn get_raw(key: &str) -> Result<Option<Payload>, StateError> {
     Ok(state::get(key)?)
 }
 
-/// Durable when it returns, as everything here.
+/// Sets a key. The value is durable when this returns.
 ///
 /// # Errors
 /// See the kinds.
@@ -60,19 +60,23 @@ pub fn set<T: Serialize + ?Sized>(key: &str, value: &T) -> Result<(), StateError
     set_raw(key, &to_payload(value)?)
 }
 
+/// Sets a key to bytes.
+///
 /// # Errors
 /// See the kinds.
 pub fn set_bytes(key: &str, value: impl Into<Vec<u8>>) -> Result<(), StateError> {
     set_raw(key, &Payload::Bytes(value.into()))
 }
 
+/// Sets a key to a value as it is.
+///
 /// # Errors
 /// See the kinds.
 pub fn set_raw(key: &str, value: &Payload) -> Result<(), StateError> {
     Ok(state::set(key, value)?)
 }
 
-/// Whether the key was there.
+/// Removes a key. Returns whether it existed.
 ///
 /// # Errors
 /// See the kinds.
@@ -80,16 +84,16 @@ pub fn delete(key: &str) -> Result<bool, StateError> {
     Ok(state::delete(key)?)
 }
 
-/// Adds to a number, which is 0 while the key is not there, and returns the sum.
+/// Adds to a number, which is 0 if the key does not exist, and returns the sum.
 ///
 /// # Errors
-/// [`StateError::Invalid`] when the value is no integer, or the sum none of 64 bits; see the other kinds.
+/// [`StateError::Invalid`] when the value is no integer, or the sum does not fit in 64 bits; see the other kinds.
 pub fn increment(key: &str, by: i64) -> Result<i64, StateError> {
     Ok(state::increment(key, by)?)
 }
 
-/// Replaces the value if it is the expected one, and tells whether it was done. `None` stands for a key that is not there,
-/// on both sides.
+/// Replaces the value if it is the expected one. Returns whether it was replaced. `None` stands for a key that does not exist,
+/// for both values.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, state};
@@ -110,14 +114,16 @@ pub fn compare_and_set<T: Serialize + ?Sized>(
     compare_and_set_raw(key, expected.as_ref(), value.as_ref())
 }
 
+/// As [`compare_and_set`], with unconverted values.
+///
 /// # Errors
 /// See the kinds.
 pub fn compare_and_set_raw(key: &str, expected: Option<&Payload>, value: Option<&Payload>) -> Result<bool, StateError> {
     Ok(state::compare_and_set(key, expected, value)?)
 }
 
-/// Reads a value, has it changed, and writes it back, again from the start when another request changed it meanwhile.
-/// `None` stands for a key that is not there. Returns what was written.
+/// Reads a value, changes it by `change`, and writes it back. This is repeated if another request has changed it meanwhile.
+/// `None` stands for a key that does not exist. Returns the value that was written.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, state};

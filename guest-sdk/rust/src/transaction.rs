@@ -1,6 +1,6 @@
-//! Several operations at once, which all take effect or none, as far as the world outside allows: on databases and other
-//! resources, on the module's own data, retried calls. Each begins and works at the same time as the others; then a policy
-//! says whether what they did is kept.
+//! Transactions of several operations that all take effect or none, as far as the other sides allow: operations on databases and
+//! other resources, steps on the module's own data, retried calls. All work at the same time; then a policy decides whether
+//! they are committed.
 //!
 //! ```no_run
 //! use wasmcage_guest::{Result, module, params, sql::Statements, state, transaction};
@@ -19,9 +19,9 @@
 //! }
 //! ```
 //!
-//! Keeping what was done is best effort, not two-phase commit: an error in phase `Commit` says that others may have committed.
-//! What the store keeps (the module's data, retried calls) is written in one go and first, so that a key that another request
-//! changed meanwhile keeps everything else from being committed. Calls of functions are not undone.
+//! Committing is best effort, not a two-phase commit: after an error in phase `Commit`, others may have committed. Writes to the
+//! store (the module's data, retried calls) are done together and first, so that nothing else is committed if another request
+//! has changed a key meanwhile. Calls of functions are not undone.
 
 use std::time::Duration;
 
@@ -35,13 +35,13 @@ use crate::call::{Arguments, CallError, Retried};
 use crate::resource::{Operation, Phase, Reply, ResourceError, milliseconds};
 use crate::state::{self, StateError};
 
-/// A transaction without participants yet.
+/// Makes a transaction without participants.
 pub fn transaction() -> Transaction {
     Transaction { options: wit::Options { sync_commit: true, timeout_ms: None }, participants: Vec::new() }
 }
 
-/// Collects participants, which begin to work with [`execute`](Self::execute), [`first`](Self::first),
-/// [`quorum`](Self::quorum) or [`begin`](Self::begin). At most 64. Made by [`transaction`].
+/// Collects up to 64 participants, which begin to work with [`execute`](Self::execute), [`first`](Self::first),
+/// [`quorum`](Self::quorum) or [`begin`](Self::begin). Made by [`transaction`].
 #[derive(Debug)]
 pub struct Transaction {
     options: wit::Options,
@@ -56,38 +56,38 @@ enum Participant {
     Call { cage: Option<String>, module: String, function: String, arguments: Payload },
 }
 
-/// What a participant is going to give: exchanged for it by [`Results::take`].
+/// The future result of a participant, which [`Results::take`] exchanges for the result.
 #[derive(Debug)]
 pub struct Pending<T> {
     index: usize,
-    /// None: a result of another kind.
+    /// Converts the result; none if it is of another kind.
     make: fn(wit::ParticipantResult) -> Option<Result<T, String>>,
 }
 
-/// What participants have come to.
+/// The results of participants.
 #[derive(Debug)]
 pub struct Results(Vec<Option<Result<wit::ParticipantResult, ResourceError>>>);
 
 impl Transaction {
-    /// At most this long, and never longer than until the request's deadline.
+    /// Sets the timeout; the request's deadline holds anyway.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout_ms = Some(milliseconds(timeout));
         self
     }
 
-    /// The result is there as soon as the decision is made; what fails after that is in the log only.
+    /// Returns the result as soon as the decision is made. Commits that fail after that are only logged.
     pub fn without_waiting_for_commits(mut self) -> Self {
         self.options.sync_commit = false;
         self
     }
 
-    /// An operation on a resource.
+    /// Adds an operation on a resource.
     pub fn operation(&mut self, resource: &str, operation: Operation) -> Pending<Reply> {
         self.operation_with(resource, operation, &[], &[])
     }
 
-    /// The same with options for its beginning, such as `("isolation", "serializable")`, and with what it changes, for the
-    /// resource's cache of reads.
+    /// Adds an operation with options for its beginning, such as `("isolation", "serializable")`, and the names of what it
+    /// changes, for the resource's cache of reads.
     pub fn operation_with(
         &mut self,
         resource: &str,
@@ -105,11 +105,11 @@ impl Transaction {
         })
     }
 
-    /// Steps on this module's own durable data, collected by [`state::transaction`]. A condition that does not hold is the
-    /// code `conflict`.
+    /// Adds steps on this module's durable data, collected by [`state::transaction`]. A condition that does not hold is an error
+    /// with the code `conflict`.
     ///
     /// # Errors
-    /// [`StateError::BadValue`] when a value has no JSON.
+    /// [`StateError::BadValue`] when a value cannot be converted to JSON.
     pub fn state(&mut self, steps: state::Transaction) -> Result<Pending<state::Outcomes>, StateError> {
         Ok(self.add(Participant::State(steps.into_steps()?), |result| match result {
             wit::ParticipantResult::State(outcomes) => Some(Ok(state::Outcomes::of(outcomes))),
@@ -117,11 +117,11 @@ impl Transaction {
         }))
     }
 
-    /// A call that is made in the background, again and again until it succeeds; of `module("mail").retried()` or the like.
-    /// Its id.
+    /// Adds a call that is retried in the background until it succeeds, by `module("mail").retried()` or the like. The result is
+    /// its id.
     ///
     /// # Errors
-    /// [`CallError::BadArguments`] when they have no JSON.
+    /// [`CallError::BadArguments`] when the arguments cannot be converted to JSON.
     pub fn retried(
         &mut self,
         callee: Retried<'_>,
@@ -134,10 +134,10 @@ impl Transaction {
         }))
     }
 
-    /// A call of a function, in this cage if none is named. It is not undone by a rollback.
+    /// Adds a call of a function, of this cage if `cage` is none. A rollback does not undo it.
     ///
     /// # Errors
-    /// [`CallError::BadArguments`] when they have no JSON.
+    /// [`CallError::BadArguments`] when the arguments cannot be converted to JSON.
     pub fn call<T: DeserializeOwned>(
         &mut self,
         cage: Option<&str>,
@@ -157,31 +157,31 @@ impl Transaction {
         }))
     }
 
-    /// Does everything: all take effect, or none. The first participant that fails rolls the others back.
+    /// Runs all participants: all take effect, or none. The first failure rolls the others back.
     ///
     /// # Errors
-    /// The one that decided.
+    /// The error that decided.
     pub fn execute(self) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::All)
     }
 
-    /// Keeps what the first that succeeds does, and nothing of the others.
+    /// Commits the first participant that succeeds, and rolls the others back.
     ///
     /// # Errors
-    /// The last one, when all have failed.
+    /// The error of the last participant, when all have failed.
     pub fn first(self) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::First)
     }
 
-    /// Keeps what was done when so many have succeeded; nothing of those that have not by then.
+    /// Commits when so many participants have succeeded, and rolls the others back.
     ///
     /// # Errors
-    /// The one that made it impossible.
+    /// The error that made it impossible.
     pub fn quorum(self, needed: u32) -> Result<Results, ResourceError> {
         self.decided_by(wit::Policy::Quorum(needed))
     }
 
-    /// Has all participants begin to work, for a policy of one's own.
+    /// Starts all participants, for a policy of the module's own.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, resource::Operation, transaction};
@@ -240,11 +240,11 @@ impl Results {
         Self(results.map(|result| result.map(|result| result.map_err(ResourceError::from))).collect())
     }
 
-    /// What a participant gave.
+    /// Takes the result of a participant.
     ///
     /// # Errors
-    /// The participant's, also when it had come to nothing when it was decided (`not-done`), and when its result is of another
-    /// type (`bad-result`).
+    /// The participant's; `not-done` when it had no result yet when the transaction was decided; `bad-result` when its result does
+    /// not fit the type.
     pub fn take<T>(&mut self, pending: Pending<T>) -> Result<T, ResourceError> {
         let index = pending.index;
         let none = |code: &str, text: String| {
@@ -259,26 +259,26 @@ impl Results {
     }
 }
 
-/// A transaction whose participants work. Dropped, it is rolled back.
+/// A transaction whose participants work. Dropping it rolls it back.
 #[derive(Debug)]
 pub struct Running {
     transaction: wit::Transaction,
     results: Results,
 }
 
-/// A participant that has come to a result.
+/// A participant that has a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrived {
-    /// In the order in which participants were added, from 0.
+    /// Number of the participant in the order of addition, from 0.
     pub index: usize,
     pub succeeded: bool,
 }
 
 impl Running {
-    /// Waits for the next participant that comes to a result; none when all have.
+    /// Waits for the next participant with a result; none when all have one.
     ///
     /// # Errors
-    /// Of the transaction as a whole, such as `timed-out`.
+    /// Those of the transaction as a whole, such as `timed-out`.
     #[expect(clippy::should_implement_trait, reason = "an iterator would hide that an error is the transaction's")]
     pub fn next(&mut self) -> Result<Option<Arrived>, ResourceError> {
         let Some((index, result)) = self.transaction.next_result()? else { return Ok(None) };
@@ -289,16 +289,16 @@ impl Running {
         Ok(Some(arrived))
     }
 
-    /// Commits those that have succeeded so far, and rolls the others back.
+    /// Commits the participants that have succeeded so far, and rolls the others back.
     ///
     /// # Errors
-    /// In phase `Commit`: others may have committed.
+    /// In phase `Commit`: other participants may have committed.
     pub fn commit(self) -> Result<Results, ResourceError> {
         self.transaction.commit()?;
         Ok(self.results)
     }
 
-    /// Rolls back what was done. Nobody waits for it.
+    /// Rolls everything back, without waiting for that.
     pub fn rollback(self) -> Results {
         self.transaction.rollback();
         self.results

@@ -11,7 +11,7 @@ macro_rules! protocols {
             boxed(wasmcage_fabric::ReverseRpcProtocol),
             $(#[cfg(feature = $name)] boxed($protocol),)*
         ];
-        let left_out = [$(#[cfg(not(feature = $name))] wasmcage_config::LeftOut { protocol: $name, feature: $name },)*];
+        let left_out = [$(#[cfg(not(feature = $name))] wasmcage_config::OmittedProtocol { protocol: $name, feature: $name },)*];
         Protocols::new(known.into()).without(left_out.into())
     }};
 }

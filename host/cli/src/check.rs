@@ -9,7 +9,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 use serde_json::json;
 use wasmcage::Protocols;
-use wasmcage::host::{HostOptions, Shared};
+use wasmcage::host::{HostOptions, HostShared};
 use wasmcage_config::{CageConfig, InstanceMode, ModuleConfig, SHARED_DIRECTORY};
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_runtime::module::compiler::CompileError;
@@ -140,7 +140,7 @@ fn inspect(root: &Path, files: Vec<(PathBuf, ModuleConfig)>) -> Result<Vec<Check
     let set_up = |error| CommandError::failed("cannot set up a host to check with", error);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(set_up)?;
     let shared =
-        Shared::new(&options).map_err(|error| CommandError::failed("cannot set up a host to check with", error))?;
+        HostShared::new(&options).map_err(|error| CommandError::failed("cannot set up a host to check with", error))?;
     let mut checked = Vec::new();
     for (file, settings) in files {
         let inspection = match watcher::ignored(&file) {

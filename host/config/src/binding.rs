@@ -1,5 +1,5 @@
-//! `[modules.NAME.imports]`: which imports of a module are answered by which other module. Read by `ModuleConfig`; used
-//! when a version is linked. A binding is its own grant: the module may call the target through it, and only through it.
+//! `[modules.NAME.imports]`: binds imports of a module to other modules. A binding is a grant, too: the module may call the
+//! target through it, and only through it.
 
 use std::fmt;
 
@@ -8,13 +8,13 @@ use super::{NAME_RULE, is_name};
 
 /// Namespaces of interfaces that the host itself provides.
 const OWN_NAMESPACES: [&str; 2] = ["wasi", "wasmcage"];
-/// The one of them that is for another module to answer: a request that is handed on.
+/// The one interface among them that can be bound: another module then answers the request.
 const HTTP_HANDLER: &str = "wasi:http/handler";
 
-/// `"acme:work/api" = "worker/work"`.
+/// A binding such as `"acme:work/api" = "worker/work"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// As it is written, with or without a version.
+    /// The interface as it is written, with or without a version.
     pub interface: String,
     pub target: BindingTarget,
 }
@@ -22,7 +22,7 @@ pub struct Binding {
 /// The module that answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindingTarget {
-    /// None: the cage of the module that imports.
+    /// The module's cage; none: the cage of the module that imports.
     pub cage: Option<String>,
     pub module: String,
 }
@@ -31,7 +31,7 @@ impl Binding {
     pub(super) fn read_all(section: Section) -> Vec<Self> {
         let bindings = section.keys().into_iter().filter_map(|key| Self::read(&section, key));
         let bindings = bindings.collect();
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         bindings
     }
@@ -71,7 +71,7 @@ impl fmt::Display for BindingTarget {
     }
 }
 
-/// `namespace:package/interface`, with `@version` or without.
+/// Checks that a name has the form `namespace:package/interface`, with or without `@version`.
 fn check_interface(text: &str) -> Result<(), String> {
     let (name, version) = text.split_once('@').map_or((text, None), |(name, version)| (name, Some(version)));
     let word = |word: &str| {

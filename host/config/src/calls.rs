@@ -1,14 +1,14 @@
-//! `[rpc]`: who may call what here, and which functions elsewhere may run twice. Asked by the dispatcher at each call
-//! between cages, whether the caller runs in this process or on another machine.
+//! `[rpc]`: which cages may call which functions of this one, and which functions of other cages are idempotent. The dispatcher
+//! checks this at each call between cages, whether the caller runs in this process or on another machine.
 
 use super::nearest::nearest;
 use super::section::Section;
 use super::{NAME_RULE, is_name};
 
-/// Calls between cages, as one cage sees them.
+/// The settings of one cage for calls between cages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallsConfig {
-    /// None: every cage of the flock may call every function that a module exports.
+    /// Who may call which functions; none: every cage of the flock may call every exported function.
     allow: Option<Vec<Rule>>,
     /// Functions of other cages that may run twice without harm.
     idempotent: Vec<(CagePattern, FunctionPattern)>,
@@ -20,7 +20,7 @@ struct Rule {
     cages: Vec<CagePattern>,
 }
 
-/// A name, or any.
+/// A cage's name; none: any cage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct CagePattern(Option<String>);
 
@@ -32,7 +32,7 @@ struct FunctionPattern {
 }
 
 impl CallsConfig {
-    /// Whether a cage may call this function here. Calls within a cage are not asked about.
+    /// Returns whether another cage may call this function here.
     pub fn permits(&self, caller: &str, module: &str, function: &str) -> bool {
         let Some(rules) = &self.allow else { return true };
         rules
@@ -40,7 +40,7 @@ impl CallsConfig {
             .any(|rule| rule.functions.fits(module, function) && rule.cages.iter().any(|cage| cage.fits(caller)))
     }
 
-    /// Whether a function elsewhere may run twice without harm.
+    /// Returns whether a function of another cage may run twice without harm.
     pub fn is_idempotent(&self, cage: &str, module: &str, function: &str) -> bool {
         self.idempotent.iter().any(|(cages, functions)| cages.fits(cage) && functions.fits(module, function))
     }
@@ -49,7 +49,7 @@ impl CallsConfig {
         let Some(section) = section else { return Self::default() };
         let allow = section.table("allow").map(|table| {
             let rules = table.keys().into_iter().filter_map(|key| Rule::read(&table, &key)).collect();
-            // Its mistakes are among those of the file.
+            // Its mistakes are reported with those of the file.
             let _ = table.finish();
             rules
         });
@@ -63,7 +63,7 @@ impl CallsConfig {
                 ),
             }
         }
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = section.finish();
         Self { allow, idempotent }
     }
@@ -126,7 +126,7 @@ impl FunctionPattern {
     }
 }
 
-/// The flock that a cage belongs to: cages of different flocks do not see each other.
+/// Reads the flock that the cage belongs to.
 pub(super) fn flock(section: &Section) -> String {
     let flock = section.string("flock", super::DEFAULT_FLOCK);
     if !super::is_flock_name(&flock) {

@@ -1,19 +1,19 @@
-//! What is wrong with a configuration: every mistake with its file, line and key. Made by `Section` and `parse`,
-//! printed by the command line, the log and the performance page. Never holds a value that came from the environment.
+//! Mistakes in a configuration, each with its file, line and key. The command line, the log and the performance page show
+//! them. They never contain values from the environment.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Mistakes told at once: whoever has more starts with these.
+/// Most mistakes that are reported together.
 pub(super) const PROBLEMS_MAX: usize = 100;
 
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
     pub file: PathBuf,
-    /// From 1; 0 when the file as a whole is meant.
+    /// From 1; 0 for the file as a whole.
     pub line: usize,
-    /// As in `interfaces.my_http.listen`; empty when no key is meant.
+    /// A full name such as `interfaces.my_http.listen`; empty if the mistake belongs to no key.
     pub key: String,
     /// What is wrong, and what is allowed.
     pub text: String,
@@ -38,7 +38,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All mistakes that were found, in the order of files and lines. Shown one a line.
+/// All mistakes, in the order of files and lines. Its text has one line for each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 #[error("{}", lines(problems))]
 pub struct ConfigError {
@@ -46,12 +46,12 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Never empty in an error that was returned.
+    /// The mistakes. An error that is returned has at least one.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// The mistakes of both, each once.
+    /// Merges the mistakes of both, without duplicates.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.problems.extend(other.problems);
@@ -64,9 +64,10 @@ impl ConfigError {
         self.problems.push(problem);
     }
 
-    /// The value, unless there are mistakes.
+    /// Returns the value, unless there are mistakes.
+    ///
     /// # Errors
-    /// This, unless it is empty.
+    /// This error, unless it is empty.
     pub fn into_result<T>(self, value: T) -> Result<T, Self> {
         if self.problems.is_empty() { Ok(value) } else { Err(self.merge(Self::default())) }
     }
@@ -84,7 +85,7 @@ impl FromIterator<Problem> for ConfigError {
     }
 }
 
-/// Adds a mistake, as long as there are not too many.
+/// Adds a mistake, unless there are `PROBLEMS_MAX` already.
 pub(super) fn push(problems: &mut Vec<Problem>, problem: Problem) {
     match problems.len() {
         len if len < PROBLEMS_MAX => problems.push(problem),

@@ -1,70 +1,70 @@
-//! Puts variables into the texts of a configuration: `${VAR}` and `${VAR:-default}` from the environment, `${cage}`,
-//! `${node}` and `${cage_dir}` from the host; `$${` stands for `${`. Done after the files are overlaid, so that a value
-//! that is overridden may name what is not set. Called by `Section::root`.
+//! Expands variables in the texts of a configuration: `${VAR}` and `${VAR:-default}` from the environment, `${cage}`,
+//! `${node}` and `${cage_dir}` from the host; `$${` stands for `${`. This is done after the files are overlaid, so that a value
+//! that is overridden may use a variable that is not set.
 
 use std::path::Path;
 
 use super::error::{Problem, push};
-use super::protocols::{LeftOut, ProtocolInfo};
-use super::source::{Item, Node, Table, join, shortened};
+use super::protocols::{OmittedProtocol, ProtocolInfo};
+use super::source::{Node, TomlTable, TomlValue, join, shortened};
 
-/// A text may not grow beyond this by what is put into it.
+/// Longest text after its variables are expanded.
 const TEXT_BYTES_MAX: usize = 1 << 20;
-/// A shorter value from the environment is not taken for a secret: hiding it would only garble what is told.
+/// Shortest value from the environment that is hidden as a secret. Hiding shorter ones would only garble messages.
 const SECRET_BYTES_MIN: usize = 4;
 
-/// Where a configuration is read: everything outside the files that has a say in what they mean.
+/// Everything besides the files that the configuration depends on.
 pub struct Environment<'a> {
     pub cage: &'a str,
     pub node: &'a str,
-    /// The cage's directory: relative paths start here.
+    /// The cage's directory, where relative paths start.
     pub directory: &'a Path,
-    /// What `protocol = ".."` may name.
+    /// The protocols that `protocol = ".."` may name.
     pub protocols: &'a [ProtocolInfo],
-    /// What it might name in another build of the program.
-    pub left_out: &'a [LeftOut],
-    /// Looks a variable of the environment up.
+    /// Protocols that another build of the program has.
+    pub left_out: &'a [OmittedProtocol],
+    /// Looks up an environment variable.
     pub variables: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// A value from the environment, and how it may be shown.
+/// A value from the environment, and the variable as it is written, which may be shown.
 pub(super) struct Secret {
     pub(super) value: String,
     pub(super) written: String,
 }
 
-/// What `expand` found on its way.
+/// Secrets and mistakes that `expand` has found.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct ExpandOutput {
     pub(super) secrets: Vec<Secret>,
     pub(super) problems: Vec<Problem>,
 }
 
-/// Expands every text beneath `table`.
-pub(super) fn expand(table: &mut Table, path: &str, environment: &Environment, found: &mut Found) {
+/// Expands all texts in `table`.
+pub(super) fn expand(table: &mut TomlTable, path: &str, environment: &Environment, output: &mut ExpandOutput) {
     for (key, node) in table {
-        expand_node(node, &join(path, key), environment, found);
+        expand_node(node, &join(path, key), environment, output);
     }
 }
 
-fn expand_node(node: &mut Node, path: &str, environment: &Environment, found: &mut Found) {
+fn expand_node(node: &mut Node, path: &str, environment: &Environment, output: &mut ExpandOutput) {
     match &mut node.item {
-        Item::Text(text) if text.value.contains("${") => {
-            match expand_text(&text.value, environment, &mut found.secrets) {
+        TomlValue::Text(text) if text.value.contains("${") => {
+            match expand_text(&text.value, environment, &mut output.secrets) {
                 Ok(value) => text.written = Some(std::mem::replace(&mut text.value, value)),
                 Err(text) => {
-                    let (file, line) = (node.place.file.to_path_buf(), node.place.line);
-                    push(&mut found.problems, Problem { file, line, key: path.to_owned(), text });
+                    let (file, line) = (node.location.file.to_path_buf(), node.location.line);
+                    push(&mut output.problems, Problem { file, line, key: path.to_owned(), text });
                 }
             }
         }
-        Item::Array(nodes) => {
+        TomlValue::Array(nodes) => {
             for (index, node) in nodes.iter_mut().enumerate() {
-                expand_node(node, &format!("{path}[{index}]"), environment, found);
+                expand_node(node, &format!("{path}[{index}]"), environment, output);
             }
         }
-        Item::Table(table) => expand(table, path, environment, found),
-        Item::Text(_) | Item::Integer(_) | Item::Float(_) | Item::Flag(_) | Item::Time(_) => {}
+        TomlValue::Table(table) => expand(table, path, environment, output),
+        TomlValue::Text(_) | TomlValue::Integer(_) | TomlValue::Float(_) | TomlValue::Flag(_) | TomlValue::Time(_) => {}
     }
 }
 
@@ -93,7 +93,7 @@ fn expand_text(text: &str, environment: &Environment, secrets: &mut Vec<Secret>)
     Ok(expanded)
 }
 
-/// What `${inside}` stands for. A default is used when the variable is not set or empty, as a shell does it.
+/// Returns the value of `${inside}`. As in a shell, a default is used when the variable is not set or empty.
 fn variable(inside: &str, environment: &Environment, secrets: &mut Vec<Secret>) -> Result<String, String> {
     let (name, default) = match inside.split_once(":-") {
         Some((name, default)) => (name, Some(default)),

@@ -1,5 +1,4 @@
-//! The configuration files of a cage as files: where they are, what can be seen of them without reading, and who tells that
-//! one is being saved.
+//! The configuration files of a cage: their paths, their state without reading them, and the signal that one is being saved.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,35 +7,35 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Notify;
 
 use super::{FILE_BYTES_MAX, FILE_NAME, SHARED_DIRECTORY};
-use wasmcage_core::regular_file::{self, Stamp};
+use wasmcage_core::regular_file::{self, FileStamp};
 
-/// The shared file, and the cage's own, which overlays it.
+/// Returns the paths of the shared file and of the cage's own, which overlays it.
 pub fn files(root: &Path, cage: &str) -> [PathBuf; 2] {
     [SHARED_DIRECTORY, cage].map(|directory| root.join(directory).join(FILE_NAME))
 }
 
-/// What is known of both files without reading them; none for a file that is not there.
+/// The stamps of both files; none for a file that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamps([Option<Stamp>; 2]);
+pub struct FileStamps([Option<FileStamp>; 2]);
 
-impl Stamps {
-    /// Blocks.
+impl FileStamps {
+    /// Reads the stamps. Blocks on the disk.
     pub fn of(files: &[PathBuf; 2]) -> Self {
-        Self(files.each_ref().map(|file| fs::metadata(file).ok().map(|metadata| Stamp::of(&metadata))))
+        Self(files.each_ref().map(|file| fs::metadata(file).ok().map(|metadata| FileStamp::of(&metadata))))
     }
 
-    /// Whether a write since then might not show.
+    /// Returns whether a later write might not change the stamps.
     pub fn is_recent(&self) -> bool {
-        self.0.iter().flatten().any(Stamp::is_recent)
+        self.0.iter().flatten().any(FileStamp::is_recent)
     }
 
-    /// Whether a file that had content is now empty or gone, as it is for a moment while it is saved in place.
+    /// Returns whether a file that had content is empty or gone now, as it is for a moment while it is saved in place.
     pub fn has_lost(&self, before: &Self) -> bool {
-        let bytes = |stamp: &Option<Stamp>| stamp.as_ref().map_or(0, Stamp::bytes);
+        let bytes = |stamp: &Option<FileStamp>| stamp.as_ref().map_or(0, FileStamp::bytes);
         self.0.iter().zip(&before.0).any(|(now, before)| bytes(now) == 0 && bytes(before) > 0)
     }
 
-    /// Whether what differs are whole files that were put in place, rather than files that are written to.
+    /// Returns whether all files that differ were replaced by other files, rather than written to.
     pub fn is_replaced(&self, before: &Self) -> bool {
         self.0.iter().zip(&before.0).all(|files| match files {
             (Some(now), Some(before)) => now == before || now.is_another_file(before),
@@ -45,15 +44,15 @@ impl Stamps {
     }
 }
 
-/// The text of a file, none when there is no such file.
+/// Reads a file; none if it does not exist.
 ///
 /// # Errors
-/// Why it cannot be read, as a sentence.
+/// A text that says why it cannot be read.
 pub(super) fn read(file: &Path) -> Result<Option<String>, String> {
     if regular_file::is_absent(file) {
         return Ok(None);
     }
-    // One byte more than is allowed shows that there is more; the reader of the text tells so.
+    // One byte more than allowed is read, so that the parser finds the text too long.
     let bytes = regular_file::read_beginning(file, FILE_BYTES_MAX as u64 + 1);
     let bytes = bytes.map_err(|error| format!("cannot be read: {error}"))?;
     String::from_utf8(bytes)
@@ -61,7 +60,7 @@ pub(super) fn read(file: &Path) -> Result<Option<String>, String> {
         .map_err(|error| format!("not UTF-8 after byte {}", error.utf8_error().valid_up_to()))
 }
 
-/// Tells that something happens to a `cage.toml`. The latest news is the one that counts.
+/// Signals that a `cage.toml` changes. Only the latest signal counts.
 #[derive(Debug, Default)]
 pub struct ConfigSignal {
     is_complete: AtomicBool,
@@ -69,13 +68,13 @@ pub struct ConfigSignal {
 }
 
 impl ConfigSignal {
-    /// `is_complete`: its writer has closed it, or it was put in place as a whole.
+    /// Signals a change. `is_complete`: the writer has closed the file, or it was replaced as a whole.
     pub fn send(&self, is_complete: bool) {
         self.is_complete.store(is_complete, Ordering::Release);
         self.changed.notify_one();
     }
 
-    /// Waits for the next news.
+    /// Waits for the next signal. Returns its `is_complete`.
     pub async fn next(&self) -> bool {
         self.changed.notified().await;
         self.is_complete.load(Ordering::Acquire)

@@ -1,5 +1,5 @@
-//! `allow = { .. }` of a module: what it may reach outside itself. Read by `ModuleConfig`; asked by the linker, by
-//! calls and by outgoing HTTP. What is not named here is refused there.
+//! `allow = { .. }` of a module: what it may access outside itself. The linker, calls and outgoing HTTP check these grants, and
+//! refuse whatever is not named here.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -9,13 +9,13 @@ use std::str::FromStr;
 use super::section::Section;
 use super::{NAME_RULE, is_name};
 
-/// Everything a module may touch besides its own cage's modules; by default nothing.
+/// Everything a module may access besides the modules of its own cage; by default nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Grants {
     /// Cages whose modules it may call; `*` is every cage of the flock.
     pub cages: Vec<String>,
     pub resources: Vec<String>,
-    /// Hosts that its outgoing HTTP may reach. Any module may import outgoing HTTP; without a host it is denied each use.
+    /// Hosts that its outgoing HTTP may reach. Any module may import outgoing HTTP, but without a host each use fails.
     pub http: Vec<HostPattern>,
     pub files: Vec<FileGrant>,
 }
@@ -25,7 +25,7 @@ pub struct Grants {
 pub struct FileGrant {
     /// Joined to the cage's directory unless absolute.
     pub host: PathBuf,
-    /// What the guest calls it.
+    /// The path in the guest.
     pub guest: String,
     pub writable: bool,
 }
@@ -41,18 +41,18 @@ pub struct HostPattern {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum HostMatch {
     Any,
-    /// Everything beneath this domain, which itself is not meant. Lower case.
+    /// Everything below this domain, but not the domain itself. In lower case.
     Beneath(String),
-    /// Lower case.
+    /// In lower case.
     Name(String),
     Address(IpAddr),
 }
 
-/// In place of a cage's name.
+/// Stands for all cages, in place of a name.
 const EVERY: &str = "*";
 
 impl Grants {
-    /// Whether it may call modules of another cage.
+    /// Returns whether the module may call modules of this other cage.
     pub fn permits_cage(&self, cage: &str) -> bool {
         self.cages.iter().any(|allowed| allowed == cage || allowed == EVERY)
     }
@@ -65,16 +65,16 @@ impl Grants {
             http: section.parsed_list("http", Vec::new(), HOST),
             files: section.tables("files").into_iter().filter_map(FileGrant::read).collect(),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         grants
     }
 }
 
 impl Grants {
-    /// These grants as far as `other` has them, too.
+    /// Returns the grants that both have.
     #[must_use]
-    pub fn without_those_not_in(&self, other: &Self) -> Self {
+    pub fn intersection(&self, other: &Self) -> Self {
         let cages = self.cages.iter().filter(|cage| other.permits_cage(cage));
         let fewer = other.cages.iter().filter(|cage| self.permits_cage(cage) && !self.cages.contains(cage));
         let within = |pattern: &&HostPattern, all: &[HostPattern]| all.iter().any(|one| one.covers(pattern));
@@ -95,7 +95,7 @@ impl Grants {
     }
 }
 
-/// `besides` is what may stand there that is no name.
+/// Reads a list of names; `besides` is also allowed.
 fn names(section: &Section, key: &str, besides: Option<&str>) -> Vec<String> {
     let names = section.strings(key, &[]);
     let also = besides.map(|besides| format!("; {besides:?} is every one")).unwrap_or_default();
@@ -116,14 +116,14 @@ impl FileGrant {
             section.problem("guest", "expected a path such as \"/data\"");
         }
         let writable = section.choice("mode", &[("ro", false), ("rw", true)], false);
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         Some(Self { host: host?, guest: guest?, writable })
     }
 }
 
 impl HostPattern {
-    /// Whether everything that `other` allows is allowed by this one.
+    /// Returns whether this pattern allows everything that `other` allows.
     fn covers(&self, other: &Self) -> bool {
         let host = match (&self.host, &other.host) {
             (HostMatch::Any, _) => true,
@@ -134,7 +134,7 @@ impl HostPattern {
         host && (self.port.is_none() || self.port == other.port)
     }
 
-    /// Whether a request may go to this host and port. `host` is as in a URL: a name, an address, or `[..]` around one.
+    /// Returns whether a request may go to this host and port. `host` is as in a URL: a name, an address, or `[..]` around one.
     pub fn allows(&self, host: &str, port: u16) -> bool {
         if self.port.is_some_and(|allowed| allowed != port) {
             return false;
@@ -149,7 +149,7 @@ impl HostPattern {
     }
 }
 
-/// What is not a host pattern.
+/// The text is no host pattern.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a host pattern")]
 pub struct InvalidHostPattern;
@@ -195,11 +195,11 @@ fn is_beneath(name: &str, domain: &str) -> bool {
 
 fn address(host: &str) -> Option<IpAddr> {
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    // An IPv4 address in the clothes of an IPv6 one is the same host.
+    // An IPv4 address that is written as an IPv6 address is the same host.
     bracketed.unwrap_or(host).parse().ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// Lower case, without the dot that may end a full name.
+/// Converts a host's name to lower case, without the dot that may end a full name.
 fn plain(host: &str) -> String {
     host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase()
 }
@@ -222,7 +222,7 @@ mod tests {
     #[track_caller]
     fn check(own: &[&str], other: &[&str], expected: &[&str]) {
         let grants = |patterns| Grants { http: hosts(patterns), ..Grants::default() };
-        assert_eq!(grants(own).without_those_not_in(&grants(other)).http, hosts(expected));
+        assert_eq!(grants(own).intersection(&grants(other)).http, hosts(expected));
     }
 
     #[test]
@@ -236,9 +236,9 @@ mod tests {
             let grant = FileGrant { host: "/srv".into(), guest: "/data".into(), writable };
             Grants { files: vec![grant], cages: vec!["a".into(), "b".into()], ..Grants::default() }
         };
-        assert_eq!(files(true).without_those_not_in(&files(false)), files(false));
-        assert_eq!(files(false).without_those_not_in(&files(true)), files(false));
-        let narrowed = files(true).without_those_not_in(&Grants { cages: vec!["b".into()], ..Grants::default() });
+        assert_eq!(files(true).intersection(&files(false)), files(false));
+        assert_eq!(files(false).intersection(&files(true)), files(false));
+        let narrowed = files(true).intersection(&Grants { cages: vec!["b".into()], ..Grants::default() });
         assert_eq!((narrowed.cages, narrowed.files), (vec!["b".to_owned()], Vec::new()));
     }
 }

@@ -1,10 +1,10 @@
-//! Settings that the host gives no meaning to, as JSON. Called by `ModuleConfig::read`.
+//! Converts sections to JSON, for settings that have no meaning for the host.
 
 use super::section::Section;
-use super::source::{Item, Node, join};
+use super::source::{Node, TomlValue, join};
 
 impl Section {
-    /// The table as JSON, for settings that the host gives no meaning to.
+    /// Converts the table to JSON.
     pub(super) fn json(&self) -> serde_json::Map<String, serde_json::Value> {
         self.table
             .iter()
@@ -14,29 +14,29 @@ impl Section {
 
     fn json_of(&self, path: &str, node: &Node) -> Option<serde_json::Value> {
         Some(match &node.item {
-            Item::Text(text) => text.value.clone().into(),
-            Item::Flag(flag) => (*flag).into(),
-            Item::Time(time) => time.clone().into(),
-            Item::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
+            TomlValue::Text(text) => text.value.clone().into(),
+            TomlValue::Flag(flag) => (*flag).into(),
+            TomlValue::Time(time) => time.clone().into(),
+            TomlValue::Integer(integer) => match (i64::try_from(*integer), u64::try_from(*integer)) {
                 (Ok(integer), _) => integer.into(),
                 (_, Ok(integer)) => integer.into(),
                 _ => {
-                    self.record(&node.place, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
+                    self.record(&node.location, path.to_owned(), "expected an integer of at most 64 bits".to_owned());
                     return None;
                 }
             },
-            Item::Float(float) => match serde_json::Number::from_f64(*float) {
+            TomlValue::Float(float) => match serde_json::Number::from_f64(*float) {
                 Some(number) => number.into(),
                 None => {
-                    self.record(&node.place, path.to_owned(), format!("expected a finite number, got {float}"));
+                    self.record(&node.location, path.to_owned(), format!("expected a finite number, got {float}"));
                     return None;
                 }
             },
-            Item::Array(nodes) => {
+            TomlValue::Array(nodes) => {
                 let values = nodes.iter().enumerate();
                 values.filter_map(|(index, node)| self.json_of(&format!("{path}[{index}]"), node)).collect()
             }
-            Item::Table(table) => {
+            TomlValue::Table(table) => {
                 let values = table.iter();
                 let values =
                     values.filter_map(|(key, node)| Some((key.clone(), self.json_of(&join(path, key), node)?)));

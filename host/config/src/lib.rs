@@ -1,7 +1,6 @@
-//! `cage.toml` becomes a checked `CageConfig`: read by the cage at its start and again whenever a file changes. The
-//! cage's own file overlays the shared one key by key, `${VAR}` is put in, and every mistake of all files is reported
-//! together. Knows no protocol: what an interface or a resource means by its other keys, its protocol reads from the
-//! `Section` it is given.
+//! Reads `cage.toml` into a checked `CageConfig`, when a cage starts and whenever a file changes. The cage's own file overlays
+//! the shared one key by key, `${VAR}` is expanded, and all mistakes of all files are reported together. This crate depends on
+//! no protocol: each protocol reads the keys of its interfaces and resources from the `Section` that it is given.
 
 mod binding;
 mod calls;
@@ -29,12 +28,12 @@ pub use binding::{Binding, BindingTarget};
 pub use calls::CallsConfig;
 pub use error::{ConfigError, Problem};
 pub use expand::Environment;
-pub use files::{ConfigSignal, Stamps, files};
+pub use files::{ConfigSignal, FileStamps, files};
 pub use grant::{FileGrant, Grants, HostPattern};
 pub use listen::ListenAddress;
 pub use module::{InstanceMode, InstancesConfig, ModuleConfig, TABLE_ELEMENTS_MAX};
 pub use nearest::nearest;
-pub use protocols::{LeftOut, ProtocolInfo, RequestTarget};
+pub use protocols::{OmittedProtocol, ProtocolInfo, RequestTarget};
 pub use section::Section;
 pub use web::{Authorities, OutgoingHttp, Proxy, url_port};
 
@@ -43,21 +42,21 @@ use wasmcage_core::telemetry::{Level, LogFormat, LogSettings};
 
 /// Name of the configuration file in a cage's directory.
 pub const FILE_NAME: &str = "cage.toml";
-/// Name of the directory that every cage falls back to.
+/// Name of the directory with the files that all cages share.
 pub const SHARED_DIRECTORY: &str = ".shared";
-/// A longer configuration file is refused.
+/// Largest configuration file.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
-/// A longer name of a cage, module, interface or resource is refused.
+/// Longest name of a cage, module, interface or resource.
 pub const NAME_CHARACTERS_MAX: usize = 64;
 /// The flock of a cage that names none.
 pub const DEFAULT_FLOCK: &str = "default";
-/// A longer name of a flock is refused: it is a part of a host name in certificates.
-pub const FLOCK_NAME_CHARACTERS_MAX: usize = 40;
+/// Longest name of a flock. It is a part of a host name in certificates.
+const FLOCK_NAME_CHARACTERS_MAX: usize = 40;
 
 /// One day: the longest timeout that may be configured, in milliseconds.
 const TIMEOUT_MS_MAX: u64 = 24 * 3600 * 1000;
 
-/// All that `cage.toml` says, checked, except for the keys that belong to a protocol.
+/// The checked content of `cage.toml`, except for the keys of protocols.
 #[derive(Clone, PartialEq)]
 pub struct CageConfig {
     pub cage: String,
@@ -66,32 +65,32 @@ pub struct CageConfig {
     pub flock: String,
     /// Calls between cages.
     pub calls: CallsConfig,
-    /// The cage's directory, absolute when `load` made this.
+    /// The cage's directory; `load` makes it absolute.
     pub directory: PathBuf,
     pub log_level: Level,
     pub log_format: LogFormat,
-    /// None: old log files are never deleted.
+    /// How long log files are kept; none: for ever.
     pub log_retention_days: Option<u32>,
-    /// Bytes of log that are written on one day.
+    /// Most bytes of log that are written on one day.
     pub log_day_bytes: u64,
-    /// Of a request that brings no deadline of its own.
+    /// Timeout of requests that have no deadline of their own.
     pub request_timeout: Duration,
-    /// Requests in work at once; the rest wait.
+    /// Most requests in work; further ones wait.
     pub concurrency: usize,
-    /// Requests waiting at once; past it the cage is overloaded.
+    /// Most waiting requests; further ones fail because the cage is overloaded.
     pub queue: usize,
-    /// Calls within calls on behalf of one request.
+    /// Most nested calls on behalf of one request.
     pub call_depth: usize,
-    /// Memory of all guests together; none: what the process has.
+    /// Memory of all guests together; none: limited only by the process.
     pub guest_memory_bytes: Option<usize>,
-    /// Of durable data.
+    /// Settings of durable data.
     pub store: StoreSettings,
     pub interfaces: BTreeMap<String, InterfaceConfig>,
     pub resources: BTreeMap<String, ResourceConfig>,
     pub modules: BTreeMap<String, ModuleConfig>,
 }
 
-/// A named inbound endpoint. Two are equal when nothing that has an effect differs, wherever it was written.
+/// A named inbound endpoint. Two are equal when their settings are, wherever those are written.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InterfaceConfig {
     pub name: String,
@@ -99,7 +98,7 @@ pub struct InterfaceConfig {
     pub enabled: bool,
     /// The module that serves it.
     pub module: String,
-    /// Of a request that brings no deadline of its own; none: the cage's `request_timeout`.
+    /// Timeout of requests that have no deadline of their own; none: the cage's `request_timeout`.
     pub timeout: Option<Duration>,
     pub export: ExportChoice,
     /// Whether it makes the retried calls of the queue that has its name.
@@ -108,10 +107,10 @@ pub struct InterfaceConfig {
     pub section: Section,
 }
 
-/// Which export of its module an interface uses.
+/// The export of its module that an interface uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportChoice {
-    /// The one that fits; the standard one where there are several.
+    /// The export that fits the protocol; the standard one if there are several.
     Auto,
     Handler,
     WasiHttp,
@@ -123,7 +122,7 @@ pub struct ResourceConfig {
     pub name: String,
     pub protocol: String,
     pub enabled: bool,
-    /// Of one operation, and never longer than the request's deadline.
+    /// Timeout of one operation; the request's deadline holds anyway.
     pub timeout: Option<Duration>,
     /// The protocol's own keys.
     pub section: Section,
@@ -137,7 +136,7 @@ pub fn load(
     cage: &str,
     node: &str,
     protocols: &[ProtocolInfo],
-    left_out: &[LeftOut],
+    left_out: &[OmittedProtocol],
 ) -> Result<CageConfig, ConfigError> {
     if !is_name(cage) {
         return Err(
@@ -205,13 +204,13 @@ pub fn parse(sources: &[(PathBuf, String)], environment: &Environment) -> Result
     }
 }
 
-/// A bound on memory in MiB, as bytes.
+/// Reads a limit on memory in MiB, and returns it in bytes.
 fn megabytes(section: &Section, key: &str) -> Option<usize> {
     section.optional_integer(key, 1..=1 << 30).map(|megabytes| (megabytes as usize) << 20)
 }
 
 impl CageConfig {
-    /// The configuration of a module, which need not be mentioned to exist.
+    /// The configuration of a module; the default one if `cage.toml` does not mention it.
     pub fn module(&self, name: &str) -> ModuleConfig {
         self.modules.get(name).cloned().unwrap_or_default()
     }
@@ -264,18 +263,18 @@ impl ResourceConfig {
     }
 }
 
-/// `[state]`.
+/// Reads `[state]`.
 fn store(section: Option<Section>) -> StoreSettings {
     const DEFAULT_MB: u64 = 50;
     let free_mb = section
         .as_ref()
         .map_or(DEFAULT_MB, |section| section.integer("minimum_free_space_mb", DEFAULT_MB, 0..=1 << 30));
-    // Its mistakes are among those of the file.
+    // Its mistakes are reported with those of the file.
     let _ = section.map(Section::finish);
     StoreSettings { minimum_free_bytes: free_mb << 20 }
 }
 
-/// Those that are named, and those that exist without.
+/// Reads the interfaces, and adds those that exist without being named.
 fn interfaces(section: &Section, environment: &Environment) -> BTreeMap<String, InterfaceConfig> {
     let read = |name: &str, section| InterfaceConfig::read(name, section, environment);
     let mut interfaces = named(section, "interfaces", read);
@@ -297,7 +296,7 @@ const LEVELS: &[(&str, Level)] = &[
 
 const NAME_RULE: &str = "a name is 1 to 64 letters, digits, `_` or `-`";
 
-/// Whether a cage, module, interface or resource may be called so.
+/// Returns whether a cage, module, interface or resource may have this name.
 pub fn is_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (1..=NAME_CHARACTERS_MAX).contains(&text.len()) && text.bytes().all(fits)
@@ -305,7 +304,7 @@ pub fn is_name(text: &str) -> bool {
 
 const FLOCK_NAME_RULE: &str = "a flock's name is 1 to 40 lower-case letters, digits or `-`";
 
-/// Whether a flock may be called so.
+/// Returns whether a flock may have this name.
 pub fn is_flock_name(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     (1..=FLOCK_NAME_CHARACTERS_MAX).contains(&text.len())
@@ -314,7 +313,7 @@ pub fn is_flock_name(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// The tables of `[key.NAME]`.
+/// Reads the tables `[key.NAME]`.
 fn named<T>(section: &Section, key: &str, read: impl Fn(&str, Section) -> T) -> BTreeMap<String, T> {
     let mut all = BTreeMap::new();
     for (name, section) in section.sections(key) {
@@ -327,7 +326,7 @@ fn named<T>(section: &Section, key: &str, read: impl Fn(&str, Section) -> T) -> 
     all
 }
 
-/// The protocol, which may be left out where it is called like the interface or resource itself.
+/// Reads the protocol, which may be left out if the interface or resource has its name.
 fn protocol(name: &str, section: &Section, environment: &Environment) -> String {
     let known: Vec<_> = environment.protocols.iter().map(|protocol| protocol.name).collect();
     let protocol = match section.optional_string("protocol") {
@@ -344,14 +343,14 @@ fn protocol(name: &str, section: &Section, environment: &Environment) -> String 
             format!("this program was built without protocol {protocol}: build it with feature {:?}", left_out.feature);
         section.problem("protocol", text);
     } else if !known.contains(&protocol.as_str()) {
-        section.unfit("protocol", "a protocol", known.iter().copied());
+        section.record_not_allowed("protocol", "a protocol", known.iter().copied());
     }
     protocol
 }
 
 fn module_name(section: &Section, interface: &str) -> String {
     let name = section.string("module", &format!("interface_{interface}"));
-    // A default that does not fit comes from the interface's name, which has been complained about.
+    // A default that is invalid comes from the interface's name, whose mistake is recorded already.
     if section.has("module") && !name.is_empty() && !is_name(&name) {
         section.problem("module", format!("{name:?} cannot name a module: {NAME_RULE}"));
     }

@@ -1,4 +1,4 @@
-//! Where an interface listens, as its section says.
+//! Addresses to listen at.
 
 use std::str::FromStr;
 

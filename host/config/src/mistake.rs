@@ -1,8 +1,8 @@
-//! What the TOML parser finds wrong, in words that say what to write instead. Shows nothing of a value, which may be a secret.
+//! Explains errors of the TOML parser, with a hint what to write instead. Values are not shown, since they may be secrets.
 
 use std::ops::Range;
 
-/// A syntax error and where it stands.
+/// A syntax error and its position.
 pub(super) struct Mistake<'a> {
     text: &'a str,
     message: &'a str,
@@ -14,8 +14,8 @@ impl<'a> Mistake<'a> {
         Self { text, message, span }
     }
 
-    /// Line (0 when there is none), key (empty when it is not known) and text.
-    pub(super) fn told(&self) -> (usize, String, String) {
+    /// Returns line (0 when there is none), key (empty when it is not known) and text of the error.
+    pub(super) fn describe(&self) -> (usize, String, String) {
         let Some(span) = &self.span else { return (0, String::new(), self.message.to_owned()) };
         let before = self.text.get(..span.start).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
@@ -30,7 +30,7 @@ impl<'a> Mistake<'a> {
         }
     }
 
-    /// What is wrong with the value that begins there.
+    /// Describes what is wrong with the value that begins at `start`.
     fn value(&self, start: usize) -> String {
         let rest = self.text.get(start..).unwrap_or_default();
         let word = rest.split(['\n', '#', ',']).next().unwrap_or_default().trim();
@@ -44,7 +44,7 @@ impl<'a> Mistake<'a> {
         }
     }
 
-    /// The full name of a key or table that is there twice.
+    /// Returns the full name of a key or table that is there twice.
     fn duplicate(&self, before: &str) -> String {
         let line = before.rsplit('\n').next().unwrap_or_default();
         if line.trim_start().starts_with('[') {
@@ -56,12 +56,12 @@ impl<'a> Mistake<'a> {
     }
 }
 
-/// The name in the last table header before the mistake; empty when it is in none.
+/// Returns the name in the last table header before the mistake; empty when there is none.
 fn table_before(text: &str) -> &str {
     text.split('\n').rev().skip(1).find_map(header).unwrap_or_default()
 }
 
-/// The name in `[name]` or `[[name]]`.
+/// Returns the name in `[name]` or `[[name]]`.
 fn header(line: &str) -> Option<&str> {
     let line = line.split('#').next()?.trim();
     let inside = line.strip_prefix('[')?.strip_suffix(']')?;

@@ -1,5 +1,4 @@
-//! `[modules.NAME]`: how many instances a module may have, how long and how large they may grow, and what it may touch.
-//! Read by `parse`; used by the slot, the pool of instances and the host API.
+//! `[modules.NAME]`: how many instances a module may have, their lifetime and limits, and what the module may access.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -14,9 +13,9 @@ use super::section::Section;
 use super::web::OutgoingHttp;
 use wasmcage_core::store_settings::Quota;
 
-/// More elements than this no instance gets: each place for one is reserved for as many.
+/// Most table elements of an instance. The pooling allocator reserves as many for each instance.
 pub const TABLE_ELEMENTS_MAX: usize = 200_000;
-/// Each handle costs the host some 150 bytes.
+/// Most handles of an instance. Each costs the host about 150 bytes.
 const HANDLES_MAX: u64 = 10_000_000;
 
 #[derive(Clone, PartialEq)]
@@ -24,40 +23,40 @@ pub struct ModuleConfig {
     pub instances: InstancesConfig,
     /// Linear memory of one instance.
     pub memory_bytes: usize,
-    /// Linear memory of all instances of one version; none: what the cage has.
+    /// Linear memory of all instances of one version; none: limited only by the cage.
     pub total_memory_bytes: Option<usize>,
     /// Table elements of one instance.
     pub table_elements: usize,
-    /// Streams, pollables, header fields and other things of the host's that one instance may hold.
+    /// Most handles of one instance: streams, pollables, header fields and other resources of the host.
     pub handles: usize,
-    /// Of one request, and never longer than the request's own deadline.
+    /// Timeout of one request; the request's own deadline holds anyway.
     pub timeout: Option<Duration>,
     pub allow: Grants,
-    /// The way of the requests that `allow.http` permits.
+    /// How requests that `allow.http` permits are sent.
     pub http: OutgoingHttp,
     /// Imports that other modules answer.
     pub imports: Vec<Binding>,
     /// The guest's environment variables.
     pub env: Vec<(String, String)>,
-    /// Of the module's durable data.
+    /// Quota of the module's durable data.
     pub state: Quota,
     /// The module's own settings.
     pub config: serde_json::Map<String, serde_json::Value>,
     /// The package that the module is built from.
     pub source: Option<PathBuf>,
-    /// A new version must still export what is used of the old one.
+    /// A new version must still export what other modules use of the old one.
     pub compatible: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InstancesConfig {
-    /// None: what suits the module's exports, see `Exports::instance_mode`.
+    /// None: it depends on the module's exports, see `Exports::instance_mode`.
     pub mode: Option<InstanceMode>,
-    /// At once, of one version.
+    /// Most instances of one version.
     pub max: usize,
-    /// Requests an instance serves before it is replaced.
+    /// Number of requests after which an instance is replaced.
     pub max_uses: u64,
-    /// An instance without work for so long is dropped.
+    /// An instance that was idle for so long is dropped.
     pub idle_timeout: Duration,
     /// An instance whose memory has grown by more than this since it started is dropped when its request ends.
     pub keep_bytes: usize,
@@ -70,7 +69,7 @@ pub enum InstanceMode {
     Reuse,
     /// A new instance per request.
     Fresh,
-    /// One instance in all.
+    /// There is one instance only.
     Single,
 }
 
@@ -101,7 +100,7 @@ impl Default for InstancesConfig {
     }
 }
 
-/// Names only: values may be secrets.
+/// Shows only names: values may be secrets.
 impl fmt::Debug for ModuleConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ModuleConfig")
@@ -138,7 +137,7 @@ impl ModuleConfig {
             source: section.path("source"),
             compatible: section.flag("compatible", default.compatible),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         config
     }
@@ -159,7 +158,7 @@ impl InstancesConfig {
             idle_timeout: section.milliseconds("idle_timeout_ms", default.idle_timeout, 1..=TIMEOUT_MS_MAX),
             keep_bytes: (section.integer("keep_mb", (default.keep_bytes >> 20) as u64, 0..=4096) as usize) << 20,
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         config
     }
@@ -171,7 +170,7 @@ fn state(section: Section) -> Quota {
         bytes: section.integer("max_mb", default.bytes >> 20, 1..=1 << 20) << 20,
         entries: section.integer("max_entries", default.entries, 1..=1_000_000_000),
     };
-    // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+    // Mistakes that `finish` finds are reported with those of the whole configuration.
     let _ = section.finish();
     quota
 }

@@ -1,4 +1,4 @@
-//! What a configuration has to know of the protocols that it may name.
+//! What the configuration needs to know about the protocols that it may name.
 
 use crate::ExportChoice;
 
@@ -57,9 +57,9 @@ impl ProtocolInfo {
 
 /// A protocol that this program was built without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct OmittedProtocol {
     /// The name in `cage.toml`.
     pub protocol: &'static str,
-    /// The cargo feature of the program that brings it.
+    /// The cargo feature of the program that adds it.
     pub feature: &'static str,
 }

@@ -1,5 +1,4 @@
-//! From the texts of configuration files to one tree of values that know their file and line. Called by `parse` only;
-//! gives no meaning to any key.
+//! Parses the texts of configuration files into one tree of values, each with its file and line. No key has a meaning here.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,14 +12,14 @@ use super::FILE_BYTES_MAX;
 use super::error::{ConfigError, Problem, push};
 use super::mistake::Mistake;
 
-/// Tables and arrays within each other; deeper ones are refused, so that reading and dropping them stays cheap.
+/// Deepest nesting of tables and arrays, so that reading and dropping them stays cheap.
 const DEPTH_MAX: usize = 32;
-/// Syntax errors told per file: those after the first ones are mostly their consequences.
+/// Most syntax errors that are reported for a file: later ones are mostly consequences of the first.
 const SYNTAX_PROBLEMS_MAX: usize = 10;
 
-/// Where a value stands.
+/// Where a value is written.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(super) struct Location {
     pub(super) file: Arc<Path>,
     /// From 1.
     pub(super) line: usize,
@@ -28,57 +27,57 @@ pub(super) struct Place {
 
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) item: Item,
-    pub(super) place: Place,
+    pub(super) item: TomlValue,
+    pub(super) location: Location,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Item {
-    Text(Text),
+pub(super) enum TomlValue {
+    Text(TextValue),
     Integer(i128),
     Float(f64),
     Flag(bool),
-    /// As written.
+    /// The time as it is written.
     Time(String),
     Array(Vec<Node>),
-    Table(Table),
+    Table(TomlTable),
 }
 
-pub(super) type Table = BTreeMap<String, Node>;
+pub(super) type TomlTable = BTreeMap<String, Node>;
 
 #[derive(Clone)]
-pub(super) struct Text {
+pub(super) struct TextValue {
     pub(super) value: String,
-    /// As it stands in the file, when variables were put into `value`: all that may be shown.
+    /// The text as it is written, if variables were expanded in `value`. Only this may be shown.
     pub(super) written: Option<String>,
 }
 
-/// Where a value was written makes no difference to what it does.
+/// Compares values, wherever they are written.
 impl PartialEq for Node {
     fn eq(&self, other: &Self) -> bool {
         self.item == other.item
     }
 }
 
-impl PartialEq for Text {
+impl PartialEq for TextValue {
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
     }
 }
 
-impl Text {
+impl TextValue {
     pub(super) fn shown(&self) -> &str {
         self.written.as_deref().unwrap_or(&self.value)
     }
 }
 
-impl std::fmt::Debug for Text {
+impl std::fmt::Debug for TextValue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Debug::fmt(self.shown(), f)
     }
 }
 
-impl Item {
+impl TomlValue {
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(&text.value),
@@ -86,7 +85,7 @@ impl Item {
         }
     }
 
-    /// Kind and, where it is short and no secret, value.
+    /// Describes kind and value; texts are shortened, and secrets are not shown.
     pub(super) fn described(&self) -> String {
         match self {
             Self::Text(text) => format!("the string {:?}", shortened(text.shown())),
@@ -100,13 +99,13 @@ impl Item {
     }
 }
 
-/// All files as one tree, as far as they could be read.
+/// All files as one tree, as far as they could be parsed.
 pub(super) struct Merged {
     pub(super) root: Node,
     pub(super) syntax: SyntaxErrors,
 }
 
-/// Mistakes that keep parts of files from being read.
+/// Mistakes that keep parts of files from being parsed.
 pub(super) struct SyntaxErrors(ConfigError);
 
 impl SyntaxErrors {
@@ -114,8 +113,8 @@ impl SyntaxErrors {
         self.0.problems().is_empty()
     }
 
-    /// These, with what else is wrong: of files that have such mistakes only what stands before the first one, since the rest
-    /// may be its consequence.
+    /// Merges these with other mistakes. In files with syntax errors only mistakes before the first of those are kept, since
+    /// later ones may be its consequences.
     pub(super) fn with(self, others: ConfigError) -> ConfigError {
         let before = |problem: &&Problem| {
             let mut syntax = self.0.problems().iter().filter(|syntax| syntax.file == problem.file);
@@ -126,17 +125,17 @@ impl SyntaxErrors {
     }
 }
 
-/// Parses every text and lays the later over the earlier: tables key by key, anything else as a whole.
+/// Parses all texts. Later ones overlay earlier ones: tables key by key, other values as a whole.
 pub(super) fn merged(sources: &[(PathBuf, String)]) -> Merged {
     let last = sources.last().map_or(Path::new(super::FILE_NAME), |(file, _)| file);
-    let mut root = Node { item: Item::Table(Table::new()), place: Place { file: last.into(), line: 1 } };
+    let mut root = Node { item: TomlValue::Table(TomlTable::new()), location: Location { file: last.into(), line: 1 } };
     let mut error = ConfigError::default();
     for (file, text) in sources {
-        let mut reader = Reader::new(file, text);
+        let mut reader = TomlReader::new(file, text);
         match reader.document() {
             Some(table) => {
-                let place = root.place.clone();
-                overlay(&mut root, Node { item: Item::Table(table), place });
+                let location = root.location.clone();
+                overlay(&mut root, Node { item: TomlValue::Table(table), location });
             }
             None => debug_assert!(!reader.problems.is_empty(), "a text without a table has a problem"),
         }
@@ -146,9 +145,9 @@ pub(super) fn merged(sources: &[(PathBuf, String)]) -> Merged {
 }
 
 fn overlay(below: &mut Node, above: Node) {
-    let place = above.place;
+    let location = above.location;
     match (&mut below.item, above.item) {
-        (Item::Table(below), Item::Table(above)) => {
+        (TomlValue::Table(below), TomlValue::Table(above)) => {
             for (key, node) in above {
                 match below.get_mut(&key) {
                     Some(old) => overlay(old, node),
@@ -158,11 +157,11 @@ fn overlay(below: &mut Node, above: Node) {
         }
         (item, above) => *item = above,
     }
-    below.place = place;
+    below.location = location;
 }
 
-/// Turns one text into nodes.
-struct Reader<'a> {
+/// Parses one text into nodes.
+struct TomlReader<'a> {
     file: Arc<Path>,
     text: &'a str,
     /// Byte offset of each line's start.
@@ -170,14 +169,14 @@ struct Reader<'a> {
     problems: Vec<Problem>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TomlReader<'a> {
     fn new(file: &Path, text: &'a str) -> Self {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         Self { file: file.into(), text, lines, problems: Vec::new() }
     }
 
-    /// None when there is no sense in reading on; `problems` says why.
-    fn document(&mut self) -> Option<Table> {
+    /// Parses the text. None when it cannot be parsed at all; `problems` says why.
+    fn document(&mut self) -> Option<TomlTable> {
         if self.text.len() > FILE_BYTES_MAX {
             self.problem(0, "", format!("longer than {FILE_BYTES_MAX} bytes"));
             return None;
@@ -189,14 +188,14 @@ impl<'a> Reader<'a> {
         }
         let (document, errors) = DeTable::parse_recoverable(self.text);
         for error in errors.into_iter().take(SYNTAX_PROBLEMS_MAX) {
-            let (line, key, text) = Mistake::new(self.text, error.message(), error.span()).told();
+            let (line, key, text) = Mistake::new(self.text, error.message(), error.span()).describe();
             self.problem(line, &key, text);
         }
         Some(self.table("", document.into_inner(), 0))
     }
 
-    fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> Table {
-        let mut nodes = Table::new();
+    fn table(&mut self, path: &str, table: DeTable<'_>, depth: usize) -> TomlTable {
+        let mut nodes = TomlTable::new();
         for (key, value) in table {
             let line = self.line(key.span().start);
             let name = key.into_inner().into_owned();
@@ -214,34 +213,34 @@ impl<'a> Reader<'a> {
             return None;
         }
         let item = match value.into_inner() {
-            DeValue::String(text) => Item::Text(Text { value: text.into_owned(), written: None }),
+            DeValue::String(text) => TomlValue::Text(TextValue { value: text.into_owned(), written: None }),
             DeValue::Integer(integer) => match i128::from_str_radix(integer.as_str(), integer.radix()) {
-                Ok(integer) => Item::Integer(integer),
+                Ok(integer) => TomlValue::Integer(integer),
                 Err(_) => {
                     self.problem(line, path, "an integer of more than 128 bits".to_owned());
                     return None;
                 }
             },
             DeValue::Float(float) => match float.as_str().parse() {
-                Ok(float) => Item::Float(float),
+                Ok(float) => TomlValue::Float(float),
                 Err(_) => {
                     self.problem(line, path, "not a number".to_owned());
                     return None;
                 }
             },
-            DeValue::Boolean(flag) => Item::Flag(flag),
-            DeValue::Datetime(time) => Item::Time(time.to_string()),
+            DeValue::Boolean(flag) => TomlValue::Flag(flag),
+            DeValue::Datetime(time) => TomlValue::Time(time.to_string()),
             DeValue::Array(array) => {
                 let mut nodes = Vec::with_capacity(array.len());
                 for (index, value) in array.into_iter().enumerate() {
                     let line = self.line(value.span().start);
                     nodes.extend(self.node(&format!("{path}[{index}]"), value, line, depth + 1));
                 }
-                Item::Array(nodes)
+                TomlValue::Array(nodes)
             }
-            DeValue::Table(table) => Item::Table(self.table(path, table, depth)),
+            DeValue::Table(table) => TomlValue::Table(self.table(path, table, depth)),
         };
-        Some(Node { item, place: Place { file: self.file.clone(), line } })
+        Some(Node { item, location: Location { file: self.file.clone(), line } })
     }
 
     fn line(&self, offset: usize) -> usize {
@@ -253,8 +252,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Offset of a dotted key with too many parts. The parser bounds how deep brackets may nest, but not this; each part is
-/// a table within a table, and hundreds of thousands of them could not be dropped again without exhausting the stack.
+/// Returns the offset of a dotted key with too many parts. The parser limits the nesting of brackets, but not this; each part
+/// is a table within a table, and dropping hundreds of thousands of them would overflow the stack.
 fn deep_key(text: &str) -> Option<usize> {
     let mut dots = 0;
     for token in toml_parser::Source::new(text).lex() {
@@ -271,7 +270,7 @@ fn deep_key(text: &str) -> Option<usize> {
     None
 }
 
-/// `key` within the table at `path`, quoted where TOML would have it quoted.
+/// The full name of `key` in the table at `path`, quoted where TOML requires it.
 pub(super) fn join(path: &str, key: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     let dot = if path.is_empty() { "" } else { "." };
@@ -282,7 +281,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// At most 60 characters of a text.
+/// Shortens a text to 60 characters.
 pub(super) fn shortened(text: &str) -> String {
     const CHARACTERS_MAX: usize = 60;
     match text.char_indices().nth(CHARACTERS_MAX) {

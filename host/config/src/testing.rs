@@ -1,23 +1,23 @@
-//! Sections of a configuration for the tests of protocols and resources, without files.
+//! Sections of a configuration without files, for the tests of protocols and resources.
 
 use std::path::Path;
 
 use crate::{CageConfig, ConfigError, Environment, ProtocolInfo, Section, parse};
 
-/// `[interfaces.test]` with these keys.
+/// Makes the section `[interfaces.test]` with these keys.
 ///
 /// # Panics
-/// When they are no TOML.
+/// The keys are not valid TOML.
 pub fn section(keys: &str) -> Section {
     let own = format!("[interfaces.test]\nprotocol = 'tested'\n{keys}");
     let mut config = read("tested", Path::new("/cages/runner"), own).expect("TOML");
     config.interfaces.remove("test").expect("it is there").section
 }
 
-/// `[resources.test]` of a cage in this directory, with these keys.
+/// Makes the section `[resources.test]` of a cage in this directory, with these keys.
 ///
 /// # Errors
-/// What is wrong with them, apart from what the protocol will say.
+/// Mistakes in the keys, except those that the protocol finds.
 ///
 /// # Panics
 /// Never: the table is there.

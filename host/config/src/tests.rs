@@ -1,4 +1,4 @@
-//! What a configuration comes to, and what is told about a broken one. `WASMCAGE_FUZZ_MS` is the budget of each `fuzz_`
+//! Tests of reading configurations, and of the reported mistakes. `WASMCAGE_FUZZ_MS` is the budget of each `fuzz_`
 //! test; a failure prints a seed, which `ARBTEST_SEED` replays.
 
 use arbtest::arbtest;
@@ -31,7 +31,7 @@ fn read_both(shared: &str, own: &str) -> Result<CageConfig, ConfigError> {
         node: "n1",
         directory: Path::new("/cages/runner"),
         protocols: &[ProtocolInfo::new("http"), ProtocolInfo::new("schedule")],
-        left_out: &[LeftOut { protocol: "amqp", feature: "amqp" }],
+        left_out: &[OmittedProtocol { protocol: "amqp", feature: "amqp" }],
         variables: &variables,
     };
     let sources = [("cages/.shared/cage.toml", shared), ("cages/runner/cage.toml", own)];
@@ -42,7 +42,7 @@ fn read_own(own: &str) -> CageConfig {
     read_both("", own).unwrap()
 }
 
-/// What is told about the cage's own file, each line after its name.
+/// Checks the reported mistakes of the cage's own file, without the file's name.
 #[track_caller]
 fn check(own: &str, expected: &[&str]) {
     let told = match read_both("", own) {

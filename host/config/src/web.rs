@@ -1,5 +1,5 @@
-//! How requests to servers outside leave: through which proxy, and whose certificates count. `[modules.NAME.http]` for a
-//! module's own client; resources read the same `proxy` and `no_proxy`.
+//! Settings of outgoing HTTP: the proxy, and the trusted certificate authorities. `[modules.NAME.http]` has them for a module's
+//! own requests; resources read the same `proxy` and `no_proxy`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,18 +15,18 @@ use rustls::pki_types::pem::PemObject as _;
 use super::grant::HostPattern;
 use super::section::Section;
 
-/// Of the file of `ca`.
+/// Largest file of `ca`.
 const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
 
-/// The way of a module's own requests.
+/// How a module's own requests are sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OutgoingHttp {
-    /// Trusted besides the public ones.
+    /// Authorities that are trusted besides the public ones.
     pub authorities: Option<Authorities>,
     pub proxy: Option<Proxy>,
 }
 
-/// Certificate authorities, as they are in their file now: another content is another setting.
+/// Certificate authorities, with the content of their file, so that a changed file is a changed setting.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Authorities {
     pub file: PathBuf,
@@ -36,12 +36,12 @@ pub struct Authorities {
 /// A server that requests are sent through.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proxy {
-    /// As in a URL.
+    /// The host as in a URL.
     pub host: String,
     pub port: u16,
-    /// `user:password`, if it wants to know.
+    /// `user:password`, if it requires them.
     pub user: Option<String>,
-    /// Servers that are asked directly.
+    /// Servers that requests are sent to directly.
     pub except: Vec<HostPattern>,
 }
 
@@ -54,7 +54,7 @@ impl OutgoingHttp {
             }),
             proxy: Proxy::read(&section),
         };
-        // What `finish` finds stays recorded, and is reported with the mistakes of the whole configuration.
+        // Mistakes that `finish` finds are reported with those of the whole configuration.
         let _ = section.finish();
         http
     }
@@ -89,11 +89,11 @@ impl fmt::Debug for Authorities {
 }
 
 impl Proxy {
-    /// `proxy` and `no_proxy` of a section; none if there is no `proxy`, or an empty one.
+    /// Reads `proxy` and `no_proxy` of a section; none if `proxy` is not set or empty.
     pub fn read(section: &Section) -> Option<Self> {
         const HOST: &str = "a host such as \"db.internal:443\", \"*.internal\", \"10.0.0.1\" or \"*\"";
         let except = section.parsed_list("no_proxy", Vec::new(), HOST);
-        // As an unset variable leaves it: `proxy = "${HTTPS_PROXY:-}"`.
+        // An unset variable makes it empty: `proxy = "${HTTPS_PROXY:-}"`.
         if section.has("proxy") && section.string("proxy", "").is_empty() {
             return None;
         }
@@ -102,7 +102,7 @@ impl Proxy {
     }
 }
 
-/// Without the password.
+/// Does not show the password.
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy")
@@ -113,7 +113,7 @@ impl fmt::Debug for Proxy {
     }
 }
 
-/// What is no URL of a proxy.
+/// The text is no URL of a proxy.
 #[derive(Debug, PartialEq, Eq)]
 pub struct InvalidProxy;
 
@@ -130,7 +130,7 @@ impl FromStr for Proxy {
     }
 }
 
-/// The port that a URL leads to, said or not; none when it says one that does not exist.
+/// Returns the port of a URL, or the default one of its scheme; none if the URL has an invalid port.
 pub fn url_port(uri: &Uri) -> Option<u16> {
     let authority = uri.authority()?;
     let host_and_port = authority.as_str().rsplit('@').next()?;
@@ -140,7 +140,7 @@ pub fn url_port(uri: &Uri) -> Option<u16> {
     }
 }
 
-/// `%40` and the like as the byte that they stand for.
+/// Decodes percent-encoding.
 fn unescaped(text: &str) -> Result<String, InvalidProxy> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,9 +1,9 @@
-//! Who may be in work: up to `concurrency` requests of a cage, and of each module as many as it may have instances; up to
-//! `queue` waiting, the earliest deadline first. Whoever waits holds nothing, neither a place in the cage nor an instance,
-//! so that a slow module's requests take no room from those of other modules. A full queue answers at once; a request that
-//! expires while it waits is never run. Used by the dispatcher, and by pools of connections for their places.
+//! Limits how many requests are in work: up to `concurrency` of a cage, and of each module as many as it may have instances.
+//! Up to `queue` more wait, the earliest deadline first. A waiting request holds nothing, neither a permit of the cage nor an
+//! instance, so that a slow module's requests take no room from those of other modules. When the queue is full, a request
+//! fails at once; one that expires while it waits never runs. The dispatcher uses this, and so do pools of connections.
 
-mod lines;
+mod wait_queues;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -12,51 +12,53 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::timeout_at;
 
-use self::lines::{Lines, Turn};
+use self::wait_queues::{QueuePosition, WaitQueues};
 use crate::request::Deadline;
 
+/// The limits of a cage, or of a pool.
 pub struct Admission {
     concurrency: AtomicUsize,
-    queue: AtomicUsize,
+    queue_max: AtomicUsize,
     in_work: AtomicUsize,
-    /// Everybody who waits. Written under the lock of `lines`, read without it.
+    /// All waiters. Written under the lock of `queues`, read without it.
     waiting: AtomicUsize,
-    lines: Mutex<Lines>,
+    queues: Mutex<WaitQueues>,
 }
 
-/// The bound on the requests and calls of one version of a module that are in work.
+/// The limit on the requests and calls of one version of a module that are in work.
 pub struct Bulkhead {
     admission: Arc<Admission>,
     max: usize,
     in_work: AtomicUsize,
-    /// Nobody enters any more. Written under the lock of the admission's lines.
+    /// No more permits are given. Written under the lock of the admission's `queues`.
     closed: AtomicBool,
 }
 
-/// Where a request or call comes from.
+/// Whether a request or call needs a permit of the cage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// It needs a place in the cage, too.
+pub enum EntryKind {
+    /// It comes from outside and needs a permit of the cage, too.
     Outside,
-    /// It is made for a request that has a place in the cage; to wait for a second one could deadlock.
+    /// It is made for a request that has a permit of the cage; waiting for a second one could deadlock.
     Within,
 }
 
-/// A place in work; given on to the next waiter when it is dropped.
-pub struct Place(Of);
+/// The permission to be in work. When it is dropped, the next waiter gets it.
+pub struct Permit(PermitSource);
 
-enum Of {
+enum PermitSource {
     Admission(Arc<Admission>),
-    Bulkhead(Arc<Bulkhead>, Entry),
+    Bulkhead(Arc<Bulkhead>, EntryKind),
 }
 
+/// Why a request got no permit.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The queue was full: so many were waiting.
+pub enum AdmissionError {
+    /// The queue was full: so many requests were waiting.
     Full(usize),
-    /// The deadline passed before there was a place.
+    /// The deadline passed before the cage had a permit.
     Expired,
-    /// The same, and it was the module that had no place.
+    /// The deadline passed before the module had a permit.
     ModuleBusy,
     /// The bulkhead was closed.
     Closed,
@@ -66,22 +68,22 @@ impl Admission {
     pub fn new(concurrency: usize, queue: usize) -> Arc<Self> {
         Arc::new(Self {
             concurrency: AtomicUsize::new(concurrency),
-            queue: AtomicUsize::new(queue),
+            queue_max: AtomicUsize::new(queue),
             in_work: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            lines: Mutex::default(),
+            queues: Mutex::default(),
         })
     }
 
-    /// Without limits of its own.
+    /// An admission without limits.
     pub fn unbounded() -> Arc<Self> {
         Self::new(usize::MAX, usize::MAX)
     }
 
-    /// New limits; who is in work or waiting already stays.
+    /// Sets new limits. Requests that are in work or waiting stay.
     pub fn set_limits(self: &Arc<Self>, concurrency: usize, queue: usize) {
         self.concurrency.store(concurrency, SeqCst);
-        self.queue.store(queue, SeqCst);
+        self.queue_max.store(queue, SeqCst);
         self.admit_waiting();
     }
 
@@ -89,23 +91,25 @@ impl Admission {
         self.in_work.load(SeqCst)
     }
 
-    /// Without those who wait for an instance within a request.
+    /// Number of waiting requests; calls that wait within a request are not counted.
     pub fn waiting(&self) -> usize {
-        self.lines.lock().outside()
+        self.queues.lock().outside()
     }
 
+    /// Waits for a permit.
+    ///
     /// # Errors
     /// At once when the queue is full, or at the deadline.
-    pub async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Place, Refusal> {
+    pub async fn enter(self: &Arc<Self>, deadline: Deadline) -> Result<Permit, AdmissionError> {
         match self.try_enter() {
-            Some(place) => Ok(place),
-            None => self.wait(None, Entry::Outside, deadline).await,
+            Some(permit) => Ok(permit),
+            None => self.wait(None, EntryKind::Outside, deadline).await,
         }
     }
 
-    /// A place, if one is free now.
-    pub fn try_enter(self: &Arc<Self>) -> Option<Place> {
-        self.take().then(|| Place(Of::Admission(self.clone())))
+    /// Returns a permit if one is free now.
+    pub fn try_enter(self: &Arc<Self>) -> Option<Permit> {
+        self.take().then(|| Permit(PermitSource::Admission(self.clone())))
     }
 
     fn take(&self) -> bool {
@@ -119,64 +123,59 @@ impl Admission {
     async fn wait(
         self: &Arc<Self>,
         bulkhead: Option<&Arc<Bulkhead>>,
-        entry: Entry,
+        entry: EntryKind,
         deadline: Deadline,
-    ) -> Result<Place, Refusal> {
-        let (place_tx, place_rx) = oneshot::channel();
-        let turn = {
-            let mut lines = self.lines.lock();
+    ) -> Result<Permit, AdmissionError> {
+        let (permit_tx, permit_rx) = oneshot::channel();
+        let position = {
+            let mut queues = self.queues.lock();
             if bulkhead.is_some_and(|bulkhead| bulkhead.closed.load(SeqCst)) {
-                return Err(Refusal::Closed);
+                return Err(AdmissionError::Closed);
             }
-            if entry == Entry::Outside {
-                let displaced = lines.make_room(bulkhead, self.queue.load(SeqCst))?;
+            if entry == EntryKind::Outside {
+                let displaced = queues.make_room(bulkhead, self.queue_max.load(SeqCst))?;
                 self.waiting.fetch_sub(usize::from(displaced), SeqCst);
             }
             self.waiting.fetch_add(1, SeqCst);
-            lines.add(bulkhead, entry, deadline, place_tx)
+            queues.add(bulkhead, entry, deadline, permit_tx)
         };
-        let _waiting = Waiting { admission: self, bulkhead, entry, turn };
-        // A place may have become free between the first look and the entry into the line.
+        let _waiter = QueuedWaiter { admission: self, bulkhead, entry, position };
+        // A permit may have become free before this waiter was in its queue.
         self.admit_waiting();
-        match timeout_at(deadline.instant(), place_rx).await {
+        match timeout_at(deadline.instant(), permit_rx).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) | Err(_) if bulkhead.is_some_and(|bulkhead| !bulkhead.has_room()) => Err(Refusal::ModuleBusy),
-            Ok(Err(_)) | Err(_) => Err(Refusal::Expired),
+            Ok(Err(_)) | Err(_) if bulkhead.is_some_and(|bulkhead| !bulkhead.has_room()) => {
+                Err(AdmissionError::ModuleBusy)
+            }
+            Ok(Err(_)) | Err(_) => Err(AdmissionError::Expired),
         }
     }
 
-    /// After a place was given back.
-    fn gave_back(self: &Arc<Self>) {
-        if self.waiting.load(SeqCst) > 0 {
-            self.admit_waiting();
-        }
-    }
-
-    /// Gives free places to waiters, the earliest deadline first.
+    /// Gives free permits to waiters, the earliest deadline first.
     fn admit_waiting(self: &Arc<Self>) {
         while self.waiting.load(SeqCst) > 0 {
-            let mut lines = self.lines.lock();
-            let expired = lines.remove_expired();
+            let mut queues = self.queues.lock();
+            let expired = queues.remove_expired();
             self.waiting.fetch_sub(expired, SeqCst);
-            let Some((bulkhead, entry, turn)) = lines.next(self.has_room()) else { return };
-            // Somebody who has just come may have been faster: then there is less room, and another look.
-            let Some(place) = self.place_for_waiter(bulkhead.as_ref(), entry) else { continue };
-            let waiter = lines.remove(bulkhead.as_ref(), entry, turn);
+            let Some((bulkhead, entry, position)) = queues.next(self.has_room()) else { return };
+            // A request that has just come may have taken it: then the next waiter is determined anew.
+            let Some(permit) = self.permit_for_waiter(bulkhead.as_ref(), entry) else { continue };
+            let waiter = queues.remove(bulkhead.as_ref(), entry, position);
             self.waiting.fetch_sub(usize::from(waiter.is_some()), SeqCst);
-            drop(lines);
-            // One that has just left gives the place back by dropping it, which comes here again for the next.
+            drop(queues);
+            // A waiter that has just left drops the permit, which calls this again for the next one.
             if let Some(waiter) = waiter {
-                let _ = waiter.send(Ok(place));
+                let _ = waiter.send(Ok(permit));
             }
         }
     }
 
-    /// Under the lock of the lines: whoever fails meanwhile because of a place that is taken here for a moment enters a line
-    /// after this, and looks again.
-    fn place_for_waiter(self: &Arc<Self>, bulkhead: Option<&Arc<Bulkhead>>, entry: Entry) -> Option<Place> {
+    /// Takes a permit for a waiter. The lock of the queues is held: a request that finds no permit because of one that is taken
+    /// here for a moment enters a queue after this, and tries again then.
+    fn permit_for_waiter(self: &Arc<Self>, bulkhead: Option<&Arc<Bulkhead>>, entry: EntryKind) -> Option<Permit> {
         let Some(bulkhead) = bulkhead else { return self.try_enter() };
-        let place = bulkhead.take_both(entry);
-        place.then(|| Place(Of::Bulkhead(bulkhead.clone(), entry)))
+        let taken = bulkhead.take_both(entry);
+        taken.then(|| Permit(PermitSource::Bulkhead(bulkhead.clone(), entry)))
     }
 }
 
@@ -185,32 +184,34 @@ impl Bulkhead {
         Arc::new(Self { admission, max, in_work: AtomicUsize::new(0), closed: AtomicBool::new(false) })
     }
 
+    /// Waits for a permit.
+    ///
     /// # Errors
-    /// At once when the cage's queue is full or this is closed, or at the deadline.
-    pub async fn enter(self: &Arc<Self>, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
-        if let Some(place) = self.try_enter(entry) {
-            // Whoever closes it does so before the last place is given back: a place that was had since is no use.
-            return if self.closed.load(SeqCst) { Err(Refusal::Closed) } else { Ok(place) };
+    /// At once when the cage's queue is full or this bulkhead is closed, or at the deadline.
+    pub async fn enter(self: &Arc<Self>, entry: EntryKind, deadline: Deadline) -> Result<Permit, AdmissionError> {
+        if let Some(permit) = self.try_enter(entry) {
+            // A closed bulkhead may have free permits, and they must not be used.
+            return if self.closed.load(SeqCst) { Err(AdmissionError::Closed) } else { Ok(permit) };
         }
         self.admission.wait(Some(self), entry, deadline).await
     }
 
-    /// A place, if one is free now, both here and in the cage.
-    fn try_enter(self: &Arc<Self>, entry: Entry) -> Option<Place> {
+    /// Returns a permit if one is free now, both here and in the cage.
+    fn try_enter(self: &Arc<Self>, entry: EntryKind) -> Option<Permit> {
         if self.take_both(entry) {
-            return Some(Place(Of::Bulkhead(self.clone(), entry)));
+            return Some(Permit(PermitSource::Bulkhead(self.clone(), entry)));
         }
-        // A place may have been taken for a moment, and somebody may have looked just then and found none.
-        self.admission.gave_back();
+        // `take_both` may have taken a permit for a moment, in which another waiter found none.
+        self.admission.admit_waiting();
         None
     }
 
-    /// Takes a place here, and one in the cage for those from outside; or neither.
-    fn take_both(&self, entry: Entry) -> bool {
+    /// Takes a permit here and, for requests from outside, one of the cage; or neither.
+    fn take_both(&self, entry: EntryKind) -> bool {
         if !take(&self.in_work, self.max) {
             return false;
         }
-        if entry == Entry::Within || self.admission.take() {
+        if entry == EntryKind::Within || self.admission.take() {
             return true;
         }
         self.in_work.fetch_sub(1, SeqCst);
@@ -221,53 +222,53 @@ impl Bulkhead {
         self.in_work.load(SeqCst) < self.max
     }
 
-    /// Nobody enters from now on; who waits is told so.
+    /// Gives no more permits. Waiters fail with `Closed`.
     pub fn close(self: &Arc<Self>) {
-        let mut lines = self.admission.lines.lock();
+        let mut queues = self.admission.queues.lock();
         self.closed.store(true, SeqCst);
-        let waiters = lines.clear(self);
+        let waiters = queues.clear(self);
         self.admission.waiting.fetch_sub(waiters.len(), SeqCst);
-        drop(lines);
+        drop(queues);
         for waiter in waiters {
-            // One that has just left needs no answer.
-            let _ = waiter.send(Err(Refusal::Closed));
+            // A waiter that has just left needs no answer.
+            let _ = waiter.send(Err(AdmissionError::Closed));
         }
     }
 }
 
-/// One more, unless there are `max`.
+/// Counts one more, unless there are `max` already.
 fn take(in_work: &AtomicUsize, max: usize) -> bool {
     in_work.fetch_update(SeqCst, SeqCst, |in_work| (in_work < max).then_some(in_work + 1)).is_ok()
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         let admission = match &self.0 {
-            Of::Admission(admission) => admission,
-            Of::Bulkhead(bulkhead, _) => {
+            PermitSource::Admission(admission) => admission,
+            PermitSource::Bulkhead(bulkhead, _) => {
                 bulkhead.in_work.fetch_sub(1, SeqCst);
                 &bulkhead.admission
             }
         };
-        if !matches!(self.0, Of::Bulkhead(_, Entry::Within)) {
+        if !matches!(self.0, PermitSource::Bulkhead(_, EntryKind::Within)) {
             admission.in_work.fetch_sub(1, SeqCst);
         }
-        admission.gave_back();
+        admission.admit_waiting();
     }
 }
 
-/// Takes a waiter out of its line, however it ends.
-struct Waiting<'a> {
+/// Removes a waiter from its queue when it is dropped.
+struct QueuedWaiter<'a> {
     admission: &'a Admission,
     bulkhead: Option<&'a Arc<Bulkhead>>,
-    entry: Entry,
-    turn: Turn,
+    entry: EntryKind,
+    position: QueuePosition,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for QueuedWaiter<'_> {
     fn drop(&mut self) {
-        let mut lines = self.admission.lines.lock();
-        if lines.remove(self.bulkhead, self.entry, self.turn).is_some() {
+        let mut queues = self.admission.queues.lock();
+        if queues.remove(self.bulkhead, self.entry, self.position).is_some() {
             self.admission.waiting.fetch_sub(1, SeqCst);
         }
     }

@@ -1,8 +1,8 @@
-//! Pauses between attempts that go on failing: the first, doubled after each failure, up to the longest.
+//! Pauses between attempts that keep failing: they double after each failure, up to the longest.
 
 use std::time::Duration;
 
-/// Failures in a row, and the pauses after them.
+/// Counts failures in a row and computes the pauses after them.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -12,27 +12,27 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// What ran for so long was well: its next failure is a first one.
-    pub const WELL_AFTER: Duration = Duration::from_secs(60);
+    /// After running for so long, a failure counts as a first one.
+    pub const STABLE_AFTER: Duration = Duration::from_secs(60);
 
     pub const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, first_at_once: false, failures: 0 }
     }
 
-    /// There is no pause after the first failure, and the first one after the second.
+    /// Changes it so that there is no pause after the first failure, and the first pause comes after the second.
     pub const fn first_at_once(self) -> Self {
         Self { first_at_once: true, ..self }
     }
 
-    /// The pause after one more failure.
+    /// Counts a failure and returns the pause after it.
     pub fn pause(&mut self) -> Duration {
         self.failures = self.failures.saturating_add(1);
         doubled(self.first, self.longest, self.failures - u32::from(self.first_at_once))
     }
 
-    /// The same of something that was well for a time before it failed.
+    /// As `pause`, for something that ran for a time before it failed.
     pub fn pause_after(&mut self, ran: Duration) -> Duration {
-        if ran >= Self::WELL_AFTER {
+        if ran >= Self::STABLE_AFTER {
             self.reset();
         }
         self.pause()
@@ -43,17 +43,17 @@ impl Backoff {
         self.failures > 0
     }
 
-    /// It went well: the next failure is a first one.
+    /// Records a success: the next failure counts as a first one.
     pub fn reset(&mut self) {
         self.failures = 0;
     }
 }
 
-/// The pause after so many failures in a row: none after none.
+/// Returns the pause after so many failures in a row; zero after none.
 pub fn doubled(first: Duration, longest: Duration, failures: u32) -> Duration {
     match failures {
         0 => Duration::ZERO,
-        // A factor beyond this does not fit, and makes two seconds of a nanosecond.
+        // A larger factor does not fit in 32 bits; this one makes two seconds of a nanosecond.
         failures => first.saturating_mul(1 << (failures - 1).min(31)).min(longest),
     }
 }
@@ -80,8 +80,8 @@ mod tests {
     fn a_failure_after_a_good_time_is_a_first_one() {
         let mut backoff = Backoff::new(FIRST, LONGEST);
         backoff.pause();
-        assert_eq!(backoff.pause_after(Backoff::WELL_AFTER - FIRST), 2 * FIRST);
-        assert_eq!(backoff.pause_after(Backoff::WELL_AFTER), FIRST);
+        assert_eq!(backoff.pause_after(Backoff::STABLE_AFTER - FIRST), 2 * FIRST);
+        assert_eq!(backoff.pause_after(Backoff::STABLE_AFTER), FIRST);
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! A body that streams between an interface and a module.
+//! The type of bodies that stream between an interface and a module.
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 
-/// A streamed body on its way in or out of a module that speaks `wasi:http`.
+/// A streamed body of a request or a response of a module that uses `wasi:http`.
 pub type StreamBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;

@@ -1,10 +1,11 @@
-//! Memory for bodies that are kept whole: of requests while they come and are handled, of answers until their clients have
-//! taken them. One budget for the process, so that neither a crowd of uploads nor clients that do not read use up the
-//! machine; taken as bytes arrive, since an announcement costs a client nothing.
+//! A budget of memory for bodies that are held whole: those of requests while they arrive and are handled, and those of
+//! answers until their clients have received them. The process has one budget, so that neither many uploads nor clients that
+//! do not read can use up the machine's memory. It is charged as bytes arrive, not by the announced length, which costs a
+//! client nothing.
 //!
-//! Shares are fair without being fixed: whoever takes may have four times what is left for others. One alone gets four fifths
-//! of the budget, several get equal parts, and there is always room for one that comes later. This holds among the interfaces
-//! of the process, and within an interface's share among its clients' addresses.
+//! Shares are fair without being fixed: an interface may have four times what is left. One alone gets four fifths of the
+//! budget, several get equal parts, and there is always room for a newcomer. This holds among the interfaces of the process,
+//! and, within an interface's share, among the addresses of its clients.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -16,34 +17,34 @@ use parking_lot::Mutex;
 
 use crate::machine;
 
-/// Bodies up to this size take nothing: they cost little more than their connection, whose number is bounded.
+/// Bodies up to this size are not charged: they cost little more than their connections, whose number is limited.
 const FREE_BYTES: u64 = 16 << 10;
-/// More is taken by so much at a time.
+/// Room is taken in steps of this size.
 const STEP_BYTES: u64 = 64 << 10;
-/// How many times what is left one may have.
+/// An interface, or a client, may have so many times what is left.
 const WEIGHT: u64 = 4;
-/// After the last body has ended; each reminder has a part of the allocator's memory looked at.
+/// Number of reminders after the last body has ended. Each makes the allocator check a part of its memory.
 const REMINDERS: u32 = 6;
 
-/// Of the process.
+/// The budget of the process.
 #[derive(Debug)]
 pub struct BodyBudget {
     bytes_max: u64,
     in_use: AtomicU64,
-    /// How often the allocator is still to be reminded of what it may give back.
+    /// How often the allocator is still to be reminded of memory that it may return.
     reminders: AtomicU32,
 }
 
-/// What an interface has of the budget.
+/// An interface's share of the budget.
 #[derive(Debug)]
 pub struct BodyShare {
     budget: Arc<BodyBudget>,
     in_use: AtomicU64,
-    /// Clients whose bodies take anything now.
+    /// Bytes taken by each client that has taken any.
     clients: Mutex<HashMap<IpAddr, u64>>,
 }
 
-/// What one body takes; given back when it is dropped.
+/// The room that one body takes, given back when this is dropped.
 #[derive(Debug)]
 pub struct BodyRoom {
     share: Arc<BodyShare>,
@@ -51,7 +52,7 @@ pub struct BodyRoom {
     bytes: u64,
 }
 
-/// There is no room for another body, or for more of this one.
+/// No room is left for another body, or for more of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bodies take {in_use} of {bytes_max} bytes, and no fair share is left for this one")]
 pub struct NoRoom {
@@ -64,7 +65,7 @@ impl BodyBudget {
         Self { bytes_max, in_use: AtomicU64::new(0), reminders: AtomicU32::new(0) }
     }
 
-    /// A quarter of the memory that this process may use, and at most 4 GiB; `WASMCAGE_BODY_MEMORY_MB` says otherwise.
+    /// A quarter of the memory that this process may use, at most 4 GiB, or what `WASMCAGE_BODY_MEMORY_MB` says.
     pub fn of_machine() -> Self {
         const LEAST: u64 = 64 << 20;
         const MOST: u64 = 4 << 30;
@@ -75,14 +76,14 @@ impl BodyBudget {
         }
     }
 
-    /// For a regular call every few seconds: has the memory of bodies that have ended given back to the system. The allocator
-    /// keeps freed blocks for a second, and then looks at them only when another large one is freed; in a process that has
-    /// become idle that would be never.
+    /// Makes the allocator return the memory of bodies that have ended to the system. To be called every few seconds. The
+    /// allocator keeps freed blocks for a second, and checks them only when another large block is freed, which in an idle
+    /// process would be never.
     pub fn remind_allocator(&self) {
         const BLOCK_BYTES: usize = 8 << 20;
         let reminders = &self.reminders;
         if reminders.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            // Never written to, so that it takes no memory itself.
+            // The block is never written to, so that it takes no memory itself.
             drop(std::hint::black_box(Vec::<u8>::with_capacity(BLOCK_BYTES)));
         }
     }
@@ -97,7 +98,7 @@ impl BodyShare {
         Self { budget, in_use: AtomicU64::new(0), clients: Mutex::default() }
     }
 
-    /// For one body of this client. Takes nothing yet.
+    /// Makes an empty room for one body of this client.
     pub fn room(self: &Arc<Self>, client: IpAddr) -> BodyRoom {
         BodyRoom { share: self.clone(), client, bytes: 0 }
     }
@@ -105,11 +106,11 @@ impl BodyShare {
     fn take(&self, client: IpAddr, bytes: u64) -> Result<(), NoRoom> {
         let BodyBudget { bytes_max, in_use, .. } = &*self.budget;
         let mut clients = self.clients.lock();
-        // Taken first, then looked at: two that take at once may both be refused, and never both be let in.
+        // Taken first and checked afterwards: two that take at once may both be refused, but are never both admitted.
         let all = in_use.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let own = self.in_use.fetch_add(bytes, Ordering::Relaxed) + bytes;
         let left = bytes_max.saturating_sub(all);
-        // How much more this interface could have: the solution of `own + more = WEIGHT * (left - more)`.
+        // `more` is what this interface could still have: the solution of `own + more = WEIGHT * (left - more)`.
         let more = (WEIGHT * left).saturating_sub(own) / (WEIGHT + 1);
         let of_client = clients.get(&client).copied().unwrap_or(0) + bytes;
         if own > WEIGHT * left || of_client > WEIGHT * more {
@@ -136,10 +137,10 @@ impl BodyShare {
 }
 
 impl BodyRoom {
-    /// Makes it room for a body of so many bytes.
+    /// Enlarges the room to a body of so many bytes.
     ///
     /// # Errors
-    /// When the client, its interface or the process has too many already; what it had it keeps.
+    /// The client, its interface or the process has too many already. The room keeps its size then.
     pub fn grow(&mut self, bytes: usize) -> Result<(), NoRoom> {
         let bytes = bytes as u64;
         if bytes <= FREE_BYTES || bytes <= self.bytes {
@@ -151,21 +152,21 @@ impl BodyRoom {
         Ok(())
     }
 
-    /// The same bytes, for as long as which anything holds them the room is taken.
+    /// Attaches the room to the bytes: it is given back when the last reference to them is dropped.
     pub fn hold(self, bytes: Bytes) -> Bytes {
         match self.bytes {
             0 => bytes,
-            _ => Bytes::from_owner(HeldBytes { bytes, _room: self }),
+            _ => Bytes::from_owner(BudgetedBytes { bytes, _room: self }),
         }
     }
 }
 
-struct HeldBytes {
+struct BudgetedBytes {
     bytes: Bytes,
     _room: BodyRoom,
 }
 
-impl AsRef<[u8]> for HeldBytes {
+impl AsRef<[u8]> for BudgetedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -189,7 +190,7 @@ mod tests {
         IpAddr::from([192, 0, 2, last])
     }
 
-    /// Bodies of 1 MiB until there is no room for another.
+    /// Takes room for bodies of 1 MiB until there is none for another.
     fn fill(share: &Arc<BodyShare>, client: IpAddr) -> Vec<BodyRoom> {
         let mut rooms = Vec::new();
         loop {

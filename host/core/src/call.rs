@@ -1,5 +1,5 @@
-//! A call of a function of another cage's module, and the way to cages that do not run in this process. The dispatcher uses that
-//! way for calls that find no cage here; what carries them is installed by an interface, and unknown here.
+//! Calls of functions in other cages, and the trait that carries calls out of this process. The dispatcher uses it for cages
+//! that do not run here; an interface installs the implementation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use serde::Serialize;
 use crate::error::DispatchError;
 use crate::request::{Payload, RequestContext};
 
-/// The caller of an operator's call that is not made as another cage's. No cage can be called so, and every cage
-/// permits it what it permits itself.
+/// The caller of a call that an operator makes from the command line. No cage can have this name, and every cage permits it
+/// what it permits itself.
 pub const COMMAND_LINE: &str = "(command line)";
 
 /// A call of a function of another cage's module.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// Made by `RequestContext::for_call`: the last of its callers is who calls.
+    /// Made by `RequestContext::for_call`: the last of its callers makes this call.
     pub context: Arc<RequestContext>,
     pub cage: String,
     pub action: CallAction,
     pub arguments: Payload,
-    /// It may run twice without harm, so that a call that may have been lost can be tried on another copy.
+    /// It may run twice without harm, so that a call that may have been lost can be retried on another copy.
     pub idempotent: bool,
 }
 
@@ -47,20 +47,20 @@ impl fmt::Display for CallAction {
     }
 }
 
-/// Carries calls to cages elsewhere. One for a cage.
+/// Carries a cage's calls to cages elsewhere.
 #[async_trait]
 pub trait Remote: Send + Sync {
-    /// Has one copy of the cage run the function: the named one, or one of its choice.
+    /// Calls the function on one copy of the cage: the named one, or one that the implementation chooses.
     ///
     /// # Errors
     /// What the callee answered; `NoSuchCage` when no copy is known, `Unreachable` when none could be reached, so that the
     /// function surely did not run; `Lost` when that is not sure; `DeadlineExceeded`; `Overloaded` when too many calls wait for that cage.
     async fn call(&self, call: Call, copy: Option<&str>) -> Result<Payload, DispatchError>;
 
-    /// Names of the copies of a cage that are known now, for `call`.
+    /// Returns the names of the copies of a cage that are known now, for `call`.
     fn copies(&self, cage: &str) -> Vec<String>;
 
-    /// Every copy known now, the cage's own one not included.
+    /// Returns all copies that are known now, except the cage's own.
     fn members(&self) -> Vec<Member>;
 }
 
@@ -72,15 +72,15 @@ pub struct Member {
     pub copy: String,
     /// The machine it runs on; empty while unknown.
     pub node: String,
-    /// Of its wasmcage; empty while unknown.
+    /// Version of its wasmcage; empty while unknown.
     pub version: String,
     pub addresses: Vec<String>,
     /// How it was found, such as `multicast`.
     pub found: String,
-    /// Such as `connected`, `idle`, or why it is avoided now.
+    /// `connected`, `idle`, or why it is avoided now.
     pub health: String,
-    /// Calls to it that have no answer yet.
+    /// Number of calls to it that have no answer yet.
     pub in_flight: u32,
-    /// Moving average; none before the first answer.
+    /// Moving average of its latency; none before the first answer.
     pub latency_us: Option<u64>,
 }

@@ -1,5 +1,5 @@
-//! Where the files of cages are. All of them are in the root unless the environment says otherwise: a root that cannot be
-//! written needs other places for what a running cage writes.
+//! The directories of cages' files. All of them are below the root unless the environment says otherwise, which is needed
+//! when the root cannot be written.
 
 use std::ffi::OsString;
 use std::io;
@@ -7,33 +7,36 @@ use std::path::{Path, PathBuf};
 
 use crate::private;
 
-/// In a cage's directory.
-pub const STATE_DIRECTORY: &str = "state";
-pub const LOGS_DIRECTORY: &str = "logs";
-/// What only a running cage needs: apart from what people tidy, and from what they back up and put back.
+/// Name of the store's directory in a cage's directory.
+const STATE_DIRECTORY: &str = "state";
+/// Name of the logs' directory in a cage's directory.
+const LOGS_DIRECTORY: &str = "logs";
+/// Name of the directory for files that only a running cage needs. They are apart from `logs`, which people clean up, and from
+/// `state`, which they back up and restore.
 const RUN_DIRECTORY: &str = ".run";
 
-/// What each variable names has a directory per cage in it.
-pub const STATE_VARIABLE: &str = "WASMCAGE_STATE_DIR";
-pub const LOGS_VARIABLE: &str = "WASMCAGE_LOGS_DIR";
+/// Environment variable with the directory that contains a directory for each cage's store.
+const STATE_VARIABLE: &str = "WASMCAGE_STATE_DIR";
+/// Environment variable with the directory that contains a directory for each cage's logs.
+const LOGS_VARIABLE: &str = "WASMCAGE_LOGS_DIR";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {
-    /// Directory of the cages.
+    /// The directory that contains the cages' directories.
     pub root: PathBuf,
-    /// Holds `<cage>` for each cage's store, and for its lock and sockets; the cage's own directory has them if none.
+    /// Contains `<cage>` for each cage's store, lock and sockets; none: they are in the cage's own directory.
     pub state: Option<PathBuf>,
-    /// Holds `<cage>` for each cage's logs; `logs` in the cage's directory if none.
+    /// Contains `<cage>` for each cage's logs; none: they are in `logs` in the cage's directory.
     pub logs: Option<PathBuf>,
 }
 
 impl Directories {
-    /// Everything in the root.
+    /// All files are below the root.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into(), state: None, logs: None }
     }
 
-    /// As the process's environment says.
+    /// Reads the process's environment.
     pub fn from_environment(root: impl Into<PathBuf>) -> Self {
         Self::from_variables(root, |name| std::env::var_os(name))
     }
@@ -47,7 +50,7 @@ impl Directories {
         self.root.join(cage)
     }
 
-    /// The cage's store.
+    /// The directory of the cage's store.
     pub fn state(&self, cage: &str) -> PathBuf {
         self.of_cage(self.state.as_deref(), cage, STATE_DIRECTORY)
     }
@@ -56,15 +59,15 @@ impl Directories {
         self.of_cage(self.logs.as_deref(), cage, LOGS_DIRECTORY)
     }
 
-    /// The cage's lock and sockets.
+    /// The directory of the cage's lock and sockets.
     pub fn run(&self, cage: &str) -> PathBuf {
         self.state.as_ref().map_or_else(|| self.cage(cage), |directory| directory.join(cage)).join(RUN_DIRECTORY)
     }
 
-    /// Makes the directory of the cage's lock and sockets, in a cage's directory that is there.
+    /// Creates the directory of the cage's lock and sockets. The cage's directory must exist.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The directory cannot be created.
     pub fn make_run(&self, cage: &str) -> io::Result<PathBuf> {
         let directory = self.run(cage);
         if self.state.is_some() {
@@ -78,10 +81,10 @@ impl Directories {
         elsewhere.map_or_else(|| self.cage(cage).join(name), |directory| directory.join(cage))
     }
 
-    /// Makes what is missing of the directories that are not in the root: a cage makes only those within its own.
+    /// Creates the directories outside the root, as far as they do not exist. A cage itself creates only those within its own.
     ///
     /// # Errors
-    /// The directory that cannot be made, and why.
+    /// The directory that cannot be created, and why.
     pub fn make_parents(&self) -> Result<(), (PathBuf, io::Error)> {
         for directory in [&self.state, &self.logs].into_iter().flatten() {
             let missing: Vec<_> = directory.ancestors().take_while(|path| !is_there(path)).collect();
@@ -93,7 +96,7 @@ impl Directories {
     }
 }
 
-/// The empty path is what a relative one begins at.
+/// Returns whether a path exists. The empty path is the start of a relative one.
 fn is_there(path: &Path) -> bool {
     path.as_os_str().is_empty() || path.exists()
 }

@@ -1,5 +1,5 @@
-//! Stopping in order: stop the intake, finish what is in flight, end by a deadline. One for the cage, a child for each
-//! interface, so that an interface can be replaced while the others serve.
+//! An orderly stop: the intake is stopped, what is in flight is finished, and what is left at a deadline is dropped. The cage
+//! has a `Drain`, and each interface a child of it, so that one interface can be replaced while the others serve.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub struct Drain {
     intake: CancellationToken,
     forced: CancellationToken,
     in_flight: TaskTracker,
-    /// Of the parent's.
+    /// The parent's `intake`.
     outer: CancellationToken,
 }
 
@@ -21,7 +21,7 @@ impl Drain {
         Self::default()
     }
 
-    /// Begins to drain when its parent does, and may begin alone; what it tracks counts for itself only.
+    /// Makes a drain that begins when its parent does, or alone. The parent does not wait for what the child tracks.
     pub fn child(&self) -> Self {
         Self {
             intake: self.intake.child_token(),
@@ -31,7 +31,7 @@ impl Drain {
         }
     }
 
-    /// Takes nothing new from now on.
+    /// Stops the intake.
     pub fn begin(&self) {
         self.intake.cancel();
         self.in_flight.close();
@@ -47,17 +47,17 @@ impl Drain {
         self.intake.is_cancelled()
     }
 
-    /// Whether this one began because its parent did.
+    /// Returns whether the parent has begun, too.
     pub fn outer_begun(&self) -> bool {
         self.outer.is_cancelled()
     }
 
-    /// Resolves when nothing new may be taken.
+    /// Resolves when the drain has begun.
     pub async fn stopping(&self) {
         self.intake.cancelled().await;
     }
 
-    /// What the work comes to, or none if the drain begins first, which drops it.
+    /// Returns the result of the work; none if the drain begins first, which drops the work.
     pub async fn unless_begun<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
             biased;
@@ -71,12 +71,12 @@ impl Drain {
         self.forced.cancelled().await;
     }
 
-    /// Held by anything that must end before the drain is complete.
+    /// A token to hold for as long as something is in flight.
     pub fn token(&self) -> TaskTrackerToken {
         self.in_flight.token()
     }
 
-    /// Begins, waits up to `timeout` for what is in flight, then forces. True when everything ended by itself.
+    /// Begins, waits up to `timeout` for what is in flight, then forces. Returns whether everything ended by itself.
     pub async fn complete(&self, timeout: Duration) -> bool {
         self.begin();
         let finished = tokio::time::timeout(timeout, self.in_flight.wait()).await.is_ok();

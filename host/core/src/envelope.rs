@@ -1,5 +1,5 @@
-//! A call and its answer as bytes: what goes to cages elsewhere, whatever carries it, and what the store keeps of a retried
-//! call. Read from peers, so every length is checked against what came, and nothing is allocated beyond it.
+//! Encodes calls and their answers, for other cages over any transport, and for retried calls in the store. Messages come from
+//! peers, so every length is checked against the bytes received, and no more than those is allocated.
 //!
 //! Numbers are big-endian; `text` is a u16 length and that many bytes of UTF-8; `long` is the same with a u32 length.
 //!
@@ -20,11 +20,11 @@
 //! Head of an answer:
 //! ```text
 //! u8  version, 1
-//! u8  0 to 2: kind of the result, as above; 16 and more: an error, by the order of `ErrorCode`. New ones come at the end: a peer
-//!     that does not know one takes the call for lost. What a guest answers is among the first ones, which all peers know.
+//! u8  0 to 2: kind of the result, as above; 16 and more: an error, in the order of `ErrorCode`. New errors are added at the end:
+//!     for a peer that does not know one, the call is lost. Errors of guests are among the first, which all peers know.
 //! long text of the error
 //! ```
-//! The body follows beside it: arguments or result as they are, nothing for an error.
+//! The body is apart from the head: arguments or result as they are, nothing for an error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,20 +37,20 @@ use crate::request::{Facts, Payload, RequestContext, RequestId};
 use crate::telemetry::Level;
 use crate::values::{Fingerprint, Values};
 
-/// Of the head of a call or an answer.
+/// Largest head of a call or an answer.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 const VERSION: u8 = 1;
 const IDEMPOTENT: u8 = 1;
 /// Stands, with an empty module, for `CallAction::AcceptRetried`.
 const ACCEPT_RETRIED: &str = "accept-retried-call";
-/// A longer text of an error is cut.
+/// Longer texts of errors are cut.
 const ERROR_TEXT_BYTES_MAX: usize = 8 << 10;
-/// A longer text of anything else in a head cannot be sent.
+/// Other texts in a head that are longer cannot be sent.
 const TEXT_BYTES_MAX: usize = 4 << 10;
 const CALLERS_MAX: usize = 1_000;
 const FACTS_MAX: usize = u8::MAX as usize;
 
-/// A head and the body beside it.
+/// A head and its body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub head: Bytes,
@@ -58,7 +58,7 @@ pub struct Message {
 }
 
 impl Message {
-    /// Both in one: `u32` length of the head, head, body.
+    /// Joins both: `u32` length of the head, head, body.
     pub fn into_bytes(self) -> Vec<u8> {
         let Self { head, body } = self;
         let mut bytes = Vec::with_capacity(4 + head.len() + body.len());
@@ -68,7 +68,7 @@ impl Message {
         bytes
     }
 
-    /// None when it is cut short.
+    /// Separates head and body; none when bytes are missing.
     pub fn from_bytes(mut bytes: Bytes) -> Option<Self> {
         let head = usize::try_from(bytes.try_get_u32().ok()?).ok()?;
         if head > bytes.len() {
@@ -78,16 +78,18 @@ impl Message {
     }
 }
 
-/// What came is no head of a call or an answer.
+/// A message that is no call or answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {what}: {text}")]
-pub struct Malformed {
+pub struct MalformedMessage {
     what: &'static str,
     text: String,
 }
 
+/// Encodes a call.
+///
 /// # Errors
-/// `BadRequest` when a name is too long, or there are too many callers, to be carried.
+/// `BadRequest` when a name is too long, or there are too many callers.
 pub fn encode_call(call: &Call) -> Result<Message, DispatchError> {
     let Call { context, cage, action, arguments, idempotent } = call;
     let (module, function) = match action {
@@ -114,7 +116,7 @@ pub fn encode_call(call: &Call) -> Result<Message, DispatchError> {
     for caller in &context.callers {
         put_text(&mut head, caller)?;
     }
-    // A value that is too long is not worth the call; the callee sees a request without it.
+    // A fact that is too long is left out, rather than failing the call.
     let fits = |(name, value): &(&str, &str)| name.len().max(value.len()) <= TEXT_BYTES_MAX;
     let facts: Vec<_> = context.facts.public().filter(fits).take(FACTS_MAX).collect();
     head.put_u8(facts.len() as u8);
@@ -132,12 +134,12 @@ pub fn encode_call(call: &Call) -> Result<Message, DispatchError> {
     Ok(Message { head: head.freeze(), body })
 }
 
-/// A call that came from `caller`, whose identity is known. Its facts and callers are made to say so.
+/// Decodes a call from `caller`, whose identity is verified. The call's facts and callers are set to this identity.
 ///
 /// # Errors
-/// What came is no call.
-pub fn decode_call(message: Message, caller: &str) -> Result<Call, Malformed> {
-    let mut reader = Reader { what: "call", rest: message.head };
+/// The message is no call.
+pub fn decode_call(message: Message, caller: &str) -> Result<Call, MalformedMessage> {
+    let mut reader = HeadReader { what: "call", rest: message.head };
     reader.version()?;
     let idempotent = reader.u8()? & IDEMPOTENT != 0;
     let level = Level::from_u8(reader.u8()?);
@@ -164,7 +166,7 @@ pub fn decode_call(message: Message, caller: &str) -> Result<Call, Malformed> {
     Ok(Call { context: Arc::new(context), cage, action, arguments, idempotent })
 }
 
-/// Cuts what cannot be sent as it is.
+/// Encodes an answer. A result that is too long becomes an error, and a long error text is cut.
 pub fn encode_answer(result: Result<Payload, DispatchError>, body_bytes_max: usize) -> Message {
     let mut head = BytesMut::with_capacity(64);
     head.put_u8(VERSION);
@@ -180,7 +182,7 @@ pub fn encode_answer(result: Result<Payload, DispatchError>, body_bytes_max: usi
             Message { head: head.freeze(), body }
         }
         Err(error) => {
-            let (code, text) = split(error);
+            let (code, text) = to_code(error);
             head.put_u8(code as u8);
             let mut end = text.len().min(ERROR_TEXT_BYTES_MAX);
             while !text.is_char_boundary(end) {
@@ -193,10 +195,12 @@ pub fn encode_answer(result: Result<Payload, DispatchError>, body_bytes_max: usi
     }
 }
 
+/// Decodes an answer.
+///
 /// # Errors
-/// What came is no answer.
-pub fn decode_answer(message: Message) -> Result<Result<Payload, DispatchError>, Malformed> {
-    let mut reader = Reader { what: "answer", rest: message.head };
+/// The message is no answer.
+pub fn decode_answer(message: Message) -> Result<Result<Payload, DispatchError>, MalformedMessage> {
+    let mut reader = HeadReader { what: "answer", rest: message.head };
     reader.version()?;
     let answer = match reader.rest.first() {
         Some(code) if *code < ErrorCode::FIRST => Ok(reader.payload(message.body)?),
@@ -207,14 +211,14 @@ pub fn decode_answer(message: Message) -> Result<Result<Payload, DispatchError>,
             let Some(code) = ErrorCode::ALL.into_iter().find(|known| *known as u8 == code) else {
                 return Err(reader.malformed(format!("unknown kind {code}: {text}")));
             };
-            Err(join(code, text))
+            Err(from_code(code, text))
         }
     };
     reader.end()?;
     Ok(answer)
 }
 
-/// Of arguments or a result.
+/// Returns the length of arguments or a result.
 pub fn body_bytes(payload: &Payload) -> usize {
     match payload {
         Payload::Json(json) => json.len(),
@@ -223,7 +227,7 @@ pub fn body_bytes(payload: &Payload) -> usize {
     }
 }
 
-/// Errors as they are carried.
+/// Codes of errors in answers.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum ErrorCode {
@@ -263,7 +267,7 @@ impl ErrorCode {
     ];
 }
 
-fn split(error: DispatchError) -> (ErrorCode, String) {
+fn to_code(error: DispatchError) -> (ErrorCode, String) {
     match error {
         DispatchError::BadRequest(text) => (ErrorCode::BadRequest, text),
         DispatchError::NoSuchCage(text) => (ErrorCode::NoSuchCage, text),
@@ -282,7 +286,7 @@ fn split(error: DispatchError) -> (ErrorCode, String) {
     }
 }
 
-fn join(code: ErrorCode, text: String) -> DispatchError {
+fn from_code(code: ErrorCode, text: String) -> DispatchError {
     match code {
         ErrorCode::BadRequest => DispatchError::BadRequest(text),
         ErrorCode::NoSuchCage => DispatchError::NoSuchCage(text),
@@ -310,7 +314,7 @@ fn put_text(head: &mut BytesMut, text: &str) -> Result<(), DispatchError> {
     Ok(())
 }
 
-/// Writes the kind, returns the body.
+/// Writes the kind of a payload into the head. Returns the body.
 fn put_payload(head: &mut BytesMut, payload: &Payload) -> Bytes {
     match payload {
         Payload::Json(json) => {
@@ -329,60 +333,60 @@ fn put_payload(head: &mut BytesMut, payload: &Payload) -> Bytes {
     }
 }
 
-/// Takes a head apart.
-struct Reader {
+/// Reads the fields of a head.
+struct HeadReader {
     what: &'static str,
     rest: Bytes,
 }
 
-impl Reader {
-    fn malformed(&self, text: impl Into<String>) -> Malformed {
-        Malformed { what: self.what, text: text.into() }
+impl HeadReader {
+    fn malformed(&self, text: impl Into<String>) -> MalformedMessage {
+        MalformedMessage { what: self.what, text: text.into() }
     }
 
-    fn need(&self, bytes: usize) -> Result<(), Malformed> {
+    fn need(&self, bytes: usize) -> Result<(), MalformedMessage> {
         if self.rest.len() < bytes {
             return Err(self.malformed(format!("{bytes} bytes expected, {} there", self.rest.len())));
         }
         Ok(())
     }
 
-    fn u8(&mut self) -> Result<u8, Malformed> {
+    fn u8(&mut self) -> Result<u8, MalformedMessage> {
         self.need(1).map(|()| self.rest.get_u8())
     }
 
-    fn u16(&mut self) -> Result<u16, Malformed> {
+    fn u16(&mut self) -> Result<u16, MalformedMessage> {
         self.need(2).map(|()| self.rest.get_u16())
     }
 
-    fn u32(&mut self) -> Result<u32, Malformed> {
+    fn u32(&mut self) -> Result<u32, MalformedMessage> {
         self.need(4).map(|()| self.rest.get_u32())
     }
 
-    fn u64(&mut self) -> Result<u64, Malformed> {
+    fn u64(&mut self) -> Result<u64, MalformedMessage> {
         self.need(8).map(|()| self.rest.get_u64())
     }
 
-    fn version(&mut self) -> Result<(), Malformed> {
+    fn version(&mut self) -> Result<(), MalformedMessage> {
         match self.u8()? {
             VERSION => Ok(()),
             other => Err(self.malformed(format!("version {other}, this is version {VERSION}"))),
         }
     }
 
-    fn utf8(&mut self, length: usize) -> Result<String, Malformed> {
+    fn utf8(&mut self, length: usize) -> Result<String, MalformedMessage> {
         self.need(length)?;
         let bytes = self.rest.split_to(length);
         std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| self.malformed("a text that is not UTF-8"))
     }
 
-    fn text(&mut self) -> Result<String, Malformed> {
+    fn text(&mut self) -> Result<String, MalformedMessage> {
         let length = self.u16()?;
         self.utf8(length.into())
     }
 
-    /// The last of them is made to belong to `caller`: whatever a peer says, it speaks for itself only.
-    fn callers(&mut self, caller: &str) -> Result<Vec<Arc<str>>, Malformed> {
+    /// Reads the callers, and makes sure that the last one is `caller`: a peer can speak for itself only.
+    fn callers(&mut self, caller: &str) -> Result<Vec<Arc<str>>, MalformedMessage> {
         let count = usize::from(self.u16()?);
         if count > CALLERS_MAX {
             return Err(self.malformed(format!("{count} callers, more than {CALLERS_MAX}")));
@@ -398,7 +402,7 @@ impl Reader {
         Ok(callers)
     }
 
-    fn facts(&mut self, caller: &str, callers: &[Arc<str>]) -> Result<Facts, Malformed> {
+    fn facts(&mut self, caller: &str, callers: &[Arc<str>]) -> Result<Facts, MalformedMessage> {
         let mut facts = Facts::default();
         for _ in 0..self.u8()? {
             let (name, value) = (self.text()?, self.text()?);
@@ -416,7 +420,7 @@ impl Reader {
         Ok(facts)
     }
 
-    fn payload(&mut self, body: Bytes) -> Result<Payload, Malformed> {
+    fn payload(&mut self, body: Bytes) -> Result<Payload, MalformedMessage> {
         match self.u8()? {
             0 => match std::str::from_utf8(&body) {
                 Ok(json) => Ok(Payload::Json(json.to_owned())),
@@ -433,7 +437,7 @@ impl Reader {
         }
     }
 
-    fn end(&self) -> Result<(), Malformed> {
+    fn end(&self) -> Result<(), MalformedMessage> {
         match self.rest.len() {
             0 => Ok(()),
             more => Err(self.malformed(format!("{more} bytes more than expected"))),
@@ -515,7 +519,7 @@ mod tests {
         check(Ok(Payload::Values(Values::encoded([255; 16], Bytes::new()))));
         check(Err(DispatchError::Draining));
         for code in ErrorCode::ALL.into_iter().filter(|code| *code as u8 != ErrorCode::Draining as u8) {
-            check(Err(join(code, "text".into())));
+            check(Err(from_code(code, "text".into())));
         }
         let long = encode_answer(Ok(Payload::Bytes(Bytes::from(vec![0; 101]))), 100);
         assert!(matches!(decode_answer(long).unwrap(), Err(DispatchError::Failed(text)) if text.contains("101 bytes")));
@@ -523,7 +527,7 @@ mod tests {
         assert!(matches!(decode_answer(cut).unwrap(), Err(DispatchError::Failed(text)) if text.len() == 8 << 10));
     }
 
-    /// So that callers of each fabric take the call for lost: nobody knows whether the function has run.
+    /// For callers of each fabric the call is lost then: whether the function has run is unknown.
     #[test]
     fn an_error_of_a_kind_that_is_unknown_is_no_answer() {
         let mut head = encode_answer(Err(DispatchError::Failed("why".into())), 100).head.to_vec();
@@ -532,7 +536,7 @@ mod tests {
         assert_eq!(malformed.to_string(), "malformed answer: unknown kind 30: why");
     }
 
-    /// Peers of other versions read these numbers.
+    /// These numbers must not change, because peers of other versions read them.
     #[test]
     fn errors_that_guests_answer_keep_their_numbers() {
         let number = |error| encode_answer(Err(error), 100).head[1];

@@ -1,17 +1,17 @@
-//! The one error table: why a request got no reply of its module's. Made by the dispatcher and the modules; every interface
-//! turns each kind into its protocol's words.
+//! The table of errors: why a request got no reply from its module. The dispatcher and the modules make these errors, and each
+//! interface translates them into its protocol.
 
-use crate::admission::Refusal;
+use crate::admission::AdmissionError;
 
-/// Why a request got no reply of its module's. Who must act decides the kind; each interface matches all of them.
+/// Why a request got no reply from its module. The kinds differ by who must act; each interface matches all of them.
 #[derive(Debug, thiserror::Error)]
 pub enum DispatchError {
-    /// The caller's fault: the request or its arguments do not fit, as the host finds or the guest says.
+    /// The caller's fault: the request or its arguments are invalid, by the host's check or the guest's.
     #[error("bad request: {0}")]
     BadRequest(String),
     #[error("no such cage: {0}")]
     NoSuchCage(String),
-    /// Copies of the cage are known, and none can be reached now: the function did not run.
+    /// Copies of the cage are known, but none can be reached now: the function did not run.
     #[error("unreachable: {0}")]
     Unreachable(String),
     #[error("no such module: {0}")]
@@ -20,13 +20,13 @@ pub enum DispatchError {
     NoSuchFunction(String),
     #[error("not permitted: {0}")]
     NotPermitted(String),
-    /// The guest says never.
+    /// The guest refuses the request for good.
     #[error("refused: {0}")]
     Refused(String),
-    /// The guest says later.
+    /// The guest failed; a retry may succeed.
     #[error("failed: {0}")]
     Failed(String),
-    /// The guest was killed by its own doing.
+    /// The guest trapped, or was killed for exceeding a limit.
     #[error("trapped: {0}")]
     Trap(String),
     #[error("deadline exceeded: {0}")]
@@ -34,19 +34,19 @@ pub enum DispatchError {
     /// The connection to a cage elsewhere broke after the call was handed over: the function may have run.
     #[error("lost: {0}")]
     Lost(String),
-    /// Ours: no room now.
+    /// The host's fault: a limit is reached now.
     #[error("overloaded: {0}")]
     Overloaded(String),
-    /// Ours: shutting down.
+    /// The host is shutting down.
     #[error("draining")]
     Draining,
-    /// Ours: a bug or a lack in the host.
+    /// The host's fault: a bug, or a missing feature or resource.
     #[error("host error: {0}")]
     Host(String),
 }
 
 impl DispatchError {
-    /// Stable, for programs.
+    /// The error's code for programs, which never changes.
     pub fn code(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "bad-request",
@@ -66,7 +66,7 @@ impl DispatchError {
         }
     }
 
-    /// Fit for strangers: says nothing of the inside.
+    /// A text for strangers, which reveals no internals.
     pub fn public_text(&self) -> &'static str {
         match self {
             Self::BadRequest(_) => "the request cannot be understood",
@@ -85,13 +85,13 @@ impl DispatchError {
     }
 }
 
-impl From<Refusal> for DispatchError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Full(waiting) => Self::Overloaded(format!("{waiting} requests are waiting already")),
-            Refusal::Expired => Self::DeadlineExceeded("it waited for its turn".into()),
-            Refusal::ModuleBusy => Self::DeadlineExceeded("all instances of the module were in use".into()),
-            Refusal::Closed => Self::Overloaded("the module is being replaced".into()),
+impl From<AdmissionError> for DispatchError {
+    fn from(error: AdmissionError) -> Self {
+        match error {
+            AdmissionError::Full(waiting) => Self::Overloaded(format!("{waiting} requests are waiting already")),
+            AdmissionError::Expired => Self::DeadlineExceeded("it waited in the queue".into()),
+            AdmissionError::ModuleBusy => Self::DeadlineExceeded("all instances of the module were in use".into()),
+            AdmissionError::Closed => Self::Overloaded("the module is being replaced".into()),
         }
     }
 }

@@ -1,12 +1,12 @@
-//! Which file is at a path. A name is not a file: what has the name may be moved away, removed or replaced while the file
-//! is open, and whoever goes on with the open file then writes where nobody will look.
+//! Identifies the file at a path. While a file is open it may be moved away, removed or replaced, and what is written into the
+//! open file is then not found at the path.
 
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// A file on this machine, as long as somebody has it open: the numbers of a file that is gone may be given to another.
+/// Identifies a file on this machine while it is open. The numbers of a file that is removed may be given to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileIdentity {
     device: u64,
@@ -20,10 +20,10 @@ impl FileIdentity {
         Ok(file.metadata()?.into())
     }
 
-    /// The file at a path, links followed; none if there is none.
+    /// Returns the identity of the file at a path, following links; none if there is no file.
     ///
     /// # Errors
-    /// The operating system's, other than that there is none.
+    /// The operating system's, except that there is no file.
     pub fn at(path: &Path) -> io::Result<Option<Self>> {
         match fs::metadata(path) {
             Ok(metadata) => Ok(Some(metadata.into())),
@@ -32,10 +32,10 @@ impl FileIdentity {
         }
     }
 
-    /// Removes the file at a path if it is this one. There may be another one meanwhile, which is left alone.
-    pub fn remove_from(self, path: &Path) {
+    /// Removes the file at a path if it is still this one.
+    pub(crate) fn remove_from(self, path: &Path) {
         if matches!(Self::at(path), Ok(Some(found)) if found == self) {
-            // What is left behind harms nobody.
+            // A file that is left behind does no harm.
             let _ = fs::remove_file(path);
         }
     }

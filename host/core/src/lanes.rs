@@ -1,6 +1,6 @@
-//! Where guests run: one thread with its own single-threaded runtime per core. A connection stays on one lane, and a
-//! request is served there from its first byte to its last without waking another thread; warm instances are kept per
-//! lane. Everything else (watching, compiling, control) runs on the process's ordinary runtime.
+//! The threads on which guests run: one for each core, with a single-threaded runtime. A connection stays on one lane, and a
+//! request is served there from its first byte to its last without waking another thread; each lane has its own warm
+//! instances. Everything else (watching, compiling, control) runs on the process's ordinary runtime.
 
 use std::cell::Cell;
 use std::io;
@@ -12,34 +12,34 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::sync::CancellationToken;
 
-/// Who has kept a lane for longer than this leaves it for as long: far more than the ticks at which a guest yields.
-const HELD_MAX: Duration = Duration::from_millis(8);
-/// Nobody stays away for longer.
+/// A guest that ran on its lane for longer than this leaves it for as long. Guests otherwise yield every millisecond or so.
+const RUN_MAX: Duration = Duration::from_millis(8);
+/// A guest leaves its lane for at most so long.
 const AWAY_MAX: Duration = Duration::from_millis(500);
 
 thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
-    /// When the guest that runs was given the lane.
-    static GIVEN: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// Start of the current poll of the guest that runs on this thread.
+    static RUNNING_SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Polls a guest, and notes when it was given the lane.
+/// Polls a guest, and notes when the poll started.
 pub fn poll_guest<F: Future>(guest: Pin<&mut F>, context: &mut Context<'_>) -> Poll<F::Output> {
-    // The outer one is of a guest that called this one within the process.
-    let outer = GIVEN.replace(Some(Instant::now()));
+    // A guest may call another one within the process, which is polled inside of its own poll.
+    let outer = RUNNING_SINCE.replace(Some(Instant::now()));
     let poll = guest.poll(context);
-    GIVEN.set(outer);
+    RUNNING_SINCE.set(outer);
     poll
 }
 
-/// Lets others have the lane. A guest cannot be interrupted in the middle of a call to the host, such as one with a text of
-/// many megabytes: one that had the lane for so long leaves it for as long, and not for a moment only, in which each of the
-/// others comes one step further.
+/// Yields the lane to others. A guest cannot be interrupted in the middle of a call to the host, such as one with a text of
+/// many megabytes. If it had the lane for more than `RUN_MAX` it stays away for as long: a mere yield would give each of the
+/// others only one step.
 pub fn leave() -> impl Future<Output = ()> + Send {
-    let held = GIVEN.get().map_or(Duration::ZERO, |given| given.elapsed());
+    let ran = RUNNING_SINCE.get().map_or(Duration::ZERO, |running_since| running_since.elapsed());
     async move {
-        match held > HELD_MAX {
-            true => tokio::time::sleep(held.min(AWAY_MAX)).await,
+        match ran > RUN_MAX {
+            true => tokio::time::sleep(ran.min(AWAY_MAX)).await,
             false => tokio::task::yield_now().await,
         }
     }
@@ -53,12 +53,12 @@ pub struct Lanes {
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
-/// The runtime of a lane, or of one whose thread could not be had, which is dropped where blocking is not allowed.
+/// The runtime of a lane. Dropping it never blocks.
 struct LaneRuntime(Option<Runtime>);
 
 impl Drop for LaneRuntime {
     fn drop(&mut self) {
-        // A guest that never yields must not hold up the process's end.
+        // A guest that never yields must not delay the end of the process.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -66,13 +66,13 @@ impl Drop for LaneRuntime {
 }
 
 impl Lanes {
-    /// How many lanes a machine gets: one per core it lets this process use.
+    /// Number of lanes by default: one for each core that this process may use.
     pub fn default_count() -> usize {
         std::thread::available_parallelism().map_or(1, usize::from)
     }
 
     /// # Errors
-    /// The operating system's, when a thread or a runtime cannot be had.
+    /// The operating system's, when a thread or a runtime cannot be created.
     pub fn start(count: usize) -> io::Result<Self> {
         let stop = CancellationToken::new();
         let mut handles = Vec::with_capacity(count);
@@ -97,12 +97,12 @@ impl Lanes {
         &self.handles[lane]
     }
 
-    /// The lanes in turn, for work that has no lane yet.
+    /// Returns the lanes in turn, for work that has no lane yet.
     pub fn next(&self) -> &Handle {
         &self.handles[self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len()]
     }
 
-    /// Ends everything that runs on them, as the end of a process would.
+    /// Ends everything that runs on the lanes, as the end of the process would.
     pub fn stop(&self) {
         self.stop.cancel();
     }
@@ -118,7 +118,7 @@ impl Drop for Lanes {
         self.stop.cancel();
         let here = std::thread::current().id();
         for thread in self.threads.drain(..).filter(|thread| thread.thread().id() != here) {
-            // A lane that panicked has told so already.
+            // If a lane panicked, the panic has been printed.
             let _ = thread.join();
         }
     }
@@ -138,24 +138,24 @@ mod tests {
 
     #[tokio::test]
     async fn who_kept_the_lane_leaves_it_for_as_long_and_who_did_not_for_a_moment() {
-        let held = 5 * HELD_MAX;
+        let ran = 5 * RUN_MAX;
         let away = run_guest(async {
             leave().await;
-            std::thread::sleep(held);
+            std::thread::sleep(ran);
             let left = Instant::now();
             leave().await;
             left.elapsed()
         })
         .await;
-        assert!(away >= held, "{away:?}");
-        // What came before the last turn does not count.
+        assert!(away >= ran, "{away:?}");
+        // The time before the last yield does not count.
         let turns = run_guest(async {
-            std::thread::sleep(held);
+            std::thread::sleep(ran);
             tokio::task::yield_now().await;
-            GIVEN.get().unwrap().elapsed()
+            RUNNING_SINCE.get().unwrap().elapsed()
         })
         .await;
-        assert!(turns < held, "{turns:?}");
-        assert_eq!(GIVEN.get(), None);
+        assert!(turns < ran, "{turns:?}");
+        assert_eq!(RUNNING_SINCE.get(), None);
     }
 }

@@ -1,6 +1,6 @@
-//! What every part of the host speaks and stands on: a request and its reply, the one table of errors, calls between modules
-//! and their form as bytes, deadlines, drain, admission, lanes, readings, logs, and the few ways in which the host touches
-//! files and tasks. Knows neither a protocol nor wasmtime.
+//! What all parts of the host share: requests and replies, the table of errors, calls between modules and their encoding,
+//! deadlines, drain, admission, lanes, readings, logs, and helpers for files and tasks. This crate depends on no protocol and
+//! not on wasmtime.
 
 pub mod admission;
 pub mod backoff;

@@ -1,12 +1,12 @@
-//! What the machine has, as far as bounds follow from it.
+//! The machine's memory, from which limits are derived.
 
 use std::fs;
 use std::path::Path;
 
-/// Where the system does not say how much memory there is.
+/// Used where the system does not say how much memory there is.
 const MEMORY_BYTES_DEFAULT: usize = 4 << 30;
 
-/// Bytes of memory that this process may use: what the machine has, or less where a control group allows less.
+/// Returns the bytes of memory that this process may use: those of the machine, or fewer where a control group sets a limit.
 pub fn memory_bytes() -> usize {
     memory_bytes_below(Path::new("/"))
 }
@@ -19,7 +19,7 @@ fn memory_bytes_below(root: &Path) -> usize {
     });
     let own = read("proc/self/cgroup").unwrap_or_default();
     let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default().to_owned();
-    // A limit holds for all groups beneath it.
+    // A limit holds for all groups below it.
     let groups = Path::new(&own).ancestors().map(|group| Path::new("sys/fs/cgroup").join(group).join("memory.max"));
     let first = Path::new("sys/fs/cgroup/memory/memory.limit_in_bytes").to_path_buf();
     let limits = groups.chain([first]).filter_map(|file| read(file.to_str()?)?.trim().parse::<usize>().ok());

@@ -1,6 +1,6 @@
-//! Files that are their owner's alone: durable state, logs, keys, compiled code. Directories are made 0700 and files 0600;
-//! a stricter umask makes them stricter. What root makes within a directory of somebody else is given to that one, so that
-//! root can look at a cage without keeping its own user out.
+//! Files that only their owner may access: durable state, logs, keys, compiled code. Directories are created with mode 0700
+//! and files with 0600, less what the umask removes. What root creates in a directory of another user is given to that user,
+//! so that root can inspect a cage without locking its user out.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -10,10 +10,10 @@ use std::path::Path;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
-/// Makes a directory whose parent exists; one that is there already stays as it is.
+/// Creates a directory whose parent exists; one that exists already stays as it is.
 ///
 /// # Errors
-/// It cannot be made, or what is there is no directory.
+/// It cannot be created, or the path is no directory.
 pub fn create_directory(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
         Ok(()) => give_to_owner_of_parent(path),
@@ -22,7 +22,7 @@ pub fn create_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Opens a file as the options say; one that this makes is private and belongs to the owner of its directory.
+/// Opens a file with these options. A file that this creates is private and belongs to the owner of its directory.
 ///
 /// # Errors
 /// Those of opening it.
@@ -35,12 +35,12 @@ pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Gives a file or directory that root has just made to the owner of the directory that it is in. Does nothing for others
-/// than root, who could not give it away.
+/// Gives a file or directory that root has just created to the owner of its directory. Does nothing for other users, who
+/// cannot change owners.
 ///
 /// # Errors
 /// The owner cannot be read or changed.
-pub fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
+pub(crate) fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -50,7 +50,7 @@ pub fn give_to_owner_of_parent(path: &Path) -> io::Result<()> {
     if (made.uid(), made.gid()) == (parent.uid(), parent.gid()) {
         return Ok(());
     }
-    // A link at the path is itself given away, never what it leads to.
+    // If the path is a link, the owner of the link changes, never that of its target.
     std::os::unix::fs::lchown(path, Some(parent.uid()), Some(parent.gid()))
 }
 

@@ -1,5 +1,5 @@
-//! Files that are opened by a path which somebody else may have written: regular files only. A pipe would hold up whoever opens
-//! it until a writer comes, a terminal or a socket has no end, and opening a device may do something.
+//! Opens files by paths that others may have written: regular files only. Opening a pipe would block until a writer comes, a
+//! terminal or a socket has no end, and opening a device may have effects.
 
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{self, Read as _};
@@ -12,10 +12,10 @@ use rustls::pki_types::pem;
 /// Opens a regular file for reading. Links are followed.
 ///
 /// # Errors
-/// The system's; `InvalidInput`, which says what it is, for anything but a regular file; `NotFound`, which names the target,
-/// for a link that leads nowhere.
+/// Those of the system; `InvalidInput`, with the kind of the file, for anything but a regular file; `NotFound`, with the
+/// target, for a link to a file that does not exist.
 pub fn open(path: &Path) -> io::Result<File> {
-    // Looked at first, because opening a device may have effects; and again, because it may have been replaced meanwhile.
+    // Checked before, because opening a device may have effects, and after, because the file may have been replaced meanwhile.
     let metadata = fs::metadata(path).map_err(|error| explained(path, error))?;
     check(&metadata)?;
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -24,10 +24,10 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// The whole content of a regular file.
+/// Reads the whole content of a regular file.
 ///
 /// # Errors
-/// As `open`; `FileTooLarge` for more than `bytes_max` bytes.
+/// Those of `open`; `FileTooLarge` for more than `bytes_max` bytes.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let bytes = read_beginning(path, bytes_max.saturating_add(1))?;
     if bytes.len() as u64 > bytes_max {
@@ -36,32 +36,34 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The content of a file of certificates or keys.
+/// Reads a file of certificates or keys.
 ///
 /// # Errors
-/// As `read`; a file of more than 1 MiB is refused.
+/// Those of `read`; `FileTooLarge` for more than 1 MiB.
 pub fn read_pem(path: &Path) -> Result<Vec<u8>, pem::Error> {
     const BYTES_MAX: u64 = 1 << 20;
     read(path, BYTES_MAX).map_err(pem::Error::Io)
 }
 
-/// The content of a regular file, up to `bytes_max` bytes.
+/// Reads up to `bytes_max` bytes from the beginning of a regular file.
 ///
 /// # Errors
-/// As `open`.
+/// Those of `open`.
 pub fn read_beginning(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.take(bytes_max).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Whether nothing at all has this name; a link that leads nowhere is something.
+/// Returns whether nothing has this name, not even a link to a file that does not exist.
 pub fn is_absent(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
+/// Checks that a file is a regular one.
+///
 /// # Errors
-/// What it is, if it is no regular file.
+/// `InvalidInput`, with the kind of the file.
 pub fn check(metadata: &Metadata) -> io::Result<()> {
     if metadata.is_file() {
         return Ok(());
@@ -80,7 +82,7 @@ fn kind(kind: FileType) -> &'static str {
     }
 }
 
-/// A link that leads nowhere is named as such.
+/// Explains that a path is a link to a file that does not exist.
 fn explained(path: &Path, error: io::Error) -> io::Error {
     match fs::read_link(path) {
         Ok(target) if error.kind() == io::ErrorKind::NotFound => {
@@ -90,20 +92,20 @@ fn explained(path: &Path, error: io::Error) -> io::Error {
     }
 }
 
-/// What is known of a file without reading it: another content is another stamp, unless two writes of the same length fall
+/// What is known of a file without reading it. A changed file has another stamp, unless two writes of the same length fall
 /// into one tick of the file system's clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp {
+pub struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
-    /// Seconds and nanoseconds of the last write.
+    /// Time of the last write, in seconds and nanoseconds.
     modified: (i64, i64),
-    /// Of the last change of content, owner, mode or links, which nobody can set back.
+    /// Time of the last change of content, owner, mode or links, which programs cannot set.
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl FileStamp {
     pub fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -118,17 +120,17 @@ impl Stamp {
         self.bytes
     }
 
-    /// Whether it is another file, rather than the same one written to.
+    /// Returns whether this is another file than `other`, rather than the same file after a write.
     pub fn is_another_file(&self, other: &Self) -> bool {
         (self.device, self.inode) != (other.device, other.inode)
     }
 
-    /// Whether the file was changed less than two seconds ago, so that a further write might not show in the stamp: file
-    /// systems count in steps from nanoseconds to two seconds.
+    /// Returns whether the file was changed less than two seconds ago, so that a further write might not change the stamp: file
+    /// systems store times in steps of up to two seconds.
     pub fn is_recent(&self) -> bool {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        // A time far ahead is another machine's clock, or was set by hand.
+        // A time in the future comes from another machine's clock, or was set by hand.
         self.changed.0.max(self.modified.0).abs_diff(now) <= 2
     }
 }
@@ -187,7 +189,7 @@ mod tests {
         }
         let after = fs::metadata(&path).unwrap();
         assert_eq!(after.modified().unwrap(), before.modified().unwrap());
-        assert_ne!(Stamp::of(&after), Stamp::of(&before));
-        assert!(Stamp::of(&after).is_recent() && !Stamp::of(&after).is_another_file(&Stamp::of(&before)));
+        assert_ne!(FileStamp::of(&after), FileStamp::of(&before));
+        assert!(FileStamp::of(&after).is_recent() && !FileStamp::of(&after).is_another_file(&FileStamp::of(&before)));
     }
 }

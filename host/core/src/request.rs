@@ -1,5 +1,5 @@
-//! What every interface speaks: a request, its context, the reply. Made by an interface, read by the dispatcher, the
-//! modules and the host API. Knows no wire format and no wasmtime type.
+//! A request, its context and the reply, independent of protocols and of wasmtime. An interface makes requests; the
+//! dispatcher, the modules and the host API read them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,10 +15,10 @@ use crate::body_budget::BodyRoom;
 use crate::telemetry::Level;
 use crate::values::Values;
 
-/// `RQ-<local time, 14 digits>-<12 hex>`: names a request in every log line of every cage that works on it.
+/// The id of a request in the log lines of all cages that work on it: `RQ-<local time, 14 digits>-<12 hex>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId {
-    /// Seconds since the epoch when the request was taken.
+    /// When the request was received, in seconds since the epoch.
     seconds: i64,
     /// 48 random bits.
     random: u64,
@@ -30,7 +30,7 @@ impl RequestId {
         Self { seconds, random: fastrand::u64(..) >> 16 }
     }
 
-    /// Seconds since the epoch and 48 random bits, to be carried elsewhere.
+    /// Seconds since the epoch and 48 random bits, for sending to other processes.
     pub fn parts(&self) -> (i64, u64) {
         (self.seconds, self.random)
     }
@@ -39,7 +39,7 @@ impl RequestId {
         Self { seconds, random: random & 0xffff_ffff_ffff }
     }
 
-    /// The last four hex digits: how a log line names the request.
+    /// The last four hex digits, as log lines show them.
     pub fn short(&self) -> impl fmt::Display {
         let digits = self.random & 0xffff;
         fmt::from_fn(move |f| write!(f, "{digits:04X}"))
@@ -55,7 +55,7 @@ impl Default for RequestId {
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         thread_local! {
-            // Every request of one second shares its date; the time zone is looked up once a second.
+            // Requests of one second share their date, so that the time zone is looked up once a second.
             static DATE: std::cell::Cell<(i64, u64)> = const { std::cell::Cell::new((i64::MIN, 0)) };
         }
         let (cached, mut digits) = DATE.get();
@@ -73,7 +73,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// A point in time after which nobody waits for the answer.
+/// The time after which nobody waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
 
@@ -85,7 +85,7 @@ impl Deadline {
         Self(Instant::now() + timeout.min(Self::TIMEOUT_MAX))
     }
 
-    /// The earlier of this deadline and one `timeout` from now.
+    /// Returns this deadline, or the time after `timeout` if that is earlier.
     pub fn within(self, timeout: Duration) -> Self {
         self.min(Self::after(timeout))
     }
@@ -94,7 +94,7 @@ impl Deadline {
         self.0
     }
 
-    /// Zero once it has passed.
+    /// Returns the time left; zero once the deadline has passed.
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
@@ -104,15 +104,15 @@ impl Deadline {
     }
 }
 
-/// The deadline of an exchange that streams: so long after the last byte that moved in either direction, and never later than
-/// a fixed time.
+/// The deadline of a request whose bodies stream: an idle timeout after the last byte that moved in either direction, but
+/// never later than a fixed time.
 #[derive(Debug)]
 pub struct StreamDeadline {
     began: Instant,
-    /// Without a byte of the request's body or of the answer.
+    /// The longest time without a byte of the request's body or of the answer.
     idle: Duration,
     latest: Deadline,
-    /// When a byte moved last: milliseconds since `began`.
+    /// When a byte moved last, in milliseconds since `began`.
     moved_ms: AtomicU64,
 }
 
@@ -122,19 +122,19 @@ impl StreamDeadline {
         Self { began, idle, latest, moved_ms: AtomicU64::new(0) }
     }
 
-    /// A part of a body has moved.
-    pub fn progressed(&self) {
+    /// Records that a part of a body has moved.
+    pub fn record_progress(&self) {
         let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved_ms.store(now, Ordering::Relaxed);
     }
 
-    /// As things stand.
+    /// Returns the deadline if no further byte moves.
     pub fn now(&self) -> Deadline {
         let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
         Deadline(self.began + moved + self.idle).min(self.latest)
     }
 
-    /// However much moves.
+    /// Returns the fixed time after which the deadline never is.
     pub fn latest(&self) -> Deadline {
         self.latest
     }
@@ -144,7 +144,7 @@ impl StreamDeadline {
     }
 }
 
-/// What is known of who asks, by name. A protocol may add facts of its own, such as the identity of a peer. Modules read them
+/// Facts about the caller, by name. A protocol may add facts of its own, such as the identity of a peer. Modules read them
 /// through the WIT interface `context`; the host enforces nothing by them.
 #[derive(Clone, Default)]
 pub struct Facts(Vec<Fact>);
@@ -157,7 +157,7 @@ struct Fact {
     is_secret: bool,
 }
 
-/// Values that are secret are not shown.
+/// Does not show values that are secret.
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = |fact: &Fact| if fact.is_secret { "(not shown)".to_owned() } else { fact.value.clone() };
@@ -173,11 +173,11 @@ impl Facts {
     pub const PASSWORD: &'static str = "password";
     pub const SOURCE_CAGE: &'static str = "source-cage";
     pub const SOURCE_MODULE: &'static str = "source-module";
-    /// The cage whose interface took the request, however many calls ago.
+    /// The cage whose interface received the request, however many calls ago.
     pub const ORIGIN_CAGE: &'static str = "origin-cage";
-    /// Name of the retried call on whose behalf this is done.
+    /// Id of the retried call on whose behalf this is done.
     pub const RETRIED_CALL: &'static str = "retried-call";
-    /// W3C trace context, as the request brought it.
+    /// The W3C trace context of the request, unchanged.
     pub const TRACEPARENT: &'static str = "traceparent";
 
     /// Replaces an earlier fact of the same name. A password is secret by its name.
@@ -212,7 +212,7 @@ impl Facts {
         self.0.iter().filter(|fact| !fact.is_secret).map(|fact| (&*fact.name, fact.value.as_str()))
     }
 
-    /// The facts that a call takes along: who calls is added, what is secret stays behind.
+    /// Returns the facts for a call by this module: the source is set, and what is secret is left out.
     fn for_call(&self, cage: &str, module: &str) -> Self {
         let mut facts = Self(self.0.iter().filter(|fact| !fact.is_secret).cloned().collect());
         if facts.get(Self::ORIGIN_CAGE).is_none() {
@@ -224,34 +224,34 @@ impl Facts {
     }
 }
 
-/// The part of a request that travels with everything done on its behalf.
+/// The part of a request that is passed to everything done on its behalf.
 #[derive(Debug)]
 pub struct RequestContext {
     pub id: RequestId,
-    /// Of a request that streams: until the first byte has moved. `deadline_now` goes on from there.
+    /// The deadline of the whole request or, if its bodies stream, of the first byte: see `deadline_now`.
     pub deadline: Deadline,
     stream: Option<Arc<StreamDeadline>>,
-    /// When the interface took the request.
+    /// When the interface received the request.
     pub started: Instant,
-    /// Name and protocol of that interface.
+    /// Name of that interface.
     pub interface: Arc<str>,
     pub protocol: Cow<'static, str>,
     pub facts: Arc<Facts>,
-    /// Who called whom to get here: `cage/module`, the outermost first. Bounded by the dispatcher.
+    /// The chain of callers, each as `cage/module`, the outermost first. The dispatcher limits its length.
     pub callers: Vec<Arc<str>>,
-    /// So many of the callers, the last ones, called in this process: each has a place in its cage until its call has ended.
-    /// What came from elsewhere says who called before, and proves nothing.
+    /// How many of the callers, counted from the last, called in this process: each of these has a permit of its cage until its
+    /// call has ended. The callers before them were named by another process and prove nothing.
     callers_here: usize,
-    /// Of a retried call.
+    /// The attempt, if this is a retried call.
     pub attempt: Option<Arc<Attempt>>,
-    /// The most talkative level logged for this request; 0 while nobody has set one.
+    /// The log level of this request; 0 while none is set.
     level: AtomicU8,
     description: Mutex<Option<String>>,
 }
 
 impl RequestContext {
-    /// At most so many characters of a description are kept.
-    pub const DESCRIPTION_CHARACTERS_MAX: usize = 100;
+    /// Longer descriptions are cut to so many characters.
+    const DESCRIPTION_CHARACTERS_MAX: usize = 100;
 
     pub fn new(
         interface: Arc<str>,
@@ -276,7 +276,7 @@ impl RequestContext {
         }
     }
 
-    /// The context of a call made by `cage/module` while it works on this request.
+    /// Makes the context of a call by `cage/module` while it works on this request.
     pub fn for_call(&self, cage: &str, module: &str, timeout: Option<Duration>) -> Self {
         let mut callers = self.callers.clone();
         callers.push(format!("{cage}/{module}").into());
@@ -296,61 +296,61 @@ impl RequestContext {
         }
     }
 
-    /// The same request, whose bodies stream: its deadline is put off by each part that moves, up to `longest` after it began.
+    /// The same request with streaming bodies: each part that moves postpones its deadline, up to `longest` after its start.
     pub fn streamed(&self, longest: Duration) -> Self {
         let idle = self.deadline.instant().saturating_duration_since(self.started);
         let stream = Some(Arc::new(StreamDeadline::new(self.started, idle, longest)));
         Self { stream, ..self.with_deadline(self.deadline) }
     }
 
-    /// The same request as a part of an exchange that streams: it may be silent as long as that may, or as `timeout` if that is
-    /// shorter, and is over when that is.
+    /// The same request as a part of another one whose bodies stream. It has the same idle timeout, or `timeout` if that is
+    /// shorter, and the same latest deadline.
     pub fn streamed_within(&self, outer: &StreamDeadline, timeout: Option<Duration>) -> Self {
         let idle = timeout.map_or(outer.idle, |timeout| timeout.min(outer.idle));
         let stream = StreamDeadline { began: self.started, idle, latest: outer.latest, moved_ms: AtomicU64::new(0) };
         Self { stream: Some(Arc::new(stream)), ..self.with_deadline(self.deadline) }
     }
 
-    /// How its deadline moves, if its bodies stream.
+    /// The moving deadline, if its bodies stream.
     pub fn stream(&self) -> Option<&Arc<StreamDeadline>> {
         self.stream.as_ref()
     }
 
-    /// The deadline as things stand.
+    /// The present deadline.
     pub fn deadline_now(&self) -> Deadline {
         self.stream.as_ref().map_or(self.deadline, |stream| stream.now())
     }
 
-    /// The cage that makes the call which this is the context of; empty if it is none.
+    /// The cage that makes the call of this context; empty if this is no call.
     pub fn calling_cage(&self) -> &str {
         let last = self.callers.last().map(|caller| &**caller).unwrap_or_default();
         last.split_once('/').map_or(last, |(cage, _)| cage)
     }
 
-    /// The context of a call that came from elsewhere on behalf of the request with this id.
+    /// Makes the context of a call that came from another process on behalf of the request with this id.
     pub fn continued(self, id: RequestId, callers: Vec<Arc<str>>) -> Self {
         Self { id, callers, callers_here: 0, ..self }
     }
 
-    /// The context of a call by somebody who is on no request's way, and has no place in a cage.
+    /// Makes the context of a call whose callers have no permits of their cages.
     #[must_use]
-    pub fn without_places(self) -> Self {
+    pub fn without_permits(self) -> Self {
         Self { callers_here: 0, ..self }
     }
 
-    /// Whether the request has a place in a cage of this process, because a module of that cage is among those who called
-    /// here and wait for the answer.
-    pub fn holds_place_in(&self, cage: &str) -> bool {
+    /// Returns whether the request has a permit of this cage, because a module of the cage is among the callers in this process
+    /// that wait for the answer.
+    pub fn holds_permit_of(&self, cage: &str) -> bool {
         self.callers.iter().rev().take(self.callers_here).any(|caller| is_of(caller, cage))
     }
 
-    /// Whether it says that it has passed through the cage.
+    /// Returns whether a module of this cage is among the callers, proven or not.
     pub fn claims(&self, cage: &str) -> bool {
         self.callers.iter().any(|caller| is_of(caller, cage))
     }
 
-    /// The context of an attempt at a call that was asked for with this one: nobody waits for it, and none of the callers of
-    /// then has a place in a cage any more. `cage` makes the call.
+    /// Makes the context of an attempt at a retried call that was accepted with this context. `cage` is the caller; the callers
+    /// of then do not wait for it, and have no permits any more.
     pub fn retried(&self, cage: &str, attempt: Attempt, deadline: Deadline) -> Self {
         let mut facts = Facts::clone(&self.facts);
         facts.set(Facts::RETRIED_CALL, attempt.id.as_str());
@@ -363,8 +363,8 @@ impl RequestContext {
         }
     }
 
-    /// How a log line ends that was written on the request's behalf: `RQ-2D26 (description) via my_http +9.8s`, with the
-    /// seconds left until the deadline, or gone since.
+    /// The end of a log line about the request: `RQ-2D26 (description) via my_http +9.8s`, with the seconds left until the
+    /// deadline, or with `-` those since.
     pub fn tail(&self) -> impl fmt::Display {
         fmt::from_fn(move |f| {
             write!(f, "RQ-{}", self.id.short())?;
@@ -380,7 +380,7 @@ impl RequestContext {
         })
     }
 
-    /// The same request with an earlier deadline.
+    /// The same request with another deadline.
     pub fn with_deadline(&self, deadline: Deadline) -> Self {
         Self {
             id: self.id,
@@ -417,24 +417,24 @@ impl RequestContext {
     }
 }
 
-/// Whether a caller, `cage/module`, is a module of the cage.
+/// Returns whether a caller, `cage/module`, is a module of the cage.
 fn is_of(caller: &str, cage: &str) -> bool {
     caller.strip_prefix(cage).is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// One request, whole, as a `handler` module gets it.
+/// A whole request, as a module with `handler` gets it.
 pub struct Request {
     pub context: Arc<RequestContext>,
     pub action: String,
     pub target: String,
-    /// Lower-case names, repeats kept.
+    /// Names are in lower case and may repeat.
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
-    /// Room that the body takes in the process's budget, until the module has answered.
+    /// The body's room in the process's budget, held until the module has answered.
     pub body_room: Option<BodyRoom>,
 }
 
-/// Names of headers only: values may be secrets, and bodies may be long.
+/// Shows only the names of headers: values may be secrets, and bodies may be long.
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")
@@ -460,12 +460,12 @@ pub enum Payload {
     /// Arguments: `{"args": [..], "kwargs": {..}}`. Result: any JSON value.
     Json(String),
     Bytes(Bytes),
-    /// Of a function that another component is bound to: arguments or result by its own type.
+    /// Arguments or result of a typed binding, by the type of its function.
     Values(Values),
 }
 
 impl Payload {
-    /// The same as bytes, before it leaves the process.
+    /// Encodes values, before they leave the process.
     #[must_use]
     pub fn encoded(self) -> Self {
         match self {
@@ -475,19 +475,19 @@ impl Payload {
     }
 }
 
-/// What a retried call is told of itself.
+/// An attempt at a retried call, as its function can see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// The call's id.
     pub id: String,
-    /// From 1.
+    /// Number of the attempt, from 1.
     pub number: u32,
     pub first_started: SystemTime,
     /// When the call is given up.
     pub expires: Option<SystemTime>,
 }
 
-/// A call that is to be made later, again and again until it succeeds.
+/// A call that is to be retried until it succeeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetriedCall {
     pub target: CallTarget,
@@ -497,7 +497,7 @@ pub struct RetriedCall {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RetriedOptions {
-    /// The interface that makes the call; the default one if none.
+    /// The interface that makes the call; none: the default one.
     pub queue: Option<String>,
     pub id: Option<String>,
     pub expires: Option<Duration>,
@@ -506,10 +506,10 @@ pub struct RetriedOptions {
     pub priority: i8,
 }
 
-/// Which function a call is for.
+/// The function that is called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallTarget {
-    /// None: the caller's own cage.
+    /// The cage; none: the caller's own.
     pub cage: Option<String>,
     pub module: String,
     pub function: String,
@@ -544,11 +544,11 @@ mod tests {
         };
         check(0, 10);
         check(8, 18);
-        // A call that it makes has what is left then, and no more later.
+        // A call has what is left when it is made; later progress does not postpone its deadline.
         let call = context.for_call("cage", "module", None);
         check(17, 25);
         assert_eq!(call.deadline_now().instant() - context.started, Duration::from_secs(18));
-        // However late something moves, and however absurd the times are.
+        // The latest deadline holds however late something moves, and for absurd times.
         stream.moved_ms.store(u64::MAX >> 20, Ordering::Relaxed);
         assert_eq!(context.deadline_now(), stream.latest());
         let endless = StreamDeadline::new(context.started, Duration::from_secs(1), Duration::MAX);

@@ -1,9 +1,10 @@
-//! Work that a guest has begun is not cut in half because a client hung up. Used by the dispatcher around whole requests.
+//! A future that is finished even if its caller is gone. The dispatcher wraps requests in it, so that a client that hangs up
+//! does not interrupt a guest's work.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// A future that, when it is dropped before it is ready, is run to its end by a task of its own.
+/// A future that is run to its end by a task of its own if it is dropped before it is ready.
 #[must_use = "it does nothing until it is polled or dropped"]
 pub struct RunToEnd<T: Send + 'static>(Option<Pin<Box<dyn Future<Output = T> + Send>>>);
 
@@ -64,7 +65,7 @@ mod tests {
             counted.fetch_add(1, Ordering::Relaxed);
             panic!("once")
         });
-        task::caught_async(RunToEnd::new(panicking)).await.expect_err("a panic");
+        task::catch_panic_async(RunToEnd::new(panicking)).await.expect_err("a panic");
         tokio::task::yield_now().await;
         assert_eq!(polls.load(Ordering::Relaxed), 1);
     }

@@ -1,18 +1,18 @@
-//! What `cage.toml` says of durable data. Read by the configuration, obeyed by the store.
+//! Settings of the store: the configuration reads them, the store applies them.
 
-/// What the cage's configuration says of its store.
+/// A cage's settings of its store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreSettings {
-    /// With less room on the disk, nothing is written.
+    /// With less free space on the disk, nothing is written.
     pub minimum_free_bytes: u64,
 }
 
-/// What a module may keep, or keeps.
+/// How much a module may store, or has stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Of keys, values and entries of queues together.
+    /// Bytes of keys, values and entries of queues together.
     pub bytes: u64,
-    /// Keys and entries of queues.
+    /// Number of keys and entries of queues together.
     pub entries: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Spawned tasks whose panics somebody sees. A panic in a task that nobody awaits ends that task in silence; here it is
-//! logged with its place, counted for its cage, shown by `wasmcage ps`, and a part that has to go on is started anew.
+//! Spawned tasks whose panics are reported. A panic in a task that nobody awaits would end that task silently. Here it is
+//! logged with its location, counted for its cage and shown by `wasmcage ps`; a part that has to keep running is restarted.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -13,17 +13,17 @@ use serde::Serialize;
 
 use crate::backoff::Backoff;
 
-/// Pauses before a part that panicked is started anew.
+/// First pause before a part that panicked is restarted; it doubles up to `PAUSE_MAX`.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// The longest text of a panic that is kept, in bytes: it may quote hostile input.
+/// Longest text of a panic, in bytes. It is cut because it may quote hostile input.
 const TEXT_MAX: usize = 1_024;
 
 thread_local! {
-    /// How many `caught` calls the code that runs on this thread is inside of.
-    static CATCHERS: Cell<usize> = const { Cell::new(0) };
-    /// What the hook has noted of the panic that is being unwound.
-    static NOTED: RefCell<Option<Panic>> = const { RefCell::new(None) };
+    /// Number of nested `catch_panic` calls on this thread.
+    static CATCH_DEPTH: Cell<usize> = const { Cell::new(0) };
+    /// The panic that is being unwound, as the hook has recorded it.
+    static LAST_PANIC: RefCell<Option<Panic>> = const { RefCell::new(None) };
 }
 
 /// A panic that was caught.
@@ -31,13 +31,13 @@ thread_local! {
 pub struct Panic {
     pub text: String,
     /// File, line and column; none unless the hook is installed.
-    pub place: Option<String>,
+    pub location: Option<String>,
 }
 
 impl fmt::Display for Panic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Some(place) => write!(f, "panicked at {place}: {}", self.text),
+        match &self.location {
+            Some(location) => write!(f, "panicked at {location}: {}", self.text),
             None => write!(f, "panicked: {}", self.text),
         }
     }
@@ -46,23 +46,23 @@ impl fmt::Display for Panic {
 impl std::error::Error for Panic {}
 
 impl Panic {
-    fn new(payload: &(dyn std::any::Any + Send), place: Option<String>) -> Self {
+    fn new(payload: &(dyn std::any::Any + Send), location: Option<String>) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
         let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("(no text)");
-        Self { text: text[..text.floor_char_boundary(TEXT_MAX)].to_owned(), place }
+        Self { text: text[..text.floor_char_boundary(TEXT_MAX)].to_owned(), location }
     }
 }
 
-/// Has panics inside of `caught` noted with their place instead of printed. The program installs it once; without it a
-/// caught panic is printed by the hook that is there, and its place is not known here.
+/// Installs a hook that records panics inside of `catch_panic`, with their location, instead of printing them. The program
+/// calls this once; without it the present hook prints a caught panic, and its location is not known here.
 pub fn install_panic_hook() {
     let previous = panic::take_hook();
     panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
-        if CATCHERS.get() == 0 {
+        if CATCH_DEPTH.get() == 0 {
             return previous(info);
         }
         let panic = Panic::new(info.payload(), info.location().map(ToString::to_string));
-        NOTED.with_borrow_mut(|noted| *noted = Some(panic));
+        LAST_PANIC.with_borrow_mut(|noted| *noted = Some(panic));
     }));
 }
 
@@ -70,12 +70,12 @@ pub fn install_panic_hook() {
 ///
 /// # Errors
 /// The panic.
-pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
-    CATCHERS.set(CATCHERS.get() + 1);
+pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
+    CATCH_DEPTH.set(CATCH_DEPTH.get() + 1);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
-    CATCHERS.set(CATCHERS.get() - 1);
+    CATCH_DEPTH.set(CATCH_DEPTH.get() - 1);
     done.map_err(|payload| {
-        let noted = NOTED.with_borrow_mut(Option::take);
+        let noted = LAST_PANIC.with_borrow_mut(Option::take);
         noted.unwrap_or_else(|| Panic::new(&*payload, None))
     })
 }
@@ -84,16 +84,16 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panic> {
 ///
 /// # Errors
 /// The panic.
-pub async fn caught_async<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
+pub async fn catch_panic_async<T>(work: impl Future<Output = T>) -> Result<T, Panic> {
     let mut work = pin!(work);
-    std::future::poll_fn(|context| match caught(|| work.as_mut().poll(context)) {
+    std::future::poll_fn(|context| match catch_panic(|| work.as_mut().poll(context)) {
         Ok(poll) => poll.map(Ok),
         Err(panic) => std::task::Poll::Ready(Err(panic)),
     })
     .await
 }
 
-/// The panics of one cage's tasks. A clone counts into the same.
+/// Spawns a cage's tasks and counts their panics. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct Tasks {
     cage: Arc<str>,
@@ -102,11 +102,11 @@ pub struct Tasks {
     pause_first: Duration,
 }
 
-/// What an operator sees of them.
+/// The panics of a cage's tasks, for operators.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PanicSnapshot {
     pub count: u64,
-    /// Part, place and text of the last one.
+    /// Part, location and text of the last one.
     pub last: Option<String>,
 }
 
@@ -127,14 +127,14 @@ impl Tasks {
         panics.last = Some(format!("{part} {panic}"));
     }
 
-    /// Work that is done once, for any `spawn`; resolves to none when it panicked, which has been reported then.
-    pub fn watched<W: Future>(&self, part: &str, work: W) -> impl Future<Output = Option<W::Output>> + use<W> {
+    /// Wraps work that is done once, for any `spawn`. A panic is reported, and the result is none then.
+    pub fn run_once<W: Future>(&self, part: &str, work: W) -> impl Future<Output = Option<W::Output>> + use<W> {
         let (tasks, part) = (self.clone(), part.to_owned());
-        async move { caught_async(work).await.map_err(|panic| tasks.report(&part, &panic)).ok() }
+        async move { catch_panic_async(work).await.map_err(|panic| tasks.report(&part, &panic)).ok() }
     }
 
-    /// Work that has to go on, for any `spawn`: each panic is reported, and after a pause `start` makes the work anew.
-    pub fn kept<W: Future, S: FnMut() -> W>(
+    /// Wraps work that has to keep running, for any `spawn`. Each panic is reported, and after a pause `start` makes the work anew.
+    pub fn keep_running<W: Future, S: FnMut() -> W>(
         &self,
         part: &str,
         mut start: S,
@@ -144,8 +144,8 @@ impl Tasks {
             let mut backoff = Backoff::new(tasks.pause_first, PAUSE_MAX);
             loop {
                 let started = Instant::now();
-                // The work may panic while it is made, too.
-                let panic = match caught_async(async { start().await }).await {
+                // `start` itself may panic, too.
+                let panic = match catch_panic_async(async { start().await }).await {
                     Ok(output) => return output,
                     Err(panic) => panic,
                 };
@@ -161,28 +161,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_caught_with_its_text_and_its_place() {
+    fn a_panic_is_caught_with_its_text_and_its_location() {
         install_panic_hook();
-        let panic = caught(|| panic!("no {}", "luck")).expect_err("a panic");
+        let panic = catch_panic(|| panic!("no {}", "luck")).expect_err("a panic");
         assert_eq!(panic.text, "no luck");
-        let place = panic.place.expect("a place");
-        assert!(place.contains("task.rs:"), "{place}");
+        let location = panic.location.expect("a location");
+        assert!(location.contains("task.rs:"), "{location}");
     }
 
     #[test]
     fn a_panic_that_was_caught_before_is_not_taken_for_the_next() {
         install_panic_hook();
         let inner = || {
-            assert_eq!(caught(|| panic!("inner")).expect_err("a panic").text, "inner");
+            assert_eq!(catch_panic(|| panic!("inner")).expect_err("a panic").text, "inner");
             panic!("outer")
         };
-        assert_eq!(caught(inner).expect_err("a panic").text, "outer");
-        assert_eq!(caught(|| 7), Ok(7));
+        assert_eq!(catch_panic(inner).expect_err("a panic").text, "outer");
+        assert_eq!(catch_panic(|| 7), Ok(7));
     }
 
     #[test]
     fn the_text_of_a_panic_is_bounded() {
-        let panic = caught(|| panic!("{}", "ü".repeat(TEXT_MAX))).expect_err("a panic");
+        let panic = catch_panic(|| panic!("{}", "ü".repeat(TEXT_MAX))).expect_err("a panic");
         assert_eq!(panic.text.len(), TEXT_MAX);
     }
 
@@ -190,7 +190,7 @@ mod tests {
     async fn a_part_that_panics_is_counted_and_started_anew() {
         let tasks = Tasks { pause_first: Duration::from_millis(1), ..Tasks::new("test") };
         let mut starts = 0;
-        let work = tasks.kept("part", || {
+        let work = tasks.keep_running("part", || {
             starts += 1;
             let start = starts;
             async move {
@@ -209,8 +209,8 @@ mod tests {
     #[tokio::test]
     async fn work_that_is_done_once_reports_its_panic() {
         let tasks = Tasks::new("test");
-        assert_eq!(tasks.watched("fine", async { 1 }).await, Some(1));
-        let broken = tokio::spawn(tasks.watched("broken", async { panic!("broken") }));
+        assert_eq!(tasks.run_once("fine", async { 1 }).await, Some(1));
+        let broken = tokio::spawn(tasks.run_once("broken", async { panic!("broken") }));
         assert_eq!(broken.await.expect("no panic ends the task"), None::<()>);
         assert_eq!(tasks.snapshot().count, 1);
     }

@@ -1,6 +1,6 @@
-//! Unix sockets at paths of any length: the system takes 107 bytes, so longer paths lead through the open directory. A
-//! socket appears under its name only when it listens and is its user's alone, so that nobody takes it for one that a dead
-//! process left behind. Knows neither what the sockets are for nor who may talk over them.
+//! Unix sockets at paths of any length. The system allows 107 bytes, so longer paths go through the open directory. A socket
+//! gets its name only when it listens and only its user may connect, so that it is never mistaken for one that a dead process
+//! left behind.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,17 +15,17 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::file_identity::FileIdentity;
 use crate::private;
 
-/// Paths longer than this are reached through their directory.
+/// Longer paths go through their open directory.
 const PATH_BYTES_MAX: usize = 100;
 
-/// A path as the system can take it.
-struct Address {
+/// A path to a socket that is short enough for the system.
+struct ReachablePath {
     path: PathBuf,
-    /// Open as long as the path leads through it.
+    /// Kept open as long as the path goes through it.
     _directory: Option<File>,
 }
 
-impl Address {
+impl ReachablePath {
     fn new(socket: &Path) -> io::Result<Self> {
         if socket.as_os_str().len() <= PATH_BYTES_MAX {
             return Ok(Self { path: socket.to_owned(), _directory: None });
@@ -39,7 +39,7 @@ impl Address {
     }
 }
 
-/// Listens at a path, for the own user only. The file goes with it, unless somebody else's is there by then.
+/// Listens at a path, for its own user only. Dropping it removes the file, unless another socket has taken the path.
 #[derive(Debug)]
 pub struct NamedListener {
     listener: UnixListener,
@@ -48,7 +48,7 @@ pub struct NamedListener {
 }
 
 impl NamedListener {
-    /// Whatever was at the path is replaced.
+    /// Listens at the path, and replaces whatever was there.
     ///
     /// # Errors
     /// The operating system's.
@@ -67,9 +67,8 @@ impl NamedListener {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 
-    /// Listens at the path again when the file is not there any more: removed, or its directory moved or replaced. Somebody
-    /// else who listens there is left alone. Connections that wait to be accepted at the old file are lost. Returns whether
-    /// it was made anew.
+    /// Listens at the path again if the file was removed, or its directory moved or replaced. Another socket that listens
+    /// there is left alone. Connections that wait to be accepted at the old file are lost. Returns whether it was done.
     ///
     /// # Errors
     /// The operating system's.
@@ -89,7 +88,7 @@ impl Drop for NamedListener {
     }
 }
 
-/// Listens at the path, for the own user only. Whatever was there is replaced, and the file stays when the listener goes.
+/// Listens at the path, for its own user only, and replaces whatever was there. The file stays when the listener is dropped.
 ///
 /// # Errors
 /// The operating system's.
@@ -102,7 +101,7 @@ fn bind_anew(socket: &Path) -> io::Result<(UnixListener, FileIdentity)> {
     name.push(socket.file_name().ok_or(io::ErrorKind::InvalidInput)?);
     let unfinished = socket.with_file_name(name);
     remove(&unfinished)?;
-    let listener = UnixListener::bind(&Address::new(&unfinished)?.path)?;
+    let listener = UnixListener::bind(&ReachablePath::new(&unfinished)?.path)?;
     fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o600))?;
     private::give_to_owner_of_parent(&unfinished)?;
     let identity = FileIdentity::at(&unfinished)?.ok_or(io::ErrorKind::NotFound)?;
@@ -110,38 +109,40 @@ fn bind_anew(socket: &Path) -> io::Result<(UnixListener, FileIdentity)> {
     Ok((listener, identity))
 }
 
+/// Connects to the socket at a path.
+///
 /// # Errors
 /// The operating system's.
 pub async fn connect(socket: &Path) -> io::Result<UnixStream> {
-    UnixStream::connect(&Address::new(socket)?.path).await
+    UnixStream::connect(&ReachablePath::new(socket)?.path).await
 }
 
-/// For programs without a runtime.
+/// As `connect`, for programs without a runtime.
 ///
 /// # Errors
 /// The operating system's.
 pub fn connect_blocking(socket: &Path) -> io::Result<std::os::unix::net::UnixStream> {
-    std::os::unix::net::UnixStream::connect(&Address::new(socket)?.path)
+    std::os::unix::net::UnixStream::connect(&ReachablePath::new(socket)?.path)
 }
 
-/// Whether somebody listens at the path, however busy. Does not wait.
+/// Returns whether a socket listens at the path, however busy. Does not wait.
 ///
 /// # Errors
-/// The operating system's, other than that there is nobody.
+/// The operating system's, except that there is no socket or nobody listens.
 pub fn is_listening(socket: &Path) -> io::Result<bool> {
-    let address = Address::new(socket)?;
+    let address = ReachablePath::new(socket)?;
     let name = SocketAddrUnix::new(&address.path)?;
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let stream = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match rustix::net::connect(&stream, &name) {
-        // Again: so many wait to be taken that no more fit.
+        // `AGAIN`: the queue of connections that wait to be accepted is full.
         Ok(()) | Err(Errno::AGAIN | Errno::INPROGRESS) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Removes a file, if it is there.
+/// Removes a file, if it exists.
 pub fn remove(file: &Path) -> io::Result<()> {
     match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -161,8 +162,8 @@ mod tests {
             fs::create_dir(&directory).unwrap();
             let path = directory.join("a.sock");
             assert!(!is_listening(&path).unwrap());
-            // What a process that was killed leaves behind.
-            drop(std::os::unix::net::UnixListener::bind(&Address::new(&path).unwrap().path).unwrap());
+            // A process that was killed leaves such a file behind.
+            drop(std::os::unix::net::UnixListener::bind(&ReachablePath::new(&path).unwrap().path).unwrap());
             assert!(!is_listening(&path).unwrap());
             let mut listener = NamedListener::bind(&path).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

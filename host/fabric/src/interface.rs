@@ -10,7 +10,7 @@ use super::lan::Lan;
 use wasmcage_core::call::{Call, Remote};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_protocol::{Address, Dispatch, Interface, InterfaceContext, InterfaceError, Listening};
+use wasmcage_protocol::{Address, Dispatch, Interface, InterfaceContext, InterfaceError, ListenGuard};
 
 pub(super) struct RpcInterface {
     pub(super) config: RpcConfig,
@@ -24,7 +24,7 @@ pub(super) struct CageCallHandler {
 #[async_trait]
 impl CallHandler for CageCallHandler {
     async fn serve(&self, call: Call) -> Result<Payload, DispatchError> {
-        self.dispatch.called(call).await
+        self.dispatch.answer_call(call).await
     }
 }
 
@@ -80,7 +80,7 @@ fn endpoint_address(address: String) -> Address {
 }
 
 /// Reports the cage's addresses to the endpoint once it can be called.
-async fn listen(fabric: &impl Fabric, cx: &InterfaceContext) -> Vec<Listening> {
+async fn listen(fabric: &impl Fabric, cx: &InterfaceContext) -> Vec<ListenGuard> {
     const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(5);
     while !cx.drain.begun() {
         let addresses = fabric.addresses();

@@ -1,14 +1,14 @@
-//! What the host does for one interface. Which method to take:
+//! What the host does for an interface. The methods:
 //!
-//! | what has come in | method |
+//! | what was received | method |
 //! |---|---|
 //! | a request for the module that serves the interface | `route`, then by its kind `handle` or `stream` |
-//! | something that is for a function, such as a message | `call` |
-//! | a call that a module of another cage makes | `called` |
-//! | an attempt at a call that this cage keeps | `attempt` |
+//! | something for a function, such as a message | `call` |
+//! | a call by a module of another cage | `answer_call` |
+//! | an attempt at a retried call of this cage | `attempt` |
 //!
-//! Each counts the request in the interface's readings, waits for a place in the cage and one with the module, obeys the
-//! deadline, contains panics, and logs what fails. It must be run on a lane: see `InterfaceContext::lanes`.
+//! Each method counts the request in the interface's readings, waits for permits of the cage and of the module, keeps the
+//! deadline, catches panics, and logs failures. It must run on a lane: see `InterfaceContext::lanes`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,26 +23,26 @@ use wasmcage_store::CallEntry;
 
 use crate::Route;
 
-/// The way from one interface to the modules of its cage.
+/// Passes what one interface receives to the modules of its cage.
 #[async_trait]
 pub trait Dispatch: Send + Sync {
-    /// The version of the interface's module that is current now; none while there is none.
+    /// Returns the current version of the interface's module; none while there is none.
     ///
     /// # Errors
     /// `Host` when the module exports nothing that this interface can use.
     fn route(&self) -> Result<Option<Route>, DispatchError>;
 
-    /// Whether the module has had a file since the cage started, so that what comes is meant for it: it may be compiling,
-    /// refused, or removed when `route` finds no version.
+    /// Returns whether the module has had a file since the cage started. If `route` finds no version then, the module is being
+    /// compiled, was refused, or was removed.
     fn has_had_module(&self) -> bool;
 
-    /// Has a `handler` module answer. Once begun it runs to its end, or to the deadline, even when the caller drops the future
-    /// because its client left. Fails with any kind of error.
+    /// Passes a whole request to a module with `handler`. Once begun, it runs to its end or to the deadline, even if the caller
+    /// drops the future because its client left. It may fail with any kind of error.
     fn handle(&self, route: Route, request: Request) -> RunToEnd<Result<Reply, DispatchError>>;
 
-    /// Has a `wasi:http` module answer. Resolves when the response's head is there; bodies stream both ways. The time that the
-    /// request has begins anew with each part of a body that moves, up to `longest` after it began. A client that leaves before
-    /// the head ends the guest.
+    /// Passes a request to a module with `wasi:http`. Resolves with the head of the response; bodies stream both ways. Each part
+    /// of a body that moves postpones the request's deadline, up to `longest` after its start. If the client leaves before the
+    /// head, the guest is ended.
     ///
     /// # Errors
     /// See the kinds.
@@ -54,7 +54,7 @@ pub trait Dispatch: Send + Sync {
         longest: Duration,
     ) -> Result<http::Response<StreamBody>, DispatchError>;
 
-    /// Calls a function of a module of this cage for what came in, such as a message. Its context names no caller.
+    /// Calls a function of a module of this cage for what was received, such as a message. Its context has no caller.
     ///
     /// # Errors
     /// See the kinds.
@@ -66,14 +66,14 @@ pub trait Dispatch: Send + Sync {
         arguments: Payload,
     ) -> Result<Payload, DispatchError>;
 
-    /// Does a call that came from a cage elsewhere. Its context says who calls, and the interface has made sure of that.
+    /// Answers a call from another cage. The interface has verified the caller that the context names.
     ///
     /// # Errors
     /// See the kinds.
-    async fn called(&self, call: Call) -> Result<Payload, DispatchError>;
+    async fn answer_call(&self, call: Call) -> Result<Payload, DispatchError>;
 
-    /// Makes one attempt at a call that the store keeps in the queue called like the interface, or hands it over to the cage
-    /// that it is for. The caller holds it in its store.
+    /// Makes one attempt at a retried call of the queue with the interface's name, or hands the call over to the cage that it is
+    /// for.
     ///
     /// # Errors
     /// See the kinds.
@@ -82,9 +82,9 @@ pub trait Dispatch: Send + Sync {
     /// The flock that the cage belongs to.
     fn flock(&self) -> String;
 
-    /// From now on the cage's calls to cages elsewhere go this way.
+    /// Sets the carrier of the cage's calls to cages in other processes.
     fn set_remote(&self, remote: Arc<dyn Remote>);
 
-    /// There is no way to cages elsewhere any more, unless another one was set since.
+    /// Removes this carrier, unless another one was set since.
     fn unset_remote(&self, remote: &Arc<dyn Remote>);
 }

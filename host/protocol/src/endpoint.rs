@@ -1,5 +1,4 @@
-//! What a running interface is called, where it can be reached, what it says of its state, and its readings. One for each
-//! running interface, made by the cage.
+//! The name, addresses, status and readings of a running interface. The cage makes one for each.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use tokio::sync::watch;
 
 use wasmcage_core::readings::{Outcome, Readings};
 
-/// A running interface, as the cage and its operator see it.
+/// A running interface, for the cage and its operator.
 pub struct Endpoint {
     /// Name of the interface.
     pub interface: Arc<str>,
@@ -22,7 +21,7 @@ pub struct Endpoint {
     pub readings: Readings,
     timeout_ms: AtomicU64,
     addresses: watch::Sender<Vec<(u64, Address)>>,
-    /// Tells addresses apart that look the same.
+    /// Number that was given to an address last, to distinguish equal addresses.
     last_address: AtomicU64,
     status: Mutex<Option<String>>,
 }
@@ -39,7 +38,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// As an operator reads it.
+    /// The address as shown to operators.
     pub fn text(&self) -> &str {
         match self {
             Self::Outside(text) | Self::Machine(text) | Self::Cage(text) => text,
@@ -47,38 +46,38 @@ impl Address {
     }
 }
 
-/// An interface can be reached at an address as long as this is held. It must be dropped as soon as intake there has ended: a
-/// successor that needs the address waits for it.
+/// Announces an address of an interface as long as it is held. It must be dropped as soon as the intake at the address has
+/// ended: a successor that needs the address waits for that.
 #[must_use]
-pub struct Listening {
+pub struct ListenGuard {
     endpoint: Arc<Endpoint>,
     id: u64,
 }
 
-impl Drop for Listening {
+impl Drop for ListenGuard {
     fn drop(&mut self) {
         self.endpoint.addresses.send_modify(|addresses| addresses.retain(|(id, _)| *id != self.id));
     }
 }
 
-/// The module version that will serve one request: chosen when the request begins, kept to its end. What it is, is known to
-/// the host alone.
+/// The module version that serves a request: it is chosen when the request begins, and does not change. Only the host knows
+/// its type.
 pub struct Route {
     kind: RouteKind,
     version: Arc<dyn Any + Send + Sync>,
 }
 
-/// How a route's module wants the request.
+/// How the module of a route gets the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RouteKind {
-    /// Collected: `Dispatch::handle`.
+    /// As a whole: `Dispatch::handle`.
     Whole,
-    /// As it comes: `Dispatch::stream`.
+    /// As a stream: `Dispatch::stream`.
     Streamed,
 }
 
 impl Route {
-    /// For the host, and for tests of interfaces.
+    /// Makes a route. For the host, and for tests of interfaces.
     pub fn new(kind: RouteKind, version: Arc<dyn Any + Send + Sync>) -> Self {
         Self { kind, version }
     }
@@ -87,7 +86,7 @@ impl Route {
         self.kind
     }
 
-    /// For the host.
+    /// Returns the version. For the host.
     pub fn into_version(self) -> Arc<dyn Any + Send + Sync> {
         self.version
     }
@@ -116,51 +115,51 @@ impl Endpoint {
         endpoint
     }
 
-    /// Of a request that brings no deadline of its own.
+    /// The timeout of requests that have no deadline of their own.
     pub fn timeout(&self) -> Duration {
         Duration::from_millis(self.timeout_ms.load(Ordering::Relaxed))
     }
 
-    /// For requests that begin from now on.
+    /// Sets the timeout of requests that begin from now on.
     pub fn set_timeout(&self, timeout: Duration) {
         self.timeout_ms.store(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// The interface can be reached at this address from now on, as long as what is returned is held; it is logged, and shown
-    /// at start and by `wasmcage ps`.
-    pub fn listen(self: &Arc<Self>, address: Address) -> Listening {
+    /// Announces that the interface can be reached at this address, as long as the guard is held. The address is logged, and
+    /// shown at start and by `wasmcage ps`.
+    pub fn listen(self: &Arc<Self>, address: Address) -> ListenGuard {
         let (cage, interface, module) = (&*self.cage, &*self.interface, &*self.module);
         tracing::info!(cage, interface, module, address = %address.text(), "started listening");
         let id = self.last_address.fetch_add(1, Ordering::Relaxed);
         self.addresses.send_modify(|addresses| addresses.push((id, address)));
-        Listening { endpoint: self.clone(), id }
+        ListenGuard { endpoint: self.clone(), id }
     }
 
-    /// Where it can be reached now.
+    /// The addresses at which it can be reached now.
     pub fn addresses(&self) -> Vec<Address> {
         self.addresses.borrow().iter().map(|(_, address)| address.clone()).collect()
     }
 
-    /// What an operator should see of the interface besides its addresses, such as what it waits for; none if nothing. An
-    /// interface that has neither an address nor a status is taken for one that is still starting.
+    /// Sets a text for operators, such as what the interface waits for; none if there is nothing to say. An interface with
+    /// neither an address nor a status counts as still starting.
     pub fn set_status(&self, status: Option<String>) {
         *self.status.lock() = status;
     }
 
-    /// What was set last.
+    /// The status that was set last.
     pub fn status(&self) -> Option<String> {
         self.status.lock().clone()
     }
 
-    /// Counts a request that no version of the module was there for, which nobody else counts.
+    /// Counts a request for which the module had no version. `Dispatch` does not count these.
     pub fn count_without_module(&self) {
         self.readings.begin();
         self.readings.end(Outcome::NotFound, Duration::ZERO, Duration::ZERO);
     }
 
-    /// Resolves when it listens nowhere, so that another interface may.
+    /// Resolves when it listens nowhere any more, so that a successor may listen.
     pub async fn wait_until_closed(&self) {
-        // The sender cannot be gone: it is this endpoint's.
+        // This endpoint owns the sender, so it still exists.
         let _ = self.addresses.subscribe().wait_for(Vec::is_empty).await;
     }
 }

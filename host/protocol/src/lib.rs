@@ -1,7 +1,7 @@
-//! The contract between the host and a protocol: what a protocol is, what its interfaces are given, and what they owe. A
-//! protocol is a crate that implements [`Protocol`], and one line where a program lists those that it has.
+//! The contract between the host and a protocol: what a protocol implements, and what the host does for its interfaces. A
+//! protocol is a crate that implements [`Protocol`], and an entry in a program's list of protocols.
 //!
-//! `README.md` beside this crate is the contract as one page: what an interface owes, and what is done for it.
+//! The `README.md` of this crate describes the contract on one page.
 
 mod dispatch;
 mod endpoint;
@@ -20,15 +20,15 @@ use wasmcage_resource::Resource;
 use wasmcage_store::Store;
 
 pub use self::dispatch::Dispatch;
-pub use self::endpoint::{Address, Endpoint, Listening, Route, RouteKind};
+pub use self::endpoint::{Address, Endpoint, ListenGuard, Route, RouteKind};
 pub use self::registry::Protocols;
 
-/// One way in which the outside world reaches modules, or modules the outside world.
+/// A protocol: an inbound side, through which modules are reached, an outbound side, which modules use, or both.
 pub trait Protocol: Send + Sync {
-    /// Its name, and how its interfaces differ from most.
+    /// Returns its name, and how its interfaces differ from most.
     fn info(&self) -> ProtocolInfo;
 
-    /// Makes the interface that a section describes.
+    /// Makes an interface from its section.
     ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no inbound side.
@@ -36,7 +36,7 @@ pub trait Protocol: Send + Sync {
         Err(section.refused(format!("protocol {} has no inbound side: it is for [resources.x]", self.info().name)))
     }
 
-    /// Makes the resource that a section describes.
+    /// Makes a resource from its section.
     ///
     /// # Errors
     /// All mistakes of the section, or that the protocol has no outbound side.
@@ -45,33 +45,35 @@ pub trait Protocol: Send + Sync {
     }
 }
 
-/// The inbound side. `run` is spawned to start it; it takes nothing new once `cx.drain` begins, finishes what it has,
-/// then returns; its future is dropped at the drain's deadline.
+/// The inbound side of a protocol. `run` is spawned to start it. Once `cx.drain` has begun, it stops the intake, finishes what
+/// is in flight, and returns; its future is dropped at the drain's deadline.
 #[async_trait]
 pub trait Interface: Send + Sync {
+    /// Serves until the drain.
+    ///
     /// # Errors
-    /// What keeps it from serving, such as a port in use. The cage logs it, goes on, and tries again later.
+    /// What keeps it from serving, such as a port in use. The cage logs it and retries later.
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError>;
 }
 
-/// All that an interface may touch.
+/// Everything that an interface may use.
 #[derive(Clone)]
 pub struct InterfaceContext {
-    /// Has modules serve what comes in.
+    /// Passes what is received to modules.
     pub dispatch: Arc<dyn Dispatch>,
-    /// What the interface is called, where it listens, its timeout and readings.
+    /// The interface's name, addresses, timeout and readings.
     pub endpoint: Arc<Endpoint>,
     pub drain: Drain,
     pub lanes: Arc<Lanes>,
     /// The cage's durable data.
     pub store: Arc<Store>,
-    /// Watches the tasks that the interface starts.
+    /// Wraps the tasks that the interface spawns, so that panics are reported.
     pub tasks: Tasks,
-    /// Label of this machine.
+    /// Name of this machine.
     pub node: Arc<str>,
-    /// Where running cages of this user meet: see `wasmcage::host::runtime_directory`.
+    /// Where running cages of this user find each other: see `wasmcage::host::runtime_directory`.
     pub runtime_directory: Arc<Path>,
-    /// The process's budget for bodies that are kept whole.
+    /// The process's budget for bodies that are held whole.
     pub bodies: Arc<BodyBudget>,
 }
 

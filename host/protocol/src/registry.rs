@@ -3,19 +3,19 @@
 use std::fmt;
 use std::sync::Arc;
 
-use wasmcage_config::{ConfigError, LeftOut, ProtocolInfo, Section};
+use wasmcage_config::{ConfigError, OmittedProtocol, ProtocolInfo, Section};
 use wasmcage_resource::Resource;
 
 use crate::Protocol;
 
-/// Every protocol that `protocol = ".."` in `cage.toml` may name; a clone is the same.
+/// All protocols that `protocol = ".."` in `cage.toml` may name. Clones share them.
 #[derive(Clone, Default)]
 pub struct Protocols {
     known: Arc<Vec<Box<dyn Protocol>>>,
-    left_out: Arc<Vec<LeftOut>>,
+    left_out: Arc<Vec<OmittedProtocol>>,
 }
 
-/// Names only.
+/// Shows the names only.
 impl fmt::Debug for Protocols {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_list().entries(self.known.iter().map(|protocol| protocol.info().name)).finish()
@@ -27,9 +27,9 @@ impl Protocols {
         Self { known: Arc::new(known), left_out: Arc::default() }
     }
 
-    /// Those that another build of this program has, so that an error can say which feature brings them.
+    /// Adds the protocols that another build of this program has, so that errors can name their features.
     #[must_use]
-    pub fn without(self, left_out: Vec<LeftOut>) -> Self {
+    pub fn without(self, left_out: Vec<OmittedProtocol>) -> Self {
         Self { left_out: Arc::new(left_out), ..self }
     }
 
@@ -37,12 +37,12 @@ impl Protocols {
         self.known.iter().map(|protocol| &**protocol).find(|protocol| protocol.info().name == name)
     }
 
-    /// What the configuration has to know of them.
+    /// Returns what the configuration needs to know about the protocols.
     pub fn infos(&self) -> Vec<ProtocolInfo> {
         self.known.iter().map(|protocol| protocol.info()).collect()
     }
 
-    pub fn left_out(&self) -> &[LeftOut] {
+    pub fn left_out(&self) -> &[OmittedProtocol] {
         &self.left_out
     }
 

@@ -1,5 +1,5 @@
-//! Replies to reads, kept where a module asks for it: up to so many bytes, for so long, until something that they depend on
-//! is written. One read is done once for all who ask at the same time.
+//! The cache of replies to reads, for modules that ask for it. It is limited in bytes and time, and a reply is dropped when
+//! something that it depends on is written. Callers that ask for the same reply at the same time share one read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,85 +10,87 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::writes::Writes;
+use super::writes::WriteClock;
 use super::{CacheSettings, Caching, Operation, OperationReply, Phase, ResourceError};
 use wasmcage_core::request::Deadline;
 
-/// Names in one operation's `reads` or `writes`, and bytes of each.
+/// Most names in one operation's `reads` or `writes`.
 const NAMES_MAX: usize = 64;
+/// Longest of these names, and longest key.
 const NAME_BYTES_MAX: usize = 256;
-/// What an entry takes besides its bytes.
+/// Memory that an entry takes besides its bytes.
 const ENTRY_BYTES: usize = 256;
 
 pub(super) struct ReadCache {
     settings: CacheSettings,
-    replies: Cache<Arc<Key>, Arc<Kept>>,
-    /// Reads under way, with how many wait for each or do it.
-    flights: Mutex<HashMap<Arc<Key>, Crowd>>,
-    writes: Mutex<Writes>,
+    replies: Cache<Arc<CacheKey>, Arc<CachedReply>>,
+    /// Reads in flight, with the number of callers that share each.
+    reads_in_flight: Mutex<HashMap<Arc<CacheKey>, (Arc<SharedRead>, usize)>>,
+    writes: Mutex<WriteClock>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
 
-/// What a reply is kept under.
+/// The key of a cached reply.
 #[derive(PartialEq, Eq, Hash)]
-struct Key {
+struct CacheKey {
     operation: Operation,
     begin: Vec<(String, String)>,
     key: Option<String>,
 }
 
-struct Kept {
+struct CachedReply {
     reply: OperationReply,
     reads: Vec<String>,
-    /// On the clock of writes.
-    begun: u64,
+    /// When the read began, on the clock of `WriteClock`.
+    started: u64,
     at: Instant,
 }
 
-/// One read that several want.
+/// A read that several callers share. moka's `try_get_with` cannot replace it: that gives a failed leader's error to all
+/// waiters, while here the next of them does the read, and it caches every success, while some replies must not be cached.
+/// moka's `and_try_compute_with` would make the waiters for such a reply do their reads one after the other.
 #[derive(Default)]
-struct Flight {
-    /// Held by the one who does it; the next one does it when that one failed.
-    turn: tokio::sync::Mutex<()>,
-    /// It was done, and cannot be had from the cache all the same: each does it for itself.
-    not_kept: AtomicBool,
+struct SharedRead {
+    /// Held by the leader, who does the read. If it fails or leaves, the next waiter becomes the leader.
+    leader_lock: tokio::sync::Mutex<()>,
+    /// The leader's reply must not be cached, so each waiter does the read itself, without the lock.
+    not_cached: AtomicBool,
 }
 
-/// A read, and how many want it.
-type Crowd = (Arc<Flight>, usize);
-
-/// While it lives, what the operation changes is being written.
-pub struct WriteMark {
+/// Marks the names that an operation writes as being written, until it is dropped.
+pub(crate) struct WriteMark {
     cache: Arc<ReadCache>,
     names: Vec<String>,
 }
 
 impl ReadCache {
     pub(super) fn new(settings: CacheSettings) -> Self {
-        let weigh = |key: &Arc<Key>, kept: &Arc<Kept>| u32::try_from(key.bytes() + kept.bytes()).unwrap_or(u32::MAX);
+        let weigh = |key: &Arc<CacheKey>, cached: &Arc<CachedReply>| {
+            u32::try_from(key.bytes() + cached.bytes()).unwrap_or(u32::MAX)
+        };
         let replies = Cache::builder().max_capacity(settings.size).weigher(weigh).time_to_live(settings.ttl).build();
         Self {
             settings,
             replies,
-            flights: Mutex::default(),
+            reads_in_flight: Mutex::default(),
             writes: Mutex::default(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
     }
 
-    /// Does a write: what depends on it is forgotten before and after, and nothing that is read meanwhile is kept.
+    /// Marks names as being written until the mark is dropped: replies that depend on them are dropped, and none are cached.
     pub(super) fn write(self: &Arc<Self>, names: Vec<String>) -> WriteMark {
         self.writes.lock().begin(&names);
         WriteMark { cache: self.clone(), names }
     }
 
-    /// The reply that is kept, or that of `work`, which is done once for all who ask at the same time. A reply with a status
-    /// that is no success is not kept.
+    /// Returns the cached reply, or that of `work`, which is done once for all callers that ask at the same time. Only replies
+    /// with a status of success are cached.
     ///
     /// # Errors
-    /// That of `work`; harmless, when another did the work until the deadline.
+    /// That of `work`; a harmless one when another caller was still doing the work at the deadline.
     pub(super) async fn read(
         &self,
         operation: Operation,
@@ -97,52 +99,54 @@ impl ReadCache {
         deadline: Deadline,
         work: impl AsyncFnOnce(Operation) -> Result<OperationReply, ResourceError>,
     ) -> Result<OperationReply, ResourceError> {
-        let key = Arc::new(Key { operation, begin: begin.to_owned(), key: caching.key.clone() });
+        let key = Arc::new(CacheKey { operation, begin: begin.to_owned(), key: caching.key.clone() });
         if let Some(reply) = self.find(&key, caching).await {
             return Ok(reply);
         }
-        let boarded = self.board(&key);
-        let flight = &*boarded.flight;
-        let turn = timeout_at(deadline.instant(), flight.turn.lock()).await.map_err(|_| {
-            let text = "the same read was being done for another until the deadline";
+        let waiter = self.join(&key);
+        let shared = &*waiter.shared;
+        let leader = timeout_at(deadline.instant(), shared.leader_lock.lock()).await.map_err(|_| {
+            let text = "the same read by another request was not done before the deadline";
             ResourceError::harmless(Phase::Acquire, ResourceError::TIMED_OUT, text)
         })?;
         if let Some(reply) = self.find(&key, caching).await {
             return Ok(reply);
         }
-        let _turn = (!flight.not_kept.load(Relaxed)).then_some(turn);
+        let _leader = (!shared.not_cached.load(Relaxed)).then_some(leader);
         self.misses.fetch_add(1, Relaxed);
-        let begun = self.writes.lock().read_begins(&caching.reads);
+        let started = self.writes.lock().read_begins(&caching.reads);
         let reply = work(key.operation.clone()).await?;
-        match begun.filter(|begun| (200..300).contains(&reply.status) && self.is_current(*begun, &caching.reads)) {
-            Some(begun) => {
-                let kept = Kept { reply: reply.clone(), reads: caching.reads.clone(), begun, at: Instant::now() };
-                self.replies.insert(key.clone(), Arc::new(kept)).await;
+        match started.filter(|started| (200..300).contains(&reply.status) && self.is_current(*started, &caching.reads))
+        {
+            Some(started) => {
+                let cached =
+                    CachedReply { reply: reply.clone(), reads: caching.reads.clone(), started, at: Instant::now() };
+                self.replies.insert(key.clone(), Arc::new(cached)).await;
             }
-            None => flight.not_kept.store(true, Relaxed),
+            None => shared.not_cached.store(true, Relaxed),
         }
         Ok(reply)
     }
 
-    async fn find(&self, key: &Arc<Key>, caching: &Caching) -> Option<OperationReply> {
-        let kept = self.replies.get(key).await?;
+    async fn find(&self, key: &Arc<CacheKey>, caching: &Caching) -> Option<OperationReply> {
+        let cached = self.replies.get(key).await?;
         let ttl = caching.ttl.map_or(self.settings.ttl, |ttl| ttl.min(self.settings.ttl));
-        if kept.at.elapsed() >= ttl || !self.is_current(kept.begun, &kept.reads) {
+        if cached.at.elapsed() >= ttl || !self.is_current(cached.started, &cached.reads) {
             return None;
         }
         self.hits.fetch_add(1, Relaxed);
-        Some(kept.reply.clone())
+        Some(cached.reply.clone())
     }
 
-    fn is_current(&self, begun: u64, reads: &[String]) -> bool {
-        self.writes.lock().is_current(begun, reads)
+    fn is_current(&self, started: u64, reads: &[String]) -> bool {
+        self.writes.lock().is_current(started, reads)
     }
 
-    fn board(&self, key: &Arc<Key>) -> Boarded<'_> {
-        let mut flights = self.flights.lock();
-        let (flight, count) = flights.entry(key.clone()).or_default();
+    fn join(&self, key: &Arc<CacheKey>) -> ReadWaiter<'_> {
+        let mut reads_in_flight = self.reads_in_flight.lock();
+        let (shared, count) = reads_in_flight.entry(key.clone()).or_default();
         *count += 1;
-        Boarded { cache: self, key: key.clone(), flight: flight.clone() }
+        ReadWaiter { cache: self, key: key.clone(), shared: shared.clone() }
     }
 
     pub(super) fn snapshot(&self) -> CacheSnapshot {
@@ -155,20 +159,20 @@ impl ReadCache {
     }
 }
 
-/// One who waits for a read or does it.
-struct Boarded<'a> {
+/// A caller that waits for a shared read, or does it.
+struct ReadWaiter<'a> {
     cache: &'a ReadCache,
-    key: Arc<Key>,
-    flight: Arc<Flight>,
+    key: Arc<CacheKey>,
+    shared: Arc<SharedRead>,
 }
 
-impl Drop for Boarded<'_> {
+impl Drop for ReadWaiter<'_> {
     fn drop(&mut self) {
-        let mut flights = self.cache.flights.lock();
-        if let Some((_, count)) = flights.get_mut(&self.key) {
+        let mut reads_in_flight = self.cache.reads_in_flight.lock();
+        if let Some((_, count)) = reads_in_flight.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                flights.remove(&self.key);
+                reads_in_flight.remove(&self.key);
             }
         }
     }
@@ -180,7 +184,7 @@ impl Drop for WriteMark {
     }
 }
 
-impl Key {
+impl CacheKey {
     fn bytes(&self) -> usize {
         let pairs =
             |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
@@ -190,7 +194,7 @@ impl Key {
     }
 }
 
-impl Kept {
+impl CachedReply {
     fn bytes(&self) -> usize {
         let headers: usize = self.reply.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         headers + self.reply.body.len() + self.reads.iter().map(String::len).sum::<usize>()
@@ -199,7 +203,7 @@ impl Kept {
 
 impl Caching {
     /// # Errors
-    /// `BAD_OPERATION`: what cannot be asked of a cache.
+    /// `BAD_OPERATION`: these options do not go together, or exceed a limit.
     pub fn check(&self) -> Result<(), ResourceError> {
         let bad = |text: String| Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, text));
         if !self.reads.is_empty() && !self.writes.is_empty() {
@@ -216,12 +220,12 @@ impl Caching {
     }
 }
 
-/// What an operator sees of a cache.
+/// State of a cache, for operators.
 #[derive(Debug, Serialize)]
 pub struct CacheSnapshot {
     pub hits: u64,
     pub misses: u64,
-    /// These two lag behind by up to some hundred milliseconds.
+    /// Number of entries. It lags behind by up to some hundred milliseconds, and so does `bytes`.
     pub entries: u64,
     pub bytes: u64,
 }

@@ -1,13 +1,13 @@
-//! Why an operation did not do what it was to do.
+//! Errors of operations on resources.
 
 use std::fmt;
 
-/// What was being done when it failed.
+/// The step that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Before anything was done.
+    /// The check before anything was done.
     Check,
-    /// While waiting for a connection of the pool.
+    /// Waiting for a connection of the pool.
     Acquire,
     Connect,
     Begin,
@@ -16,19 +16,19 @@ pub enum Phase {
     Rollback,
 }
 
-/// One failure of one participant.
+/// The failure of a participant in a transaction, or of a single operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceError {
-    /// The resource's name, or `state`, `retried-call`, `call`. Set by `resource/`.
+    /// The resource's name, or `state`, `retried-call`, `call`. This crate sets it, not the protocol.
     pub participant: String,
-    /// Its number in a transaction.
+    /// The participant's number in the transaction.
     pub index: usize,
-    /// Stable, for programs: one of the constants here, or the protocol's own, such as an SQLSTATE.
+    /// A code for programs, which never changes: one of the constants here, or the protocol's own, such as an SQLSTATE.
     pub code: String,
     pub text: String,
-    /// Nothing irreversible happened: it may be tried again.
+    /// Nothing irreversible happened: the operation may be retried.
     pub recoverable: bool,
-    /// The connection is discarded.
+    /// The connection cannot be used again and is discarded.
     pub terminal: bool,
     pub phase: Phase,
 }
@@ -37,25 +37,25 @@ impl ResourceError {
     pub const TIMED_OUT: &'static str = "timed-out";
     pub const NOT_PERMITTED: &'static str = "not-permitted";
     pub const NO_SUCH_RESOURCE: &'static str = "no-such-resource";
-    /// The operation cannot be done by this resource: its action, a parameter.
+    /// The resource cannot do this operation, because of its action or a parameter.
     pub const BAD_OPERATION: &'static str = "bad-operation";
     /// The other side cannot be reached.
     pub const CONNECT: &'static str = "connect";
-    /// The other side, or its answer, is gone.
+    /// The connection broke before the answer was complete.
     pub const DISCONNECTED: &'static str = "disconnected";
-    /// A reply, or a part of one, that is longer than allowed.
+    /// A reply, or a part of one, is longer than allowed.
     pub const TOO_LARGE: &'static str = "too-large";
     pub const OVERLOADED: &'static str = "overloaded";
     /// A bug in the host.
     pub const HOST_ERROR: &'static str = "host-error";
 
-    /// Nothing was done, and the connection is as good as before.
+    /// An error after which nothing was done and the connection can be used again.
     pub fn harmless(phase: Phase, code: impl Into<String>, text: impl Into<String>) -> Self {
         let (code, text) = (code.into(), text.into());
         Self { participant: String::new(), index: 0, code, text, recoverable: true, terminal: false, phase }
     }
 
-    /// It may have been done, and the connection is of no more use.
+    /// An error after which the operation may have been done and the connection is discarded.
     pub fn fatal(phase: Phase, code: impl Into<String>, text: impl Into<String>) -> Self {
         Self { recoverable: false, terminal: true, ..Self::harmless(phase, code, text) }
     }

@@ -1,19 +1,19 @@
-//! What modules reach by name: `[resources.x]`. Pools of connections, the cache of reads. What speaks to the other side is a
-//! protocol's `Resource`; nothing here knows one.
+//! Resources that modules use by name, `[resources.x]`: pools of connections, the cache of reads, transactions, locks. A
+//! protocol implements `Resource` and connects to the other side; nothing here depends on a protocol.
 
 mod cache;
 mod connection;
-#[cfg(test)]
-pub(crate) mod double;
 mod error;
-mod guarded;
+#[cfg(test)]
+pub(crate) mod fake;
 mod live;
 pub mod locks;
 mod maintenance;
-mod observed;
 mod operation;
+mod operation_record;
 mod pool;
 mod settings;
+mod step;
 mod stream;
 pub mod transaction;
 mod writes;
@@ -27,18 +27,18 @@ pub use self::cache::CacheSnapshot;
 pub(crate) use self::cache::WriteMark;
 pub use self::connection::{Connection, Resource, Reuse};
 pub use self::error::{Phase, ResourceError};
-pub(crate) use self::guarded::guarded;
 pub use self::live::{LiveResource, MakeResource, ResourceSnapshot, build};
-pub(crate) use self::observed::Observed;
 pub use self::operation::{Caching, Caller, Operation, OperationOptions, OperationReply, ReplyStream};
-pub(crate) use self::pool::Lease;
+pub(crate) use self::operation_record::OperationRecord;
+pub(crate) use self::pool::ConnectionLease;
 pub use self::settings::{CacheSettings, PoolSettings};
+pub(crate) use self::step::run_step;
 pub use self::stream::OpenReply;
 use wasmcage_config as config;
 use wasmcage_config::{CageConfig, Grants};
 use wasmcage_core::telemetry::{self, LevelCell};
 
-/// The resources of a cage, as its configuration says now.
+/// The resources of a cage in its present configuration.
 pub struct Resources {
     cage: Arc<str>,
     level: Arc<LevelCell>,
@@ -47,14 +47,14 @@ pub struct Resources {
 }
 
 impl Resources {
-    /// `make` knows the protocols.
+    /// `make` makes resources of all protocols.
     pub fn new(cage: &str, level: Arc<LevelCell>, make: Arc<MakeResource>) -> Self {
         Self { cage: cage.into(), level, make, by_name: RwLock::default() }
     }
 
-    /// Takes over a configuration that was checked: what is new or changed is made, what is gone is drained. Operations that
-    /// have begun end on what they began with. One that cannot be made is logged, and leaves what was there. Must be called on
-    /// the ordinary runtime, where the pools are maintained.
+    /// Applies a configuration that was checked: new and changed resources are made, removed ones are closed. Operations that
+    /// have begun end on the resource that they began with. If a resource cannot be made, that is logged and the old one stays.
+    /// Must be called on the ordinary runtime, where the pools are maintained.
     pub fn apply(&self, config: &CageConfig) {
         let mut by_name = self.by_name.write();
         let wanted = |name: &String| config.resources.get(name).filter(|resource| resource.enabled);
@@ -79,15 +79,15 @@ impl Resources {
         }
     }
 
-    /// Closes all connections that are free, and those in use when they are given back.
+    /// Closes all free connections, and those in use when they are returned.
     pub fn close(&self) {
         std::mem::take(&mut *self.by_name.write()).values().for_each(|live| live.close());
     }
 
-    /// The resource of that name, for a module with these grants.
+    /// Returns the resource of this name, for a module with these grants.
     ///
     /// # Errors
-    /// `NOT_PERMITTED`, `NO_SUCH_RESOURCE`: what to write where, or what was meant.
+    /// `NOT_PERMITTED`, `NO_SUCH_RESOURCE`, with a text that says how to mend it.
     pub fn granted(&self, name: &str, module: &str, grants: &Grants) -> Result<Arc<LiveResource>, ResourceError> {
         let refused = |code: &str, text: String| ResourceError {
             participant: name.to_owned(),
@@ -102,7 +102,7 @@ impl Resources {
             return Err(refused(ResourceError::NOT_PERMITTED, text));
         }
         found.cloned().ok_or_else(|| {
-            // Others' resources are nothing to be told of.
+            // The hint names only resources that the module may use.
             let granted = grants.resources.iter().map(String::as_str).filter(|name| by_name.contains_key(*name));
             let hint =
                 config::nearest(name, granted).map_or_else(String::new, |known| format!("; did you mean `{known}`?"));

@@ -1,4 +1,4 @@
-//! One resource as its configuration says now: its protocol's side, its pool, its cache, its readings.
+//! One resource in its present configuration: its protocol's implementation, pool, cache and readings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,55 +8,56 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::cache::{CacheSnapshot, ReadCache, WriteMark};
 use super::maintenance::maintain;
-use super::observed::Observed;
-use super::pool::Pool;
+use super::operation_record::OperationRecord;
+use super::pool::ConnectionPool;
 use super::{
-    CacheSettings, Caller, Lease, OpenReply, Operation, OperationOptions, OperationReply, Phase, PoolSettings,
-    ResourceError, guarded,
+    CacheSettings, Caller, ConnectionLease, OpenReply, Operation, OperationOptions, OperationReply, Phase,
+    PoolSettings, ResourceError, run_step,
 };
 use crate::Resource;
 use wasmcage_config::{ConfigError, ResourceConfig, Section};
 use wasmcage_core::readings::{Readings, ReadingsSnapshot};
 use wasmcage_core::request::Deadline;
-use wasmcage_core::telemetry::{Gate, LevelCell};
+use wasmcage_core::telemetry::{LevelCell, Throttle};
 
-/// Failures of one resource that are logged in one second; the rest are counted only.
+/// Failures of one resource that are logged in one second; further ones are only counted.
 const FAILURES_LOGGED_PER_SECOND: u64 = 10;
 
-/// What a section of `cage.toml` says of a resource, apart from what all of them have.
-pub struct Built {
+/// A resource and its settings, made from its section of `cage.toml`.
+pub struct ResourceParts {
     pub(super) resource: Box<dyn Resource>,
     pub(super) pool: PoolSettings,
     pub(super) cache: Option<CacheSettings>,
 }
 
-/// Has the protocol of that name make the resource that a section describes; fails with all mistakes of the section.
+/// Makes a resource of the protocol of this name from a section. Fails with all mistakes in the section.
 pub type MakeResource = dyn Fn(&str, Section) -> Result<Box<dyn Resource>, ConfigError> + Send + Sync;
 
-/// Makes a resource without connecting it, which is how a configuration is checked, too.
+/// Makes a resource without connecting it. This is also how a configuration is checked.
 ///
 /// # Errors
-/// All mistakes of its section.
-pub fn build(config: &ResourceConfig, make: &MakeResource) -> Result<Built, ConfigError> {
+/// All mistakes in its section.
+pub fn build(config: &ResourceConfig, make: &MakeResource) -> Result<ResourceParts, ConfigError> {
     let section = config.section.clone();
     let (pool, cache) = (PoolSettings::read(&section), CacheSettings::read(&section));
-    Ok(Built { resource: make(&config.protocol, section)?, pool, cache })
+    Ok(ResourceParts { resource: make(&config.protocol, section)?, pool, cache })
 }
 
+/// A resource in use.
 pub struct LiveResource {
     pub(super) cage: Arc<str>,
     pub(super) level: Arc<LevelCell>,
     pub(super) readings: Readings,
-    pub(super) failures: Gate,
+    pub(super) failures: Throttle,
     config: ResourceConfig,
     cache: Option<Arc<ReadCache>>,
-    pool: Arc<Pool>,
+    pool: Arc<ConnectionPool>,
     _maintenance: AbortOnDropHandle<()>,
 }
 
 impl LiveResource {
     /// # Errors
-    /// The protocol's, when what the section names has changed since it was checked.
+    /// The protocol's, when something that the section names, such as a file, has changed since it was checked.
     pub(super) fn start(
         cage: Arc<str>,
         level: Arc<LevelCell>,
@@ -67,14 +68,14 @@ impl LiveResource {
         Ok(Self::new(cage, level, config, built))
     }
 
-    pub(super) fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: Built) -> Self {
-        let pool = Arc::new(Pool::new(built.resource, built.pool));
+    pub(super) fn new(cage: Arc<str>, level: Arc<LevelCell>, config: ResourceConfig, built: ResourceParts) -> Self {
+        let pool = Arc::new(ConnectionPool::new(built.resource, built.pool));
         let maintenance = maintain(pool.clone(), config.name.as_str().into(), cage.clone());
         Self {
             cage,
             level,
             readings: Readings::default(),
-            failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            failures: Throttle::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             config,
             cache: built.cache.map(|settings| Arc::new(ReadCache::new(settings))),
             pool,
@@ -86,7 +87,7 @@ impl LiveResource {
         &self.config.name
     }
 
-    /// Keeps no connection any more; what has begun goes on to its end.
+    /// Closes free connections; operations that have begun go on to their end.
     pub(super) fn close(&self) {
         self.pool.close();
     }
@@ -95,23 +96,23 @@ impl LiveResource {
         &self.config
     }
 
-    /// Whether a rollback takes back what this operation did.
-    pub fn undoes(&self, operation: &Operation) -> bool {
-        self.pool.resource().undoes(operation)
+    /// Returns whether a rollback undoes the effects of this operation.
+    pub fn can_roll_back(&self, operation: &Operation) -> bool {
+        self.pool.resource().can_roll_back(operation)
     }
 
-    /// Forgets cached replies that depend on these names, and keeps none until the mark is dropped.
-    pub fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
+    /// Drops cached replies that depend on these names, and caches none until the mark is dropped.
+    pub(crate) fn mark_writes(&self, names: Vec<String>) -> Option<WriteMark> {
         self.cache.as_ref().map(|cache| cache.write(names))
     }
 
-    /// When an operation must have ended.
+    /// Returns the deadline of an operation.
     pub fn deadline(&self, caller: &Caller, timeout: Option<Duration>) -> Deadline {
         let shortest = self.config.timeout.into_iter().chain(timeout).min();
         shortest.map_or(caller.request.deadline_now(), |shortest| caller.request.deadline_now().within(shortest))
     }
 
-    /// What can be said before there is a connection.
+    /// Checks an operation as far as that needs no connection.
     ///
     /// # Errors
     /// In phase `Check`.
@@ -119,15 +120,15 @@ impl LiveResource {
         self.pool.resource().check(operation)
     }
 
-    pub async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<Lease, ResourceError> {
+    pub(crate) async fn acquire(&self, caller: &Caller, deadline: Deadline) -> Result<ConnectionLease, ResourceError> {
         self.pool.acquire(&caller.module, deadline).await
     }
 
-    pub fn observe(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> Observed {
-        Observed::begin(self, caller, &operation.action)
+    pub(crate) fn start_record(self: &Arc<Self>, caller: &Caller, operation: &Operation) -> OperationRecord {
+        OperationRecord::begin(self, caller, &operation.action)
     }
 
-    /// Does one operation, as a transaction of its own.
+    /// Does one operation, in a transaction of its own.
     ///
     /// # Errors
     /// See the kinds.
@@ -138,53 +139,53 @@ impl LiveResource {
         options: OperationOptions,
     ) -> Result<OperationReply, ResourceError> {
         let deadline = self.deadline(caller, options.timeout);
-        let mut observed = self.observe(caller, &operation);
-        let result = self.execute_cached(caller, &mut observed, operation, &options, deadline).await;
-        observed.end(caller, result)
+        let mut record = self.start_record(caller, &operation);
+        let result = self.execute_cached(caller, &mut record, operation, &options, deadline).await;
+        record.end(caller, result)
     }
 
     async fn execute_cached(
         &self,
         caller: &Caller,
-        observed: &mut Observed,
+        record: &mut OperationRecord,
         operation: Operation,
         options: &OperationOptions,
         deadline: Deadline,
     ) -> Result<OperationReply, ResourceError> {
         let begin = &options.begin;
         let Some((cache, caching)) = self.cache.as_ref().zip(options.caching.as_ref()) else {
-            return self.execute_uncached(caller, observed, operation, begin, deadline).await;
+            return self.execute_uncached(caller, record, operation, begin, deadline).await;
         };
         caching.check()?;
         let _write = cache.write(caching.writes.clone());
         if caching.bypass || !caching.writes.is_empty() {
-            return self.execute_uncached(caller, observed, operation, begin, deadline).await;
+            return self.execute_uncached(caller, record, operation, begin, deadline).await;
         }
-        let work = async |operation| self.execute_uncached(caller, observed, operation, begin, deadline).await;
+        let work = async |operation| self.execute_uncached(caller, record, operation, begin, deadline).await;
         cache.read(operation, begin, caching, deadline, work).await
     }
 
     async fn execute_uncached(
         &self,
         caller: &Caller,
-        observed: &mut Observed,
+        record: &mut OperationRecord,
         operation: Operation,
         begin: &[(String, String)],
         deadline: Deadline,
     ) -> Result<OperationReply, ResourceError> {
         self.check(&operation)?;
         let mut lease = self.acquire(caller, deadline).await?;
-        observed.acquired();
+        record.acquired();
         let deadline = lease.deadline;
         let execute = lease.connection().execute_alone(operation, begin, deadline);
-        let result = guarded(Phase::Execute, deadline, execute).await;
+        let result = run_step(Phase::Execute, deadline, execute).await;
         if result.as_ref().err().is_none_or(|error| !error.terminal) {
             lease.keep();
         }
         result
     }
 
-    /// Does one operation as a transaction of its own, whose reply comes in parts. It holds a connection until its end.
+    /// Does one operation, in a transaction of its own, whose reply comes in parts. It holds a connection until its end.
     ///
     /// # Errors
     /// See the kinds.
@@ -195,18 +196,18 @@ impl LiveResource {
         options: OperationOptions,
     ) -> Result<(OperationReply, OpenReply), ResourceError> {
         let deadline = self.deadline(caller, options.timeout);
-        let mut observed = self.observe(caller, &operation);
+        let mut record = self.start_record(caller, &operation);
         let opened = async {
             self.check(&operation)?;
             let mut lease = self.acquire(caller, deadline).await?;
-            observed.acquired();
+            record.acquired();
             let open = lease.take().open(operation, &options.begin, lease.deadline);
-            let (reply, stream) = guarded(Phase::Execute, lease.deadline, open).await?;
+            let (reply, stream) = run_step(Phase::Execute, lease.deadline, open).await?;
             Ok((reply, stream, lease))
         };
         match opened.await {
-            Ok((reply, stream, lease)) => Ok((reply, OpenReply::new(stream, lease, caller.clone(), observed))),
-            Err(error) => observed.end(caller, Err(error)),
+            Ok((reply, stream, lease)) => Ok((reply, OpenReply::new(stream, lease, caller.clone(), record))),
+            Err(error) => record.end(caller, Err(error)),
         }
     }
 
@@ -226,20 +227,20 @@ impl LiveResource {
     }
 }
 
-/// What an operator sees of a resource.
+/// State of a resource, for operators.
 #[derive(Debug, Serialize)]
 pub struct ResourceSnapshot {
     pub resource: String,
     pub protocol: String,
-    /// Connections at most.
+    /// Most connections.
     pub size: usize,
     pub in_use: usize,
     pub free: usize,
-    /// Operations that wait for a connection.
+    /// Number of operations that wait for a connection.
     pub waiting: usize,
-    /// None: nothing is cached.
+    /// State of its cache; none: it has no cache.
     pub cache: Option<CacheSnapshot>,
-    /// What keeps it from working now, as far as it is known.
+    /// The problem that keeps it from working now, if one is known.
     pub trouble: Option<String>,
     pub readings: ReadingsSnapshot,
 }

@@ -1,4 +1,4 @@
-//! What every resource is asked, and what it answers, whatever its protocol.
+//! Operations on resources and their replies, independent of the protocol.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use wasmcage_core::request::RequestContext;
 
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Operation {
-    /// What is asked: `query`, an HTTP method, `read`, ...
+    /// `query`, an HTTP method, `read`, ...
     pub action: String,
-    /// Of what: a path, a file's name.
+    /// What the action is applied to: a path, a file's name.
     pub target: String,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
 }
 
-/// Names of headers only: values may be secrets, and bodies may be long.
+/// Shows only the names of headers: values may be secrets, and bodies may be long.
 impl fmt::Debug for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Operation")
@@ -34,54 +34,54 @@ impl fmt::Debug for Operation {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperationReply {
-    /// An HTTP status code; 200 from protocols without one.
+    /// An HTTP status code; 200 for protocols without one.
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Bytes,
 }
 
-/// The body of a long reply. Bounded parts; the producer waits until the one before was taken.
+/// The body of a long reply, in parts of bounded size. The producer waits until the part before was taken.
 #[async_trait]
 pub trait ReplyStream: Send {
-    /// None at the end.
+    /// Returns the next part; none at the end.
     ///
     /// # Errors
-    /// See the kinds; nothing follows one.
+    /// See the kinds; nothing follows an error.
     async fn next(&mut self) -> Result<Option<Bytes>, ResourceError>;
 
-    /// The connection, after the end, if it can be used again.
+    /// After the end, returns the connection if it can be used again.
     fn finish(self: Box<Self>) -> Option<Box<dyn Connection>> {
         None
     }
 }
 
-/// How an operation is to be done.
+/// Options of an operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OperationOptions {
-    /// At most this long, and never longer than the request's deadline.
+    /// The operation's timeout; the request's deadline holds anyway.
     pub timeout: Option<Duration>,
-    /// For the beginning of its transaction.
+    /// Options for the beginning of its transaction.
     pub begin: Vec<(String, String)>,
-    /// None: the cache of reads has nothing to do with it.
+    /// Use of the cache of reads; none: it is not used.
     pub caching: Option<Caching>,
 }
 
-/// Use of the resource's cache of reads.
+/// How an operation uses the resource's cache of reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caching {
-    /// What the reply is kept under, besides the operation itself.
+    /// A part of the cache key, besides the operation itself.
     pub key: Option<String>,
-    /// Shorter than the resource's own.
+    /// How long a cached reply may be used, if shorter than by the resource's settings.
     pub ttl: Option<Duration>,
-    /// What the reply depends on.
+    /// Names of what the reply depends on.
     pub reads: Vec<String>,
-    /// What the operation changes.
+    /// Names of what the operation changes.
     pub writes: Vec<String>,
-    /// As if there were no cache.
+    /// Neither read from the cache nor store in it.
     pub bypass: bool,
 }
 
-/// Who asks for an operation, and on whose behalf.
+/// The module that asks for an operation, and the request on whose behalf.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub cage: Arc<str>,

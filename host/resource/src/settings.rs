@@ -1,4 +1,4 @@
-//! What `pool` and `cache` of `[resources.x]` say.
+//! The settings `pool` and `cache` of `[resources.x]`.
 
 use std::time::Duration;
 
@@ -9,29 +9,29 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSettings {
-    /// Connections at most; who finds none free waits until the deadline, the earliest first.
+    /// Most connections. An operation that finds none free waits until its deadline, the earliest deadline first.
     pub size: usize,
-    /// Free ones that are kept ready.
+    /// Number of free connections that are kept ready.
     pub standby: usize,
-    /// Unused for so long, one is closed.
+    /// A connection that was unused for so long is closed.
     pub idle_timeout: Duration,
-    /// After so long, one is closed when it is free.
+    /// A connection that is older is closed when it is free.
     pub age_max: Duration,
-    /// With less time left, an operation is declined before it begins.
+    /// With less time left until its deadline, an operation fails before it begins.
     pub time_min: Duration,
-    /// One operation, or one transaction's share, takes this long at most.
+    /// Most time of one operation, or of one participant in a transaction.
     pub time_max: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSettings {
-    /// Bytes of replies.
+    /// Most bytes of cached replies.
     pub size: u64,
     pub ttl: Duration,
 }
 
 impl PoolSettings {
-    /// Mistakes are recorded in `section`, which is the resource's.
+    /// Reads the settings. Mistakes are recorded in `section`, which is the resource's.
     pub fn read(section: &Section) -> Self {
         let table = section.table("pool");
         let pool = table.as_ref();
@@ -51,21 +51,21 @@ impl PoolSettings {
         if let Some(pool) = pool.filter(|_| settings.standby > settings.size) {
             pool.problem("standby", format!("{} is more than size = {}", settings.standby, settings.size));
         }
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = table.map(Section::finish);
         settings
     }
 }
 
 impl CacheSettings {
-    /// None: nothing is cached.
+    /// Reads the settings; none: nothing is cached.
     pub fn read(section: &Section) -> Option<Self> {
         let cache = section.table("cache")?;
         let settings = Self {
             size: cache.integer("size_mb", 64, 1..=1 << 20) << 20,
             ttl: cache.milliseconds("ttl_ms", Duration::from_secs(60), 1..=DAY_MS),
         };
-        // Its mistakes are among those of the file.
+        // Its mistakes are reported with those of the file.
         let _ = cache.finish();
         Some(settings)
     }

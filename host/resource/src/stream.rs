@@ -1,31 +1,36 @@
-//! A reply that comes in parts, with the place in the pool that it holds until its end.
+//! A reply that comes in parts and holds its connection until its end.
 
 use bytes::Bytes;
 
-use super::observed::Observed;
-use super::pool::Lease;
-use super::{Caller, Phase, ReplyStream, ResourceError, guarded};
+use super::operation_record::OperationRecord;
+use super::pool::ConnectionLease;
+use super::{Caller, Phase, ReplyStream, ResourceError, run_step};
 
-/// Dropped before its end, it discards the connection.
+/// An open reply. Dropping it before its end discards the connection.
 pub struct OpenReply {
     stream: Option<Box<dyn ReplyStream>>,
-    lease: Option<Lease>,
+    lease: Option<ConnectionLease>,
     caller: Caller,
-    observed: Option<Observed>,
+    record: Option<OperationRecord>,
 }
 
 impl OpenReply {
-    pub(super) fn new(stream: Box<dyn ReplyStream>, lease: Lease, caller: Caller, observed: Observed) -> Self {
-        Self { stream: Some(stream), lease: Some(lease), caller, observed: Some(observed) }
+    pub(super) fn new(
+        stream: Box<dyn ReplyStream>,
+        lease: ConnectionLease,
+        caller: Caller,
+        record: OperationRecord,
+    ) -> Self {
+        Self { stream: Some(stream), lease: Some(lease), caller, record: Some(record) }
     }
 
-    /// The next part; none at the end, and ever after.
+    /// Returns the next part; none at the end, and after it.
     ///
     /// # Errors
-    /// See the kinds; nothing follows one.
+    /// See the kinds; nothing follows an error.
     pub async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
         let (Some(stream), Some(lease)) = (&mut self.stream, &self.lease) else { return Ok(None) };
-        match guarded(Phase::Execute, lease.deadline, stream.next()).await {
+        match run_step(Phase::Execute, lease.deadline, stream.next()).await {
             Ok(Some(part)) => Ok(Some(part)),
             Ok(None) => {
                 let connection = self.stream.take().and_then(ReplyStream::finish);
@@ -43,8 +48,8 @@ impl OpenReply {
     }
 
     fn end(&mut self, result: Result<Option<Bytes>, ResourceError>) -> Result<Option<Bytes>, ResourceError> {
-        match self.observed.take() {
-            Some(mut observed) => observed.end(&self.caller, result),
+        match self.record.take() {
+            Some(mut record) => record.end(&self.caller, result),
             None => result,
         }
     }

@@ -1,4 +1,4 @@
-//! Reading what is committed, and one write in the group that is about to be.
+//! Access to the store: `Reader` for what is committed, `Writer` for one write of the group that is being committed.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -10,9 +10,9 @@ use super::snapshot::Snapshot;
 use super::{Space, StoreError};
 
 /// A key and its value.
-pub type Entry = (Vec<u8>, Vec<u8>);
+pub type KeyValue = (Vec<u8>, Vec<u8>);
 
-/// What was committed when the read began. Empty while there is no file.
+/// Reads what was committed when the read began. Finds nothing while there is no file.
 pub struct Reader<'a> {
     pub(super) snapshot: Option<&'a Snapshot>,
 }
@@ -24,7 +24,7 @@ impl Reader<'_> {
         self.with(space, key, <[u8]>::to_vec)
     }
 
-    /// Hands the value to `view` where it lies, if there is one.
+    /// Passes the value to `view` without copying it, if there is one.
     pub(super) fn with<T>(
         &self,
         space: Space,
@@ -35,7 +35,7 @@ impl Reader<'_> {
         Ok(snapshot.get(space, key)?.map(|value| view(value.value())))
     }
 
-    /// Up to `limit` entries from `from` (included) to `to` (not included), from the last on when `descending`.
+    /// Returns up to `limit` entries from `from` (included) to `to` (not included), the last ones first when `descending`.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -46,7 +46,7 @@ impl Reader<'_> {
         to: &[u8],
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         let mut entries = Vec::new();
         self.visit(space, from, to, descending, |key, value| {
             let wanted = entries.len() < limit;
@@ -58,7 +58,7 @@ impl Reader<'_> {
         Ok(entries)
     }
 
-    /// The same entries where they lie, one after the other, while `visitor` wants more.
+    /// Passes the same entries to `visitor`, without copying them, until it returns false.
     pub(super) fn visit(
         &self,
         space: Space,
@@ -78,31 +78,31 @@ impl Reader<'_> {
     }
 }
 
-/// One write in the group that is being committed. Sees what it has done itself; all of it is dropped when it fails, and
-/// none of it is visible to others before it is on the disk.
+/// One write of the group that is being committed. It sees its own changes and those of earlier writes of the group. If it
+/// fails, its changes are dropped. No reader sees them before they are on the disk.
 pub struct Writer<'a> {
     base: Reader<'a>,
-    /// Of the writes before this one in the group.
+    /// Changes of the writes before this one in the group.
     group: &'a Overlay,
     own: Overlay,
-    afterwards: Vec<Afterwards>,
+    hooks: Vec<CommitHook>,
     queues: &'a Arc<RetriedQueues>,
 }
 
-/// To be done once the write is on the disk.
-pub(super) type Afterwards = Box<dyn FnOnce() + Send>;
+/// Runs once the write is on the disk.
+pub(super) type CommitHook = Box<dyn FnOnce() + Send>;
 
 impl<'a> Writer<'a> {
     pub(super) fn new(snapshot: Option<&'a Snapshot>, group: &'a Overlay, queues: &'a Arc<RetriedQueues>) -> Self {
-        Self { base: Reader { snapshot }, group, own: Overlay::default(), afterwards: Vec::new(), queues }
+        Self { base: Reader { snapshot }, group, own: Overlay::default(), hooks: Vec::new(), queues }
     }
 
-    /// What was written, and what is to follow.
-    pub(super) fn into_parts(self) -> (Overlay, Vec<Afterwards>) {
-        (self.own, self.afterwards)
+    /// Returns the changes, and the hooks to run after the commit.
+    pub(super) fn into_parts(self) -> (Overlay, Vec<CommitHook>) {
+        (self.own, self.hooks)
     }
 
-    /// Of what was written, overwritten values included.
+    /// Bytes of keys and values that were written, overwritten values included.
     pub(super) fn bytes(&self) -> usize {
         self.own.bytes()
     }
@@ -116,7 +116,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// As of a `Reader`.
+    /// As `Reader::range`, with the changes of this write and of those before it in its group.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -127,7 +127,7 @@ impl<'a> Writer<'a> {
         to: &[u8],
         limit: usize,
         descending: bool,
-    ) -> Result<Vec<Entry>, StoreError> {
+    ) -> Result<Vec<KeyValue>, StoreError> {
         if from >= to {
             return Ok(Vec::new());
         }
@@ -151,20 +151,19 @@ impl<'a> Writer<'a> {
         self.own.set(space, key, None);
     }
 
-    /// Has something done once this write is on the disk, on the writing thread: it must be short. Nothing is done for a
-    /// write that fails.
-    pub fn after_commit(&mut self, work: impl FnOnce() + Send + 'static) {
-        self.afterwards.push(Box::new(work));
+    /// Runs `work` once this write is on the disk, on the writing thread: it must be short. It does not run if the write fails.
+    pub(crate) fn after_commit(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.hooks.push(Box::new(work));
     }
 
-    /// Wakes whoever works off that queue of retried calls, once this is on the disk.
+    /// Wakes the interface that works off this queue of retried calls, once this write is on the disk.
     pub(super) fn wake_queue(&mut self, name: &str) {
         let (queues, name) = (self.queues.clone(), name.to_owned());
         self.after_commit(move || queues.wake(&name));
     }
 }
 
-/// Keys in order, with what they hold; none where they are removed.
+/// Keys in order, with their values; none for keys that this layer removes.
 type Layer<'l> = Box<dyn Iterator<Item = Result<(Cow<'l, [u8]>, Option<Cow<'l, [u8]>>), StoreError>> + 'l>;
 
 fn written<'l>(overlay: &'l Overlay, space: Space, from: &'l [u8], to: &'l [u8], descending: bool) -> Layer<'l> {
@@ -176,8 +175,8 @@ fn written<'l>(overlay: &'l Overlay, space: Space, from: &'l [u8], to: &'l [u8],
     }))
 }
 
-/// Entries of layers that lie above each other, the uppermost first.
-fn merged(layers: [Layer<'_>; 3], limit: usize, descending: bool) -> Result<Vec<Entry>, StoreError> {
+/// Merges layers of which the first overrides the second, and so on.
+fn merged(layers: [Layer<'_>; 3], limit: usize, descending: bool) -> Result<Vec<KeyValue>, StoreError> {
     let mut layers = layers.map(Iterator::peekable);
     let mut entries = Vec::new();
     while entries.len() < limit {

@@ -1,4 +1,4 @@
-//! Tests only: a disk that fails, or loses power, at a chosen write, and what must hold of the store whenever it does.
+//! For tests: a disk that fails or loses power at a chosen write, and workloads that check the store afterwards.
 
 use std::io;
 use std::sync::Arc;
@@ -11,50 +11,50 @@ use super::error::failed;
 use super::medium::{Medium, builder};
 use super::{Store, StoreError, StoreSettings, format};
 
-/// A disk writes so many bytes whole or not at all.
+/// A disk writes a sector of this size whole or not at all.
 const SECTOR_BYTES: usize = 512;
 
-/// What happens at the chosen write.
+/// The fault at the chosen write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// It fails, and so does everything after it. Of what was not synced, a restart finds any part.
+    /// It fails, and so does everything after it. After a restart, any part of what was not synced is on the disk.
     PowerLoss,
-    /// It alone fails; of what a failed sync was to write, any part is on the disk.
+    /// It alone fails. If it was a sync, any part of what was not synced is on the disk.
     Error,
 }
 
-/// A clone is the same disk.
+/// A disk in memory. A clone is the same disk.
 #[derive(Clone, Debug)]
-pub(crate) struct Disk(Arc<Mutex<State>>);
+pub(crate) struct Disk(Arc<Mutex<DiskState>>);
 
 #[derive(Debug)]
-struct State {
+struct DiskState {
     /// The file's content as it is read.
     content: Vec<u8>,
     synced: Vec<u8>,
-    /// Since the last sync.
-    unsynced: Vec<Change>,
-    /// Whether the file has its name.
+    /// Changes since the last sync.
+    unsynced: Vec<DiskChange>,
+    /// The file has its name.
     named: bool,
     /// Writes, changes of length, syncs and renames so far.
     changes: u64,
     fault: Option<(u64, Fault)>,
     dead: bool,
     sync_failed: bool,
-    /// Says that it has synced, and has not.
+    /// Syncs succeed and do nothing.
     lies: bool,
     random: Rng,
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum DiskChange {
     Write(usize, Vec<u8>),
     Length(usize),
 }
 
 impl Disk {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(DiskState {
             content: Vec::new(),
             synced: Vec::new(),
             unsynced: Vec::new(),
@@ -73,7 +73,7 @@ impl Disk {
         self.0.lock().fault = Some((change, fault));
     }
 
-    /// From here on it syncs nothing, and says that it has.
+    /// From here on syncs succeed and do nothing.
     pub(crate) fn lie(&self) {
         self.0.lock().lies = true;
     }
@@ -86,12 +86,12 @@ impl Disk {
         !self.0.lock().dead
     }
 
-    /// A store on it.
+    /// Opens a store on this disk.
     pub(crate) fn store(&self) -> Store {
         Store::on(Box::new(self.clone()), StoreSettings { minimum_free_bytes: 0 }, "crash".to_owned())
     }
 
-    /// Power comes back.
+    /// Switches the power on again.
     pub(crate) fn restart(&self) {
         let mut state = self.0.lock();
         if std::mem::take(&mut state.dead) {
@@ -101,8 +101,8 @@ impl Disk {
     }
 }
 
-impl State {
-    /// Counts a change. An error when it is the chosen one, or the power is gone.
+impl DiskState {
+    /// Counts a change. Fails if it is the chosen one, or the power is off.
     fn change(&mut self) -> io::Result<()> {
         let chosen = self.fault.filter(|(number, _)| *number == self.changes);
         self.changes += 1;
@@ -120,15 +120,15 @@ impl State {
         }
     }
 
-    /// What is on the disk of that which was not synced: any part, most often none or all.
+    /// Applies a random part of the changes that were not synced, most often none or all.
     fn lose(&mut self) {
         let kept_percent = *[0, 50, 90, 100].get(self.random.usize(..4)).expect("there are four");
         let mut kept = || self.random.u32(..100) < kept_percent;
         for change in std::mem::take(&mut self.unsynced) {
             match change {
-                Change::Length(length) if kept() => self.synced.resize(length, 0),
-                Change::Length(_) => {}
-                Change::Write(offset, bytes) => {
+                DiskChange::Length(length) if kept() => self.synced.resize(length, 0),
+                DiskChange::Length(_) => {}
+                DiskChange::Write(offset, bytes) => {
                     for (number, sector) in bytes.chunks(SECTOR_BYTES).enumerate().filter(|_| kept()) {
                         write(&mut self.synced, offset + number * SECTOR_BYTES, sector);
                     }
@@ -168,7 +168,7 @@ impl StorageBackend for Disk {
         let mut state = self.0.lock();
         let length = length as usize;
         let changed = state.change();
-        state.unsynced.push(Change::Length(length));
+        state.unsynced.push(DiskChange::Length(length));
         changed?;
         state.content.resize(length, 0);
         Ok(())
@@ -185,8 +185,8 @@ impl StorageBackend for Disk {
         }
         for change in std::mem::take(&mut state.unsynced) {
             match change {
-                Change::Write(offset, bytes) => write(&mut state.synced, offset, &bytes),
-                Change::Length(length) => state.synced.resize(length, 0),
+                DiskChange::Write(offset, bytes) => write(&mut state.synced, offset, &bytes),
+                DiskChange::Length(length) => state.synced.resize(length, 0),
             }
         }
         Ok(())
@@ -196,7 +196,7 @@ impl StorageBackend for Disk {
         let mut state = self.0.lock();
         let changed = state.change();
         // The one that fails may have been done in part.
-        state.unsynced.push(Change::Write(offset as usize, bytes.to_vec()));
+        state.unsynced.push(DiskChange::Write(offset as usize, bytes.to_vec()));
         changed?;
         write(&mut state.content, offset as usize, bytes);
         Ok(())
@@ -208,7 +208,7 @@ impl Medium for Disk {
         {
             let mut state = self.0.lock();
             state.powered().map_err(failed)?;
-            // The system keeps nothing in memory of what a failed sync was to write: `Directory` has it read again.
+            // After a failed sync nothing is read from the system's cache: `Directory` drops it.
             if state.sync_failed {
                 state.lose();
             }
@@ -231,7 +231,7 @@ impl Medium for Disk {
         Ok(Some(database))
     }
 
-    fn check_place(&self) -> Result<(), StoreError> {
+    fn check_name(&self) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -252,21 +252,24 @@ impl Medium for Disk {
     }
 }
 
-/// What is done to a store, and what must be found in it afterwards.
+/// Operations on a store, with a check of what it must contain afterwards.
 pub(crate) trait Workload {
-    /// Does the next operations, if there are any, and notes what their callers are told: done, not done, or in doubt.
+    /// Does the next operations, if there are any, and notes for each whether it was acknowledged, refused or is in doubt.
     /// False after the last.
     async fn step(&mut self, store: &Store) -> bool;
 
-    /// Panics unless the store holds what was acknowledged, and of each operation in doubt all or nothing, which is then
-    /// settled. An error: the store cannot be read now.
+    /// Panics unless the store contains everything that was acknowledged, and each operation in doubt whole or not at all. Those
+    /// are in doubt no longer then.
+    ///
+    /// # Errors
+    /// The store cannot be read now.
     fn check(&mut self, store: &Store) -> Result<(), StoreError>;
 }
 
-/// Rounds with other random numbers, for more than the usual number of crash points.
+/// Environment variable with the number of rounds, each with other random numbers.
 const ROUNDS: &str = "WASMCAGE_CRASH_ROUNDS";
 
-/// Runs the workload with each fault at each change that it makes. Returns the number of crash points.
+/// Runs the workload once for each fault at each change of the disk. Returns the number of runs.
 pub(crate) async fn crash_everywhere<W: Workload>(make: impl Fn() -> W) -> u64 {
     let rounds = std::env::var(ROUNDS).ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1);
     let calm = Disk::new(0);
@@ -285,7 +288,7 @@ pub(crate) async fn crash_everywhere<W: Workload>(make: impl Fn() -> W) -> u64 {
     points
 }
 
-/// Checks after each step, and begins again with another store when one cannot be read.
+/// Runs a workload with a check after each step. When the store cannot be read, the disk is restarted and the store reopened.
 pub(crate) async fn run(disk: &Disk, workload: &mut impl Workload) {
     let mut store = disk.store();
     let mut more = true;

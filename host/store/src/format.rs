@@ -1,11 +1,11 @@
-//! The version of the file's format, and the way from older ones: see `FORMAT.md`.
+//! The version of the file's format, and migrations from older ones: see `FORMAT.md`.
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction};
 
 use super::error::failed;
 use super::{Space, StoreError, state};
 
-/// What this program writes.
+/// The version that this program writes.
 pub(super) const VERSION: u32 = 1;
 
 pub(super) const META: TableDefinition<'static, &str, u32> = TableDefinition::new("meta");
@@ -13,14 +13,14 @@ const FORMAT: &str = "format";
 
 type Migration = fn(&WriteTransaction) -> Result<(), StoreError>;
 
-/// From the version of its place to the next.
+/// The migration at index `n` turns version `n` into `n + 1`.
 const MIGRATIONS: [Migration; VERSION as usize] = [from_0];
 
-/// Makes the file one of this version: an empty file, and what an older program wrote. In one commit, so that a crash leaves
+/// Brings an empty file, or one that an older program wrote, to this version. It does so in one commit, so that a crash leaves
 /// the old version or the new one.
 ///
 /// # Errors
-/// It cannot be read or written, or is of a newer version, in which case it is left alone.
+/// The file cannot be read or written, or has a newer version, in which case it is left as it is.
 pub(super) fn bring_up_to_date(database: &Database) -> Result<(), StoreError> {
     let version = version(database)?;
     if version == VERSION {
@@ -48,7 +48,7 @@ fn version(database: &Database) -> Result<u32, StoreError> {
     }
 }
 
-/// Version 0 had keys and queues, or nothing, as an empty file has; what modules use was not counted.
+/// Version 0 is an empty file, or one with keys and queues but without the modules' usage.
 fn from_0(transaction: &WriteTransaction) -> Result<(), StoreError> {
     for space in Space::ALL {
         transaction.open_table(space.table()).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Where the file is: a directory; in tests, a disk that fails when told to.
+//! Where the file is stored: in a directory; in tests, on a disk that fails at a chosen write.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -15,9 +15,9 @@ use super::{StoreError, format};
 use wasmcage_core::file_identity::FileIdentity;
 use wasmcage_core::private;
 
-/// In the directory.
+/// Name of the file in the cage's `state` directory.
 pub(super) const FILE: &str = "store.redb";
-/// Pages of the file that are kept in memory at most; the system keeps others.
+/// Size of the library's page cache. The operating system caches more.
 pub(super) const CACHE_BYTES: usize = 32 << 20;
 
 const GONE: &str = "the file was moved away or removed while the cage had it open: nothing is read or written until it, or a \
@@ -26,13 +26,13 @@ const REPLACED: &str = "another file was put in the place of the one that the ca
                         one any more, and the new one is opened when it has not changed for a second";
 
 pub(super) trait Medium: Send + Sync {
-    /// Opens the file, and makes it if it is not there and `make`; else none.
+    /// Opens the file. One that does not exist is created if `make`; otherwise there is none.
     ///
     /// # Errors
-    /// Neither is possible.
+    /// The file can be neither opened nor created.
     fn open(&self, make: bool) -> Result<Option<Database>, StoreError>;
 
-    /// Whether the last `open` failed because another process has the file open.
+    /// Returns whether the last `open` failed because another process has the file open.
     fn is_held_elsewhere(&self) -> bool {
         false
     }
@@ -40,20 +40,20 @@ pub(super) trait Medium: Send + Sync {
     /// Checks that the file that was opened last still has its name.
     ///
     /// # Errors
-    /// What has become of it, or that it cannot be looked at. From then on nothing is made in its place.
-    fn check_place(&self) -> Result<(), StoreError>;
+    /// The file was moved, removed or replaced, after which none is created in its place; or its name cannot be looked up.
+    fn check_name(&self) -> Result<(), StoreError>;
 
     /// # Errors
-    /// Of the system.
+    /// Those of the operating system.
     fn free_bytes(&self) -> io::Result<u64>;
 
-    /// Whether there may be a file.
+    /// Returns whether the file exists, or may exist when that cannot be found out.
     fn is_there(&self) -> bool;
 
-    /// Of the file.
+    /// Size of the file; 0 when it is not known.
     fn file_bytes(&self) -> u64;
 
-    /// For messages.
+    /// Names the file in messages.
     fn name(&self) -> String;
 }
 
@@ -63,61 +63,62 @@ pub(super) fn builder() -> Builder {
     builder
 }
 
-pub(super) struct Directory {
+pub(super) struct StoreDirectory {
     path: PathBuf,
     file: PathBuf,
-    place: Mutex<Place>,
+    name_state: Mutex<NameState>,
     held_elsewhere: AtomicBool,
 }
 
-/// What is known of the file's name.
-enum Place {
-    /// The file that has it.
+/// Which file has the name `store.redb`.
+enum NameState {
+    /// The open file had it when that was checked last.
     Held(FileIdentity),
-    /// No file was open yet, or the one that was had its name to the end.
+    /// No file was open yet.
     Free,
-    /// A file was open that lost it; the one that was found there since, unless it was a moment ago only.
-    Lost(Option<Look>),
+    /// The open file lost it. With the last sight of a file that has the name now, which is opened once it is seen unchanged.
+    Lost(Option<FileCopyState>),
 }
 
-/// One look at a file that somebody may be copying still.
+/// State of a file that somebody may still be copying.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Look {
+struct FileCopyState {
     identity: FileIdentity,
     bytes: u64,
     modified: (i64, i64),
 }
 
-impl From<Metadata> for Look {
+impl From<Metadata> for FileCopyState {
     fn from(metadata: Metadata) -> Self {
         let (bytes, modified) = (metadata.len(), (metadata.mtime(), metadata.mtime_nsec()));
         Self { identity: metadata.into(), bytes, modified }
     }
 }
 
-impl Directory {
+impl StoreDirectory {
     pub(super) fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
             file: path.join(FILE),
-            place: Mutex::new(Place::Free),
+            name_state: Mutex::new(NameState::Free),
             held_elsewhere: AtomicBool::new(false),
         }
     }
 
-    /// After a write that failed, the system may hold what the disk does not, and call it written. What is read from here on
-    /// is read from the disk.
-    fn forget_cached(file: &File) -> Result<(), StoreError> {
+    /// Drops the file's pages from the system's cache, so that it is read from the disk: after a failed write, the cache may
+    /// hold pages that are marked as written and are not on the disk.
+    fn drop_page_cache(file: &File) -> Result<(), StoreError> {
         rustix::fs::fadvise(file, 0, None, Advice::DontNeed).map_err(|error| failed(io::Error::from(error)))
     }
 
-    /// Complete before it has its name: a crash leaves no file that cannot be opened. Of two processes, one is first.
+    /// Creates the file under another name and renames it when it is complete: a crash leaves no file that cannot be opened, and
+    /// of two processes, the second fails.
     fn make(&self) -> Result<(Database, FileIdentity), StoreError> {
         private::create_directory(&self.path).map_err(failed)?;
         let unfinished = self.path.join(format!("{FILE}.new-{:016x}", fastrand::u64(..)));
         let made = self.make_as(&unfinished);
         if made.is_err() {
-            // It is not there if it has its name already.
+            // This fails if it was renamed already.
             let _ = fs::remove_file(&unfinished);
         }
         made
@@ -143,7 +144,7 @@ impl Directory {
         if metadata.len() == 0 {
             return Err(failed(io::Error::from(io::ErrorKind::InvalidData)));
         }
-        Self::forget_cached(&file)?;
+        Self::drop_page_cache(&file)?;
         let database = builder().create_file(file).map_err(|error| {
             let held = matches!(error, DatabaseError::DatabaseAlreadyOpen);
             self.held_elsewhere.store(held, Ordering::Relaxed);
@@ -153,8 +154,8 @@ impl Directory {
         Ok((database, metadata.into()))
     }
 
-    /// The file at the path; none if there is none.
-    fn found(&self) -> Result<Option<File>, StoreError> {
+    /// Opens the file at the path, if there is one.
+    fn open_path(&self) -> Result<Option<File>, StoreError> {
         match OpenOptions::new().read(true).write(true).open(&self.file) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -163,20 +164,20 @@ impl Directory {
     }
 }
 
-impl Medium for Directory {
+impl Medium for StoreDirectory {
     fn open(&self, make: bool) -> Result<Option<Database>, StoreError> {
-        let mut place = self.place.lock();
+        let mut name_state = self.name_state.lock();
         self.held_elsewhere.store(false, Ordering::Relaxed);
-        let opened = match (self.found()?, &mut *place) {
-            (None, Place::Lost(look)) => {
-                *look = None;
+        let opened = match (self.open_path()?, &mut *name_state) {
+            (None, NameState::Lost(last)) => {
+                *last = None;
                 return Err(StoreError::Unavailable(GONE.to_owned()));
             }
             (None, _) if make => self.make()?,
             (None, _) => return Ok(None),
-            (Some(file), Place::Lost(look)) => {
-                let now = Some(Look::from(file.metadata().map_err(failed)?));
-                if std::mem::replace(look, now) != now {
+            (Some(file), NameState::Lost(last)) => {
+                let now = Some(FileCopyState::from(file.metadata().map_err(failed)?));
+                if std::mem::replace(last, now) != now {
                     return Err(StoreError::Unavailable(REPLACED.to_owned()));
                 }
                 self.open_existing(file)?
@@ -184,7 +185,7 @@ impl Medium for Directory {
             (Some(file), _) => self.open_existing(file)?,
         };
         let (database, identity) = opened;
-        *place = Place::Held(identity);
+        *name_state = NameState::Held(identity);
         Ok(Some(database))
     }
 
@@ -192,13 +193,13 @@ impl Medium for Directory {
         self.held_elsewhere.load(Ordering::Relaxed)
     }
 
-    fn check_place(&self) -> Result<(), StoreError> {
-        let mut place = self.place.lock();
-        let Place::Held(held) = *place else { return Ok(()) };
+    fn check_name(&self) -> Result<(), StoreError> {
+        let mut name_state = self.name_state.lock();
+        let NameState::Held(held) = *name_state else { return Ok(()) };
         match FileIdentity::at(&self.file).map_err(failed)? {
             Some(found) if found == held => Ok(()),
             found => {
-                *place = Place::Lost(None);
+                *name_state = NameState::Lost(None);
                 Err(StoreError::Unavailable(if found.is_none() { GONE } else { REPLACED }.to_owned()))
             }
         }

@@ -1,11 +1,11 @@
-//! Writes that are not in the file yet, above what is.
+//! Changes that are not in the file yet.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::Space;
 
-/// What keys are to hold, by table; none for those that are removed.
+/// The new values of keys, by table; none for keys that are removed.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
     spaces: [BTreeMap<Vec<u8>, Option<Vec<u8>>>; Space::COUNT],
@@ -13,7 +13,7 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// The outer none: nothing is written here.
+    /// Returns none if the key is not changed here, and an inner none if it is removed.
     pub(super) fn get(&self, space: Space, key: &[u8]) -> Option<Option<&Vec<u8>>> {
         self.spaces[space as usize].get(key).map(Option::as_ref)
     }
@@ -23,7 +23,7 @@ impl Overlay {
         self.spaces[space as usize].insert(key, value);
     }
 
-    /// Takes what the other has over its own.
+    /// Adds the changes of `other`, which override those here.
     pub(super) fn merge(&mut self, other: Self) {
         for (mine, theirs) in self.spaces.iter_mut().zip(other.spaces) {
             mine.extend(theirs);
@@ -31,7 +31,7 @@ impl Overlay {
         self.bytes += other.bytes;
     }
 
-    /// From `from`, included, to `to`, not included, which must be greater.
+    /// Changes of keys from `from`, included, to `to`, not included, which must be greater.
     pub(super) fn range(
         &self,
         space: Space,
@@ -50,7 +50,7 @@ impl Overlay {
         self.tables().next().is_none()
     }
 
-    /// Of keys and values that were written, overwritten ones included.
+    /// Bytes of keys and values that were written, overwritten ones included.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

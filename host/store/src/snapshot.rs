@@ -1,4 +1,4 @@
-//! What was committed at one moment: read without a lock, by any number of threads, while the next commit is made.
+//! What was committed at one moment. Any number of threads read it without a lock while the next commit is made.
 
 use std::sync::OnceLock;
 
@@ -12,9 +12,9 @@ pub(super) type Guards = (AccessGuard<'static, Bytes>, AccessGuard<'static, Byte
 
 pub(super) struct Snapshot {
     transaction: ReadTransaction,
-    /// Of the file, when this was committed.
+    /// Size of the file when this was committed.
     pub(super) file_bytes: u64,
-    /// Opened when they are first read.
+    /// A table is opened when it is first read.
     tables: [OnceLock<ReadOnlyTable<Bytes, Bytes>>; Space::COUNT],
 }
 
@@ -38,7 +38,7 @@ impl Snapshot {
         self.table(space)?.get(key).map_err(failed)
     }
 
-    /// From `from`, included, to `to`, not included, which must be greater; from the last on when `descending`.
+    /// Entries from `from`, included, to `to`, not included, which must be greater; the last ones first when `descending`.
     pub(super) fn range(
         &self,
         space: Space,

@@ -1,23 +1,25 @@
-//! The tables of the file.
+//! Names of the file's tables.
 
 use redb::TableDefinition;
 
-pub(super) type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+pub(super) type TableDef = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
-/// Tables of the file: keys and values are bytes.
+/// A table of the file. Its keys and values are bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Space {
-    /// Of modules' keys.
+    /// Keys of modules.
     Keys,
-    /// Of modules' queues.
+    /// Queues of modules.
     Queues,
-    /// Bytes and keys of each module.
+    /// Number of bytes and keys that each module has stored.
     Usage,
-    /// Retried calls: the calls themselves, when they are due, names that were seen.
+    /// Retried calls.
     Calls,
+    /// When pending calls are due.
     CallsDue,
+    /// Ids of calls that were accepted.
     CallsSeen,
-    /// Of interfaces: what they must know again after a restart.
+    /// State of interfaces that must survive a restart.
     Interfaces,
 }
 
@@ -26,7 +28,7 @@ impl Space {
     pub(super) const ALL: [Self; Self::COUNT] =
         [Self::Keys, Self::Queues, Self::Usage, Self::Calls, Self::CallsDue, Self::CallsSeen, Self::Interfaces];
 
-    pub(super) fn table(self) -> Table {
+    pub(super) fn table(self) -> TableDef {
         TableDefinition::new(match self {
             Self::Keys => "keys",
             Self::Queues => "queues",

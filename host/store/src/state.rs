@@ -1,4 +1,4 @@
-//! A module's keys and queues: transactions of steps, done by the writing thread; reads.
+//! Keys and queues of modules: reads, and transactions of steps, which the writing thread does.
 
 mod keys;
 mod pages;
@@ -6,7 +6,7 @@ mod steps;
 mod usage;
 
 use self::keys::{check_key, check_module, check_queue};
-use self::steps::Steps;
+use self::steps::StepRunner;
 pub(super) use self::usage::UsageCount;
 use super::access::Writer;
 use super::calls::NewCall;
@@ -15,25 +15,25 @@ use super::{Space, Store, StoreError};
 use wasmcage_core::request::Deadline;
 use wasmcage_core::store_settings::Quota;
 
-/// Of a key of a module.
+/// Longest key of a module.
 const KEY_BYTES_MAX: usize = 1_024;
-/// Of a queue's name.
+/// Longest name of a queue.
 const QUEUE_NAME_BYTES_MAX: usize = 255;
-/// Of a key's value, or a queue's entry.
+/// Largest value of a key, and largest entry of a queue.
 pub const VALUE_BYTES_MAX: usize = 16 << 20;
-/// Of one transaction.
+/// Most steps of one transaction.
 pub const STEPS_MAX: usize = 10_000;
-/// Of one transaction's keys and values, and, apart, of what its steps give.
+/// Most bytes that a transaction may write, keys and values together; and, counted apart, that its steps may return.
 const TRANSACTION_BYTES_MAX: usize = 64 << 20;
 
-/// What a key or an entry of a queue holds.
+/// The value of a key, or an entry of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StateValue {
     Json(String),
     Bytes(Vec<u8>),
 }
 
-/// Which keys a scan goes through, in the order of their bytes.
+/// The keys that a scan returns, in the order of their bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Range {
     pub prefix: String,
@@ -45,11 +45,11 @@ pub struct Range {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
     pub entries: Vec<(String, StateValue)>,
-    /// Where the next page begins.
+    /// The cursor of the next page; none on the last page.
     pub next: Option<String>,
 }
 
-/// One step of a transaction. Later ones see what earlier ones did.
+/// One step of a transaction. Later steps see the effects of earlier ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Get(String),
@@ -63,8 +63,9 @@ pub enum Step {
     Retry(Box<NewCall>),
 }
 
+/// The result of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum StepResult {
     Done,
     Value(Option<StateValue>),
     Deleted(bool),
@@ -73,8 +74,8 @@ pub enum Outcome {
 }
 
 impl Store {
-    /// Does all steps, in order, or none. With `expected`, none is done either unless they give just that
-    /// (`Conflict`, with the number of the first that does not).
+    /// Does all steps, in order, or none. With `expected`, none is done unless the steps have exactly these results: otherwise
+    /// it fails with `Conflict` and the index of the first step with another result.
     ///
     /// # Errors
     /// See the kinds.
@@ -83,24 +84,26 @@ impl Store {
         module: &str,
         quota: Quota,
         steps: Vec<Step>,
-        expected: Option<Vec<Outcome>>,
+        expected: Option<Vec<StepResult>>,
         deadline: Deadline,
-    ) -> Result<Vec<Outcome>, StoreError> {
+    ) -> Result<Vec<StepResult>, StoreError> {
         let module = module.to_owned();
         self.write(deadline, move |writer| transact(writer, &module, quota, &steps, expected.as_deref())).await
     }
 
-    /// What the steps would give now, with nothing done.
+    /// Returns the results that the steps would have now, without doing them.
     ///
     /// # Errors
     /// See the kinds.
-    pub fn rehearse(&self, module: &str, quota: Quota, steps: &[Step]) -> Result<Vec<Outcome>, StoreError> {
+    pub fn rehearse(&self, module: &str, quota: Quota, steps: &[Step]) -> Result<Vec<StepResult>, StoreError> {
         self.read(|reader| {
             let none_before = Overlay::default();
-            transact(&mut Writer::new(reader.snapshot, &none_before, &self.opened.queues), module, quota, steps, None)
+            transact(&mut Writer::new(reader.snapshot, &none_before, &self.file.queues), module, quota, steps, None)
         })
     }
 
+    /// Returns the value of a key.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn get(&self, module: &str, key: &str) -> Result<Option<StateValue>, StoreError> {
@@ -110,7 +113,7 @@ impl Store {
         self.read(|reader| reader.with(Space::Keys, &key, StateValue::decode)?.transpose())
     }
 
-    /// Up to `limit` entries of the range, and about 8 MiB of them: at least one, if there is one.
+    /// Returns up to `limit` entries of the range, and up to about 8 MiB of them, but at least one if there is one.
     ///
     /// # Errors
     /// See the kinds; a cursor that no page gave.
@@ -119,7 +122,7 @@ impl Store {
         self.read(|reader| pages::scan(reader, module, range, limit, cursor))
     }
 
-    /// Up to `limit` entries from the first on, and about 8 MiB of them: at least one, if there is one.
+    /// Returns up to `limit` entries from the first on, and up to about 8 MiB of them, but at least one if there is one.
     ///
     /// # Errors
     /// See the kinds.
@@ -128,7 +131,7 @@ impl Store {
         Ok(page.entries.into_iter().map(|(_, value)| value).collect())
     }
 
-    /// The same with a cursor. Entries have empty names.
+    /// As `peek`, with a cursor. The entries of the page have empty names.
     ///
     /// # Errors
     /// See the kinds; a cursor that no page gave.
@@ -144,6 +147,8 @@ impl Store {
         self.read(|reader| pages::queue(reader, module, queue, limit, cursor))
     }
 
+    /// Returns the number of entries of a queue.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn length(&self, module: &str, queue: &str) -> Result<u64, StoreError> {
@@ -155,7 +160,7 @@ impl Store {
         })
     }
 
-    /// Names and lengths of a module's queues that are not empty.
+    /// Returns names and lengths of a module's queues that are not empty.
     ///
     /// # Errors
     /// See the kinds.
@@ -164,7 +169,7 @@ impl Store {
         self.read(|reader| pages::queues(reader, module))
     }
 
-    /// Modules that keep something, and what.
+    /// Returns the modules that have stored something, and how much.
     ///
     /// # Errors
     /// See the kinds.
@@ -173,20 +178,20 @@ impl Store {
     }
 }
 
-/// For writes that do more than one module's steps.
+/// Does a module's steps as a part of a larger write.
 ///
 /// # Errors
-/// See the kinds; nothing may be written by the caller after one.
+/// See the kinds. After an error the caller must fail the write, since some steps may be done.
 pub(super) fn transact(
     writer: &mut Writer<'_>,
     module: &str,
     quota: Quota,
     steps: &[Step],
-    expected: Option<&[Outcome]>,
-) -> Result<Vec<Outcome>, StoreError> {
+    expected: Option<&[StepResult]>,
+) -> Result<Vec<StepResult>, StoreError> {
     check_module(module)?;
     steps::check(steps)?;
-    let mut work = Steps::new(writer, module)?;
+    let mut work = StepRunner::new(writer, module)?;
     let mut outcomes = Vec::with_capacity(steps.len());
     for (number, step) in steps.iter().enumerate() {
         let outcome = work.perform(number, step)?;
@@ -227,7 +232,7 @@ impl StateValue {
         }
     }
 
-    /// Bytes of the content of a record.
+    /// Length of the content of an encoded value.
     fn content_bytes(record: &[u8]) -> u64 {
         (record.len() as u64).saturating_sub(1)
     }

@@ -1,8 +1,8 @@
 //! The store on a real file.
 
 mod crash;
+mod file_name;
 mod model;
-mod place;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn set(key: &str, value: &str) -> Step {
     Step::Set(key.to_owned(), json(value))
 }
 
-async fn transact(store: &Store, steps: Vec<Step>) -> Result<Vec<Outcome>, StoreError> {
+async fn transact(store: &Store, steps: Vec<Step>) -> Result<Vec<StepResult>, StoreError> {
     store.transact("m", QUOTA, steps, None, soon()).await
 }
 
@@ -43,7 +43,7 @@ async fn what_was_written_is_there_after_reopening() {
     let steps =
         vec![set("a", "1"), Step::Push("q".into(), StateValue::Bytes(vec![0, 255])), Step::Increment("n".into(), -7)];
     let outcomes = transact(&first, steps).await.unwrap();
-    assert_eq!(outcomes, [Outcome::Done, Outcome::Number(1), Outcome::Number(-7)]);
+    assert_eq!(outcomes, [StepResult::Done, StepResult::Number(1), StepResult::Number(-7)]);
     first.close();
     assert!(matches!(first.get("m", "a"), Err(StoreError::Unavailable(_))));
     assert!(matches!(transact(&first, vec![set("a", "2")]).await, Err(StoreError::Unavailable(_))));
@@ -66,7 +66,7 @@ async fn whoever_waits_for_the_file_holds_up_no_thread() {
     let second = store(&directory);
     let (held, is_held) = std::sync::mpsc::channel();
     let (release, released) = std::sync::mpsc::channel::<()>();
-    let opened = second.opened.clone();
+    let opened = second.file.clone();
     let opening = std::thread::spawn(move || {
         let _file = opened.lock();
         held.send(()).unwrap();
@@ -76,11 +76,11 @@ async fn whoever_waits_for_the_file_holds_up_no_thread() {
     // This runtime has one thread: the second branch runs while the others wait.
     let open_after_release = async {
         tokio::task::yield_now().await;
-        assert!(second.opened.is_closed());
+        assert!(second.file.is_closed());
         release.send(()).unwrap();
     };
     tokio::join!(second.ready(), second.ready(), open_after_release);
-    assert!(!second.opened.is_closed());
+    assert!(!second.file.is_closed());
     assert_eq!(second.get("m", "a"), Ok(Some(json("1"))));
     opening.join().unwrap();
 }
@@ -94,7 +94,7 @@ async fn a_read_that_may_wait_for_the_disk_is_done_on_another_thread() {
     let second = Arc::new(store(&directory));
     let here = std::thread::current().id();
     let read = async || {
-        let read = second.aside(|store| Ok((store.get("m", "a")?, std::thread::current().id())));
+        let read = second.read_without_blocking(|store| Ok((store.get("m", "a")?, std::thread::current().id())));
         read.await.unwrap()
     };
     let (value, thread) = read().await;
@@ -380,7 +380,7 @@ async fn a_file_of_version_0_is_migrated() {
     assert_eq!(store.get("m", "key"), Ok(Some(json("1"))));
     let usage = |bytes, entries| Quota { bytes, entries };
     assert_eq!(store.modules(), Ok(vec![("m".to_owned(), usage(8, 2)), ("n".to_owned(), usage(3, 1))]));
-    assert_eq!(transact(&store, vec![Step::Pop("q".into())]).await, Ok(vec![Outcome::Value(Some(json("null")))]));
+    assert_eq!(transact(&store, vec![Step::Pop("q".into())]).await, Ok(vec![StepResult::Value(Some(json("null")))]));
     assert_eq!(store.modules().unwrap()[0], ("m".to_owned(), usage(4, 1)));
 }
 

@@ -176,7 +176,7 @@ impl Dispatch for InterfaceTestDispatch {
         self.0.clone().serve(arguments).await
     }
 
-    async fn called(&self, call: Call) -> Result<Payload, DispatchError> {
+    async fn answer_call(&self, call: Call) -> Result<Payload, DispatchError> {
         assert!(matches!(call.action, CallAction::Run { .. }), "{call:?}");
         self.0.clone().serve(call.arguments).await
     }

@@ -98,7 +98,7 @@ impl TestHost {
             loop {
                 let interface = protocol.interface(section(&keys)).expect("the keys were good");
                 let ended = tokio::select! {
-                    ended = task::caught_async(interface.run(cx.clone())) => ended,
+                    ended = task::catch_panic_async(interface.run(cx.clone())) => ended,
                     () = cx.drain.forcing() => return,
                 };
                 match ended {

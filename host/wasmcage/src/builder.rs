@@ -1,4 +1,4 @@
-//! How a program that embeds the host starts it and calls its modules.
+//! Starts a host from a program that embeds it, and calls modules.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use wasmcage_runtime::module::compiler::CompileIn;
 use crate::cage::Cage;
 use crate::host::{Host, HostOptions, StartError};
 
-/// A host that is still to be started; made by `Host::builder`.
+/// Options of a host that is to be started; made by `Host::builder`.
 pub struct HostBuilder {
     options: HostOptions,
     protocols: Vec<Box<dyn Protocol>>,
@@ -23,43 +23,43 @@ impl HostBuilder {
         Self { options: HostOptions::new(root, Vec::<String>::new(), Protocols::default()), protocols: Vec::new() }
     }
 
-    /// Runs the cage of that name: a directory in the root.
+    /// Adds a cage. It is the directory of this name in the root.
     #[must_use]
     pub fn cage(mut self, name: impl Into<String>) -> Self {
         self.options.cages.push(name.into());
         self
     }
 
-    /// Lets `protocol = ".."` in `cage.toml` name it.
+    /// Adds a protocol that `protocol = ".."` in `cage.toml` may name.
     #[must_use]
     pub fn protocol(mut self, protocol: impl Protocol + 'static) -> Self {
         self.protocols.push(Box::new(protocol));
         self
     }
 
-    /// Threads that run guests; one per core if it is not said.
+    /// Sets the number of threads that run guests; the default is one per core.
     #[must_use]
     pub fn lanes(mut self, lanes: usize) -> Self {
         self.options.lanes = Some(lanes);
         self
     }
 
-    /// Where modules are compiled, which has to be said: see [`CompileIn`].
+    /// Sets where modules are compiled. There is no default: see [`CompileIn`].
     #[must_use]
     pub fn compile_in(mut self, choice: impl Into<CompileIn>) -> Self {
         self.options.compiler = Some(choice.into());
         self
     }
 
-    /// Everything that has no method here.
+    /// Changes options that have no method here.
     #[must_use]
     pub fn options(mut self, set: impl FnOnce(&mut HostOptions)) -> Self {
         set(&mut self.options);
         self
     }
 
-    /// Starts the cages, on a multi-threaded runtime of tokio's with time and I/O enabled. Returns when the modules that are there
-    /// have been loaded and every interface has had its chance to listen.
+    /// Starts the cages. Must be called on a multi-threaded tokio runtime with time and I/O enabled. Returns when the existing
+    /// modules are loaded and all interfaces listen, or after the timeouts for both.
     ///
     /// # Errors
     /// A cage that cannot be started at all.
@@ -71,7 +71,7 @@ impl HostBuilder {
 }
 
 impl Cage {
-    /// Calls a function of one of the cage's modules, `module.function`, as the cage itself would. Arguments as JSON are
+    /// Calls a function of one of the cage's modules, `module.function`, with the rights of the cage itself. JSON arguments are
     /// `{"args": [..], "kwargs": {..}}`, both optional. The guest runs on one of the host's lanes.
     ///
     /// # Errors

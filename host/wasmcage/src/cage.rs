@@ -1,4 +1,4 @@
-//! One cage: builds its parts in order, keeps its interfaces as `cage.toml` says while that changes, owns its stop.
+//! A cage: makes its parts, keeps its interfaces as `cage.toml` says while that changes, and stops in order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::host::{ServingLine, Shared, StartError};
+use crate::host::{HostShared, ServingLine, StartError};
 use crate::reload::Reload;
 use wasmcage_config as config;
-use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, InterfaceConfig, RequestTarget, Stamps};
+use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, FileStamps, InterfaceConfig, RequestTarget};
 use wasmcage_core::admission::Admission;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
@@ -35,26 +35,27 @@ use wasmcage_runtime::module::watcher::{Watched, Watcher};
 use wasmcage_runtime::services::Services;
 use wasmcage_store::{Quota, Store};
 
-/// How long the start waits for the modules that are there; a module that takes longer serves when it is ready.
-const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the start waits for the existing modules; a module that takes longer serves when it is ready.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the start waits for the interfaces to listen.
-const LISTEN_PATIENCE: Duration = Duration::from_secs(2);
-/// Between attempts of an interface that cannot serve: the first, and the longest.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// First pause before an interface that has failed is restarted; it doubles up to `RETRY_MAX`.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_LONGEST: Duration = Duration::from_secs(30);
-/// Between two looks at the requests that are still in work at the end.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often the requests in work are counted at the end of a drain.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// A running cage.
 pub struct Cage {
-    inner: Arc<Inner>,
+    inner: Arc<CageInner>,
     watched: Arc<Watched>,
     tasks: Vec<JoinHandle<()>>,
 }
 
-struct Inner {
+struct CageInner {
     root: PathBuf,
     name: String,
-    shared: Arc<Shared>,
+    shared: Arc<HostShared>,
     config: Arc<ArcSwap<CageConfig>>,
     level: Arc<LevelCell>,
     log: CageLog,
@@ -62,13 +63,13 @@ struct Inner {
     services: Services,
     dispatcher: Dispatcher,
     drain: Drain,
-    interfaces: Mutex<BTreeMap<String, Running>>,
+    interfaces: Mutex<BTreeMap<String, RunningInterface>>,
     config_error: Mutex<Option<String>>,
     settings_changed: Arc<Notify>,
 }
 
-/// An interface that is kept serving.
-struct Running {
+/// An interface that is kept running.
+struct RunningInterface {
     config: InterfaceConfig,
     drain: Drain,
     endpoint: Arc<Endpoint>,
@@ -76,17 +77,17 @@ struct Running {
 }
 
 impl Cage {
-    /// Reads the configuration and makes the parts; nothing serves yet.
+    /// Reads the configuration and makes the cage; nothing serves yet.
     ///
     /// # Errors
     /// A missing directory, or mistakes in `cage.toml`.
-    pub fn prepare(root: &Path, name: &str, shared: Arc<Shared>) -> Result<Self, StartError> {
+    pub fn prepare(root: &Path, name: &str, shared: Arc<HostShared>) -> Result<Self, StartError> {
         let directory = root.join(name);
         if !directory.is_dir() {
             return Err(StartError::NoDirectory { cage: name.to_owned(), directory });
         }
         let config_error = |source| StartError::Config { cage: name.to_owned(), source };
-        let read = Stamps::of(&config::files(root, name));
+        let read = FileStamps::of(&config::files(root, name));
         let loaded = load_config(root, name, &shared.node, &shared.protocols).map_err(config_error)?;
         let level = Arc::new(LevelCell::new(loaded.log_level));
         let log = CageLog::open(name, &shared.directories.logs(name), loaded.log_settings());
@@ -120,7 +121,7 @@ impl Cage {
             settings_changed: settings_changed.clone(),
             cache_problem: Mutex::default(),
         });
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(CageInner {
             root: root.to_owned(),
             name: name.to_owned(),
             shared,
@@ -137,32 +138,32 @@ impl Cage {
         });
         let (tasks, reloaded) = (&inner.services.tasks, inner.clone());
         let follow = move || reloaded.clone().follow(read.clone(), config_signal.clone());
-        let reload = tokio::spawn(tasks.kept("reload", follow));
+        let reload = tokio::spawn(tasks.keep_running("reload", follow));
         Ok(Self { inner, watched, tasks: vec![reload] })
     }
 
     /// Loads the modules, then starts the interfaces.
     pub async fn start(&mut self) {
         tracing::info!(cage = %self.inner.name, "cage is starting up");
-        // Not by the first request: a large store takes its time after a crash. What is wrong with it is told to the log.
+        // This opens the store, which may take long after a crash, before the first request needs it. Failures are logged.
         let dispatcher = self.inner.dispatcher.clone();
         let stranded =
-            self.inner.services.tasks.watched("stranded calls", async move { dispatcher.warn_of_stranded().await });
+            self.inner.services.tasks.run_once("stranded calls", async move { dispatcher.warn_of_stranded().await });
         self.tasks.push(tokio::spawn(async move { stranded.await.unwrap_or_default() }));
         let mut watcher = Watcher::new(self.watched.clone());
-        watcher.load_all(LOAD_PATIENCE).await;
-        // One that panics is followed by another, which looks at everything anew.
+        watcher.load_all(LOAD_TIMEOUT).await;
+        // After a panic a new watcher scans everything anew.
         let (mut first, watched) = (Some(watcher), self.watched.clone());
         let watch = move || first.take().unwrap_or_else(|| Watcher::new(watched.clone())).run();
-        self.tasks.push(tokio::spawn(self.inner.services.tasks.kept("watcher", watch)));
+        self.tasks.push(tokio::spawn(self.inner.services.tasks.keep_running("watcher", watch)));
         self.inner.reconcile();
         let settled = async {
-            while !self.inner.interfaces.lock().values().all(Running::settled) {
+            while !self.inner.interfaces.lock().values().all(RunningInterface::has_settled) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        // An interface that takes longer is no reason to hold up the others' news.
-        let _ = tokio::time::timeout(LISTEN_PATIENCE, settled).await;
+        // An interface that takes longer does not delay the start.
+        let _ = tokio::time::timeout(LISTEN_TIMEOUT, settled).await;
         tracing::info!(cage = %self.inner.name, "cage has started");
     }
 
@@ -170,7 +171,7 @@ impl Cage {
         &self.inner.name
     }
 
-    pub fn flush_log(&self) {
+    pub(crate) fn flush_log(&self) {
         self.inner.log.flush();
     }
 
@@ -190,13 +191,13 @@ impl Cage {
         self.inner.modules.clone()
     }
 
-    /// Tells what a module may keep, as `cage.toml` says now.
+    /// Returns a function for the quota of each module in the present configuration.
     pub fn state_quota(&self) -> impl Fn(&str) -> Quota + Send + use<> {
         let config = self.inner.config.load_full();
         move |module| config.module(module).state
     }
 
-    /// What can be reached from outside; a socket in the file system is for this machine's cages only, a queue for its own.
+    /// Returns the addresses that can be reached from outside, without sockets in the file system and queues.
     pub fn serving(&self) -> Vec<ServingLine> {
         let interfaces = self.inner.interfaces.lock();
         let lines = interfaces.iter().flat_map(|(name, running)| {
@@ -233,22 +234,22 @@ impl Cage {
         }
     }
 
-    /// Stops intake and waits for what is in flight, up to the request timeout. The modules can still be called: by this
-    /// cage's own requests, and by those of others that are not finished. False when something had to be cut off.
+    /// Stops the intake and waits for what is in flight, up to the request timeout. Modules can still be called, by this cage's
+    /// requests and by those of other cages. Returns false when something had to be cut off.
     pub async fn drain(&self) -> bool {
         let inner = &self.inner;
         tracing::info!(cage = %inner.name, "cage is shutting down");
-        // Neither a new version nor a new configuration from here on.
+        // From here on, neither new versions nor a new configuration are loaded.
         self.tasks.iter().for_each(JoinHandle::abort);
         let timeout = inner.config.load().request_timeout;
         let deadline = Deadline::after(timeout);
         let mut finished = inner.drain.complete(timeout).await;
-        // A request whose client has left is on no connection any more, and is finished all the same.
+        // A request whose client has left belongs to no connection any more, but is finished, too.
         while finished && inner.dispatcher.load() != (0, 0) {
             tokio::time::sleep(WORK_CHECK_INTERVAL).await;
             finished = !deadline.passed();
         }
-        // What was decided to be committed is committed.
+        // Commits that were decided are finished, too.
         let background = &inner.services.background;
         background.close();
         finished &= tokio::time::timeout_at(deadline.instant(), background.wait()).await.is_ok();
@@ -258,7 +259,7 @@ impl Cage {
         finished
     }
 
-    /// Frees everything; nothing is in flight any more, or what is does not matter.
+    /// Frees everything. Whatever is still in flight is dropped.
     pub async fn end(self) {
         let inner = &self.inner;
         inner.shared.cages.remove(&inner.name);
@@ -267,7 +268,7 @@ impl Cage {
         inner.modules.clear();
         inner.services.resources.close();
         let store = inner.services.store.clone();
-        // It waits for its last writes. A panic there was contained and logged by its thread.
+        // The store waits for its last writes. Its thread has caught and logged any panic.
         let _ = tokio::task::spawn_blocking(move || store.close()).await;
         tracing::info!(cage = %inner.name, "cage has been properly shut down");
         inner.log.flush();
@@ -286,7 +287,7 @@ impl Drop for Cage {
     }
 }
 
-/// The configuration, with every interface's section checked by its protocol.
+/// Loads the configuration. Each protocol checks the sections of its interfaces and resources.
 pub fn load_config(root: &Path, cage: &str, node: &str, protocols: &Protocols) -> Result<CageConfig, ConfigError> {
     let config = config::load(root, cage, node, &protocols.infos(), protocols.left_out())?;
     let mut problems = ConfigError::default();
@@ -314,9 +315,9 @@ fn make_resource(protocols: &Protocols) -> Arc<MakeResource> {
     Arc::new(move |protocol, section| protocols.resource(protocol, section))
 }
 
-impl Inner {
-    /// Follows `cage.toml` until its future is dropped; `read` is how the files looked when the cage's configuration was read.
-    async fn follow(self: Arc<Self>, read: Stamps, signal: Arc<ConfigSignal>) {
+impl CageInner {
+    /// Follows `cage.toml` until the future is dropped. `read` are the stamps of the files when the configuration was read.
+    async fn follow(self: Arc<Self>, read: FileStamps, signal: Arc<ConfigSignal>) {
         let (root, name, node) = (self.root.clone(), self.name.clone(), self.shared.node.clone());
         let files = config::files(&root, &name);
         let protocols = self.shared.protocols.clone();
@@ -338,8 +339,7 @@ impl Inner {
         }
     }
 
-    /// What a module was granted when its version was loaded and is granted no more is refused from now on, without waiting
-    /// for a version that has the new settings: there may never be one.
+    /// Revokes grants that the new configuration does not have any more, also from versions that were loaded with them.
     fn revoke(&self) {
         let config = self.config.load();
         for version in self.modules.all().iter().filter_map(|slot| slot.current()) {
@@ -365,12 +365,12 @@ impl Inner {
         self.reconcile();
         let dispatcher = self.dispatcher.clone();
         let stranded = async move { dispatcher.warn_of_stranded().await };
-        tokio::spawn(self.services.tasks.watched("stranded calls", stranded));
+        tokio::spawn(self.services.tasks.run_once("stranded calls", stranded));
         tracing::info!(cage = %self.name, "cage.toml applied");
     }
 
-    /// Makes the running interfaces those of the configuration: what is gone or changed is drained, what is new or
-    /// changed is started as soon as those have let go of their ports, while they still finish what they have.
+    /// Adjusts the running interfaces to the configuration: removed and changed ones are drained, new and changed ones are
+    /// started as soon as the drained ones have closed their ports, while those still finish what is in flight.
     fn reconcile(self: &Arc<Self>) {
         let config = self.config.load_full();
         let mut running = self.interfaces.lock();
@@ -382,7 +382,7 @@ impl Inner {
             leaving.push(old.endpoint);
             let timeout = config.request_timeout;
             let draining = async move { old.drain.complete(timeout).await };
-            tokio::spawn(self.services.tasks.watched("drain of an interface", draining));
+            tokio::spawn(self.services.tasks.run_once("drain of an interface", draining));
         }
         for (name, interface) in config.interfaces.iter().filter(|(_, interface)| interface.enabled) {
             match running.get(name) {
@@ -399,7 +399,7 @@ impl Inner {
         config: &CageConfig,
         interface: &InterfaceConfig,
         leaving: Vec<Arc<Endpoint>>,
-    ) -> Running {
+    ) -> RunningInterface {
         let protocols = &self.shared.protocols;
         let protocol =
             protocols.find(&interface.protocol).expect("the configuration names known protocols only").info();
@@ -428,38 +428,38 @@ impl Inner {
             bodies: self.shared.bodies.clone(),
         };
         let error = Arc::default();
-        // The cage's own drain waits for every interface, a replaced one included.
+        // The cage's drain waits for every interface, also for replaced ones.
         let (kept, token) =
-            (keep_running(interface.clone(), protocols.clone(), cx, Arc::clone(&error)), self.drain.token());
-        tokio::spawn(self.services.tasks.watched("interface", async move {
+            (run_until_drained(interface.clone(), protocols.clone(), cx, Arc::clone(&error)), self.drain.token());
+        tokio::spawn(self.services.tasks.run_once("interface", async move {
             let _token = token;
-            all_closed(leaving).await;
+            wait_until_all_closed(leaving).await;
             kept.await;
         }));
-        Running { config: interface.clone(), drain, endpoint, error }
+        RunningInterface { config: interface.clone(), drain, endpoint, error }
     }
 }
 
-/// Resolves when none of these interfaces listens any more. One that does not let go costs its successor an attempt only.
-async fn all_closed(leaving: Vec<Arc<Endpoint>>) {
+/// Resolves when none of these interfaces listens any more, or after a timeout. The successor then fails and is retried.
+async fn wait_until_all_closed(leaving: Vec<Arc<Endpoint>>) {
     let let_go = futures_util::future::join_all(leaving.iter().map(|endpoint| endpoint.wait_until_closed()));
     let _ = tokio::time::timeout(RETRY_FIRST, let_go).await;
 }
 
-/// Runs an interface until it is drained; one that fails is logged and tried again.
-async fn keep_running(
+/// Runs an interface until it is drained. A failure is logged, and the interface restarted.
+async fn run_until_drained(
     config: InterfaceConfig,
     protocols: Protocols,
     cx: InterfaceContext,
     error: Arc<Mutex<Option<String>>>,
 ) {
     let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_LONGEST);
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     loop {
         let started = Instant::now();
         let built = build(&config, &protocols).expect("the section was checked when the configuration was read");
         let ended = tokio::select! {
-            ended = task::caught_async(built.run(cx.clone())) => ended,
+            ended = task::catch_panic_async(built.run(cx.clone())) => ended,
             () = cx.drain.forcing() => Ok(Ok(())),
         };
         let pause = backoff.pause_after(started.elapsed());
@@ -486,9 +486,9 @@ async fn keep_running(
     }
 }
 
-impl Running {
-    /// Listens, waits for something else, or has said why not.
-    fn settled(&self) -> bool {
+impl RunningInterface {
+    /// Returns whether the interface has an address, a status or an error.
+    fn has_settled(&self) -> bool {
         !self.endpoint.addresses().is_empty() || self.endpoint.status().is_some() || self.error.lock().is_some()
     }
 
@@ -507,21 +507,21 @@ impl Running {
     }
 }
 
-/// What an operator sees of a cage.
+/// State of a cage, for operators.
 #[derive(Debug, Serialize)]
 pub struct CageSnapshot {
     pub cage: String,
     pub in_work: usize,
     pub waiting: usize,
-    /// Why the `cage.toml` that is there now was not taken.
+    /// Why the present `cage.toml` is refused.
     pub config_error: Option<String>,
     pub flock: String,
     pub interfaces: Vec<InterfaceSnapshot>,
-    /// Copies of this cage and others that are known elsewhere.
+    /// Known copies of this and other cages in other processes.
     pub members: Vec<Member>,
     pub modules: Vec<ModuleSnapshot>,
     pub resources: Vec<ResourceSnapshot>,
-    /// Panics of its tasks since it started; each is in the log.
+    /// Panics of its tasks since it started; each is logged.
     pub panics: PanicSnapshot,
 }
 
@@ -531,7 +531,7 @@ pub struct InterfaceSnapshot {
     pub protocol: String,
     pub module: String,
     pub addresses: Vec<String>,
-    /// What it says of itself, such as the time it waits for.
+    /// What the interface reports, such as the time it waits for.
     pub status: Option<String>,
     /// Why it does not serve now.
     pub error: Option<String>,

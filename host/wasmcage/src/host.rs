@@ -1,4 +1,4 @@
-//! The process: what all its cages share (lanes, engines, compiled files), and the cages themselves.
+//! A host: what all its cages share (lanes, engines, compiled files), and the cages themselves.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -25,9 +25,9 @@ use wasmcage_runtime::module::room::Room;
 use wasmcage_runtime::module::{COMPILE_VARIABLE, compile_worker};
 use wasmcage_store::Store;
 
-/// Between two looks at instances that nobody uses.
+/// How often idle instances are dropped.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Between two looks whether the stores' files are still where they were opened.
+/// How often each store checks that its file still has its name.
 const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
@@ -35,24 +35,24 @@ pub struct HostOptions {
     /// Directory of the cages.
     pub root: PathBuf,
     pub cages: Vec<String>,
-    /// Label of this machine; its host name if none.
+    /// Name of this machine; none: its host name.
     pub node: Option<String>,
-    /// Threads that run guests; one per core if none.
+    /// Number of threads that run guests; none: one per core.
     pub lanes: Option<usize>,
-    /// Compiled files; `WASMCAGE_CACHE_DIR`, or `.cache` in the root if none, or the user's own place where that is not this
-    /// user's.
+    /// Directory of compiled files; none: `WASMCAGE_CACHE_DIR`, or `.cache` in the root, or, if that belongs to another user,
+    /// the user's own cache directory.
     pub cache: Option<PathBuf>,
-    /// What they may have together; `WASMCAGE_CACHE_MAX_MB`, or 2 GiB if none.
+    /// Most bytes of compiled files; none: `WASMCAGE_CACHE_MAX_MB`, or 2 GiB.
     pub cache_bytes_max: Option<u64>,
-    /// Holds a directory per cage for its store; `state` in the cage's own if none.
+    /// Directory with a directory for each cage's store; none: `state` in the cage's own directory.
     pub state: Option<PathBuf>,
-    /// Holds a directory per cage for its logs; `logs` in the cage's own if none.
+    /// Directory with a directory for each cage's logs; none: `logs` in the cage's own directory.
     pub logs: Option<PathBuf>,
-    /// Where running cages of this user find each other; see `runtime_directory` if none.
+    /// Where running cages of this user find each other; none: see `runtime_directory`.
     pub runtime_directory: Option<PathBuf>,
-    /// Where modules are compiled. Must be chosen: an embedder's own program would do anything when it is run.
+    /// Where modules are compiled. It must be set: running an embedder's own program as the compiler could have any effect.
     pub compiler: Option<CompileIn>,
-    /// What `protocol = ".."` in `cage.toml` may name.
+    /// Protocols that `protocol = ".."` in `cage.toml` may name.
     pub protocols: Protocols,
 }
 
@@ -96,11 +96,9 @@ pub enum StartError {
     NoDirectory { cage: String, directory: PathBuf },
     #[error("cannot start the lanes that run guests")]
     Lanes(#[source] std::io::Error),
-    #[error(
-        "nobody is named who compiles modules: `HostOptions::compiler` must be the path of a wasmcage, or this process"
-    )]
+    #[error("no compiler is set: `HostOptions::compiler` must be the path of a wasmcage program, or this process")]
     NoCompiler,
-    #[error("cannot make {directory}")]
+    #[error("cannot create {directory}")]
     Directory {
         directory: PathBuf,
         #[source]
@@ -113,7 +111,7 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// True when the user can mend it in the arguments or in `cage.toml`, so that starting again as it is has no use.
+    /// Returns whether the user must correct the arguments or `cage.toml`, so that a retry is useless.
     pub fn is_configuration(&self) -> bool {
         match self {
             Self::Config { .. } | Self::NoDirectory { .. } => true,
@@ -122,25 +120,25 @@ impl StartError {
     }
 }
 
-/// What loading and serving need from the process.
-pub struct Shared {
+/// What all cages of a host share.
+pub struct HostShared {
     pub lanes: Arc<Lanes>,
     pub loader: Arc<Loader>,
     pub cages: Arc<Cages>,
-    /// What guests of all cages share.
+    /// Memory and other limits that guests of all cages share.
     pub room: Arc<Room>,
     pub node: String,
     pub runtime_directory: Arc<Path>,
-    /// For bodies that are kept whole.
+    /// The budget for bodies that are held whole.
     pub bodies: Arc<BodyBudget>,
     pub directories: Directories,
     pub protocols: Protocols,
     _engines: Arc<Engines>,
 }
 
-impl Shared {
+impl HostShared {
     /// # Errors
-    /// When the machine cannot run threads or compiled code.
+    /// Threads, the compiler or a directory cannot be set up.
     pub fn new(options: &HostOptions) -> Result<Self, StartError> {
         let lanes = options.lanes.unwrap_or_else(Lanes::default_count).max(1);
         let lanes = Arc::new(Lanes::start(lanes).map_err(StartError::Lanes)?);
@@ -172,8 +170,8 @@ impl Shared {
     }
 }
 
-/// Compiles a module when that is what this process was started for, and returns its exit code. For programs that embed the
-/// host and name themselves, `/proc/self/exe`, as its compiler: they call this first of all.
+/// Compiles a module if this process was started for that, and returns its exit code. Programs that embed the host and name
+/// themselves, `/proc/self/exe`, as its compiler must call this first.
 pub fn compile_when_asked() -> Option<ExitCode> {
     std::env::var_os(COMPILE_VARIABLE)?;
     (std::env::args_os().nth(1)? == "compile").then(compile_worker)
@@ -190,7 +188,7 @@ pub fn host_name() -> String {
     name.split('.').next().unwrap_or("localhost").to_owned()
 }
 
-/// Where compiled files may be kept, in the order of preference.
+/// Directories in which compiled files may be stored, in the order of preference.
 fn cache_directories(options: &HostOptions) -> Vec<PathBuf> {
     if let Some(directory) = &options.cache {
         return vec![directory.clone()];
@@ -199,13 +197,13 @@ fn cache_directories(options: &HostOptions) -> Vec<PathBuf> {
     std::iter::once(preferred).chain(cache::user_directory()).collect()
 }
 
-/// As `WASMCAGE_CACHE_MAX_MB` says, if that is a number.
+/// Reads `WASMCAGE_CACHE_MAX_MB`, if that is a number.
 fn cache_bytes_max() -> Option<u64> {
     let megabytes: u64 = variable("WASMCAGE_CACHE_MAX_MB")?.to_str()?.parse().ok()?;
     Some(megabytes.saturating_mul(1 << 20))
 }
 
-/// A variable of the environment that is set and not empty.
+/// Reads an environment variable; none if it is not set or empty.
 fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
@@ -219,15 +217,15 @@ pub fn runtime_directory() -> PathBuf {
         .unwrap_or_else(|| format!("/tmp/wasmcage-{}", rustix::process::geteuid().as_raw()).into())
 }
 
-/// A running process's cages. Dropping it stops them without waiting for requests in flight.
+/// Running cages. Dropping it stops them without waiting for requests in flight.
 pub struct Host {
-    shared: Arc<Shared>,
+    shared: Arc<HostShared>,
     cages: Vec<Cage>,
     started: SystemTime,
     housekeeping: tokio::task::JoinHandle<()>,
 }
 
-/// One line of what serves where.
+/// An address at which an interface serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServingLine {
     pub cage: String,
@@ -238,12 +236,12 @@ pub struct ServingLine {
 }
 
 impl Host {
-    /// A host for cages in the directory `root`.
+    /// Builds a host for cages in the directory `root`.
     pub fn builder(root: impl Into<PathBuf>) -> HostBuilder {
         HostBuilder::new(root.into())
     }
 
-    /// `prepare`, then `serve`.
+    /// Prepares a host and serves.
     ///
     /// # Errors
     /// A cage that cannot be started at all.
@@ -253,12 +251,12 @@ impl Host {
         Ok(host)
     }
 
-    /// Reads the configurations and makes the parts; nothing serves yet.
+    /// Reads the configurations and makes the cages; nothing serves yet.
     ///
     /// # Errors
     /// A cage that cannot be started at all.
     pub fn prepare(options: HostOptions) -> Result<Self, StartError> {
-        let shared = Arc::new(Shared::new(&options)?);
+        let shared = Arc::new(HostShared::new(&options)?);
         let mut cages = Vec::with_capacity(options.cages.len());
         for name in &options.cages {
             cages.push(Cage::prepare(&options.root, name, shared.clone())?);
@@ -277,11 +275,10 @@ impl Host {
         Ok(Self { shared, cages, started: SystemTime::now(), housekeeping })
     }
 
-    /// Returns when the modules that are there have been loaded and every interface has had its chance to listen. A
-    /// module or an interface that fails is logged and does not keep the rest from serving. When the future is dropped,
-    /// what serves by then goes on to do so.
+    /// Starts the cages. Returns when the existing modules are loaded and all interfaces listen, or after the timeouts for both.
+    /// A module or interface that fails is logged, and the others serve. If the future is dropped, what serves by then goes on.
     pub async fn serve(&mut self) {
-        // Every cage is known by now, before the first interface takes a request that may call into it.
+        // All cages are registered before the first interface receives a request that may call into them.
         for cage in &mut self.cages {
             cage.start().await;
         }
@@ -291,12 +288,12 @@ impl Host {
         self.cages.iter().find(|cage| cage.name() == name)
     }
 
-    /// Where calls that did not come through an interface may run guests.
+    /// The lanes, for calls that did not come through an interface.
     pub fn lanes(&self) -> &Arc<Lanes> {
         &self.shared.lanes
     }
 
-    /// Everything logged so far is in the files when this returns.
+    /// Writes everything logged so far to the files.
     pub fn flush_logs(&self) {
         self.cages.iter().for_each(Cage::flush_log);
     }
@@ -316,12 +313,12 @@ impl Host {
         }
     }
 
-    /// Stops intake, finishes what is in flight up to each cage's request timeout, ends. False when something had to be
-    /// cut off.
+    /// Stops the intake, finishes what is in flight, up to each cage's request timeout, and ends. Returns false when something
+    /// had to be cut off.
     pub async fn stop(mut self) -> bool {
         let drained = futures_util::future::join_all(self.cages.iter().map(Cage::drain)).await;
         let finished = drained.into_iter().all(|finished| finished);
-        // Not before the last is drained: its requests may call any other.
+        // The cages end only after all are drained: requests of one may call any other.
         futures_util::future::join_all(self.cages.drain(..).map(Cage::end)).await;
         finished
     }
@@ -333,20 +330,20 @@ impl Drop for Host {
     }
 }
 
-/// Has each store see, each second, whether its file still has its name, as long as there is a store. On a thread of its own,
+/// Checks every second that each store's file still has its name, as long as there is a store. This has a thread of its own,
 /// since a disk may not answer.
 fn watch_stores(mut stores: Vec<Weak<Store>>) -> std::io::Result<()> {
-    let look_after = |store: &Weak<Store>| {
+    let check_file = |store: &Weak<Store>| {
         let Some(store) = store.upgrade() else { return false };
-        if let Err(panic) = task::caught(|| store.look_after()) {
-            tracing::error!(error = %panic, "a store could not be looked after");
+        if let Err(panic) = task::catch_panic(|| store.check_file()) {
+            tracing::error!(error = %panic, "the file of a store could not be checked");
         }
         true
     };
     let watch = move || {
         while !stores.is_empty() {
             std::thread::sleep(STORE_CHECK_INTERVAL);
-            stores.retain(look_after);
+            stores.retain(check_file);
         }
     };
     std::thread::Builder::new().name("store-watch".into()).spawn(watch).map(|_| ())
@@ -358,7 +355,7 @@ pub struct HostSnapshot {
     pub node: String,
     pub pid: u32,
     pub version: &'static str,
-    /// RFC 3339, UTC.
+    /// Start of the host, in RFC 3339, UTC.
     pub started: String,
     pub lanes: usize,
     pub cages: Vec<CageSnapshot>,
@@ -371,7 +368,7 @@ mod tests {
     #[test]
     fn an_embedders_program_is_never_run_to_compile_unasked() {
         let root = tempfile::tempdir().unwrap();
-        let error = Shared::new(&HostOptions::new(root.path(), ["a"], Protocols::default())).err().unwrap();
+        let error = HostShared::new(&HostOptions::new(root.path(), ["a"], Protocols::default())).err().unwrap();
         assert!(
             matches!(error, StartError::NoCompiler) && error.to_string().contains("HostOptions::compiler"),
             "{error}"

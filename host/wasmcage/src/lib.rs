@@ -1,4 +1,4 @@
-//! wasmcage: a host for WebAssembly components. This crate is for programs that embed it; the program `wasmcage` is one.
+//! wasmcage, a host for WebAssembly components. This crate is for programs that embed it; the program `wasmcage` is one.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -15,12 +15,12 @@
 //! # }
 //! ```
 //!
-//! A host needs a multi-threaded runtime of tokio's from `start` to `stop`; guests run on threads of its own. Log lines are events
-//! of `tracing`: `wasmcage_core::telemetry::install` writes them to the cages' files, any other subscriber does with them what
-//! it likes. Several hosts may run in one process as long as their cages have different names.
+//! A host needs a multi-threaded tokio runtime from `start` to `stop`; guests run on threads of the host. Log lines are events
+//! of `tracing`: `wasmcage_core::telemetry::install` writes them to the cages' files; another subscriber may be used instead.
+//! Several hosts may run in one process if their cages have different names.
 //!
-//! The way of a request: the interface of a protocol takes it, the dispatcher of the runtime admits and routes it, a module
-//! runs it, and asks the host for what it needs meanwhile.
+//! The way of a request: the interface of a protocol receives it, the dispatcher of the runtime admits and routes it, and a
+//! module runs it and calls the host for what it needs.
 
 mod builder;
 pub mod cage;

@@ -1,7 +1,7 @@
-//! Follows a cage's `cage.toml`: decides when a change of it is read. A file that is being saved must not be taken for a
-//! finished one: it is empty after the first step of a save in place, half written after the second, and missing for a moment
-//! where it is removed and written anew. So a change is read when its writer has closed the file, or when nobody has written
-//! for a while; and a file that had content counts as empty or gone only when it stays so.
+//! Follows a cage's `cage.toml` and decides when a change is read. A file that is being saved must not be read yet: during a
+//! save in place it is first empty and then half written, and some programs remove it and write it anew. So a change is read
+//! when its writer has closed the file, or when nobody has written for a while; and a file that had content counts as empty or
+//! gone only when it stays so.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,34 +9,33 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, Stamps};
+use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, FileStamps};
 use wasmcage_core::backoff::Backoff;
 
-/// After its writer has closed the file.
+/// Pause before reading after its writer has closed the file.
 const SETTLE_COMPLETE: Duration = Duration::from_millis(50);
-/// After a write by somebody who still has it open, or of whom nothing is known.
+/// Pause before reading after a write, while the writer may still have the file open.
 const SETTLE_WRITING: Duration = Duration::from_secs(2);
-/// How long a file that had content must be empty, or gone, until that is believed.
+/// A file that had content must be empty or gone for so long before that counts.
 const SETTLE_LOST: Duration = Duration::from_secs(3);
-/// Between two looks at the files, for changes that nobody tells of.
+/// How often the files are checked for changes without a signal.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// Pauses before a refused configuration is read again: what it names may have come meanwhile.
+/// First pause before a refused configuration is read again, since files that it names may exist by then.
 const RETRY_FIRST: Duration = Duration::from_secs(2);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// Follows the files for as long as its future is polled. `load` reads the configuration and blocks; `take` is given every
-/// result.
+/// Follows the files as long as the future of `run` is polled. `load` reads the configuration, and blocks.
 pub(crate) struct Reload<L> {
     files: [PathBuf; 2],
     signal: Arc<ConfigSignal>,
     load: L,
-    /// Of the files that were read last.
-    read: Stamps,
-    /// Whether a later write would show in `read`.
+    /// Stamps of the files that were read last.
+    read: FileStamps,
+    /// Whether any later write would change the stamps.
     is_sure: bool,
     due: Option<Instant>,
-    /// Since when the files look like this, while a file that had content is empty or gone.
-    lost: Option<(Stamps, Instant)>,
+    /// Stamps, and since when they are so, while a file that had content is empty or gone.
+    lost: Option<(FileStamps, Instant)>,
     retry: Backoff,
 }
 
@@ -44,8 +43,8 @@ impl<L> Reload<L>
 where
     L: Fn() -> Result<CageConfig, ConfigError> + Clone + Send + 'static,
 {
-    /// `read` is what the files looked like before they were read for the configuration that is in force.
-    pub(crate) fn new(files: [PathBuf; 2], read: Stamps, signal: Arc<ConfigSignal>, load: L) -> Self {
+    /// `read` are the stamps of the files before they were read for the present configuration.
+    pub(crate) fn new(files: [PathBuf; 2], read: FileStamps, signal: Arc<ConfigSignal>, load: L) -> Self {
         Self {
             files,
             signal,
@@ -58,6 +57,7 @@ where
         }
     }
 
+    /// Follows the files, and passes every result to `take`.
     pub(crate) async fn run(mut self, mut take: impl FnMut(Result<CageConfig, ConfigError>)) {
         let mut poll = Instant::now() + POLL_INTERVAL;
         loop {
@@ -76,19 +76,19 @@ where
             }
             if poll <= now {
                 poll = now + POLL_INTERVAL;
-                self.look().await;
+                self.poll_files().await;
             }
         }
     }
 
-    /// The latest news counts: a writer that has closed the file has nothing more to write.
+    /// Schedules reading after a signal. The latest signal counts, since a writer that has closed the file is finished.
     fn changed(&mut self, is_complete: bool) {
         self.due = Some(Instant::now() + if is_complete { SETTLE_COMPLETE } else { SETTLE_WRITING });
     }
 
-    /// Finds changes that nobody tells of.
-    async fn look(&mut self) {
-        // A refused file that is read again in a minute may be mended earlier.
+    /// Finds changes without a signal.
+    async fn poll_files(&mut self) {
+        // While a retry is pending, the file may be corrected earlier.
         if self.due.is_some() && !self.retry.is_failing() {
             return;
         }
@@ -102,7 +102,7 @@ where
         self.due = Some(self.due.map_or(due, |earlier| earlier.min(due)));
     }
 
-    /// Reads the files, unless they are not ready for it: then they are due again.
+    /// Reads the files. If they are still being saved, schedules another attempt.
     async fn attempt(&mut self) -> Option<Result<CageConfig, ConfigError>> {
         let before = self.stamps().await;
         if before.has_lost(&self.read) {
@@ -137,9 +137,9 @@ where
         self.due = failed.then(|| Instant::now() + self.retry.pause());
     }
 
-    async fn stamps(&self) -> Stamps {
+    async fn stamps(&self) -> FileStamps {
         let files = self.files.clone();
-        tokio::task::spawn_blocking(move || Stamps::of(&files)).await.expect("looking at files does not panic")
+        tokio::task::spawn_blocking(move || FileStamps::of(&files)).await.expect("looking at files does not panic")
     }
 }
 
@@ -153,21 +153,21 @@ mod tests {
     use super::*;
     use wasmcage_config as config;
 
-    /// A cage's files and everything that was read of them: the log level of each configuration, or `refused`.
-    struct Followed {
+    /// A cage's files and the results of reading them: the log level of each configuration, or `refused`.
+    struct TestReload {
         root: tempfile::TempDir,
         signal: Arc<ConfigSignal>,
         read: Arc<Mutex<Vec<String>>>,
         task: tokio::task::JoinHandle<()>,
     }
 
-    impl Drop for Followed {
+    impl Drop for TestReload {
         fn drop(&mut self) {
             self.task.abort();
         }
     }
 
-    fn followed(text: &str) -> Followed {
+    fn followed(text: &str) -> TestReload {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("c")).unwrap();
         fs::write(root.path().join("c/cage.toml"), text).unwrap();
@@ -175,7 +175,7 @@ mod tests {
         let path: Arc<Path> = root.path().into();
         let signal = Arc::new(ConfigSignal::default());
         let read = Arc::<Mutex<Vec<String>>>::default();
-        let reload = Reload::new(files.clone(), Stamps::of(&files), signal.clone(), move || {
+        let reload = Reload::new(files.clone(), FileStamps::of(&files), signal.clone(), move || {
             config::load(&path, "c", "node", &[], &[])
         });
         let results = read.clone();
@@ -186,10 +186,10 @@ mod tests {
                 results.push(text);
             }
         };
-        Followed { root, signal, read, task: tokio::spawn(reload.run(take)) }
+        TestReload { root, signal, read, task: tokio::spawn(reload.run(take)) }
     }
 
-    impl Followed {
+    impl TestReload {
         fn file(&self) -> PathBuf {
             self.root.path().join("c/cage.toml")
         }
@@ -249,7 +249,7 @@ mod tests {
         std::os::unix::fs::symlink("target", &link).unwrap();
         fs::rename(&link, followed.file()).unwrap();
         followed.signal.send(true);
-        // A link that leads nowhere is a mistake.
+        // A link to a file that does not exist is a mistake.
         followed.reads(&["refused"]).await;
         fs::write(followed.root.path().join("c/target"), "log_level = \"warn\"\n").unwrap();
         followed.reads(&["refused", "Warn"]).await;

@@ -1,4 +1,4 @@
-//! A response's body as it comes: bounded in time, and broken off with the reason.
+//! The body of a response: a stream with timeouts, which ends with the reason when it breaks off.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,29 +9,30 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::Sleep;
 
-use super::Times;
+use super::Timeouts;
 use super::error::{WebError, WebErrorKind, of_body};
 use wasmcage_core::request::Deadline;
 
+/// The body of a response.
 pub struct ResponseBody {
     incoming: Incoming,
-    /// Whether it may end by a reset of its stream, which is told once.
+    /// The connection speaks HTTP/2, so that a reset of the stream may end the body. Set to false once that is reported.
     http2: bool,
     between_bytes: Option<Duration>,
     deadline: Deadline,
-    /// Ends when the next part is late.
+    /// The timeout of the next part.
     late: Pin<Box<Sleep>>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(incoming: Incoming, http2: bool, times: Times) -> Self {
-        let Times { between_bytes, deadline, .. } = times;
+    pub(super) fn new(incoming: Incoming, http2: bool, times: Timeouts) -> Self {
+        let Timeouts { between_bytes, deadline, .. } = times;
         let late = Box::pin(tokio::time::sleep_until(next(deadline, between_bytes).instant()));
         Self { incoming, http2, between_bytes, deadline, late }
     }
 }
 
-/// When the next part is late.
+/// Returns the deadline of the next part.
 fn next(deadline: Deadline, between_bytes: Option<Duration>) -> Deadline {
     between_bytes.map_or(deadline, |between| deadline.within(between))
 }
@@ -82,7 +83,7 @@ mod tests {
 
     use super::*;
 
-    /// Of a server that sends half and, unless that is all, resets the stream without an error.
+    /// Reads an answer of a server that sends half of it and, unless that is `all`, resets the stream without an error.
     async fn answered(all: bool) -> Result<Bytes, WebError> {
         let (client, server) = tokio::io::duplex(1 << 16);
         let (half_came, reset) = tokio::sync::oneshot::channel();
@@ -105,7 +106,7 @@ mod tests {
         let request = Request::get("http://a.example/").body(Empty::<Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.unwrap();
         let deadline = Deadline::after(Duration::from_secs(20));
-        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
+        let times = Timeouts { connect: None, first_byte: None, between_bytes: None, deadline };
         let mut body = ResponseBody::new(response.into_body(), true, times);
         let half = body.frame().await.unwrap()?.into_data().unwrap();
         half_came.send(()).unwrap();

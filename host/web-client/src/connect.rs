@@ -1,4 +1,5 @@
-//! One connection: the name's addresses, TCP to the first of them that answers, TLS. Each step has its own errors.
+//! Makes a connection: looks up the name's addresses, connects to the first that answers, and negotiates TLS. Each step has
+//! its own errors.
 
 use std::collections::VecDeque;
 use std::io;
@@ -27,9 +28,9 @@ use super::error::{WebError, WebErrorKind, find};
 use super::{ClientSettings, Http2, proxy};
 use wasmcage_config::{Proxy, url_port};
 
-/// An address that does not answer for so long gets company by the next.
+/// If an address has not answered after this time, the next one is tried at the same time.
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
-/// Addresses of one name that are tried.
+/// Most addresses of one name that are tried.
 const ADDRESSES_MAX: usize = 16;
 
 #[derive(Clone)]
@@ -38,7 +39,7 @@ pub(super) struct Connector {
     server_name: Option<ServerName<'static>>,
     timeout: Duration,
     proxy: Option<Arc<Proxy>>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Connector {
@@ -55,17 +56,18 @@ impl Connector {
             server_name: settings.tls.server_name.clone(),
             timeout: settings.connect_timeout,
             proxy,
-            places: Arc::new(Semaphore::new(settings.connections_max)),
+            permits: Arc::new(Semaphore::new(settings.connections_max)),
         }
     }
 
-    async fn connect(self, uri: Uri) -> Result<Stream, WebError> {
-        let late = |what: &str| {
+    async fn connect(self, uri: Uri) -> Result<ServerStream, WebError> {
+        let timed_out = |what: &str| {
             let text = format!("{what} took longer than {} ms", self.timeout.as_millis());
             WebError::new(WebErrorKind::ConnectTimedOut, text)
         };
-        let place = self.places.clone().try_acquire_owned();
-        let place = place.map_err(|_| WebError::new(WebErrorKind::ConnectionLimit, "too many connections are open"))?;
+        let permit = self.permits.clone().try_acquire_owned();
+        let permit =
+            permit.map_err(|_| WebError::new(WebErrorKind::ConnectionLimit, "too many connections are open"))?;
         let limit = Instant::now() + self.timeout;
         let secure = uri.scheme() == Some(&Scheme::HTTPS);
         let host = uri.host().unwrap_or_default();
@@ -77,25 +79,25 @@ impl Connector {
         let addresses = match timeout_at(limit, addresses(next, next_port)).await {
             Ok(addresses) => addresses.map_err(|error| WebError::new(WebErrorKind::Dns, format!("{next}: {error}")))?,
             Err(_) => {
-                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..late("asking for the name's address") });
+                return Err(WebError { kind: WebErrorKind::DnsTimedOut, ..timed_out("the lookup of the name") });
             }
         };
         let tcp = match timeout_at(limit, first_to_answer(addresses)).await {
             Ok(tcp) => tcp.map_err(|error| of_tcp(&error, next, next_port))?,
-            Err(_) => return Err(late("connecting")),
+            Err(_) => return Err(timed_out("connecting")),
         };
-        // Small requests must not wait for the answer to the one before.
+        // Without this, small requests would wait for the answer to the one before.
         let _ = tcp.set_nodelay(true);
-        let uses = Uses::default();
+        let uses = UseCount::default();
         if !secure {
             let io = TokioIo::new(Box::new(tcp) as Box<dyn Io>);
-            return Ok(Stream { io, http2: false, proxied: proxy.is_some(), uses, _place: place });
+            return Ok(ServerStream { io, http2: false, proxied: proxy.is_some(), uses, _permit: permit });
         }
         let tcp = match proxy {
             None => tcp,
             Some(proxy) => match timeout_at(limit, proxy::tunnel(proxy, tcp, host, port)).await {
                 Ok(tunnel) => tunnel?,
-                Err(_) => return Err(late("the proxy's answer")),
+                Err(_) => return Err(timed_out("the proxy's answer")),
             },
         };
         let host = bare(host);
@@ -106,17 +108,17 @@ impl Connector {
         };
         let tls = match timeout_at(limit, self.tls.connect(name, tcp)).await {
             Ok(tls) => tls.map_err(|error| of_tls(&error))?,
-            Err(_) => return Err(late("the TLS handshake")),
+            Err(_) => return Err(timed_out("the TLS handshake")),
         };
         let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-        Ok(Stream { io: TokioIo::new(Box::new(tls)), http2, proxied: false, uses, _place: place })
+        Ok(ServerStream { io: TokioIo::new(Box::new(tls)), http2, proxied: false, uses, _permit: permit })
     }
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = Stream;
+    type Response = ServerStream;
     type Error = WebError;
-    type Future = Pin<Box<dyn Future<Output = Result<Stream, WebError>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<ServerStream, WebError>> + Send>>;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), WebError>> {
         Poll::Ready(Ok(()))
@@ -127,12 +129,12 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
-/// An address without the brackets that it has in a URL.
+/// Removes the brackets that an address has in a URL.
 fn bare(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
-/// In the order of the system's preference, the two families by turns.
+/// Looks up the addresses of a name, in the system's order of preference, but alternating between the two families.
 async fn addresses(host: &str, port: u16) -> io::Result<VecDeque<SocketAddr>> {
     let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
     let first_is_v6 = found.first().is_some_and(SocketAddr::is_ipv6);
@@ -149,7 +151,7 @@ async fn addresses(host: &str, port: u16) -> io::Result<VecDeque<SocketAddr>> {
     }
 }
 
-/// Each address gets a head start on the next one.
+/// Connects to the first address that answers. Each address gets a head start on the next one.
 async fn first_to_answer(mut addresses: VecDeque<SocketAddr>) -> io::Result<TcpStream> {
     let mut attempts = FuturesUnordered::new();
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "no address");
@@ -188,12 +190,12 @@ fn of_tls(error: &io::Error) -> WebError {
     WebError::new(kind, format!("TLS: {error}"))
 }
 
-/// How many requests a connection has served.
+/// Counts the requests that a connection has served.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Uses(Arc<AtomicUsize>);
+pub(super) struct UseCount(Arc<AtomicUsize>);
 
-impl Uses {
-    /// Counts one more; how many there were before.
+impl UseCount {
+    /// Counts a request. Returns how many there were before.
     pub(super) fn next(&self) -> usize {
         self.0.fetch_add(1, Ordering::Relaxed)
     }
@@ -203,31 +205,31 @@ trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// Plain or secured, as hyper wants it.
-pub(super) struct Stream {
+/// A connection to a server, with or without TLS, for hyper.
+pub(super) struct ServerStream {
     io: TokioIo<Box<dyn Io>>,
     http2: bool,
-    /// The other end reads requests for any server.
+    /// The other end is a proxy that gets requests for any server.
     proxied: bool,
-    uses: Uses,
-    /// Given back when the connection is closed.
-    _place: OwnedSemaphorePermit,
+    uses: UseCount,
+    /// Limits the number of connections; released when this one is closed.
+    _permit: OwnedSemaphorePermit,
 }
 
-impl Connection for Stream {
+impl Connection for ServerStream {
     fn connected(&self) -> Connected {
         let connected = Connected::new().proxy(self.proxied).extra(self.uses.clone());
         if self.http2 { connected.negotiated_h2() } else { connected }
     }
 }
 
-impl hyper::rt::Read for Stream {
+impl hyper::rt::Read for ServerStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buffer)
     }
 }
 
-impl hyper::rt::Write for Stream {
+impl hyper::rt::Write for ServerStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, bytes)
     }

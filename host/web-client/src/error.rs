@@ -1,29 +1,31 @@
-//! What went wrong with a request to a server outside, and whether anything of it was sent.
+//! Errors of requests, which also say whether anything was sent.
 
 use std::error::Error;
 use std::io;
 
 use hyper_util::client::legacy;
 
+use wasmcage_core::telemetry::error_chain;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WebErrorKind {
     /// The name has no address.
     Dns,
     DnsTimedOut,
-    /// The URL names a port that is none.
+    /// The URL has an invalid port.
     Uri,
-    /// The proxy does not let the request through.
+    /// The proxy refused the request.
     Proxy,
-    /// Nobody listens there.
+    /// Nobody listens at the address.
     Refused,
-    /// No way to the address.
+    /// There is no route to the address.
     Unreachable,
     Connect,
-    /// Not within the time allowed: the connection as a whole, or the part that the text names.
+    /// The connection, or the part of it that the text names, was not made in time.
     ConnectTimedOut,
-    /// The client has as many connections as it may.
+    /// The client has `connections_max` connections already.
     ConnectionLimit,
-    /// The server's certificate does not do.
+    /// The server's certificate is not accepted.
     Certificate,
     /// The server refused the connection by a TLS alert of this number.
     Alert(u8),
@@ -33,9 +35,9 @@ pub enum WebErrorKind {
     BodyTimedOut,
     /// The connection ended before the answer did.
     Disconnected,
-    /// The server does not speak HTTP as it should.
+    /// The server violates HTTP.
     Protocol,
-    /// The caller's own body broke off.
+    /// The body of the request broke off.
     RequestBody,
 }
 
@@ -44,36 +46,36 @@ pub enum WebErrorKind {
 pub struct WebError {
     pub kind: WebErrorKind,
     pub text: String,
-    /// There was a connection: the server may have seen the request.
+    /// There was a connection, so that the server may have seen the request.
     pub sent: bool,
 }
 
 impl WebError {
-    /// Of a request that was not sent.
+    /// The error of a request that was not sent.
     pub fn new(kind: WebErrorKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into(), sent: false }
     }
 }
 
 impl WebErrorKind {
-    /// What a kept connection looks like that the server has closed.
+    /// Returns whether this is the error of a pooled connection that the server has closed.
     pub(super) fn is_stale(self) -> bool {
         self == Self::Disconnected
     }
 }
 
-/// Of an exchange whose head did not come.
+/// Converts the error of an exchange without a response.
 pub(super) fn of_exchange(error: &legacy::Error) -> WebError {
     if let Some(own) = find::<WebError>(error) {
         return own.clone();
     }
     let Some(hyper) = find::<hyper::Error>(error) else {
-        return WebError::new(WebErrorKind::Connect, chain(error));
+        return WebError::new(WebErrorKind::Connect, error_chain(error));
     };
     of_hyper(hyper, "the server closed the connection before it answered")
 }
 
-/// Of a body that broke off.
+/// Converts the error of a response's body that broke off.
 pub(super) fn of_body(error: &hyper::Error) -> WebError {
     WebError { sent: true, ..of_hyper(error, "the connection ended before the answer did") }
 }
@@ -88,7 +90,7 @@ fn of_hyper(error: &hyper::Error, disconnected: &str) -> WebError {
     } else if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
         return WebError::new(WebErrorKind::Disconnected, disconnected);
     } else if let Some(io) = find::<io::Error>(error) {
-        // Since TLS 1.3 a server tells after the handshake that it wants another certificate, or one at all.
+        // Since TLS 1.3, a server refuses a client's certificate, or the lack of one, only after the handshake.
         match io.get_ref().and_then(|inner| find(inner)) {
             Some(rustls::Error::AlertReceived(alert)) => WebErrorKind::Alert(u8::from(*alert)),
             _ => WebErrorKind::Disconnected,
@@ -96,10 +98,10 @@ fn of_hyper(error: &hyper::Error, disconnected: &str) -> WebError {
     } else {
         WebErrorKind::Protocol
     };
-    WebError::new(kind, chain(error))
+    WebError::new(kind, error_chain(error))
 }
 
-/// The first error of that type among an error and its causes.
+/// Returns the first error of this type among an error and its causes.
 pub(super) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -109,15 +111,4 @@ pub(super) fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> 
         next = error.source();
     }
     None
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -1,8 +1,8 @@
-//! Requests to servers outside: connections that are kept and used again, limits of time and size, errors that say what
-//! went wrong where. Used by resources of the protocol that speaks HTTP and by guests' own requests; knows neither.
+//! An HTTP client with a pool of connections, limits of time and size, and errors that say what went wrong in which step. The
+//! HTTP protocol's resources use it, and so do guests' own requests.
 //!
-//! `connect.rs` makes connections, `proxy.rs` those through a proxy, `tls.rs` secures them, `body.rs` bounds what comes
-//! back, `error.rs` names failures.
+//! `connect.rs` makes connections, `proxy.rs` those through a proxy, `tls.rs` has the settings of TLS, `body.rs` limits the
+//! bodies of responses, `error.rs` has the errors.
 
 mod body;
 mod connect;
@@ -29,19 +29,19 @@ use hyper_util::client::legacy::connect::{CaptureConnection, capture_connection}
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 pub use self::body::ResponseBody;
-use self::connect::{Connector, Uses};
+use self::connect::{Connector, UseCount};
 pub use self::error::{WebError, WebErrorKind};
 pub use self::tls::{Tls, TlsFileError, client_config};
 use wasmcage_config::Proxy;
 use wasmcage_core::request::Deadline;
 
-/// A body on its way out.
+/// The streamed body of a request.
 pub type StreamedBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Kept connections that turn out to be closed, for one request; each costs an attempt.
+/// Most pooled connections that turn out to be closed for one request. Each costs an attempt.
 const STALE_CONNECTIONS_MAX: usize = 3;
 
-/// Which version of HTTP is spoken. Without TLS there is no negotiation: `Auto` is HTTP/1.1 there.
+/// The version of HTTP. Without TLS there is no negotiation, and `Auto` is HTTP/1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Http2 {
     Auto,
@@ -52,22 +52,22 @@ pub enum Http2 {
 #[derive(Clone, Debug)]
 pub struct ClientSettings {
     pub tls: Tls,
-    /// Between this client and all servers that it does not spare.
+    /// The proxy for all servers, except those that it excepts.
     pub proxy: Option<Proxy>,
     pub http2: Http2,
-    /// From the name to the secured connection.
+    /// Timeout for making a connection, from the lookup of the name to the end of the TLS handshake.
     pub connect_timeout: Duration,
-    /// Unused for so long, a connection is closed.
+    /// A connection that was unused for so long is closed.
     pub idle_timeout: Duration,
     pub response_header_bytes_max: usize,
-    /// In use or idle.
+    /// Most connections, in use or idle.
     pub connections_max: usize,
 }
 
-/// How long one exchange may take, by its parts.
+/// Timeouts of the parts of one exchange.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
-    /// Until there is a connection; the client's own `connect_timeout` holds besides.
+pub struct Timeouts {
+    /// Until there is a connection; the client's `connect_timeout` holds, too.
     pub connect: Option<Duration>,
     /// From then to the end of the response's head.
     pub first_byte: Option<Duration>,
@@ -77,12 +77,12 @@ pub struct Times {
 }
 
 pub enum RequestBody {
-    /// Can be sent again.
+    /// A whole body, which can be sent again.
     Whole(Bytes),
     Streamed(StreamedBody),
 }
 
-/// A pool of connections to any number of servers. A clone is the same.
+/// A client with a pool of connections to any number of servers. Clones share the pool.
 #[derive(Clone)]
 pub struct Client {
     pool: legacy::Client<Connector, StreamedBody>,
@@ -97,19 +97,25 @@ impl Client {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(settings.idle_timeout)
             .http2_only(settings.http2 == Http2::Only)
-            // hyper has a lower bound on its buffer, which holds a head.
+            // hyper requires a buffer of at least 8 KiB, which must have room for a head.
             .http1_max_buf_size(settings.response_header_bytes_max.max(8 * 1024))
             .http2_max_header_list_size(u32::try_from(settings.response_header_bytes_max).unwrap_or(u32::MAX));
         let proxy = settings.proxy.clone().map(Arc::new);
         Self { pool: builder.build(Connector::new(settings, proxy.clone())), proxy }
     }
 
-    /// Resolves when the response's head is there. `head` has an absolute URI. A request without side effects that met
-    /// a kept connection just when the server closed it is sent again, if its body is whole.
+    /// Sends a request, whose `head` has an absolute URI, and returns the response when its head is complete. If the server
+    /// closed a pooled connection just when the request was sent on it, and the request has no side effects and a whole body, it
+    /// is sent again.
     ///
     /// # Errors
     /// See the kinds.
-    pub async fn send(&self, head: Parts, body: RequestBody, times: Times) -> Result<Response<ResponseBody>, WebError> {
+    pub async fn send(
+        &self,
+        head: Parts,
+        body: RequestBody,
+        times: Timeouts,
+    ) -> Result<Response<ResponseBody>, WebError> {
         let whole = match body {
             RequestBody::Streamed(body) => return self.attempt(head, body, times).await.map_err(|failed| failed.error),
             RequestBody::Whole(bytes) => bytes,
@@ -128,10 +134,10 @@ impl Client {
         &self,
         head: Parts,
         body: StreamedBody,
-        times: Times,
+        times: Timeouts,
     ) -> Result<Response<ResponseBody>, FailedAttempt> {
         let mut request = Request::from_parts(head, body);
-        self.introduce(&mut request);
+        self.authorize(&mut request);
         let mut connection = capture_connection(&mut request);
         let result = exchange(self.pool.request(request), &mut connection, times).await;
         let used = uses(&connection);
@@ -147,8 +153,8 @@ impl Client {
 }
 
 impl Client {
-    /// A proxy that reads the request wants to know who asks; through a tunnel it was told when that was made.
-    fn introduce<B>(&self, request: &mut Request<B>) {
+    /// Adds the authorization for a proxy that gets the request itself. For a tunnel it was sent when the tunnel was made.
+    fn authorize<B>(&self, request: &mut Request<B>) {
         let Some(proxy) = self.proxy.as_ref().filter(|_| request.uri().scheme() == Some(&Scheme::HTTP)) else { return };
         let Some(authorization) = proxy::authorization(proxy).filter(|_| proxy::leads_to(proxy, request.uri())) else {
             return;
@@ -159,23 +165,23 @@ impl Client {
 
 struct FailedAttempt {
     error: WebError,
-    /// A kept connection was closed before anything of an answer came.
+    /// A pooled connection was closed before any part of an answer came.
     stale: bool,
 }
 
 async fn exchange(
     response: legacy::ResponseFuture,
     connection: &mut CaptureConnection,
-    times: Times,
+    times: Timeouts,
 ) -> Result<Response<Incoming>, WebError> {
     let mut response = pin!(response);
     let limit = |part: Option<Duration>| part.map_or(times.deadline, |part| times.deadline.within(part)).instant();
     let connected = async {
-        // What it says is read later: it must not be held while others write it.
+        // The metadata are read later; holding this reference would block those who write them.
         drop(connection.wait_for_connection_metadata().await);
     };
     tokio::select! {
-        // An answer first: a short one may be there together with the connection.
+        // The answer is checked first: a short one may come together with the connection.
         biased;
         answer = &mut response => return answer.map_err(|error| error::of_exchange(&error)),
         () = connected => {}
@@ -189,9 +195,9 @@ async fn exchange(
     }
 }
 
-/// How many requests used the connection before; none if there was no connection. Asked once for each request.
+/// Counts a request on its connection. Returns how many there were before; none if there was no connection.
 fn uses(connection: &CaptureConnection) -> Option<usize> {
     let mut extensions = http::Extensions::new();
     connection.connection_metadata().as_ref()?.get_extras(&mut extensions);
-    extensions.get::<Uses>().map(Uses::next)
+    extensions.get::<UseCount>().map(UseCount::next)
 }

@@ -1,4 +1,4 @@
-//! Requests that go through a proxy: plain ones are handed to it, for others it makes a tunnel.
+//! Requests through a proxy: those without TLS are sent to the proxy, for others it makes a tunnel.
 
 use std::io;
 
@@ -11,10 +11,10 @@ use tokio::net::TcpStream;
 use super::error::{WebError, WebErrorKind};
 use wasmcage_config::{Proxy, url_port};
 
-/// Of the proxy's answer to the wish for a tunnel.
+/// Longest answer of a proxy to the request for a tunnel.
 const ANSWER_BYTES_MAX: usize = 8 * 1024;
 
-/// Whether a request for this URL goes through the proxy.
+/// Returns whether a request for this URL goes through the proxy.
 pub(super) fn leads_to(proxy: &Proxy, uri: &Uri) -> bool {
     match (uri.host(), url_port(uri)) {
         (Some(host), Some(port)) => !proxy.except.iter().any(|pattern| pattern.allows(host, port)),
@@ -22,7 +22,7 @@ pub(super) fn leads_to(proxy: &Proxy, uri: &Uri) -> bool {
     }
 }
 
-/// Who this client is to the proxy.
+/// Returns the client's authorization for the proxy.
 pub(super) fn authorization(proxy: &Proxy) -> Option<HeaderValue> {
     let user = proxy.user.as_ref()?;
     let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(user))).ok()?;
@@ -30,32 +30,32 @@ pub(super) fn authorization(proxy: &Proxy) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Makes of a connection to the proxy one to `host` (as in a URL) and `port`.
+/// Turns a connection to the proxy into a tunnel to `host` (as in a URL) and `port`.
 ///
 /// # Errors
-/// `Proxy` with its status when it does not do so, `Disconnected` when it leaves.
+/// `Proxy`, with the status, when the proxy refuses; `Disconnected` when it closes the connection.
 pub(super) async fn tunnel(proxy: &Proxy, mut stream: TcpStream, host: &str, port: u16) -> Result<TcpStream, WebError> {
-    let mut wish = format!("CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}:{port}\r\n").into_bytes();
+    let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nhost: {host}:{port}\r\n").into_bytes();
     if let Some(authorization) = authorization(proxy) {
-        wish.extend_from_slice(b"proxy-authorization: ");
-        wish.extend_from_slice(authorization.as_bytes());
-        wish.extend_from_slice(b"\r\n");
+        request.extend_from_slice(b"proxy-authorization: ");
+        request.extend_from_slice(authorization.as_bytes());
+        request.extend_from_slice(b"\r\n");
     }
-    wish.extend_from_slice(b"\r\n");
+    request.extend_from_slice(b"\r\n");
     let disconnected = |error: io::Error| WebError::new(WebErrorKind::Disconnected, format!("the proxy: {error}"));
-    stream.write_all(&wish).await.map_err(disconnected)?;
+    stream.write_all(&request).await.map_err(disconnected)?;
     let mut answer = Vec::new();
-    // Byte by byte: what follows belongs to the tunnel.
+    // The answer is read byte by byte, because what follows belongs to the tunnel.
     while !answer.ends_with(b"\r\n\r\n") {
         if answer.len() >= ANSWER_BYTES_MAX {
-            return Err(WebError::new(WebErrorKind::Proxy, "the proxy's answer has no end"));
+            return Err(WebError::new(WebErrorKind::Proxy, "the proxy's answer is too long"));
         }
         answer.push(stream.read_u8().await.map_err(disconnected)?);
     }
     match status(&answer) {
         Some(200..=299) => Ok(stream),
         Some(status) => {
-            let text = format!("the proxy makes no tunnel to {host}:{port}: status {status}");
+            let text = format!("the proxy refuses a tunnel to {host}:{port}: status {status}");
             Err(WebError::new(WebErrorKind::Proxy, text))
         }
         None => Err(WebError::new(WebErrorKind::Proxy, "the proxy does not speak HTTP/1")),
@@ -91,18 +91,18 @@ mod tests {
         check("http://10.0.0.1:81/", true);
     }
 
-    /// What comes of a tunnel through a proxy that gives this answer, and what it was asked.
+    /// Makes a tunnel through a proxy that gives this answer. Returns the result and the request that the proxy got.
     async fn asked(url: &str, answer: &'static [u8]) -> (Result<Vec<u8>, WebError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let served = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let mut wish = Vec::new();
-            while !wish.ends_with(b"\r\n\r\n") {
-                wish.push(stream.read_u8().await.unwrap());
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(stream.read_u8().await.unwrap());
             }
             stream.write_all(answer).await.unwrap();
-            String::from_utf8(wish).unwrap()
+            String::from_utf8(request).unwrap()
         });
         let stream = TcpStream::connect(address).await.unwrap();
         let made = match tunnel(&proxy(url, &[]), stream, "api.example.org", 443).await {
@@ -118,11 +118,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_tunnel_begins_right_after_the_answer() {
-        let (made, wish) = asked("http://u:p%40ss@proxy:1", b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\nhello").await;
+        let (made, request) = asked("http://u:p%40ss@proxy:1", b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\nhello").await;
         assert_eq!(made.unwrap(), b"hello");
-        assert!(wish.starts_with("CONNECT api.example.org:443 HTTP/1.1\r\nhost: api.example.org:443\r\n"), "{wish}");
+        assert!(request.starts_with("CONNECT api.example.org:443 HTTP/1.1\r\nhost: api.example.org:443\r\n"), "{wish}");
         // u:p@ss
-        assert!(wish.contains("proxy-authorization: Basic dTpwQHNz\r\n"), "{wish}");
+        assert!(request.contains("proxy-authorization: Basic dTpwQHNz\r\n"), "{wish}");
     }
 
     #[tokio::test]

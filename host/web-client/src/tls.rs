@@ -11,7 +11,7 @@ use rustls::{ClientConfig, RootCertStore};
 
 use wasmcage_core::regular_file;
 
-/// Trusts the public authorities. It is shared because it takes a while to make.
+/// The settings with the public authorities. They are made once because that takes a while.
 static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     Arc::new(builder(roots).with_no_client_auth())
@@ -21,7 +21,7 @@ static PUBLIC: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
 #[derive(Clone, Debug)]
 pub struct Tls {
     pub(super) config: Arc<ClientConfig>,
-    /// The name that the server's certificate must have; the URL's host if none.
+    /// The name that the server's certificate must have; none: the URL's host.
     pub(super) server_name: Option<ServerName<'static>>,
 }
 
@@ -52,20 +52,21 @@ impl TlsFileError {
 }
 
 impl Tls {
-    /// Trusts servers whose certificate a public authority has signed.
+    /// Trusts the public authorities.
     pub fn public() -> Self {
         Self { config: PUBLIC.clone(), server_name: None }
     }
 
-    /// Trusts servers whose certificate a public authority has signed, or one of these.
+    /// Trusts the public authorities and these.
     pub fn beside_public(authorities: &[CertificateDer<'static>]) -> Self {
         let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        // They were checked when they were read.
+        // Unusable ones were refused when they were read.
         roots.add_parsable_certificates(authorities.iter().cloned());
         Self { config: Arc::new(builder(roots).with_no_client_auth()), server_name: None }
     }
 
-    /// Makes the settings of files; see `client_config`.
+    /// Reads settings from files. `ca` is trusted instead of the public authorities; `identity` are the files of certificate and
+    /// key for servers that ask for one.
     ///
     /// # Errors
     /// A file cannot be read or used.

@@ -178,8 +178,8 @@ async fn a_reply_goes_through_an_exchange_where_that_is_said() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_takes_no_rpc_back() {
     let fixture = ResourceFixture::new("").await;
-    for (action, undoes) in [("command", true), ("publish", true), ("rpc", false), ("fetch", false)] {
-        assert_eq!(fixture.resource.undoes(&operation(action, "x", &[], json!({}))), undoes, "{action}");
+    for (action, can_roll_back) in [("command", true), ("publish", true), ("rpc", false), ("fetch", false)] {
+        assert_eq!(fixture.resource.can_roll_back(&operation(action, "x", &[], json!({}))), can_roll_back, "{action}");
     }
     let mut connection = fixture.connect().await;
     connection.begin(&[], within()).await.unwrap();

@@ -71,7 +71,7 @@ impl Interface for LinesInterface {
                     tracing::debug!(cage, interface, %peer, %error, "connection ended");
                 }
             };
-            connections.spawn_on(cx.tasks.watched("a connection", work).map(|_| ()), cx.lanes.next());
+            connections.spawn_on(cx.tasks.run_once("a connection", work).map(|_| ()), cx.lanes.next());
         }
         drop((listening, listener));
         connections.close();

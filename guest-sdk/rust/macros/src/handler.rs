@@ -1,11 +1,11 @@
-//! `#[handler]`: one function to the export `wasmcage:cage/handler`.
+//! `#[handler]`: exports a function as `wasmcage:cage/handler`.
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Error, FnArg, ItemFn};
 
-/// The function with the glue beside it.
+/// Returns the function, followed by the glue code.
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     let function: ItemFn = syn::parse2(item)?;
     let signature = &function.sig;
@@ -19,7 +19,7 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     } else {
         quote! { #name(request) }
     };
-    // A mistake in the type is shown at the type.
+    // The span makes the compiler report a wrong type at the type.
     let answer = quote_spanned! { signature.output.span() => ::core::convert::Into::into(#answer) };
     Ok(quote! {
         #function
@@ -41,7 +41,7 @@ pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
                     __answer(request).map_err(glue::RawError::from)
                 }
             }
-            // Elsewhere the author's own tests want to link.
+            // Only for wasm, so that the author's own tests can be linked.
             #[cfg(target_family = "wasm")]
             glue::handler::export_handler!(Glue with_types_in ::wasmcage_guest::export::handler);
         };

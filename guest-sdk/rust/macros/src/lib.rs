@@ -1,5 +1,5 @@
-//! The attributes of `wasmcage-guest`, which documents and re-exports them. They check that a function can be
-//! exported, and write the glue between the component's exports and the author's functions; what the glue does is in
+//! The attributes of `wasmcage-guest`, which documents and re-exports them. They check that a function can be exported, and
+//! generate the glue code between the component's exports and the author's functions. The glue code calls
 //! `wasmcage_guest::export`.
 
 mod handler;
@@ -10,7 +10,7 @@ use proc_macro2::TokenStream as TokenStream2;
 use quote::quote;
 use syn::{Error, ReturnType, Signature, Type};
 
-/// Exports `wasmcage:cage/handler`: makes a function answer the requests of interfaces.
+/// Exports a function as `wasmcage:cage/handler`: it answers the requests of interfaces.
 ///
 /// The function takes a `Request` and returns a `Response`, anything that converts into one (texts, and `()` for an
 /// empty one), or a `Result` of these.
@@ -19,21 +19,19 @@ pub fn handler(attributes: TokenStream, item: TokenStream) -> TokenStream {
     expand(attributes, item, "handler", handler::expand)
 }
 
-/// Exports `wasmcage:cage/service`: makes functions callable by other modules, by name.
+/// Exports functions as `wasmcage:cage/service`: other modules can call them by name.
 ///
-/// On a module, all its public functions; the others are for its own use. On a function, that one alone. A component
-/// has one service.
+/// On a module, it exports all public functions; on a function, that function alone. A component has one service.
 ///
-/// Parameters are anything that serde can read from JSON, or references to that, and come by position or by name; those
-/// of type `Option` may be missing. Results are anything that serde can write as JSON, or a `Result` of that. A function
-/// whose one parameter is of type `Payload` takes whatever comes as it is, and one that returns a `Payload` answers with
-/// bytes if it likes.
+/// Parameters are anything that serde can read from JSON, or references to that. They are passed by position or by name; those
+/// of type `Option` may be missing. Results are anything that serde can write as JSON, or a `Result` of that. A function with a
+/// single parameter of type `Payload` gets the unconverted arguments, and one that returns a `Payload` may return bytes.
 #[proc_macro_attribute]
 pub fn service(attributes: TokenStream, item: TokenStream) -> TokenStream {
     expand(attributes, item, "service", service::expand)
 }
 
-/// A refused item stays as it is, so that nothing else in the author's crate seems wrong.
+/// Expands an attribute. An item with a mistake is returned as it is, so that there are no further errors in the author's crate.
 fn expand(
     attributes: TokenStream,
     item: TokenStream,
@@ -52,8 +50,10 @@ fn expand(
     expanded.into()
 }
 
+/// Checks a function's signature.
+///
 /// # Errors
-/// When the function cannot be called by a host.
+/// The host could not call the function.
 fn check(signature: &Signature) -> syn::Result<()> {
     if let Some(token) = &signature.asyncness {
         return Err(Error::new_spanned(token, "exported functions cannot be async"));
@@ -70,7 +70,7 @@ fn check(signature: &Signature) -> syn::Result<()> {
     }
 }
 
-/// Whether the function returns some kind of `Result`, judged by the type's name as written.
+/// Returns whether the function returns a `Result`, by the name of its type as written.
 fn returns_result(signature: &Signature) -> bool {
     matches!(&signature.output, ReturnType::Type(_, output) if is_named(output, "Result"))
 }

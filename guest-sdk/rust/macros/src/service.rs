@@ -1,4 +1,4 @@
-//! `#[service]`: the public functions of a module, or one function, to the export `wasmcage:cage/service`.
+//! `#[service]`: exports the public functions of a module, or one function, as `wasmcage:cage/service`.
 
 use proc_macro2::TokenStream;
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -6,7 +6,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, FnArg, Item, ItemFn, ItemMod, Pat, PatType, Signature, Type, Visibility};
 
-/// The item with the glue beside it, or inside it: the types of parameters are meant as they are seen from there.
+/// Returns the item with the glue code after it, or in it for a module, where the types of parameters are in scope.
 pub(crate) fn expand(item: TokenStream) -> syn::Result<TokenStream> {
     match syn::parse2(item)? {
         Item::Fn(function) => {
@@ -76,14 +76,14 @@ fn expand_functions(functions: &[&ItemFn]) -> syn::Result<TokenStream> {
                     __call(&function, payload).map_err(glue::RawError::from)
                 }
             }
-            // Elsewhere the author's own tests want to link.
+            // Only for wasm, so that the author's own tests can be linked.
             #[cfg(target_family = "wasm")]
             glue::service::export_service!(Glue with_types_in ::wasmcage_guest::export::service);
         };
     })
 }
 
-/// The arm of the match over function names that runs one function.
+/// Makes the match arm that runs one function.
 fn arm(function: &ItemFn) -> syn::Result<TokenStream> {
     let signature = &function.sig;
     crate::check(signature)?;
@@ -122,7 +122,7 @@ fn takes_payload(signature: &Signature) -> bool {
 
 struct Parameter<'a> {
     name: String,
-    /// As written.
+    /// The type as written.
     kind: &'a Type,
 }
 
@@ -145,7 +145,7 @@ impl<'a> Parameter<'a> {
 
     fn take(&self, index: usize) -> TokenStream {
         let variable = format_ident!("argument_{index}");
-        // A mistake in the type is shown at the type.
+        // The span makes the compiler report a wrong type at the type.
         let taken = quote_spanned! { self.kind.span() => arguments.take(#index)? };
         match self.kind {
             Type::Reference(reference) => {
@@ -168,7 +168,7 @@ impl<'a> Parameter<'a> {
     }
 }
 
-/// The `#[cfg(..)]`s of a function, which hold for its export too.
+/// Returns the `#[cfg(..)]` attributes of a function, which apply to its export, too.
 fn conditions(attributes: &[Attribute]) -> Vec<&Attribute> {
     attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).collect()
 }

@@ -1,25 +1,25 @@
-//! Why an operation on a resource, or a transaction, has no result.
+//! Errors of operations on resources, and of transactions.
 
 use std::fmt;
 
 use crate::bindings::imports::wasmcage::cage::resources;
 pub use crate::bindings::imports::wasmcage::cage::resources::Phase;
 
-/// Why an operation, or a transaction, has no result. `?` makes [`Error::Failed`](crate::Error::Failed) of it.
+/// Why an operation or a transaction failed. `?` converts it to [`Error::Failed`](crate::Error::Failed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResourceError {
     /// The resource's name; in a transaction also `state`, `retried-call`, `call` or `transaction`.
     pub participant: String,
-    /// Its number in the transaction, from 0; 0 outside of one.
+    /// Number of the participant in the transaction, from 0; 0 outside a transaction.
     pub index: u32,
-    /// Stable, for a program: `timed-out`, `not-permitted`, `connect`, .. or the protocol's own, such as an SQLSTATE.
+    /// A code for programs, which never changes: `timed-out`, `not-permitted`, `connect`, .. or the protocol's own, such as an SQLSTATE.
     pub code: String,
     pub text: String,
-    /// Nothing irreversible happened: it may be tried again.
+    /// Nothing irreversible happened: the operation may be retried.
     pub recoverable: bool,
     /// The connection was discarded.
     pub terminal: bool,
-    /// What was being done.
+    /// The step that failed.
     pub phase: Phase,
 }
 
@@ -55,7 +55,7 @@ mod tests {
     use crate::Error;
 
     #[test]
-    fn an_error_is_told_to_humans() {
+    fn an_error_is_readable_by_people() {
         let error = ResourceError {
             participant: "db".into(),
             index: 0,

@@ -9,17 +9,17 @@ use super::value::{RowDeserializer, Value};
 /// The result of one statement.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Rows {
-    /// Their names; none when there are no rows.
+    /// Names of the columns; empty when the statement returns no rows.
     pub columns: Vec<String>,
     pub rows: Vec<Vec<Value>>,
-    /// Rows that a writing statement changed.
+    /// Number of rows that the statement changed.
     pub affected: u64,
-    /// The number that SQLite, MySQL or MariaDB gave to an inserted row.
+    /// The id that SQLite, MySQL or MariaDB gave to an inserted row.
     pub last_id: Option<i64>,
 }
 
 impl Rows {
-    /// Each row as a struct by its columns' names, as a tuple by their order, or as a plain value if there is one column.
+    /// Converts each row to a struct by its columns' names, to a tuple by their order, or to a single value if there is one column.
     ///
     /// # Errors
     /// [`Error::BadResult`], which names the row.
@@ -28,7 +28,7 @@ impl Rows {
         rows.into_iter().map(|row| typed(&columns, row)).collect()
     }
 
-    /// The first row, if there is any.
+    /// Converts the first row, if there is any.
     ///
     /// # Errors
     /// See [`Rows::all`].
@@ -37,10 +37,10 @@ impl Rows {
         rows.into_iter().next().map(|row| typed(&columns, row)).transpose()
     }
 
-    /// The one row.
+    /// Converts the only row.
     ///
     /// # Errors
-    /// [`Error::BadResult`], also when there is none, or more than one.
+    /// [`Error::BadResult`], also when there is no row or more than one.
     pub fn one<T: DeserializeOwned>(self) -> Result<T, Error> {
         match self.rows.len() {
             1 => self.first()?.ok_or_else(|| Error::BadResult("no row".into())),

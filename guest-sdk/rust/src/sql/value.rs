@@ -8,7 +8,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::base64;
 
-/// A value of a database. Dates and numbers without a type of their own in Rust are texts, as exact as the database has them.
+/// A value of a database. Dates, and numbers without a type in Rust's standard library, are texts with full precision.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Value {
@@ -24,13 +24,13 @@ pub enum Value {
     Date(String),
     /// `10:00:00.5`
     Time(String),
-    /// Without zone: `2026-11-21T10:00:00.123456`
+    /// A date and time without zone: `2026-11-21T10:00:00.123456`
     DateTime(String),
     /// A moment: `2026-11-21T10:00:00.123456Z`
     Timestamp(String),
     Json(serde_json::Value),
     Uuid(String),
-    /// Of PostgreSQL.
+    /// An array of PostgreSQL.
     Array(Vec<Value>),
 }
 
@@ -180,7 +180,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-/// A value on its way into a type of the module's.
+/// Deserializes a value into a type of the module.
 pub(super) struct ValueDeserializer(Value);
 
 pub(super) type TypeError = serde::de::value::Error;
@@ -215,7 +215,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer {
         }
     }
 
-    /// Databases without bools have 0 and 1.
+    /// Databases without a boolean type use 0 and 1.
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, TypeError> {
         match self.0 {
             Value::Integer(value @ (0 | 1)) => visitor.visit_bool(value == 1),
@@ -260,7 +260,7 @@ impl<'de> Deserializer<'de> for ValueDeserializer {
     }
 }
 
-/// A row on its way into a struct by its columns' names, into a tuple by their order, or, if it has one column, into a plain
+/// Deserializes a row into a struct by its columns' names, into a tuple by their order, or, if it has one column, into a single
 /// value.
 pub(super) struct RowDeserializer<'a> {
     pub(super) columns: &'a [String],

@@ -1,24 +1,24 @@
-//! Why nothing was read or written.
+//! Errors of durable data.
 
 use std::fmt;
 
 use crate::bindings::imports::wasmcage::cage::state;
 
-/// Why nothing was read or written. `?` makes [`Error::Failed`](crate::Error::Failed) of it.
+/// Why nothing was read or written. `?` converts it to [`Error::Failed`](crate::Error::Failed).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StateError {
-    /// A name or a value that is not allowed, such as a key over 1,024 bytes: says which.
+    /// A name or value is invalid, such as a key over 1,024 bytes; the text says which.
     Invalid(String),
-    /// The module's bound on bytes, keys or entries of queues, `state = { .. }` of its `cage.toml`: says which.
+    /// The module's quota of bytes, or of keys and entries of queues, is exceeded: see `state = { .. }` in `cage.toml`.
     QuotaExceeded(String),
-    /// The condition of the transaction's step with this number, from 0, did not hold; nothing of it was done.
+    /// The condition of the transaction's step with this index did not hold; no step was done.
     Conflict(usize),
-    /// The store takes nothing now: the disk has too little room or fails, or the cage is stopping.
+    /// The store is unavailable: the disk has too little free space or fails, or the cage is stopping.
     Unavailable(String),
-    /// The request's deadline came first; what was to be written may have been.
+    /// The request's deadline has passed; the write may have been done.
     TimedOut(String),
-    /// A value that is not of the type asked for, or has no JSON.
+    /// A value does not fit the requested type, or cannot be converted to JSON.
     BadValue(String),
 }
 

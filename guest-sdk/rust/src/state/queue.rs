@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use super::{StateError, from_payload, state, to_payload};
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 
-/// A durable queue of this module, by its name. It needs no making.
+/// A durable queue of this module with this name. It needs not be created.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, state};
@@ -22,7 +22,7 @@ pub fn queue(name: &str) -> Queue<'_> {
     Queue { name }
 }
 
-/// Made by [`queue`].
+/// A durable queue, made by [`queue`].
 #[derive(Clone, Copy, Debug)]
 pub struct Queue<'a> {
     name: &'a str,
@@ -37,12 +37,16 @@ impl Queue<'_> {
         self.push_raw(&to_payload(entry)?)
     }
 
+    /// Adds bytes as an entry at the end, and returns the queue's new length.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn push_bytes(self, entry: impl Into<Vec<u8>>) -> Result<u64, StateError> {
         self.push_raw(&Payload::Bytes(entry.into()))
     }
 
+    /// Adds an unconverted entry at the end, and returns the queue's new length.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn push_raw(self, entry: &Payload) -> Result<u64, StateError> {
@@ -53,18 +57,20 @@ impl Queue<'_> {
     /// the [`transaction`](super::transaction) that writes the work's result.
     ///
     /// # Errors
-    /// [`StateError::BadValue`] when the entry is no `T`: it has been taken all the same. See the other kinds.
+    /// [`StateError::BadValue`] when the entry does not fit `T`; it is taken all the same. See the other kinds.
     pub fn pop<T: DeserializeOwned>(self) -> Result<Option<T>, StateError> {
         self.pop_raw()?.map(|entry| from_payload(self.name, entry)).transpose()
     }
 
+    /// Takes the first entry, unconverted; none when the queue is empty.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn pop_raw(self) -> Result<Option<Payload>, StateError> {
         Ok(state::queue_pop(self.name)?)
     }
 
-    /// Up to `limit` entries from the first on, which stay.
+    /// Returns up to `limit` entries from the first on, without taking them.
     ///
     /// # Errors
     /// See the kinds.
@@ -72,6 +78,8 @@ impl Queue<'_> {
         self.peek_raw(limit)?.into_iter().map(|entry| from_payload(self.name, entry)).collect()
     }
 
+    /// Returns up to `limit` unconverted entries from the first on, without taking them.
+    ///
     /// # Errors
     /// See the kinds.
     pub fn peek_raw(self, limit: u32) -> Result<Vec<Payload>, StateError> {

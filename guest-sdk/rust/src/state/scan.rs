@@ -1,4 +1,4 @@
-//! Going through keys, in the order of their bytes.
+//! Scans of keys, in the order of their bytes.
 
 use std::marker::PhantomData;
 use std::vec;
@@ -8,10 +8,10 @@ use serde::de::DeserializeOwned;
 use super::{StateError, from_payload, state};
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 
-/// Entries that are asked for at once, unless said otherwise.
+/// Number of entries that are fetched at once by default.
 const PAGE_ENTRIES: u32 = 1_000;
 
-/// All keys that begin with `prefix`, in the order of their bytes; fetched page by page while they are gone through.
+/// Scans all keys that begin with `prefix`, in the order of their bytes. They are fetched page by page.
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, info, state};
@@ -28,7 +28,7 @@ pub fn scan(prefix: &str) -> Scan {
     Scan { range, page: PAGE_ENTRIES, cursor: None }
 }
 
-/// Which keys are gone through, and how. Made by [`scan`].
+/// The options of a scan, made by [`scan`].
 #[derive(Clone, Debug)]
 pub struct Scan {
     range: state::Range,
@@ -37,37 +37,37 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// From this key on, itself included.
+    /// Begins at this key, included.
     pub fn from(mut self, key: &str) -> Self {
         self.range.from = Some(key.to_owned());
         self
     }
 
-    /// Up to this key, itself not included.
+    /// Ends at this key, not included.
     pub fn to(mut self, key: &str) -> Self {
         self.range.to = Some(key.to_owned());
         self
     }
 
-    /// From the last to the first.
+    /// Scans from the last key to the first.
     pub fn descending(mut self) -> Self {
         self.range.descending = true;
         self
     }
 
-    /// How many entries are fetched at once.
+    /// Sets how many entries are fetched at once.
     pub fn page(mut self, entries: u32) -> Self {
         self.page = entries;
         self
     }
 
-    /// From where [`Entries::cursor`] was. It stays good whatever is written meanwhile.
+    /// Begins where [`Entries::cursor`] was. Cursors stay valid whatever is written meanwhile.
     pub fn after(mut self, cursor: &str) -> Self {
         self.cursor = Some(cursor.to_owned());
         self
     }
 
-    /// Keys and their values.
+    /// Returns keys and their values.
     pub fn entries<T: DeserializeOwned>(self) -> Entries<(String, T)> {
         Entries::new(self, |key, value| {
             let value = from_payload(&key, value)?;
@@ -75,23 +75,23 @@ impl Scan {
         })
     }
 
-    /// Keys and their values as they are.
+    /// Returns keys and their unconverted values.
     pub fn raw(self) -> Entries<(String, Payload)> {
         Entries::new(self, |key, value| Ok((key, value)))
     }
 
-    /// Keys only. Their values are fetched all the same.
+    /// Returns keys only, although their values are fetched, too.
     pub fn keys(self) -> Entries<String> {
         Entries::new(self, |key, _| Ok(key))
     }
 }
 
-/// An iterator over a [`Scan`]. It ends after an error of the host's, and goes on after a value of another type.
+/// An iterator over a [`Scan`]. It ends after an error of the host, and goes on after a value that does not fit.
 #[derive(Debug)]
 pub struct Entries<T> {
     scan: Scan,
     page: vec::IntoIter<(String, Payload)>,
-    /// No further page is asked for.
+    /// No further page is fetched.
     last: bool,
     make: fn(String, Payload) -> Result<T, StateError>,
     items: PhantomData<T>,
@@ -102,7 +102,7 @@ impl<T> Entries<T> {
         Self { scan, page: Vec::new().into_iter(), last: false, make, items: PhantomData }
     }
 
-    /// Where the page after the current one begins, for [`Scan::after`]; none after the last.
+    /// Returns where the page after the current one begins, for [`Scan::after`]; none after the last page.
     pub fn cursor(&self) -> Option<&str> {
         self.scan.cursor.as_deref()
     }

@@ -1,4 +1,4 @@
-//! Several operations on keys and queues that are all done, or none.
+//! Transactions of several steps on keys and queues, of which all are done or none.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -7,8 +7,8 @@ use super::{StateError, from_payload, state, to_payload};
 use crate::bindings::imports::wasmcage::cage::types::Payload;
 use crate::call::{Arguments, Retried};
 
-/// Collects steps, which [`Transaction::commit`] does in order: all, or none. What a step gives is taken from the
-/// [`Outcomes`] by what the step returned here.
+/// Makes a transaction without steps. [`Transaction::commit`] does all steps in order, or none. The [`Pending`] that a step
+/// returns is exchanged for its result by [`Outcomes::take`].
 ///
 /// ```no_run
 /// # use wasmcage_guest::{Result, state};
@@ -26,28 +26,28 @@ pub fn transaction() -> Transaction {
     Transaction { steps: Vec::new(), error: None }
 }
 
-/// Made by [`transaction`].
+/// Collects steps, made by [`transaction`].
 #[derive(Debug)]
 pub struct Transaction {
     steps: Vec<state::Step>,
-    /// The first value that has no JSON.
+    /// The error of the first value that cannot be converted to JSON.
     error: Option<StateError>,
 }
 
-/// What a step is going to give: exchanged for it by [`Outcomes::take`], or dropped.
+/// The future result of a step, which [`Outcomes::take`] exchanges for the result. It may be dropped.
 #[derive(Debug)]
 pub struct Pending<T> {
     step: usize,
-    /// None: another kind of outcome.
+    /// Converts the result; none if it is of another kind.
     make: fn(state::Outcome) -> Option<Result<T, StateError>>,
 }
 
-/// What the steps of a transaction gave. Made by [`Transaction::commit`].
+/// The results of a transaction's steps, made by [`Transaction::commit`].
 #[derive(Debug)]
 pub struct Outcomes(Vec<Option<state::Outcome>>);
 
 impl Transaction {
-    /// The value of a key, earlier steps considered.
+    /// Adds a step whose result is the value of a key, after the earlier steps.
     pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Pending<Option<T>> {
         self.pending(state::Step::Get(key.to_owned()), value)
     }
@@ -65,7 +65,7 @@ impl Transaction {
         self.steps.push(state::Step::Set((key.to_owned(), value)));
     }
 
-    /// Whether the key was there.
+    /// Adds a step that removes a key. The result is whether the key existed.
     pub fn delete(&mut self, key: &str) -> Pending<bool> {
         self.pending(state::Step::Delete(key.to_owned()), |outcome| match outcome {
             state::Outcome::Deleted(deleted) => Some(Ok(deleted)),
@@ -73,8 +73,8 @@ impl Transaction {
         })
     }
 
-    /// Nothing is done at all unless the key has this value, or, with `None`, is not there: [`StateError::Conflict`] tells
-    /// the number of this step.
+    /// Adds a condition: unless the key has this value or, with `None`, does not exist, no step is done, and
+    /// [`StateError::Conflict`] has the index of this step.
     pub fn check<T: Serialize + ?Sized>(&mut self, key: &str, expected: Option<&T>) {
         let expected = expected.map(|value| self.payload(value));
         self.check_raw(key, expected);
@@ -84,7 +84,7 @@ impl Transaction {
         self.steps.push(state::Step::Check((key.to_owned(), expected)));
     }
 
-    /// The sum.
+    /// Adds a step that adds to a number. The result is the sum.
     pub fn increment(&mut self, key: &str, by: i64) -> Pending<i64> {
         self.pending(state::Step::Increment((key.to_owned(), by)), |outcome| match outcome {
             state::Outcome::Number(sum) => Some(Ok(sum)),
@@ -92,28 +92,28 @@ impl Transaction {
         })
     }
 
-    /// The queue's new length.
+    /// Adds a step that adds an entry to a queue. The result is the queue's new length.
     pub fn push<T: Serialize + ?Sized>(&mut self, queue: &str, entry: &T) -> Pending<u64> {
         let entry = self.payload(entry);
         self.push_raw(queue, entry)
     }
 
-    /// The queue's new length.
+    /// As [`push`](Self::push), with an unconverted entry.
     pub fn push_raw(&mut self, queue: &str, entry: Payload) -> Pending<u64> {
         self.pending(state::Step::QueuePush((queue.to_owned(), entry)), length)
     }
 
-    /// The first entry of a queue; none when it is empty.
+    /// Adds a step that takes the first entry of a queue. The result is none when the queue is empty.
     pub fn pop<T: DeserializeOwned>(&mut self, queue: &str) -> Pending<Option<T>> {
         self.pending(state::Step::QueuePop(queue.to_owned()), value)
     }
 
-    /// How many entries a queue has, earlier steps considered.
+    /// Adds a step whose result is the number of entries of a queue, after the earlier steps.
     pub fn queue_len(&mut self, queue: &str) -> Pending<u64> {
         self.pending(state::Step::QueueLength(queue.to_owned()), length)
     }
 
-    /// A call that is made in the background, again and again until it succeeds. Its id.
+    /// Adds a call that is retried in the background until it succeeds. The result is its id.
     ///
     /// ```no_run
     /// # use wasmcage_guest::{Result, module, state};
@@ -138,11 +138,11 @@ impl Transaction {
         })
     }
 
-    /// Does all steps, in order, or none. Durable when it returns.
+    /// Does all steps, in order, or none. They are durable when this returns.
     ///
     /// # Errors
-    /// [`StateError::Conflict`] when a `check` did not hold; [`StateError::BadValue`] when a value has no JSON. See the other
-    /// kinds.
+    /// [`StateError::Conflict`] when a `check` did not hold; [`StateError::BadValue`] when a value cannot be converted to JSON.
+    /// See the other kinds.
     pub fn commit(self) -> Result<Outcomes, StateError> {
         Ok(Outcomes::of(state::transact(&self.into_steps()?)?))
     }
@@ -177,10 +177,10 @@ impl Outcomes {
         Self(outcomes.into_iter().map(Some).collect())
     }
 
-    /// What a step gave.
+    /// Takes the result of a step.
     ///
     /// # Errors
-    /// [`StateError::BadValue`] when the value is of another type, or the step was one of another transaction.
+    /// [`StateError::BadValue`] when the value does not fit the type, or the step belongs to another transaction.
     pub fn take<T>(&mut self, pending: Pending<T>) -> Result<T, StateError> {
         let outcome = self.0.get_mut(pending.step).and_then(Option::take);
         outcome.and_then(pending.make).unwrap_or_else(|| {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use wasmcage_core::request::Deadline;
 use wasmcage_runtime::dispatcher::retried_arguments;
-use wasmcage_store::{CallsWanted, Store, StoreError};
+use wasmcage_store::{CallFilter, Store, StoreError};
 
 use super::call::EncodedPayload;
 use super::{CONTENT_BYTES_MAX, CommandRefusal};
@@ -50,13 +50,14 @@ pub(crate) async fn answer(store: &Arc<Store>, arguments: Value) -> Result<Value
     let _ = tokio::time::timeout(TIMEOUT, store.ready()).await;
     match request {
         RetryRequest::List { queue, dead, limit } => {
-            let wanted = CallsWanted { queue, dead, limit: limit.min(LISTED_MAX) };
-            let read = store.aside(move |store| Ok((store.call_queues()?, store.calls(&wanted)?)));
+            let wanted = CallFilter { queue, dead, limit: limit.min(LISTED_MAX) };
+            let read = store.read_without_blocking(move |store| Ok((store.call_queues()?, store.calls(&wanted)?)));
             let (queues, calls) = read.await.map_err(refusal)?;
             Ok(json!({ "queues": queues, "calls": calls }))
         }
         RetryRequest::Show { id } => {
-            let (call, message) = store.aside(move |store| store.find_call(&id)).await.map_err(refusal)?;
+            let (call, message) =
+                store.read_without_blocking(move |store| store.find_call(&id)).await.map_err(refusal)?;
             let arguments = EncodedPayload::of(retried_arguments(message)?, &mut { CONTENT_BYTES_MAX })?;
             Ok(json!({ "call": call, "arguments": arguments }))
         }

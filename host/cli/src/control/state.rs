@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use wasmcage_core::request::{Deadline, Payload};
-use wasmcage_store::{Outcome, Quota, Range, StateValue, Step, Store, StoreError};
+use wasmcage_store::{Quota, Range, StateValue, Step, StepResult, Store, StoreError};
 
 use super::call::EncodedPayload;
 use super::{CONTENT_BYTES_MAX, CommandRefusal};
@@ -117,25 +117,28 @@ pub(crate) async fn perform(
         StateRequest::Modules {} => {
             let line =
                 |(module, usage): (String, Quota)| ModuleLine { module, entries: usage.entries, bytes: usage.bytes };
-            let modules = store.aside(Store::modules).await?;
+            let modules = store.read_without_blocking(Store::modules).await?;
             value(&modules.into_iter().map(line).collect::<Vec<_>>())
         }
         StateRequest::Keys { module, prefix, limit, cursor } => {
             let range = Range { prefix, ..Range::default() };
-            let page = store.aside(move |store| store.scan(&module, &range, limit, cursor.as_deref())).await?;
+            let page =
+                store.read_without_blocking(move |store| store.scan(&module, &range, limit, cursor.as_deref())).await?;
             entries(page.entries, page.next)
         }
         StateRequest::Queues { module } => {
-            let queues = store.aside(move |store| store.queues(&module)).await?;
+            let queues = store.read_without_blocking(move |store| store.queues(&module)).await?;
             let lines = queues.into_iter().map(|(queue, length)| QueueLine { queue, length });
             value(&lines.collect::<Vec<_>>())
         }
         StateRequest::Queue { module, queue, limit, cursor } => {
-            let page = store.aside(move |store| store.queue_page(&module, &queue, limit, cursor.as_deref())).await?;
+            let page = store
+                .read_without_blocking(move |store| store.queue_page(&module, &queue, limit, cursor.as_deref()))
+                .await?;
             entries(page.entries, page.next)
         }
         StateRequest::Get { module, key } => {
-            let found = store.aside(move |store| store.get(&module, &key)).await?;
+            let found = store.read_without_blocking(move |store| store.get(&module, &key)).await?;
             value(&found.map(|value| content(value, &mut { CONTENT_BYTES_MAX })).transpose()?)
         }
         StateRequest::Put { module, items } => {
@@ -145,7 +148,7 @@ pub(crate) async fn perform(
         }
         StateRequest::Delete { module, key } => {
             let outcomes = store.transact(&module, quota(&module), vec![Step::Delete(key)], None, deadline).await?;
-            value(&(outcomes == [Outcome::Deleted(true)]))
+            value(&(outcomes == [StepResult::Deleted(true)]))
         }
         StateRequest::Compact {} => {
             let (before, after) = store.compact(deadline).await?;

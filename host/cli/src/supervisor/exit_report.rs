@@ -79,7 +79,7 @@ mod tests {
         let short = Duration::from_secs(1);
         let first: Vec<_> = (0..9).map(|_| pauses.pause_after(short).as_secs()).collect();
         assert_eq!(first, [0, 1, 2, 4, 8, 16, 30, 30, 30]);
-        assert_eq!(pauses.pause_after(Backoff::WELL_AFTER).as_secs(), 0);
+        assert_eq!(pauses.pause_after(Backoff::STABLE_AFTER).as_secs(), 0);
         assert_eq!(pauses.pause_after(short).as_secs(), 1);
     }
 

@@ -1,5 +1,5 @@
-//! Counters and latency histograms: written on the request path without a lock, read as a snapshot by `wasmcage ps` and
-//! the performance page. Labels are bounded sets (interface, module, outcome), never ids or texts.
+//! Counters and latency histograms. The request path writes them without a lock; `wasmcage ps` and the performance page read
+//! snapshots. Labels come from small sets (interface, module, outcome), never from ids or texts.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -28,7 +28,7 @@ pub enum Outcome {
     Overloaded,
     Draining,
     HostError,
-    /// The caller left before the answer was there.
+    /// The caller left before the answer was ready.
     Abandoned,
 }
 
@@ -93,7 +93,7 @@ impl Outcome {
     }
 }
 
-/// Durations from 1 µs to 19 hours, each known to 3 %.
+/// A histogram of durations from 1 µs to 19 hours, with an error of 3 % at most.
 struct Latencies(AtomicHistogram);
 
 impl Default for Latencies {
@@ -105,22 +105,22 @@ impl Default for Latencies {
 impl Latencies {
     fn record(&self, elapsed: Duration) {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).min((1 << 36) - 1);
-        // The only error is a value out of range, and it was just put in range.
+        // The only error is a value out of range, and the value was clamped above.
         let _ = self.0.increment(micros);
     }
 }
 
-/// Of one interface or one module. Each lane writes a shard of its own, made when it first has something to count.
+/// Readings of one interface or module. Each lane writes its own shard, which is created when it has something to count.
 #[derive(Default)]
 pub struct Readings {
-    shards: [OnceLock<Box<Shard>>; SHARDS],
+    shards: [OnceLock<Box<ReadingsShard>>; SHARDS],
 }
 
-/// Lanes beyond this many share.
+/// Number of shards. More lanes than this share shards.
 const SHARDS: usize = 16;
 
 #[derive(Default)]
-struct Shard {
+struct ReadingsShard {
     outcomes: [AtomicU64; Outcome::ALL.len()],
     begun: AtomicU64,
     /// From the request's arrival to the start of work on it.
@@ -141,44 +141,44 @@ impl Readings {
         shard.processing.record(processing);
     }
 
-    /// A request that was counted as `Ok` when its answer began has ended otherwise.
+    /// Changes the outcome of a request that was counted as `Ok` when its answer began.
     pub fn revise(&self, outcome: Outcome) {
         let shard = self.shard();
         shard.outcomes[outcome as usize].fetch_add(1, Relaxed);
-        // It may have been counted by another lane's shard: only the sum of all is a count.
+        // Another lane's shard may have counted it; only the sum of all shards is meaningful.
         shard.outcomes[Outcome::Ok as usize].fetch_sub(1, Relaxed);
     }
 
     pub fn count(&self, outcome: Outcome) -> u64 {
-        let counts = self.made().map(|shard| shard.outcomes[outcome as usize].load(Relaxed));
+        let counts = self.created_shards().map(|shard| shard.outcomes[outcome as usize].load(Relaxed));
         // The shards are read one after the other, so that the sum may be below zero for a moment.
         counts.fold(0, u64::wrapping_add).cast_signed().max(0).cast_unsigned()
     }
 
     pub fn snapshot(&self) -> ReadingsSnapshot {
         let ended: u64 = Outcome::ALL.into_iter().map(|outcome| self.count(outcome)).sum();
-        let begun: u64 = self.made().map(|shard| shard.begun.load(Relaxed)).sum();
+        let begun: u64 = self.created_shards().map(|shard| shard.begun.load(Relaxed)).sum();
         let counts = Outcome::ALL.into_iter().map(|outcome| (outcome.name(), self.count(outcome)));
         ReadingsSnapshot {
             requests: ended,
             // The two are read one after the other, so a request may end in between.
             in_work: begun.saturating_sub(ended),
             outcomes: counts.filter(|(_, count)| *count > 0).collect(),
-            pending: LatencySnapshot::of(self.made().map(|shard| &shard.pending)),
-            processing: LatencySnapshot::of(self.made().map(|shard| &shard.processing)),
+            pending: LatencySnapshot::of(self.created_shards().map(|shard| &shard.pending)),
+            processing: LatencySnapshot::of(self.created_shards().map(|shard| &shard.processing)),
         }
     }
 
-    fn shard(&self) -> &Shard {
+    fn shard(&self) -> &ReadingsShard {
         self.shards[Lanes::current() % SHARDS].get_or_init(Box::default)
     }
 
-    fn made(&self) -> impl Iterator<Item = &Shard> {
+    fn created_shards(&self) -> impl Iterator<Item = &ReadingsShard> {
         self.shards.iter().filter_map(|shard| Some(&**shard.get()?))
     }
 }
 
-/// What an operator sees of one interface's or one module's readings since the cage started.
+/// Readings of one interface or module since the cage started, for operators.
 #[derive(Debug, Serialize)]
 pub struct ReadingsSnapshot {
     pub requests: u64,
@@ -189,7 +189,7 @@ pub struct ReadingsSnapshot {
     pub processing: LatencySnapshot,
 }
 
-/// Microseconds, each the upper end of a bucket of 3 %; 0 when there was nothing to measure.
+/// Latencies in microseconds, each the upper end of a bucket that is 3 % wide; 0 when nothing was measured.
 #[derive(Debug, Serialize)]
 pub struct LatencySnapshot {
     pub p50_us: u64,

@@ -1,6 +1,6 @@
-//! A cage's log on disk: `logs/<cage>-YYYYMMDD.log`, a new file on each local day, old ones removed. Both processes of a
-//! cage append to it, in whole lines. A disk that is full and a directory that is gone cost lines, which are counted and
-//! told of once, and nothing else; writing resumes by itself.
+//! A cage's log on disk: `logs/<cage>-YYYYMMDD.log`, with a new file on each local day; old files are removed. Both processes
+//! of a cage append whole lines. While the disk is full or the directory is gone, lines are lost and counted; the number is
+//! logged once writing works again.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use parking_lot::Mutex;
 
 use super::clock::{self, Day};
-use super::day_budget::{DayBudget, Verdict, is_told};
-use super::line::Pieces;
-use super::terminal::complain;
-use super::writer::{Batch, Output, Writer};
+use super::day_budget::{BudgetDecision, DayBudget, is_reported};
+use super::line::LineParts;
+use super::terminal::write_stderr;
+use super::writer::{Batch, LineOutput, LogWriter};
 use super::{Level, LevelCell, error_chain, router};
 use crate::file_identity::FileIdentity;
 use crate::private;
@@ -57,9 +57,9 @@ impl FromStr for LogFormat {
 pub struct LogSettings {
     pub level: Level,
     pub format: LogFormat,
-    /// Files older than so many days are removed; none: kept for ever.
+    /// Files older than so many days are removed; none: no file is removed.
     pub retention_days: Option<u32>,
-    /// More than so many bytes are not written on one day.
+    /// Most bytes that are written on one day.
     pub day_bytes: u64,
 }
 
@@ -69,20 +69,20 @@ impl Default for LogSettings {
     }
 }
 
-/// The command line's format, which overrides every cage's; 0: none.
+/// The format given on the command line, which overrides that of every cage; 0: none was given.
 static FORCED_FORMAT: AtomicU8 = AtomicU8::new(0);
 
-/// Has all logs opened or changed from now on written in this format, whatever their settings say.
+/// Sets the format of all logs, whatever their settings say.
 pub fn force_format(format: LogFormat) {
     FORCED_FORMAT.store(format as u8, Ordering::Relaxed);
 }
 
-/// What the router needs to know of a log.
+/// What the router knows of an open log.
 pub(super) struct Sink {
     pub cage: String,
     pub level: LevelCell,
-    pub writer: Writer,
-    settings: Arc<Shared>,
+    pub writer: LogWriter,
+    settings: Arc<LiveSettings>,
 }
 
 impl Sink {
@@ -90,16 +90,16 @@ impl Sink {
         self.settings.format()
     }
 
-    /// Has a line written, unless the day's log is full: then it is counted, and the count is told now and then.
+    /// Queues a line for writing, unless the day's log is full. Then the line is counted, and the count is logged now and then.
     pub(super) fn push(&self, day: Day, line: &str, urgent: bool, guest: bool) {
         match self.settings.budget.take(day, line.len(), guest) {
-            Verdict::Write => {}
-            Verdict::WriteAfter(dropped) => {
-                self.tell(day, "log lines were dropped, the log of that day was full", dropped)
+            BudgetDecision::Write => {}
+            BudgetDecision::WriteAfterDrops(dropped) => {
+                self.report(day, "log lines were dropped, the log of that day was full", dropped)
             }
-            Verdict::Drop(dropped) => {
-                if is_told(dropped) {
-                    self.tell(day, "log lines were dropped, the day's log is full: see log_day_mb", dropped);
+            BudgetDecision::Drop(dropped) => {
+                if is_reported(dropped) {
+                    self.report(day, "log lines were dropped, the day's log is full: see log_day_mb", dropped);
                 }
                 return;
             }
@@ -107,19 +107,19 @@ impl Sink {
         self.writer.push(day, line, urgent);
     }
 
-    fn tell(&self, day: Day, message: &str, lines: u64) {
+    fn report(&self, day: Day, message: &str, lines: u64) {
         self.writer.push(day, &notice(&self.cage, message, self.format(), lines), true);
     }
 }
 
 /// Settings that the writing thread reads.
-struct Shared {
+struct LiveSettings {
     format: AtomicU8,
     retention_days: Mutex<Option<u32>>,
     budget: DayBudget,
 }
 
-impl Shared {
+impl LiveSettings {
     fn format(&self) -> LogFormat {
         let forced = FORCED_FORMAT.load(Ordering::Relaxed);
         let json = if forced == 0 { self.format.load(Ordering::Relaxed) } else { forced } == LogFormat::Json as u8;
@@ -127,41 +127,41 @@ impl Shared {
     }
 }
 
-/// An open log. Dropping it writes what is waiting and lets the cage's events go.
+/// An open log. Dropping it writes the pending lines; later events of the cage go to no file.
 pub struct CageLog {
     sink: Arc<Sink>,
 }
 
 impl CageLog {
-    /// Never fails: a log that cannot be written says so on standard error, once, and goes on trying.
+    /// Opens a log. This never fails: a log that cannot be written reports that on standard error, once, and keeps trying.
     pub fn open(cage: &str, directory: &Path, settings: LogSettings) -> Self {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LiveSettings {
             format: AtomicU8::new(settings.format as u8),
             retention_days: Mutex::new(settings.retention_days),
             budget: DayBudget::new(settings.day_bytes),
         });
-        let output = Files::new(cage, directory.to_owned(), shared.clone());
+        let output = LogFiles::new(cage, directory.to_owned(), shared.clone());
         let sink = Arc::new(Sink {
             cage: cage.to_owned(),
             level: LevelCell::new(settings.level),
-            writer: Writer::start(cage, output),
+            writer: LogWriter::start(cage, output),
             settings: shared,
         });
         router::register(sink.clone());
         Self { sink }
     }
 
-    /// From the next line on.
+    /// Changes the settings, from the next line on.
     pub fn set(&self, settings: LogSettings) {
         self.sink.level.set(settings.level);
         self.sink.settings.format.store(settings.format as u8, Ordering::Relaxed);
         *self.sink.settings.retention_days.lock() = settings.retention_days;
         self.sink.settings.budget.set_max(settings.day_bytes);
         router::levels_changed();
-        self.sink.writer.poke();
+        self.sink.writer.settings_changed();
     }
 
-    /// Waits, within bounds, until every line so far is in the file or counted as lost.
+    /// Waits, up to a timeout, until every line so far is in the file or counted as lost.
     pub fn flush(&self) {
         self.sink.writer.flush();
     }
@@ -170,35 +170,36 @@ impl CageLog {
 impl Drop for CageLog {
     fn drop(&mut self) {
         router::unregister(&self.sink);
-        // A thread that is logging just now may hold the sink a little longer; its line is not waited for.
+        // A thread that is logging now may hold the sink a little longer; its line is not waited for.
         self.sink.writer.flush();
     }
 }
 
-/// Name of the cage's log file of a day, given as YYYYMMDD.
+/// Name of the cage's log file of a day, which is given as YYYYMMDD.
 pub fn file_name(cage: &str, day: u32) -> String {
     format!("{cage}-{day:08}.log")
 }
 
-/// The day of a log file of this cage, as YYYYMMDD; none for any other file.
+/// Returns the day of a log file of this cage, as YYYYMMDD; none for any other file.
 pub fn file_day(cage: &str, file_name: &str) -> Option<u32> {
     let day = file_name.strip_prefix(cage)?.strip_prefix('-')?.strip_suffix(".log")?;
     (day.len() == 8 && day.bytes().all(|byte| byte.is_ascii_digit())).then(|| day.parse().ok())?
 }
 
-struct Files {
+/// Writes a cage's lines into the file of their day.
+struct LogFiles {
     cage: String,
     directory: PathBuf,
-    settings: Arc<Shared>,
+    settings: Arc<LiveSettings>,
     current: Option<(Day, File)>,
-    /// The file ends in the middle of a line.
+    /// The file ends in the middle of a line, because a write was cut short.
     torn: bool,
-    /// Lines lost since the file could last be written.
+    /// Lines that were lost since the file could be written last.
     lost: u64,
 }
 
-impl Files {
-    fn new(cage: &str, directory: PathBuf, settings: Arc<Shared>) -> Self {
+impl LogFiles {
+    fn new(cage: &str, directory: PathBuf, settings: Arc<LiveSettings>) -> Self {
         Self { cage: cage.to_owned(), directory, settings, current: None, torn: false, lost: 0 }
     }
 
@@ -208,7 +209,11 @@ impl Files {
             let lines = count_lines(&batch.bytes[written..]);
             if self.lost == 0 {
                 let file = self.directory.join(file_name(&self.cage, batch.day));
-                complain(format_args!("cannot write {}, log lines are lost: {}", file.display(), error_chain(&error)));
+                write_stderr(format_args!(
+                    "cannot write {}, log lines are lost: {}",
+                    file.display(),
+                    error_chain(&error)
+                ));
             }
             self.lost += lines.max(1);
         }
@@ -237,13 +242,13 @@ impl Files {
             }
         }
         if batch.urgent {
-            // It is in the file; that the disk could not be made to keep it at once changes nothing for the reader.
+            // The line is in the file. If syncing fails, readers see it all the same.
             let _ = file.sync_data();
         }
         Ok(())
     }
 
-    /// Leaves the day's file in `current`, or that of an earlier day when this one's cannot be had.
+    /// Opens the day's file as `current`. If that fails, the file of an earlier day stays, as long as it is not removed.
     fn open(&mut self, day: Day) -> io::Result<()> {
         let path = self.directory.join(file_name(&self.cage, day));
         let found = FileIdentity::at(&path).ok().flatten();
@@ -254,7 +259,7 @@ impl Files {
         let removed = |file: &File| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0);
         let append = || private::open(&path, OpenOptions::new().append(true).create(true));
         let opened = append().or_else(|error| match error.kind() {
-            // The log directory only: a cage that was removed must not come back by its log.
+            // Only the log directory is created, not its parents: a cage that was removed must not come back through its log.
             io::ErrorKind::NotFound => private::create_directory(&self.directory).and_then(|()| append()),
             _ => Err(error),
         });
@@ -278,14 +283,14 @@ impl Files {
         for entry in entries.flatten() {
             let day = entry.file_name().to_str().and_then(|name| file_day(&self.cage, name));
             if day.is_some_and(|day| expired(day, today, retention_days)) {
-                // One that cannot be removed is tried again tomorrow.
+                // A file that cannot be removed is tried again tomorrow.
                 let _ = fs::remove_file(entry.path());
             }
         }
     }
 }
 
-impl Output for Files {
+impl LineOutput for LogFiles {
     fn write(&mut self, batch: &Batch) {
         self.append(batch);
     }
@@ -295,18 +300,18 @@ impl Output for Files {
         self.append(&Batch { day: clock::now(|stamp| stamp.day), bytes: line.into(), urgent: false });
     }
 
-    fn poked(&mut self) {
+    fn settings_changed(&mut self) {
         self.remove_expired(clock::now(|stamp| stamp.day));
     }
 }
 
-/// A line about the log itself.
+/// Composes a line about the log itself.
 fn notice(cage: &str, message: &str, format: LogFormat, lines: u64) -> String {
-    let (mut pieces, mut line) = (Pieces::default(), String::new());
-    pieces.say(cage, message, format, lines);
+    let (mut parts, mut line) = (LineParts::default(), String::new());
+    parts.set_notice(cage, message, format, lines);
     clock::now(|stamp| match format {
-        LogFormat::Text => pieces.text(&mut line, stamp, Level::Warn, false),
-        LogFormat::Json => pieces.json(&mut line, stamp, Level::Warn, module_path!()),
+        LogFormat::Text => parts.text(&mut line, stamp, Level::Warn, false),
+        LogFormat::Json => parts.json(&mut line, stamp, Level::Warn, module_path!()),
     });
     line
 }
@@ -315,7 +320,7 @@ fn count_lines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Whether more than `retention_days` lie between the two days. A day that is no date is kept: it is not ours.
+/// Returns whether more than `retention_days` lie between the two days. A day that is no date never expires: the file is not ours.
 fn expired(day: Day, today: Day, retention_days: u32) -> bool {
     let date = |day: Day| jiff::civil::Date::strptime("%Y%m%d", format!("{day:08}")).ok();
     let (Some(day), Some(today)) = (date(day), date(today)) else { return false };
@@ -327,26 +332,26 @@ mod tests {
     use super::super::TerminalOptions;
     use super::*;
 
-    /// A cage directory of its own.
-    struct Scratch(tempfile::TempDir);
+    /// A cage's directory, with its logs.
+    struct LogDirectory(tempfile::TempDir);
 
-    impl Scratch {
+    impl LogDirectory {
         fn new() -> Self {
             Self(tempfile::tempdir().unwrap())
         }
 
         fn open(&self, cage: &str, settings: LogSettings) -> CageLog {
             super::super::install(TerminalOptions::off());
-            CageLog::open(cage, &self.logs(), settings)
+            CageLog::open(cage, &self.path(), settings)
         }
 
-        fn logs(&self) -> PathBuf {
+        fn path(&self) -> PathBuf {
             self.0.path().join("logs")
         }
 
-        /// Today's file; the test may run over midnight, so any one file.
+        /// The content of all files: the test may run over midnight.
         fn text(&self) -> String {
-            let mut files: Vec<_> = fs::read_dir(self.logs()).unwrap().map(|entry| entry.unwrap().path()).collect();
+            let mut files: Vec<_> = fs::read_dir(self.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
             files.sort();
             files.iter().map(|file| fs::read_to_string(file).unwrap()).collect()
         }
@@ -363,7 +368,7 @@ mod tests {
 
     #[test]
     fn events_go_to_the_log_of_their_cage_at_its_level() {
-        let (one, two) = (Scratch::new(), Scratch::new());
+        let (one, two) = (LogDirectory::new(), LogDirectory::new());
         let (cage_one, cage_two) = ("log-route-one", "log-route-two");
         let log_one = one.open(cage_one, settings(Level::Info));
         let log_two = two.open(cage_two, settings(Level::Debug));
@@ -388,13 +393,13 @@ mod tests {
 
     #[test]
     fn the_format_changes_live() {
-        let scratch = Scratch::new();
-        let log = scratch.open("log-format", settings(Level::Info));
+        let logs = LogDirectory::new();
+        let log = logs.open("log-format", settings(Level::Info));
         tracing::info!(cage = "log-format", "first");
         log.set(LogSettings { format: LogFormat::Json, ..settings(Level::Info) });
         tracing::info!(cage = "log-format", "second");
         log.flush();
-        let text = scratch.text();
+        let text = logs.text();
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[0].ends_with("INF [log-format] first"), "{text}");
         let second: serde_json::Value = serde_json::from_str(lines[1]).unwrap();
@@ -403,26 +408,26 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_cannot_be_written_resumes_and_tells_the_loss() {
-        let scratch = Scratch::new();
+    fn a_log_that_cannot_be_written_resumes_and_reports_the_loss() {
+        let logs = LogDirectory::new();
         // A file stands where the directory should be.
-        fs::write(scratch.logs(), "").unwrap();
-        let log = scratch.open("log-lost", settings(Level::Info));
+        fs::write(logs.path(), "").unwrap();
+        let log = logs.open("log-lost", settings(Level::Info));
         for number in 0..3 {
             tracing::info!(cage = "log-lost", number, "lost");
         }
         log.flush();
-        fs::remove_file(scratch.logs()).unwrap();
+        fs::remove_file(logs.path()).unwrap();
         tracing::info!(cage = "log-lost", "written");
         log.flush();
-        let text = scratch.text();
+        let text = logs.text();
         assert_eq!(tails(&text), ["WRN [log-lost] log lines were lost lines=3", "INF [log-lost] written"]);
     }
 
     #[test]
     fn a_module_that_talks_too_much_fills_no_disk_and_hides_nothing_of_the_host() {
-        let scratch = Scratch::new();
-        let log = scratch.open("log-day", LogSettings { day_bytes: 4_000, ..settings(Level::Info) });
+        let logs = LogDirectory::new();
+        let log = logs.open("log-day", LogSettings { day_bytes: 4_000, ..settings(Level::Info) });
         let text = "x".repeat(100);
         for _ in 0..1_000 {
             tracing::info!(target: "guest", cage = "log-day", module = "work", "{text}");
@@ -432,7 +437,7 @@ mod tests {
             tracing::info!(cage = "log-day", "{text}");
         }
         log.flush();
-        let written = scratch.text();
+        let written = logs.text();
         assert!(written.len() < 5_000, "{} bytes", written.len());
         assert!(written.contains("told all the same"), "{written}");
         let told = |lines| format!("log lines were dropped, the day's log is full: see log_day_mb lines={lines}\n");
@@ -440,21 +445,21 @@ mod tests {
         log.set(LogSettings { day_bytes: 1 << 20, ..settings(Level::Info) });
         tracing::info!(cage = "log-day", "there is room again");
         log.flush();
-        assert!(scratch.text().contains("there is room again"));
+        assert!(logs.text().contains("there is room again"));
     }
 
     #[test]
     fn a_full_disk_and_a_removed_file_are_survived() {
-        let scratch = Scratch::new();
-        fs::create_dir(scratch.logs()).unwrap();
+        let logs = LogDirectory::new();
+        fs::create_dir(logs.path()).unwrap();
         let day = clock::now(|stamp| stamp.day);
         let (format, retention_days) = (AtomicU8::new(0), Mutex::new(None));
-        let shared = Arc::new(Shared { format, retention_days, budget: DayBudget::new(u64::MAX) });
-        let mut files = Files::new("log-full", scratch.logs(), shared);
-        let write = |files: &mut Files, text: &str| {
+        let shared = Arc::new(LiveSettings { format, retention_days, budget: DayBudget::new(u64::MAX) });
+        let mut files = LogFiles::new("log-full", logs.path(), shared);
+        let write = |files: &mut LogFiles, text: &str| {
             files.write(&Batch { day, bytes: text.into(), urgent: true });
         };
-        let file = scratch.logs().join(file_name("log-full", day));
+        let file = logs.path().join(file_name("log-full", day));
         std::os::unix::fs::symlink("/dev/full", &file).unwrap();
         write(&mut files, "a\nb\n");
         assert_eq!(files.lost, 2);
@@ -488,15 +493,15 @@ mod tests {
             assert_eq!(file_day("runner", other), None, "{other}");
         }
 
-        let scratch = Scratch::new();
-        fs::create_dir(scratch.logs()).unwrap();
+        let logs = LogDirectory::new();
+        fs::create_dir(logs.path()).unwrap();
         let old = ["c-20200101.log", "c-20200102.log"];
         let kept = ["other-20200101.log", "c-notes.log"];
-        old.iter().chain(&kept).for_each(|name| fs::write(scratch.logs().join(name), "").unwrap());
-        let log = scratch.open("c", LogSettings { retention_days: Some(30), ..settings(Level::Info) });
+        old.iter().chain(&kept).for_each(|name| fs::write(logs.path().join(name), "").unwrap());
+        let log = logs.open("c", LogSettings { retention_days: Some(30), ..settings(Level::Info) });
         tracing::info!(cage = "c", "first");
         log.flush();
-        assert!(old.iter().all(|name| !scratch.logs().join(name).exists()));
-        assert!(kept.iter().all(|name| scratch.logs().join(name).exists()));
+        assert!(old.iter().all(|name| !logs.path().join(name).exists()));
+        assert!(kept.iter().all(|name| logs.path().join(name).exists()));
     }
 }

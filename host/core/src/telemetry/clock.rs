@@ -1,4 +1,4 @@
-//! Local time as log lines need it. The time zone is asked once a second and thread, not once a line.
+//! Local time for log lines. The time zone is looked up once a second by each thread, not for each line.
 
 use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,9 +9,9 @@ use jiff::tz::TimeZone;
 /// A local calendar day as the number YYYYMMDD.
 pub(super) type Day = u32;
 
-/// A moment, taken apart.
+/// A moment in local time, in the parts that log lines need.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Stamp {
+pub(super) struct LocalTime {
     pub day: Day,
     /// `HH:MM:SS`
     pub time: String,
@@ -23,7 +23,7 @@ pub(super) struct Stamp {
     pub centis: u32,
 }
 
-impl Stamp {
+impl LocalTime {
     fn new(second: i64, zone: TimeZone) -> Self {
         let local = Timestamp::from_second(second).unwrap_or_default().to_zoned(zone);
         Self {
@@ -35,7 +35,7 @@ impl Stamp {
         }
     }
 
-    /// For golden tests.
+    /// A fixed moment for tests.
     #[cfg(test)]
     pub(super) fn fixed(second: i64, centis: u32) -> Self {
         Self { centis, ..Self::new(second, TimeZone::fixed(jiff::tz::offset(1))) }
@@ -47,16 +47,17 @@ pub(super) fn day_of(date: jiff::civil::Date) -> Day {
     parts.into_iter().fold(i32::from(date.year()), |number, part| number * 100 + part).unsigned_abs()
 }
 
-pub(super) fn now<T>(with: impl FnOnce(&Stamp) -> T) -> T {
+/// Passes the current time to `with`.
+pub(super) fn now<T>(with: impl FnOnce(&LocalTime) -> T) -> T {
     thread_local! {
-        static CACHED: RefCell<(i64, Stamp)> = RefCell::default();
+        static CACHED: RefCell<(i64, LocalTime)> = RefCell::default();
     }
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let second = i64::try_from(since.as_secs()).unwrap_or_default();
-    // Taken out while in use: a field's value that logs itself must not find it borrowed.
+    // It is taken out while in use: if formatting a field's value logs another event, it must not be borrowed.
     let (cached, mut stamp) = CACHED.take();
     if cached != second {
-        stamp = Stamp::new(second, TimeZone::system());
+        stamp = LocalTime::new(second, TimeZone::system());
     }
     stamp.centis = since.subsec_millis() / 10;
     let result = with(&stamp);

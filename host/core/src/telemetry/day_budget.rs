@@ -1,5 +1,5 @@
-//! How many bytes a log may write in a day, so that no module fills the disk in the cage's name. The last quarter is for the
-//! lines of the host: what happens to a cage is told also on a day on which one of its modules has talked too much.
+//! Limits the bytes that a log writes in a day, so that no module can fill the disk. The last quarter is reserved for lines of
+//! the host, so that events of the cage are logged even on a day on which a module has logged too much.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -10,17 +10,17 @@ pub(super) struct DayBudget {
     max: AtomicU64,
     day: AtomicU32,
     used: AtomicU64,
-    /// Lines that were dropped on that day.
+    /// Lines that were dropped on `day`.
     dropped: AtomicU64,
 }
 
-/// What becomes of a line.
+/// Whether a line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum BudgetDecision {
     Write,
-    /// The first of a day; on the day before so many were dropped.
-    WriteAfter(u64),
-    /// With this one so many are dropped.
+    /// It is written; it is the first line of a day, and so many were dropped on the day before.
+    WriteAfterDrops(u64),
+    /// It is dropped; with it, so many were dropped on this day.
     Drop(u64),
 }
 
@@ -33,27 +33,28 @@ impl DayBudget {
         self.max.store(max, Relaxed);
     }
 
-    /// So much is in the day's file, whoever wrote it.
+    /// Raises the used bytes to the size of the day's file, which other processes write, too.
     pub(super) fn file_has(&self, day: Day, bytes: u64) {
         if self.day.load(Relaxed) == day {
             self.used.fetch_max(bytes, Relaxed);
         }
     }
 
-    pub(super) fn take(&self, day: Day, bytes: usize, guest: bool) -> Verdict {
-        let missed = self.begin(day);
+    /// Decides about a line of so many bytes, and counts it.
+    pub(super) fn take(&self, day: Day, bytes: usize, guest: bool) -> BudgetDecision {
+        let dropped = self.start_day(day);
         let max = self.max.load(Relaxed);
         let max = if guest { max - max / 4 } else { max };
         let bytes = bytes as u64;
         if self.used.fetch_add(bytes, Relaxed).saturating_add(bytes) > max {
             self.used.fetch_sub(bytes, Relaxed);
-            return Verdict::Drop(self.dropped.fetch_add(1, Relaxed) + 1);
+            return BudgetDecision::Drop(self.dropped.fetch_add(1, Relaxed) + 1);
         }
-        if missed > 0 { Verdict::WriteAfter(missed) } else { Verdict::Write }
+        if dropped > 0 { BudgetDecision::WriteAfterDrops(dropped) } else { BudgetDecision::Write }
     }
 
-    /// Starts anew on another day; returns what was dropped on the day before.
-    fn begin(&self, day: Day) -> u64 {
+    /// Resets the counts when the day has changed. Returns how many lines were dropped on the day before.
+    fn start_day(&self, day: Day) -> u64 {
         if self.day.load(Relaxed) == day || self.day.swap(day, Relaxed) == day {
             return 0;
         }
@@ -62,8 +63,8 @@ impl DayBudget {
     }
 }
 
-/// Whether so many dropped lines are told: 1, 10, 100 and so on, so that telling needs no room to speak of.
-pub(super) fn is_told(dropped: u64) -> bool {
+/// Returns whether this number of dropped lines is logged: 1, 10, 100 and so on, so that these lines take little room.
+pub(super) fn is_reported(dropped: u64) -> bool {
     dropped > 0 && 10_u64.checked_pow(dropped.ilog10()) == Some(dropped)
 }
 
@@ -74,29 +75,29 @@ mod tests {
     #[test]
     fn guests_leave_a_quarter_to_the_host_and_each_day_starts_anew() {
         let budget = DayBudget::new(100);
-        assert_eq!(budget.take(1, 75, true), Verdict::Write);
-        assert_eq!(budget.take(1, 1, true), Verdict::Drop(1));
-        assert_eq!(budget.take(1, 25, false), Verdict::Write);
-        assert_eq!(budget.take(1, 1, false), Verdict::Drop(2));
-        assert_eq!(budget.take(2, 1, true), Verdict::WriteAfter(2));
-        assert_eq!(budget.take(2, 74, true), Verdict::Write);
+        assert_eq!(budget.take(1, 75, true), BudgetDecision::Write);
+        assert_eq!(budget.take(1, 1, true), BudgetDecision::Drop(1));
+        assert_eq!(budget.take(1, 25, false), BudgetDecision::Write);
+        assert_eq!(budget.take(1, 1, false), BudgetDecision::Drop(2));
+        assert_eq!(budget.take(2, 1, true), BudgetDecision::WriteAfterDrops(2));
+        assert_eq!(budget.take(2, 74, true), BudgetDecision::Write);
         budget.set_max(200);
-        assert_eq!(budget.take(2, 75, true), Verdict::Write);
+        assert_eq!(budget.take(2, 75, true), BudgetDecision::Write);
     }
 
     #[test]
     fn what_is_in_the_file_already_counts() {
         let budget = DayBudget::new(100);
-        assert_eq!(budget.take(1, 1, false), Verdict::Write);
+        assert_eq!(budget.take(1, 1, false), BudgetDecision::Write);
         budget.file_has(1, 99);
         budget.file_has(2, 1_000);
-        assert_eq!(budget.take(1, 2, false), Verdict::Drop(1));
-        assert_eq!(budget.take(1, 1, false), Verdict::Write);
+        assert_eq!(budget.take(1, 2, false), BudgetDecision::Drop(1));
+        assert_eq!(budget.take(1, 1, false), BudgetDecision::Write);
     }
 
     #[test]
-    fn powers_of_ten_are_told() {
-        let told: Vec<_> = (0..=2_000).filter(|dropped| is_told(*dropped)).collect();
-        assert_eq!(told, [1, 10, 100, 1_000]);
+    fn powers_of_ten_are_reported() {
+        let reported: Vec<_> = (0..=2_000).filter(|dropped| is_reported(*dropped)).collect();
+        assert_eq!(reported, [1, 10, 100, 1_000]);
     }
 }

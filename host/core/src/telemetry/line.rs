@@ -1,38 +1,38 @@
-//! One event to one line: `HH:MM:SS.ZZ LVL [origin] text key=value .. # RQ-2D26 +9.8s`, or a JSON object. Pure; called by
-//! the router. Whatever an event's values are, the result is one line of bounded length without control characters.
+//! Formats an event as a line: `HH:MM:SS.ZZ LVL [origin] text key=value .. # RQ-2D26 +9.8s`, or as a JSON object. Whatever the
+//! event's values are, the result is one line of bounded length without control characters.
 
 use std::fmt::{self, Write as _};
 
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-use super::clock::Stamp;
+use super::clock::LocalTime;
 use super::{Level, LogFormat, error_chain};
 
-/// A longer value is cut. More than any part of this program logs on purpose.
+/// Longer values are cut. The host's own values are shorter.
 const VALUE_BYTES_MAX: usize = 16 * 1024;
 
-/// What an event says, in pieces that a line is composed of. Reused from event to event.
+/// The parts of an event that a line is composed of. The buffers are reused for the next event.
 #[derive(Debug, Default)]
-pub(super) struct Pieces {
+pub(super) struct LineParts {
     pub cage: String,
     interface: String,
     module: String,
     message: String,
     request: String,
-    /// The other fields: ` key=value ..` or `,"key":value,..`.
+    /// All other fields: ` key=value ..` or `,"key":value,..`.
     rest: String,
     scratch: String,
 }
 
-impl Pieces {
+impl LineParts {
     pub(super) fn collect(&mut self, event: &Event<'_>, format: LogFormat) {
         self.clear();
-        event.record(&mut Collector { pieces: self, format });
+        event.record(&mut Collector { parts: self, format });
     }
 
-    /// A line that no event stands behind.
-    pub(super) fn say(&mut self, cage: &str, message: &str, format: LogFormat, count: u64) {
+    /// Fills the parts of a line about the log itself.
+    pub(super) fn set_notice(&mut self, cage: &str, message: &str, format: LogFormat, count: u64) {
         self.clear();
         self.cage.push_str(cage);
         self.message.push_str(message);
@@ -66,8 +66,8 @@ impl Pieces {
         }
     }
 
-    /// The line of a cage's text log.
-    pub(super) fn text(&self, out: &mut String, stamp: &Stamp, level: Level, guest: bool) {
+    /// Writes the line for a cage's text log.
+    pub(super) fn text(&self, out: &mut String, stamp: &LocalTime, level: Level, guest: bool) {
         let (origin, module) = self.origin(guest);
         let origin = if origin.is_empty() { "wasmcage" } else { origin };
         // Writing to a String cannot fail.
@@ -75,8 +75,8 @@ impl Pieces {
         self.body(out, module);
     }
 
-    /// The line on a terminal. `cage` is shown when several share the terminal.
-    pub(super) fn terminal(&self, out: &mut String, stamp: &Stamp, level: Level, guest: bool, style: Style) {
+    /// Writes the line for a terminal. The cage's name is shown when several cages share the terminal.
+    pub(super) fn terminal(&self, out: &mut String, stamp: &LocalTime, level: Level, guest: bool, style: Style) {
         let (origin, module) = self.origin(guest);
         // Writing to a String cannot fail, here and below.
         let (before, after) = if style.colour { colour(level) } else { ("", "") };
@@ -89,7 +89,7 @@ impl Pieces {
         self.body(out, module);
     }
 
-    /// Who speaks, and the module if that is not told by it.
+    /// Returns the origin to show in brackets, and the module if the origin does not name it.
     fn origin(&self, guest: bool) -> (&str, &str) {
         match (self.interface.as_str(), self.module.as_str()) {
             ("", "") => (&self.cage, ""),
@@ -114,8 +114,8 @@ impl Pieces {
         out.push('\n');
     }
 
-    pub(super) fn json(&self, out: &mut String, stamp: &Stamp, level: Level, target: &str) {
-        let Stamp { date_time, offset, centis, .. } = stamp;
+    pub(super) fn json(&self, out: &mut String, stamp: &LocalTime, level: Level, target: &str) {
+        let LocalTime { date_time, offset, centis, .. } = stamp;
         // Writing to a String cannot fail, here and below.
         let _ = write!(out, "{{\"time\":\"{date_time}.{centis:02}{offset}\",\"level\":\"{level}\"");
         let named = [
@@ -152,20 +152,20 @@ fn colour(level: Level) -> (&'static str, &'static str) {
 }
 
 struct Collector<'a> {
-    pieces: &'a mut Pieces,
+    parts: &'a mut LineParts,
     format: LogFormat,
 }
 
 impl Collector<'_> {
     fn put(&mut self, field: &Field, value: fmt::Arguments<'_>, bare: bool) {
-        let pieces = &mut *self.pieces;
+        let parts = &mut *self.parts;
         let piece = match field.name() {
-            "message" => &mut pieces.message,
-            "cage" => &mut pieces.cage,
-            "interface" => &mut pieces.interface,
-            "module" => &mut pieces.module,
-            "request" => &mut pieces.request,
-            name => return pieces.field(name, value, self.format, bare),
+            "message" => &mut parts.message,
+            "cage" => &mut parts.cage,
+            "interface" => &mut parts.interface,
+            "module" => &mut parts.module,
+            "request" => &mut parts.request,
+            name => return parts.field(name, value, self.format, bare),
         };
         piece.clear();
         clean(piece, value);
@@ -202,7 +202,7 @@ impl Visit for Collector<'_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // JSON has no numbers for the others.
+        // JSON has no numbers for infinity and NaN.
         self.put(field, format_args!("{value}"), value.is_finite());
     }
 
@@ -211,16 +211,16 @@ impl Visit for Collector<'_> {
     }
 }
 
-/// Whether a character could make a line look like another, or like several: control characters but TAB, those that turn
-/// the direction of what follows, and those that some programs take for the end of a line.
+/// Returns whether a character could make a line look like another line, or like several: control characters except TAB,
+/// those that change the writing direction, and those that some programs treat as the end of a line.
 fn misleads(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     turns || matches!(c, '\u{2028}' | '\u{2029}') || (c.is_control() && c != '\t')
 }
 
-/// Appends `value` with every character that misleads as a space, cut at the bound.
+/// Appends `value` with a space in place of each character that misleads, cut to `VALUE_BYTES_MAX`.
 fn clean(out: &mut String, value: fmt::Arguments<'_>) {
-    let mut cleaned = Clean { out, left: VALUE_BYTES_MAX, cut: false };
+    let mut cleaned = CleanWriter { out, left: VALUE_BYTES_MAX, cut: false };
     if cleaned.write_fmt(value).is_err() && !cleaned.cut {
         cleaned.out.push_str("(unprintable)");
     }
@@ -229,13 +229,13 @@ fn clean(out: &mut String, value: fmt::Arguments<'_>) {
     }
 }
 
-struct Clean<'a> {
+struct CleanWriter<'a> {
     out: &'a mut String,
     left: usize,
     cut: bool,
 }
 
-impl fmt::Write for Clean<'_> {
+impl fmt::Write for CleanWriter<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = text.floor_char_boundary(self.left);
         self.left -= end;
@@ -247,14 +247,14 @@ impl fmt::Write for Clean<'_> {
         }
         if end < text.len() {
             self.cut = true;
-            // Stops the formatting: nobody reads the rest.
+            // The error stops the formatting of the rest.
             return Err(fmt::Error);
         }
         Ok(())
     }
 }
 
-/// As it is when it reads as one word, quoted otherwise.
+/// Appends a value as it is if it is one word, and in quotes otherwise.
 fn push_text_value(out: &mut String, value: &str) {
     let quoted = value.len() >= 2 && value.starts_with('"') && value.ends_with('"');
     let one_word = !value.is_empty() && !value.contains([' ', '\t', '"', '=']);
@@ -294,15 +294,15 @@ mod tests {
 
     impl<S: tracing::Subscriber> Layer<S> for Golden {
         fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-            let (mut pieces, mut out) = (Pieces::default(), String::new());
-            let stamp = Stamp::fixed(1_795_169_472, 7);
+            let (mut parts, mut out) = (LineParts::default(), String::new());
+            let stamp = LocalTime::fixed(1_795_169_472, 7);
             let level = Level::from(*event.metadata().level());
             let guest = event.metadata().target() == "guest";
-            pieces.collect(event, self.format);
+            parts.collect(event, self.format);
             match (self.format, self.terminal) {
-                (_, Some(style)) => pieces.terminal(&mut out, &stamp, level, guest, style),
-                (LogFormat::Text, None) => pieces.text(&mut out, &stamp, level, guest),
-                (LogFormat::Json, None) => pieces.json(&mut out, &stamp, level, event.metadata().target()),
+                (_, Some(style)) => parts.terminal(&mut out, &stamp, level, guest, style),
+                (LogFormat::Text, None) => parts.text(&mut out, &stamp, level, guest),
+                (LogFormat::Json, None) => parts.json(&mut out, &stamp, level, event.metadata().target()),
             }
             self.lines.send(out).unwrap();
         }

@@ -1,19 +1,19 @@
-//! The log: every `tracing` event of the process finds its way here and from here to the file of the cage it is about, and
-//! to the terminal. `main` installs the subscriber, each cage opens its log, everybody else only writes events.
-//! Nothing here may block, fail or panic because of a disk, a terminal or a field's value.
+//! The log: every `tracing` event of the process is written to the file of the cage it is about, and to the terminal. `main`
+//! installs the subscriber, each cage opens its log, and all other code only emits events. Nothing here may block, fail or
+//! panic because of a disk, a terminal or a field's value.
 //!
-//! Fields with a meaning: `cage` (names the log), `interface` and `module` (who speaks), `request` (preformatted, the tail
-//! of the line), `error` (the whole chain: give a text made by [`error_chain`], or the error as `&dyn Error`).
-//! Also in use: `elapsed_ms`, `.._bytes`, `address`, `file`. Events with target `guest` or `access` have been filtered by
-//! their emitters, who know the request's own level, and pass whatever the cage's level is.
+//! Fields with a meaning: `cage` (selects the log), `interface` and `module` (the origin of the line), `request` (a formatted
+//! text at the end of the line), `error` (with all its causes: a text made by [`error_chain`], or the error as `&dyn Error`).
+//! Also in use: `elapsed_ms`, `.._bytes`, `address`, `file`. Events with target `guest` or `access` were filtered by the code
+//! that emits them, which knows the request's own level, and are logged whatever the cage's level is.
 
 mod cage_log;
 mod clock;
 mod day_budget;
-mod gate;
 mod line;
 mod router;
 mod terminal;
+mod throttle;
 mod writer;
 
 use std::error::Error;
@@ -22,11 +22,11 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 pub use self::cage_log::{CageLog, LogFormat, LogSettings, file_day, file_name, force_format};
-pub use self::gate::Gate;
 pub use self::router::{flush, install};
 pub use self::terminal::TerminalOptions;
+pub use self::throttle::{KeyedThrottle, Throttle};
 
-/// How grave a log line is, the gravest first.
+/// Level of a log line, the most severe first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Level {
@@ -40,11 +40,11 @@ pub enum Level {
 impl Level {
     pub const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
 
-    pub fn from_u8(value: u8) -> Option<Self> {
+    pub(crate) fn from_u8(value: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|level| *level as u8 == value)
     }
 
-    /// As `cage.toml` spells it.
+    /// Name of the level in `cage.toml`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Error => "error",
@@ -55,7 +55,7 @@ impl Level {
         }
     }
 
-    /// As a log line has it.
+    /// Name of the level in a log line.
     pub fn short(self) -> &'static str {
         match self {
             Self::Error => "ERR",
@@ -98,7 +98,7 @@ impl FromStr for Level {
     }
 }
 
-/// A level that many read and one sets.
+/// A level that can be changed while others read it.
 #[derive(Debug)]
 pub struct LevelCell(AtomicU8);
 
@@ -116,14 +116,14 @@ impl LevelCell {
     }
 }
 
-/// A point in time for people and programs: RFC 3339 in UTC, to the second.
+/// Formats a time by RFC 3339 in UTC, to the second.
 pub fn utc(at: std::time::SystemTime) -> String {
     let seconds = at.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     jiff::Timestamp::from_second(seconds.cast_signed()).unwrap_or_default().to_string()
 }
 
-/// The error and its causes, outermost first, as `a: b: c`. A cause that its parent's text ends with already, as some
-/// libraries do, is not repeated.
+/// Formats an error and its causes, the outermost first, as `a: b: c`. A cause is left out if the text ends with it already,
+/// as with some libraries' errors.
 pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -155,17 +155,17 @@ mod tests {
 
     #[derive(Debug, thiserror::Error)]
     #[error("{text}")]
-    struct Failure {
+    struct TestError {
         text: &'static str,
-        source: Option<Box<Failure>>,
+        source: Option<Box<TestError>>,
     }
 
     #[test]
     fn chains_name_each_cause_once() {
-        let cause = |text, source| Some(Box::new(Failure { text, source }));
-        let repeats = Failure { text: "cannot open: no disk", source: cause("no disk", None) };
+        let cause = |text, source| Some(Box::new(TestError { text, source }));
+        let repeats = TestError { text: "cannot open: no disk", source: cause("no disk", None) };
         assert_eq!(error_chain(&repeats), "cannot open: no disk");
-        let plain = Failure { text: "cannot start", source: cause("cannot open", cause("no disk", None)) };
+        let plain = TestError { text: "cannot start", source: cause("cannot open", cause("no disk", None)) };
         assert_eq!(error_chain(&plain), "cannot start: cannot open: no disk");
     }
 }

@@ -1,5 +1,5 @@
-//! Between the threads that log and whatever takes the lines: a bounded buffer and one thread that empties it, so that no
-//! disk and no terminal can hold up anybody. Lines that find no room are dropped and counted.
+//! A bounded queue of log lines and a thread that writes them, so that no disk and no terminal can block the threads that log.
+//! When the queue is full, lines are dropped and counted.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,85 +10,90 @@ use parking_lot::{Condvar, Mutex};
 
 use super::clock::Day;
 
-/// Lines waiting to be written may take so much memory; a batch being written may take as much again.
-const WAITING_BYTES_MAX: usize = 4 << 20;
-/// How long the end of a log, or a flush, waits for a disk that does not answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Most bytes of lines in the queue; the batches that are being written may take as much again.
+const QUEUED_BYTES_MAX: usize = 4 << 20;
+/// How long a flush, or the end of a log, waits for a disk that does not answer.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Whole lines of one day.
 pub(super) struct Batch {
     pub day: Day,
     pub bytes: Vec<u8>,
-    /// A line at error level is among them.
+    /// At least one of the lines has level error.
     pub urgent: bool,
 }
 
-/// Where lines end. Deals with its own failures.
-pub(super) trait Output: Send + 'static {
+/// Writes lines, and handles its own failures.
+pub(super) trait LineOutput: Send + 'static {
     fn write(&mut self, batch: &Batch);
-    /// So many lines found no room.
+    /// Reports that so many lines were dropped because the queue was full.
     fn dropped(&mut self, lines: u64);
-    /// Settings have changed.
-    fn poked(&mut self) {}
+    /// Applies settings that have changed.
+    fn settings_changed(&mut self) {}
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     batches: VecDeque<Batch>,
-    waiting_bytes: usize,
+    queued_bytes: usize,
     dropped: u64,
-    poked: bool,
+    settings_changed: bool,
     closed: bool,
-    /// Number of lines ever offered, and how many of them are dealt with.
-    offered: u64,
+    /// Number of lines that were ever pushed.
+    pushed: u64,
+    /// How many of those are written or dropped.
     done: u64,
+    /// The thread has ended.
     ended: bool,
 }
 
-impl State {
+impl QueueState {
     fn idle(&self) -> bool {
-        self.batches.is_empty() && self.dropped == 0 && !self.poked
+        self.batches.is_empty() && self.dropped == 0 && !self.settings_changed
     }
 }
 
 #[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
+struct LineQueue {
+    state: Mutex<QueueState>,
     work: Condvar,
     progress: Condvar,
 }
 
-/// Dropping it writes what is waiting, within bounds of patience.
-pub(super) struct Writer {
-    shared: Arc<Shared>,
+/// Dropping it writes the queued lines, up to a timeout.
+pub(super) struct LogWriter {
+    queue: Arc<LineQueue>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Writer {
-    pub(super) fn start(name: &str, output: impl Output) -> Self {
-        let shared = Arc::<Shared>::default();
-        let theirs = shared.clone();
-        let thread = std::thread::Builder::new().name(format!("log-{name}")).spawn(move || run(&theirs, output)).ok();
+impl LogWriter {
+    pub(super) fn start(name: &str, output: impl LineOutput) -> Self {
+        let queue = Arc::<LineQueue>::default();
+        let thread_queue = queue.clone();
+        let thread =
+            std::thread::Builder::new().name(format!("log-{name}")).spawn(move || run(&thread_queue, output)).ok();
         if thread.is_none() {
-            // Without its thread a log loses everything; the cage goes on.
-            shared.state.lock().ended = true;
-            super::terminal::complain(format_args!("no thread for the log of {name}, its lines are lost"));
+            // Without its thread the log loses all lines; the cage goes on.
+            queue.state.lock().ended = true;
+            super::terminal::write_stderr(format_args!(
+                "the thread for the log of {name} cannot be started, its lines are lost"
+            ));
         }
-        Self { shared, thread }
+        Self { queue, thread }
     }
 
-    /// Takes a line that ends with a newline.
+    /// Queues a line, which ends with a newline.
     pub(super) fn push(&self, day: Day, line: &str, urgent: bool) {
-        let mut state = self.shared.state.lock();
+        let mut state = self.queue.state.lock();
         if state.ended {
             return;
         }
-        state.offered += 1;
+        state.pushed += 1;
         let was_idle = state.idle();
-        if state.waiting_bytes + line.len() > WAITING_BYTES_MAX {
+        if state.queued_bytes + line.len() > QUEUED_BYTES_MAX {
             state.dropped += 1;
         } else {
-            state.waiting_bytes += line.len();
+            state.queued_bytes += line.len();
             match state.batches.back_mut().filter(|batch| batch.day == day) {
                 Some(batch) => {
                     batch.bytes.extend_from_slice(line.as_bytes());
@@ -99,69 +104,69 @@ impl Writer {
         }
         drop(state);
         if was_idle {
-            self.shared.work.notify_one();
+            self.queue.work.notify_one();
         }
     }
 
-    pub(super) fn poke(&self) {
-        self.shared.state.lock().poked = true;
-        self.shared.work.notify_one();
+    pub(super) fn settings_changed(&self) {
+        self.queue.state.lock().settings_changed = true;
+        self.queue.work.notify_one();
     }
 
-    /// Waits until everything pushed so far has been dealt with; false when that took too long.
+    /// Waits until all lines pushed so far are written or dropped. Returns false when that took too long.
     pub(super) fn flush(&self) -> bool {
-        let mut state = self.shared.state.lock();
-        let target = state.offered;
-        let waiting = |state: &mut State| state.done < target && !state.ended;
-        !self.shared.progress.wait_while_for(&mut state, waiting, PATIENCE).timed_out()
+        let mut state = self.queue.state.lock();
+        let target = state.pushed;
+        let waiting = |state: &mut QueueState| state.done < target && !state.ended;
+        !self.queue.progress.wait_while_for(&mut state, waiting, FLUSH_TIMEOUT).timed_out()
     }
 }
 
-impl Drop for Writer {
+impl Drop for LogWriter {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        let mut state = self.shared.state.lock();
+        let mut state = self.queue.state.lock();
         state.closed = true;
-        self.shared.work.notify_one();
-        let ended = !self.shared.progress.wait_while_for(&mut state, |state| !state.ended, PATIENCE).timed_out();
+        self.queue.work.notify_one();
+        let ended = !self.queue.progress.wait_while_for(&mut state, |state| !state.ended, FLUSH_TIMEOUT).timed_out();
         drop(state);
         if ended {
-            // A panic of the thread has been told by the panic itself.
+            // If the thread panicked, the panic has been printed.
             let _ = thread.join();
         }
     }
 }
 
-fn run(shared: &Shared, mut output: impl Output) {
-    let _ended = Ended(shared);
+fn run(queue: &LineQueue, mut output: impl LineOutput) {
+    let _ended = EndGuard(queue);
     loop {
-        let mut state = shared.state.lock();
-        shared.work.wait_while(&mut state, |state| state.idle() && !state.closed);
+        let mut state = queue.state.lock();
+        queue.work.wait_while(&mut state, |state| state.idle() && !state.closed);
         if state.idle() {
             return;
         }
         let batches = std::mem::take(&mut state.batches);
         let dropped = std::mem::take(&mut state.dropped);
-        let poked = std::mem::take(&mut state.poked);
-        let offered = state.offered;
-        state.waiting_bytes = 0;
+        let settings_changed = std::mem::take(&mut state.settings_changed);
+        let pushed = state.pushed;
+        state.queued_bytes = 0;
         drop(state);
-        if poked {
-            output.poked();
+        if settings_changed {
+            output.settings_changed();
         }
         batches.iter().for_each(|batch| output.write(batch));
         if dropped > 0 {
             output.dropped(dropped);
         }
-        shared.state.lock().done = offered;
-        shared.progress.notify_all();
+        queue.state.lock().done = pushed;
+        queue.progress.notify_all();
     }
 }
 
-/// Says that nobody empties the buffer any more, also when the thread panicked.
-struct Ended<'a>(&'a Shared);
+/// Marks the end of the thread when it is dropped, also by a panic.
+struct EndGuard<'a>(&'a LineQueue);
 
-impl Drop for Ended<'_> {
+impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
         self.0.state.lock().ended = true;
         self.0.progress.notify_all();
@@ -174,25 +179,25 @@ mod tests {
 
     use super::*;
 
-    enum Seen {
+    enum ProbeEvent {
         Lines(Day, String),
         Dropped(u64),
     }
 
-    /// Waits for a permission before each write, and tells what it saw.
-    struct Probe {
+    /// Waits for a permit before each write, and sends what it was given.
+    struct ProbeOutput {
         permits: mpsc::Receiver<()>,
-        seen: mpsc::Sender<Seen>,
+        seen: mpsc::Sender<ProbeEvent>,
     }
 
-    impl Output for Probe {
+    impl LineOutput for ProbeOutput {
         fn write(&mut self, batch: &Batch) {
             self.permits.recv().unwrap();
-            self.seen.send(Seen::Lines(batch.day, String::from_utf8(batch.bytes.clone()).unwrap())).unwrap();
+            self.seen.send(ProbeEvent::Lines(batch.day, String::from_utf8(batch.bytes.clone()).unwrap())).unwrap();
         }
 
         fn dropped(&mut self, lines: u64) {
-            self.seen.send(Seen::Dropped(lines)).unwrap();
+            self.seen.send(ProbeEvent::Dropped(lines)).unwrap();
         }
     }
 
@@ -200,7 +205,7 @@ mod tests {
     fn a_stuck_output_costs_lines_but_holds_up_nobody() {
         let (permit, permits) = mpsc::channel();
         let (seen_tx, seen) = mpsc::channel();
-        let writer = Writer::start("test", Probe { permits, seen: seen_tx });
+        let writer = LogWriter::start("test", ProbeOutput { permits, seen: seen_tx });
         let line = format!("{}\n", "x".repeat(64 * 1024 - 1));
         // Far more than fits, while the first write is still waiting.
         for _ in 0..1_000 {
@@ -214,8 +219,8 @@ mod tests {
         let (mut written, mut dropped) = (0, 0);
         for event in seen {
             match event {
-                Seen::Lines(_, text) => written += text.lines().count() as u64,
-                Seen::Dropped(lines) => dropped += lines,
+                ProbeEvent::Lines(_, text) => written += text.lines().count() as u64,
+                ProbeEvent::Dropped(lines) => dropped += lines,
             }
         }
         assert_eq!(written + dropped, 1_000);
@@ -226,7 +231,7 @@ mod tests {
     fn days_are_kept_apart_and_order_is_kept() {
         let (permit, permits) = mpsc::channel();
         let (seen_tx, seen) = mpsc::channel();
-        let writer = Writer::start("test", Probe { permits, seen: seen_tx });
+        let writer = LogWriter::start("test", ProbeOutput { permits, seen: seen_tx });
         for (day, line) in [(1, "a\n"), (1, "b\n"), (2, "c\n"), (1, "d\n")] {
             permit.send(()).unwrap();
             writer.push(day, line, false);
@@ -235,10 +240,10 @@ mod tests {
         let mut text = String::new();
         for event in seen {
             match event {
-                Seen::Lines(day, lines) => {
+                ProbeEvent::Lines(day, lines) => {
                     text += &lines.lines().map(|line| format!("{day}{line} ")).collect::<String>()
                 }
-                Seen::Dropped(lines) => panic!("{lines} lines dropped"),
+                ProbeEvent::Dropped(lines) => panic!("{lines} lines dropped"),
             }
         }
         assert_eq!(text, "1a 1b 2c 1d ");

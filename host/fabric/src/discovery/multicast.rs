@@ -18,7 +18,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::{CopyAddress, CopyHint, DiscoveryEvent, FoundBy, Listener};
 use crate::fabric::{CopyId, LocalCopy};
 use wasmcage_config::{is_flock_name, is_name};
-use wasmcage_core::task::caught;
+use wasmcage_core::task::catch_panic;
 
 /// The port of multicast DNS.
 pub(crate) const MULTICAST_PORT: u16 = 5353;
@@ -280,7 +280,7 @@ fn handle_events(daemon: &Weak<Daemon>, mut events: Receiver<ServiceEvent>) {
             match daemon.upgrade() {
                 // A panic must not end the search for all cages of the process.
                 Some(daemon) => {
-                    if let Err(panic) = caught(|| daemon.event(event)) {
+                    if let Err(panic) = catch_panic(|| daemon.event(event)) {
                         tracing::error!(error = %panic, "multicast event could not be handled");
                     }
                 }

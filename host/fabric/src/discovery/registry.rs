@@ -186,7 +186,7 @@ impl Registry {
             let scanner = scanner.clone();
             move || scan_repeatedly(scanner.clone())
         };
-        let task = tokio::spawn(tasks.kept("rpc: cages of this machine", scanning));
+        let task = tokio::spawn(tasks.keep_running("rpc: cages of this machine", scanning));
         RegistryWatch { scanner, _task: AbortOnDropHandle::new(task) }
     }
 }

@@ -189,7 +189,7 @@ impl LanInner {
             }
             drop((guard, permit));
         };
-        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: probe of a copy", probe));
+        self.lanes.handle(lane).spawn(self.tasks.run_once("rpc: probe of a copy", probe));
     }
 
     /// Makes the connection of a lane, or waits for the attempt that is running.
@@ -221,7 +221,7 @@ impl LanInner {
             drop(guard);
             sender.send_replace(Some(result));
         };
-        self.lanes.handle(lane).spawn(self.tasks.watched("rpc: a connection that is made", dial));
+        self.lanes.handle(lane).spawn(self.tasks.run_once("rpc: a connection that is made", dial));
         outcome
     }
 
@@ -296,7 +296,7 @@ impl LanInner {
                 inner.connection_ended(&copy, &closed);
             }
         };
-        tokio::spawn(self.tasks.watched("rpc: end of a connection", looking));
+        tokio::spawn(self.tasks.run_once("rpc: end of a connection", looking));
     }
 
     /// Handles an address where the copy is not. Configured addresses, and those of copies that connected, stay: other
@@ -368,7 +368,7 @@ impl LanInner {
         let link_handler = LanHandler::new(self, cage.into(), handler);
         let (link, driver) =
             Link::new(stream, rest, self.session_limits(), serves, link_handler, Some(self.lanes.clone()));
-        tokio::spawn(self.tasks.watched("rpc: a connection", driver));
+        tokio::spawn(self.tasks.run_once("rpc: a connection", driver));
         Ok((link, hello))
     }
 }

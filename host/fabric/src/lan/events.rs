@@ -1,37 +1,28 @@
 //! Log events of the lan fabric: at most one line for each peer and reason in a minute. A peer is named without the port
 //! from which it connects, since that is another one each time.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-
-use wasmcage_core::telemetry::Gate;
+use wasmcage_core::telemetry::{KeyedThrottle, Throttle};
 
 /// The same peer with the same trouble is named again after so long.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Peers and reasons that are told apart. Beyond them, one line in `OTHERS_AFTER` tells of all others together.
+/// Most peers and reasons that have limits of their own. All others share one.
 const KNOWN_MAX: usize = 1_000;
-const OTHERS_AFTER: Duration = Duration::from_secs(10);
 
 pub(super) struct Events {
     cage: Arc<str>,
     interface: String,
-    known: Mutex<HashMap<(String, String), Known>>,
-    others: Gate,
-}
-
-struct Known {
-    told: Instant,
-    /// Since then.
-    count: u64,
+    /// By peer and kind of error.
+    throttle: KeyedThrottle<(String, String)>,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: String) -> Self {
-        Self { cage, interface, known: Mutex::default(), others: Gate::new(1, OTHERS_AFTER) }
+        let throttle = KeyedThrottle::new(KNOWN_MAX, AGAIN_AFTER, Throttle::seldom());
+        Self { cage, interface, throttle }
     }
 
     /// Logs that a peer was refused, or cut off.
@@ -59,32 +50,11 @@ impl Events {
         tracing::info!(cage, interface, callee, address, copy, "peer connected");
     }
 
-    /// How many of the kind were not told since the last, when this one is to be told.
+    /// The number of events of this kind that were not logged since the last; none if this one is not to be logged either.
     fn pass(&self, peer: &str, error: &str) -> Option<u64> {
-        // Ports and the like make each error a new one; who it is matters more.
+        // Digits are left out: ports and the like make each error a new one.
         let kind: String = error.chars().filter(|c| !c.is_ascii_digit()).take(80).collect();
-        let peer: String = peer.chars().take(80).collect();
-        let mut known = self.known.lock();
-        if known.len() >= KNOWN_MAX {
-            known.retain(|_, known| known.told.elapsed() < AGAIN_AFTER);
-        }
-        if known.len() >= KNOWN_MAX && !known.contains_key(&(peer.clone(), kind.clone())) {
-            return self.others.pass();
-        }
-        match known.get_mut(&(peer.clone(), kind.clone())) {
-            Some(known) if known.told.elapsed() < AGAIN_AFTER => {
-                known.count += 1;
-                None
-            }
-            Some(known) => {
-                known.told = Instant::now();
-                Some(std::mem::take(&mut known.count))
-            }
-            None => {
-                known.insert((peer, kind), Known { told: Instant::now(), count: 0 });
-                Some(0)
-            }
-        }
+        self.throttle.pass((peer.chars().take(80).collect(), kind))
     }
 }
 
@@ -102,6 +72,5 @@ mod tests {
         let trouble = |number: usize| ("x".repeat(number % 70), "y".repeat(number / 70));
         let told = (0..5_000).map(trouble).filter(|(peer, error)| events.pass(peer, error).is_some());
         assert_eq!(told.count(), KNOWN_MAX - 3 + 1, "the last tells of those beyond the bound");
-        assert!(events.known.lock().len() <= KNOWN_MAX);
     }
 }

@@ -219,7 +219,7 @@ impl LanInner {
             }
             drop(permit);
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from this machine", serving));
+        self.lanes.next().spawn(self.tasks.run_once("rpc: a connection from this machine", serving));
     }
 
     fn spawn_tcp(
@@ -257,7 +257,7 @@ impl LanInner {
                 }
             }
         });
-        self.lanes.next().spawn(self.tasks.watched("rpc: a connection from the network", serving));
+        self.lanes.next().spawn(self.tasks.run_once("rpc: a connection from the network", serving));
     }
 
     /// Does the TLS handshake. Returns the stream, and the cage named by the peer's certificate.

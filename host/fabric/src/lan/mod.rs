@@ -173,7 +173,7 @@ impl Lan {
         W: Future<Output = ()> + Send + 'static,
     {
         let inner = self.inner.clone();
-        self.tasks.lock().spawn(self.inner.tasks.kept(part, move || run(inner.clone())));
+        self.tasks.lock().spawn(self.inner.tasks.keep_running(part, move || run(inner.clone())));
     }
 
     fn add_peer(&self, cage: &str, address: &PeerAddress) {

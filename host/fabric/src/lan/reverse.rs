@@ -83,7 +83,7 @@ impl Lan {
                     let (inner, handler, drain) = (self.inner.clone(), handler.clone(), drain.clone());
                     let serve =
                         move || inner.clone().serve_copy_in_reverse(copy.clone(), handler.clone(), drain.clone());
-                    serving.spawn(self.inner.tasks.kept("reverse-rpc: a copy that is served", serve));
+                    serving.spawn(self.inner.tasks.keep_running("reverse-rpc: a copy that is served", serve));
                 }
             }
             tokio::select! {

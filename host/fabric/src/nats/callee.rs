@@ -210,7 +210,7 @@ impl Callee {
                 match self.accept(key, &reply, opening) {
                     Ok(Some(accepted)) => {
                         let work =
-                            self.shared.tasks.watched("nats: a call from elsewhere", self.clone().run_call(accepted));
+                            self.shared.tasks.run_once("nats: a call from elsewhere", self.clone().run_call(accepted));
                         drop(tasks.spawn(async move { work.await.unwrap_or_default() }));
                     }
                     Ok(None) => {}
@@ -280,7 +280,7 @@ impl Callee {
     async fn answer(&self, accepted: &mut AcceptedCall) -> Option<Message> {
         let max = self.shared.limits.body_bytes_max;
         let caller = accepted.key.0.clone();
-        let malformed = |error: envelope::Malformed| {
+        let malformed = |error: envelope::MalformedMessage| {
             self.shared.events.malformed(&caller, &error);
             envelope::encode_answer(Err(DispatchError::BadRequest(error.to_string())), max)
         };
@@ -327,7 +327,7 @@ impl Callee {
 
     async fn serve(&self, accepted: &AcceptedCall, call: Call) -> Result<Payload, DispatchError> {
         let deadline = call.context.deadline.instant();
-        let serving = task::caught_async(self.handler.serve(call));
+        let serving = task::catch_panic_async(self.handler.serve(call));
         tokio::pin!(serving);
         let soon = deadline.min(Instant::now() + ACKNOWLEDGE_AFTER);
         let result = match timeout_at(soon, &mut serving).await {

@@ -3,28 +3,24 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::{info, warn};
 
-use wasmcage_core::telemetry::Gate;
-
-/// One line of a kind in this time; what comes between is counted.
-const SELDOM: Duration = Duration::from_secs(10);
+use wasmcage_core::telemetry::Throttle;
 
 pub(super) struct Events {
     cage: Arc<str>,
     interface: Arc<str>,
     servers: String,
-    unreachable: Gate,
-    server: Gate,
-    malformed: Gate,
-    dropped: Gate,
+    unreachable: Throttle,
+    server: Throttle,
+    malformed: Throttle,
+    dropped: Throttle,
 }
 
 impl Events {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>, servers: String) -> Self {
-        let seldom = || Gate::new(1, SELDOM);
+        let seldom = Throttle::seldom;
         Self {
             cage,
             interface,

@@ -216,13 +216,13 @@ impl Nats {
             let shared = shared.clone();
             move || shared.clone().listen(inputs.clone())
         };
-        tokio::spawn(shared.tasks.kept("nats: heartbeats", listen));
+        tokio::spawn(shared.tasks.keep_running("nats: heartbeats", listen));
         let outgoing = Arc::new(tokio::sync::Mutex::new(outgoing));
         let publish = {
             let shared = shared.clone();
             move || shared.clone().publish_all(outgoing.clone())
         };
-        tokio::spawn(shared.tasks.kept("nats: outbox", publish));
+        tokio::spawn(shared.tasks.keep_running("nats: outbox", publish));
         Ok(Self { _end: shared.end.clone().drop_guard(), shared })
     }
 }

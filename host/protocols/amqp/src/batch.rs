@@ -22,7 +22,7 @@ use super::operation::OutgoingMessage;
 use super::producer::{ALONE_BYTES, BLOCKED, PendingConfirms, check_frames, unconfirmed};
 use super::topology::ExchangeDeclaration;
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::caught_async;
+use wasmcage_core::task::catch_panic_async;
 use wasmcage_resource::{Phase, ResourceError};
 
 /// The most participants whose messages are sent in one batch.
@@ -137,7 +137,7 @@ impl BatchWorker {
     /// Runs for ever. After a panic it starts again; the participants of the interrupted batch get an error that leaves
     /// their outcome open.
     async fn run(self) {
-        while let Err(panic) = caught_async(self.publish_batches()).await {
+        while let Err(panic) = catch_panic_async(self.publish_batches()).await {
             tracing::error!(error = %panic, "a part of the host panicked");
             tokio::time::sleep(RETRY_PAUSE).await;
         }

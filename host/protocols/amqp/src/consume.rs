@@ -20,7 +20,7 @@ use super::link::{BrokerLink, LiveConnection};
 use super::settle::settle;
 use super::verdict::DeliveryVerdict;
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::{Panic, caught_async};
+use wasmcage_core::task::{Panic, catch_panic_async};
 
 /// The most deliveries of a queue that run on its consumer's lane; further ones go to the lanes in turn.
 const LOCAL_MAX: usize = 16;
@@ -66,7 +66,7 @@ impl QueueConsumer {
         ended: impl Fn(String) + Send + Sync,
     ) {
         let queue = self.queue.clone();
-        if let Err(panic) = caught_async(self.consume(&receiver, stop, &ended)).await {
+        if let Err(panic) = catch_panic_async(self.consume(&receiver, stop, &ended)).await {
             receiver.report_panic(&queue, &panic);
             // The channel is closed now, which returns the deliveries in flight to the queue.
             ended(format!("queue {queue}: the host {panic}"));
@@ -142,7 +142,7 @@ async fn catch_panic(
     redelivered: bool,
     report: impl FnOnce(&Panic),
 ) -> DeliveryVerdict {
-    match caught_async(verdict).await {
+    match catch_panic_async(verdict).await {
         Ok(verdict) => verdict,
         Err(panic) => {
             report(&panic);

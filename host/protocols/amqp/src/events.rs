@@ -2,33 +2,25 @@
 //! says how many were suppressed before it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
 use super::guard::WithheldReason;
 use super::link::Purpose;
 use wasmcage_core::task::Panic;
-use wasmcage_core::telemetry::Gate;
-
-/// A throttled event is logged once in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
-
-fn counted(suppressed: u64) -> Option<u64> {
-    (suppressed > 0).then_some(suppressed)
-}
+use wasmcage_core::telemetry::Throttle;
 
 /// The events of one connection.
 pub(super) struct LinkEvents {
     pub(super) cage: String,
     broker: String,
     purpose: Purpose,
-    unreachable: Gate,
+    unreachable: Throttle,
 }
 
 impl LinkEvents {
     pub(super) fn new(cage: String, broker: String, purpose: Purpose) -> Self {
-        Self { cage, broker, purpose, unreachable: Gate::new(1, LOG_INTERVAL) }
+        Self { cage, broker, purpose, unreachable: Throttle::seldom() }
     }
 
     pub(super) fn connected(&self) {
@@ -45,10 +37,9 @@ impl LinkEvents {
     }
 
     pub(super) fn unreachable(&self, why: &str) {
-        if let Some(suppressed) = self.unreachable.pass() {
-            let suppressed = counted(suppressed);
+        self.unreachable.log(|suppressed| {
             warn!(cage = %self.cage, broker = %self.broker, error = why, suppressed, "broker cannot be reached");
-        }
+        });
     }
 
     pub(super) fn blocked(&self, why: &str) {
@@ -64,20 +55,20 @@ impl LinkEvents {
 pub(super) struct AmqpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
-    too_long: Gate,
-    unreadable: Gate,
-    malformed: Gate,
-    filter: Gate,
-    reply: Gate,
-    module: Gate,
-    fan_out: Gate,
-    invalid: Gate,
-    ended: Gate,
+    too_long: Throttle,
+    unreadable: Throttle,
+    malformed: Throttle,
+    filter: Throttle,
+    reply: Throttle,
+    module: Throttle,
+    fan_out: Throttle,
+    invalid: Throttle,
+    ended: Throttle,
 }
 
 impl AmqpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        let throttle = || Gate::new(1, LOG_INTERVAL);
+        let throttle = Throttle::seldom;
         Self {
             cage,
             interface,
@@ -100,10 +91,9 @@ impl AmqpEvents {
 
     /// One queue's consumer ended; the other queues are still consumed.
     pub(super) fn consumer_ended(&self, why: &str) {
-        if let Some(suppressed) = self.ended.pass() {
-            let suppressed = counted(suppressed);
+        self.ended.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, why, suppressed, "consuming of a queue begins anew");
-        }
+        });
     }
 
     /// The connection was lost, and all queues are consumed again once there is a new one.
@@ -118,27 +108,24 @@ impl AmqpEvents {
 
     /// The guard withheld a message.
     pub(super) fn message_withheld(&self, queue: &str, reason: WithheldReason, body_bytes_max: u64) {
-        let gate = match reason {
-            WithheldReason::TooLong { .. } => &self.too_long,
-            WithheldReason::Unreadable => &self.unreadable,
-        };
-        let Some(suppressed) = gate.pass() else { return };
-        let suppressed = counted(suppressed);
         match reason {
-            WithheldReason::TooLong { bytes } => warn!(
-                cage = %self.cage, interface = %self.interface, queue, bytes, body_bytes_max, suppressed, "message too long"
-            ),
-            WithheldReason::Unreadable => {
+            WithheldReason::TooLong { bytes } => self.too_long.log(|suppressed| {
+                warn!(
+                    cage = %self.cage, interface = %self.interface, queue, bytes, body_bytes_max, suppressed,
+                    "message too long"
+                );
+            }),
+            WithheldReason::Unreadable => self.unreadable.log(|suppressed| {
                 warn!(cage = %self.cage, interface = %self.interface, queue, suppressed, "message with unreadable properties");
-            }
+            }),
         }
     }
 
     /// A message cannot be parsed. Its content is not logged: more people can read a log than a queue.
     pub(super) fn malformed(&self, why: &str, bytes: usize) {
-        let Some(suppressed) = self.malformed.pass() else { return };
-        let suppressed = counted(suppressed);
-        warn!(cage = %self.cage, interface = %self.interface, why, bytes, suppressed, "message cannot be read");
+        self.malformed.log(|suppressed| {
+            warn!(cage = %self.cage, interface = %self.interface, why, bytes, suppressed, "message cannot be read");
+        });
     }
 
     pub(super) fn unknown(&self, key: &str) {
@@ -147,41 +134,36 @@ impl AmqpEvents {
 
     /// The interface's module does not exist; the message stays in its queue.
     pub(super) fn no_module(&self, module: &str) {
-        if let Some(suppressed) = self.module.pass() {
-            let suppressed = counted(suppressed);
+        self.module.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, module, suppressed, "no such module, messages wait");
-        }
+        });
     }
 
     /// A module's reply cannot be sent as a message, nor could it at another attempt.
     pub(super) fn invalid_reply(&self, why: &str, request: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.invalid.pass() {
-            let suppressed = counted(suppressed);
+        self.invalid.log(|suppressed| {
             error!(cage = %self.cage, interface = %self.interface, error = why, suppressed, %request, "reply cannot be sent");
-        }
+        });
     }
 
     pub(super) fn filter_refused(&self, filter: &str, why: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.filter.pass() {
-            let suppressed = counted(suppressed);
+        self.filter.log(|suppressed| {
             info!(cage = %self.cage, interface = %self.interface, filter, %why, suppressed, "handler skipped by a filter");
-        }
+        });
     }
 
     pub(super) fn reply_failed(&self, why: &str) {
-        if let Some(suppressed) = self.reply.pass() {
-            let suppressed = counted(suppressed);
+        self.reply.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, error = why, suppressed, "reply not sent");
-        }
+        });
     }
 
     pub(super) fn fan_out_failed(&self, function: &str, why: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.fan_out.pass() {
-            let suppressed = counted(suppressed);
+        self.fan_out.log(|suppressed| {
             error!(
                 cage = %self.cage, interface = %self.interface, function, error = %why, suppressed,
                 "one of several handlers failed"
             );
-        }
+        });
     }
 }

@@ -22,7 +22,7 @@ use super::replies::ReplySender;
 use super::topology::QueueBinding;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
-use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, Listening};
+use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError, ListenGuard};
 
 /// How often the declarations are repeated.
 const DECLARE_INTERVAL: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ struct ConsumeLoop {
     /// The names of the queues that are consumed, as last reported to the endpoint.
     consumed: Vec<String>,
     /// Held while there are such queues.
-    listening: Option<Listening>,
+    listening: Option<ListenGuard>,
     /// Consumers that take no more deliveries, and finish those in flight.
     ending: Vec<AbortOnDropHandle<()>>,
 }

@@ -23,7 +23,7 @@ use super::topology::{ExchangeDeclaration, declare_exchanges};
 use super::value::FRAME_BYTES_MAX;
 use wasmcage_core::backoff::Backoff;
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::caught_async;
+use wasmcage_core::task::catch_panic_async;
 
 /// The pause between attempts to connect doubles from the first to the longest; up to half of it is added at random.
 const PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -241,7 +241,7 @@ impl Drop for LiveConnection {
 async fn keep(broker: Broker, purpose: Purpose, cage: String, state: watch::Sender<LinkState>) {
     let events = LinkEvents::new(cage, broker.to_string(), purpose);
     loop {
-        if let Err(panic) = caught_async(keep_connected(&broker, purpose, &events, &state)).await {
+        if let Err(panic) = catch_panic_async(keep_connected(&broker, purpose, &events, &state)).await {
             events.panicked(&panic);
             let why = format!("the host {panic}");
             state.send_modify(|state| *state = Err(Outage { why, is_final: false, is_new: false }));

@@ -126,7 +126,7 @@ impl Resource for AmqpResource {
     }
 
     /// A request is sent before the commit, and a fetched reply is taken from its queue.
-    fn undoes(&self, operation: &Operation) -> bool {
+    fn can_roll_back(&self, operation: &Operation) -> bool {
         !matches!(operation.action.as_str(), "rpc" | "fetch")
     }
 

@@ -367,8 +367,8 @@ where
     fn execute(&self, stream: F) {
         let lane = self.0.next();
         match SendTaskControl::take() {
-            None => lane.spawn(async move { log_panic(task::caught_async(SendTaskControl::scope(stream)).await) }),
-            Some(control) => lane.spawn(async move { log_panic(task::caught_async(control.run(stream)).await) }),
+            None => lane.spawn(async move { log_panic(task::catch_panic_async(SendTaskControl::scope(stream)).await) }),
+            Some(control) => lane.spawn(async move { log_panic(task::catch_panic_async(control.run(stream)).await) }),
         };
     }
 }

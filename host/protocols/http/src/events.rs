@@ -6,33 +6,29 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
 use wasmcage_core::body_budget::NoRoom;
 use wasmcage_core::request::{RequestContext, RequestId};
 use wasmcage_core::task::Panic;
-use wasmcage_core::telemetry::{Gate, error_chain};
-
-/// A throttled event is logged once in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
+use wasmcage_core::telemetry::{Throttle, error_chain};
 
 /// The events of one interface.
 pub(super) struct HttpEvents {
     cage: Arc<str>,
     interface: Arc<str>,
-    refused: Gate,
-    accept: Gate,
-    reply: Gate,
-    route: Gate,
-    missing: Gate,
-    room: Gate,
+    refused: Throttle,
+    accept: Throttle,
+    reply: Throttle,
+    route: Throttle,
+    missing: Throttle,
+    room: Throttle,
 }
 
 impl HttpEvents {
     pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
-        let throttle = || Gate::new(1, LOG_INTERVAL);
+        let throttle = Throttle::seldom;
         Self {
             cage,
             interface,
@@ -51,18 +47,16 @@ impl HttpEvents {
 
     /// A connection was closed unread at the limit on connections.
     pub(super) fn connection_refused(&self, connections_max: usize) {
-        if let Some(suppressed) = self.refused.pass() {
-            let suppressed = counted(suppressed);
+        self.refused.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, connections_max, suppressed, "connections refused");
-        }
+        });
     }
 
     /// The process or the machine is short of a resource; accepting continues after a pause.
     pub(super) fn accept_failed(&self, error: &io::Error) {
-        if let Some(suppressed) = self.accept.pass() {
-            let suppressed = counted(suppressed);
+        self.accept.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "connection not accepted");
-        }
+        });
     }
 
     pub(super) fn connection_ended(&self, peer: SocketAddr, error: &dyn Display) {
@@ -117,43 +111,39 @@ impl HttpEvents {
 
     /// A request was refused because the module is compiling, cannot be loaded, or was removed.
     pub(super) fn no_module(&self, request: RequestId, module: &str) {
-        if let Some(suppressed) = self.missing.pass() {
-            let suppressed = counted(suppressed);
+        self.missing.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, suppressed, request = %tail(request),
                 "request turned away, no version of the module serves"
             );
-        }
+        });
     }
 
     /// HTTP cannot carry the module's response.
     pub(super) fn invalid_reply(&self, context: &RequestContext, module: &str, error: &dyn Display) {
-        if let Some(suppressed) = self.reply.pass() {
-            let suppressed = counted(suppressed);
+        self.reply.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "reply not sendable"
             );
-        }
+        });
     }
 
     /// The memory budget for bodies has no fair share left for a request's body.
     pub(super) fn no_room_for_body(&self, error: NoRoom) {
-        if let Some(suppressed) = self.room.pass() {
-            let suppressed = counted(suppressed);
+        self.room.log(|suppressed| {
             warn!(cage = %self.cage, interface = %self.interface, %error, suppressed, "request's body refused");
-        }
+        });
     }
 
     /// The memory budget for bodies has no fair share left for a response, though the module has done its work.
     pub(super) fn no_room_for_reply(&self, context: &RequestContext, module: &str, error: NoRoom) {
-        if let Some(suppressed) = self.room.pass() {
-            let suppressed = counted(suppressed);
+        self.room.log(|suppressed| {
             warn!(
                 cage = %self.cage, interface = %self.interface, module, %error, suppressed, request = %context.tail(),
                 "answer's body refused"
             );
-        }
+        });
     }
 
     pub(super) fn panicked(&self, request: RequestId, panic: &Panic) {
@@ -162,11 +152,6 @@ impl HttpEvents {
             "request panicked"
         );
     }
-}
-
-/// The log field for suppressed lines; none if there were none.
-fn counted(suppressed: u64) -> Option<u64> {
-    (suppressed > 0).then_some(suppressed)
 }
 
 /// The end of a log line about a request that has no context yet.

@@ -105,7 +105,7 @@ pub(super) async fn respond(
     let summary = RequestSummary::of(&parts);
     let accepted = config.compress.as_ref().map(|compress| (compress, AcceptedEncodings::of(&parts.headers)));
     let body = IncomingBody::new(incoming, &connection.activity);
-    let served = task::caught_async(serve(&connection, parts, body)).await;
+    let served = task::catch_panic_async(serve(&connection, parts, body)).await;
     let mut response = match served.unwrap_or_else(|panic| Err(connection.report_panic(&panic))) {
         Ok(response) => match accepted {
             Some((compress, accepted)) => compress.apply(accepted, &summary.method, response).await,
@@ -262,7 +262,7 @@ fn run_in_stream(connection: &ConnectionContext, request: RequestId, upgrade: On
         // The upgrade fails if the client has left by then.
         let Ok(upgraded) = upgrade.await else { return };
         let mut stream = TokioIo::new(upgraded);
-        match task::caught_async(tunnel.run(&mut stream, Bytes::new(), Some(&send_task))).await {
+        match task::catch_panic_async(tunnel.run(&mut stream, Bytes::new(), Some(&send_task))).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => shared.events.tunnel_cut(request, peer, &error),
             Err(panic) => shared.events.panicked(request, &panic),

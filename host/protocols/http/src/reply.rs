@@ -113,7 +113,7 @@ pub(super) fn tunnel(
 fn discard(mut body: StreamBody) {
     if !body.is_end_stream() {
         tokio::spawn(async move {
-            let result = task::caught_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
+            let result = task::catch_panic_async(async { while let Some(Ok(_)) = body.frame().await {} }).await;
             if let Err(panic) = result {
                 tracing::error!(error = %panic, "the body of an answer to HEAD panicked");
             }

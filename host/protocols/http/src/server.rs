@@ -18,7 +18,7 @@ use super::tls::ServerTls;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::task;
-use wasmcage_protocol::{InterfaceError, Listening};
+use wasmcage_protocol::{InterfaceError, ListenGuard};
 
 /// The pause after an error that would occur again at once, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -74,7 +74,7 @@ impl HttpServer {
 
     /// Serves until the drain has begun and the last connection has ended, or the drain is forced. Dropping this future
     /// ends all connections.
-    pub(super) async fn run(self, listening: Listening, drain: Drain) {
+    pub(super) async fn run(self, listening: ListenGuard, drain: Drain) {
         // A drain of this interface's connections only, which ends them if this future is dropped.
         let own = ForceOnDrop(drain.child());
         tokio::select! {
@@ -151,7 +151,7 @@ impl Acceptor {
         self.lanes.handle(lane).spawn(async move {
             let _seat = slot;
             let (shared, peer) = (connection.shared.clone(), connection.peer);
-            if let Err(panic) = task::caught_async(connection.serve(socket)).await {
+            if let Err(panic) = task::catch_panic_async(connection.serve(socket)).await {
                 shared.events.connection_panicked(peer, &panic);
             }
         });

@@ -10,7 +10,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Deadline;
 use wasmcage_core::task;
 use wasmcage_protocol::InterfaceContext;
-use wasmcage_store::{CallEntry, End, Finished, GivenUp, InWork, StoreError, call_time};
+use wasmcage_store::{AttemptEnd, CallEntry, FinishOutcome, GivenUpCall, InWorkGuard, StoreError, call_time};
 
 /// How long a call may go on after its deadline, at which guests are stopped.
 const DEADLINE_GRACE: std::time::Duration = std::time::Duration::from_secs(1);
@@ -20,7 +20,7 @@ pub(super) struct CallAttempt {
     pub(super) cx: InterfaceContext,
     pub(super) config: RetryConfig,
     /// Its place among the queue's concurrent calls, which is freed when this is dropped.
-    pub(super) _in_work: InWork,
+    pub(super) _in_work: InWorkGuard,
     /// Makes a drain wait for the attempt from its beginning on.
     pub(super) _in_flight: TaskTrackerToken,
     pub(super) sequence: u64,
@@ -33,9 +33,9 @@ impl CallAttempt {
         let drain = self.cx.drain.clone();
         let ended = async {
             // A call whose attempt panics is retried after a pause, like others.
-            if let Err(panic) = task::caught_async(self.run_and_record()).await {
+            if let Err(panic) = task::catch_panic_async(self.run_and_record()).await {
                 self.cx.tasks.report("an attempt at a retried call", &panic);
-                self.record(End::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
+                self.record(AttemptEnd::Later { error: panic.to_string(), due_ms: self.next_ms() }).await;
             }
         };
         tokio::select! {
@@ -58,7 +58,7 @@ impl CallAttempt {
     /// The call's arguments; none if the call does not exist any more.
     async fn message(&self) -> Result<Option<Vec<u8>>, StoreError> {
         let sequence = self.sequence;
-        self.cx.store.aside(move |store| store.call_message(sequence)).await
+        self.cx.store.read_without_blocking(move |store| store.call_message(sequence)).await
     }
 
     async fn call(&self, message: Vec<u8>) -> Result<(), DispatchError> {
@@ -71,18 +71,18 @@ impl CallAttempt {
         ended.unwrap_or_else(|_| Err(DispatchError::DeadlineExceeded("it did not end at its deadline".into())))
     }
 
-    fn end_of(&self, result: Result<(), DispatchError>) -> End {
+    fn end_of(&self, result: Result<(), DispatchError>) -> AttemptEnd {
         match result {
-            Ok(()) => End::Done,
-            Err(error) if is_final(&error) => End::Never(error.to_string()),
+            Ok(()) => AttemptEnd::Done,
+            Err(error) if is_final(&error) => AttemptEnd::Never(error.to_string()),
             // A draining cage has not run the call, and must not use up what may be its only attempt.
             Err(error @ DispatchError::Draining) => self.not_run(error.to_string()),
-            Err(error) => End::Later { error: error.to_string(), due_ms: self.next_ms() },
+            Err(error) => AttemptEnd::Later { error: error.to_string(), due_ms: self.next_ms() },
         }
     }
 
-    fn not_run(&self, error: String) -> End {
-        End::NotRun { attempt: self.entry.attempts, error, due_ms: self.next_ms() }
+    fn not_run(&self, error: String) -> AttemptEnd {
+        AttemptEnd::NotRun { attempt: self.entry.attempts, error, due_ms: self.next_ms() }
     }
 
     /// When the next attempt is due, in milliseconds since 1970.
@@ -94,7 +94,7 @@ impl CallAttempt {
 
     /// Records the result, and retries until the store accepts it. The call keeps its place meanwhile, so that it is
     /// not run a second time because of the store.
-    async fn record(&self, end: End) {
+    async fn record(&self, end: AttemptEnd) {
         let (store, queue) = (&self.cx.store, &self.cx.endpoint.interface);
         let mut store_status = StoreStatus::default();
         loop {
@@ -107,13 +107,13 @@ impl CallAttempt {
         }
     }
 
-    fn log(&self, end: &End, finished: Finished) {
+    fn log(&self, end: &AttemptEnd, finished: FinishOutcome) {
         let (cage, interface) = (&*self.cx.endpoint.cage, &*self.cx.endpoint.interface);
         let CallEntry { id, target, attempts, .. } = &self.entry;
         let (module, function) = (&target.module, &target.function);
         match (finished, end) {
-            (Finished::GivenUp(given_up), _) => report_given_up(&self.cx, &given_up),
-            (Finished::Later, End::Later { error, .. } | End::NotRun { error, .. }) => {
+            (FinishOutcome::GivenUp(given_up), _) => report_given_up(&self.cx, &given_up),
+            (FinishOutcome::Later, AttemptEnd::Later { error, .. } | AttemptEnd::NotRun { error, .. }) => {
                 tracing::info!(
                     cage,
                     interface,
@@ -125,7 +125,7 @@ impl CallAttempt {
                     "call is made again later"
                 );
             }
-            (Finished::Done | Finished::Gone | Finished::Later, _) => {
+            (FinishOutcome::Done | FinishOutcome::Gone | FinishOutcome::Later, _) => {
                 tracing::debug!(cage, interface, module, function, call = id, attempts, "call is done");
             }
         }
@@ -133,14 +133,14 @@ impl CallAttempt {
 }
 
 /// Logs a call that will not be retried any more.
-pub(super) fn report_given_up(cx: &InterfaceContext, given_up: &GivenUp) {
-    let GivenUp { entry, displaced } = given_up;
+pub(super) fn report_given_up(cx: &InterfaceContext, given_up: &GivenUpCall) {
+    let GivenUpCall { entry, displaced } = given_up;
     let (cage, interface) = (&*cx.endpoint.cage, &*cx.endpoint.interface);
     let CallEntry { id, target, error, attempts, .. } = entry;
     let (module, function) = (&target.module, &target.function);
     tracing::warn!(cage, interface, module, function, call = id, attempts, error, "call is given up");
     let Some(oldest) = displaced else { return };
-    if let Some(dropped) = cx.store.retried_queue(interface).displaced(Instant::now()) {
+    if let Some(dropped) = cx.store.retried_queue(interface).count_displaced(Instant::now()) {
         tracing::error!(
             cage,
             interface,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::backoff::doubled;
-use wasmcage_store::Rules;
+use wasmcage_store::QueueRules;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const DAY_MS: u64 = DAY.as_secs() * 1000;
@@ -17,7 +17,7 @@ pub(super) struct RetryConfig {
     pub concurrency: usize,
     /// The pause before the second attempt; it doubles for each further one.
     pub interval: Duration,
-    pub rules: Rules,
+    pub rules: QueueRules,
 }
 
 impl RetryConfig {
@@ -33,7 +33,7 @@ impl RetryConfig {
         let interval_max = section.milliseconds("retry_interval_max_ms", Duration::from_secs(120), 1..=DAY_MS);
         let retention =
             section.parsed("retention", TimeSpan(3 * DAY), "a time such as \"3d\", \"12h\", \"30m\" or \"90s\"");
-        let rules = Rules {
+        let rules = QueueRules {
             keep_order,
             interval_max: interval_max.max(interval),
             attempts_max: section.optional_integer("max_attempts", 1..=u32::MAX.into()).map(|attempts| attempts as u32),
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn config(interval_ms: u64, interval_max_ms: u64) -> RetryConfig {
-        let rules = Rules {
+        let rules = QueueRules {
             keep_order: false,
             interval_max: Duration::from_millis(interval_max_ms),
             attempts_max: None,

@@ -11,7 +11,7 @@ use super::attempt::{CallAttempt, report_given_up};
 use super::config::RetryConfig;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::{Address, Interface, InterfaceContext, InterfaceError};
-use wasmcage_store::{Begun, Look, RetriedQueue, StoreError};
+use wasmcage_store::{CallStart, QueueStatus, RetriedQueue, StoreError};
 
 /// How long one write to the store may take before it is retried.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ impl QueueWorker {
         // An interface that is being replaced may still hold the lease for a moment.
         let Some(_lease) = drain.unless_begun(self.queue.lease()).await else { return };
         let mut store_status = StoreStatus::default();
-        if self.queue.resumes() {
+        if self.queue.claim_resume() {
             while let Err(error) = self.resume().await {
                 store_status.report_error(&self.cx, &error);
                 if drain.unless_begun(tokio::time::sleep(STORE_RETRY_PAUSE)).await.is_none() {
@@ -88,9 +88,9 @@ impl QueueWorker {
     }
 
     /// Looks for calls that are due.
-    async fn look(&self) -> Result<Look, StoreError> {
+    async fn look(&self) -> Result<QueueStatus, StoreError> {
         let (name, rules) = (self.cx.endpoint.interface.clone(), self.config.rules);
-        self.cx.store.aside(move |store| store.look_for_calls(&name, &rules)).await
+        self.cx.store.read_without_blocking(move |store| store.queue_status(&name, &rules)).await
     }
 
     /// Makes the calls due at once that failed before the process started and wait for a retry.
@@ -118,7 +118,7 @@ impl QueueWorker {
             let begun = store.begin_calls(name, rules, places, Deadline::after(WRITE_TIMEOUT)).await?;
             for begun in begun {
                 match begun {
-                    Begun::Attempt { sequence, entry } => {
+                    CallStart::Attempt { sequence, entry } => {
                         let in_work = self.queue.begin(sequence);
                         let attempt = CallAttempt {
                             cx: self.cx.clone(),
@@ -130,7 +130,7 @@ impl QueueWorker {
                         };
                         self.cx.lanes.next().spawn(self.attempts.track_future(attempt.run()));
                     }
-                    Begun::GivenUp(given_up) => report_given_up(&self.cx, &given_up),
+                    CallStart::GivenUp(given_up) => report_given_up(&self.cx, &given_up),
                 }
             }
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use wasmcage_core::request::Deadline;
 use wasmcage_protocol::Protocol;
 use wasmcage_retry::RetryProtocol;
-use wasmcage_store::{CallsWanted, NewCall, StoredTarget};
+use wasmcage_store::{CallFilter, NewCall, StoredTarget};
 use wasmcage_test_util::contract::{Answer, Subject, TIMEOUT};
 use wasmcage_test_util::{TestHost, TestInterface};
 
@@ -52,8 +52,8 @@ impl Subject for RetrySubject {
         };
         host.store.accept_call(call, Deadline::after(TIMEOUT)).await.unwrap();
         loop {
-            let wanted = CallsWanted { queue: Some(queue.clone()), dead: false, limit: 100 };
-            let pending = host.store.aside(move |store| store.calls(&wanted)).await.unwrap();
+            let wanted = CallFilter { queue: Some(queue.clone()), dead: false, limit: 100 };
+            let pending = host.store.read_without_blocking(move |store| store.calls(&wanted)).await.unwrap();
             if pending.iter().all(|call| call.id != id) {
                 return Answer::Done;
             }

@@ -149,7 +149,7 @@ impl Scheduler {
             // The dispatcher counts and logs the result, and nobody waits for the reply.
             let _ = dispatch.handle(route, request).await;
         };
-        let work = self.cx.tasks.watched("a scheduled request", work).map(|_| ());
+        let work = self.cx.tasks.run_once("a scheduled request", work).map(|_| ());
         self.ticks.spawn_on(work, self.cx.lanes.next());
     }
 

@@ -59,7 +59,8 @@ impl ProgressRecord {
     pub(super) async fn load(&self) -> Result<Option<Progress>, StoreError> {
         self.store.ready().await;
         let key = self.key.clone();
-        let read = self.store.aside(move |store| store.read(|reader| reader.get(Space::Interfaces, &key)));
+        let read =
+            self.store.read_without_blocking(move |store| store.read(|reader| reader.get(Space::Interfaces, &key)));
         let Some(bytes) = read.await? else { return Ok(None) };
         let stored =
             serde_json::from_slice::<StoredProgress>(&bytes).ok().filter(|stored| stored.schedule == self.schedule);

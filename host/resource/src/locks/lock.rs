@@ -1,5 +1,5 @@
-//! Named reader/writer locks, first come, first served. One mutex guards the table of all; it is held for as long as it
-//! takes to look, never while anyone waits.
+//! Named reader/writer locks, first come, first served. One mutex guards the table of all locks; it is never held while a
+//! caller waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -11,80 +11,80 @@ use tokio::time::timeout_at;
 use super::LockError;
 use wasmcage_core::request::{Deadline, RequestId};
 
-/// Names that are held or waited for at once.
+/// Most names that are held or waited for at the same time.
 const LOCKS_MAX: usize = 100_000;
-/// Who hold or wait for one lock.
+/// Most holders and waiters of one lock.
 const USERS_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// With other readers.
+    /// Shared with other readers.
     Read,
-    /// Alone.
+    /// Exclusive.
     Write,
 }
 
 /// The locks in use, by name.
 #[derive(Debug, Default)]
-pub(super) struct LockTable(Mutex<Table>);
+pub(super) struct LockTable(Mutex<LockMap>);
 
 #[derive(Debug, Default)]
-struct Table {
+struct LockMap {
     locks: HashMap<Arc<str>, Lock>,
-    /// Of the ticket made last.
+    /// Number of the ticket that was given last.
     last_ticket: u64,
 }
 
 #[derive(Debug, Default)]
 struct Lock {
     /// One writer, or any number of readers.
-    holders: Vec<Holder>,
-    waiters: VecDeque<Waiter>,
+    holders: Vec<LockHolder>,
+    waiters: VecDeque<LockWaiter>,
 }
 
 #[derive(Debug)]
-struct Holder {
+struct LockHolder {
     ticket: u64,
     request: RequestId,
     mode: Mode,
 }
 
 #[derive(Debug)]
-struct Waiter {
-    holder: Holder,
+struct LockWaiter {
+    holder: LockHolder,
     granted: oneshot::Sender<()>,
 }
 
-/// A lock that is held, until this is dropped.
+/// A lock that is held until this is dropped.
 #[derive(Debug)]
-pub struct Held {
+pub struct LockGuard {
     table: Arc<LockTable>,
     name: Arc<str>,
     ticket: u64,
 }
 
-/// Whoever waits has a `Held` already: dropped, it gives up the place in the line, or the lock if that was granted meanwhile.
+/// Acquires a lock. A waiter has a guard already: dropping it leaves the queue, or gives up the lock if it was granted meanwhile.
 pub(super) async fn acquire(
     table: &Arc<LockTable>,
     name: &str,
     mode: Mode,
     request: RequestId,
     deadline: Deadline,
-) -> Result<Held, LockError> {
-    let (held, granted) = table.enter(name, mode, request)?;
-    let Some(mut granted) = granted else { return Ok(held) };
+) -> Result<LockGuard, LockError> {
+    let (guard, granted) = table.enter(name, mode, request)?;
+    let Some(mut granted) = granted else { return Ok(guard) };
     let in_time = timeout_at(deadline.instant(), &mut granted).await.is_ok() || granted.try_recv().is_ok();
-    in_time.then_some(held).ok_or_else(|| LockError::TimedOut(format!("lock {name} was not free in time")))
+    in_time.then_some(guard).ok_or_else(|| LockError::TimedOut(format!("lock {name} was not free in time")))
 }
 
 impl LockTable {
-    /// Takes the lock, or a place in the line with news of when it is taken.
+    /// Takes the lock, or enters its queue and returns a receiver that is notified when the lock is granted.
     fn enter(
         self: &Arc<Self>,
         name: &str,
         mode: Mode,
         request: RequestId,
-    ) -> Result<(Held, Option<oneshot::Receiver<()>>), LockError> {
+    ) -> Result<(LockGuard, Option<oneshot::Receiver<()>>), LockError> {
         let mut table = self.0.lock();
         let known = table.locks.get_key_value(name);
         if known.is_none() && table.locks.len() >= LOCKS_MAX {
@@ -97,8 +97,8 @@ impl LockTable {
         table.last_ticket += 1;
         let ticket = table.last_ticket;
         let lock = table.locks.entry(name.clone()).or_default();
-        let granted = lock.add(Holder { ticket, request, mode });
-        Ok((Held { table: self.clone(), name, ticket }, granted))
+        let granted = lock.add(LockHolder { ticket, request, mode });
+        Ok((LockGuard { table: self.clone(), name, ticket }, granted))
     }
 
     fn leave(&self, name: &str, ticket: u64) {
@@ -124,7 +124,7 @@ impl LockTable {
 }
 
 impl Lock {
-    /// Whether the request may take or wait for it.
+    /// Checks that the request may acquire the lock or wait for it.
     fn check(&self, name: &str, mode: Mode, request: RequestId) -> Result<(), LockError> {
         let own = self.holders.iter().find(|holder| holder.request == request);
         if let Some(own) = own.filter(|own| own.mode == Mode::Write || mode == Mode::Write) {
@@ -138,15 +138,15 @@ impl Lock {
         Ok(())
     }
 
-    fn add(&mut self, holder: Holder) -> Option<oneshot::Receiver<()>> {
-        // A request that reads must not wait for a writer that waits for this very request.
+    fn add(&mut self, holder: LockHolder) -> Option<oneshot::Receiver<()>> {
+        // A request that reads already must not wait for a writer, which waits for this very request.
         let reads = self.holders.iter().any(|known| known.request == holder.request);
         if reads || (self.waiters.is_empty() && self.admits(holder.mode)) {
             self.holders.push(holder);
             return None;
         }
         let (granted, receiver) = oneshot::channel();
-        self.waiters.push_back(Waiter { holder, granted });
+        self.waiters.push_back(LockWaiter { holder, granted });
         Some(receiver)
     }
 
@@ -157,18 +157,18 @@ impl Lock {
         }
     }
 
-    /// Lets in whoever is first, and those behind while they may.
+    /// Grants the lock to the first waiter, and to those behind it as long as their modes allow.
     fn grant(&mut self) {
         while self.waiters.front().is_some_and(|waiter| self.admits(waiter.holder.mode)) {
             let Some(waiter) = self.waiters.pop_front() else { return };
             self.holders.push(waiter.holder);
-            // One that has just given up drops its `Held`, which lets in the next.
+            // A waiter that has just given up drops its guard, which grants the lock to the next.
             let _ = waiter.granted.send(());
         }
     }
 }
 
-impl Drop for Held {
+impl Drop for LockGuard {
     fn drop(&mut self) {
         self.table.leave(&self.name, self.ticket);
     }

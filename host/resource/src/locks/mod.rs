@@ -1,5 +1,5 @@
 //! Locks and queues in memory that the modules of a cage share. They outlive the versions of modules and end with the
-//! cage's process; a lock that nobody holds or waits for, and a queue that is empty, takes no room.
+//! cage's process. A lock that nobody holds or waits for takes no memory, nor does an empty queue.
 
 mod lock;
 mod queue;
@@ -10,27 +10,27 @@ mod tests;
 use std::sync::Arc;
 
 use self::lock::LockTable;
-pub use self::lock::{Held, Mode};
+pub use self::lock::{LockGuard, Mode};
 use self::queue::QueueTable;
 use wasmcage_core::request::{Deadline, Payload, RequestId};
 
-/// In a name of a lock or queue, which may be any but control characters.
+/// Most characters of a lock's or queue's name, which may be any but control characters.
 pub const NAME_CHARACTERS_MAX: usize = 64;
 
-/// Why there is no lock, or an entry was not taken.
+/// Why a lock was not acquired, or an entry not pushed or popped.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
-    /// A name that is not allowed, or a bound.
+    /// The name is invalid, or a limit is exceeded.
     #[error("{0}")]
     Invalid(String),
     #[error("{0}")]
     TimedOut(String),
-    /// The request holds what it would wait for.
+    /// The request holds the lock that it would wait for.
     #[error("{0}")]
     WouldDeadlock(String),
 }
 
-/// One for a cage.
+/// The locks and queues of a cage.
 #[derive(Debug, Default)]
 pub struct Locks {
     locks: Arc<LockTable>,
@@ -38,8 +38,8 @@ pub struct Locks {
 }
 
 impl Locks {
-    /// Waits for a lock, which is held until what is returned is dropped. Who asks first gets it first: a reader does not
-    /// pass a writer that waits, unless its request reads already.
+    /// Waits for a lock, which is held until the guard is dropped. First come, first served: a reader does not overtake a
+    /// waiting writer, unless its request reads already.
     ///
     /// # Errors
     /// See the kinds. `WouldDeadlock` when `request` holds the lock and one of the two modes is `Write`.
@@ -49,31 +49,31 @@ impl Locks {
         mode: Mode,
         request: RequestId,
         deadline: Deadline,
-    ) -> Result<Held, LockError> {
+    ) -> Result<LockGuard, LockError> {
         check_name(name)?;
         lock::acquire(&self.locks, name, mode, request, deadline).await
     }
 
-    /// Adds an entry at the end of a queue. Returns the queue's new length, 0 if someone waited for the entry.
+    /// Adds an entry at the end of a queue. Returns the queue's new length; 0 if a waiter took the entry.
     ///
     /// # Errors
-    /// `Invalid` at a bound.
+    /// `Invalid` at a limit.
     pub fn push(&self, queue: &str, entry: Payload) -> Result<usize, LockError> {
         check_name(queue)?;
         self.queues.push(queue, entry)
     }
 
-    /// Takes the first entry of a queue, or waits for one; none at the deadline. Who asks first gets the first one. When the
-    /// future is dropped, nothing is taken.
+    /// Takes the first entry of a queue, or waits for one; none at the deadline. First come, first served. If the future is
+    /// dropped, no entry is lost.
     ///
     /// # Errors
-    /// `Invalid` at a bound.
+    /// `Invalid` at a limit.
     pub async fn pop(&self, queue: &str, deadline: Deadline) -> Result<Option<Payload>, LockError> {
         check_name(queue)?;
         self.queues.pop(queue, deadline).await
     }
 
-    /// Entries of a queue.
+    /// Returns the number of entries of a queue.
     pub fn length(&self, queue: &str) -> usize {
         self.queues.length(queue)
     }

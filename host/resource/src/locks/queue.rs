@@ -1,4 +1,4 @@
-//! Named queues in memory: first in, first out, and first served who waited first.
+//! Named queues in memory: first in, first out, for waiters, too.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -9,37 +9,37 @@ use tokio::time::timeout_at;
 use super::LockError;
 use wasmcage_core::request::{Deadline, Payload};
 
-/// Queues that have entries or are waited for.
+/// Most queues that have entries or waiters.
 const QUEUES_MAX: usize = 1_000;
 const ENTRIES_MAX: usize = 10_000;
 const BYTES_MAX: usize = 64 << 20;
-/// Of all queues together.
+/// Most bytes of all queues together.
 const ALL_BYTES_MAX: usize = 256 << 20;
-/// Who wait for an entry of one queue.
+/// Most waiters of one queue.
 const WAITERS_MAX: usize = 10_000;
-/// What an entry counts besides its own bytes.
+/// Bytes that an entry counts besides its own.
 const ENTRY_OVERHEAD: usize = 64;
 
 #[derive(Debug, Default)]
-pub(super) struct QueueTable(Mutex<Table>);
+pub(super) struct QueueTable(Mutex<QueueMap>);
 
 #[derive(Debug, Default)]
-struct Table {
-    queues: HashMap<String, Queue>,
-    /// Of all entries.
+struct QueueMap {
+    queues: HashMap<String, MemoryQueue>,
+    /// Bytes of all entries.
     bytes: usize,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct MemoryQueue {
     entries: VecDeque<Payload>,
     bytes: usize,
-    /// Only while there are no entries. One whose receiver is closed has given up.
+    /// Waiters exist only while there are no entries. One whose receiver is closed has given up.
     waiters: VecDeque<oneshot::Sender<Payload>>,
 }
 
-/// A place in the line for a queue's next entry. Dropped, it puts back what was handed over and not taken.
-struct Waiting<'a> {
+/// A waiter for a queue's next entry. Dropping it puts back an entry that was handed over and not taken.
+struct EntryWaiter<'a> {
     table: &'a QueueTable,
     queue: &'a str,
     handed: oneshot::Receiver<Payload>,
@@ -71,10 +71,10 @@ impl QueueTable {
             let (sender, handed) = oneshot::channel();
             let queue = table.queue(name)?;
             if queue.waiters.len() >= WAITERS_MAX {
-                return Err(LockError::Invalid(format!("{WAITERS_MAX} wait for queue {name} already")));
+                return Err(LockError::Invalid(format!("queue {name} has {WAITERS_MAX} waiters already")));
             }
             queue.waiters.push_back(sender);
-            Waiting { table: self, queue: name, handed }
+            EntryWaiter { table: self, queue: name, handed }
         };
         let handed = timeout_at(deadline.instant(), &mut waiting.handed).await;
         Ok(handed.ok().and_then(Result::ok).or_else(|| waiting.handed.try_recv().ok()))
@@ -96,8 +96,8 @@ impl QueueTable {
     }
 }
 
-impl Table {
-    /// Whether an entry of that size may be added.
+impl QueueMap {
+    /// Checks that an entry of this size may be added.
     fn check_room(&self, name: &str, size: usize) -> Result<(), LockError> {
         let (entries, bytes) = self.queues.get(name).map_or((0, 0), |queue| (queue.entries.len(), queue.bytes));
         let full = if entries >= ENTRIES_MAX {
@@ -112,27 +112,27 @@ impl Table {
         Err(LockError::Invalid(full))
     }
 
-    /// The queue of that name, made if need be.
-    fn queue(&mut self, name: &str) -> Result<&mut Queue, LockError> {
+    /// Returns the queue of this name, which is created if it does not exist.
+    fn queue(&mut self, name: &str) -> Result<&mut MemoryQueue, LockError> {
         if !self.queues.contains_key(name) && self.queues.len() >= QUEUES_MAX {
             return Err(LockError::Invalid(format!("{QUEUES_MAX} queues are in use, which is the most there can be")));
         }
         Ok(self.queues.entry(name.to_owned()).or_default())
     }
 
-    /// Gives the entry to who waits longest; returns it when nobody waits.
+    /// Passes the entry to the waiter that has waited longest; returns it if there is none.
     fn hand_over(&mut self, name: &str, mut entry: Payload) -> Option<Payload> {
         let Some(queue) = self.queues.get_mut(name) else { return Some(entry) };
         while let Some(waiter) = queue.waiters.pop_front() {
             match waiter.send(entry) {
                 Ok(()) => {
-                    self.tidy(name);
+                    self.remove_if_unused(name);
                     return None;
                 }
                 Err(returned) => entry = returned,
             }
         }
-        self.tidy(name);
+        self.remove_if_unused(name);
         Some(entry)
     }
 
@@ -142,24 +142,24 @@ impl Table {
         let size = size_of(&entry);
         queue.bytes -= size;
         self.bytes -= size;
-        self.tidy(name);
+        self.remove_if_unused(name);
         Some(entry)
     }
 
-    /// Forgets a queue that has nothing and nobody.
-    fn tidy(&mut self, name: &str) {
+    /// Removes a queue without entries and waiters.
+    fn remove_if_unused(&mut self, name: &str) {
         if self.queues.get(name).is_some_and(|queue| queue.entries.is_empty() && queue.waiters.is_empty()) {
             self.queues.remove(name);
         }
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for EntryWaiter<'_> {
     fn drop(&mut self) {
         let mut table = self.table.0.lock();
         self.handed.close();
         if let Ok(entry) = self.handed.try_recv() {
-            // It was the first one, and is so again; the bounds held when it was pushed.
+            // It was the first entry, and is so again. The limits were checked when it was pushed.
             if let Some(entry) = table.hand_over(self.queue, entry) {
                 let size = size_of(&entry);
                 table.bytes += size;
@@ -169,7 +169,7 @@ impl Drop for Waiting<'_> {
             }
         } else if let Some(queue) = table.queues.get_mut(self.queue) {
             queue.waiters.retain(|waiter| !waiter.is_closed());
-            table.tidy(self.queue);
+            table.remove_if_unused(self.queue);
         }
     }
 }
@@ -178,7 +178,7 @@ fn size_of(entry: &Payload) -> usize {
     let bytes = match entry {
         Payload::Json(json) => json.len(),
         Payload::Bytes(bytes) => bytes.len(),
-        // Guests have no way to push such.
+        // Guests cannot push values.
         Payload::Values(_) => 0,
     };
     bytes + ENTRY_OVERHEAD

@@ -1,4 +1,4 @@
-//! Mutual exclusion, order, bounds, and that nothing is lost or left behind, by cases and by many tasks at once.
+//! Tests of mutual exclusion, order and limits, and that nothing is lost or left behind, also with many tasks at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +22,8 @@ fn number(number: usize) -> Payload {
     Payload::Json(number.to_string())
 }
 
-/// Begins to wait for a lock, and returns when its place in the line is taken.
-async fn waiting(locks: &Arc<Locks>, name: &'static str, mode: Mode) -> JoinHandle<Result<Held, LockError>> {
+/// Starts waiting for a lock, and returns when the waiter is in the queue.
+async fn waiting(locks: &Arc<Locks>, name: &'static str, mode: Mode) -> JoinHandle<Result<LockGuard, LockError>> {
     let before = locks.locks.waiting(name);
     let waiter = locks.clone();
     let task = tokio::spawn(async move { waiter.acquire(name, mode, RequestId::new(), long()).await });
@@ -132,15 +132,15 @@ async fn many_tasks_exclude_each_other_and_leave_nothing() {
     assert_eq!(locks.locks.in_use(), 0);
 }
 
-/// Requests that take and leave locks in any order, against the rule itself: whoever does not wait is compatible with all
-/// others that do not, and nobody waits whom the rule would let in.
+/// Takes and drops locks in random order and checks the rule: all holders are compatible, and no waiter is kept waiting that
+/// the rule would admit.
 #[test]
 fn any_order_of_takes_and_leaves_keeps_the_rule() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     arbtest(|u| {
         runtime.block_on(async {
             let locks = Arc::new(Locks::default());
-            let mut users: Vec<(Mode, JoinHandle<Result<Held, LockError>>)> = Vec::new();
+            let mut users: Vec<(Mode, JoinHandle<Result<LockGuard, LockError>>)> = Vec::new();
             while !u.is_empty() {
                 if u.ratio(1, 3)? && !users.is_empty() {
                     let (_, user) = users.swap_remove(u.choose_index(users.len())?);
@@ -186,7 +186,7 @@ async fn queues_keep_their_order_and_vanish_when_empty() {
     assert_eq!((locks.length("q"), locks.queues.in_use()), (0, (0, 0)));
 }
 
-/// Begins to wait for an entry, and returns when its place in the line is taken.
+/// Starts waiting for an entry, and returns when the waiter is in the queue.
 async fn popping(locks: &Arc<Locks>) -> JoinHandle<Result<Option<Payload>, LockError>> {
     let before = locks.queues.waiting("q");
     let waiter = locks.clone();

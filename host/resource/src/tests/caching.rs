@@ -1,9 +1,9 @@
-//! What the cache of reads keeps, and what it does not.
+//! Tests of the cache of reads.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::double::{Does, Script, caller, operation, pool, resource, until};
+use super::super::fake::{Behaviour, Script, caller, operation, pool, resource, until};
 use super::super::{
     CacheSettings, Caching, LiveResource, OperationOptions, OperationReply, Phase, PoolSettings, ResourceError,
 };
@@ -31,9 +31,9 @@ async fn ask(resource: &Arc<LiveResource>, body: &str, caching: Caching) -> Resu
     resource.execute(&caller(LONG), operation("do", body), options).await
 }
 
-/// Executions so far.
+/// Number of executions so far.
 fn executions(script: &Script) -> usize {
-    script.told().matches("execute").count()
+    script.steps().matches("execute").count()
 }
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn a_reply_is_kept_for_who_asks_the_same_and_needs_no_connection() {
     let script = Script::new();
     let resource = cached(&script, pool(1));
     assert_eq!(ask(&resource, "x", reading(&[])).await.unwrap().body, "x");
-    script.set(Phase::Execute, Does::Break);
+    script.set(Phase::Execute, Behaviour::Break);
     let gate = script.gate();
     let holding = tokio::spawn({
         let resource = resource.clone();
@@ -74,23 +74,25 @@ async fn without_a_cache_nothing_is_kept() {
 
 #[tokio::test]
 async fn a_write_forgets_what_depends_on_it_whatever_becomes_of_it() {
-    for (does, ends_well) in [(Does::Work, true), (Does::Refuse, false), (Does::Break, false), (Does::Panic, false)] {
+    for (behaviour, ends_well) in
+        [(Behaviour::Work, true), (Behaviour::Refuse, false), (Behaviour::Break, false), (Behaviour::Panic, false)]
+    {
         let script = Script::new();
         let resource = cached(&script, pool(1));
         ask(&resource, "x", reading(&["orders", "names"])).await.unwrap();
         ask(&resource, "y", reading(&["other"])).await.unwrap();
-        script.set(Phase::Execute, does);
+        script.set(Phase::Execute, behaviour);
         assert_eq!(ask(&resource, "w", writing(&["orders"])).await.is_ok(), ends_well);
-        script.set(Phase::Execute, Does::Work);
+        script.set(Phase::Execute, Behaviour::Work);
         script.forget();
         ask(&resource, "y", reading(&["other"])).await.unwrap();
-        assert_eq!(executions(&script), 0, "{does:?}");
+        assert_eq!(executions(&script), 0, "{behaviour:?}");
         ask(&resource, "x", reading(&["orders", "names"])).await.unwrap();
-        assert_eq!(executions(&script), 1, "{does:?}");
+        assert_eq!(executions(&script), 1, "{behaviour:?}");
         // A write is never answered from the cache.
         ask(&resource, "w", writing(&["orders"])).await.unwrap();
         ask(&resource, "w", writing(&["orders"])).await.unwrap();
-        assert_eq!(executions(&script), 3, "{does:?}");
+        assert_eq!(executions(&script), 3, "{behaviour:?}");
     }
 }
 
@@ -146,7 +148,7 @@ async fn one_read_is_done_for_all_who_ask_at_the_same_time() {
 async fn a_leader_that_fails_or_leaves_lets_the_next_one_do_it() {
     let script = Script::new();
     let resource = cached(&script, pool(16));
-    script.set(Phase::Execute, Does::Break);
+    script.set(Phase::Execute, Behaviour::Break);
     let gate = script.gate();
     let tasks: Vec<_> = (0..10)
         .map(|_| {
@@ -168,7 +170,7 @@ async fn a_leader_that_fails_or_leaves_lets_the_next_one_do_it() {
     for task in ended {
         assert_eq!(task.await.unwrap().unwrap_err().code, "broken");
     }
-    script.set(Phase::Execute, Does::Work);
+    script.set(Phase::Execute, Behaviour::Work);
     gate.add_permits(1);
     for task in waiting {
         assert_eq!(task.await.unwrap().unwrap().body, "x");
@@ -226,5 +228,5 @@ async fn what_cannot_be_asked_of_a_cache_is_said() {
     check(Caching { writes: names(&["a"]), ..reading(&["b"]) }, "both reads and writes").await;
     check(reading(&["a"; 65]), "more than 64 names").await;
     check(writing(&[&"a".repeat(257)]), "over 256 bytes").await;
-    assert_eq!(script.told(), "");
+    assert_eq!(script.steps(), "");
 }

@@ -1,8 +1,8 @@
-//! Who may use what, and what is said to those who may not.
+//! Tests of grants, and of the errors of modules that lack one.
 
 use std::sync::Arc;
 
-use super::super::double::{Script, pool, resource};
+use super::super::fake::{Script, pool, resource};
 use super::super::{Resource, ResourceError, Resources};
 use wasmcage_config::{ConfigError, Grants, Section};
 use wasmcage_core::telemetry::{Level, LevelCell};
@@ -30,6 +30,6 @@ async fn a_module_uses_what_it_was_granted_and_is_told_what_to_write_otherwise()
     check("secrets", ResourceError::NOT_PERMITTED, "allow = { resources = [..] } of [modules.work]");
     check("order", ResourceError::NO_SUCH_RESOURCE, "did you mean `orders`?");
     check("gone", ResourceError::NO_SUCH_RESOURCE, "there is no [resources.gone] in the cage.toml of cage runner");
-    // A module learns no names that it was not granted.
+    // Errors name no resources that the module was not granted.
     assert!(!ask("secret").unwrap_err().text.contains("secrets"));
 }

@@ -1,4 +1,4 @@
-//! What pools, grants and operations promise, with a double for the other side.
+//! Tests of pools, grants and the cache, with a fake resource.
 
 mod caching;
 mod grants;

@@ -1,9 +1,9 @@
-//! Places, connections, their reuse and their end.
+//! Tests of pools: limits, reuse of connections and their end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::double::{Does, Script, caller, caller_of, operation, pool, resource, until};
+use super::super::fake::{Behaviour, Script, caller, caller_of, operation, pool, resource, until};
 use crate::Reuse;
 
 use super::super::{LiveResource, OperationOptions, OperationReply, Phase, PoolSettings, ResourceError};
@@ -27,7 +27,7 @@ async fn an_operation_is_a_transaction_of_its_own_and_its_connection_is_used_aga
     for _ in 0..2 {
         assert_eq!(execute(&resource, LONG).await.unwrap().body, "x");
     }
-    assert_eq!(script.told(), "connect begin execute commit begin execute commit");
+    assert_eq!(script.steps(), "connect begin execute commit begin execute commit");
     let snapshot = resource.snapshot();
     assert_eq!((snapshot.in_use, snapshot.free, snapshot.readings.requests), (0, 1, 2));
 }
@@ -56,48 +56,58 @@ async fn an_operation_that_cannot_be_needs_no_connection() {
     let error = resource.execute(&caller(LONG), operation("unknown", ""), OperationOptions::default()).await;
     let error = error.unwrap_err();
     assert_eq!((&*error.participant, error.phase, error.recoverable), ("r", Phase::Check, true));
-    assert_eq!(script.told(), "");
+    assert_eq!(script.steps(), "");
 }
 
-/// What one operation comes to when its other side does this, and what was asked of it until then.
-async fn check(phase: Phase, does: Does, code: &str, (recoverable, terminal): (bool, bool), told: &str) {
+/// Does one operation with this behaviour in one phase, and checks its error and the steps until then.
+async fn check(phase: Phase, behaviour: Behaviour, code: &str, (recoverable, terminal): (bool, bool), steps: &str) {
     let script = Script::new();
-    script.set(phase, does);
+    script.set(phase, behaviour);
     let resource = resource("r", &script, pool(1), None);
-    let left = if does == Does::Hang { SHORT } else { LONG };
+    let left = if behaviour == Behaviour::Hang { SHORT } else { LONG };
     let error = execute(&resource, left).await.unwrap_err();
-    assert_eq!((&*error.code, error.recoverable, error.terminal), (code, recoverable, terminal), "{phase} {does:?}");
-    assert_eq!(script.told(), told, "{phase} {does:?}");
+    assert_eq!(
+        (&*error.code, error.recoverable, error.terminal),
+        (code, recoverable, terminal),
+        "{phase} {behaviour:?}"
+    );
+    assert_eq!(script.steps(), steps, "{phase} {behaviour:?}");
     let kept = !terminal && phase != Phase::Connect;
-    assert_eq!(resource.snapshot().free, usize::from(kept), "{phase} {does:?}");
-    // Its one place is free again.
-    script.set(phase, Does::Work);
-    assert!(execute(&resource, LONG).await.is_ok(), "{phase} {does:?}");
+    assert_eq!(resource.snapshot().free, usize::from(kept), "{phase} {behaviour:?}");
+    // Its one permit is free again.
+    script.set(phase, Behaviour::Work);
+    assert!(execute(&resource, LONG).await.is_ok(), "{phase} {behaviour:?}");
 }
 
 #[tokio::test]
 async fn what_fails_says_whether_anything_irreversible_happened_and_ends_its_connection_or_not() {
     let timed_out = ResourceError::TIMED_OUT;
-    check(Phase::Connect, Does::Refuse, "refused", (true, false), "connect disconnect").await;
-    check(Phase::Connect, Does::Break, "broken", (true, true), "connect disconnect").await;
-    check(Phase::Connect, Does::Hang, timed_out, (true, true), "connect disconnect").await;
-    check(Phase::Connect, Does::Panic, ResourceError::HOST_ERROR, (true, true), "connect disconnect").await;
-    check(Phase::Begin, Does::Refuse, "refused", (true, false), "connect begin").await;
-    check(Phase::Begin, Does::Break, "broken", (false, true), "connect begin disconnect").await;
-    check(Phase::Execute, Does::Refuse, "refused", (true, false), "connect begin execute rollback").await;
-    check(Phase::Execute, Does::Break, "broken", (false, true), "connect begin execute disconnect").await;
-    check(Phase::Execute, Does::Hang, timed_out, (false, true), "connect begin execute disconnect").await;
-    check(Phase::Execute, Does::Panic, ResourceError::HOST_ERROR, (false, true), "connect begin execute disconnect")
-        .await;
-    check(Phase::Commit, Does::Break, "broken", (false, true), "connect begin execute commit disconnect").await;
-    check(Phase::Commit, Does::Hang, timed_out, (false, true), "connect begin execute commit disconnect").await;
+    check(Phase::Connect, Behaviour::Refuse, "refused", (true, false), "connect disconnect").await;
+    check(Phase::Connect, Behaviour::Break, "broken", (true, true), "connect disconnect").await;
+    check(Phase::Connect, Behaviour::Hang, timed_out, (true, true), "connect disconnect").await;
+    check(Phase::Connect, Behaviour::Panic, ResourceError::HOST_ERROR, (true, true), "connect disconnect").await;
+    check(Phase::Begin, Behaviour::Refuse, "refused", (true, false), "connect begin").await;
+    check(Phase::Begin, Behaviour::Break, "broken", (false, true), "connect begin disconnect").await;
+    check(Phase::Execute, Behaviour::Refuse, "refused", (true, false), "connect begin execute rollback").await;
+    check(Phase::Execute, Behaviour::Break, "broken", (false, true), "connect begin execute disconnect").await;
+    check(Phase::Execute, Behaviour::Hang, timed_out, (false, true), "connect begin execute disconnect").await;
+    check(
+        Phase::Execute,
+        Behaviour::Panic,
+        ResourceError::HOST_ERROR,
+        (false, true),
+        "connect begin execute disconnect",
+    )
+    .await;
+    check(Phase::Commit, Behaviour::Break, "broken", (false, true), "connect begin execute commit disconnect").await;
+    check(Phase::Commit, Behaviour::Hang, timed_out, (false, true), "connect begin execute commit disconnect").await;
 }
 
 #[tokio::test]
 async fn a_rollback_that_fails_ends_the_connection_and_does_not_hide_the_error() {
     let script = Script::new();
-    script.set(Phase::Execute, Does::Refuse);
-    script.set(Phase::Rollback, Does::Break);
+    script.set(Phase::Execute, Behaviour::Refuse);
+    script.set(Phase::Rollback, Behaviour::Break);
     let resource = resource("r", &script, pool(1), None);
     let error = execute(&resource, LONG).await.unwrap_err();
     assert_eq!((&*error.code, error.phase, error.terminal), ("refused", Phase::Execute, true));
@@ -114,8 +124,10 @@ async fn there_are_never_more_connections_than_its_size_whatever_fails() {
         tasks.push(tokio::spawn(async move {
             for round in 0..20 {
                 let phase = [Phase::Connect, Phase::Execute, Phase::Commit, Phase::Acquire][fastrand::usize(0..4)];
-                let does = [Does::Work, Does::Work, Does::Break, Does::Refuse, Does::Panic][fastrand::usize(0..5)];
-                script.set(phase, does);
+                let behaviour =
+                    [Behaviour::Work, Behaviour::Work, Behaviour::Break, Behaviour::Refuse, Behaviour::Panic]
+                        [fastrand::usize(0..5)];
+                script.set(phase, behaviour);
                 // Some leave while they wait or work.
                 let left = if (task + round) % 7 == 0 { 1 } else { LONG };
                 let _ = execute(&resource, left).await;
@@ -127,7 +139,7 @@ async fn there_are_never_more_connections_than_its_size_whatever_fails() {
     }
     assert!(script.connections_most() <= 3, "{}", script.connections_most());
     for phase in [Phase::Connect, Phase::Execute, Phase::Commit, Phase::Acquire] {
-        script.set(phase, Does::Work);
+        script.set(phase, Behaviour::Work);
     }
     until("the end of all work", || resource.snapshot().in_use == 0).await;
     assert!(execute(&resource, LONG).await.is_ok());
@@ -160,10 +172,10 @@ async fn too_little_time_is_declined_and_time_max_cuts_the_rest() {
     let error = execute(&declining, 10_000).await.unwrap_err();
     assert_eq!((&*error.code, error.phase, error.recoverable), (ResourceError::TIMED_OUT, Phase::Acquire, true));
     assert!(error.text.contains("min_time_ms"), "{error}");
-    assert_eq!(script.told(), "");
+    assert_eq!(script.steps(), "");
     let time_max = Some(Duration::from_millis(SHORT));
     let cutting = resource("r", &script, PoolSettings { time_max, ..pool(1) }, None);
-    script.set(Phase::Execute, Does::Hang);
+    script.set(Phase::Execute, Behaviour::Hang);
     let caller = caller(LONG);
     let error = cutting.execute(&caller, operation("do", ""), OperationOptions::default()).await.unwrap_err();
     assert_eq!(error.code, ResourceError::TIMED_OUT);
@@ -178,12 +190,12 @@ async fn a_connection_that_was_free_for_a_while_is_asked_before_it_is_used() {
     script.forget();
     tokio::time::sleep(Duration::from_millis(1_010)).await;
     assert!(execute(&resource, LONG).await.is_ok());
-    assert_eq!(script.told(), "acquire begin execute commit");
+    assert_eq!(script.steps(), "acquire begin execute commit");
     script.forget();
-    script.set(Phase::Acquire, Does::Break);
+    script.set(Phase::Acquire, Behaviour::Break);
     tokio::time::sleep(Duration::from_millis(1_010)).await;
     assert!(execute(&resource, LONG).await.is_ok());
-    assert_eq!(script.told(), "acquire disconnect connect begin execute commit");
+    assert_eq!(script.steps(), "acquire disconnect connect begin execute commit");
 }
 
 #[tokio::test]
@@ -202,7 +214,7 @@ async fn connections_end_when_they_are_unused_or_old() {
         assert!(execute(&ageing, LONG).await.is_ok());
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    // Always in use, and replaced all the same.
+    // A connection that is always in use is replaced, too.
     assert!(script.made() > 1, "{}", script.made());
 }
 
@@ -225,7 +237,7 @@ async fn connections_are_kept_ready_and_replaced_when_they_are_taken() {
 #[tokio::test]
 async fn a_hanging_server_costs_its_own_pool_one_place_and_others_nothing() {
     let (hanging, working) = (Script::new(), Script::new());
-    hanging.set(Phase::Connect, Does::Hang);
+    hanging.set(Phase::Connect, Behaviour::Hang);
     let settings = PoolSettings { standby: 1, ..pool(2) };
     let [stuck, fine] =
         [("stuck", &hanging), ("fine", &working)].map(|(name, script)| resource(name, script, settings, None));
@@ -249,7 +261,7 @@ async fn a_resource_that_is_replaced_lets_its_work_end_and_keeps_nothing() {
     resource.close();
     gate.add_permits(1);
     assert!(working.await.unwrap().is_ok());
-    assert_eq!(script.told(), "connect begin execute commit disconnect");
+    assert_eq!(script.steps(), "connect begin execute commit disconnect");
 }
 
 #[tokio::test]
@@ -271,7 +283,7 @@ async fn a_long_reply_holds_its_connection_until_its_end() {
     drop(open().await);
     assert_eq!((script.connections(), resource.snapshot().in_use), (0, 0));
     let mut stream = open().await;
-    script.set(Phase::Execute, Does::Break);
+    script.set(Phase::Execute, Behaviour::Break);
     assert_eq!(stream.next().await.unwrap_err().participant, "r");
     assert_eq!(stream.next().await, Ok(None));
     assert_eq!((script.connections(), resource.snapshot().in_use), (0, 0));
@@ -280,35 +292,35 @@ async fn a_long_reply_holds_its_connection_until_its_end() {
 #[tokio::test]
 async fn what_is_left_in_a_connection_is_taken_away_before_its_next_use_and_after_the_reply() {
     let script = Script::new();
-    script.set_reuse(Reuse::AfterReset, Does::Work);
+    script.set_reuse(Reuse::AfterReset, Behaviour::Work);
     let resource = resource("r", &script, pool(2), None);
     execute(&resource, LONG).await.unwrap();
-    assert_eq!(script.told(), "connect begin execute commit", "the reply does not wait for the reset");
+    assert_eq!(script.steps(), "connect begin execute commit", "the reply does not wait for the reset");
     execute(&resource, LONG).await.unwrap();
-    assert_eq!(script.told(), "connect begin execute commit reset begin execute commit");
-    until("the second reset", || script.told().ends_with("commit reset")).await;
+    assert_eq!(script.steps(), "connect begin execute commit reset begin execute commit");
+    until("the second reset", || script.steps().ends_with("commit reset")).await;
     assert_eq!((script.made(), resource.snapshot().free), (1, 1));
 }
 
 #[tokio::test]
 async fn a_connection_that_cannot_be_reset_is_closed() {
-    for does in [Does::Refuse, Does::Break, Does::Panic] {
+    for behaviour in [Behaviour::Refuse, Behaviour::Break, Behaviour::Panic] {
         let script = Script::new();
-        script.set_reuse(Reuse::AfterReset, does);
+        script.set_reuse(Reuse::AfterReset, behaviour);
         let resource = resource("r", &script, pool(1), None);
         for _ in 0..2 {
             execute(&resource, LONG).await.unwrap();
         }
         until("the second one's end", || script.connections() == 0).await;
         let once = "connect begin execute commit reset disconnect";
-        assert_eq!(script.told(), format!("{once} {once}"), "{does:?}");
+        assert_eq!(script.steps(), format!("{once} {once}"), "{behaviour:?}");
     }
 }
 
 #[tokio::test]
 async fn a_reset_that_hangs_costs_who_waits_no_more_than_the_deadline() {
     let script = Script::new();
-    script.set_reuse(Reuse::AfterReset, Does::Hang);
+    script.set_reuse(Reuse::AfterReset, Behaviour::Hang);
     let resource = resource("r", &script, pool(1), None);
     execute(&resource, LONG).await.unwrap();
     let error = execute(&resource, SHORT).await.unwrap_err();
@@ -321,10 +333,10 @@ async fn a_reset_that_hangs_costs_who_waits_no_more_than_the_deadline() {
 #[tokio::test]
 async fn a_connection_that_cannot_be_used_again_is_closed_when_it_is_given_back() {
     let script = Script::new();
-    script.set_reuse(Reuse::Never, Does::Work);
+    script.set_reuse(Reuse::Never, Behaviour::Work);
     let resource = resource("r", &script, pool(1), None);
     execute(&resource, LONG).await.unwrap();
-    assert_eq!(script.told(), "connect begin execute commit disconnect");
+    assert_eq!(script.steps(), "connect begin execute commit disconnect");
 }
 
 #[tokio::test]
@@ -336,7 +348,7 @@ async fn modules_that_are_kept_apart_never_share_a_connection() {
     execute_of(&one, "a").await;
     execute_of(&one, "b").await;
     let use_of = "begin execute commit";
-    assert_eq!(script.told(), format!("connect {use_of} {use_of} disconnect connect {use_of}"));
+    assert_eq!(script.steps(), format!("connect {use_of} {use_of} disconnect connect {use_of}"));
 
     let script = Script::new();
     script.keep_modules_apart();

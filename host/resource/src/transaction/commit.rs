@@ -1,5 +1,5 @@
-//! How a decision to commit is carried out: the store first, then the others at the same time. The store's write is the one
-//! that fails in ordinary life, when another request changed a key meanwhile; then nothing else is committed either.
+//! Commits a transaction: the store first, then all other participants at the same time. The store's write is the one most
+//! likely to fail, when another request has changed a key meanwhile; then nothing else is committed either.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,52 +10,53 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::worker::Decision;
-use super::{Done, Working};
+use super::{ParticipantOutput, WorkerHandle};
 use crate::{Caller, Phase, ResourceError};
 use wasmcage_core::request::Deadline;
 
-/// What was decided is carried out even when the deadline comes meanwhile, within this.
-const COMMIT_TIME_MIN: Duration = Duration::from_secs(10);
+/// A commit has at least so much time, even if the deadline of the transaction is earlier.
+const COMMIT_TIMEOUT_MIN: Duration = Duration::from_secs(10);
 
-pub(super) struct Commitment {
+/// The commit of a transaction.
+pub(super) struct CommitRun {
     names: Vec<String>,
-    /// Participants that are to commit and have not yet.
+    /// Participants that are to commit and have not committed yet.
     pending: Mutex<BTreeSet<usize>>,
-    /// Something was done that no rollback takes back.
-    for_good: bool,
+    /// A participant has had effects that no rollback undoes.
+    irreversible: bool,
 }
 
-type Committed = Result<Vec<(usize, Done)>, ResourceError>;
+type CommitResult = Result<Vec<(usize, ParticipantOutput)>, ResourceError>;
 
-/// A worker that is to commit when it is let go; dropped, it rolls back.
-struct Ready {
+/// A worker that commits when `go` is sent. If this is dropped, it rolls back.
+struct ReadyWorker {
     participants: Vec<usize>,
     is_store: bool,
     go: oneshot::Sender<()>,
-    committed: oneshot::Receiver<Committed>,
+    committed: oneshot::Receiver<CommitResult>,
 }
 
-impl Commitment {
-    /// Of the participants with these numbers.
-    pub(super) fn new(names: Vec<String>, participants: impl Iterator<Item = usize>, for_good: bool) -> Self {
-        Self { names, pending: Mutex::new(participants.collect()), for_good }
+impl CommitRun {
+    /// A commit of the participants with these numbers.
+    pub(super) fn new(names: Vec<String>, participants: impl Iterator<Item = usize>, irreversible: bool) -> Self {
+        Self { names, pending: Mutex::new(participants.collect()), irreversible }
     }
 
-    /// Commits who is to commit, and lets the others roll back. What those gave whose results are not `shown` yet.
+    /// Commits the participants, and lets the others roll back. Returns the outputs of those whose results are not `shown` yet.
     ///
     /// # Errors
-    /// The first of those in the order of the participants.
-    pub(super) async fn carry_out(
+    /// The error of the first participant, in their order, that failed.
+    pub(super) async fn run(
         self: Arc<Self>,
-        workers: Vec<Working>,
+        workers: Vec<WorkerHandle>,
         shown: bool,
         deadline: Deadline,
         caller: Caller,
-    ) -> Committed {
-        let deadline = deadline.max(Deadline::after(COMMIT_TIME_MIN));
+    ) -> CommitResult {
+        let deadline = deadline.max(Deadline::after(COMMIT_TIMEOUT_MIN));
         let ready = workers.into_iter().filter_map(|worker| self.ready(worker, shown, deadline));
         let (stored, others): (Vec<_>, Vec<_>) = ready.partition(|ready| ready.is_store);
-        // Who commits alone may say that nothing has happened.
+        // If there is only one commit, its own word on whether anything irreversible happened counts.
         let alone = usize::from(!stored.is_empty()) + others.len() == 1;
         let mut done = Vec::new();
         for (stage, harmless) in [(stored, true), (others, alone)] {
@@ -63,35 +64,35 @@ impl Commitment {
             let (good, bad): (Vec<_>, Vec<_>) = commits.into_iter().partition(Result::is_ok);
             done.extend(good.into_iter().flatten().flatten());
             if let Some(error) = bad.into_iter().filter_map(Result::err).min_by_key(|error| error.index) {
-                let recoverable = error.recoverable && harmless && !self.for_good;
+                let recoverable = error.recoverable && harmless && !self.irreversible;
                 let error = ResourceError { recoverable, ..error };
                 let (module, request) = (&*caller.module, tracing::field::display(caller.request.tail()));
-                tracing::warn!(cage = %caller.cage, module, %error, request, "transaction was not committed, or not whole");
+                tracing::warn!(cage = %caller.cage, module, %error, request, "transaction was not committed, or only in part");
                 return Err(error);
             }
         }
         Ok(done)
     }
 
-    /// Tells a worker to commit when it is let go. None: nothing of it is to be committed, and it rolls back.
-    fn ready(&self, worker: Working, shown: bool, deadline: Deadline) -> Option<Ready> {
-        let Working { participants, is_store, decision } = worker;
+    /// Prepares a worker to commit. None if it has nothing to commit, and rolls back.
+    fn ready(&self, worker: WorkerHandle, shown: bool, deadline: Deadline) -> Option<ReadyWorker> {
+        let WorkerHandle { participants, is_store, decision } = worker;
         let pending = self.pending.lock();
         let participants: Vec<_> = participants.into_iter().filter(|index| pending.contains(index)).collect();
         if participants.is_empty() {
             return None;
         }
         let ((go, gone_for), (done, committed)) = (oneshot::channel(), oneshot::channel());
-        // A worker that is not there any more does not answer either.
+        // A worker that has ended does not answer, which `commit` handles.
         let _ = decision.send(Decision { participants: participants.clone(), shown, go: gone_for, deadline, done });
-        Some(Ready { participants, is_store, go, committed })
+        Some(ReadyWorker { participants, is_store, go, committed })
     }
 
-    async fn commit(&self, ready: Ready) -> Committed {
-        let Ready { participants, go, committed, .. } = ready;
+    async fn commit(&self, ready: ReadyWorker) -> CommitResult {
+        let ReadyWorker { participants, go, committed, .. } = ready;
         let _ = go.send(());
         let result = committed.await.unwrap_or_else(|_| {
-            let text = "its deadline had come before it was to commit, and it was rolled back";
+            let text = "its deadline passed before the commit, and it was rolled back";
             Err(ResourceError::harmless(Phase::Commit, ResourceError::TIMED_OUT, text))
         });
         match result {
@@ -107,7 +108,7 @@ impl Commitment {
         }
     }
 
-    /// Of the first that has not committed yet, which may still do so.
+    /// An error for the first participant that has not committed yet, and may still do so.
     pub(super) fn unfinished(&self, code: &str, text: &str) -> ResourceError {
         let index = self.pending.lock().first().copied().unwrap_or_default();
         let participant = self.names.get(index).cloned().unwrap_or_default();

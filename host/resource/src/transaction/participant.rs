@@ -1,4 +1,4 @@
-//! What takes part in a transaction, and what it gives.
+//! The participants of a transaction, and their outputs.
 
 use std::sync::Arc;
 
@@ -7,38 +7,39 @@ use futures_util::future::BoxFuture;
 use crate::{LiveResource, Operation, OperationReply, ResourceError};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_store::{NewCall, Outcome, Quota, Step, Store};
+use wasmcage_store::{NewCall, Quota, Step, StepResult, Store};
 
+/// A participant of a transaction.
 pub enum Participant {
     /// One operation on a resource.
     Operation {
         resource: Arc<LiveResource>,
         operation: Operation,
         begin: Vec<(String, String)>,
-        /// What it changes, for the resource's cache of reads.
+        /// Names of what it changes, for the resource's cache of reads.
         writes: Vec<String>,
     },
     /// Steps on the module's own durable data.
     State(Vec<Step>),
     RetriedCall(Box<NewCall>),
-    /// A call of a function, which nothing takes back.
+    /// A call of a function, which cannot be undone.
     Call(BoxFuture<'static, Result<Payload, DispatchError>>),
-    /// What was wrong with it already when it was added.
+    /// The participant was invalid when it was added, for this reason.
     Refused(ResourceError),
 }
 
-/// What a participant did.
+/// The output of a participant that has succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done {
+pub enum ParticipantOutput {
     Reply(OperationReply),
-    State(Vec<Outcome>),
-    /// Of a retried call.
+    State(Vec<StepResult>),
+    /// The id of a retried call.
     Id(String),
-    /// Of a call.
+    /// The result of a call.
     Value(Payload),
 }
 
-/// A module's part of the cage's store.
+/// Access to a module's data in the cage's store.
 #[derive(Clone)]
 pub struct ModuleStore {
     pub store: Arc<Store>,
@@ -47,7 +48,7 @@ pub struct ModuleStore {
 }
 
 impl Participant {
-    /// As errors call it.
+    /// The name of `State` in errors.
     pub const STATE: &'static str = "state";
     pub const RETRIED_CALL: &'static str = "retried-call";
     pub const CALL: &'static str = "call";
@@ -62,10 +63,10 @@ impl Participant {
         }
     }
 
-    /// Whether a rollback takes back what it does.
-    pub(super) fn undoes(&self) -> bool {
+    /// Returns whether a rollback undoes its effects.
+    pub(super) fn can_roll_back(&self) -> bool {
         match self {
-            Self::Operation { resource, operation, .. } => resource.undoes(operation),
+            Self::Operation { resource, operation, .. } => resource.can_roll_back(operation),
             Self::Call(_) => false,
             Self::State(_) | Self::RetriedCall(_) | Self::Refused(_) => true,
         }

@@ -1,42 +1,44 @@
-//! When a transaction is committed.
+//! Decides when a transaction is committed.
 
-use super::{Results, error};
+use super::{ParticipantResults, error};
 use crate::{Phase, ResourceError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {
-    /// When all have succeeded. The first that fails rolls the others back, whatever its position.
+    /// The transaction commits when all have succeeded. The first failure, whichever participant it is, rolls the others back.
     All,
-    /// When the first has succeeded; the others roll back.
+    /// The transaction commits when one has succeeded; the others roll back.
     First,
-    /// When so many have succeeded; those that have not by then roll back.
+    /// The transaction commits when so many have succeeded; the others roll back.
     Quorum(usize),
 }
 
-/// What is to be done about the results so far.
+/// What to do after the results so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum PolicyDecision {
     Wait,
     Commit,
-    /// With the error of this participant.
+    /// Roll back and fail with the error of this participant.
     Fail(usize),
 }
 
 impl Policy {
+    /// Checks the policy for so many participants.
+    ///
     /// # Errors
-    /// A quorum that cannot be.
+    /// The quorum is zero or more than the participants.
     pub(super) fn check(self, participants: usize) -> Result<(), ResourceError> {
         match self {
             Self::Quorum(needed) if !(1..=participants).contains(&needed) => {
-                let text = format!("a quorum of {needed} among {participants} participants cannot be");
+                let text = format!("a quorum of {needed} among {participants} participants is impossible");
                 Err(error(Phase::Check, ResourceError::BAD_OPERATION, text))
             }
             Self::All | Self::First | Self::Quorum(_) => Ok(()),
         }
     }
 
-    /// `latest` is the one that has come to a result last.
-    pub(super) fn verdict(self, results: &Results, latest: Option<usize>) -> Verdict {
+    /// Decides after these results. `latest` is the participant whose result came last.
+    pub(super) fn decide(self, results: &ParticipantResults, latest: Option<usize>) -> PolicyDecision {
         let good = results.iter().flatten().filter(|result| result.is_ok()).count();
         let failed = results.iter().flatten().count() - good;
         let needed = match self {
@@ -45,9 +47,9 @@ impl Policy {
             Self::Quorum(needed) => needed,
         };
         match latest {
-            _ if good >= needed => Verdict::Commit,
-            Some(latest) if failed > results.len() - needed => Verdict::Fail(latest),
-            _ => Verdict::Wait,
+            _ if good >= needed => PolicyDecision::Commit,
+            Some(latest) if failed > results.len() - needed => PolicyDecision::Fail(latest),
+            _ => PolicyDecision::Wait,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Policies, phases and errors of transactions, with doubles for the other sides and a store of their own.
+//! Tests of policies, phases and errors of transactions, with fake resources and a store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,22 +8,22 @@ use tempfile::TempDir;
 use tokio_util::task::TaskTracker;
 
 use super::*;
-use crate::double::{Does, Script, caller, operation, pool, resource, until};
+use crate::fake::{Behaviour, Script, caller, operation, pool, resource, until};
 use crate::{CacheSettings, Caching, LiveResource, OperationOptions, PoolSettings};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_store::{Outcome, Quota, StateValue, Step, Store, StoreSettings};
+use wasmcage_store::{Quota, StateValue, Step, StepResult, Store, StoreSettings};
 
 const LONG: u64 = 60_000;
 
-/// Where the transactions of one test take place.
-struct Place {
+/// What the transactions of one test need.
+struct TestSetup {
     store: Arc<Store>,
     background: TaskTracker,
     _directory: TempDir,
 }
 
-impl Place {
+impl TestSetup {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::new("test", directory.path(), StoreSettings { minimum_free_bytes: 0 }));
@@ -33,8 +33,8 @@ impl Place {
     fn transaction_of(&self, sync_commit: bool, left_ms: u64) -> Transaction {
         let store = ModuleStore { store: self.store.clone(), module: "test".into(), quota: Quota::default() };
         let (background, tasks) = (self.background.clone(), wasmcage_core::task::Tasks::new("test"));
-        let surroundings = Surroundings { caller: caller(left_ms), store, background, tasks };
-        Transaction::new(TransactionOptions { sync_commit, timeout: None }, surroundings)
+        let context = TransactionContext { caller: caller(left_ms), store, background, tasks };
+        Transaction::new(TransactionOptions { sync_commit, timeout: None }, context)
     }
 
     fn transaction(&self) -> Transaction {
@@ -45,7 +45,7 @@ impl Place {
         self.store.get("test", key).unwrap()
     }
 
-    /// Nothing goes on any more.
+    /// Waits until all background work has ended.
     async fn quiet(&self) {
         self.background.close();
         self.background.wait().await;
@@ -65,8 +65,8 @@ fn increment(key: &str) -> Participant {
     Participant::State(vec![Step::Increment(key.into(), 1)])
 }
 
-/// A resource of one's own and its script.
-fn double(name: &str) -> (Arc<Script>, Arc<LiveResource>) {
+/// Makes a fake resource and its script.
+fn fake(name: &str) -> (Arc<Script>, Arc<LiveResource>) {
     let script = Script::new();
     let resource = resource(name, &script, pool(4), None);
     (script, resource)
@@ -74,105 +74,123 @@ fn double(name: &str) -> (Arc<Script>, Arc<LiveResource>) {
 
 #[tokio::test]
 async fn all_take_effect_and_their_connections_are_used_again() {
-    let place = Place::new();
-    let ((a, first), (b, second)) = (double("a"), double("b"));
+    let place = TestSetup::new();
+    let ((a, first), (b, second)) = (fake("a"), fake("b"));
     for round in 1..=2 {
         let mut transaction = place.transaction();
         assert_eq!(transaction.add(operating(&first), 1), 0);
         assert_eq!(transaction.add(increment("count"), 1), 1);
         assert_eq!(transaction.add(operating(&second), 1), 2);
         let results = transaction.execute(Policy::All).await.unwrap();
-        assert!(matches!(&results[0], Some(Ok(Done::Reply(reply))) if reply.body == "x"), "{results:?}");
-        assert_eq!(results[1], Some(Ok(Done::State(vec![Outcome::Number(round)]))));
+        assert!(matches!(&results[0], Some(Ok(ParticipantOutput::Reply(reply))) if reply.body == "x"), "{results:?}");
+        assert_eq!(results[1], Some(Ok(ParticipantOutput::State(vec![StepResult::Number(round)]))));
         assert_eq!(place.number("count"), one(round));
     }
     for script in [a, b] {
-        assert_eq!(script.told(), "connect begin execute commit begin execute commit");
+        assert_eq!(script.steps(), "connect begin execute commit begin execute commit");
     }
     assert_eq!(place.transaction().execute(Policy::All).await, Ok(Vec::new()));
 }
 
 #[tokio::test]
 async fn the_first_failure_rolls_the_others_back_whatever_its_position() {
-    let place = Place::new();
-    let ((a, working), (b, slow), (c, failing)) = (double("working"), double("slow"), double("failing"));
-    b.set(Phase::Execute, Does::Hang);
-    c.set(Phase::Execute, Does::Refuse);
+    let place = TestSetup::new();
+    let ((a, working), (b, slow), (c, failing)) = (fake("working"), fake("slow"), fake("failing"));
+    b.set(Phase::Execute, Behaviour::Hang);
+    c.set(Phase::Execute, Behaviour::Refuse);
     let c_gate = c.gate();
     let mut transaction = place.transaction();
     for participant in [operating(&working), increment("count"), operating(&slow), operating(&failing)] {
         transaction.add(participant, 1);
     }
     let executing = tokio::spawn(async move { transaction.execute(Policy::All).await });
-    until("both at work", || a.told() == "connect begin execute" && b.told() == "connect begin execute").await;
+    until("both at work", || a.steps() == "connect begin execute" && b.steps() == "connect begin execute").await;
     c_gate.add_permits(1);
     let error = executing.await.unwrap().unwrap_err();
     assert_eq!((&*error.participant, error.index, error.phase), ("failing", 3, Phase::Execute));
     assert!(error.recoverable && !error.terminal, "{error:?}");
     place.quiet().await;
-    assert_eq!(a.told(), "connect begin execute rollback");
-    // One in the middle of something cannot be asked to roll back.
-    assert_eq!(b.told(), "connect begin execute disconnect");
-    assert_eq!(c.told(), "connect begin execute rollback");
+    assert_eq!(a.steps(), "connect begin execute rollback");
+    // A participant in the middle of a step cannot roll back.
+    assert_eq!(b.steps(), "connect begin execute disconnect");
+    assert_eq!(c.steps(), "connect begin execute rollback");
     assert_eq!(place.number("count"), None);
     assert_eq!((a.connections(), c.connections()), (1, 1));
 }
 
-/// The error of a transaction of two of which the second does this, and what was asked of both.
-async fn check(phase: Phase, does: Does, code: &str, (recoverable, terminal): (bool, bool), told: [&str; 2]) {
-    let place = Place::new();
-    let ((a, first), (b, second)) = (double("first"), double("second"));
-    b.set(phase, does);
-    let left = if does == Does::Hang && phase != Phase::Commit { 200 } else { LONG };
+/// Runs a transaction of two participants, of which the second behaves like this, and checks its error and the steps of both.
+async fn check(
+    phase: Phase,
+    behaviour: Behaviour,
+    code: &str,
+    (recoverable, terminal): (bool, bool),
+    steps: [&str; 2],
+) {
+    let place = TestSetup::new();
+    let ((a, first), (b, second)) = (fake("first"), fake("second"));
+    b.set(phase, behaviour);
+    let left = if behaviour == Behaviour::Hang && phase != Phase::Commit { 200 } else { LONG };
     let mut transaction = place.transaction_of(true, left);
     transaction.add(operating(&first), 1);
     transaction.add(operating(&second), 1);
     let error = transaction.execute(Policy::All).await.unwrap_err();
-    assert_eq!((&*error.participant, error.index, &*error.code), ("second", 1, code), "{phase} {does:?}");
-    assert_eq!((error.phase, error.recoverable, error.terminal), (phase, recoverable, terminal), "{phase} {does:?}");
+    assert_eq!((&*error.participant, error.index, &*error.code), ("second", 1, code), "{phase} {behaviour:?}");
+    assert_eq!(
+        (error.phase, error.recoverable, error.terminal),
+        (phase, recoverable, terminal),
+        "{phase} {behaviour:?}"
+    );
     place.quiet().await;
-    assert_eq!([a.told(), b.told()], told, "{phase} {does:?}");
+    assert_eq!([a.steps(), b.steps()], steps, "{phase} {behaviour:?}");
 }
 
 #[tokio::test]
 async fn errors_say_who_failed_in_what_and_whether_anything_irreversible_happened() {
     let done = "connect begin execute commit";
     let undone = "connect begin execute rollback";
-    check(Phase::Connect, Does::Refuse, "refused", (true, false), [undone, "connect disconnect"]).await;
-    check(Phase::Connect, Does::Hang, ResourceError::TIMED_OUT, (true, true), [undone, "connect disconnect"]).await;
-    check(Phase::Begin, Does::Refuse, "refused", (true, false), [undone, "connect begin"]).await;
-    check(Phase::Begin, Does::Panic, ResourceError::HOST_ERROR, (true, true), [undone, "connect begin disconnect"])
+    check(Phase::Connect, Behaviour::Refuse, "refused", (true, false), [undone, "connect disconnect"]).await;
+    check(Phase::Connect, Behaviour::Hang, ResourceError::TIMED_OUT, (true, true), [undone, "connect disconnect"])
         .await;
-    check(Phase::Execute, Does::Break, "broken", (false, true), [undone, "connect begin execute disconnect"]).await;
+    check(Phase::Begin, Behaviour::Refuse, "refused", (true, false), [undone, "connect begin"]).await;
+    check(
+        Phase::Begin,
+        Behaviour::Panic,
+        ResourceError::HOST_ERROR,
+        (true, true),
+        [undone, "connect begin disconnect"],
+    )
+    .await;
+    check(Phase::Execute, Behaviour::Break, "broken", (false, true), [undone, "connect begin execute disconnect"])
+        .await;
     let hanging = [undone, "connect begin execute disconnect"];
-    check(Phase::Execute, Does::Hang, ResourceError::TIMED_OUT, (false, true), hanging).await;
+    check(Phase::Execute, Behaviour::Hang, ResourceError::TIMED_OUT, (false, true), hanging).await;
     // The other one has committed.
-    let told = [done, "connect begin execute commit"];
-    check(Phase::Commit, Does::Refuse, "refused", (false, false), told).await;
-    let told = [done, "connect begin execute commit disconnect"];
-    check(Phase::Commit, Does::Break, "broken", (false, true), told).await;
-    check(Phase::Commit, Does::Panic, ResourceError::HOST_ERROR, (false, true), told).await;
+    let steps = [done, "connect begin execute commit"];
+    check(Phase::Commit, Behaviour::Refuse, "refused", (false, false), steps).await;
+    let steps = [done, "connect begin execute commit disconnect"];
+    check(Phase::Commit, Behaviour::Break, "broken", (false, true), steps).await;
+    check(Phase::Commit, Behaviour::Panic, ResourceError::HOST_ERROR, (false, true), steps).await;
 }
 
 #[tokio::test]
 async fn a_commit_that_hangs_is_told_at_the_deadline() {
-    let place = Place::new();
-    let ((a, first), (b, second)) = (double("first"), double("second"));
-    b.set(Phase::Commit, Does::Hang);
+    let place = TestSetup::new();
+    let ((a, first), (b, second)) = (fake("first"), fake("second"));
+    b.set(Phase::Commit, Behaviour::Hang);
     let mut transaction = place.transaction_of(true, 200);
     transaction.add(operating(&first), 1);
     transaction.add(operating(&second), 1);
     let error = transaction.execute(Policy::All).await.unwrap_err();
     assert_eq!((&*error.participant, error.index, &*error.code), ("second", 1, ResourceError::TIMED_OUT));
     assert_eq!((error.phase, error.recoverable, error.terminal), (Phase::Commit, false, true));
-    assert_eq!(a.told(), "connect begin execute commit");
+    assert_eq!(a.steps(), "connect begin execute commit");
 }
 
 #[tokio::test]
 async fn one_alone_that_fails_to_commit_may_be_tried_again_if_it_says_so() {
-    let place = Place::new();
-    let (script, resource) = double("r");
-    script.set(Phase::Commit, Does::Refuse);
+    let place = TestSetup::new();
+    let (script, resource) = fake("r");
+    script.set(Phase::Commit, Behaviour::Refuse);
     let mut transaction = place.transaction();
     transaction.add(operating(&resource), 1);
     assert!(transaction.execute(Policy::All).await.unwrap_err().recoverable);
@@ -180,23 +198,23 @@ async fn one_alone_that_fails_to_commit_may_be_tried_again_if_it_says_so() {
 
 #[tokio::test]
 async fn a_rollback_that_hangs_or_fails_is_nobodys_business() {
-    for does in [Does::Break, Does::Panic, Does::Hang] {
-        let place = Place::new();
-        let ((a, first), (b, second)) = (double("first"), double("second"));
-        a.set(Phase::Rollback, does);
-        b.set(Phase::Execute, Does::Refuse);
+    for behaviour in [Behaviour::Break, Behaviour::Panic, Behaviour::Hang] {
+        let place = TestSetup::new();
+        let ((a, first), (b, second)) = (fake("first"), fake("second"));
+        a.set(Phase::Rollback, behaviour);
+        b.set(Phase::Execute, Behaviour::Refuse);
         let gate = b.gate();
         let mut transaction = place.transaction();
         transaction.add(operating(&first), 1);
         transaction.add(operating(&second), 1);
         let executing = tokio::spawn(async move { transaction.execute(Policy::All).await });
-        until("the first's execution", || a.told() == "connect begin execute").await;
+        until("the first's execution", || a.steps() == "connect begin execute").await;
         gate.add_permits(1);
         assert_eq!(executing.await.unwrap().unwrap_err().participant, "second");
-        until("the rollback", || a.told().contains("rollback")).await;
-        if does != Does::Hang {
+        until("the rollback", || a.steps().contains("rollback")).await;
+        if behaviour != Behaviour::Hang {
             place.quiet().await;
-            assert_eq!(a.told(), "connect begin execute rollback disconnect");
+            assert_eq!(a.steps(), "connect begin execute rollback disconnect");
         }
     }
 }
@@ -204,46 +222,46 @@ async fn a_rollback_that_hangs_or_fails_is_nobodys_business() {
 #[tokio::test]
 async fn the_first_success_is_kept_and_the_others_are_undone() {
     for sync_commit in [true, false] {
-        let place = Place::new();
-        let ((a, slow), (b, failing), (c, fast)) = (double("slow"), double("failing"), double("fast"));
+        let place = TestSetup::new();
+        let ((a, slow), (b, failing), (c, fast)) = (fake("slow"), fake("failing"), fake("fast"));
         let _never = a.gate();
-        b.set(Phase::Execute, Does::Refuse);
+        b.set(Phase::Execute, Behaviour::Refuse);
         let gate = c.gate();
         let mut transaction = place.transaction_of(sync_commit, LONG);
         for resource in [&slow, &failing, &fast] {
             transaction.add(operating(resource), 1);
         }
         let executing = tokio::spawn(async move { transaction.execute(Policy::First).await });
-        until("the failure", || b.told().contains("rollback")).await;
+        until("the failure", || b.steps().contains("rollback")).await;
         gate.add_permits(1);
         let results = executing.await.unwrap().unwrap();
         assert!(matches!(&results[..], [None, Some(Err(_)), Some(Ok(_))]), "{results:?}");
         place.quiet().await;
-        assert_eq!(a.told(), "connect begin disconnect");
-        assert_eq!(c.told(), "connect begin execute commit");
+        assert_eq!(a.steps(), "connect begin disconnect");
+        assert_eq!(c.steps(), "connect begin execute commit");
     }
 }
 
 #[tokio::test]
 async fn when_none_succeeds_the_last_failure_is_told() {
-    let place = Place::new();
-    let ((a, first), (b, second)) = (double("first"), double("second"));
-    a.set(Phase::Execute, Does::Refuse);
-    b.set(Phase::Execute, Does::Break);
+    let place = TestSetup::new();
+    let ((a, first), (b, second)) = (fake("first"), fake("second"));
+    a.set(Phase::Execute, Behaviour::Refuse);
+    b.set(Phase::Execute, Behaviour::Break);
     let gate = b.gate();
     let mut transaction = place.transaction();
     transaction.add(operating(&first), 1);
     transaction.add(operating(&second), 1);
     let executing = tokio::spawn(async move { transaction.execute(Policy::First).await });
-    until("the first failure", || a.told().contains("rollback")).await;
+    until("the first failure", || a.steps().contains("rollback")).await;
     gate.add_permits(1);
     assert_eq!(executing.await.unwrap().unwrap_err().participant, "second");
 }
 
 #[tokio::test]
 async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot() {
-    let place = Place::new();
-    let ((a, first), (b, second), (c, third)) = (double("first"), double("second"), double("third"));
+    let place = TestSetup::new();
+    let ((a, first), (b, second), (c, third)) = (fake("first"), fake("second"), fake("third"));
     let _never = b.gate();
     let mut transaction = place.transaction();
     for resource in [&first, &second, &third] {
@@ -252,14 +270,14 @@ async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot(
     let results = transaction.execute(Policy::Quorum(2)).await.unwrap();
     assert!(matches!(&results[..], [Some(Ok(_)), None, Some(Ok(_))]), "{results:?}");
     place.quiet().await;
-    assert_eq!([a.told(), c.told()], ["connect begin execute commit"; 2]);
-    assert_eq!(b.told(), "connect begin disconnect");
+    assert_eq!([a.steps(), c.steps()], ["connect begin execute commit"; 2]);
+    assert_eq!(b.steps(), "connect begin disconnect");
 
-    let place = Place::new();
-    let ((a, first), (b, second), (c, third)) = (double("first"), double("second"), double("third"));
+    let place = TestSetup::new();
+    let ((a, first), (b, second), (c, third)) = (fake("first"), fake("second"), fake("third"));
     let _never = a.gate();
-    b.set(Phase::Execute, Does::Refuse);
-    c.set(Phase::Execute, Does::Refuse);
+    b.set(Phase::Execute, Behaviour::Refuse);
+    c.set(Phase::Execute, Behaviour::Refuse);
     let mut transaction = place.transaction();
     for resource in [&first, &second, &third] {
         transaction.add(operating(resource), 1);
@@ -275,9 +293,9 @@ async fn a_quorum_commits_when_enough_have_succeeded_and_fails_when_they_cannot(
 
 #[tokio::test]
 async fn a_module_decides_by_itself_step_by_step() {
-    let place = Place::new();
-    let ((a, first), (b, second)) = (double("first"), double("second"));
-    a.set(Phase::Execute, Does::Refuse);
+    let place = TestSetup::new();
+    let ((a, first), (b, second)) = (fake("first"), fake("second"));
+    a.set(Phase::Execute, Behaviour::Refuse);
     let gate = b.gate();
     let mut transaction = place.transaction();
     transaction.add(operating(&first), 1);
@@ -289,13 +307,13 @@ async fn a_module_decides_by_itself_step_by_step() {
     assert!(index == 1 && result.is_ok());
     assert_eq!(transaction.next_result().await, Ok(None));
     transaction.commit().await.unwrap();
-    assert_eq!(b.told(), "connect begin execute commit");
+    assert_eq!(b.steps(), "connect begin execute commit");
     assert_eq!(transaction.commit().await.unwrap_err().code, ResourceError::BAD_OPERATION);
     assert!(transaction.next_result().await.is_err());
 
     // Rolled back, or dropped.
     for explicit in [true, false] {
-        let (script, resource) = double("r");
+        let (script, resource) = fake("r");
         let mut transaction = place.transaction();
         transaction.add(operating(&resource), 1);
         transaction.add(increment("count"), 1);
@@ -304,26 +322,26 @@ async fn a_module_decides_by_itself_step_by_step() {
             transaction.rollback();
         }
         drop(transaction);
-        until("the rollback", || script.told() == "connect begin execute rollback").await;
+        until("the rollback", || script.steps() == "connect begin execute rollback").await;
         assert_eq!(place.number("count"), None);
     }
 }
 
 #[tokio::test]
 async fn who_waits_for_a_decision_rolls_back_at_the_deadline() {
-    let place = Place::new();
-    let (script, resource) = double("r");
+    let place = TestSetup::new();
+    let (script, resource) = fake("r");
     let mut transaction = place.transaction_of(true, 200);
     transaction.add(operating(&resource), 1);
     assert!(transaction.next_result().await.unwrap().is_some());
-    until("the rollback", || script.told() == "connect begin execute rollback").await;
+    until("the rollback", || script.steps() == "connect begin execute rollback").await;
     assert_eq!(transaction.commit().await.unwrap_err().phase, Phase::Commit);
-    assert_eq!(script.told(), "connect begin execute rollback");
+    assert_eq!(script.steps(), "connect begin execute rollback");
 }
 
 #[tokio::test]
 async fn more_participants_than_connections_fail_at_the_deadline() {
-    let place = Place::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let resource = resource("r", &script, pool(2), None);
     let mut transaction = place.transaction_of(true, 200);
@@ -333,19 +351,19 @@ async fn more_participants_than_connections_fail_at_the_deadline() {
     let error = transaction.execute(Policy::All).await.unwrap_err();
     assert_eq!((&*error.code, error.phase, error.recoverable), (ResourceError::TIMED_OUT, Phase::Acquire, true));
     place.quiet().await;
-    assert!(script.told().ends_with("rollback rollback"), "{}", script.told());
+    assert!(script.steps().ends_with("rollback rollback"), "{}", script.steps());
 }
 
 #[tokio::test]
 async fn min_time_and_max_time_hold_for_participants() {
-    let place = Place::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let declining = resource("r", &script, PoolSettings { time_min: Duration::from_secs(30), ..pool(1) }, None);
     let mut transaction = place.transaction_of(true, 10_000);
     transaction.add(operating(&declining), 1);
     assert_eq!(transaction.execute(Policy::All).await.unwrap_err().phase, Phase::Acquire);
     let cutting = resource("r", &script, PoolSettings { time_max: Some(Duration::from_millis(50)), ..pool(1) }, None);
-    script.set(Phase::Execute, Does::Hang);
+    script.set(Phase::Execute, Behaviour::Hang);
     let mut transaction = place.transaction();
     transaction.add(operating(&cutting), 1);
     assert_eq!(transaction.execute(Policy::All).await.unwrap_err().code, ResourceError::TIMED_OUT);
@@ -353,7 +371,7 @@ async fn min_time_and_max_time_hold_for_participants() {
 
 #[tokio::test]
 async fn all_that_the_store_keeps_is_written_together_and_seen_in_order() {
-    let place = Place::new();
+    let place = TestSetup::new();
     let mut transaction = place.transaction();
     transaction.add(increment("count"), 1);
     transaction.add(increment("count"), 1);
@@ -373,74 +391,74 @@ async fn all_that_the_store_keeps_is_written_together_and_seen_in_order() {
     transaction.add(increment("count"), 1);
     let results = transaction.execute(Policy::Quorum(2)).await.unwrap();
     assert!(matches!(&results[0], Some(Err(error)) if error.text.contains("step 1")), "{results:?}");
-    assert_eq!(results[1..], [1, 2].map(|sum| Some(Ok(Done::State(vec![Outcome::Number(sum)])))));
+    assert_eq!(results[1..], [1, 2].map(|sum| Some(Ok(ParticipantOutput::State(vec![StepResult::Number(sum)])))));
     assert_eq!(place.number("count"), one(2));
 }
 
 #[tokio::test]
 async fn a_key_that_changed_meanwhile_keeps_the_others_from_committing() {
-    let place = Place::new();
-    let (script, resource) = double("r");
+    let place = TestSetup::new();
+    let (script, resource) = fake("r");
     let gate = script.gate();
-    let guarded = || {
+    let run_step = || {
         let steps = vec![Step::Check("key".into(), None), Step::Set("key".into(), one(1).unwrap())];
         Participant::State(steps)
     };
     let mut transaction = place.transaction();
     transaction.add(operating(&resource), 1);
-    transaction.add(guarded(), 1);
+    transaction.add(run_step(), 1);
     let executing = tokio::spawn(async move { transaction.execute(Policy::All).await });
-    until("the operation", || script.told() == "connect begin").await;
+    until("the operation", || script.steps() == "connect begin").await;
     let mut other = place.transaction();
-    other.add(guarded(), 1);
+    other.add(run_step(), 1);
     other.execute(Policy::All).await.unwrap();
     gate.add_permits(1);
     let error = executing.await.unwrap().unwrap_err();
     assert_eq!((&*error.participant, error.index, &*error.code), ("state", 1, "conflict"));
     assert_eq!((error.phase, error.recoverable), (Phase::Commit, true));
     place.quiet().await;
-    assert_eq!(script.told(), "connect begin execute rollback");
+    assert_eq!(script.steps(), "connect begin execute rollback");
 }
 
 #[tokio::test]
 async fn results_that_were_shown_hold_or_it_is_a_conflict_others_are_as_they_came() {
-    let place = Place::new();
+    let place = TestSetup::new();
     // Decided by the module, which has seen 1.
     let mut shown = place.transaction();
     shown.add(increment("count"), 1);
     let (_, result) = shown.next_result().await.unwrap().unwrap();
-    assert_eq!(result, Ok(Done::State(vec![Outcome::Number(1)])));
+    assert_eq!(result, Ok(ParticipantOutput::State(vec![StepResult::Number(1)])));
     let mut other = place.transaction();
     other.add(increment("count"), 1);
     other.execute(Policy::All).await.unwrap();
     assert_eq!(shown.commit().await.unwrap_err().code, "conflict");
     // Decided by a policy: nobody has seen anything when it is written.
-    let (script, resource) = double("r");
+    let (script, resource) = fake("r");
     let gate = script.gate();
     let mut unseen = place.transaction();
     unseen.add(increment("count"), 1);
     unseen.add(operating(&resource), 1);
     let executing = tokio::spawn(async move { unseen.execute(Policy::All).await });
-    until("the operation", || script.told() == "connect begin").await;
+    until("the operation", || script.steps() == "connect begin").await;
     let mut other = place.transaction();
     other.add(increment("count"), 1);
     other.execute(Policy::All).await.unwrap();
     gate.add_permits(1);
     let results = executing.await.unwrap().unwrap();
-    assert_eq!(results[0], Some(Ok(Done::State(vec![Outcome::Number(3)]))));
+    assert_eq!(results[0], Some(Ok(ParticipantOutput::State(vec![StepResult::Number(3)]))));
 }
 
 #[tokio::test]
 async fn a_call_is_not_undone_and_makes_failures_final() {
-    let place = Place::new();
+    let place = TestSetup::new();
     let call = |result| Participant::Call(Box::pin(std::future::ready(result)));
     let mut transaction = place.transaction();
     transaction.add(call(Ok(Payload::Bytes(Bytes::from_static(b"v")))), 1);
     let results = transaction.execute(Policy::All).await.unwrap();
-    assert_eq!(results, [Some(Ok(Done::Value(Payload::Bytes(Bytes::from_static(b"v")))))]);
+    assert_eq!(results, [Some(Ok(ParticipantOutput::Value(Payload::Bytes(Bytes::from_static(b"v")))))]);
 
-    let (script, resource) = double("r");
-    script.set(Phase::Execute, Does::Refuse);
+    let (script, resource) = fake("r");
+    script.set(Phase::Execute, Behaviour::Refuse);
     let mut transaction = place.transaction();
     transaction.add(call(Ok(Payload::Json("1".into()))), 1);
     transaction.add(operating(&resource), 1);
@@ -459,13 +477,13 @@ async fn a_call_is_not_undone_and_makes_failures_final() {
     check(DispatchError::Lost("gone".into()), "lost", false).await;
 }
 
-/// Of one resource some operations can be taken back, and some take effect at once.
+/// The same resource may have operations that a rollback undoes, and others that take effect at once.
 #[tokio::test]
 async fn an_operation_that_takes_effect_at_once_makes_failures_final() {
-    let place = Place::new();
+    let place = TestSetup::new();
     for (action, recoverable) in [("do", true), ("at-once", false)] {
-        let ((_, first), (failing, second)) = (double("first"), double("second"));
-        failing.set(Phase::Execute, Does::Refuse);
+        let ((_, first), (failing, second)) = (fake("first"), fake("second"));
+        failing.set(Phase::Execute, Behaviour::Refuse);
         let (operation, begin, writes) = (operation(action, "x"), Vec::new(), Vec::new());
         let mut transaction = place.transaction();
         transaction.add(Participant::Operation { resource: first, operation, begin, writes }, 1);
@@ -477,8 +495,8 @@ async fn an_operation_that_takes_effect_at_once_makes_failures_final() {
 
 #[tokio::test]
 async fn what_cannot_be_is_refused_and_nothing_is_done() {
-    let place = Place::new();
-    let (script, resource) = double("r");
+    let place = TestSetup::new();
+    let (script, resource) = fake("r");
     let check = async |mut transaction: Transaction, code: &str| {
         let error = transaction.execute(Policy::All).await.unwrap_err();
         assert_eq!((&*error.code, error.phase), (code, Phase::Check));
@@ -492,8 +510,8 @@ async fn what_cannot_be_is_refused_and_nothing_is_done() {
     let mut transaction = place.transaction();
     transaction.add(operating(&resource), BYTES_MAX + 1);
     check(transaction, ResourceError::BAD_OPERATION).await;
-    assert_eq!(script.told(), "");
-    // One that may not be used does not keep the others from being told apart.
+    assert_eq!(script.steps(), "");
+    // A refused participant does not disturb the numbering of the others.
     let mut transaction = place.transaction();
     transaction.add(Participant::Refused(error(Phase::Check, ResourceError::NOT_PERMITTED, "no")), 1);
     check(transaction, ResourceError::NOT_PERMITTED).await;
@@ -503,12 +521,12 @@ async fn what_cannot_be_is_refused_and_nothing_is_done() {
     transaction.add(operating(&resource), 1);
     check(transaction, ResourceError::BAD_OPERATION).await;
     place.quiet().await;
-    assert_eq!(script.told(), "connect begin execute rollback");
+    assert_eq!(script.steps(), "connect begin execute rollback");
 }
 
 #[tokio::test]
 async fn what_a_transaction_writes_is_forgotten_by_the_cache_of_reads() {
-    let place = Place::new();
+    let place = TestSetup::new();
     let script = Script::new();
     let cache = CacheSettings { size: 1 << 20, ttl: Duration::from_secs(60) };
     let resource = resource("r", &script, pool(2), Some(cache));
@@ -519,14 +537,14 @@ async fn what_a_transaction_writes_is_forgotten_by_the_cache_of_reads() {
     };
     read().await;
     read().await;
-    assert_eq!(script.told().matches("execute").count(), 1);
+    assert_eq!(script.steps().matches("execute").count(), 1);
     let mut transaction = place.transaction();
     let (operation, begin, writes) = (operation("do", "w"), Vec::new(), vec!["orders".to_owned()]);
     transaction.add(Participant::Operation { resource: resource.clone(), operation, begin, writes }, 1);
     transaction.execute(Policy::All).await.unwrap();
     place.quiet().await;
     read().await;
-    assert_eq!(script.told().matches("execute").count(), 3);
+    assert_eq!(script.steps().matches("execute").count(), 3);
     read().await;
-    assert_eq!(script.told().matches("execute").count(), 3);
+    assert_eq!(script.steps().matches("execute").count(), 3);
 }

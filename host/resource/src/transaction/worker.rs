@@ -1,5 +1,5 @@
-//! The task of one participant: begins and works at once, tells its result, then waits for the decision. Participants that
-//! the store keeps have one worker together, so that they are written in one go.
+//! The task of a participant: it works at once, sends its result, then waits for the decision. Participants that write to the
+//! store share one worker, so that they are written together.
 
 mod call;
 mod operation;
@@ -11,35 +11,36 @@ use tokio::time::timeout_at;
 use self::call::CallWorker;
 use self::operation::OperationWorker;
 use self::store::StoreWorker;
-use super::{Done, ModuleStore, Participant, ParticipantResult};
+use super::{ModuleStore, Participant, ParticipantOutput, ParticipantResult};
 use crate::{Caller, ResourceError};
 use wasmcage_core::request::Deadline;
 
-/// To commit. A decision that never comes is to roll back.
+/// The decision to commit. If it never comes, the worker rolls back.
 pub(super) struct Decision {
-    /// Which of the worker's participants.
+    /// The participants of the worker that are to commit.
     pub(super) participants: Vec<usize>,
-    /// Their results are known already, and must not change.
+    /// The module knows their results, which must not change.
     pub(super) shown: bool,
-    /// When; never, if the others' turn was first and they failed.
+    /// Sent when the worker is to commit; dropped if an earlier commit failed.
     pub(super) go: oneshot::Receiver<()>,
-    /// By when.
+    /// Deadline of the commit.
     pub(super) deadline: Deadline,
-    pub(super) done: oneshot::Sender<Result<Vec<(usize, Done)>, ResourceError>>,
+    pub(super) done: oneshot::Sender<Result<Vec<(usize, ParticipantOutput)>, ResourceError>>,
 }
 
-/// Where results go.
-pub(super) type Arrived = mpsc::Sender<(usize, ParticipantResult)>;
+/// Sends the results of participants, by number.
+pub(super) type ResultSender = mpsc::Sender<(usize, ParticipantResult)>;
 
-pub(super) enum Worker {
+/// The worker of one participant, or of those that write to the store.
+pub(super) enum ParticipantWorker {
     Operation(Box<OperationWorker>),
     Store(StoreWorker),
     Call(CallWorker),
     Refused(usize, Option<ResourceError>),
 }
 
-impl Worker {
-    /// The workers of these participants.
+impl ParticipantWorker {
+    /// Makes the workers of these participants.
     pub(super) fn of(
         participants: Vec<Participant>,
         store: &ModuleStore,
@@ -67,7 +68,7 @@ impl Worker {
         workers
     }
 
-    /// Numbers of the participants that it does the work of.
+    /// Numbers of the participants that it handles.
     pub(super) fn participants(&self) -> Vec<usize> {
         match self {
             Self::Operation(worker) => vec![worker.index()],
@@ -81,11 +82,16 @@ impl Worker {
         matches!(self, Self::Store(_))
     }
 
-    pub(super) async fn run(mut self, arrived: Arrived, mut decided: oneshot::Receiver<Decision>, deadline: Deadline) {
-        // A decision may come before all of it is done: to roll back, or to commit what is.
+    pub(super) async fn run(
+        mut self,
+        results_tx: ResultSender,
+        mut decided: oneshot::Receiver<Decision>,
+        deadline: Deadline,
+    ) {
+        // A decision may come before all work is done: to roll back, or to commit what is done.
         let early = tokio::select! {
             biased;
-            () = self.work(&arrived) => None,
+            () = self.work(&results_tx) => None,
             early = &mut decided => Some(early),
         };
         let decision = match early {
@@ -94,20 +100,20 @@ impl Worker {
         };
         let Some(Decision { participants, shown, go, deadline, done }) = decision else { return self.rollback().await };
         match go.await {
-            // Nobody to be told is nothing to be undone.
+            // If nobody receives the result, the commit stands all the same.
             Ok(()) => drop(done.send(self.commit(&participants, shown, deadline).await)),
             Err(_) => self.rollback().await,
         }
     }
 
-    async fn work(&mut self, arrived: &Arrived) {
+    async fn work(&mut self, results_tx: &ResultSender) {
         match self {
-            Self::Operation(worker) => worker.work(arrived).await,
-            Self::Store(worker) => worker.work(arrived).await,
-            Self::Call(worker) => worker.work(arrived).await,
+            Self::Operation(worker) => worker.work(results_tx).await,
+            Self::Store(worker) => worker.work(results_tx).await,
+            Self::Call(worker) => worker.work(results_tx).await,
             Self::Refused(index, error) => {
                 if let Some(error) = error.take() {
-                    arrive(arrived, *index, Err(error)).await;
+                    send_result(results_tx, *index, Err(error)).await;
                 }
             }
         }
@@ -118,7 +124,7 @@ impl Worker {
         participants: &[usize],
         shown: bool,
         deadline: Deadline,
-    ) -> Result<Vec<(usize, Done)>, ResourceError> {
+    ) -> Result<Vec<(usize, ParticipantOutput)>, ResourceError> {
         match self {
             Self::Operation(worker) => worker.commit(deadline).await.map(|()| Vec::new()),
             Self::Store(worker) => worker.commit(participants, shown, deadline).await,
@@ -134,7 +140,7 @@ impl Worker {
     }
 }
 
-/// Whoever does not listen any more has decided without it.
-async fn arrive(arrived: &Arrived, index: usize, result: ParticipantResult) {
-    let _ = arrived.send((index, result)).await;
+/// Sends a result. If the receiver is gone, the transaction was decided without it.
+async fn send_result(results_tx: &ResultSender, index: usize, result: ParticipantResult) {
+    let _ = results_tx.send((index, result)).await;
 }

@@ -51,7 +51,7 @@ impl Abroad {
             return None;
         }
         let part = self.part(context.id).lock();
-        let mut journeys = part.get(&context.id)?.iter().filter(|journey| journey.context.holds_place_in(cage));
+        let mut journeys = part.get(&context.id)?.iter().filter(|journey| journey.context.holds_permit_of(cage));
         journeys.find(|journey| journey.enter()).map(|journey| Back(journey.clone()))
     }
 
@@ -106,7 +106,7 @@ mod tests {
     fn a_peer_gets_past_no_admission_by_what_it_says() {
         let abroad = Abroad::default();
         let forged = from_elsewhere(RequestId::new(), &["runner/front", "mallory/work"]);
-        assert!(!forged.holds_place_in("runner") && abroad.comes_back(&forged, "runner").is_none());
+        assert!(!forged.holds_permit_of("runner") && abroad.comes_back(&forged, "runner").is_none());
 
         // It knows the id of a request, which has no place in the cage that the peer names.
         let call = Arc::new(request().for_call("runner", "front", None));
@@ -117,7 +117,7 @@ mod tests {
         let further = Arc::new(forged.for_call("third", "work", None));
         let _away = abroad.leave(&further);
         assert!(abroad.comes_back(&forged, "other").is_none());
-        assert!(!further.holds_place_in("other") && further.holds_place_in("third"));
+        assert!(!further.holds_permit_of("other") && further.holds_permit_of("third"));
     }
 
     #[test]
@@ -138,6 +138,6 @@ mod tests {
     #[test]
     fn a_cage_is_not_taken_for_another_whose_name_begins_alike() {
         let context = request().for_call("run", "front", None);
-        assert!(context.holds_place_in("run") && !context.holds_place_in("ru") && !context.holds_place_in("runner"));
+        assert!(context.holds_permit_of("run") && !context.holds_permit_of("ru") && !context.holds_permit_of("runner"));
     }
 }

@@ -12,7 +12,7 @@ use crate::host_api::Home;
 use crate::module::slot::Slot;
 use crate::module::version::Version;
 use wasmcage_config::InstanceMode;
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::call::{COMMAND_LINE, Call, CallAction, Member, Remote};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
@@ -227,7 +227,11 @@ impl Dispatcher {
         self.check_caller(context.calling_cage(), &module, &function)?;
         // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
-        let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
+        let entry = if back.is_some() || context.holds_permit_of(&self.0.cage) {
+            EntryKind::Within
+        } else {
+            EntryKind::Outside
+        };
         self.enter_and_call(entry, context, &module, function, arguments).await
     }
 
@@ -249,7 +253,7 @@ impl Dispatcher {
     ///
     /// # Errors
     /// See the kinds.
-    pub async fn called(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
+    pub async fn answer_call(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
         let in_flight = InFlight::call(self, endpoint, &call.context, || call.action.clone());
         let result = contained(self.called_here(call)).await;
         in_flight.finish(Outcome::of(&result));
@@ -272,7 +276,7 @@ impl Dispatcher {
             module: module.to_owned(),
             function: function.to_owned(),
         });
-        let work = self.enter_and_call(Entry::Outside, context.clone(), module, function.to_owned(), arguments);
+        let work = self.enter_and_call(EntryKind::Outside, context.clone(), module, function.to_owned(), arguments);
         let result = contained(work).await;
         in_flight.finish(Outcome::of(&result));
         if let Err(error) = &result {
@@ -293,13 +297,13 @@ impl Dispatcher {
         function: String,
         arguments: Payload,
     ) -> Result<Payload, DispatchError> {
-        self.enter_and_call(Entry::Within, context, module, function, arguments).await
+        self.enter_and_call(EntryKind::Within, context, module, function, arguments).await
     }
 
     /// The same by a caller who may need a place, too.
     pub(super) async fn enter_and_call(
         &self,
-        entry: Entry,
+        entry: EntryKind,
         context: Arc<RequestContext>,
         module: &str,
         function: String,
@@ -370,5 +374,5 @@ struct CallHere<'a> {
     context: Arc<RequestContext>,
     function: String,
     arguments: Payload,
-    entry: Entry,
+    entry: EntryKind,
 }

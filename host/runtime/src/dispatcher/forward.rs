@@ -13,7 +13,7 @@ use crate::module::slot::Slot;
 use crate::module::version::Version;
 use crate::module::web;
 use wasmcage_config::BindingTarget;
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::body::StreamBody;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
@@ -83,7 +83,11 @@ impl Dispatcher {
         self.check_cycle(slot, &version, &context)?;
         // As with calls: whoever is on the way through this cage already holds a place in it.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
-        let entry = if back.is_some() || context.holds_place_in(&self.0.cage) { Entry::Within } else { Entry::Outside };
+        let entry = if back.is_some() || context.holds_permit_of(&self.0.cage) {
+            EntryKind::Within
+        } else {
+            EntryKind::Outside
+        };
         let (version, place) = slot.enter(version, entry, context.deadline).await?;
         let lease = version.lease(place, context.deadline).await?;
         let late = {

@@ -123,8 +123,8 @@ impl Dispatch for InterfaceDispatch {
         self.0.dispatcher.call_for(&self.0.endpoint, context, module, function, arguments).await
     }
 
-    async fn called(&self, call: Call) -> Result<Payload, DispatchError> {
-        self.0.dispatcher.called(&self.0.endpoint, call).await
+    async fn answer_call(&self, call: Call) -> Result<Payload, DispatchError> {
+        self.0.dispatcher.answer_call(&self.0.endpoint, call).await
     }
 
     async fn attempt(&self, entry: &CallEntry, message: Vec<u8>, deadline: Deadline) -> Result<(), DispatchError> {

@@ -28,13 +28,13 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use wasmcage_config as config;
 use wasmcage_config::CageConfig;
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::call::Remote;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::RequestContext;
 use wasmcage_core::task;
-use wasmcage_core::telemetry::{Gate, LevelCell};
+use wasmcage_core::telemetry::{LevelCell, Throttle};
 use wasmcage_protocol::Endpoint;
 
 /// Failures of requests that are logged in one second; the rest are counted only.
@@ -84,7 +84,7 @@ struct Inner {
     cages: Arc<Cages>,
     config: Arc<ArcSwap<CageConfig>>,
     level: Arc<LevelCell>,
-    failures: Gate,
+    failures: Throttle,
     /// None while no interface carries calls to cages elsewhere.
     remote: RwLock<Option<Arc<dyn Remote>>>,
 }
@@ -103,7 +103,7 @@ impl Dispatcher {
             services,
             cages: cages.clone(),
             level,
-            failures: Gate::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
+            failures: Throttle::new(FAILURES_LOGGED_PER_SECOND, Duration::from_secs(1)),
             remote: RwLock::default(),
             config,
         }));
@@ -159,7 +159,7 @@ impl Dispatcher {
         context: &RequestContext,
         in_flight: &mut InFlight<'_>,
     ) -> Result<Lease, DispatchError> {
-        let (version, place) = slot.enter(version, Entry::Outside, context.deadline).await?;
+        let (version, place) = slot.enter(version, EntryKind::Outside, context.deadline).await?;
         in_flight.work_begins();
         version.lease(place, context.deadline).await
     }
@@ -279,5 +279,5 @@ fn names(names: &[String]) -> String {
 
 /// A panic is that request's end, not the process's.
 async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
-    task::caught_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
+    task::catch_panic_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
 }

@@ -32,7 +32,7 @@ impl OperatorCall {
 
     fn by(self, cage: &str, module: &str) -> Call {
         let context = RequestContext::new(COMMAND_LINE.into(), "control", self.timeout, Arc::default());
-        let context = Arc::new(context.for_call(cage, module, None).without_places());
+        let context = Arc::new(context.for_call(cage, module, None).without_permits());
         let Self { cage, module, function, arguments, timeout: _, idempotent } = self;
         Call { context, cage, action: CallAction::Run { module, function }, arguments, idempotent }
     }

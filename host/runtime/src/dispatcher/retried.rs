@@ -116,9 +116,9 @@ impl Dispatcher {
         let store = &self.services().store;
         store.ready().await;
         // A store that cannot be read has been told.
-        let queues = store.aside(|store| store.call_queues()).await.unwrap_or_default();
+        let queues = store.read_without_blocking(|store| store.call_queues()).await.unwrap_or_default();
         for QueueView { queue, pending, .. } in queues {
-            if pending > 0 && !self.serves_queue(&queue) && store.retried_queues().warn_of(&queue) {
+            if pending > 0 && !self.serves_queue(&queue) && store.retried_queues().should_warn_missing(&queue) {
                 tracing::warn!(
                     cage = %self.0.cage,
                     queue,
@@ -132,7 +132,7 @@ impl Dispatcher {
 
     /// A call may wait for an interface that is still to come, or that is misspelt.
     fn warn_of_missing(&self, queue: &str) {
-        if !self.serves_queue(queue) && self.services().store.retried_queues().warn_of(queue) {
+        if !self.serves_queue(queue) && self.services().store.retried_queues().should_warn_missing(queue) {
             tracing::warn!(
                 cage = %self.0.cage,
                 queue,

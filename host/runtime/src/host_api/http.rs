@@ -17,7 +17,7 @@ use wasmcage_config::url_port;
 use wasmcage_core::request::{Deadline, StreamDeadline};
 use wasmcage_core::telemetry::Level;
 use wasmcage_web_client::{
-    Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Times, Tls, WebError, WebErrorKind,
+    Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Timeouts, Tls, WebError, WebErrorKind,
 };
 
 /// A guest may ask for less.
@@ -54,9 +54,9 @@ impl OutgoingGrant {
     }
 
     /// While the guest's own exchange streams, its requests may stream as well: each part comes within the time that it has.
-    fn times(&self, options: &RequestOptions) -> Times {
+    fn times(&self, options: &RequestOptions) -> Timeouts {
         let idle = self.stream.as_ref().map(|stream| stream.idle());
-        Times {
+        Timeouts {
             connect: options.connect_timeout,
             first_byte: options.first_byte_timeout.or(idle),
             between_bytes: options.between_bytes_timeout.or(idle),
@@ -120,7 +120,7 @@ impl WasiHttpHooks for OutgoingGrant {
     }
 }
 
-async fn send(client: Client, request: http::Request<WasiBody>, times: Times) -> Result<Sent, Error> {
+async fn send(client: Client, request: http::Request<WasiBody>, times: Timeouts) -> Result<Sent, Error> {
     let (head, body) = request.into_parts();
     let own_error = Arc::default();
     let body = match body.is_end_stream() {
@@ -192,7 +192,7 @@ mod tests {
         });
         let deadline = Deadline::after(CONNECT_TIMEOUT);
         let sent =
-            send(client, request, Times { connect: None, first_byte: None, between_bytes: None, deadline }).await;
+            send(client, request, Timeouts { connect: None, first_byte: None, between_bytes: None, deadline }).await;
         assert!(matches!(sent.err(), Some(Error::HttpRequestBodySize(Some(18)))));
         server.await.unwrap();
     }

@@ -69,7 +69,7 @@ use wasmtime::component::{Linker, Resource, ResourceTableError};
 use super::GuestState;
 use super::state::ModuleStore;
 use super::text::{Few, Name, TooLong};
-use wasmcage_store::{Outcome, Range, STEPS_MAX, StateValue, Step, StoreError, VALUE_BYTES_MAX};
+use wasmcage_store::{Range, STEPS_MAX, StateValue, Step, StepResult, StoreError, VALUE_BYTES_MAX};
 
 /// A longer name of a bucket is none.
 const BUCKET_CHARACTERS_MAX: usize = 64;
@@ -262,14 +262,14 @@ impl Keys {
             let mut steps = Vec::new();
             if let Some(StateValue::Bytes(bytes)) = self.store.get(&key).await? {
                 let number = std::str::from_utf8(&bytes).ok().and_then(|text| text.parse::<i64>().ok());
-                let number = number.ok_or_else(|| StoreError::Invalid("the value is no integer of 64 bits".into()))?;
+                let number = number.ok_or_else(|| StoreError::Invalid("the value is not a 64-bit integer".into()))?;
                 steps.push(Step::Check(key.clone(), Some(StateValue::Bytes(bytes))));
                 steps.push(Step::Set(key.clone(), StateValue::Json(number.to_string())));
             }
             steps.push(Step::Increment(key.clone(), by));
             match self.store.transact(steps).await {
                 Ok(outcomes) => match outcomes.last() {
-                    Some(Outcome::Number(sum)) => return Ok(*sum),
+                    Some(StepResult::Number(sum)) => return Ok(*sum),
                     other => return Err(StoreError::Unavailable(format!("an increment gave {other:?}"))),
                 },
                 Err(StoreError::Conflict(_)) => {}

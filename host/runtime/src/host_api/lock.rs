@@ -22,13 +22,13 @@ pub struct Held {
 /// The locks that a guest holds while it works on one request.
 #[derive(Default)]
 pub(super) struct HeldLocks {
-    held: HashMap<u64, locks::Held>,
+    held: HashMap<u64, locks::LockGuard>,
     /// Never used twice: a handle of an earlier request must not release a lock of this one.
     last_number: u64,
 }
 
 impl HeldLocks {
-    fn add(&mut self, held: locks::Held) -> u64 {
+    fn add(&mut self, held: locks::LockGuard) -> u64 {
         self.last_number += 1;
         self.held.insert(self.last_number, held);
         self.last_number

@@ -9,7 +9,7 @@ use super::GuestState;
 use super::bindings::{log, types};
 use super::text::{Name, Text};
 use wasmcage_core::request::RequestContext;
-use wasmcage_core::telemetry::{Gate, Level, LevelCell};
+use wasmcage_core::telemetry::{Level, LevelCell, Throttle};
 
 /// A longer line is cut.
 pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -21,12 +21,12 @@ pub(super) struct GuestLog {
     cage: Arc<str>,
     module: Arc<str>,
     cage_level: Arc<LevelCell>,
-    gate: Gate,
+    gate: Throttle,
 }
 
 impl GuestLog {
     pub(super) fn new(cage: Arc<str>, module: Arc<str>, cage_level: Arc<LevelCell>) -> Self {
-        Self { cage, module, cage_level, gate: Gate::new(LINES_PER_SECOND_MAX, std::time::Duration::from_secs(1)) }
+        Self { cage, module, cage_level, gate: Throttle::new(LINES_PER_SECOND_MAX, std::time::Duration::from_secs(1)) }
     }
 
     /// The most talkative level that is written now.

@@ -111,7 +111,7 @@ impl Home {
     /// From now on grants what the version was loaded with and `allow` grants, too. Returns whether that has changed, in
     /// which case warm instances may have directories open that they must not use any more.
     pub fn narrow(&self, allow: &Grants) -> bool {
-        let narrowed = self.settings.allow.without_those_not_in(allow);
+        let narrowed = self.settings.allow.intersection(allow);
         if narrowed == **self.granted.load() {
             return false;
         }

@@ -11,7 +11,7 @@ use super::bindings::types::Payload;
 use super::{GuestState, Home};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{Outcome, Page, Range, StateValue, Step, Store, StoreError};
+use wasmcage_store::{Page, Range, StateValue, Step, StepResult, Store, StoreError};
 
 impl Host for GuestState {
     async fn get(&mut self, key: String) -> Result<Option<Payload>, StateError> {
@@ -26,7 +26,7 @@ impl Host for GuestState {
 
     async fn delete(&mut self, key: String) -> Result<bool, StateError> {
         match self.store().await?.write(Step::Delete(key)).await? {
-            Outcome::Deleted(deleted) => Ok(deleted),
+            StepResult::Deleted(deleted) => Ok(deleted),
             other => Err(unexpected(&other)),
         }
     }
@@ -68,7 +68,7 @@ impl Host for GuestState {
 
     async fn queue_pop(&mut self, queue: String) -> Result<Option<Payload>, StateError> {
         match self.store().await?.write(Step::Pop(queue)).await? {
-            Outcome::Value(entry) => Ok(entry.map(Payload::from)),
+            StepResult::Value(entry) => Ok(entry.map(Payload::from)),
             other => Err(unexpected(&other)),
         }
     }
@@ -105,7 +105,7 @@ impl ModuleStore {
         work: impl FnOnce(&Store, &str) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let home = self.home.clone();
-        self.store.aside(move |store| work(store, &home.module)).await
+        self.store.read_without_blocking(move |store| work(store, &home.module)).await
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Option<StateValue>, StoreError> {
@@ -121,11 +121,11 @@ impl ModuleStore {
     }
 
     /// All steps or none, by the request's deadline.
-    pub(super) async fn transact(&self, steps: Vec<Step>) -> Result<Vec<Outcome>, StoreError> {
+    pub(super) async fn transact(&self, steps: Vec<Step>) -> Result<Vec<StepResult>, StoreError> {
         self.store.transact(&self.home.module, self.home.settings.state, steps, None, self.deadline).await
     }
 
-    pub(super) async fn write(&self, step: Step) -> Result<Outcome, StoreError> {
+    pub(super) async fn write(&self, step: Step) -> Result<StepResult, StoreError> {
         let outcome = self.transact(vec![step]).await?.pop();
         outcome.ok_or_else(|| StoreError::Unavailable("a step came to nothing".into()))
     }
@@ -179,15 +179,15 @@ impl GuestState {
     }
 }
 
-fn number(outcome: &Outcome) -> Result<i64, StateError> {
+fn number(outcome: &StepResult) -> Result<i64, StateError> {
     match outcome {
-        Outcome::Number(number) => Ok(*number),
+        StepResult::Number(number) => Ok(*number),
         other => Err(unexpected(other)),
     }
 }
 
 /// A mistake of the store's, which a guest is not made to pay for with a trap.
-fn unexpected(outcome: &Outcome) -> StateError {
+fn unexpected(outcome: &StepResult) -> StateError {
     StateError::Unavailable(format!("the store answered something else: {outcome:?}"))
 }
 
@@ -215,14 +215,14 @@ impl TryFrom<Payload> for StateValue {
     }
 }
 
-impl From<Outcome> for WitOutcome {
-    fn from(outcome: Outcome) -> Self {
+impl From<StepResult> for WitOutcome {
+    fn from(outcome: StepResult) -> Self {
         match outcome {
-            Outcome::Done => Self::Done,
-            Outcome::Value(value) => Self::Value(value.map(Payload::from)),
-            Outcome::Deleted(deleted) => Self::Deleted(deleted),
-            Outcome::Number(number) => Self::Number(number),
-            Outcome::Id(id) => Self::Id(id),
+            StepResult::Done => Self::Done,
+            StepResult::Value(value) => Self::Value(value.map(Payload::from)),
+            StepResult::Deleted(deleted) => Self::Deleted(deleted),
+            StepResult::Number(number) => Self::Number(number),
+            StepResult::Id(id) => Self::Id(id),
         }
     }
 }

@@ -19,7 +19,8 @@ use crate::dispatcher::CallOptions;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_resource::transaction::{
-    Done, ModuleStore, Participant, ParticipantResult, Policy, Surroundings, Transaction, TransactionOptions,
+    ModuleStore, Participant, ParticipantOutput, ParticipantResult, Policy, Transaction, TransactionContext,
+    TransactionOptions,
 };
 use wasmcage_resource::{Phase, ResourceError};
 
@@ -37,7 +38,8 @@ impl HostTransaction for GuestState {
             sync_commit: options.sync_commit,
             timeout: options.timeout_ms.map(|timeout| Duration::from_millis(timeout.into())),
         };
-        let transaction = self.surroundings().map(|surroundings| Transaction::new(options, surroundings));
+        let transaction =
+            self.transaction_context().map(|transaction_context| Transaction::new(options, transaction_context));
         // One that is begun while the module is being loaded is one that has ended.
         let handle = match transaction {
             Some(transaction) => self.transactions.add(transaction),
@@ -171,12 +173,12 @@ impl HostTransaction for GuestState {
 }
 
 impl GuestState {
-    fn surroundings(&self) -> Option<Surroundings> {
+    fn transaction_context(&self) -> Option<TransactionContext> {
         let caller = self.caller()?;
         let services = self.home.services.clone();
         let (module, quota) = (self.home.module.clone(), self.home.settings.state);
         let store = ModuleStore { store: services.store, module, quota };
-        Some(Surroundings { caller, store, background: services.background, tasks: services.tasks })
+        Some(TransactionContext { caller, store, background: services.background, tasks: services.tasks })
     }
 
     /// None when its request is over.
@@ -247,10 +249,10 @@ fn text_of(error: StateError) -> String {
 
 fn to_wit(result: ParticipantResult) -> Result<WitResult, WitError> {
     match result? {
-        Done::Reply(reply) => Ok(WitResult::Reply(reply.into())),
-        Done::State(outcomes) => Ok(WitResult::State(outcomes.into_iter().map(Into::into).collect())),
-        Done::Id(id) => Ok(WitResult::Id(id)),
-        Done::Value(value) => match WitPayload::try_from(value) {
+        ParticipantOutput::Reply(reply) => Ok(WitResult::Reply(reply.into())),
+        ParticipantOutput::State(outcomes) => Ok(WitResult::State(outcomes.into_iter().map(Into::into).collect())),
+        ParticipantOutput::Id(id) => Ok(WitResult::Id(id)),
+        ParticipantOutput::Value(value) => match WitPayload::try_from(value) {
             Ok(value) => Ok(WitResult::Value(value)),
             Err(error) => Err(refused(Participant::CALL, error.code(), error.to_string()).into()),
         },

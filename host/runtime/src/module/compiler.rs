@@ -238,7 +238,7 @@ impl Compiler {
 
 /// On a thread that may block.
 async fn compile_here(input: File, output: File) -> Result<Report, CompileError> {
-    let compiled = tokio::task::spawn_blocking(|| task::caught(|| compile(input, output))).await;
+    let compiled = tokio::task::spawn_blocking(|| task::catch_panic(|| compile(input, output))).await;
     match compiled.expect("the work's panic is caught") {
         Ok(Ok(report)) => Ok(report),
         Ok(Err(Failure::Invalid(reason))) => Err(CompileError::Invalid(reason)),

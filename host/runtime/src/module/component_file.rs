@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::compiler::CompileError;
-use wasmcage_core::regular_file::{self, Stamp};
+use wasmcage_core::regular_file::{self, FileStamp};
 
 /// A component's file may not be larger.
 pub const COMPONENT_BYTES_MAX: u64 = 512 << 20;
@@ -69,7 +69,7 @@ pub struct ComponentFile {
     pub path: PathBuf,
     pub hash: ContentHash,
     /// Of the file before it was read.
-    pub stamp: Stamp,
+    pub stamp: FileStamp,
 }
 
 impl ComponentFile {
@@ -80,7 +80,7 @@ impl ComponentFile {
     pub fn open(path: &Path) -> Result<Self, CompileError> {
         let failed = |source| CompileError::Read { file: path.to_owned(), source };
         let mut file = regular_file::open(path).map_err(failed)?;
-        let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+        let stamp = FileStamp::of(&file.metadata().map_err(failed)?);
         if stamp.bytes() > COMPONENT_BYTES_MAX {
             return Err(CompileError::TooLarge { bytes: stamp.bytes() });
         }
@@ -90,7 +90,7 @@ impl ComponentFile {
         file.rewind().map_err(failed)?;
         let (hash, bytes) = ContentHash::of_reader(&mut (&file).take(COMPONENT_BYTES_MAX + 1)).map_err(failed)?;
         file.rewind().map_err(failed)?;
-        let after = Stamp::of(&file.metadata().map_err(failed)?);
+        let after = FileStamp::of(&file.metadata().map_err(failed)?);
         if bytes != stamp.bytes() || after != stamp {
             return Err(CompileError::Changed);
         }

@@ -23,7 +23,7 @@ use super::version::{Lease, Linked, Version};
 use crate::host_api::interfaces::{self, Known};
 use crate::host_api::{self, GuestState, Home};
 use wasmcage_config::{InstanceMode, ModuleConfig};
-use wasmcage_core::admission::{Entry, Refusal};
+use wasmcage_core::admission::{AdmissionError, EntryKind};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Deadline;
@@ -297,9 +297,9 @@ impl Loader {
         };
         let deadline = Deadline::after(timeout);
         // Nothing of it is work of the cage's.
-        let mut lease = match old.enter(Entry::Within, deadline).await {
+        let mut lease = match old.enter(EntryKind::Within, deadline).await {
             Ok(place) => old.clone().lease(place, deadline).await.map_err(LoadError::Save)?,
-            Err(Refusal::Closed) => return Ok(None),
+            Err(AdmissionError::Closed) => return Ok(None),
             Err(refusal) => return Err(LoadError::Save(refusal.into())),
         };
         let (Some(from), Some(to)) = (&old.exports.handover, &new.exports.handover) else { return Ok(Some(lease)) };
@@ -385,7 +385,7 @@ async fn restore(
     saved: Vec<u8>,
     deadline: Deadline,
 ) -> Result<(), DispatchError> {
-    let place = version.enter(Entry::Within, deadline).await?;
+    let place = version.enter(EntryKind::Within, deadline).await?;
     let mut successor = version.clone().lease(place, deadline).await?;
     successor.restore(&handover.restore, saved, deadline).await?;
     successor.keep();

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::version::Version;
 use wasmcage_config::InstanceMode;
-use wasmcage_core::admission::{Entry, Place, Refusal};
+use wasmcage_core::admission::{AdmissionError, EntryKind, Permit};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::{Outcome, Readings, ReadingsSnapshot};
 use wasmcage_core::request::Deadline;
@@ -111,14 +111,14 @@ impl Slot {
     pub async fn enter(
         &self,
         version: Arc<Version>,
-        entry: Entry,
+        entry: EntryKind,
         deadline: Deadline,
-    ) -> Result<(Arc<Version>, Place), DispatchError> {
+    ) -> Result<(Arc<Version>, Permit), DispatchError> {
         let mut version = version;
         loop {
             match version.enter(entry, deadline).await {
                 Ok(place) => return Ok((version, place)),
-                Err(Refusal::Closed) => {
+                Err(AdmissionError::Closed) => {
                     version = self.current().ok_or_else(|| DispatchError::NoSuchModule(self.name.to_string()))?;
                 }
                 Err(refusal) => return Err(refusal.into()),

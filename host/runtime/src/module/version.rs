@@ -19,7 +19,7 @@ use super::exports::Exports;
 use super::instance::Instance;
 use crate::host_api::{GuestState, Home};
 use wasmcage_config::InstanceMode;
-use wasmcage_core::admission::{Bulkhead, Entry, Place, Refusal};
+use wasmcage_core::admission::{AdmissionError, Bulkhead, EntryKind, Permit};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::{Deadline, Reply, Request};
@@ -141,7 +141,7 @@ impl Version {
     ///
     /// # Errors
     /// `Closed` when this version's only instance has handed over to a newer version, or why there was no place.
-    pub async fn enter(&self, entry: Entry, deadline: Deadline) -> Result<Place, Refusal> {
+    pub async fn enter(&self, entry: EntryKind, deadline: Deadline) -> Result<Permit, AdmissionError> {
         self.pool.bulkhead.enter(entry, deadline).await
     }
 
@@ -149,7 +149,7 @@ impl Version {
     ///
     /// # Errors
     /// What starting a new instance gave.
-    pub async fn lease(self: Arc<Self>, place: Place, deadline: Deadline) -> Result<Lease, DispatchError> {
+    pub async fn lease(self: Arc<Self>, place: Permit, deadline: Deadline) -> Result<Lease, DispatchError> {
         let mut lease = Lease { version: self, instance: None, keep: false, _place: place };
         let version = &lease.version;
         if let Some(instance) = version.warm() {
@@ -273,7 +273,7 @@ pub struct Lease {
     instance: Option<Instance>,
     keep: bool,
     /// Given up after the instance.
-    _place: Place,
+    _place: Permit,
 }
 
 impl Lease {

@@ -59,7 +59,7 @@ pub async fn serve(
         answer = &mut answer_rx => match answer {
             Ok(answer) => {
                 tokio::spawn(async move {
-                    let caught = task::caught_async(guest).await;
+                    let caught = task::catch_panic_async(guest).await;
                     let ended = caught.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())));
                     match ended {
                         Ok(lease) => lease.keep(),
@@ -123,7 +123,7 @@ impl Body for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.moved.iter().for_each(|moved| moved.progressed());
+        self.moved.iter().for_each(|moved| moved.record_progress());
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|error| {
                 self.breaks.client.store(true, Ordering::Release);
@@ -194,7 +194,7 @@ impl<L: Fn(&DispatchError) + Send + Unpin> Body for Response<L> {
             return Poll::Ready(None);
         }
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.moved.iter().for_each(|moved| moved.progressed());
+        self.moved.iter().for_each(|moved| moved.record_progress());
         Poll::Ready(match frame {
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => {

@@ -1,8 +1,8 @@
-//! Keys of retried calls: see `FORMAT.md`. Numbers are big-endian, so that keys sort as what they stand for.
+//! Keys of retried calls: see `FORMAT.md`. Numbers are big-endian, so that keys sort as their numbers do.
 
 use super::record::{CallEntry, CallState};
 
-/// In `Space::Calls`: the number that the next call gets.
+/// Key in `Space::Calls` of the sequence number that the next call gets.
 pub(super) const NEXT: &[u8] = b"s";
 
 const MESSAGE: u8 = b'm';
@@ -10,17 +10,17 @@ const PENDING: u8 = b'p';
 const DEAD: u8 = b'd';
 const COUNTS: u8 = b'n';
 
-/// In `Space::CallsDue`, after the queue.
+/// Kinds of keys in `Space::CallsDue`, after the queue.
 pub(super) const READY: u8 = b'r';
 pub(super) const WAITING: u8 = b'w';
 pub(super) const FAILED: u8 = b'f';
 
-/// In `Space::CallsSeen`.
+/// Kinds of keys in `Space::CallsSeen`.
 const ID: u8 = b'i';
 const FORGET: u8 = b'f';
 
-/// A range of keys: from the first, itself included, to the last, not included.
-pub(super) type Keys = (Vec<u8>, Vec<u8>);
+/// A range of keys: from the first, included, to the second, not included.
+pub(super) type KeyRange = (Vec<u8>, Vec<u8>);
 
 fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     let mut key = vec![kind];
@@ -28,7 +28,7 @@ fn key(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
     key
 }
 
-/// Names of queues hold no zero byte.
+/// Makes a key that begins with a queue, whose name contains no zero byte.
 fn of_queue(kind: u8, queue: &str, rest: &[u8]) -> Vec<u8> {
     key(kind, &[queue.as_bytes(), &[0], rest])
 }
@@ -41,8 +41,8 @@ pub(super) fn entry(queue: &str, sequence: u64, dead: bool) -> Vec<u8> {
     of_queue(if dead { DEAD } else { PENDING }, queue, &sequence.to_be_bytes())
 }
 
-/// Entries of a queue from this number on.
-pub(super) fn entries(queue: &str, dead: bool, from: u64) -> Keys {
+/// Entries of a queue from this sequence number on.
+pub(super) fn entries(queue: &str, dead: bool, from: u64) -> KeyRange {
     (entry(queue, from, dead), of_queue(if dead { DEAD } else { PENDING }, queue, &[0xff; 9]))
 }
 
@@ -50,7 +50,7 @@ pub(super) fn counts(queue: &str) -> Vec<u8> {
     key(COUNTS, &[queue.as_bytes()])
 }
 
-pub(super) fn all_counts() -> Keys {
+pub(super) fn all_counts() -> KeyRange {
     (vec![COUNTS], vec![COUNTS + 1])
 }
 
@@ -58,12 +58,12 @@ pub(super) fn queue_of_counts(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.get(1..)?).ok()
 }
 
-/// The number at the end of a key.
+/// The sequence number at the end of a key.
 pub(super) fn sequence(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(*key.last_chunk()?))
 }
 
-/// Where a pending call stands among those that are due or will be; none of a dead one.
+/// The key in `Space::CallsDue` of a pending call; none for a dead one.
 pub(super) fn due(queue: &str, sequence: u64, entry: &CallEntry) -> Option<Vec<u8>> {
     let number = sequence.to_be_bytes();
     // Higher priorities first.
@@ -81,18 +81,18 @@ pub(super) fn due(queue: &str, sequence: u64, entry: &CallEntry) -> Option<Vec<u
     Some(key)
 }
 
-pub(super) fn ready(queue: &str) -> Keys {
+pub(super) fn ready(queue: &str) -> KeyRange {
     let key = |kind| [queue.as_bytes(), &[0, kind]].concat();
     (key(READY), key(READY + 1))
 }
 
-/// Calls that wait, due from one time on, itself included, to another, not included.
-pub(super) fn timed(queue: &str, kind: u8, from_ms: u64, to_ms: u64) -> Keys {
+/// Waiting or failed calls that are due from one time, included, to another, not included.
+pub(super) fn timed(queue: &str, kind: u8, from_ms: u64, to_ms: u64) -> KeyRange {
     let key = |at: u64| [queue.as_bytes(), &[0, kind], &at.to_be_bytes()].concat();
     (key(from_ms), key(to_ms))
 }
 
-/// The time in a key of `timed`.
+/// Returns the time in a key of `timed`.
 pub(super) fn due_ms(key: &[u8]) -> Option<u64> {
     let (rest, _number) = key.split_last_chunk::<8>()?;
     Some(u64::from_be_bytes(*rest.last_chunk()?))
@@ -106,12 +106,12 @@ pub(super) fn forget(queue: &str, forget_ms: u64, id: &str) -> Vec<u8> {
     of_queue(FORGET, queue, &[&forget_ms.to_be_bytes(), id.as_bytes()].concat())
 }
 
-/// Names to be forgotten before that time.
-pub(super) fn forgotten(queue: &str, before_ms: u64) -> Keys {
+/// Ids to be forgotten before that time.
+pub(super) fn forgotten(queue: &str, before_ms: u64) -> KeyRange {
     (of_queue(FORGET, queue, &[]), of_queue(FORGET, queue, &before_ms.to_be_bytes()))
 }
 
-/// Time and name in a key of `forget`.
+/// Returns time and id in a key of `forget`.
 pub(super) fn forgotten_id<'a>(queue: &str, key: &'a [u8]) -> Option<(u64, &'a str)> {
     let (at, id) = key.get(queue.len() + 2..)?.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*at), std::str::from_utf8(id).ok()?))

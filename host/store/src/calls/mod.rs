@@ -1,5 +1,5 @@
-//! Retried calls: accepted once, made in the order of their time and priority, until each is done, refused or given up. All
-//! of it is found by reads of a few keys, however long a queue is; `FORMAT.md` says what is stored how.
+//! Retried calls: each is accepted once, and attempted in the order of time and priority until it is done, refused or given
+//! up. Every operation reads a few keys, however long the queue is; `FORMAT.md` describes the format.
 
 mod keys;
 mod operator;
@@ -12,30 +12,30 @@ mod tests;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-pub use self::operator::{CallView, CallsWanted, QueueView};
-use self::queue::Working;
-pub use self::queue::{Begun, End, Finished, GivenUp, Look, Rules};
-pub use self::record::{CallEntry, CallState, Counts, StoredTarget, call_time};
-use self::record::{Seen, milliseconds};
-pub use self::running::{InWork, RetriedQueue, RetriedQueues};
-use super::{Entry, Reader, Space, Store, StoreError, Writer};
+pub use self::operator::{CallFilter, CallView, QueueView};
+use self::queue::QueueWriter;
+pub use self::queue::{AttemptEnd, CallStart, FinishOutcome, GivenUpCall, QueueRules, QueueStatus};
+pub use self::record::{CallEntry, CallState, StoredTarget, call_time};
+use self::record::{IdRecord, QueueCounts, milliseconds};
+pub use self::running::{InWorkGuard, RetriedQueue, RetriedQueues};
+use super::{KeyValue, Reader, Space, Store, StoreError, Writer};
 use wasmcage_core::request::Deadline;
 
-/// The queue of a call that names none, and of one that was handed over and names one that is not here.
+/// The queue for calls that name none, and for calls handed over from another cage whose queue does not exist here.
 pub const DEFAULT_QUEUE: &str = "retry";
-/// A queue holds so many calls that are not done; more are not accepted.
-pub const PENDING_MAX: u64 = 10_000_000;
-/// A longer name of a call is not accepted, its scope included.
+/// Most pending calls of a queue; more are not accepted.
+const PENDING_MAX: u64 = 10_000_000;
+/// Longest id of a call, its scope included.
 pub const ID_BYTES_MAX: usize = 1 << 10;
 
-/// A call that is to be accepted. Made by the dispatcher, which checks names and grants.
+/// A call that is to be accepted. The dispatcher creates it and has checked its names and grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewCall {
     pub queue: String,
-    /// The one given, with its scope, or a new one.
+    /// The id that the caller gave, with its scope, or a new one.
     pub id: String,
     pub target: StoredTarget,
-    /// Context and arguments, as they are carried to other cages.
+    /// Context and arguments, encoded as for calls to other cages.
     pub message: Vec<u8>,
     pub expires: Option<SystemTime>,
     pub not_before: Option<SystemTime>,
@@ -43,18 +43,24 @@ pub struct NewCall {
     pub priority: i8,
 }
 
-/// Where keys are looked up.
-pub(super) trait Source {
+/// Reads of retried calls, for `Reader` and `Writer`.
+pub(super) trait CallReads {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
-    fn range(&self, space: Space, keys: &keys::Keys, limit: usize, descending: bool) -> Result<Vec<Entry>, StoreError>;
+    fn range(
+        &self,
+        space: Space,
+        keys: &keys::KeyRange,
+        limit: usize,
+        descending: bool,
+    ) -> Result<Vec<KeyValue>, StoreError>;
 
-    fn counts(&self, queue: &str) -> Result<Counts, StoreError> {
+    fn counts(&self, queue: &str) -> Result<QueueCounts, StoreError> {
         let counts = self.get(Space::Calls, &keys::counts(queue))?;
-        counts.map_or(Ok(Counts::default()), |bytes| Counts::decode(&bytes))
+        counts.map_or(Ok(QueueCounts::default()), |bytes| QueueCounts::decode(&bytes))
     }
 
-    fn seen(&self, id: &str) -> Result<Option<Seen>, StoreError> {
-        self.get(Space::CallsSeen, &keys::id(id))?.map(|bytes| Seen::decode(&bytes)).transpose()
+    fn id_record(&self, id: &str) -> Result<Option<IdRecord>, StoreError> {
+        self.get(Space::CallsSeen, &keys::id(id))?.map(|bytes| IdRecord::decode(&bytes)).transpose()
     }
 
     fn entry(&self, queue: &str, sequence: u64, dead: bool) -> Result<Option<CallEntry>, StoreError> {
@@ -62,31 +68,44 @@ pub(super) trait Source {
         bytes.map(|bytes| CallEntry::decode(&bytes)).transpose()
     }
 
-    /// Entries of a queue in the order in which they were accepted, with their numbers.
+    /// Returns entries of a queue, with their sequence numbers, in the order in which they were accepted.
     fn entries(&self, queue: &str, dead: bool, from: u64, limit: usize) -> Result<Vec<(u64, CallEntry)>, StoreError> {
         let found = self.range(Space::Calls, &keys::entries(queue, dead, from), limit, false)?;
-        let decode =
-            |(key, value): Entry| Ok((keys::sequence(&key).ok_or_else(record::damaged)?, CallEntry::decode(&value)?));
+        let decode = |(key, value): KeyValue| {
+            Ok((keys::sequence(&key).ok_or_else(record::damaged)?, CallEntry::decode(&value)?))
+        };
         found.into_iter().map(decode).collect()
     }
 }
 
-impl Source for Reader<'_> {
+impl CallReads for Reader<'_> {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         Reader::get(self, space, key)
     }
 
-    fn range(&self, space: Space, keys: &keys::Keys, limit: usize, descending: bool) -> Result<Vec<Entry>, StoreError> {
+    fn range(
+        &self,
+        space: Space,
+        keys: &keys::KeyRange,
+        limit: usize,
+        descending: bool,
+    ) -> Result<Vec<KeyValue>, StoreError> {
         Reader::range(self, space, &keys.0, &keys.1, limit, descending)
     }
 }
 
-impl Source for Writer<'_> {
+impl CallReads for Writer<'_> {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         Writer::get(self, space, key)
     }
 
-    fn range(&self, space: Space, keys: &keys::Keys, limit: usize, descending: bool) -> Result<Vec<Entry>, StoreError> {
+    fn range(
+        &self,
+        space: Space,
+        keys: &keys::KeyRange,
+        limit: usize,
+        descending: bool,
+    ) -> Result<Vec<KeyValue>, StoreError> {
         Writer::range(self, space, &keys.0, &keys.1, limit, descending)
     }
 }
@@ -100,18 +119,18 @@ pub(super) fn accept(writer: &mut Writer<'_>, call: &NewCall) -> Result<String, 
 }
 
 fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<String, StoreError> {
-    if let Some(seen) = writer.seen(&call.id)? {
+    if let Some(seen) = writer.id_record(&call.id)? {
         let Some(forget_ms) = seen.forget_ms.filter(|at| *at <= now_ms) else { return Ok(call.id.clone()) };
         writer.remove(Space::CallsSeen, keys::forget(&seen.queue, forget_ms, &call.id));
     }
     let mut counts = writer.counts(&call.queue)?;
     if counts.pending >= PENDING_MAX {
-        let text = format!("queue {} holds {PENDING_MAX} calls that are not done", call.queue);
+        let text = format!("queue {} holds {PENDING_MAX} pending calls", call.queue);
         return Err(StoreError::QuotaExceeded(text));
     }
     let sequence = writer.get(Space::Calls, keys::NEXT)?.map_or(Ok(1), |bytes| record::number(&bytes))?;
     let expires_ms = call.expires.map(milliseconds);
-    // Its end is looked at in time, too.
+    // A call that expires before it is due is looked at when it expires.
     let wait_ms = call.not_before.map(|at| milliseconds(at).min(expires_ms.unwrap_or(u64::MAX - 1)));
     let wait_ms = wait_ms.filter(|at| *at > now_ms);
     let entry = CallEntry {
@@ -128,7 +147,7 @@ fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<Str
     };
     writer.put(Space::Calls, keys::NEXT.to_vec(), (sequence + 1).to_be_bytes().to_vec());
     writer.put(Space::Calls, keys::message(sequence), call.message.clone());
-    let seen = Seen { sequence, queue: call.queue.clone(), forget_ms: None };
+    let seen = IdRecord { sequence, queue: call.queue.clone(), forget_ms: None };
     writer.put(Space::CallsSeen, keys::id(&call.id), seen.encode());
     queue::put_pending(writer, &call.queue, sequence, &entry);
     writer.wake_queue(&call.queue);
@@ -137,27 +156,27 @@ fn accept_at(writer: &mut Writer<'_>, call: &NewCall, now_ms: u64) -> Result<Str
     Ok(call.id.clone())
 }
 
-/// For whoever works a queue off.
+/// Operations for the interface that works a queue off.
 impl Store {
-    /// What is known of a queue while the process runs.
+    /// Returns what this process knows of a queue besides the file.
     pub fn retried_queue(&self, name: &str) -> Arc<RetriedQueue> {
         self.retried_queues().get_or_create(name)
     }
 
-    /// What there is to do in a queue now.
+    /// Returns whether a queue has something to do now, or else when it will.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn look_for_calls(&self, queue: &str, rules: &Rules) -> Result<Look, StoreError> {
+    pub fn queue_status(&self, queue: &str, rules: &QueueRules) -> Result<QueueStatus, StoreError> {
         let in_work = self.retried_queue(queue).in_work();
-        self.read(|reader| queue::look(reader, queue, rules, &in_work, now_ms()))
+        self.read(|reader| queue::status(reader, queue, rules, &in_work, now_ms()))
     }
 
-    /// Makes ready what failed before the cage was started.
+    /// Makes calls ready that failed before the cage was started.
     ///
     /// # Errors
     /// See the kinds.
-    pub async fn resume_calls(&self, queue: &str, rules: Rules, deadline: Deadline) -> Result<(), StoreError> {
+    pub async fn resume_calls(&self, queue: &str, rules: QueueRules, deadline: Deadline) -> Result<(), StoreError> {
         loop {
             let queue = queue.to_owned();
             let resumed = self.write(deadline, move |writer| working(writer, &queue, &rules).resume()).await?;
@@ -167,47 +186,47 @@ impl Store {
         }
     }
 
-    /// Records the beginning of attempts at up to `places` calls that are due.
+    /// Records the start of attempts at up to `places` calls that are due.
     ///
     /// # Errors
-    /// See the kinds; what was begun then is begun again under the same number, since it did not run.
+    /// See the kinds. If the write was done all the same, these attempts start again with the same number, since they did not run.
     pub async fn begin_calls(
         &self,
         queue: &str,
-        rules: Rules,
+        rules: QueueRules,
         places: usize,
         deadline: Deadline,
-    ) -> Result<Vec<Begun>, StoreError> {
+    ) -> Result<Vec<CallStart>, StoreError> {
         let known = self.retried_queue(queue);
-        let (in_work, unrun) = (known.in_work(), known.unrun());
+        let (in_work, unconfirmed) = (known.in_work(), known.unconfirmed());
         let (writing, queue) = (known.clone(), queue.to_owned());
         let begun = self.write(deadline, move |writer| {
-            let begun = working(writer, &queue, &rules).begin(&in_work, &unrun, places)?;
-            attempts(&begun).for_each(|(sequence, entry)| writing.may_begin(sequence, entry.attempts));
+            let begun = working(writer, &queue, &rules).begin(&in_work, &unconfirmed, places)?;
+            attempts(&begun).for_each(|(sequence, entry)| writing.note_begin(sequence, entry.attempts));
             Ok(begun)
         });
         let begun = begun.await?;
-        attempts(&begun).for_each(|(sequence, _)| known.runs(sequence));
+        attempts(&begun).for_each(|(sequence, _)| known.confirm_begin(sequence));
         Ok(begun)
     }
 
-    /// Records the end of an attempt, once however often it is asked for.
+    /// Records the end of an attempt. A second record of the same end has no effect.
     ///
     /// # Errors
     /// See the kinds.
     pub async fn finish_call(
         &self,
         queue: &str,
-        rules: Rules,
+        rules: QueueRules,
         sequence: u64,
-        end: End,
+        end: AttemptEnd,
         deadline: Deadline,
-    ) -> Result<Finished, StoreError> {
+    ) -> Result<FinishOutcome, StoreError> {
         let queue = queue.to_owned();
         self.write(deadline, move |writer| working(writer, &queue, &rules).finish(sequence, &end)).await
     }
 
-    /// What a call says: as `NewCall::message`. None when it is not there any more.
+    /// Returns the `NewCall::message` of a call; none when the call is not stored any more.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -224,10 +243,10 @@ impl Store {
     }
 }
 
-fn attempts(begun: &[Begun]) -> impl Iterator<Item = (u64, &CallEntry)> {
+fn attempts(begun: &[CallStart]) -> impl Iterator<Item = (u64, &CallEntry)> {
     begun.iter().filter_map(|begun| match begun {
-        Begun::Attempt { sequence, entry } => Some((*sequence, entry)),
-        Begun::GivenUp(_) => None,
+        CallStart::Attempt { sequence, entry } => Some((*sequence, entry)),
+        CallStart::GivenUp(_) => None,
     })
 }
 
@@ -235,6 +254,6 @@ fn now_ms() -> u64 {
     milliseconds(SystemTime::now())
 }
 
-fn working<'w, 'a>(writer: &'w mut Writer<'a>, queue: &'w str, rules: &'w Rules) -> Working<'w, 'a> {
-    Working { writer, queue, rules, now_ms: now_ms() }
+fn working<'w, 'a>(writer: &'w mut Writer<'a>, queue: &'w str, rules: &'w QueueRules) -> QueueWriter<'w, 'a> {
+    QueueWriter { writer, queue, rules, now_ms: now_ms() }
 }

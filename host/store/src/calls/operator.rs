@@ -1,24 +1,24 @@
-//! What operators see of retried calls, and do to them: `wasmcage retry`.
+//! What operators can see of retried calls and do with them: `wasmcage retry`.
 
 use serde::Serialize;
 
 use super::record::{CallEntry, CallState, call_time};
-use super::{Source, keys, now_ms, queue};
+use super::{CallReads, keys, now_ms, queue};
 use crate::{Space, Store, StoreError, Writer};
 use wasmcage_core::request::Deadline;
 use wasmcage_core::telemetry;
 
-/// The name of a call that an operator drops is remembered so long: whoever asks for it again shall not get it back.
+/// The id of a call that an operator drops is remembered so long: a caller that repeats the call does not get it back.
 const DROPPED_RETENTION_MS: u64 = 3 * 24 * 3600 * 1000;
 
-/// Which calls to list.
+/// Selects the calls to list.
 #[derive(Clone, Debug, Default)]
-pub struct CallsWanted {
-    /// None: every queue.
+pub struct CallFilter {
+    /// One queue; none: all queues.
     pub queue: Option<String>,
-    /// Those that were given up, instead of those that are pending.
+    /// List dead letters instead of pending calls.
     pub dead: bool,
-    /// At most so many.
+    /// List at most so many.
     pub limit: usize,
 }
 
@@ -29,28 +29,28 @@ pub struct CallView {
     pub queue: String,
     /// `ready`, `in work`, `waiting` (for its first time), `failed` (to be made again), `dead`.
     pub state: &'static str,
-    /// None: the cage itself.
+    /// The cage that is called; none: this one.
     pub cage: Option<String>,
     pub module: String,
     pub function: String,
-    /// The cage that asked for it.
+    /// The cage that asked for the call.
     pub origin: String,
     pub priority: i8,
-    /// Attempts that were begun.
+    /// Number of attempts that were started.
     pub attempts: u32,
     pub attempts_max: Option<u32>,
     pub accepted: String,
     pub first_started: Option<String>,
-    /// When it is made next, if not now.
+    /// When it is attempted next, if not now.
     pub due: Option<String>,
     pub expires: Option<String>,
     /// When it was given up.
     pub given_up: Option<String>,
-    /// Why the latest attempt failed, or why there is none any more.
+    /// Why the latest attempt failed, or why the call was given up.
     pub error: Option<String>,
 }
 
-/// A queue that has calls, done ones not counted.
+/// A queue that has pending calls or dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueView {
     pub queue: String,
@@ -59,8 +59,8 @@ pub struct QueueView {
     pub dead: u64,
 }
 
-/// A call by its name.
-struct Found {
+/// A call in the store.
+struct StoredCall {
     queue: String,
     sequence: u64,
     entry: CallEntry,
@@ -68,28 +68,29 @@ struct Found {
 }
 
 impl Store {
-    /// Queues that have pending calls or dead letters, by name.
+    /// Returns the queues that have pending calls or dead letters, by name.
     ///
     /// # Errors
     /// The store cannot be read.
     pub fn call_queues(&self) -> Result<Vec<QueueView>, StoreError> {
         const QUEUES_MAX: usize = 10_000;
-        let found = self.read(|reader| Source::range(reader, Space::Calls, &keys::all_counts(), QUEUES_MAX, false))?;
+        let found =
+            self.read(|reader| CallReads::range(reader, Space::Calls, &keys::all_counts(), QUEUES_MAX, false))?;
         let mut views = Vec::with_capacity(found.len());
         for (key, value) in found {
             let queue = keys::queue_of_counts(&key).ok_or_else(super::record::damaged)?;
-            let counts = super::Counts::decode(&value)?;
+            let counts = super::QueueCounts::decode(&value)?;
             let in_work = self.retried_queues().get(queue).map_or(0, |queue| queue.in_work().len());
             views.push(QueueView { queue: queue.to_owned(), pending: counts.pending, in_work, dead: counts.dead });
         }
         Ok(views)
     }
 
-    /// Calls in the order in which they were accepted, queue by queue.
+    /// Returns calls in the order in which they were accepted, queue by queue.
     ///
     /// # Errors
     /// The store cannot be read.
-    pub fn calls(&self, wanted: &CallsWanted) -> Result<Vec<CallView>, StoreError> {
+    pub fn calls(&self, wanted: &CallFilter) -> Result<Vec<CallView>, StoreError> {
         let queues = match &wanted.queue {
             Some(queue) => vec![queue.clone()],
             None => self.call_queues()?.into_iter().map(|view| view.queue).collect(),
@@ -103,10 +104,10 @@ impl Store {
         Ok(views)
     }
 
-    /// A call that is pending or dead, and what it says.
+    /// Returns a pending or dead call and its message.
     ///
     /// # Errors
-    /// `Invalid` when there is none of that name; the store cannot be read.
+    /// `Invalid` when there is none with this id; the store cannot be read.
     pub fn find_call(&self, id: &str) -> Result<(CallView, Vec<u8>), StoreError> {
         let (found, message) = self.read(|reader| {
             let found = find(reader, id)?;
@@ -116,11 +117,11 @@ impl Store {
         Ok((self.view(&found.queue, found.sequence, &found.entry), message))
     }
 
-    /// Has a call be made now: one that waits, or one that was given up, which begins anew and does not expire any more. With
-    /// `to` it is moved into that queue, where it keeps its place among those that were accepted before and after it.
+    /// Makes a call ready: a waiting one, or a dead one, whose attempts are counted anew and which does not expire any more. With
+    /// `to` it is moved into that queue, where its place depends on when it was accepted.
     ///
     /// # Errors
-    /// `Invalid` when there is none of that name, or it is being made; see the kinds.
+    /// `Invalid` when there is none with this id, or it is in work; see the kinds.
     pub async fn run_call(&self, id: &str, to: Option<&str>, deadline: Deadline) -> Result<(), StoreError> {
         let to = to.map(str::to_owned);
         self.change_call(id, deadline, move |writer, found| {
@@ -134,13 +135,13 @@ impl Store {
         .await
     }
 
-    /// Drops a call. Its name is remembered for three days.
+    /// Drops a call. Its id is remembered for three days.
     ///
     /// # Errors
-    /// As of `run_call`.
+    /// Those of `run_call`.
     pub async fn drop_call(&self, id: &str, deadline: Deadline) -> Result<(), StoreError> {
         self.change_call(id, deadline, |writer, found| {
-            let Found { queue, sequence, entry, .. } = found;
+            let StoredCall { queue, sequence, entry, .. } = found;
             remove(writer, found)?;
             writer.remove(Space::Calls, keys::message(*sequence));
             let forget_ms = now_ms().saturating_add(DROPPED_RETENTION_MS);
@@ -150,12 +151,12 @@ impl Store {
         .await
     }
 
-    /// One that is being made stays as it is: its end is to be recorded where it was begun.
+    /// Changes a call unless it is in work: the end of an attempt is recorded in the queue in which it was started.
     async fn change_call(
         &self,
         id: &str,
         deadline: Deadline,
-        mut change: impl FnMut(&mut Writer<'_>, &Found) -> Result<(), StoreError> + Send + 'static,
+        mut change: impl FnMut(&mut Writer<'_>, &StoredCall) -> Result<(), StoreError> + Send + 'static,
     ) -> Result<(), StoreError> {
         let found = self.read(|reader| find(reader, id))?;
         if self.retried_queues().get(&found.queue).is_some_and(|queue| queue.is_in_work(found.sequence)) {
@@ -173,7 +174,7 @@ impl Store {
         let utc = |at_ms: u64| telemetry::utc(call_time(at_ms));
         let in_work = self.retried_queues().get(queue).is_some_and(|queue| queue.is_in_work(sequence));
         let (state, due_ms, dead_ms) = match entry.state {
-            // Its last attempt may not have given up its place yet.
+            // Its last attempt may still be marked as in work.
             CallState::Dead { since_ms } => ("dead", None, Some(since_ms)),
             _ if in_work => ("in work", None, None),
             CallState::Ready => ("ready", None, None),
@@ -201,20 +202,20 @@ impl Store {
     }
 }
 
-fn find(source: &impl Source, id: &str) -> Result<Found, StoreError> {
+fn find(source: &impl CallReads, id: &str) -> Result<StoredCall, StoreError> {
     let none = || StoreError::Invalid(format!("there is no call {id}"));
-    let seen = source.seen(id)?.ok_or_else(none)?;
+    let seen = source.id_record(id)?.ok_or_else(none)?;
     for dead in [false, true] {
         if let Some(entry) = source.entry(&seen.queue, seen.sequence, dead)? {
-            return Ok(Found { queue: seen.queue, sequence: seen.sequence, entry, dead });
+            return Ok(StoredCall { queue: seen.queue, sequence: seen.sequence, entry, dead });
         }
     }
-    Err(StoreError::Invalid(format!("call {id} was made or dropped; its name is only remembered")))
+    Err(StoreError::Invalid(format!("call {id} was made or dropped before; only its id is still remembered")))
 }
 
-/// Takes a call from where it is.
-fn remove(writer: &mut Writer<'_>, found: &Found) -> Result<(), StoreError> {
-    let Found { queue, sequence, entry, dead } = found;
+/// Removes a call from its queue.
+fn remove(writer: &mut Writer<'_>, found: &StoredCall) -> Result<(), StoreError> {
+    let StoredCall { queue, sequence, entry, dead } = found;
     if *dead {
         writer.remove(Space::Calls, keys::entry(queue, *sequence, true));
     } else {
@@ -226,11 +227,11 @@ fn remove(writer: &mut Writer<'_>, found: &Found) -> Result<(), StoreError> {
     })
 }
 
-/// Puts a call that was taken from elsewhere into a queue.
+/// Puts a call that was removed from its queue into a queue.
 fn put(writer: &mut Writer<'_>, queue: &str, sequence: u64, entry: &CallEntry) -> Result<(), StoreError> {
     queue::put_pending(writer, queue, sequence, entry);
     queue::count(writer, queue, |counts| counts.pending += 1)?;
-    let seen = super::Seen { sequence, queue: queue.to_owned(), forget_ms: None };
+    let seen = super::IdRecord { sequence, queue: queue.to_owned(), forget_ms: None };
     writer.put(Space::CallsSeen, keys::id(&entry.id), seen.encode());
     writer.wake_queue(queue);
     Ok(())

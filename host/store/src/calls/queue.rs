@@ -1,103 +1,105 @@
-//! Working off a queue: what is due, the record of each attempt's beginning and end.
+//! Works off a queue: finds what is due, and records start and end of each attempt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::record::{self, CallEntry, CallState, Counts, Seen};
-use super::{Source, keys};
+use super::record::{self, CallEntry, CallState, IdRecord, QueueCounts};
+use super::{CallReads, keys};
 use crate::{Space, StoreError, Writer};
 
-/// Calls whose time has come that one write makes ready.
+/// Most calls that one write makes ready.
 const PROMOTED_MAX: usize = 1_000;
-/// Names that one write forgets.
+/// Most ids that one write forgets.
 const FORGOTTEN_MAX: usize = 1_000;
-/// Dead letters of a queue; for one more the oldest is dropped.
+/// Most dead letters of a queue; one more displaces the oldest.
 pub(super) const DEAD_MAX: u64 = 100_000;
-/// Names are forgotten so much later than they could be, many at once.
+/// Ids are forgotten so much later than they could be, so that one write forgets many.
 const FORGET_SLACK_MS: u64 = 60_000;
 
-/// How a queue is worked off.
+/// Settings of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// One after the other, in the order in which they were accepted: the first that is not done holds up the rest.
+pub struct QueueRules {
+    /// Calls are made one after the other, in the order in which they were accepted; the first pending one holds up the rest.
     pub keep_order: bool,
     /// The longest time between two attempts.
     pub interval_max: Duration,
-    /// Attempts of one call; none: until it succeeds.
+    /// Most attempts at one call; none: until it succeeds.
     pub attempts_max: Option<u32>,
-    /// How long the name of a call is remembered after its end, and how long one for another cage is kept while that
-    /// cannot be reached.
+    /// How long the id of a call is remembered after its end, and how long a call to another cage is kept while that cannot be
+    /// reached.
     pub retention: Duration,
-    /// Whether what is given up is kept.
+    /// Calls that are given up are kept as dead letters.
     pub dead_letters: bool,
 }
 
-/// What there is to do in a queue.
+/// Tells when there is something to do in a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Look {
-    /// Something, now.
+pub struct QueueStatus {
+    /// There is something to do now.
     pub due: bool,
-    /// Otherwise then, in milliseconds since 1970; none: nothing until something is accepted.
+    /// Otherwise, when there will be, in milliseconds since 1970; none: not before another call is accepted.
     pub next_ms: Option<u64>,
 }
 
-/// What became of a call that was looked at.
+/// The result of starting a call that was due.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Begun {
-    /// To be made now; the attempt is on record.
+pub enum CallStart {
+    /// The call is to be made now; the start of the attempt is stored.
     Attempt {
         sequence: u64,
         entry: CallEntry,
     },
-    GivenUp(GivenUp),
+    GivenUp(GivenUpCall),
 }
 
-/// A call that is not made any more unless an operator says so.
+/// A call that is not attempted any more unless an operator asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GivenUp {
+pub struct GivenUpCall {
     pub entry: CallEntry,
-    /// The id of the oldest dead letter, which was dropped because the queue had as many as it may.
+    /// The id of the oldest dead letter, if it was dropped to make room for this one.
     pub displaced: Option<String>,
 }
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum AttemptEnd {
     Done,
-    /// To be made again then.
+    /// The attempt failed; the call is to be attempted again then.
     Later {
         error: String,
         due_ms: u64,
     },
-    /// The attempt of this number surely did not run, and does not count. To be made again then.
+    /// The attempt of this number surely did not run and does not count. The call is to be attempted again then.
     NotRun {
         attempt: u32,
         error: String,
         due_ms: u64,
     },
+    /// The attempt failed for this reason, and no other may succeed.
     Never(String),
 }
 
-/// What was made of that.
+/// What `finish` has done with a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finished {
+pub enum FinishOutcome {
     Done,
     Later,
-    GivenUp(Box<GivenUp>),
-    /// It was dropped or moved meanwhile, or all of this is on record already.
+    GivenUp(Box<GivenUpCall>),
+    /// Nothing: the call was dropped or moved meanwhile, or the same end is stored already.
     Gone,
 }
 
-/// One queue in one write.
-pub(super) struct Working<'w, 'a> {
+/// Changes one queue within one write.
+pub(super) struct QueueWriter<'w, 'a> {
     pub writer: &'w mut Writer<'a>,
     pub queue: &'w str,
-    pub rules: &'w Rules,
+    pub rules: &'w QueueRules,
     pub now_ms: u64,
 }
 
-impl Look {
-    fn at(&mut self, at_ms: u64, now_ms: u64) {
+impl QueueStatus {
+    /// Takes into account that something is to be done at that time.
+    fn add_due(&mut self, at_ms: u64, now_ms: u64) {
         match at_ms <= now_ms {
             true => self.due = true,
             false => self.next_ms = Some(self.next_ms.map_or(at_ms, |next| next.min(at_ms))),
@@ -105,18 +107,18 @@ impl Look {
     }
 }
 
-impl Rules {
+impl QueueRules {
     fn retention_ms(&self) -> u64 {
         u64::try_from(self.retention.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// From here on a call that failed would wait longer than any may: the clock was set back since.
+    /// A failed call that is due at this time or later would wait longer than the longest interval: the clock was set back.
     fn horizon_ms(&self, now_ms: u64) -> u64 {
         let longest = u64::try_from(self.interval_max.as_millis()).unwrap_or(u64::MAX);
         now_ms.saturating_add(longest).saturating_add(1)
     }
 
-    /// When a call that is first in an ordered queue may be made.
+    /// Returns when the first call of an ordered queue may be attempted.
     fn due_ms(&self, entry: &CallEntry, now_ms: u64) -> u64 {
         let due_ms = match entry.state {
             CallState::Ready | CallState::Dead { .. } => 0,
@@ -127,8 +129,8 @@ impl Rules {
         due_ms.min(entry.expires_ms.unwrap_or(u64::MAX))
     }
 
-    /// Why a call is not made any more.
-    fn ended(&self, entry: &CallEntry, now_ms: u64) -> Option<String> {
+    /// Returns why a call is given up; none if it is not.
+    fn give_up_reason(&self, entry: &CallEntry, now_ms: u64) -> Option<String> {
         let after = || match entry.error.as_str() {
             "" => String::new(),
             error => format!("; last: {error}"),
@@ -137,7 +139,7 @@ impl Rules {
             return Some(format!("expired after {} attempts{}", entry.attempts, after()));
         }
         if let Some(cage) = &entry.target.cage {
-            // By now the other side may have forgotten that it has it.
+            // The other cage may have accepted it already and forgotten its id since.
             let over = |started: u64| started.saturating_add(self.retention_ms()) <= now_ms;
             let late = entry.first_started_ms.is_some_and(over);
             return late.then(|| format!("cage {cage} did not take it within the queue's retention{}", after()));
@@ -147,39 +149,39 @@ impl Rules {
     }
 }
 
-/// What there is to do, while these calls are being made.
-pub(super) fn look(
-    source: &impl Source,
+/// Returns what there is to do while these calls are in work.
+pub(super) fn status(
+    source: &impl CallReads,
     queue: &str,
-    rules: &Rules,
+    rules: &QueueRules,
     in_work: &BTreeSet<u64>,
     now_ms: u64,
-) -> Result<Look, StoreError> {
-    let mut look = Look::default();
+) -> Result<QueueStatus, StoreError> {
+    let mut status = QueueStatus::default();
     let forgotten = source.range(Space::CallsSeen, &keys::forgotten(queue, u64::MAX), 1, false)?;
     if let Some((at_ms, _)) = forgotten.first().and_then(|(key, _)| keys::forgotten_id(queue, key)) {
-        look.at(at_ms.saturating_add(FORGET_SLACK_MS), now_ms);
+        status.add_due(at_ms.saturating_add(FORGET_SLACK_MS), now_ms);
     }
     if rules.keep_order {
         if let Some((_, head)) = source.entries(queue, false, 0, 1)?.first().filter(|_| in_work.is_empty()) {
-            look.at(rules.due_ms(head, now_ms), now_ms);
+            status.add_due(rules.due_ms(head, now_ms), now_ms);
         }
-        return Ok(look);
+        return Ok(status);
     }
     let ready = source.range(Space::CallsDue, &keys::ready(queue), in_work.len() + 1, false)?;
-    look.due |= ready.iter().filter_map(|(key, _)| keys::sequence(key)).any(|sequence| !in_work.contains(&sequence));
+    status.due |= ready.iter().filter_map(|(key, _)| keys::sequence(key)).any(|sequence| !in_work.contains(&sequence));
     for kind in [keys::WAITING, keys::FAILED] {
         let first = source.range(Space::CallsDue, &keys::timed(queue, kind, 0, u64::MAX), 1, false)?;
         if let Some(at_ms) = first.first().and_then(|(key, _)| keys::due_ms(key)) {
-            look.at(at_ms, now_ms);
+            status.add_due(at_ms, now_ms);
         }
     }
     let beyond = keys::timed(queue, keys::FAILED, rules.horizon_ms(now_ms), u64::MAX);
-    look.due |= !source.range(Space::CallsDue, &beyond, 1, false)?.is_empty();
-    Ok(look)
+    status.due |= !source.range(Space::CallsDue, &beyond, 1, false)?.is_empty();
+    Ok(status)
 }
 
-/// A call that is pending, and where it stands.
+/// Stores a pending call and its key among those that are due.
 pub(super) fn put_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64, entry: &CallEntry) {
     writer.put(Space::Calls, keys::entry(queue, sequence, false), entry.encode());
     if let Some(due) = keys::due(queue, sequence, entry) {
@@ -187,7 +189,7 @@ pub(super) fn put_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64, e
     }
 }
 
-/// The same call, to be put elsewhere or nowhere.
+/// Removes a pending call and its key among those that are due. Its message and its id stay.
 pub(super) fn remove_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64, entry: &CallEntry) {
     writer.remove(Space::Calls, keys::entry(queue, sequence, false));
     if let Some(due) = keys::due(queue, sequence, entry) {
@@ -195,35 +197,40 @@ pub(super) fn remove_pending(writer: &mut Writer<'_>, queue: &str, sequence: u64
     }
 }
 
-pub(super) fn count(writer: &mut Writer<'_>, queue: &str, change: impl FnOnce(&mut Counts)) -> Result<(), StoreError> {
+/// Changes the counts of a queue.
+pub(super) fn count(
+    writer: &mut Writer<'_>,
+    queue: &str,
+    change: impl FnOnce(&mut QueueCounts),
+) -> Result<(), StoreError> {
     let mut counts = writer.counts(queue)?;
     change(&mut counts);
     match counts {
-        Counts { pending: 0, dead: 0 } => writer.remove(Space::Calls, keys::counts(queue)),
+        QueueCounts { pending: 0, dead: 0 } => writer.remove(Space::Calls, keys::counts(queue)),
         counts => writer.put(Space::Calls, keys::counts(queue), counts.encode()),
     }
     Ok(())
 }
 
-/// The name of a call that has ended is remembered until then.
+/// Remembers the id of a call that has ended until then.
 pub(super) fn forget_later(writer: &mut Writer<'_>, queue: &str, sequence: u64, id: &str, forget_ms: u64) {
-    let seen = Seen { sequence, queue: queue.to_owned(), forget_ms: Some(forget_ms) };
+    let seen = IdRecord { sequence, queue: queue.to_owned(), forget_ms: Some(forget_ms) };
     writer.put(Space::CallsSeen, keys::id(id), seen.encode());
     writer.put(Space::CallsSeen, keys::forget(queue, forget_ms, id), Vec::new());
 }
 
-impl Working<'_, '_> {
-    /// Records the beginning of attempts at up to `places` calls that are due and not in work. An attempt of `unrun` that is
-    /// on record already is begun once more under its number.
+impl QueueWriter<'_, '_> {
+    /// Records the start of attempts at up to `places` calls that are due and not in work. An attempt of `unconfirmed` whose
+    /// start is stored already starts again with the same number.
     pub(super) fn begin(
         &mut self,
         in_work: &BTreeSet<u64>,
-        unrun: &BTreeMap<u64, u32>,
+        unconfirmed: &BTreeMap<u64, u32>,
         places: usize,
-    ) -> Result<Vec<Begun>, StoreError> {
+    ) -> Result<Vec<CallStart>, StoreError> {
         self.forget()?;
         if self.rules.keep_order {
-            return self.begin_first(in_work, unrun);
+            return self.begin_first(in_work, unconfirmed);
         }
         self.promote(self.now_ms)?;
         let ready = keys::ready(self.queue);
@@ -232,16 +239,20 @@ impl Working<'_, '_> {
         let mut begun = Vec::with_capacity(places);
         for sequence in numbers.filter(|sequence| !in_work.contains(sequence)).take(places) {
             let entry = self.writer.entry(self.queue, sequence, false)?.ok_or_else(record::damaged)?;
-            begun.push(self.attempt(sequence, entry, unrun)?);
+            begun.push(self.attempt(sequence, entry, unconfirmed)?);
         }
         Ok(begun)
     }
 
-    fn begin_first(&mut self, in_work: &BTreeSet<u64>, unrun: &BTreeMap<u64, u32>) -> Result<Vec<Begun>, StoreError> {
+    fn begin_first(
+        &mut self,
+        in_work: &BTreeSet<u64>,
+        unconfirmed: &BTreeMap<u64, u32>,
+    ) -> Result<Vec<CallStart>, StoreError> {
         let head = self.writer.entries(self.queue, false, 0, 1)?.pop();
         let head = head.filter(|(_, entry)| in_work.is_empty() && self.rules.due_ms(entry, self.now_ms) <= self.now_ms);
         match head {
-            Some((sequence, entry)) => Ok(vec![self.attempt(sequence, entry, unrun)?]),
+            Some((sequence, entry)) => Ok(vec![self.attempt(sequence, entry, unconfirmed)?]),
             None => Ok(Vec::new()),
         }
     }
@@ -250,23 +261,23 @@ impl Working<'_, '_> {
         &mut self,
         sequence: u64,
         mut entry: CallEntry,
-        unrun: &BTreeMap<u64, u32>,
-    ) -> Result<Begun, StoreError> {
-        if unrun.get(&sequence) == Some(&entry.attempts) {
+        unconfirmed: &BTreeMap<u64, u32>,
+    ) -> Result<CallStart, StoreError> {
+        if unconfirmed.get(&sequence) == Some(&entry.attempts) {
             entry.attempts = entry.attempts.saturating_sub(1);
         }
-        if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
-            return self.bury(sequence, entry, reason).map(Begun::GivenUp);
+        if let Some(reason) = self.rules.give_up_reason(&entry, self.now_ms) {
+            return self.bury(sequence, entry, reason).map(CallStart::GivenUp);
         }
         remove_pending(self.writer, self.queue, sequence, &entry);
         entry.state = CallState::Ready;
         entry.attempts = entry.attempts.saturating_add(1);
         entry.first_started_ms.get_or_insert(self.now_ms);
         put_pending(self.writer, self.queue, sequence, &entry);
-        Ok(Begun::Attempt { sequence, entry })
+        Ok(CallStart::Attempt { sequence, entry })
     }
 
-    /// Makes ready what was to wait until then at the latest.
+    /// Makes ready the calls that are due by then. Returns how many.
     fn promote(&mut self, until_ms: u64) -> Result<usize, StoreError> {
         let (until_ms, horizon_ms) = (until_ms.saturating_add(1), self.rules.horizon_ms(self.now_ms));
         let mut promoted = 0;
@@ -288,12 +299,12 @@ impl Working<'_, '_> {
         Ok(promoted)
     }
 
-    /// Makes ready what failed before the cage was started, some of it. Whether that was all.
+    /// Makes ready some of the calls that failed before the cage was started. Returns whether those were all.
     pub(super) fn resume(&mut self) -> Result<bool, StoreError> {
         Ok(self.promote(u64::MAX - 1)? < PROMOTED_MAX)
     }
 
-    /// Forgets names whose time is over.
+    /// Forgets ids whose retention is over.
     fn forget(&mut self) -> Result<(), StoreError> {
         let keys = keys::forgotten(self.queue, self.now_ms.saturating_add(1));
         for (key, _) in self.writer.range(Space::CallsSeen, &keys.0, &keys.1, FORGOTTEN_MAX, false)? {
@@ -304,40 +315,42 @@ impl Working<'_, '_> {
         Ok(())
     }
 
-    /// Records the end of an attempt. The same end twice is recorded once.
-    pub(super) fn finish(&mut self, sequence: u64, end: &End) -> Result<Finished, StoreError> {
-        let Some(mut entry) = self.writer.entry(self.queue, sequence, false)? else { return Ok(Finished::Gone) };
+    /// Records the end of an attempt. The same end a second time has no effect.
+    pub(super) fn finish(&mut self, sequence: u64, end: &AttemptEnd) -> Result<FinishOutcome, StoreError> {
+        let Some(mut entry) = self.writer.entry(self.queue, sequence, false)? else { return Ok(FinishOutcome::Gone) };
         match end {
-            End::Done => {
+            AttemptEnd::Done => {
                 remove_pending(self.writer, self.queue, sequence, &entry);
                 self.writer.remove(Space::Calls, keys::message(sequence));
                 count(self.writer, self.queue, |counts| counts.pending = counts.pending.saturating_sub(1))?;
                 self.forget_after_retention(sequence, &entry.id);
-                Ok(Finished::Done)
+                Ok(FinishOutcome::Done)
             }
-            End::Never(error) => {
-                self.bury(sequence, entry, error.clone()).map(|given_up| Finished::GivenUp(Box::new(given_up)))
+            AttemptEnd::Never(error) => {
+                self.bury(sequence, entry, error.clone()).map(|given_up| FinishOutcome::GivenUp(Box::new(given_up)))
             }
-            End::Later { error, due_ms } | End::NotRun { error, due_ms, .. } => {
+            AttemptEnd::Later { error, due_ms } | AttemptEnd::NotRun { error, due_ms, .. } => {
                 entry.error.clone_from(error);
-                if let End::NotRun { attempt, .. } = end {
+                if let AttemptEnd::NotRun { attempt, .. } = end {
                     entry.attempts = entry.attempts.min(attempt.saturating_sub(1));
                 }
-                if let Some(reason) = self.rules.ended(&entry, self.now_ms) {
-                    return self.bury(sequence, entry, reason).map(|given_up| Finished::GivenUp(Box::new(given_up)));
+                if let Some(reason) = self.rules.give_up_reason(&entry, self.now_ms) {
+                    return self
+                        .bury(sequence, entry, reason)
+                        .map(|given_up| FinishOutcome::GivenUp(Box::new(given_up)));
                 }
                 remove_pending(self.writer, self.queue, sequence, &entry);
-                // Its end is looked at in time, too.
+                // A call that expires before it is due is looked at when it expires.
                 let due_ms = (*due_ms).min(entry.expires_ms.unwrap_or(u64::MAX - 1));
                 entry.state = CallState::Failed { due_ms };
                 put_pending(self.writer, self.queue, sequence, &entry);
-                Ok(Finished::Later)
+                Ok(FinishOutcome::Later)
             }
         }
     }
 
     /// Gives up a pending call.
-    fn bury(&mut self, sequence: u64, mut entry: CallEntry, reason: String) -> Result<GivenUp, StoreError> {
+    fn bury(&mut self, sequence: u64, mut entry: CallEntry, reason: String) -> Result<GivenUpCall, StoreError> {
         remove_pending(self.writer, self.queue, sequence, &entry);
         entry.error = reason;
         let keep = self.rules.dead_letters;
@@ -356,10 +369,10 @@ impl Working<'_, '_> {
             counts.pending = counts.pending.saturating_sub(1);
             counts.dead += u64::from(keep);
         })?;
-        Ok(GivenUp { entry, displaced })
+        Ok(GivenUpCall { entry, displaced })
     }
 
-    /// Its id.
+    /// Drops the oldest dead letter. Returns its id.
     fn drop_oldest_dead(&mut self) -> Result<Option<String>, StoreError> {
         let Some((sequence, oldest)) = self.writer.entries(self.queue, true, 0, 1)?.pop() else { return Ok(None) };
         self.writer.remove(Space::Calls, keys::entry(self.queue, sequence, true));

@@ -1,5 +1,5 @@
-//! What is kept of a retried call, byte by byte: see `FORMAT.md`. Read from a file, so every length is checked against what
-//! is there.
+//! Encodes and decodes the records of retried calls: see `FORMAT.md`. Records come from a file, so every length is checked
+//! against the bytes that are there.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,74 +8,74 @@ use bytes::{Buf, BufMut as _};
 use crate::StoreError;
 
 const VERSION: u8 = 1;
-/// A longer text of an error is cut.
+/// Longer error texts are cut.
 const ERROR_BYTES_MAX: usize = 1 << 10;
 
-/// Which function is called, and for whom.
+/// The function that is called, and the cage that asked for the call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoredTarget {
-    /// The cage that asked for it, or who else may.
+    /// The cage that asked for the call, or another caller that may.
     pub origin: String,
-    /// None: the cage of the store.
+    /// The cage that is called; none for the cage of this store.
     pub cage: Option<String>,
     pub module: String,
     pub function: String,
 }
 
-/// Where a call stands.
+/// State of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallState {
-    /// To be made as soon as there is a place.
+    /// To be attempted as soon as the interface can.
     Ready,
-    /// Not before its time.
+    /// Not to be attempted before its time.
     Waiting { due_ms: u64 },
-    /// It failed, and is made again.
+    /// It failed and is to be attempted again then.
     Failed { due_ms: u64 },
-    /// Given up at that time.
+    /// It was given up then.
     Dead { since_ms: u64 },
 }
 
-/// All that is known of a call except what it says.
+/// All that is stored of a call except its message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CallEntry {
     pub id: String,
     pub target: StoredTarget,
     pub state: CallState,
     pub priority: i8,
-    /// Attempts that were begun.
+    /// Number of attempts that were started.
     pub attempts: u32,
-    /// Fewer than the queue's own bound.
+    /// Most attempts, if the call has a lower limit than its queue.
     pub attempts_max: Option<u32>,
     /// Milliseconds since 1970, as all times here.
     pub accepted_ms: u64,
-    /// Of the first attempt.
+    /// Start of the first attempt.
     pub first_started_ms: Option<u64>,
     pub expires_ms: Option<u64>,
-    /// Why the latest attempt failed, or why there is none any more; empty if neither.
+    /// Why the latest attempt failed, or why the call was given up; empty if neither.
     pub error: String,
 }
 
-/// What became of a name.
+/// The call that an id belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct IdRecord {
     pub sequence: u64,
     pub queue: String,
-    /// None while the call is pending.
+    /// When the id is forgotten; none while the call is pending or a dead letter.
     pub forget_ms: Option<u64>,
 }
 
-/// Pending calls and dead letters of a queue.
+/// Number of pending calls and dead letters of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    pub pending: u64,
-    pub dead: u64,
+pub(crate) struct QueueCounts {
+    pub(crate) pending: u64,
+    pub(crate) dead: u64,
 }
 
 pub(super) fn milliseconds(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A time that was stored; one that the clock cannot tell is the latest that it can, roughly.
+/// Converts a stored time. A time that is too late for the system's clock becomes the year 6325.
 pub fn call_time(milliseconds: u64) -> SystemTime {
     const LATEST: Duration = Duration::from_secs(1 << 37);
     UNIX_EPOCH + Duration::from_millis(milliseconds).min(LATEST)
@@ -138,7 +138,7 @@ impl CallEntry {
     }
 }
 
-impl Seen {
+impl IdRecord {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(32 + self.queue.len());
         bytes.put_u8(VERSION);
@@ -156,7 +156,7 @@ impl Seen {
     }
 }
 
-impl Counts {
+impl QueueCounts {
     pub(super) fn encode(self) -> Vec<u8> {
         [self.pending.to_be_bytes(), self.dead.to_be_bytes()].concat()
     }
@@ -175,7 +175,7 @@ pub(super) fn damaged() -> StoreError {
     StoreError::damaged("the record of a retried call")
 }
 
-/// At most so many bytes of a text.
+/// Cuts a text to at most so many bytes.
 fn cut(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
@@ -184,7 +184,7 @@ fn cut(text: &str, bytes_max: usize) -> &str {
     &text[..end]
 }
 
-/// Every text that is kept is shorter than 64 KiB: names are checked, errors are cut.
+/// Texts are shorter than 64 KiB: names were checked, errors are cut.
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
     let text = cut(text, u16::MAX.into());
     bytes.put_u16(text.len() as u16);

@@ -1,4 +1,4 @@
-//! What is known of queues while the process runs: whom to wake, which calls are being made.
+//! State of queues that is not stored: the interface to wake, and the calls that are in work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,50 +8,51 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedMutexGuard};
 
-/// The queues of a cage that are worked off, or were.
+/// The queues of a cage that this process works off, or did.
 #[derive(Default)]
 pub struct RetriedQueues {
     worked_off: Mutex<BTreeMap<String, Arc<RetriedQueue>>>,
-    /// Names of queues that nobody works off, as far as they were told.
+    /// Names of queues that no interface works off and that were logged.
     missing: Mutex<BTreeSet<String>>,
 }
 
-/// That dead letters are dropped is told again after so long.
+/// Dropped dead letters are logged at most this often.
 const DISPLACED_INTERVAL: Duration = Duration::from_secs(60);
 
-/// So many queues that nobody works off are told.
+/// At most so many queues that no interface works off are logged.
 const MISSING_MAX: usize = 100;
 
-/// One of them. Whoever works it off holds its `lease`.
+/// A queue. The interface that works it off holds its `lease`.
 #[derive(Default)]
 pub struct RetriedQueue {
     changed: Notify,
     in_work: Mutex<BTreeSet<u64>>,
-    /// Calls whose next attempt may be on record as begun although it never ran, with its number.
-    unrun: Mutex<BTreeMap<u64, u32>>,
+    /// Calls with the number of an attempt whose start may be stored although the attempt never ran.
+    unconfirmed: Mutex<BTreeMap<u64, u32>>,
     lease: Arc<tokio::sync::Mutex<()>>,
     resumed: AtomicBool,
-    displaced: Mutex<Displaced>,
+    displaced: Mutex<DisplacedCount>,
 }
 
-/// Beginnings of attempts in doubt that one queue remembers; an older one then counts as an attempt.
-const UNRUN_MAX: usize = 10_000;
+/// Most such attempts that one queue remembers. An older one then counts as an attempt.
+const UNCONFIRMED_MAX: usize = 10_000;
 
-/// Dead letters that had to make room for others.
+/// Counts dead letters that were dropped to make room for others.
 #[derive(Default)]
-struct Displaced {
-    told: Option<Instant>,
+struct DisplacedCount {
+    last_reported: Option<Instant>,
+    /// Number since then.
     since: u64,
 }
 
-/// A call is being made; dropped when that is over, whatever came of it.
-pub struct InWork {
+/// Marks a call as being in work until it is dropped.
+pub struct InWorkGuard {
     queue: Arc<RetriedQueue>,
     sequence: u64,
 }
 
 impl RetriedQueues {
-    /// Made when it is first asked for.
+    /// Returns the queue of this name. It is created when it is first asked for.
     pub fn get_or_create(&self, name: &str) -> Arc<RetriedQueue> {
         self.worked_off.lock().entry(name.to_owned()).or_default().clone()
     }
@@ -60,13 +61,13 @@ impl RetriedQueues {
         self.worked_off.lock().get(name).cloned()
     }
 
-    /// Whether it is to be told that nobody works off the queue of that name: once for a name.
-    pub fn warn_of(&self, name: &str) -> bool {
+    /// Returns whether to log that no interface works off the queue of this name: true once for each name.
+    pub fn should_warn_missing(&self, name: &str) -> bool {
         let mut missing = self.missing.lock();
         missing.len() < MISSING_MAX && missing.insert(name.to_owned())
     }
 
-    /// Something is to be done in the queue of that name; nobody is told when nobody works it off.
+    /// Wakes the interface that works off the queue of this name, if there is one.
     pub fn wake(&self, name: &str) {
         if let Some(queue) = self.get(name) {
             queue.wake();
@@ -79,67 +80,68 @@ impl RetriedQueue {
         self.changed.notify_one();
     }
 
-    /// Resolves when it was woken since the last time.
+    /// Resolves when `wake` was called since the last time.
     pub async fn woken(&self) {
         self.changed.notified().await;
     }
 
-    /// The right to begin calls of this queue: one holds it at a time.
+    /// Waits for the right to start calls of this queue, which one task holds at a time.
     pub async fn lease(&self) -> OwnedMutexGuard<()> {
         self.lease.clone().lock_owned().await
     }
 
-    /// Whether calls of an earlier process have to be looked at; true once.
-    pub fn resumes(&self) -> bool {
+    /// Returns whether calls that failed in an earlier process are to be made ready: true for the first caller only.
+    pub fn claim_resume(&self) -> bool {
         !self.resumed.swap(true, Ordering::AcqRel)
     }
 
-    /// A dead letter was dropped to make room. If that is to be told now: how many were since it was told last.
-    pub fn displaced(&self, now: Instant) -> Option<u64> {
+    /// Counts a dead letter that was dropped. If it is to be logged now, returns how many were dropped since the last time.
+    pub fn count_displaced(&self, now: Instant) -> Option<u64> {
         let mut displaced = self.displaced.lock();
         displaced.since += 1;
-        if displaced.told.is_some_and(|at| now.saturating_duration_since(at) < DISPLACED_INTERVAL) {
+        if displaced.last_reported.is_some_and(|at| now.saturating_duration_since(at) < DISPLACED_INTERVAL) {
             return None;
         }
-        displaced.told = Some(now);
+        displaced.last_reported = Some(now);
         Some(std::mem::take(&mut displaced.since))
     }
 
-    pub fn begin(self: &Arc<Self>, sequence: u64) -> InWork {
+    /// Marks a call as being in work.
+    pub fn begin(self: &Arc<Self>, sequence: u64) -> InWorkGuard {
         self.in_work.lock().insert(sequence);
-        InWork { queue: self.clone(), sequence }
+        InWorkGuard { queue: self.clone(), sequence }
     }
 
-    /// The attempts whose beginning may be on record, though nobody was told so and they never ran.
-    pub fn unrun(&self) -> BTreeMap<u64, u32> {
-        self.unrun.lock().clone()
+    /// Returns the attempts, by call, whose start may be stored although they never ran.
+    pub(crate) fn unconfirmed(&self) -> BTreeMap<u64, u32> {
+        self.unconfirmed.lock().clone()
     }
 
-    /// An attempt's beginning is being written. Until `runs` is called, it may be on record without having run.
-    pub fn may_begin(&self, sequence: u64, attempt: u32) {
-        let mut unrun = self.unrun.lock();
-        if unrun.len() >= UNRUN_MAX {
-            unrun.pop_first();
+    /// Remembers that the start of an attempt is being written. Until `confirm_begin`, it may be stored without having run.
+    pub(crate) fn note_begin(&self, sequence: u64, attempt: u32) {
+        let mut unconfirmed = self.unconfirmed.lock();
+        if unconfirmed.len() >= UNCONFIRMED_MAX {
+            unconfirmed.pop_first();
         }
-        unrun.insert(sequence, attempt);
+        unconfirmed.insert(sequence, attempt);
     }
 
-    /// The beginning is known to be on record, and the attempt runs.
-    pub fn runs(&self, sequence: u64) {
-        self.unrun.lock().remove(&sequence);
+    /// Forgets the attempt again: its start is stored, and it runs.
+    pub(crate) fn confirm_begin(&self, sequence: u64) {
+        self.unconfirmed.lock().remove(&sequence);
     }
 
-    /// Numbers of the calls that are being made.
+    /// Sequence numbers of the calls that are in work.
     pub fn in_work(&self) -> BTreeSet<u64> {
         self.in_work.lock().clone()
     }
 
-    pub fn is_in_work(&self, sequence: u64) -> bool {
+    pub(crate) fn is_in_work(&self, sequence: u64) -> bool {
         self.in_work.lock().contains(&sequence)
     }
 }
 
-impl Drop for InWork {
+impl Drop for InWorkGuard {
     fn drop(&mut self) {
         self.queue.in_work.lock().remove(&self.sequence);
         self.queue.wake();

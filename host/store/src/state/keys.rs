@@ -4,7 +4,7 @@ use super::{KEY_BYTES_MAX, QUEUE_NAME_BYTES_MAX, StoreError};
 
 const MODULE_NAME_BYTES_MAX: usize = 255;
 
-/// A module's name ends with the first zero byte.
+/// Checks a module's name. A zero byte ends it in a key of the table.
 pub(super) fn check_module(module: &str) -> Result<(), StoreError> {
     check("a module's name", module, MODULE_NAME_BYTES_MAX, false)
 }
@@ -27,7 +27,7 @@ fn check(what: &str, name: &str, bytes_max: usize, zero_allowed: bool) -> Result
     Err(StoreError::Invalid(wrong))
 }
 
-/// Where a module's keys or queues begin.
+/// The prefix of all keys, or queues, of a module.
 pub(super) fn module(module: &str) -> Vec<u8> {
     [module.as_bytes(), &[0]].concat()
 }
@@ -36,7 +36,7 @@ pub(super) fn key(module: &str, key: &str) -> Vec<u8> {
     [module.as_bytes(), &[0], key.as_bytes()].concat()
 }
 
-/// Where the ends of a queue are kept; its entries follow.
+/// The key under which the ends of a queue are stored. It is the prefix of the keys of its entries.
 pub(super) fn queue(module: &str, queue: &str) -> Vec<u8> {
     [module.as_bytes(), &[0], queue.as_bytes(), &[0]].concat()
 }
@@ -45,12 +45,12 @@ pub(super) fn entry(queue: &[u8], number: u64) -> Vec<u8> {
     [queue, &number.to_be_bytes()].concat()
 }
 
-/// The number of an entry; none of a queue's ends.
+/// The number of the entry with this key; none if it is the key of the queue's ends.
 pub(super) fn entry_number(queue: &[u8], key: &[u8]) -> Option<u64> {
     key.strip_prefix(queue)?.try_into().ok().map(u64::from_be_bytes)
 }
 
-/// The least key that is greater than all that begin so.
+/// The smallest key that is greater than all keys with this prefix.
 pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
     let last = prefix.iter().rposition(|byte| *byte != 0xff);
     let mut after = prefix[..last.map_or(0, |last| last + 1)].to_vec();
@@ -60,7 +60,7 @@ pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
     after
 }
 
-/// Numbers of a queue's first entry, and of the one that comes next.
+/// The number of a queue's first entry, and the number that the next entry to be pushed gets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Ends {
     pub first: u64,

@@ -1,12 +1,12 @@
-//! The steps of one transaction of a module.
+//! Does the steps of one transaction of a module.
 
 use super::keys::{self, Ends};
 use super::usage::Usage;
-use super::{Outcome, Quota, STEPS_MAX, StateValue, Step, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
+use super::{Quota, STEPS_MAX, StateValue, Step, StepResult, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::access::Writer;
 use crate::{Space, StoreError, calls};
 
-/// Names and sizes, before anything is done.
+/// Checks names and sizes before anything is done.
 pub(super) fn check(steps: &[Step]) -> Result<(), StoreError> {
     if steps.len() > STEPS_MAX {
         let text = format!("a transaction has {} steps, {STEPS_MAX} are allowed", steps.len());
@@ -34,64 +34,64 @@ pub(super) fn check(steps: &[Step]) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn bounded(bytes: usize, what: &str) -> Result<(), StoreError> {
+fn check_bytes(bytes: usize, what: &str) -> Result<(), StoreError> {
     match bytes > TRANSACTION_BYTES_MAX {
         true => Err(StoreError::Invalid(format!("{what} {} MiB", TRANSACTION_BYTES_MAX >> 20))),
         false => Ok(()),
     }
 }
 
-pub(super) struct Steps<'w, 'a> {
+pub(super) struct StepRunner<'w, 'a> {
     writer: &'w mut Writer<'a>,
     module: &'w str,
     usage: Usage,
-    /// Of what the steps have given.
-    given_bytes: usize,
+    /// Bytes of values that the steps have returned.
+    returned_bytes: usize,
 }
 
-impl<'w, 'a> Steps<'w, 'a> {
+impl<'w, 'a> StepRunner<'w, 'a> {
     pub(super) fn new(writer: &'w mut Writer<'a>, module: &'w str) -> Result<Self, StoreError> {
         let usage = Usage::of(writer, module)?;
-        Ok(Self { writer, module, usage, given_bytes: 0 })
+        Ok(Self { writer, module, usage, returned_bytes: 0 })
     }
 
     pub(super) fn finish(self, quota: Quota) -> Result<(), StoreError> {
         self.usage.finish(self.writer, self.module, quota)
     }
 
-    pub(super) fn perform(&mut self, number: usize, step: &Step) -> Result<Outcome, StoreError> {
+    pub(super) fn perform(&mut self, number: usize, step: &Step) -> Result<StepResult, StoreError> {
         let outcome = self.outcome(number, step)?;
-        bounded(self.writer.bytes(), "a transaction writes more than")?;
+        check_bytes(self.writer.bytes(), "a transaction writes more than")?;
         Ok(outcome)
     }
 
-    fn outcome(&mut self, number: usize, step: &Step) -> Result<Outcome, StoreError> {
+    fn outcome(&mut self, number: usize, step: &Step) -> Result<StepResult, StoreError> {
         match step {
             Step::Get(key) => {
                 let value = self.get(key)?;
-                self.give(value)
+                self.value_result(value)
             }
-            Step::Set(key, value) => self.set(key, Some(value)).map(|_| Outcome::Done),
-            Step::Delete(key) => self.set(key, None).map(Outcome::Deleted),
+            Step::Set(key, value) => self.set(key, Some(value)).map(|_| StepResult::Done),
+            Step::Delete(key) => self.set(key, None).map(StepResult::Deleted),
             Step::Check(key, expected) => match self.get(key)? == *expected {
-                true => Ok(Outcome::Done),
+                true => Ok(StepResult::Done),
                 false => Err(StoreError::Conflict(number)),
             },
-            Step::Increment(key, by) => self.increment(key, *by).map(Outcome::Number),
+            Step::Increment(key, by) => self.increment(key, *by).map(StepResult::Number),
             Step::Push(queue, value) => self.push(queue, value),
             Step::Pop(queue) => {
                 let value = self.pop(queue)?;
-                self.give(value)
+                self.value_result(value)
             }
             Step::Length(queue) => Ok(length(self.ends(&keys::queue(self.module, queue))?)),
-            Step::Retry(call) => calls::accept(self.writer, call).map(Outcome::Id),
+            Step::Retry(call) => calls::accept(self.writer, call).map(StepResult::Id),
         }
     }
 
-    fn give(&mut self, value: Option<StateValue>) -> Result<Outcome, StoreError> {
-        self.given_bytes += value.as_ref().map_or(0, |value| value.content().len());
-        bounded(self.given_bytes, "the steps of a transaction give more than")?;
-        Ok(Outcome::Value(value))
+    fn value_result(&mut self, value: Option<StateValue>) -> Result<StepResult, StoreError> {
+        self.returned_bytes += value.as_ref().map_or(0, |value| value.content().len());
+        check_bytes(self.returned_bytes, "the steps of a transaction return more than")?;
+        Ok(StepResult::Value(value))
     }
 
     fn get(&self, key: &str) -> Result<Option<StateValue>, StoreError> {
@@ -99,19 +99,19 @@ impl<'w, 'a> Steps<'w, 'a> {
         record.map(|record| StateValue::decode(&record)).transpose()
     }
 
-    /// Whether the key was there.
+    /// Returns whether the key existed.
     fn set(&mut self, key: &str, value: Option<&StateValue>) -> Result<bool, StoreError> {
-        let place = keys::key(self.module, key);
-        let old = self.writer.get(Space::Keys, &place)?;
+        let stored_key = keys::key(self.module, key);
+        let old = self.writer.get(Space::Keys, &stored_key)?;
         if let Some(old) = &old {
             self.usage.subtract(key.len() as u64 + StateValue::content_bytes(old));
         }
         match value {
             Some(value) => {
                 self.usage.add((key.len() + value.content().len()) as u64);
-                self.writer.put(Space::Keys, place, value.encode());
+                self.writer.put(Space::Keys, stored_key, value.encode());
             }
-            None if old.is_some() => self.writer.remove(Space::Keys, place),
+            None if old.is_some() => self.writer.remove(Space::Keys, stored_key),
             None => {}
         }
         Ok(old.is_some())
@@ -124,9 +124,11 @@ impl<'w, 'a> Steps<'w, 'a> {
             Some(StateValue::Bytes(_)) => None,
         };
         let number =
-            number.ok_or_else(|| StoreError::Invalid(format!("the value of {key} is no integer of 64 bits")))?;
+            number.ok_or_else(|| StoreError::Invalid(format!("the value of {key} is not a 64-bit integer")))?;
         let sum = number.checked_add(by);
-        let sum = sum.ok_or_else(|| StoreError::Invalid(format!("{key}: {number} and {by} make more than 64 bits")))?;
+        let sum = sum.ok_or_else(|| {
+            StoreError::Invalid(format!("{key}: the sum of {number} and {by} does not fit in 64 bits"))
+        })?;
         self.set(key, Some(&StateValue::Json(sum.to_string())))?;
         Ok(sum)
     }
@@ -135,7 +137,7 @@ impl<'w, 'a> Steps<'w, 'a> {
         self.writer.get(Space::Queues, queue)?.map_or(Ok(Ends::default()), |record| Ends::decode(&record))
     }
 
-    fn push(&mut self, queue: &str, value: &StateValue) -> Result<Outcome, StoreError> {
+    fn push(&mut self, queue: &str, value: &StateValue) -> Result<StepResult, StoreError> {
         let queue = keys::queue(self.module, queue);
         let mut ends = self.ends(&queue)?;
         self.writer.put(Space::Queues, keys::entry(&queue, ends.next), value.encode());
@@ -156,7 +158,7 @@ impl<'w, 'a> Steps<'w, 'a> {
         self.usage.subtract(StateValue::content_bytes(&record));
         self.writer.remove(Space::Queues, first);
         ends.first += 1;
-        // An empty queue is no queue.
+        // An empty queue has no record.
         match ends.length() {
             0 => self.writer.remove(Space::Queues, queue),
             _ => self.writer.put(Space::Queues, queue, ends.encode()),
@@ -165,6 +167,6 @@ impl<'w, 'a> Steps<'w, 'a> {
     }
 }
 
-fn length(ends: Ends) -> Outcome {
-    Outcome::Number(i64::try_from(ends.length()).unwrap_or(i64::MAX))
+fn length(ends: Ends) -> StepResult {
+    StepResult::Number(i64::try_from(ends.length()).unwrap_or(i64::MAX))
 }

@@ -1,4 +1,4 @@
-//! What modules keep, in bytes and entries: a record of each, changed with what it counts.
+//! How many bytes and entries each module has stored. The record is changed in the same commit as the data.
 
 use std::collections::BTreeMap;
 
@@ -7,18 +7,18 @@ use super::{Quota, StateValue};
 use crate::access::{Reader, Writer};
 use crate::{Space, StoreError};
 
-/// Of one module, before and after the steps of a transaction.
+/// Usage of one module, before the steps of a transaction and now.
 pub(super) struct Usage {
     before: Quota,
     now: Quota,
 }
 
-const NOTHING: Quota = Quota { bytes: 0, entries: 0 };
+const EMPTY: Quota = Quota { bytes: 0, entries: 0 };
 
 impl Usage {
     pub(super) fn of(writer: &Writer<'_>, module: &str) -> Result<Self, StoreError> {
         let record = writer.get(Space::Usage, module.as_bytes())?;
-        let now = record.map_or(Ok(NOTHING), |record| decode(&record))?;
+        let now = record.map_or(Ok(EMPTY), |record| decode(&record))?;
         Ok(Self { before: now, now })
     }
 
@@ -32,7 +32,7 @@ impl Usage {
         self.now.entries = self.now.entries.saturating_sub(1);
     }
 
-    /// A module that has more than it may can still keep less.
+    /// Writes the new usage. Fails if the steps have raised it above the quota; a module above its quota may still reduce it.
     pub(super) fn finish(&self, writer: &mut Writer<'_>, module: &str, quota: Quota) -> Result<(), StoreError> {
         let over = |now: u64, before: u64, allowed: u64| now > allowed && now > before;
         if over(self.now.bytes, self.before.bytes, quota.bytes) {
@@ -52,7 +52,7 @@ impl Usage {
         }
         match self.now {
             now if now == self.before => {}
-            NOTHING => writer.remove(Space::Usage, module.as_bytes().to_vec()),
+            EMPTY => writer.remove(Space::Usage, module.as_bytes().to_vec()),
             now => writer.put(Space::Usage, module.as_bytes().to_vec(), encode(now)),
         }
         Ok(())
@@ -70,6 +70,7 @@ fn decode(record: &[u8]) -> Result<Quota, StoreError> {
     Ok(Quota { bytes: u64::from_be_bytes(*bytes), entries: u64::from_be_bytes(entries) })
 }
 
+/// Returns all modules that have stored something, and how much.
 pub(super) fn all(reader: &Reader<'_>) -> Result<Vec<(String, Quota)>, StoreError> {
     let mut modules = Vec::new();
     reader.visit(Space::Usage, &[], &[0xff], false, |module, record| {
@@ -79,18 +80,18 @@ pub(super) fn all(reader: &Reader<'_>) -> Result<Vec<(String, Quota)>, StoreErro
     Ok(modules)
 }
 
-/// Counts anew what all modules keep.
+/// Counts the usage of all modules from their data.
 #[derive(Default)]
 pub(crate) struct UsageCount(BTreeMap<Vec<u8>, Quota>);
 
 impl UsageCount {
-    /// An entry of the tables `keys` and `queues`.
+    /// Counts an entry of the table `keys` or `queues`.
     pub(crate) fn add(&mut self, space: Space, key: &[u8], record: &[u8]) -> Result<(), StoreError> {
         let end = key.iter().position(|byte| *byte == 0).ok_or_else(|| StoreError::damaged("a key"))?;
         let (module, rest) = (&key[..end], &key[end + 1..]);
         let bytes = match space {
             Space::Keys => rest.len() as u64,
-            // What is kept of a queue besides its entries is not counted.
+            // The record of a queue's ends is not counted.
             _ if rest
                 .iter()
                 .position(|byte| *byte == 0)
@@ -100,13 +101,13 @@ impl UsageCount {
             }
             _ => 0,
         };
-        let usage = self.0.entry(module.to_vec()).or_insert(NOTHING);
+        let usage = self.0.entry(module.to_vec()).or_insert(EMPTY);
         usage.bytes += bytes + StateValue::content_bytes(record);
         usage.entries += 1;
         Ok(())
     }
 
-    /// As they are kept.
+    /// Keys and values of the table `usage`.
     pub(crate) fn records(self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
         self.0.into_iter().map(|(module, usage)| (module, encode(usage)))
     }

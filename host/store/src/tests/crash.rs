@@ -1,4 +1,4 @@
-//! Keys and queues of two modules, with a fault at each change of the disk.
+//! A workload with keys and queues of two modules, run with a fault at each change of the disk.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -8,14 +8,14 @@ use futures_util::FutureExt as _;
 use super::*;
 use crate::crash::{Disk, Fault, Workload, crash_everywhere, run};
 
-/// What one module keeps.
+/// Keys and queue of one module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Kept {
+struct ModuleContent {
     keys: BTreeMap<String, StateValue>,
     queue: VecDeque<StateValue>,
 }
 
-impl Kept {
+impl ModuleContent {
     fn apply(&mut self, steps: &[Step]) {
         for step in steps {
             match step {
@@ -40,17 +40,17 @@ impl Kept {
 }
 
 #[derive(Default)]
-struct Modules {
+struct TwoModules {
     number: usize,
-    kept: [Kept; 2],
-    /// With what nobody knows whether it was done.
+    kept: [ModuleContent; 2],
+    /// Transactions that may or may not have been done.
     in_doubt: [Option<Vec<Step>>; 2],
 }
 
 const NAMES: [&str; 2] = ["a", "b"];
 const STEPS: usize = 24;
 
-impl Modules {
+impl TwoModules {
     fn steps(number: usize, module: usize) -> Vec<Step> {
         let value = json(&format!("\"{}\"", "x".repeat(number * 331 % 3_000)));
         let key = format!("k{}", number * 7 % 5);
@@ -66,7 +66,7 @@ impl Modules {
     }
 }
 
-impl Workload for Modules {
+impl Workload for TwoModules {
     async fn step(&mut self, store: &Store) -> bool {
         self.number += 1;
         let steps = [0, 1].map(|module| Self::steps(self.number, module));
@@ -83,7 +83,7 @@ impl Workload for Modules {
 
     fn check(&mut self, store: &Store) -> Result<(), StoreError> {
         for (module, name) in NAMES.into_iter().enumerate() {
-            let found = Kept::read(store, name)?;
+            let found = ModuleContent::read(store, name)?;
             if let Some(steps) = self.in_doubt[module].take()
                 && found != self.kept[module]
             {
@@ -97,20 +97,20 @@ impl Workload for Modules {
 
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_fault_at_any_change() {
-    let points = crash_everywhere(Modules::default).await;
+    let points = crash_everywhere(TwoModules::default).await;
     println!("{points} crash points");
     assert!(points >= 500, "{points} crash points");
 }
 
-/// What the harness is worth: a disk that does not sync is found out, at one power loss after many steps or another, by what
-/// the workload's check says and by no other panic.
+/// Shows that the harness finds lost writes: a disk that does not sync fails the workload's check, at least for one seed, and
+/// there is no other panic.
 #[tokio::test]
 async fn a_disk_that_does_not_sync_is_found_out() {
     let mut found_out = 0;
     for seed in 0..20 {
         let disk = Disk::new(seed);
         disk.fail_at(150, Fault::PowerLoss);
-        let mut workload = Modules::default();
+        let mut workload = TwoModules::default();
         let store = disk.store();
         workload.step(&store).await;
         disk.lie();

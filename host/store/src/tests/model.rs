@@ -34,17 +34,17 @@ impl Model {
         Quota { bytes: keys + queues, entries: entries as u64 }
     }
 
-    /// None: the transaction fails.
-    fn step(&mut self, step: &Step) -> Option<Outcome> {
-        let length = |queue: &VecDeque<StateValue>| Outcome::Number(queue.len() as i64);
+    /// Does a step. None: the transaction fails.
+    fn step(&mut self, step: &Step) -> Option<StepResult> {
+        let length = |queue: &VecDeque<StateValue>| StepResult::Number(queue.len() as i64);
         Some(match step {
-            Step::Get(key) => Outcome::Value(self.keys.get(key).cloned()),
+            Step::Get(key) => StepResult::Value(self.keys.get(key).cloned()),
             Step::Set(key, value) => {
                 self.keys.insert(key.clone(), value.clone());
-                Outcome::Done
+                StepResult::Done
             }
-            Step::Delete(key) => Outcome::Deleted(self.keys.remove(key).is_some()),
-            Step::Check(key, expected) => (self.keys.get(key) == expected.as_ref()).then_some(Outcome::Done)?,
+            Step::Delete(key) => StepResult::Deleted(self.keys.remove(key).is_some()),
+            Step::Check(key, expected) => (self.keys.get(key) == expected.as_ref()).then_some(StepResult::Done)?,
             Step::Increment(key, by) => {
                 let number = match self.keys.get(key) {
                     None => 0,
@@ -53,21 +53,21 @@ impl Model {
                 };
                 let sum = number.checked_add(*by)?;
                 self.keys.insert(key.clone(), json(&sum.to_string()));
-                Outcome::Number(sum)
+                StepResult::Number(sum)
             }
             Step::Push(queue, value) => {
                 let queue = self.queues.entry(queue.clone()).or_default();
                 queue.push_back(value.clone());
                 length(queue)
             }
-            Step::Pop(queue) => Outcome::Value(self.queues.entry(queue.clone()).or_default().pop_front()),
+            Step::Pop(queue) => StepResult::Value(self.queues.entry(queue.clone()).or_default().pop_front()),
             Step::Length(queue) => length(self.queues.entry(queue.clone()).or_default()),
             Step::Retry(_) => return None,
         })
     }
 
-    /// None, and nothing done: the transaction fails.
-    fn transact(&mut self, steps: &[Step]) -> Option<Vec<Outcome>> {
+    /// Does all steps. None: the transaction fails, and nothing is done.
+    fn transact(&mut self, steps: &[Step]) -> Option<Vec<StepResult>> {
         let mut after = self.clone();
         let outcomes = steps.iter().map(|step| after.step(step)).collect::<Option<Vec<_>>>()?;
         let (before, now) = (self.usage(), after.usage());
@@ -166,7 +166,7 @@ fn a_module_keeps_what_maps_would() {
     });
 }
 
-/// What is written lies above what the group has written, and that above what is committed.
+/// A write's own changes override those of its group, and those override what is committed.
 #[test]
 fn a_write_sees_all_layers() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

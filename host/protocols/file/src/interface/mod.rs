@@ -289,7 +289,7 @@ impl DirectoryWatcher {
         };
         let text = |error: &DispatchError| format!("{error}\nrequest: {}", context.id);
         // Guests run on the lanes.
-        let work = self.cx.tasks.watched("a file's request", self.cx.dispatch.handle(route, request));
+        let work = self.cx.tasks.run_once("a file's request", self.cx.dispatch.handle(route, request));
         let result = match self.cx.lanes.next().spawn(work).await {
             Ok(Some(result)) => result,
             Ok(None) => return RequestResult::Failed(format!("the host panicked\nrequest: {}", context.id)),

@@ -25,7 +25,7 @@ use self::operation::ClientRequest;
 use wasmcage_config::{ConfigError, Section};
 use wasmcage_core::request::Deadline;
 use wasmcage_resource::{Connection, Operation, OperationReply, Phase, ReplyStream, Resource, ResourceError};
-use wasmcage_web_client::{Client, RequestBody, ResponseBody, Times};
+use wasmcage_web_client::{Client, RequestBody, ResponseBody, Timeouts};
 
 /// `[resources.x]` with `protocol = "http"`.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl HttpResource {
     ) -> Result<Response<ResponseBody>, ResourceError> {
         let config = &*self.config;
         let mut exchange = ClientRequest::new(config, operation)?;
-        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline };
+        let times = Timeouts { connect: None, first_byte: None, between_bytes: None, deadline };
         let mut redirects = 0;
         loop {
             let body = RequestBody::Whole(exchange.body.clone());
@@ -78,7 +78,7 @@ impl Resource for HttpResource {
         ClientRequest::new(&self.config, operation.clone()).map(drop)
     }
 
-    fn undoes(&self, _operation: &Operation) -> bool {
+    fn can_roll_back(&self, _operation: &Operation) -> bool {
         false
     }
 

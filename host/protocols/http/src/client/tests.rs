@@ -423,7 +423,7 @@ async fn a_private_authority_counts_beside_the_public_ones_and_through_a_tunnel(
             connections_max: 10,
         });
         let (head, ()) = http::Request::get(format!("https://localhost:{port}/api")).body(()).unwrap().into_parts();
-        let times = Times { connect: None, first_byte: None, between_bytes: None, deadline: soon() };
+        let times = Timeouts { connect: None, first_byte: None, between_bytes: None, deadline: soon() };
         client.send(head, RequestBody::Whole(Bytes::new()), times).await.map(|response| response.status().as_u16())
     };
     let der = authority.issuer.der().clone();

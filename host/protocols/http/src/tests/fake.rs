@@ -221,7 +221,7 @@ impl Dispatch for FakeDispatch {
         unreachable!("HTTP calls no functions")
     }
 
-    async fn called(&self, _: Call) -> Result<Payload, DispatchError> {
+    async fn answer_call(&self, _: Call) -> Result<Payload, DispatchError> {
         unreachable!("HTTP brings no calls")
     }
 

@@ -1,11 +1,11 @@
-//! A call of a function: made when the transaction begins, and not undone by its rollback. One that is still under way then
-//! is given up.
+//! The worker of a call. The call is made when the transaction begins, and a rollback does not undo it, but drops it if it is
+//! still in flight.
 
 use futures_util::future::BoxFuture;
 
-use super::{Arrived, arrive};
-use crate::transaction::Done;
-use crate::{Phase, ResourceError, guarded};
+use super::{ResultSender, send_result};
+use crate::transaction::ParticipantOutput;
+use crate::{Phase, ResourceError, run_step};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Deadline, Payload};
 
@@ -28,10 +28,10 @@ impl CallWorker {
         self.index
     }
 
-    pub(super) async fn work(&mut self, arrived: &Arrived) {
+    pub(super) async fn work(&mut self, results_tx: &ResultSender) {
         let Some(call) = self.call.take() else { return };
-        let result = guarded(Phase::Execute, self.deadline, async { call.await.map_err(failed) }).await;
-        arrive(arrived, self.index, result.map(Done::Value)).await;
+        let result = run_step(Phase::Execute, self.deadline, async { call.await.map_err(failed) }).await;
+        send_result(results_tx, self.index, result.map(ParticipantOutput::Value)).await;
     }
 }
 
@@ -50,7 +50,7 @@ fn failed(error: DispatchError) -> ResourceError {
         | DispatchError::Refused(_)
         | DispatchError::Overloaded(_)
         | DispatchError::Draining => true,
-        // It may have run.
+        // The function may have run.
         DispatchError::Failed(_)
         | DispatchError::Trap(_)
         | DispatchError::DeadlineExceeded(_)

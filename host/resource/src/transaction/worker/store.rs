@@ -1,67 +1,67 @@
-//! The participants that the cage's store keeps: steps on a module's data, retried calls. They are rehearsed when the
-//! transaction begins, and done in one write when it is committed.
+//! The worker of the participants that write to the cage's store: steps on a module's data, and retried calls. They are
+//! rehearsed when the transaction begins, and done in one write when it is committed.
 
-use super::{Arrived, arrive};
-use crate::transaction::{Done, ModuleStore, Participant, ParticipantResult};
+use super::{ResultSender, send_result};
+use crate::transaction::{ModuleStore, Participant, ParticipantOutput, ParticipantResult};
 use crate::{Phase, ResourceError};
 use wasmcage_core::request::Deadline;
-use wasmcage_store::{NewCall, Outcome, Step, StoreError};
+use wasmcage_store::{NewCall, Step, StepResult, StoreError};
 
 pub(in crate::transaction) struct StoreWorker {
     store: ModuleStore,
-    shares: Vec<Share>,
+    parts: Vec<StorePart>,
 }
 
-/// Of one participant.
-struct Share {
+/// The steps of one participant.
+struct StorePart {
     index: usize,
     is_call: bool,
     steps: Vec<Step>,
-    /// What the steps gave in the rehearsal.
-    outcomes: Vec<Outcome>,
+    /// The results of the steps in the rehearsal.
+    outcomes: Vec<StepResult>,
 }
 
 impl StoreWorker {
     pub(super) fn new(store: ModuleStore) -> Self {
-        Self { store, shares: Vec::new() }
+        Self { store, parts: Vec::new() }
     }
 
     pub(super) fn add_state(&mut self, index: usize, steps: Vec<Step>) {
-        self.shares.push(Share { index, is_call: false, steps, outcomes: Vec::new() });
+        self.parts.push(StorePart { index, is_call: false, steps, outcomes: Vec::new() });
     }
 
     pub(super) fn add_call(&mut self, index: usize, call: Box<NewCall>) {
-        self.shares.push(Share { index, is_call: true, steps: vec![Step::Retry(call)], outcomes: Vec::new() });
+        self.parts.push(StorePart { index, is_call: true, steps: vec![Step::Retry(call)], outcomes: Vec::new() });
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.shares.is_empty()
+        self.parts.is_empty()
     }
 
     pub(super) fn participants(&self) -> Vec<usize> {
-        self.shares.iter().map(|share| share.index).collect()
+        self.parts.iter().map(|part| part.index).collect()
     }
 
-    /// Each share sees what those before it would do, unless they failed.
-    pub(super) async fn work(&mut self, arrived: &Arrived) {
+    /// Rehearses the parts. Each sees the effects of those before it that have not failed.
+    pub(super) async fn work(&mut self, results_tx: &ResultSender) {
         let ModuleStore { store, module, quota } = &self.store;
         let mut steps: Vec<Step> = Vec::new();
-        for share in &mut self.shares {
+        for part in &mut self.parts {
             let before = steps.len();
-            steps.extend(share.steps.iter().cloned());
+            steps.extend(part.steps.iter().cloned());
             let (name, quota, rehearsed) = (module.clone(), *quota, steps.clone());
-            let rehearsing = store.aside(move |store| store.rehearse(&name, quota, &rehearsed));
+            let rehearsing = store.read_without_blocking(move |store| store.rehearse(&name, quota, &rehearsed));
             let result = match rehearsing.await {
                 Ok(mut outcomes) => {
-                    share.outcomes = outcomes.split_off(before);
-                    share.done(share.outcomes.clone(), Phase::Execute)
+                    part.outcomes = outcomes.split_off(before);
+                    part.done(part.outcomes.clone(), Phase::Execute)
                 }
                 Err(error) => {
                     steps.truncate(before);
-                    Err(share.failed(Phase::Execute, error, before))
+                    Err(part.failed(Phase::Execute, error, before))
                 }
             };
-            arrive(arrived, share.index, result).await;
+            send_result(results_tx, part.index, result).await;
         }
     }
 
@@ -70,63 +70,67 @@ impl StoreWorker {
         participants: &[usize],
         shown: bool,
         deadline: Deadline,
-    ) -> Result<Vec<(usize, Done)>, ResourceError> {
+    ) -> Result<Vec<(usize, ParticipantOutput)>, ResourceError> {
         let ModuleStore { store, module, quota } = self.store;
-        let mut shares: Vec<_> = self.shares.into_iter().filter(|share| participants.contains(&share.index)).collect();
-        let steps = shares.iter().flat_map(|share| share.steps.iter().cloned()).collect();
-        // What the module has seen must be so; otherwise it is shown what came of it.
-        let expected = shown.then(|| shares.iter().flat_map(|share| share.outcomes.iter().cloned()).collect());
+        let mut parts: Vec<_> = self.parts.into_iter().filter(|part| participants.contains(&part.index)).collect();
+        let steps = parts.iter().flat_map(|part| part.steps.iter().cloned()).collect();
+        // Results that the module has seen must come true; others are returned as they are.
+        let expected = shown.then(|| parts.iter().flat_map(|part| part.outcomes.iter().cloned()).collect());
         let mut outcomes = match store.transact(&module, quota, steps, expected, deadline).await {
             Ok(outcomes) => outcomes.into_iter(),
             Err(error) => {
-                let (share, before) = to_blame(&shares, &error);
-                let index = share.index;
+                let (part, before) = to_blame(&parts, &error);
+                let index = part.index;
                 return Err(ResourceError {
                     index,
-                    participant: share.name().to_owned(),
-                    ..share.failed(Phase::Commit, error, before)
+                    participant: part.name().to_owned(),
+                    ..part.failed(Phase::Commit, error, before)
                 });
             }
         };
-        let done = shares.iter_mut().map(|share| {
-            let outcomes = outcomes.by_ref().take(share.steps.len()).collect();
-            Ok((share.index, share.done(outcomes, Phase::Commit)?))
+        let done = parts.iter_mut().map(|part| {
+            let outcomes = outcomes.by_ref().take(part.steps.len()).collect();
+            Ok((part.index, part.done(outcomes, Phase::Commit)?))
         });
         done.collect()
     }
 }
 
-/// The share with the step that did not hold, and the number of steps before it; the first one where the error tells none.
-fn to_blame<'a>(shares: &'a [Share], error: &StoreError) -> (&'a Share, usize) {
+/// Returns the part with the step that failed, and the number of steps before it; the first part if the error names no step.
+fn to_blame<'a>(parts: &'a [StorePart], error: &StoreError) -> (&'a StorePart, usize) {
     let mut before = 0;
     if let StoreError::Conflict(step) = error {
-        for share in shares {
-            if *step < before + share.steps.len() {
-                return (share, before);
+        for part in parts {
+            if *step < before + part.steps.len() {
+                return (part, before);
             }
-            before += share.steps.len();
+            before += part.steps.len();
         }
     }
-    (&shares[0], 0)
+    (&parts[0], 0)
 }
 
-impl Share {
+impl StorePart {
     fn name(&self) -> &'static str {
         if self.is_call { Participant::RETRIED_CALL } else { Participant::STATE }
     }
 
-    fn done(&self, mut outcomes: Vec<Outcome>, phase: Phase) -> ParticipantResult {
+    fn done(&self, mut outcomes: Vec<StepResult>, phase: Phase) -> ParticipantResult {
         match outcomes.pop() {
-            Some(Outcome::Id(id)) if self.is_call => Ok(Done::Id(id)),
+            Some(StepResult::Id(id)) if self.is_call => Ok(ParticipantOutput::Id(id)),
             last if !self.is_call => {
                 outcomes.extend(last);
-                Ok(Done::State(outcomes))
+                Ok(ParticipantOutput::State(outcomes))
             }
-            _ => Err(ResourceError::fatal(phase, ResourceError::HOST_ERROR, "the store gave no id for a retried call")),
+            _ => Err(ResourceError::fatal(
+                phase,
+                ResourceError::HOST_ERROR,
+                "the store returned no id for a retried call",
+            )),
         }
     }
 
-    /// `before` is the number of steps of other shares before its own.
+    /// Converts an error. `before` is the number of steps of other parts before its own.
     fn failed(&self, phase: Phase, error: StoreError, before: usize) -> ResourceError {
         let code = match &error {
             StoreError::Invalid(_) => "invalid",

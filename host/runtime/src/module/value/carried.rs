@@ -6,7 +6,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use wasmcage_core::values::{Content, Fingerprint, PlainValues, Values, hex};
+use wasmcage_core::values::{Fingerprint, PlainValues, ValueForm, Values, hex};
 use wasmtime::component::Val;
 
 use super::Signature;
@@ -88,10 +88,10 @@ pub(crate) fn items(values: Values, signature: &Signature, side: Side, fast: boo
     let fits = came == signature.fingerprint();
     let here = || signature.to_string();
     match values.into_content() {
-        Content::Encoded(bytes) if fits => binary::decode(&signature.shapes(side), &bytes, fast)
+        ValueForm::Encoded(bytes) if fits => binary::decode(&signature.shapes(side), &bytes, fast)
             .map_err(|source| Misfit::Malformed { here: here(), source }),
-        Content::Encoded(_) => Err(Misfit::Fingerprint { here: here(), known: signature.fingerprint(), came }),
-        Content::Plain(values) => {
+        ValueForm::Encoded(_) => Err(Misfit::Fingerprint { here: here(), known: signature.fingerprint(), came }),
+        ValueForm::Plain(values) => {
             let values: Box<dyn Any> = values;
             let plain = values.downcast::<Plain>().expect("no other runtime makes values in this process");
             if !fits {

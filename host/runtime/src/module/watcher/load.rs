@@ -34,7 +34,7 @@ pub(super) enum Then {
 impl Watched {
     /// Looks at a module's file, and loads it unless it has the `known` content.
     pub(super) async fn examine(self: Arc<Self>, name: &str, known: Option<ContentHash>) -> Examined {
-        match task::caught_async(self.examine_unguarded(name, known)).await {
+        match task::catch_panic_async(self.examine_unguarded(name, known)).await {
             Ok(examined) => examined,
             Err(panic) => {
                 self.services.tasks.report(&format!("load of module {name}"), &panic);

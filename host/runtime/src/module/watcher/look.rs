@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::notifications::{Inodes, Notifications, inodes};
 use crate::module::component_file::{ComponentFile, ContentHash};
 use wasmcage_config as config;
-use wasmcage_core::regular_file::Stamp;
+use wasmcage_core::regular_file::FileStamp;
 
 /// Files that are ignored and told: more of them are somebody's collection, not somebody's mistake.
 const IGNORED_MAX: usize = 100;
@@ -19,7 +19,7 @@ const IGNORED_MAX: usize = 100;
 pub(super) struct Sighting {
     pub(super) path: PathBuf,
     /// None for what cannot be looked at, such as a link that leads nowhere.
-    pub(super) stamp: Option<Stamp>,
+    pub(super) stamp: Option<FileStamp>,
     /// None unless it was read.
     pub(super) hash: Option<ContentHash>,
     /// Whether a further write would surely show in the stamp.
@@ -28,7 +28,7 @@ pub(super) struct Sighting {
 
 impl Sighting {
     pub(super) fn new(path: PathBuf) -> Self {
-        let stamp = fs::metadata(&path).ok().map(|metadata| Stamp::of(&metadata));
+        let stamp = fs::metadata(&path).ok().map(|metadata| FileStamp::of(&metadata));
         let is_sure = stamp.as_ref().is_none_or(|stamp| !stamp.is_recent());
         Self { path, stamp, hash: None, is_sure }
     }

@@ -1,4 +1,4 @@
-//! The file loses its name while it is open: moved away, removed, replaced. What is acknowledged can be read afterwards.
+//! The file loses its name while it is open: it is moved away, removed or replaced. Acknowledged writes can be read afterwards.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,12 +9,12 @@ fn file(directory: &TempDir) -> PathBuf {
     directory.path().join("state").join("store.redb")
 }
 
-/// Waits until the store has opened what has the name now.
+/// Waits until the store has opened the file that has the name now.
 async fn available(store: &Store) {
     let until = std::time::Instant::now() + Duration::from_secs(20);
     while store.get("m", "a").is_err() {
         assert!(std::time::Instant::now() < until, "{:?}", store.get("m", "a"));
-        store.look_after();
+        store.check_file();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -47,7 +47,7 @@ async fn nothing_is_acknowledged_when_the_directory_is_removed() {
     transact(&store, vec![set("a", "1")]).await.unwrap();
     fs::remove_dir_all(directory.path().join("state")).unwrap();
     assert!(unavailable(transact(&store, vec![set("a", "2")]).await).contains("removed"));
-    store.look_after();
+    store.check_file();
     assert!(unavailable(transact(&store, vec![set("a", "3")]).await).contains("after a restart"));
     assert!(!directory.path().join("state").exists());
     store.close();
@@ -83,7 +83,7 @@ async fn readers_see_a_replaced_file_without_a_write() {
     transact(&store, vec![set("a", "1")]).await.unwrap();
     fs::rename(file(&directory), directory.path().join("away")).unwrap();
     assert_eq!(store.get("m", "a"), Ok(Some(json("1"))), "reading looks at no name");
-    store.look_after();
+    store.check_file();
     assert!(unavailable(store.get("m", "a")).contains("moved away"));
 }
 
@@ -100,7 +100,7 @@ async fn a_commit_into_a_file_that_loses_its_name_meanwhile_is_not_acknowledged(
         Ok(())
     });
     let text = unavailable(written.await);
-    assert!(text.contains("moved away") && text.contains("may have been, or not"), "{text}");
+    assert!(text.contains("moved away") && text.contains("may or may not have been done"), "{text}");
 }
 
 #[tokio::test]
@@ -110,14 +110,14 @@ async fn a_file_that_is_being_copied_is_not_opened_before_it_is_complete() {
     transact(&store, vec![set("a", "1")]).await.unwrap();
     let away = directory.path().join("away");
     fs::rename(file(&directory), &away).unwrap();
-    store.look_after();
+    store.check_file();
     let bytes = fs::read(&away).unwrap();
     for part in 1..=4 {
         // The parts take longer to come than the store waits between two looks.
         fs::write(file(&directory), &bytes[..bytes.len() * part / 4]).unwrap();
         let until = std::time::Instant::now() + Duration::from_millis(1_200);
         while part < 4 && std::time::Instant::now() < until {
-            store.look_after();
+            store.check_file();
             let text = unavailable(store.get("m", "a"));
             assert!(text.contains("moved away") || text.contains("another file"), "{text}");
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,4 @@
-//! Counts and tells the end of each operation, also of one whose future is dropped.
+//! Counts and logs the end of each operation, also of one whose future is dropped.
 
 use std::sync::Arc;
 
@@ -8,30 +8,31 @@ use super::{Caller, LiveResource, Phase, ResourceError};
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::telemetry::Level;
 
-pub struct Observed {
+/// An operation in progress. Dropping it counts its end and writes the access log.
+pub(crate) struct OperationRecord {
     resource: Arc<LiveResource>,
-    /// Who asked for what, for the event; none while nobody reads it.
-    told: Option<(Caller, String)>,
+    /// Caller and action for the access log; none when its level is not enabled.
+    access: Option<(Caller, String)>,
     begun: Instant,
-    /// When it had a connection.
+    /// When it got a connection.
     acquired: Option<Instant>,
     outcome: Outcome,
 }
 
-impl Observed {
+impl OperationRecord {
     pub(super) fn begin(resource: &Arc<LiveResource>, caller: &Caller, action: &str) -> Self {
         resource.readings.begin();
         let level = caller.request.level().unwrap_or_else(|| resource.level.get());
-        let told = (level >= Level::Debug).then(|| (caller.clone(), action.to_owned()));
-        Self { resource: resource.clone(), told, begun: Instant::now(), acquired: None, outcome: Outcome::Abandoned }
+        let access = (level >= Level::Debug).then(|| (caller.clone(), action.to_owned()));
+        Self { resource: resource.clone(), access, begun: Instant::now(), acquired: None, outcome: Outcome::Abandoned }
     }
 
-    pub fn acquired(&mut self) {
+    pub(crate) fn acquired(&mut self) {
         self.acquired = Some(Instant::now());
     }
 
-    /// Its error, if it has one, is given the resource's name, and logged where it is the resource's fault.
-    pub fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
+    /// Sets the outcome. An error gets the resource's name, and is logged if it is the resource's fault.
+    pub(crate) fn end<T>(&mut self, caller: &Caller, result: Result<T, ResourceError>) -> Result<T, ResourceError> {
         let result = result.map_err(|error| ResourceError { participant: self.resource.name().to_owned(), ..error });
         self.outcome = outcome(&result);
         if let Err(error) = &result {
@@ -40,18 +41,18 @@ impl Observed {
         result
     }
 
-    /// A statement that fails is its module's business; a server that does is the operator's.
+    /// Logs an error for operators, unless it is the module's, such as a failed statement.
     fn warn(&self, caller: &Caller, error: &ResourceError) {
         let outside = matches!(error.phase, Phase::Acquire | Phase::Connect | Phase::Commit);
         if !outside && !error.terminal {
             return;
         }
         let resource = &*self.resource;
-        let Some(suppressed) = resource.failures.pass() else { return };
-        let suppressed = (suppressed > 0).then_some(suppressed);
-        let (cage, module, request) =
-            (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
-        tracing::warn!(cage, module, resource = resource.name(), %error, suppressed, request, "operation failed");
+        resource.failures.log(|suppressed| {
+            let (cage, module, request) =
+                (&*resource.cage, &*caller.module, tracing::field::display(caller.request.tail()));
+            tracing::warn!(cage, module, resource = resource.name(), %error, suppressed, request, "operation failed");
+        });
     }
 }
 
@@ -69,13 +70,13 @@ fn outcome<T>(result: &Result<T, ResourceError>) -> Outcome {
     }
 }
 
-impl Drop for Observed {
+impl Drop for OperationRecord {
     fn drop(&mut self) {
         let now = Instant::now();
         let acquired = self.acquired.unwrap_or(now);
         let (pending, processing) = (acquired - self.begun, now - acquired);
         self.resource.readings.end(self.outcome, pending, processing);
-        if let Some((caller, action)) = &self.told {
+        if let Some((caller, action)) = &self.access {
             tracing::debug!(
                 target: "access",
                 cage = %self.resource.cage,

@@ -1,4 +1,4 @@
-//! A stand-in for the other side, for tests: does in each phase what its script says, and tells what was asked of it.
+//! A fake resource for tests. In each phase it behaves as its script says, and it records the steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::live::Built;
+use super::live::ResourceParts;
 use super::{
     CacheSettings, Caller, LiveResource, Operation, OperationReply, Phase, PoolSettings, ReplyStream, ResourceError,
 };
@@ -19,30 +19,30 @@ use wasmcage_config::testing::section;
 use wasmcage_core::request::{Deadline, RequestContext};
 use wasmcage_core::telemetry::{Level, LevelCell};
 
-/// What becomes of a step.
+/// How a step behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Does {
+pub(crate) enum Behaviour {
     Work,
-    /// With a harmless error.
+    /// It fails with a harmless error.
     Refuse,
-    /// With one that costs the connection.
+    /// It fails with an error after which the connection is discarded.
     Break,
     Hang,
     Panic,
 }
 
-/// What the other side does, and did.
+/// The behaviour of a fake resource, and the record of its steps.
 #[derive(Default)]
 pub(crate) struct Script {
-    does: Mutex<HashMap<Phase, Does>>,
-    told: Mutex<Vec<String>>,
+    behaviour: Mutex<HashMap<Phase, Behaviour>>,
+    steps: Mutex<Vec<String>>,
     connections: AtomicUsize,
     connections_most: AtomicUsize,
     made: AtomicUsize,
     used_up: AtomicBool,
     gate: Mutex<Option<Arc<tokio::sync::Semaphore>>>,
     reuse: Mutex<Option<Reuse>>,
-    reset: Mutex<Option<Does>>,
+    reset: Mutex<Option<Behaviour>>,
     keeps_modules_apart: AtomicBool,
 }
 
@@ -51,13 +51,13 @@ impl Script {
         Arc::default()
     }
 
-    /// From now on.
-    pub(crate) fn set(&self, phase: Phase, does: Does) {
-        self.does.lock().insert(phase, does);
+    /// Sets the behaviour of a phase from now on.
+    pub(crate) fn set(&self, phase: Phase, behaviour: Behaviour) {
+        self.behaviour.lock().insert(phase, behaviour);
     }
 
-    /// What becomes of its connections when they are given back, and of a reset.
-    pub(crate) fn set_reuse(&self, reuse: Reuse, reset: Does) {
+    /// Sets what happens to connections when they are returned, and the behaviour of a reset.
+    pub(crate) fn set_reuse(&self, reuse: Reuse, reset: Behaviour) {
         *self.reuse.lock() = Some(reuse);
         *self.reset.lock() = Some(reset);
     }
@@ -66,78 +66,78 @@ impl Script {
         self.keeps_modules_apart.store(true, SeqCst);
     }
 
-    /// Executions wait for a permit each.
+    /// From now on each execution waits for a permit of this semaphore.
     pub(crate) fn gate(&self) -> Arc<tokio::sync::Semaphore> {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         *self.gate.lock() = Some(gate.clone());
         gate
     }
 
-    /// What was asked so far, in order.
-    pub(crate) fn told(&self) -> String {
-        self.told.lock().join(" ")
+    /// Returns the steps so far, in order.
+    pub(crate) fn steps(&self) -> String {
+        self.steps.lock().join(" ")
     }
 
-    pub(crate) fn tell(&self, text: &str) {
-        self.told.lock().push(text.to_owned());
+    pub(crate) fn record(&self, text: &str) {
+        self.steps.lock().push(text.to_owned());
     }
 
     pub(crate) fn forget(&self) {
-        self.told.lock().clear();
+        self.steps.lock().clear();
     }
 
-    /// Whether connections say so from now on.
+    /// Sets whether connections are used up from now on.
     pub(crate) fn set_used_up(&self, used_up: bool) {
         self.used_up.store(used_up, SeqCst);
     }
 
-    /// Connections now.
+    /// Number of connections now.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(SeqCst)
     }
 
-    /// At once, at any time.
+    /// Largest number of connections at the same time.
     pub(crate) fn connections_most(&self) -> usize {
         self.connections_most.load(SeqCst)
     }
 
-    /// Ever made.
+    /// Number of connections that were ever made.
     pub(crate) fn made(&self) -> usize {
         self.made.load(SeqCst)
     }
 
     async fn step(&self, phase: Phase) -> Result<(), ResourceError> {
-        self.tell(&phase.to_string());
-        let does = self.does.lock().get(&phase).copied().unwrap_or(Does::Work);
-        Self::perform(phase, does).await
+        self.record(&phase.to_string());
+        let behaviour = self.behaviour.lock().get(&phase).copied().unwrap_or(Behaviour::Work);
+        Self::perform(phase, behaviour).await
     }
 
-    async fn perform(phase: Phase, does: Does) -> Result<(), ResourceError> {
-        match does {
-            Does::Work => Ok(()),
-            Does::Refuse => Err(ResourceError::harmless(phase, "refused", "as scripted")),
-            Does::Break => Err(ResourceError::fatal(phase, "broken", "as scripted")),
-            Does::Hang => std::future::pending().await,
-            Does::Panic => panic!("as scripted"),
+    async fn perform(phase: Phase, behaviour: Behaviour) -> Result<(), ResourceError> {
+        match behaviour {
+            Behaviour::Work => Ok(()),
+            Behaviour::Refuse => Err(ResourceError::harmless(phase, "refused", "as scripted")),
+            Behaviour::Break => Err(ResourceError::fatal(phase, "broken", "as scripted")),
+            Behaviour::Hang => std::future::pending().await,
+            Behaviour::Panic => panic!("as scripted"),
         }
     }
 }
 
-pub(crate) struct Double(pub(crate) Arc<Script>);
+pub(crate) struct FakeResource(pub(crate) Arc<Script>);
 
-struct DoubleConnection {
+struct FakeConnection {
     script: Arc<Script>,
 }
 
-impl Drop for DoubleConnection {
+impl Drop for FakeConnection {
     fn drop(&mut self) {
         self.script.connections.fetch_sub(1, SeqCst);
-        self.script.tell("disconnect");
+        self.script.record("disconnect");
     }
 }
 
 #[async_trait]
-impl Resource for Double {
+impl Resource for FakeResource {
     fn check(&self, operation: &Operation) -> Result<(), ResourceError> {
         match &*operation.action {
             "unknown" => Err(ResourceError::harmless(Phase::Check, ResourceError::BAD_OPERATION, "no such action")),
@@ -145,7 +145,7 @@ impl Resource for Double {
         }
     }
 
-    fn undoes(&self, operation: &Operation) -> bool {
+    fn can_roll_back(&self, operation: &Operation) -> bool {
         operation.action != "at-once"
     }
 
@@ -157,7 +157,7 @@ impl Resource for Double {
         let script = self.0.clone();
         let now = script.connections.fetch_add(1, SeqCst) + 1;
         script.connections_most.fetch_max(now, SeqCst);
-        let connection = DoubleConnection { script: script.clone() };
+        let connection = FakeConnection { script: script.clone() };
         tokio::task::yield_now().await;
         script.step(Phase::Connect).await.map_err(|error| ResourceError { recoverable: true, ..error })?;
         script.made.fetch_add(1, SeqCst);
@@ -166,12 +166,12 @@ impl Resource for Double {
 }
 
 #[async_trait]
-impl Connection for DoubleConnection {
+impl Connection for FakeConnection {
     async fn begin(&mut self, _options: &[(String, String)], _deadline: Deadline) -> Result<(), ResourceError> {
         self.script.step(Phase::Begin).await
     }
 
-    /// Answers with the operation's own body, or the number of the call.
+    /// Answers with the operation's own body.
     async fn execute(&mut self, operation: Operation, _deadline: Deadline) -> Result<OperationReply, ResourceError> {
         let gate = self.script.gate.lock().clone();
         if let Some(gate) = gate {
@@ -196,7 +196,10 @@ impl Connection for DoubleConnection {
         _deadline: Deadline,
     ) -> Result<(OperationReply, Box<dyn ReplyStream>), ResourceError> {
         let parts = operation.body.chunks(1).map(Bytes::copy_from_slice).collect();
-        Ok((OperationReply { status: 200, ..OperationReply::default() }, Box::new(Parts { connection: self, parts })))
+        Ok((
+            OperationReply { status: 200, ..OperationReply::default() },
+            Box::new(FakeStream { connection: self, parts }),
+        ))
     }
 
     fn is_used_up(&self) -> bool {
@@ -212,22 +215,22 @@ impl Connection for DoubleConnection {
     }
 
     async fn reset(&mut self) -> Result<(), ResourceError> {
-        // Whoever gave it back goes on first.
+        // Lets the task that returned the connection continue first.
         tokio::task::yield_now().await;
-        self.script.tell("reset");
-        let does = self.script.reset.lock().unwrap_or(Does::Work);
-        Script::perform(Phase::Acquire, does).await
+        self.script.record("reset");
+        let behaviour = self.script.reset.lock().unwrap_or(Behaviour::Work);
+        Script::perform(Phase::Acquire, behaviour).await
     }
 }
 
-/// The body, byte by byte.
-struct Parts {
-    connection: Box<DoubleConnection>,
+/// A stream of the body, byte by byte.
+struct FakeStream {
+    connection: Box<FakeConnection>,
     parts: std::collections::VecDeque<Bytes>,
 }
 
 #[async_trait]
-impl ReplyStream for Parts {
+impl ReplyStream for FakeStream {
     async fn next(&mut self) -> Result<Option<Bytes>, ResourceError> {
         self.connection.script.step(Phase::Execute).await?;
         Ok(self.parts.pop_front())
@@ -238,13 +241,13 @@ impl ReplyStream for Parts {
     }
 }
 
-/// A pool's settings with nothing that acts by itself in a test's time.
+/// Settings of a pool whose timeouts do not pass during a test.
 pub(crate) fn pool(size: usize) -> PoolSettings {
     let day = Duration::from_secs(24 * 3600);
     PoolSettings { size, standby: 0, idle_timeout: day, age_max: day, time_min: Duration::ZERO, time_max: None }
 }
 
-/// A resource called `name` whose other side does what the script says.
+/// A resource called `name` that behaves as the script says.
 pub(crate) fn resource(
     name: &str,
     script: &Arc<Script>,
@@ -253,11 +256,11 @@ pub(crate) fn resource(
 ) -> Arc<LiveResource> {
     let (timeout, section) = (None, section(""));
     let config = ResourceConfig { name: name.into(), protocol: "double".into(), enabled: true, timeout, section };
-    let built = Built { resource: Box::new(Double(script.clone())), pool, cache };
+    let built = ResourceParts { resource: Box::new(FakeResource(script.clone())), pool, cache };
     Arc::new(LiveResource::new("test".into(), Arc::new(LevelCell::new(Level::Error)), config, built))
 }
 
-/// Who asks, with so many milliseconds left.
+/// A caller with so many milliseconds until its deadline.
 pub(crate) fn caller(left_ms: u64) -> Caller {
     caller_of("test", left_ms)
 }
@@ -272,7 +275,7 @@ pub(crate) fn operation(action: &str, body: &str) -> Operation {
     Operation { action: action.into(), body: Bytes::copy_from_slice(body.as_bytes()), ..Operation::default() }
 }
 
-/// Looks until it is so.
+/// Polls until the condition holds.
 pub(crate) async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Deadline::after(Duration::from_secs(60));
     while !is_so() {
