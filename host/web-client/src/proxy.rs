@@ -120,9 +120,12 @@ mod tests {
     async fn a_tunnel_begins_right_after_the_answer() {
         let (made, request) = asked("http://u:p%40ss@proxy:1", b"HTTP/1.1 200 OK\r\nvia: x\r\n\r\nhello").await;
         assert_eq!(made.unwrap(), b"hello");
-        assert!(request.starts_with("CONNECT api.example.org:443 HTTP/1.1\r\nhost: api.example.org:443\r\n"), "{wish}");
+        assert!(
+            request.starts_with("CONNECT api.example.org:443 HTTP/1.1\r\nhost: api.example.org:443\r\n"),
+            "{request}"
+        );
         // u:p@ss
-        assert!(request.contains("proxy-authorization: Basic dTpwQHNz\r\n"), "{wish}");
+        assert!(request.contains("proxy-authorization: Basic dTpwQHNz\r\n"), "{request}");
     }
 
     #[tokio::test]

@@ -35,8 +35,8 @@ fn settings() -> ClientSettings {
     }
 }
 
-fn times() -> Times {
-    Times { connect: None, first_byte: None, between_bytes: None, deadline: Deadline::after(LONG) }
+fn times() -> Timeouts {
+    Timeouts { connect: None, first_byte: None, between_bytes: None, deadline: Deadline::after(LONG) }
 }
 
 /// A server on a port of its own that handles each connection by `serve`, which gets the connection's number. Returns
@@ -94,12 +94,12 @@ fn empty() -> RequestBody {
     RequestBody::Whole(Bytes::new())
 }
 
-async fn get(client: &Client, url: &str, times: Times) -> Result<Response<ResponseBody>, WebError> {
+async fn get(client: &Client, url: &str, times: Timeouts) -> Result<Response<ResponseBody>, WebError> {
     client.send(head(Method::GET, url), empty(), times).await
 }
 
 /// The error of a GET of `http://<address>/`.
-async fn get_error(settings: &ClientSettings, address: &str, times: Times) -> WebError {
+async fn get_error(settings: &ClientSettings, address: &str, times: Timeouts) -> WebError {
     match get(&Client::new(settings), &format!("http://{address}/"), times).await {
         Ok(response) => panic!("an answer: {}", response.status()),
         Err(error) => error,

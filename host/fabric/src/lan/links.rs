@@ -12,8 +12,8 @@ use crate::link::{Link, LinkHandler, SessionLimits};
 use wasmcage_core::call::COMMAND_LINE;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
-use wasmcage_core::task::caught_async;
-use wasmcage_core::telemetry::Gate;
+use wasmcage_core::task::catch_panic_async;
+use wasmcage_core::telemetry::Throttle;
 
 /// Lists of members that are taken in of one connection within `MEMBER_LISTS_PERIOD`; further ones are ignored.
 const MEMBER_LISTS_MAX: u64 = 20;
@@ -28,7 +28,7 @@ pub(super) struct LanHandler {
     /// None where this side made the connection only to call.
     handler: Option<Arc<dyn CallHandler>>,
     body_bytes_max: usize,
-    member_lists: Gate,
+    member_lists: Throttle,
 }
 
 impl LanInner {
@@ -84,7 +84,7 @@ impl LanInner {
 impl LanHandler {
     pub(super) fn new(inner: &Arc<LanInner>, peer: Arc<str>, handler: Option<Arc<dyn CallHandler>>) -> Arc<Self> {
         let (cage, body_bytes_max) = (inner.local.cage.clone(), inner.limits.body_bytes_max);
-        let member_lists = Gate::new(MEMBER_LISTS_MAX, MEMBER_LISTS_PERIOD);
+        let member_lists = Throttle::new(MEMBER_LISTS_MAX, MEMBER_LISTS_PERIOD);
         Arc::new(Self { inner: Arc::downgrade(inner), cage, peer, handler, body_bytes_max, member_lists })
     }
 
@@ -102,7 +102,7 @@ impl LanHandler {
 impl LinkHandler for LanHandler {
     async fn answer(&self, call: Message) -> Message {
         // Also a panic is answered: the caller would wait until its deadline.
-        let served = caught_async(self.serve(call)).await.unwrap_or_else(|panic| {
+        let served = catch_panic_async(self.serve(call)).await.unwrap_or_else(|panic| {
             with_inner(&self.inner, |inner| inner.tasks.report("rpc: a call from elsewhere", &panic));
             Err(DispatchError::Host("panicked".into()))
         });

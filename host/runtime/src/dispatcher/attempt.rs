@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::in_flight::InFlight;
 use super::retried::{check_attempts, check_id, check_target, decode, function_of, is_fresh, malformed};
 use super::{Dispatcher, contained};
-use wasmcage_core::admission::Entry;
+use wasmcage_core::admission::EntryKind;
 use wasmcage_core::call::{Call, CallAction};
 use wasmcage_core::envelope::Message;
 use wasmcage_core::error::DispatchError;
@@ -73,7 +73,7 @@ impl Dispatcher {
         let (module, function) = function_of(action)?;
         // What may be called can have changed since.
         self.check_caller(origin, &module, &function)?;
-        self.enter_and_call(Entry::Outside, context, &module, function, arguments).await
+        self.enter_and_call(EntryKind::Outside, context, &module, function, arguments).await
     }
 
     /// The call by which the other cage is asked to take this one.

@@ -92,25 +92,25 @@ async fn answer_status(client: &Client, address: &str) -> u16 {
 #[tokio::test]
 async fn a_server_that_never_answers_costs_no_more_than_the_time_allowed() {
     let address = silent_server("").await;
-    let first_byte = || Times { first_byte: Some(SHORT), ..times() };
-    let deadline = || Times { deadline: Deadline::after(ENOUGH), ..times() };
-    let both = || Times { first_byte: Some(LONG), ..deadline() };
-    for limited in [&first_byte as &dyn Fn() -> Times, &deadline, &both] {
+    let first_byte = || Timeouts { first_byte: Some(SHORT), ..times() };
+    let deadline = || Timeouts { deadline: Deadline::after(ENOUGH), ..times() };
+    let both = || Timeouts { first_byte: Some(LONG), ..deadline() };
+    for limited in [&first_byte as &dyn Fn() -> Timeouts, &deadline, &both] {
         let error = get_error(&settings(), &address, limited()).await;
         assert_eq!((error.kind, error.sent), (WebErrorKind::HeadTimedOut, true), "{error}");
     }
     // One that stops in the middle of its head has not answered either.
     let address = silent_server("HTTP/1.1 200 OK\r\ncontent-").await;
-    let error = get_error(&settings(), &address, Times { first_byte: Some(SHORT), ..times() }).await;
+    let error = get_error(&settings(), &address, Timeouts { first_byte: Some(SHORT), ..times() }).await;
     assert_eq!((error.kind, error.sent), (WebErrorKind::HeadTimedOut, true), "{error}");
 }
 
 #[tokio::test]
 async fn a_body_that_stops_coming_costs_no_more_than_the_time_allowed() {
     let address = silent_server("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await;
-    let between_bytes = || Times { between_bytes: Some(SHORT), ..times() };
-    let deadline = || Times { deadline: Deadline::after(ENOUGH), ..times() };
-    for limited in [&between_bytes as &dyn Fn() -> Times, &deadline] {
+    let between_bytes = || Timeouts { between_bytes: Some(SHORT), ..times() };
+    let deadline = || Timeouts { deadline: Deadline::after(ENOUGH), ..times() };
+    for limited in [&between_bytes as &dyn Fn() -> Timeouts, &deadline] {
         let response = get(&Client::new(&settings()), &format!("http://{address}/"), limited()).await.unwrap();
         let (bytes, error) = read_body(response).await;
         let error = error.expect("half is not all");

@@ -224,7 +224,9 @@ async fn a_handshake_that_never_ends_costs_no_more_than_the_time_for_a_connectio
     assert_eq!((error.kind, error.sent), (WebErrorKind::ConnectTimedOut, false), "{error}");
     assert!(error.text.contains("the TLS handshake took longer than 50 ms"), "{error}");
     // The request's own time for it, or its deadline.
-    for times in [Times { connect: Some(SHORT), ..times() }, Times { deadline: Deadline::after(SHORT), ..times() }] {
+    for times in
+        [Timeouts { connect: Some(SHORT), ..times() }, Timeouts { deadline: Deadline::after(SHORT), ..times() }]
+    {
         let error = get(&Client::new(&settings()), &format!("https://{address}/"), times).await.err().unwrap();
         assert_eq!((error.kind, error.sent), (WebErrorKind::ConnectTimedOut, false), "{error}");
     }
@@ -274,9 +276,9 @@ fn files_that_hold_no_certificate_or_no_key_of_it_are_refused() {
         }
     }
     let error = Tls::from_files(Some(&no_certificate), None, None).unwrap_err();
-    assert!(matches!(&error, TlsFileError::Certificate { file, .. } if *file == no_certificate), "{error}");
+    assert!(matches!(&error, TlsFileError::NoCertificate { file } if *file == no_certificate), "{error}");
     let error = Tls::from_files(Some(&ca), Some((&certificate, &other_key)), None).unwrap_err();
-    assert!(matches!(&error, TlsFileError::Certificate { file, .. } if *file == certificate), "{error}");
+    assert!(matches!(&error, TlsFileError::Identity { file, .. } if *file == certificate), "{error}");
     Tls::from_files(Some(&ca), Some((&certificate, &key)), None).unwrap();
     Tls::from_files(None, Some((&certificate, &key)), None).unwrap();
 }
