@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -13,19 +13,18 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::host::{HostShared, ServingLine, StartError};
+use crate::interface::{InterfaceSnapshot, RunningInterface, build, run_until_drained, wait_until_all_closed};
 use crate::reload::Reload;
 use wasmcage_config as config;
 use wasmcage_config::{CageConfig, ConfigError, ConfigSignal, FileStamps, InterfaceConfig, RequestTarget};
 use wasmcage_core::admission::Admission;
-use wasmcage_core::backoff::Backoff;
 use wasmcage_core::call::Member;
 use wasmcage_core::drain::Drain;
 use wasmcage_core::lanes::Lanes;
-use wasmcage_core::readings::ReadingsSnapshot;
 use wasmcage_core::request::Deadline;
-use wasmcage_core::task::{self, PanicSnapshot, Tasks};
+use wasmcage_core::task::{PanicSnapshot, Tasks};
 use wasmcage_core::telemetry::{self, CageLog, LevelCell};
-use wasmcage_protocol::{Address, Endpoint, Interface, InterfaceContext, Protocols};
+use wasmcage_protocol::{Address, Endpoint, InterfaceContext, Protocols};
 use wasmcage_resource as resource;
 use wasmcage_resource::{MakeResource, ResourceSnapshot, Resources};
 use wasmcage_runtime::dispatcher::{Dispatcher, InterfaceDispatch};
@@ -39,9 +38,6 @@ use wasmcage_store::{Quota, Store};
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the start waits for the interfaces to listen.
 const LISTEN_TIMEOUT: Duration = Duration::from_secs(2);
-/// First pause before an interface that has failed is restarted; it doubles up to `RETRY_MAX`.
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How often the requests in work are counted at the end of a drain.
 const WORK_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -66,14 +62,6 @@ struct CageInner {
     interfaces: Mutex<BTreeMap<String, RunningInterface>>,
     config_error: Mutex<Option<String>>,
     settings_changed: Arc<Notify>,
-}
-
-/// An interface that is kept running.
-struct RunningInterface {
-    config: InterfaceConfig,
-    drain: Drain,
-    endpoint: Arc<Endpoint>,
-    error: Arc<Mutex<Option<String>>>,
 }
 
 impl Cage {
@@ -305,11 +293,6 @@ pub fn load_config(root: &Path, cage: &str, node: &str, protocols: &Protocols) -
     problems.into_result(config)
 }
 
-fn build(interface: &InterfaceConfig, protocols: &Protocols) -> Result<Box<dyn Interface>, ConfigError> {
-    let protocol = protocols.find(&interface.protocol).expect("the configuration names known protocols only");
-    protocol.interface(interface.section.clone())
-}
-
 fn make_resource(protocols: &Protocols) -> Arc<MakeResource> {
     let protocols = protocols.clone();
     Arc::new(move |protocol, section| protocols.resource(protocol, section))
@@ -440,73 +423,6 @@ impl CageInner {
     }
 }
 
-/// Resolves when none of these interfaces listens any more, or after a timeout. The successor then fails and is retried.
-async fn wait_until_all_closed(leaving: Vec<Arc<Endpoint>>) {
-    let let_go = futures_util::future::join_all(leaving.iter().map(|endpoint| endpoint.wait_until_closed()));
-    let _ = tokio::time::timeout(RETRY_FIRST, let_go).await;
-}
-
-/// Runs an interface until it is drained. A failure is logged, and the interface restarted.
-async fn run_until_drained(
-    config: InterfaceConfig,
-    protocols: Protocols,
-    cx: InterfaceContext,
-    error: Arc<Mutex<Option<String>>>,
-) {
-    let (cage, interface) = (cx.endpoint.cage.clone(), cx.endpoint.interface.clone());
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    loop {
-        let started = Instant::now();
-        let built = build(&config, &protocols).expect("the section was checked when the configuration was read");
-        let ended = tokio::select! {
-            ended = task::catch_panic_async(built.run(cx.clone())) => ended,
-            () = cx.drain.forcing() => Ok(Ok(())),
-        };
-        let pause = backoff.pause_after(started.elapsed());
-        let text = match ended {
-            Ok(Ok(())) => {
-                tracing::info!(%cage, %interface, "interface has stopped");
-                return;
-            }
-            Ok(Err(failure)) => {
-                let text = telemetry::error_chain(&failure);
-                tracing::error!(%cage, %interface, error = %text, retry_s = pause.as_secs(), "interface failed");
-                text
-            }
-            Err(panic) => {
-                cx.tasks.report(&format!("interface {interface}"), &panic);
-                panic.to_string()
-            }
-        };
-        *error.lock() = Some(text);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = cx.drain.stopping() => return,
-        }
-    }
-}
-
-impl RunningInterface {
-    /// Returns whether the interface has an address, a status or an error.
-    fn has_settled(&self) -> bool {
-        !self.endpoint.addresses().is_empty() || self.endpoint.status().is_some() || self.error.lock().is_some()
-    }
-
-    fn snapshot(&self, name: &str) -> InterfaceSnapshot {
-        let addresses: Vec<_> = self.endpoint.addresses().iter().map(|address| address.text().to_owned()).collect();
-        let status = self.endpoint.status();
-        InterfaceSnapshot {
-            interface: name.to_owned(),
-            protocol: self.config.protocol.clone(),
-            module: self.endpoint.module.to_string(),
-            error: if addresses.is_empty() && status.is_none() { self.error.lock().clone() } else { None },
-            addresses,
-            status,
-            readings: self.endpoint.readings.snapshot(),
-        }
-    }
-}
-
 /// State of a cage, for operators.
 #[derive(Debug, Serialize)]
 pub struct CageSnapshot {
@@ -523,17 +439,4 @@ pub struct CageSnapshot {
     pub resources: Vec<ResourceSnapshot>,
     /// Panics of its tasks since it started; each is logged.
     pub panics: PanicSnapshot,
-}
-
-#[derive(Debug, Serialize)]
-pub struct InterfaceSnapshot {
-    pub interface: String,
-    pub protocol: String,
-    pub module: String,
-    pub addresses: Vec<String>,
-    /// What the interface reports, such as the time it waits for.
-    pub status: Option<String>,
-    /// Why it does not serve now.
-    pub error: Option<String>,
-    pub readings: ReadingsSnapshot,
 }

@@ -25,10 +25,12 @@
 mod builder;
 pub mod cage;
 pub mod host;
+mod interface;
 mod reload;
 
 pub use self::builder::HostBuilder;
 pub use self::host::{Host, HostOptions, StartError};
+pub use self::interface::InterfaceSnapshot;
 pub use wasmcage_core::error::DispatchError;
 pub use wasmcage_core::request::Payload;
 pub use wasmcage_protocol::Protocols;
