@@ -110,7 +110,7 @@ async fn peers_are_tried() {
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let silent_address = silent.local_addr().unwrap();
     root.configure(&format!("peers = {{ a = [\"{closed}\"], b = [\"{silent_address}\"] }}"));
-    root.check(1, &[("peer a", "fail", "refuses"), ("peer b", "fail", "says nothing")]);
+    root.check(1, &[("peer a", "fail", "refuses"), ("peer b", "fail", "does not answer")]);
 }
 
 #[test]

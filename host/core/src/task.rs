@@ -122,6 +122,11 @@ impl Tasks {
     /// Logs a panic of the named part and counts it.
     pub fn report(&self, part: &str, panic: &Panic) {
         tracing::error!(cage = %self.cage, part, error = %panic, "a part of the host panicked");
+        self.count(part, panic);
+    }
+
+    /// Counts a panic of the named part, which the caller logs.
+    pub fn count(&self, part: &str, panic: &Panic) {
         let mut panics = self.panics.lock();
         panics.count = panics.count.saturating_add(1);
         panics.last = Some(format!("{part} {panic}"));

@@ -42,12 +42,19 @@ struct Counts {
 pub struct TestDispatch {
     behaviour: Mutex<Behaviour>,
     counts: watch::Sender<Counts>,
+    /// Bodies and arguments of the requests that have come.
+    payloads: Mutex<Vec<Bytes>>,
     gate: Semaphore,
 }
 
 impl Default for TestDispatch {
     fn default() -> Self {
-        Self { behaviour: Mutex::new(Behaviour::Echo), counts: watch::Sender::default(), gate: Semaphore::new(0) }
+        Self {
+            behaviour: Mutex::new(Behaviour::Echo),
+            counts: watch::Sender::default(),
+            payloads: Mutex::default(),
+            gate: Semaphore::new(0),
+        }
     }
 }
 
@@ -73,6 +80,12 @@ impl TestDispatch {
     /// How many requests have come.
     pub fn begun(&self) -> usize {
         self.counts.borrow().begun
+    }
+
+    /// How many requests have come whose body, or arguments, contain this text: a request that came twice counts twice.
+    pub fn begun_with(&self, text: &str) -> usize {
+        let contains = |payload: &&Bytes| String::from_utf8_lossy(payload).contains(text);
+        self.payloads.lock().iter().filter(contains).count()
     }
 
     /// How often an interface has looked for a version of its module in vain.
@@ -110,6 +123,11 @@ impl TestDispatch {
             "a guest would run on thread {:?}: the contract wants a lane",
             thread.name()
         );
+        self.payloads.lock().push(match &payload {
+            Payload::Bytes(bytes) => bytes.clone(),
+            Payload::Json(json) => json.clone().into(),
+            Payload::Values(values) => values.bytes(),
+        });
         self.counts.send_modify(|counts| counts.begun += 1);
         let _ended = Ended(self.clone());
         let behaviour = self.behaviour.lock().clone();

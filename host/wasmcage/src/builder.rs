@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_util::task::AbortOnDropHandle;
+
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::Payload;
 use wasmcage_protocol::{Protocol, Protocols};
@@ -73,6 +75,7 @@ impl HostBuilder {
 impl Cage {
     /// Calls a function of one of the cage's modules, `module.function`, with the rights of the cage itself. JSON arguments are
     /// `{"args": [..], "kwargs": {..}}`, both optional. The guest runs on one of the host's lanes.
+    /// Dropping the future ends the call: what it has done by then stays done.
     ///
     /// # Errors
     /// See the kinds; `BadRequest` when the name has no dot.
@@ -90,6 +93,8 @@ impl Cage {
         };
         let dispatcher = self.dispatcher().clone();
         let call = self.lanes().next().spawn(async move { dispatcher.call_for_operator(call).await });
-        call.await.unwrap_or_else(|_| Err(DispatchError::Host("the call panicked, or the host has ended".into())))
+        AbortOnDropHandle::new(call)
+            .await
+            .unwrap_or_else(|_| Err(DispatchError::Host("the call panicked, or the host has ended".into())))
     }
 }

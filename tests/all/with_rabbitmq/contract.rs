@@ -82,15 +82,16 @@ impl Subject for AmqpSubject {
         if !interface.drain.begun() {
             interface.address().await;
         }
-        let (begun, without_module) = (host.dispatch.begun(), host.dispatch.without_module());
+        let name = unique_name("ask");
+        let without_module = host.dispatch.without_module();
         // Once it is delivered again, it was not acknowledged before.
         let redelivered = async {
-            while host.dispatch.begun() < begun + 2 && host.dispatch.without_module() < without_module + 2 {
+            while host.dispatch.begun_with(&name) < 2 && host.dispatch.without_module() < without_module + 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
         tokio::select! {
-            (content, _) = peer.ask(&self.exchange, "k", "echo", json!({"a": 1})) => match &content["type"] {
+            (content, _) = peer.ask(&self.exchange, "k", "echo", json!({"name": name})) => match &content["type"] {
                 kind if kind == "success" => Answer::Done,
                 _ => Answer::NotDone,
             },

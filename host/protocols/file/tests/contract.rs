@@ -52,12 +52,12 @@ impl Subject for FileSubject {
 
     async fn ask(&self, host: &TestHost, _: &TestInterface) -> Answer {
         let number = self.files.fetch_add(1, Ordering::Relaxed);
-        let (begun, without_module) = (host.dispatch.begun(), host.dispatch.without_module());
+        let (content, without_module) = (format!("file {number}."), host.dispatch.without_module());
         let file = host.directory().join("in").join(format!("{number}.txt"));
-        fs::write(&file, "hello").unwrap();
+        fs::write(&file, &content).unwrap();
         while file.exists() {
             // Once it is handed again, it was not acknowledged before.
-            if host.dispatch.begun() >= begun + 2 || host.dispatch.without_module() >= without_module + 2 {
+            if host.dispatch.begun_with(&content) >= 2 || host.dispatch.without_module() >= without_module + 2 {
                 return Answer::NotDone;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;

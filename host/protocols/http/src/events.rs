@@ -11,7 +11,7 @@ use tracing::{debug, error, info, warn};
 
 use wasmcage_core::body_budget::NoRoom;
 use wasmcage_core::request::{RequestContext, RequestId};
-use wasmcage_core::task::Panic;
+use wasmcage_core::task::{Panic, Tasks};
 use wasmcage_core::telemetry::{Throttle, error_chain};
 
 /// The events of one interface.
@@ -24,10 +24,12 @@ pub(super) struct HttpEvents {
     route: Throttle,
     missing: Throttle,
     room: Throttle,
+    /// Counts panics.
+    tasks: Tasks,
 }
 
 impl HttpEvents {
-    pub(super) fn new(cage: Arc<str>, interface: Arc<str>) -> Self {
+    pub(super) fn new(cage: Arc<str>, interface: Arc<str>, tasks: Tasks) -> Self {
         let throttle = Throttle::seldom;
         Self {
             cage,
@@ -38,6 +40,7 @@ impl HttpEvents {
             route: throttle(),
             missing: throttle(),
             room: throttle(),
+            tasks,
         }
     }
 
@@ -74,6 +77,7 @@ impl HttpEvents {
     /// The connection's own task panicked; a panic of a request is `panicked`.
     pub(super) fn connection_panicked(&self, peer: SocketAddr, panic: &Panic) {
         error!(cage = %self.cage, interface = %self.interface, address = %peer, error = %panic, "connection panicked");
+        self.tasks.count(&format!("a connection of interface {}", self.interface), panic);
     }
 
     pub(super) fn handshake_failed(&self, peer: SocketAddr, error: &dyn Display) {
@@ -151,6 +155,7 @@ impl HttpEvents {
             cage = %self.cage, interface = %self.interface, error = %panic, request = %tail(request),
             "request panicked"
         );
+        self.tasks.count(&format!("a request of interface {}", self.interface), panic);
     }
 }
 

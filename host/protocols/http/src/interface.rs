@@ -59,8 +59,8 @@ pub(super) struct HttpInterface {
 #[async_trait]
 impl Interface for HttpInterface {
     async fn run(self: Box<Self>, cx: InterfaceContext) -> Result<(), InterfaceError> {
-        let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, .. } = cx;
-        let events = HttpEvents::new(endpoint.cage.clone(), endpoint.interface.clone());
+        let InterfaceContext { dispatch, endpoint, drain, lanes, bodies, tasks, .. } = cx;
+        let events = HttpEvents::new(endpoint.cage.clone(), endpoint.interface.clone(), tasks);
         let bodies = Arc::new(BodyShare::new(bodies));
         let server = HttpServer::bind(
             InterfaceShared { config: self.config, dispatch, endpoint: endpoint.clone(), events, bodies },

@@ -33,7 +33,7 @@ impl Subject for RetrySubject {
     async fn ask(&self, host: &TestHost, interface: &TestInterface) -> Answer {
         let queue = interface.endpoint.interface.to_string();
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
-        let (begun, id) = (host.dispatch.begun(), format!("call-{number}"));
+        let id = format!("call-{number}");
         let target = StoredTarget {
             origin: "runner".to_owned(),
             cage: None,
@@ -54,12 +54,11 @@ impl Subject for RetrySubject {
         loop {
             let wanted = CallFilter { queue: Some(queue.clone()), dead: false, limit: 100 };
             let pending = host.store.read_without_blocking(move |store| store.calls(&wanted)).await.unwrap();
-            if pending.iter().all(|call| call.id != id) {
-                return Answer::Done;
-            }
-            // Once it is made again, it was not acknowledged before.
-            if host.dispatch.begun() >= begun + 2 {
-                return Answer::NotDone;
+            match pending.iter().find(|call| call.id == id) {
+                None => return Answer::Done,
+                // It is made again, and so was not acknowledged before.
+                Some(call) if call.attempts >= 2 => return Answer::NotDone,
+                Some(_) => {}
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -19,6 +19,11 @@ impl Subject for ScheduleSubject {
         "every = '1s'\noverlap = 'skip'".to_owned()
     }
 
+    /// A scheduled request waits for its module as long as it may take.
+    fn keeps_requests(&self) -> bool {
+        true
+    }
+
     async fn ask(&self, host: &TestHost, _: &TestInterface) -> Answer {
         let (begun, without_module) = (host.dispatch.begun(), host.dispatch.without_module());
         while host.dispatch.begun() == begun && host.dispatch.without_module() == without_module {

@@ -376,7 +376,7 @@ async fn operators_run_move_and_drop() {
     assert_eq!(store.find_call("a").unwrap().1, b"a");
     assert_eq!(begin("other").await, Some(sequence));
     store.drop_call("a", soon()).await.unwrap();
-    assert!(store.find_call("a").unwrap_err().to_string().contains("only remembered"));
+    assert!(store.find_call("a").unwrap_err().to_string().contains("still remembered"));
     store.accept_call(call("a"), soon()).await.unwrap();
     assert_eq!((begin("q").await, store.call_queues().unwrap()), (None, vec![]));
     assert!(store.drop_call("b", soon()).await.unwrap_err().to_string().contains("there is no call b"));

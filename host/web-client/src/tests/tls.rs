@@ -268,11 +268,11 @@ fn files_that_hold_no_certificate_or_no_key_of_it_are_refused() {
     let (_, other_key) = authority.issue("other.example");
     for file in [&missing, &empty, &garbage] {
         let error = Tls::from_files(Some(file), None, None).unwrap_err();
-        assert!(matches!(&error, TlsFileError::Pem { file: named, .. } if named == file), "{error}");
+        assert_eq!(error.file(), file, "{error}");
         for identity in [(file, &key), (&certificate, file)] {
             let identity = Some((identity.0.as_path(), identity.1.as_path()));
             let error = Tls::from_files(Some(&ca), identity, None).unwrap_err();
-            assert!(matches!(&error, TlsFileError::Pem { file: named, .. } if named == file), "{error}");
+            assert_eq!(error.file(), file, "{error}");
         }
     }
     let error = Tls::from_files(Some(&no_certificate), None, None).unwrap_err();

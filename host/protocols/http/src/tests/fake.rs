@@ -29,6 +29,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::{Deadline, Facts, Payload, Reply, Request, RequestContext};
 use wasmcage_core::run_to_end::RunToEnd;
+use wasmcage_core::task::Tasks;
 use wasmcage_protocol::{Address, Dispatch, Endpoint, InterfaceError, Route, RouteKind};
 use wasmcage_store::CallEntry;
 
@@ -314,7 +315,7 @@ impl TestServer {
         let fake = FakeDispatch::new(kind);
         let budget = Arc::new(BodyBudget::new(body_bytes));
         let bodies = Arc::new(BodyShare::new(budget.clone()));
-        let events = HttpEvents::new("runner".into(), "my_http".into());
+        let events = HttpEvents::new("runner".into(), "my_http".into(), Tasks::new("runner"));
         let endpoint =
             Endpoint::new("my_http".into(), "http", "runner".into(), "interface_my_http".into(), TEST_TIMEOUT);
         let endpoint = Arc::new(endpoint);
