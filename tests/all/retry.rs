@@ -651,7 +651,7 @@ async fn operators_see_and_change_calls() {
     .await;
     root.until_calls(&["--dead"], 2).await;
     root.output(&["retry", "drop", "shop", "order-8"]).await;
-    root.refused(&["retry", "drop", "shop", "order-8"], "only remembered").await;
+    root.refused(&["retry", "drop", "shop", "order-8"], "still remembered").await;
     root.refused(&["retry", "show", "shop", "order-10"], "there is no call order-10").await;
     root.refused(&["retry", "list", "shopp"], "did you mean shop?").await;
     root.stop(process).await;

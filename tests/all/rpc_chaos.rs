@@ -1,5 +1,6 @@
 //! Copies of a cage in processes of their own that are killed, stopped and restarted while others call them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -75,16 +76,6 @@ impl Copies {
     async fn replace(&mut self, copy: usize) {
         self.processes[copy].wait().await.unwrap();
         self.processes[copy] = self.process(copy);
-    }
-
-    /// The number of requests that a copy works on; none while it does not say.
-    async fn in_work(&self, copy: usize) -> Option<usize> {
-        let mut command = Command::new(program());
-        command.args(["ps", "--json", "--root"]).arg(self.root(copy)).arg(&self.cage);
-        command.env("WASMCAGE_RUNTIME_DIR", self.meeting().join("meeting")).kill_on_drop(true);
-        let output = command.stdin(Stdio::null()).output().await.ok()?;
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        Some(answer["processes"][0]["cages"][0]["in_work"].as_u64()? as usize)
     }
 
     async fn front(&self) -> RunningCage {
@@ -231,22 +222,29 @@ async fn other_calls_are_lost_while_in_flight_only() {
             ended.lock().unwrap().push(text);
         });
     }
-    let all_in_work = async || {
-        let in_work = join_all((0..COPIES).map(|copy| copies.in_work(copy))).await;
-        (in_work.iter().flatten().sum::<usize>() == CALLS).then(|| in_work.into_iter().flatten().collect::<Vec<_>>())
+    // Calls that each copy has not answered yet, as the front counts them.
+    let in_flight = || -> BTreeMap<String, usize> {
+        let members = front.snapshot().cages.remove(0).members.into_iter();
+        members.map(|member| (member.copy, member.in_flight as usize)).filter(|(_, calls)| *calls > 0).collect()
     };
-    let in_work = eventually_async("all calls in work", all_in_work).await;
+    let ended_count = || ended.lock().unwrap().len();
+    let mut before =
+        eventually("all calls in work", || Some(in_flight()).filter(|calls| calls.values().sum::<usize>() == CALLS))
+            .await;
     let mut lost = 0;
     for copy in 0..COPIES {
         copies.signal(copy, "KILL");
-        lost += in_work[copy];
-        eventually("the loss of a copy's calls", || (ended.lock().unwrap().len() >= lost).then_some(())).await;
-        for other in copy + 1..COPIES {
-            assert_eq!(copies.in_work(other).await, Some(in_work[other]), "another copy goes on");
-        }
-        let ended = ended.lock().unwrap();
-        assert_eq!(ended.len(), lost, "{ended:?}");
-        assert!(ended.iter().all(|text| text.contains("\"error\":\"Lost")), "{ended:?}");
+        let settled = || {
+            let (now, ended) = (in_flight(), ended_count());
+            (ended > lost && ended + now.values().sum::<usize>() == CALLS).then_some((now, ended))
+        };
+        let (now, ended_now) = eventually("the loss of a copy's calls", settled).await;
+        let gone: Vec<_> = before.keys().filter(|copy| !now.contains_key(*copy)).collect();
+        assert_eq!(gone.len(), 1, "before {before:?}, now {now:?}");
+        assert_eq!(ended_now - lost, before[gone[0]], "as many calls end as that copy had");
+        assert!(now.iter().all(|(copy, calls)| before[copy] == *calls), "another copy goes on: {before:?}, {now:?}");
+        assert!(ended.lock().unwrap().iter().all(|text| text.contains("\"error\":\"Lost")), "{ended:?}");
+        (before, lost) = (now, ended_now);
     }
     assert_eq!(lost, CALLS);
     for copy in 0..COPIES {

@@ -420,7 +420,7 @@ async fn standard_atomics_count_and_swap() {
     kv(&cage, "set", json!(["n", "text", "41"])).await;
     assert_eq!(kv(&cage, "increment", json!(["n", "text", 1])).await, 42);
     kv(&cage, "set", json!(["n", "word", "x"])).await;
-    said(&cage.call("kv.increment", json!(["n", "word", 1])).await.unwrap_err().to_string(), &["no integer"]);
+    said(&cage.call("kv.increment", json!(["n", "word", 1])).await.unwrap_err().to_string(), &["not a 64-bit integer"]);
 
     assert_eq!(kv(&cage, "append", json!(["swap", "k", "a"])).await, 1);
     assert_eq!(kv(&cage, "append", json!(["swap", "k", "c", "b"])).await, 2);

@@ -165,7 +165,10 @@ async fn hangups_that_are_ignored_at_the_start_stay_ignored() {
 fn own_program(root: &Root) -> PathBuf {
     let own = root.path().join("program/wasmcage");
     fs::create_dir(own.parent().unwrap()).unwrap();
-    fs::copy(program(), &own).unwrap();
+    // By a process of its own: a child that another test forks meanwhile would inherit the file open for writing, and a program
+    // that somebody writes cannot be run.
+    let copied = std::process::Command::new("cp").arg(program()).arg(&own).status().unwrap();
+    assert!(copied.success());
     own
 }
 

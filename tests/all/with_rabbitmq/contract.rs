@@ -70,7 +70,7 @@ impl Subject for AmqpSubject {
             }
         });
         let url = self.broker.url().replace(&format!(":{broker}"), &format!(":{port}"));
-        Some(Unavailable { keys: self.keys_for(&url), text: "amqp://127.0.0.1", kept: Box::new(OpenOnDrop(open)) })
+        Some(Unavailable { keys: self.keys_for(&url), text: "amqp://", kept: Box::new(OpenOnDrop(open)) })
     }
 
     fn keeps_requests(&self) -> bool {
@@ -91,7 +91,7 @@ impl Subject for AmqpSubject {
             }
         };
         tokio::select! {
-            (content, _) = peer.ask(&self.exchange, "k", "echo", json!({"name": name})) => match &content["type"] {
+            (content, _) = peer.ask(&self.exchange, "k", "echo", json!({"a": name})) => match &content["type"] {
                 kind if kind == "success" => Answer::Done,
                 _ => Answer::NotDone,
             },
