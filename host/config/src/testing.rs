@@ -9,8 +9,16 @@ use crate::{CageConfig, ConfigError, Environment, ProtocolInfo, Section, parse};
 /// # Panics
 /// The keys are not valid TOML.
 pub fn section(keys: &str) -> Section {
+    section_in(Path::new("/cages/runner"), keys)
+}
+
+/// The same, of a cage in this directory.
+///
+/// # Panics
+/// When the keys are no TOML.
+pub fn section_in(directory: &Path, keys: &str) -> Section {
     let own = format!("[interfaces.test]\nprotocol = 'tested'\n{keys}");
-    let mut config = read("tested", Path::new("/cages/runner"), own).expect("TOML");
+    let mut config = read("tested", directory, own).expect("TOML");
     config.interfaces.remove("test").expect("it is there").section
 }
 

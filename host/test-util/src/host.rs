@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use crate::contract::TIMEOUT;
 use crate::dispatch::{InterfaceTestDispatch, TestDispatch};
-use wasmcage_config::testing::section;
+use wasmcage_config::testing::section_in;
 use wasmcage_config::{ConfigError, RequestTarget};
 use wasmcage_core::body_budget::BodyBudget;
 use wasmcage_core::drain::Drain;
@@ -91,12 +91,14 @@ impl TestHost {
     /// What is wrong with the keys.
     pub fn start(&self, protocol: Box<dyn Protocol>, keys: &str) -> Result<TestInterface, ConfigError> {
         let cx = self.context(&*protocol);
-        protocol.interface(section(keys))?;
+        // Of its own: what protocols share within a cage, such as connections, is not shared with another test's.
+        let directory = self.directory.path().to_owned();
+        protocol.interface(section_in(&directory, keys))?;
         let (endpoint, drain, error) = (cx.endpoint.clone(), cx.drain.clone(), Arc::<Mutex<_>>::default());
         let (keys, last_error) = (keys.to_owned(), error.clone());
         let task = tokio::spawn(async move {
             loop {
-                let interface = protocol.interface(section(&keys)).expect("the keys were good");
+                let interface = protocol.interface(section_in(&directory, &keys)).expect("the keys were good");
                 let ended = tokio::select! {
                     ended = task::catch_panic_async(interface.run(cx.clone())) => ended,
                     () = cx.drain.forcing() => return,
