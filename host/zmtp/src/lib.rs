@@ -34,7 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
-//mod driver;
+mod driver;
 mod endpoint;
 mod error;
 mod event;
@@ -46,7 +46,7 @@ mod socket_type;
 
 pub use bytes::Bytes;
 
-//pub use driver::{Closed, Receiver, Sender, Socket};
+pub use driver::{Closed, Receiver, Sender, Socket};
 pub use endpoint::{Endpoint, EndpointError};
 pub use error::{BindError, ConnectError, ReceiveError, SendError, SendErrorReason, SubscribeError};
 pub use event::{ConnectionId, Counters, DisconnectReason, Event, Events};

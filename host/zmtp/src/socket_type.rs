@@ -86,11 +86,6 @@ impl SocketType {
         !matches!(self, Self::Pub | Self::Push)
     }
 
-    /// Whether the type sends messages of the application.
-    pub(crate) const fn sends(self) -> bool {
-        !matches!(self, Self::Sub | Self::Pull)
-    }
-
     /// Whether the type spreads its messages over its peers in turn.
     pub(crate) const fn takes_turns(self) -> bool {
         matches!(self, Self::Dealer | Self::Push | Self::Req)
