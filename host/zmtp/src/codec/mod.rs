@@ -10,6 +10,9 @@ mod frame;
 mod greeting;
 mod write;
 
+#[cfg(test)]
+mod tests;
+
 pub use command::{Command, Metadata, PingContext};
 pub(crate) use command::{put_frame as put_command, put_short};
 pub use connection::{Connection, ConnectionConfig, Peer, Received};
