@@ -247,13 +247,13 @@ impl Connection {
         if greeting.mechanism != ours {
             return Err(ProtocolError::Mechanism { ours, theirs: greeting.mechanism });
         }
-        let mut handshake = security.handshake();
-        // RFC 37, "Topology": without roles in the mechanism the field has no significance.
-        let has_roles = !matches!(handshake, Handshake::Null(_));
-        if has_roles && greeting.as_server == security.is_server() {
-            return Err(ProtocolError::Roles { mechanism: ours, server: greeting.as_server });
+        // RFC 24 and RFC 25 have the field say who is the server. libzmq never sets it, so only two that do are sure to be wrong. Two
+        // clients find out with their first commands.
+        if greeting.as_server && security.is_server() {
+            return Err(ProtocolError::Roles { mechanism: ours });
         }
         self.minor = greeting.minor;
+        let mut handshake = security.handshake();
         let local = local(&self.config, self.accepted);
         self.out.put_with(|out| handshake.start(&local, out));
         self.stage = Stage::Handshake(handshake);

@@ -20,13 +20,11 @@ pub enum ProtocolError {
         /// The peer's.
         theirs: MechanismName,
     },
-    /// Both sides want to be the server of the mechanism, or both the client.
-    #[error("both sides are the {} of {mechanism}", if *.server { "server" } else { "client" })]
+    /// Both sides want to be the server of the mechanism.
+    #[error("both sides are the server of {mechanism}")]
     Roles {
         /// The mechanism of both.
         mechanism: MechanismName,
-        /// Whether both are servers.
-        server: bool,
     },
     /// Bits that must be zero are set.
     #[error("a frame has the flags {0:#04x}, which are not valid")]
