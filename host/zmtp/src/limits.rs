@@ -11,7 +11,6 @@ use std::time::Duration;
 ///
 /// Bytes of queues are counted as [`Message::weight`](crate::Message::weight): 64 more for each frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct Limits {
     /// Bytes of one frame. A longer one ends the connection as soon as its header is there. 8 MiB.
     pub frame_bytes_max: usize,

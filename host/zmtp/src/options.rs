@@ -163,7 +163,6 @@ impl Heartbeat {
 
 /// How a socket behaves. Fields of types that it does not concern have no effect.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub struct Options {
     /// The mechanism. NULL.
     pub security: Security,

@@ -310,6 +310,10 @@ impl Connection {
                 found: "a message".to_owned(),
             });
         }
+        // libzmq's server of PLAIN says this for "\x05ERROR": in C the escape takes the E for a digit.
+        if let Some(reason) = body.strip_prefix(b"^RROR") {
+            return Err(ProtocolError::Refused(command::error_reason(reason)?));
+        }
         let (name, data) = command::split(&body)?;
         // RFC 37, "Error Handling".
         if &*name == b"ERROR" {
