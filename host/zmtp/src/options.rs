@@ -134,7 +134,8 @@ impl Reconnect {
 }
 
 pub(crate) fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(1.0 - 0.5 * fastrand::f64())
+    // No pause is meant to be longer than a year, and much longer ones cannot be multiplied.
+    pause.min(Duration::from_secs(365 * 24 * 3600)).mul_f64(1.0 - 0.5 * fastrand::f64())
 }
 
 /// Heartbeats of a connection (RFC 37, "Connection Heartbeating"). A PING of a peer is answered in any case, and its time to live obeyed.

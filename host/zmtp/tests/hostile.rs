@@ -1,5 +1,7 @@
 //! Peers that mean harm, or that are broken: raw bytes over real connections. None of them may take memory, time or the place of others.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -29,8 +31,7 @@ fn ready(socket_type: &str, identity: &[u8]) -> Vec<u8> {
 
 /// A socket with these limits, bound, and its events.
 async fn bound(new: fn(Options) -> Socket, limits: Limits) -> (Socket, Events, Endpoint) {
-    let mut options = Options::default();
-    options.limits = limits;
+    let options = Options { limits, ..Options::default() };
     let socket = new(options);
     let events = socket.events();
     let endpoint = socket.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -293,8 +294,7 @@ async fn a_peer_that_is_silent_longer_than_it_said_is_disconnected() {
 
 #[tokio::test]
 async fn a_peer_that_answers_no_ping_is_disconnected() {
-    let mut options = Options::default();
-    options.heartbeat = Some(Heartbeat::every(Duration::from_millis(20)));
+    let options = Options { heartbeat: Some(Heartbeat::every(Duration::from_millis(20))), ..Options::default() };
     let router = Socket::router(options);
     let mut events = router.events();
     let endpoint = router.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -451,8 +451,7 @@ async fn a_large_frame_may_come_in_pieces() {
 #[tokio::test]
 async fn an_identity_can_be_closed_by_the_application() {
     let (router, mut events, endpoint) = bound(Socket::router, Limits::default()).await;
-    let mut options = Options::default();
-    options.identity = Some(Identity::new("one").unwrap());
+    let options = Options { identity: Some(Identity::new("one").unwrap()), ..Options::default() };
     let dealer = Socket::dealer(options);
     dealer.connect(&endpoint).unwrap();
     next(&mut events, |event| matches!(event, Event::Connected { .. }).then_some(())).await;

@@ -1,5 +1,7 @@
 //! The sockets with each other: every pattern, mechanism and transport, over real connections.
 
+#![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
+
 use std::time::Duration;
 
 use zmtp::{
@@ -12,15 +14,11 @@ fn local() -> Endpoint {
 }
 
 fn named(identity: &'static str) -> Options {
-    let mut options = Options::default();
-    options.identity = Some(Identity::new(identity).unwrap());
-    options
+    Options { identity: Some(Identity::new(identity).unwrap()), ..Options::default() }
 }
 
 fn secured(security: Security) -> Options {
-    let mut options = Options::default();
-    options.security = security;
-    options
+    Options { security, ..Options::default() }
 }
 
 /// Retries at once, so that tests wait for events and not for pauses.
@@ -229,8 +227,7 @@ async fn a_peer_that_is_gone_is_unroutable() {
 #[tokio::test]
 async fn a_second_peer_of_the_same_name_is_rejected_or_takes_over() {
     for policy in [DuplicateIdentity::Reject, DuplicateIdentity::HandOver] {
-        let mut options = Options::default();
-        options.duplicate_identity = policy;
+        let options = Options { duplicate_identity: policy, ..Options::default() };
         let router = Socket::router(options);
         let mut events = router.events();
         let bound = router.bind(&local()).await.unwrap();
@@ -439,8 +436,7 @@ async fn a_reply_to_a_client_that_is_gone_is_an_error_and_no_obstacle() {
 #[tokio::test]
 async fn a_router_accepts_push_only_when_told_to() {
     for accepts in [false, true] {
-        let mut options = Options::default();
-        options.router_accepts_push = accepts;
+        let options = Options { router_accepts_push: accepts, ..Options::default() };
         let mut router = Socket::router(options);
         let mut events = router.events();
         let bound = router.bind(&local()).await.unwrap();
@@ -522,12 +518,10 @@ async fn dropping_every_handle_closes_at_once() {
 
 #[tokio::test]
 async fn a_full_queue_holds_the_sender_and_loses_nothing() {
-    let mut options = Options::default();
-    options.limits.send_messages_max = 4;
+    let options = Options { limits: Limits { send_messages_max: 4, ..Limits::default() }, ..Options::default() };
     let push = Socket::push(options);
     let endpoint = local();
-    let mut limits = Options::default();
-    limits.limits.receive_messages_max = 4;
+    let limits = Options { limits: Limits { receive_messages_max: 4, ..Limits::default() }, ..Options::default() };
     let mut pull = Socket::pull(limits);
     let bound = pull.bind(&endpoint).await.unwrap();
     push.connect(&bound).unwrap();
@@ -555,8 +549,7 @@ async fn a_full_queue_holds_the_sender_and_loses_nothing() {
 /// One peer that does not read costs its own queue, and the others get theirs.
 #[tokio::test]
 async fn a_peer_that_does_not_read_holds_nobody_else() {
-    let mut options = Options::default();
-    options.limits.send_messages_max = 10;
+    let options = Options { limits: Limits { send_messages_max: 10, ..Limits::default() }, ..Options::default() };
     let router = Socket::router(options);
     let mut events = router.events();
     let bound = router.bind(&local()).await.unwrap();
@@ -584,8 +577,7 @@ async fn a_peer_that_does_not_read_holds_nobody_else() {
 
 #[tokio::test]
 async fn heartbeats_keep_a_connection_and_end_a_silent_one() {
-    let mut options = Options::default();
-    options.heartbeat = Some(Heartbeat::every(Duration::from_millis(20)));
+    let options = Options { heartbeat: Some(Heartbeat::every(Duration::from_millis(20))), ..Options::default() };
     let mut rep = Socket::rep(options.clone());
     let mut events = rep.events();
     let bound = rep.bind(&local()).await.unwrap();

@@ -21,7 +21,7 @@ use super::stream::Stream;
 use crate::codec::{Command, Connection, PingContext, Received};
 use crate::endpoint::Endpoint;
 use crate::event::{ConnectionId, DisconnectReason, Event, count};
-use crate::options::Identity;
+use crate::options::{Heartbeat, Identity};
 use crate::socket_type::SocketType;
 
 /// The read buffer of a connection that has said little.
@@ -105,7 +105,7 @@ struct Finishing {
 impl Link {
     pub(crate) fn new(shared: Arc<Shared>, start: Start) -> Self {
         let Start { stream, endpoint, pipe, kept, ticket } = start;
-        let handshake_until = Instant::now() + shared.options.limits.handshake_timeout;
+        let handshake_until = after(shared.options.limits.handshake_timeout);
         Self {
             address: stream.address(),
             connection: Connection::new(shared.config.clone(), ticket.is_some()),
@@ -147,14 +147,11 @@ impl Link {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<DisconnectReason> {
         match self.pipe.attend(cx.waker()) {
-            None => {}
             Some(End::Kill(reason)) => return Poll::Ready(reason),
-            Some(End::Finish) => {
-                if self.finishing.is_none() {
-                    self.finishing =
-                        Some(Finishing { until: Instant::now() + self.shared.options.linger, shut: false });
-                }
+            Some(End::Finish) if self.finishing.is_none() => {
+                self.finishing = Some(Finishing { until: after(self.shared.options.linger), shut: false });
             }
+            Some(End::Finish) | None => {}
         }
         if let Err(reason) = self.step(cx) {
             // What came in before is the application's.
@@ -253,8 +250,7 @@ impl Link {
                 self.joined = Some(Joined { connection, identity: identity.clone(), since: Instant::now() });
                 self.room = 0;
                 count(&self.shared.counting.connected, 1);
-                self.ping_at =
-                    self.shared.options.heartbeat.as_ref().map(|heartbeat| Instant::now() + heartbeat.interval);
+                self.ping_at = self.shared.options.heartbeat.as_ref().map(Heartbeat::next);
                 self.shared.tell(Event::Connected {
                     connection,
                     endpoint: self.endpoint.clone(),
@@ -284,7 +280,7 @@ impl Link {
             }
             Received::Ping { ttl_tenths } => {
                 if ttl_tenths > 0 {
-                    self.ttl_until = Some(Instant::now() + Duration::from_millis(100) * u32::from(ttl_tenths));
+                    self.ttl_until = Some(after(Duration::from_millis(100) * u32::from(ttl_tenths)));
                 }
             }
             Received::Pong => {}
@@ -466,10 +462,10 @@ impl Link {
             if is_due(self.ping_at)
                 && let Some(heartbeat) = self.shared.options.heartbeat.clone()
             {
-                self.ping_at = Some(now + heartbeat.interval);
+                self.ping_at = Some(heartbeat.next());
                 // RFC 37, "Connection Heartbeating": not many PINGs without an answer. While one waits, no further one is sent.
                 if self.pong_until.is_none() {
-                    self.pong_until = Some(now + heartbeat.timeout);
+                    self.pong_until = Some(after(heartbeat.timeout));
                     let ping = Command::Ping { ttl_tenths: heartbeat.ttl_tenths(), context: PingContext::default() };
                     self.connection.send_command(&ping);
                     if let Err(reason) = self.write(cx) {
@@ -500,6 +496,18 @@ impl Drop for Link {
         count(&self.shared.counting.disconnected, 1);
         self.shared.tell(Event::Disconnected { connection, endpoint: self.endpoint.clone(), identity, reason });
     }
+}
+
+impl Heartbeat {
+    /// When the next PING is due. An interval of nothing would leave no time for anything else.
+    fn next(&self) -> Instant {
+        after(self.interval.max(Duration::from_millis(1)))
+    }
+}
+
+/// A point in time, far away if the time until then is too long to be one.
+fn after(time: Duration) -> Instant {
+    Instant::now() + time.min(Duration::from_secs(10 * 365 * 24 * 3600))
 }
 
 fn failed(error: io::Error) -> DisconnectReason {

@@ -398,7 +398,8 @@ impl Sender {
         {
             let idle = pin!(shared.tasks.idle());
             // All of them obey the time to linger themselves; a hundred milliseconds more let them.
-            let _ = tokio::time::timeout(shared.options.linger + std::time::Duration::from_millis(200), idle).await;
+            let most = shared.options.linger.saturating_add(std::time::Duration::from_millis(200));
+            let _ = tokio::time::timeout(most, idle).await;
         }
         drop(end);
         shared.tasks.idle().await;

@@ -191,19 +191,13 @@ impl Shared {
         if self.socket_type.receives() {
             self.inbound.open(Arc::new(Source { identity: identity.clone(), pipe: pipe.clone() }));
         }
-        match self.socket_type {
-            SocketType::Sub => {
-                // Under the lock that later subscriptions take too: none is sent twice, and none is missed.
-                let subscriptions = self.subscriptions.lock();
-                pipe.begin_with(subscriptions.prefixes().cloned().map(Command::Subscribe));
-                self.ring.lock().pipes.push(pipe.clone());
-            }
-            _ if self.socket_type.takes_turns() || self.socket_type == SocketType::Pub => {
-                if !kept {
-                    self.ring.lock().pipes.push(pipe.clone());
-                }
-            }
-            _ => {}
+        if self.socket_type == SocketType::Sub {
+            // Under the lock that later subscriptions take too: none is sent twice, and none is missed.
+            let subscriptions = self.subscriptions.lock();
+            pipe.begin_with(subscriptions.prefixes().cloned().map(Command::Subscribe));
+            self.ring.lock().pipes.push(pipe.clone());
+        } else if !kept && (self.socket_type.takes_turns() || self.socket_type == SocketType::Pub) {
+            self.ring.lock().pipes.push(pipe.clone());
         }
         self.room.notify_waiters();
         Ok(identity)

@@ -99,7 +99,7 @@ impl Security {
 
     pub(crate) fn handshake(&self) -> Handshake {
         match &self.0 {
-            Kind::Null => Handshake::Null(null::Null::default()),
+            Kind::Null => Handshake::Null(null::Null),
             Kind::PlainClient { username, password } => {
                 Handshake::PlainClient(plain::Client::new(username.clone(), password.clone()))
             }

@@ -5,7 +5,6 @@ use bytes::{Bytes, BytesMut};
 use super::{Done, Local, expect};
 use crate::codec::{Metadata, ProtocolError, put_command};
 
-#[derive(Default)]
 pub(crate) struct Null;
 
 impl Null {
