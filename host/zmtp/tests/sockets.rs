@@ -576,15 +576,20 @@ async fn a_peer_that_does_not_read_holds_nobody_else() {
 }
 
 #[tokio::test]
-async fn heartbeats_keep_a_connection_and_end_a_silent_one() {
-    let options = Options { heartbeat: Some(Heartbeat::every(Duration::from_millis(20))), ..Options::default() };
+async fn heartbeats_are_answered_and_keep_a_connection() {
+    let heartbeat = Heartbeat { interval: Duration::from_millis(10), ..Heartbeat::every(Duration::from_secs(20)) };
+    let options = Options { heartbeat: Some(heartbeat), ..Options::default() };
     let mut rep = Socket::rep(options.clone());
     let mut events = rep.events();
     let bound = rep.bind(&local()).await.unwrap();
     let mut req = Socket::req(options);
     req.connect(&bound).unwrap();
     connected(&mut events).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Ten PINGs of 9 bytes and ten PONGs of 7 from each side.
+    let before = rep.counters().bytes_received;
+    while rep.counters().bytes_received < before + 10 * (9 + 7) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     req.send("x").await.unwrap();
     rep.recv().await.unwrap();
     rep.send("y").await.unwrap();
