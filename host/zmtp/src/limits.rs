@@ -24,9 +24,10 @@ pub struct Limits {
     /// From a new connection to the end of its handshake. Longer ends the connection. 5 s.
     pub handshake_timeout: Duration,
     /// Accepted connections whose handshake is not complete. For a further one the oldest of them is closed: peers that stay silent
-    /// cannot keep others out. 256.
+    /// cannot keep others out. 512.
     pub handshakes_max: usize,
-    /// The same for those from one address; all of `ipc` are one address. 64.
+    /// The same for those from one address; all of `ipc` are one address, and so is a network of
+    /// IPv6 of 64 bits. 256.
     pub handshakes_per_address_max: usize,
     /// Accepted connections, including those in handshake. A further one is closed. 1024.
     pub connections_max: usize,
@@ -61,8 +62,8 @@ impl Default for Limits {
             message_frames_max: 64,
             command_bytes_max: 8 << 10,
             handshake_timeout: Duration::from_secs(5),
-            handshakes_max: 256,
-            handshakes_per_address_max: 64,
+            handshakes_max: 512,
+            handshakes_per_address_max: 256,
             connections_max: 1024,
             send_messages_max: 1000,
             send_bytes_max: 16 << 20,

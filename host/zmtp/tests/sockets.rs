@@ -416,6 +416,17 @@ async fn a_request_whose_server_is_gone_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_request_to_where_we_do_not_connect_any_more_is_not_waited_for() {
+    let mut client = Socket::req(Options { linger: Duration::from_millis(5), ..eager(Options::default()) });
+    let nowhere = "tcp://127.0.0.1:1".parse().unwrap();
+    client.connect(&nowhere).unwrap();
+    client.send("one").await.unwrap();
+    assert!(client.sender().disconnect(&nowhere));
+    assert_eq!(client.recv().await, Err(ReceiveError::PeerLost));
+    assert_eq!(client.sender().try_send("two").unwrap_err().reason, SendErrorReason::NoPeer);
+}
+
+#[tokio::test]
 async fn a_reply_to_a_client_that_is_gone_is_an_error_and_no_obstacle() {
     let mut server = Socket::rep(Options::default());
     let mut events = server.events();

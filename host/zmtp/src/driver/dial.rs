@@ -24,6 +24,7 @@ impl Drop for Dial {
     fn drop(&mut self) {
         if let Some(pipe) = &self.activity.kept {
             self.shared.remove(pipe);
+            self.shared.forget_request(pipe);
             self.shared.room.notify_waiters();
         }
         let mut dials = self.shared.dials.lock();

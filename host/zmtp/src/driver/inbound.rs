@@ -69,8 +69,6 @@ struct State {
     messages: usize,
     weight: usize,
     receiver: Option<Waker>,
-    /// Those that are not read from, for lack of room.
-    paused: Vec<u64>,
     closed: bool,
 }
 
@@ -146,8 +144,8 @@ impl Inbound {
             queue.items.extend(items.drain(..));
         }
         let room = self.room(state.messages, state.weight, queue);
-        if room == 0 && queue.reader.replace(reader.clone()).is_none() {
-            state.paused.push(id);
+        if room == 0 {
+            queue.reader = Some(reader.clone());
         }
         let receiver = if state.ready.is_empty() { None } else { state.receiver.take() };
         if let Some(receiver) = receiver {
@@ -202,34 +200,38 @@ impl Inbound {
                 taken.push_back(item);
             }
         }
+        let was_full = self.is_half_full(state.messages, state.weight);
         queue.weight -= weight;
         state.messages -= taken.len();
         state.weight -= weight;
+        let is_full = self.is_half_full(state.messages, state.weight);
         let source = queue.source.clone();
+        self.resume(queue, is_full);
         if !queue.items.is_empty() {
             state.ready.push_back(id);
         } else if !queue.open {
             state.queues.remove(&id);
         }
-        self.resume(state);
+        if was_full && !is_full {
+            for queue in state.queues.values_mut() {
+                self.resume(queue, false);
+            }
+        }
         Some(source)
     }
 
-    /// Wakes the connections that wait for room and have enough of it. Not at the first free place: reading goes on in batches.
-    fn resume(&self, state: &mut State) {
-        let total = state.messages <= self.total_messages_max / 2 && state.weight <= self.total_bytes_max / 2;
-        let queues = &mut state.queues;
-        state.paused.retain(|id| {
-            let Some(queue) = queues.get_mut(id) else { return false };
-            let own = queue.items.len() <= self.messages_max / 2 && queue.weight <= self.bytes_max / 2;
-            if !(own && total || queue.items.is_empty()) {
-                return true;
-            }
-            if let Some(reader) = queue.reader.take() {
-                reader.wake();
-            }
-            false
-        });
+    const fn is_half_full(&self, messages: usize, weight: usize) -> bool {
+        messages > self.total_messages_max / 2 || weight > self.total_bytes_max / 2
+    }
+
+    /// Wakes a connection that waits for room, if there is enough of it. Not at the first free place: reading goes on in batches.
+    fn resume(&self, queue: &mut Queue, is_full: bool) {
+        let own = queue.items.len() <= self.messages_max / 2 && queue.weight <= self.bytes_max / 2;
+        if (own && !is_full || queue.items.is_empty())
+            && let Some(reader) = queue.reader.take()
+        {
+            reader.wake();
+        }
     }
 
     /// Forgets what waits, and everyone who waits for it.
@@ -288,11 +290,12 @@ mod tests {
         assert_eq!(deliver(&inbound, 0, 30), 10);
         assert_eq!(deliver(&inbound, 0, 10), 0);
         assert_eq!(deliver(&inbound, 1, 0), 40, "the other has its own");
-        assert_eq!(inbound.state.lock().paused, [0]);
+        let waits = || inbound.state.lock().queues[&0].reader.is_some();
+        assert!(waits());
         take(&inbound);
-        assert_eq!(inbound.state.lock().paused, [0]);
+        assert!(waits());
         take(&inbound);
-        assert!(inbound.state.lock().paused.is_empty());
+        assert!(!waits());
     }
 
     #[test]
@@ -304,6 +307,24 @@ mod tests {
         assert_eq!(deliver(&inbound, 1, 1), 0, "195 bytes in all");
         assert_eq!(deliver(&inbound, 2, 0), 1, "who has nothing may always have one message");
         assert_eq!(deliver(&inbound, 2, 1), 0);
+    }
+
+    /// Whoever waits because of what others have waiting goes on when that is less, or when it has nothing of its own any more.
+    #[test]
+    fn those_who_wait_for_the_total_go_on_when_it_is_half() {
+        let limits = Limits { receive_total_messages_max: 100, receive_messages_max: 90, ..Limits::default() };
+        let inbound = inbound(&limits, 4);
+        deliver(&inbound, 0, 50);
+        deliver(&inbound, 1, 49);
+        assert_eq!(deliver(&inbound, 2, 1), 0);
+        assert_eq!(deliver(&inbound, 0, 0), 0);
+        let waits = |id: u64| inbound.state.lock().queues[&id].reader.is_some();
+        let mut turns = Vec::new();
+        while waits(0) {
+            turns.push(take(&inbound).unwrap().0);
+        }
+        assert_eq!(turns, [0, 1, 2, 0, 1], "18 and 17 are left");
+        assert!(!waits(2));
     }
 
     #[test]

@@ -164,7 +164,11 @@ impl Link {
 
     fn step(&mut self, cx: &mut Context<'_>) -> Result<(), DisconnectReason> {
         self.read(cx)?;
-        self.write(cx)?;
+        if let Err(reason) = self.write(cx) {
+            // What a peer said before it went is still there.
+            self.read_rest(cx);
+            return Err(reason);
+        }
         if self.finishing.is_some() {
             self.finish(cx)?;
         }
@@ -200,6 +204,17 @@ impl Link {
         }
         cx.waker().wake_by_ref();
         Ok(())
+    }
+
+    /// Reads what has come, as far as there is room for it.
+    fn read_rest(&mut self, cx: &mut Context<'_>) {
+        while let Ok(true) = self.decode(cx) {
+            self.make_read_room();
+            match self.stream.poll_read(cx, &mut self.input) {
+                Poll::Ready(Ok(read)) if read > 0 => self.bytes_read += read,
+                Poll::Ready(Ok(_) | Err(_)) | Poll::Pending => return,
+            }
+        }
     }
 
     /// Makes room for a read. A frame that is longer than the buffer has it grow with what has come, at most to twice of that.
@@ -269,6 +284,8 @@ impl Link {
                     count(&self.shared.counting.discarded, 1);
                 }
             }
+            // RFC 29: only publishers have a use for them.
+            Received::Subscribe(_) | Received::Cancel(_) if self.shared.socket_type != SocketType::Pub => {}
             Received::Subscribe(prefix) => {
                 let mut subscriptions = self.pipe.subscriptions.lock();
                 let added = subscriptions.add(&prefix, limits.subscriptions_max, limits.subscription_bytes_max);

@@ -24,7 +24,11 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: Listener, endpoint: Endpo
             () = activity.stopped() => return,
         };
         match accepted {
-            Ok(stream) => admit(&shared, stream, &endpoint),
+            Ok(stream) => {
+                admit(&shared, stream, &endpoint);
+                // Handshakes go on while others come, or the newest would drive out the oldest before these had a chance.
+                tokio::task::yield_now().await;
+            }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 shared.tell(Event::AcceptFailed { endpoint: endpoint.clone(), error: Arc::new(error) });

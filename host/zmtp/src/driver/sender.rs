@@ -71,6 +71,8 @@ impl Sender {
 
     /// Offers a message again and again until it is taken or refused for good.
     async fn wait(&self, message: Message, offer: impl Fn(Message) -> Result<(), Refusal>) -> Result<(), SendError> {
+        // Other tasks have their turn, however much there is to send.
+        tokio::task::coop::consume_budget().await;
         // The common case, without registering anywhere.
         let mut refused = match offer(message) {
             Ok(()) => return Ok(()),

@@ -251,12 +251,23 @@ impl Shared {
         if !kept {
             self.remove(pipe);
         }
-        let gone = self.socket_type == SocketType::Req
-            && matches!(*self.turn.lock(), Turn::Asked(id) if id == pipe.id)
-            // A request that was not sent yet is sent on the next connection.
-            && pipe.is_empty();
+        // A request that was not sent yet is sent on the next connection.
+        let gone = self.has_request(pipe) && pipe.is_empty();
         self.inbound.shut(pipe.id, gone);
         self.room.notify_waiters();
+    }
+
+    /// Whether a REQ waits for the reply of this pipe's peer.
+    fn has_request(&self, pipe: &Pipe) -> bool {
+        self.socket_type == SocketType::Req && matches!(*self.turn.lock(), Turn::Asked(id) if id == pipe.id)
+    }
+
+    /// There will be no further connection: a request that went into this pipe has no reply.
+    pub(crate) fn forget_request(&self, pipe: &Arc<Pipe>) {
+        if self.has_request(pipe) {
+            self.inbound.open(Arc::new(Source { identity: Identity::from_wire(Bytes::new()), pipe: pipe.clone() }));
+            self.inbound.shut(pipe.id, true);
+        }
     }
 
     /// Nothing goes through this pipe any more.

@@ -24,7 +24,15 @@ impl Stream {
     /// One attempt.
     pub(crate) async fn connect(endpoint: &Endpoint) -> io::Result<Self> {
         match endpoint {
-            Endpoint::Tcp { host, port } => Self::tcp(TcpStream::connect((host.as_str(), *port)).await?),
+            Endpoint::Tcp { host, port } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                // On one machine a connection to a port that nobody listens to may happen to start from that very port, and is then
+                // connected to itself.
+                if stream.local_addr()? == stream.peer_addr()? {
+                    return Err(io::ErrorKind::ConnectionRefused.into());
+                }
+                Self::tcp(stream)
+            }
             Endpoint::Ipc(path) => Ok(Self::Unix(UnixStream::connect(path).await?)),
             Endpoint::IpcAbstract(name) => Ok(Self::Unix(UnixStream::connect(abstract_path(name)).await?)),
         }
