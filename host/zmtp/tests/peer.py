@@ -37,7 +37,7 @@ def option(name, key, value):
     if value.startswith("int:"):
         sockets[name].setsockopt(known, int(value[4:]))
     else:
-        sockets[name].setsockopt(known, value.removeprefix("str:").encode())
+        sockets[name].setsockopt(known, value[4:].encode())
 
 
 def bind(name, endpoint):
