@@ -1,5 +1,5 @@
-//! ZeroMQ for tokio: the wire protocol ZMTP 3.1 and the sockets ROUTER, DEALER, REQ, REP, PUSH, PULL, PUB and SUB, over TCP and Unix
-//! sockets, in clear text or with PLAIN or CURVE. Talks to libzmq 4.
+//! ZeroMQ for tokio: the wire protocol ZMTP 3.1 and the sockets ROUTER, DEALER, REQ, REP, PUSH, PULL, PUB and SUB, over TCP
+//! and Unix sockets, in clear text or with PLAIN or CURVE. Talks to libzmq 4.
 //!
 //! What sets it apart is that everything a peer can make grow has a bound: see [`Limits`]. There is no `unsafe` and no C.
 //!
@@ -27,8 +27,8 @@
 //! # }
 //! ```
 //!
-//! The parts: [`codec`] is the protocol without any input or output, [`Security`] the mechanisms, [`Socket`] the sockets on top of tokio.
-//! What peers may do to a socket is told by [`Event`]s and [`Counters`].
+//! The parts: [`codec`] is the protocol without any input or output, [`Security`] the mechanisms, [`Socket`] the sockets on
+//! top of tokio. What peers may do to a socket is told by [`Event`]s and [`Counters`].
 
 #![deny(missing_docs)]
 #![forbid(unsafe_code)]

@@ -10,8 +10,8 @@ const FRAME_OVERHEAD: usize = 64;
 
 /// A message: one or more frames that are sent and received together or not at all (RFC 37, "Messages").
 ///
-/// Frames are [`Bytes`]: a clone of a message copies no data. A received frame is a view of the buffer into which it was read; see
-/// [`Message::compact`] for messages that are kept for long.
+/// Frames are [`Bytes`]: a clone of a message copies no data. A received frame is a view of the buffer into which it was
+/// read; see [`Message::compact`] for messages that are kept for long.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Message {
     frames: SmallVec<[Bytes; 3]>,
@@ -75,8 +75,8 @@ impl Message {
         (!self.frames.is_empty()).then(|| self.frames.remove(0))
     }
 
-    /// Takes everything up to and including the first empty frame: the envelope of a request (RFC 28, "The REP Socket Type"). `None`, and
-    /// no change, if there is no empty frame.
+    /// Takes everything up to and including the first empty frame: the envelope of a request (RFC 28, "The REP Socket
+    /// Type"). `None`, and no change, if there is no empty frame.
     pub fn take_envelope(&mut self) -> Option<Self> {
         let delimiter = self.frames.iter().position(Bytes::is_empty)?;
         Some(Self { frames: self.frames.drain(..=delimiter).collect() })
@@ -84,8 +84,8 @@ impl Message {
 
     /// Copies the frames into memory of their own.
     ///
-    /// A received frame shares memory with what was read along with it, up to 64 KiB. A message that is kept while the others are dropped
-    /// would hold all of it.
+    /// A received frame shares memory with what was read along with it, up to 64 KiB. A message that is kept while the
+    /// others are dropped would hold all of it.
     pub fn compact(&mut self) {
         for frame in &mut self.frames {
             *frame = Bytes::copy_from_slice(frame);

@@ -10,8 +10,8 @@ use crate::mechanism::Security;
 
 /// The name by which a ROUTER knows a peer (RFC 37, "The Identity Property").
 ///
-/// One that an application gives has 1 to 255 bytes, the first of which is not zero. One that a ROUTER makes for a peer without an
-/// identity starts with a zero byte, so the two never meet.
+/// One that an application gives has 1 to 255 bytes, the first of which is not zero. One that a ROUTER makes for a peer
+/// without an identity starts with a zero byte, so the two never meet.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity(Bytes);
 
@@ -88,8 +88,9 @@ pub enum DuplicateIdentity {
     /// The new connection is closed; the peer may try again. libzmq without `ZMQ_ROUTER_HANDOVER` keeps it and never uses it.
     #[default]
     Reject,
-    /// The new connection has the identity from now on and the old one is closed. libzmq with `ZMQ_ROUTER_HANDOVER` keeps the old one
-    /// and never uses it. Whoever can connect can take over; two live peers with the same identity close each other for ever.
+    /// The new connection has the identity from now on and the old one is closed. libzmq with `ZMQ_ROUTER_HANDOVER` keeps
+    /// the old one and never uses it. Whoever can connect can take over; two live peers with the same identity close each
+    /// other for ever.
     HandOver,
 }
 
@@ -102,8 +103,8 @@ pub struct Reconnect {
     pub second: Duration,
     /// The longest pause. 32 s.
     pub max: Duration,
-    /// The pause after a peer refused for a reason that is unlikely to go away: another mechanism, wrong keys, ERROR. 32 s. RFC 37 wants
-    /// no further attempt with the same credentials, which is `None`: nothing but a new `connect` helps then.
+    /// The pause after a peer refused for a reason that is unlikely to go away: another mechanism, wrong keys, ERROR. 32 s.
+    /// RFC 37 wants no further attempt with the same credentials, which is `None`: nothing but a new `connect` helps then.
     pub refused: Option<Duration>,
     /// A connection that held for so long counts as good: pauses start from `first` again. 5 s.
     pub good_after: Duration,
@@ -122,8 +123,8 @@ impl Default for Reconnect {
 }
 
 impl Reconnect {
-    /// The pause after `failures` attempts in a row that led to nothing. A random part of up to a half is taken off, so that many
-    /// peers that lost the same server do not return together.
+    /// The pause after `failures` attempts in a row that led to nothing. A random part of up to a half is taken off, so that
+    /// many peers that lost the same server do not return together.
     pub(crate) fn pause(&self, failures: u32) -> Duration {
         let pause = match failures {
             0 | 1 => self.first,
@@ -138,7 +139,8 @@ pub(crate) fn jittered(pause: Duration) -> Duration {
     pause.min(Duration::from_secs(365 * 24 * 3600)).mul_f64(1.0 - 0.5 * fastrand::f64())
 }
 
-/// Heartbeats of a connection (RFC 37, "Connection Heartbeating"). A PING of a peer is answered in any case, and its time to live obeyed.
+/// Heartbeats of a connection (RFC 37, "Connection Heartbeating"). A PING of a peer is answered in any case, and its time to
+/// live obeyed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// Between two PINGs.
@@ -177,8 +179,9 @@ pub struct Options {
     pub reconnect: Reconnect,
     /// What a ROUTER does with a second peer of the same identity. It is rejected.
     pub duplicate_identity: DuplicateIdentity,
-    /// Whether a bound ROUTER accepts PUSH peers and passes for a PULL to them. RFC 37 forbids it and libzmq 4 refuses it on both sides;
-    /// programs of the time before did it. Such a peer gets an identity that the ROUTER makes, and nothing can be sent to it. No.
+    /// Whether a bound ROUTER accepts PUSH peers and passes for a PULL to them. RFC 37 forbids it and libzmq 4 refuses it on
+    /// both sides; programs of the time before did it. Such a peer gets an identity that the ROUTER makes, and nothing can
+    /// be sent to it. No.
     pub router_accepts_push: bool,
     /// How long closing may take to send what waits, and to let peers read it. 1 s.
     pub linger: Duration,

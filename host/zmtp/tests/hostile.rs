@@ -1,4 +1,5 @@
-//! Peers that mean harm, or that are broken: raw bytes over real connections. None of them may take memory, time or the place of others.
+//! Peers that mean harm, or that are broken: raw bytes over real connections. None of them may take memory, time or the
+//! place of others.
 
 #![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 

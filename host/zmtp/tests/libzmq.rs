@@ -195,8 +195,8 @@ async fn each_way(ours: fn(Options) -> Socket, theirs: &str, act: impl AsyncFn(&
     let directory = tempfile::tempdir().unwrap();
     let mut peer = Peer::start().await;
     for (number, way) in ways().into_iter().enumerate() {
-        // A REQ of libzmq that is the server of a mechanism closes the connection when its peer first sends, whoever that is: it takes
-        // the name that its authenticator found for a part of the reply.
+        // A REQ of libzmq that is the server of a mechanism closes the connection when its peer first sends, whoever that
+        // is: it takes the name that its authenticator found for a part of the reply.
         if theirs == "REQ" && way.mechanism != "NULL" && !way.we_serve {
             continue;
         }

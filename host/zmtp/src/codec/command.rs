@@ -163,7 +163,8 @@ impl Metadata {
         Ok(Self { properties })
     }
 
-    /// Adds a property. Its name is 1 to 255 letters, digits, `-`, `_`, `.` and `+`; others would make the peer close the connection.
+    /// Adds a property. Its name is 1 to 255 letters, digits, `-`, `_`, `.` and `+`; others would make the peer close the
+    /// connection.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Bytes>) -> Self {
         self.properties.push((name.to_owned(), value.into()));

@@ -14,8 +14,8 @@ use crate::mechanism::{Cipher, Done, Handshake, Local, Security, User, refusal};
 use crate::message::Message;
 use crate::socket_type::SocketType;
 
-/// With more than this to write, PONG waits; of several that wait, the last one is sent. A peer that sends PING and does not read
-/// makes nothing grow.
+/// With more than this to write, PONG waits; of several that wait, the last one is sent. A peer that sends PING and does not
+/// read makes nothing grow.
 const PONG_BEHIND_BYTES_MAX: usize = 64 * 1024;
 
 /// What all connections of a socket have in common.
@@ -38,7 +38,8 @@ pub struct ConnectionConfig {
 pub struct Peer {
     /// The peer's socket type.
     pub socket_type: SocketType,
-    /// The identity that the peer gave itself. Empty if it gave none, or one that starts with a zero byte, which peers must not.
+    /// The identity that the peer gave itself. Empty if it gave none, or one that starts with a zero byte, which peers must
+    /// not.
     pub identity: Bytes,
     /// Whom the mechanism found the peer to be.
     pub user: Option<User>,
@@ -247,8 +248,8 @@ impl Connection {
         if greeting.mechanism != ours {
             return Err(ProtocolError::Mechanism { ours, theirs: greeting.mechanism });
         }
-        // RFC 24 and RFC 25 have the field say who is the server. libzmq never sets it, so only two that do are sure to be wrong. Two
-        // clients find out with their first commands.
+        // RFC 24 and RFC 25 have the field say who is the server. libzmq never sets it, so only two that do are sure to be
+        // wrong. Two clients find out with their first commands.
         if greeting.as_server && security.is_server() {
             return Err(ProtocolError::Roles { mechanism: ours });
         }
@@ -326,8 +327,8 @@ impl Connection {
         let Some(Done { metadata, peer_type, user, cipher }) = done? else { return Ok(None) };
         self.cipher = cipher;
         self.stage = Stage::Traffic;
-        // RFC 37, "The Identity Property": identities that start with zero are this side's own. As libzmq does, such a peer is treated as
-        // one without an identity.
+        // RFC 37, "The Identity Property": identities that start with zero are this side's own. As libzmq does, such a peer
+        // is treated as one without an identity.
         let given = metadata.get("Identity").filter(|identity| identity.first().is_some_and(|first| *first != 0));
         let identity = given.cloned().unwrap_or_default();
         Ok(Some(Peer { socket_type: peer_type, identity, user, metadata }))
@@ -377,8 +378,8 @@ impl Connection {
         }
     }
 
-    /// RFC 23, "The Publish-Subscribe Pattern": a message of a subscriber that starts with 1 or 0 is a subscription or takes one back.
-    /// libzmq sends them to peers of version 3.0 and accepts them from all.
+    /// RFC 23, "The Publish-Subscribe Pattern": a message of a subscriber that starts with 1 or 0 is a subscription or takes
+    /// one back. libzmq sends them to peers of version 3.0 and accepts them from all.
     fn received(&self, mut message: Message) -> Received {
         if matches!(self.config.socket_type, SocketType::Pub | SocketType::XPub) && message.len() == 1 {
             match message[0].first() {

@@ -73,8 +73,7 @@ impl Greeting {
     pub fn to_bytes(&self) -> [u8; GREETING_BYTES] {
         let mut bytes = [0; GREETING_BYTES];
         bytes[0] = 0xff;
-        // RFC 37, "Version Negotiation": a peer that does not downgrade leaves the padding zero. libzmq takes the last of its bytes, the
-        // lowest bit of the length of an identity in ZMTP 1.0, from the byte behind it, so any value does.
+        // RFC 37, "Version Negotiation": a peer that does not downgrade leaves the padding zero.
         bytes[SIGNATURE_BYTES - 1] = 0x7f;
         bytes[MAJOR_AT] = 3;
         bytes[MINOR_AT] = self.minor;
@@ -83,8 +82,8 @@ impl Greeting {
         bytes
     }
 
-    /// Reads a greeting from the start of `bytes`; `None` until all of it is there. What shows a stranger is found as soon as it is there:
-    /// an older peer never sends 64 bytes.
+    /// Reads a greeting from the start of `bytes`; `None` until all of it is there. What shows a stranger is found as soon
+    /// as it is there: an older peer never sends 64 bytes.
     ///
     /// # Errors
     /// The peer does not speak ZMTP 3.

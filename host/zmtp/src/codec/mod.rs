@@ -1,7 +1,7 @@
 //! The protocol without any input or output: bytes in, messages out, and the other way.
 //!
-//! [`Connection`] is one connection's whole state. `greeting.rs`, `frame.rs` and `command.rs` know one layer each of what is on the
-//! wire, `write.rs` collects what is to be written. Nothing here allocates by a length that a peer merely announces.
+//! [`Connection`] is one connection's whole state. `greeting.rs`, `frame.rs` and `command.rs` know one layer each of what is
+//! on the wire, `write.rs` collects what is to be written. Nothing here allocates by a length that a peer merely announces.
 
 mod command;
 mod connection;

@@ -36,8 +36,8 @@ impl Drop for Dial {
 }
 
 impl Dial {
-    /// Takes a place among the peers that are sent to in turn: RFC 28, "The DEALER Socket Type", and RFC 30, "The PUSH Socket Type",
-    /// want a queue whether or not the connection is established.
+    /// Takes a place among the peers that are sent to in turn: RFC 28, "The DEALER Socket Type", and RFC 30, "The PUSH
+    /// Socket Type", want a queue whether or not the connection is established.
     pub(crate) fn new(shared: Arc<Shared>, endpoint: Endpoint) -> (Self, Arc<Activity>) {
         let kept = shared.socket_type.takes_turns().then(|| shared.new_pipe());
         if let Some(pipe) = &kept {

@@ -53,8 +53,8 @@ impl Gate {
         }
     }
 
-    /// Lets a connection in, if there may be another. The oldest handshake gives way if there are too many of them: one that is worth
-    /// waiting for takes milliseconds, those that stay silent take as long as they may.
+    /// Lets a connection in, if there may be another. The oldest handshake gives way if there are too many of them: one that
+    /// is worth waiting for takes milliseconds, those that stay silent take as long as they may.
     pub(crate) fn enter(self: &Arc<Self>, origin: Origin, pipe: Arc<Pipe>) -> Option<Ticket> {
         let mut state = self.state.lock();
         if state.connections >= self.connections_max {

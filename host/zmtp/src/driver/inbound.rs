@@ -1,6 +1,7 @@
 //! What was received and not yet handed to the application: a queue for each peer, from which the application takes in turn.
 //!
-//! A peer whose queue is full is not read from any further; the others are. Queues outlive their connections until they are empty.
+//! A peer whose queue is full is not read from any further; the others are. Queues outlive their connections until they are
+//! empty.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -124,8 +125,8 @@ impl Inbound {
         }
     }
 
-    /// Puts in what a connection received, and tells it how many more messages there is room for. At zero, `reader` is woken when there
-    /// is room again.
+    /// Puts in what a connection received, and tells it how many more messages there is room for. At zero, `reader` is woken
+    /// when there is room again.
     pub(crate) fn deliver(&self, id: u64, items: &mut Vec<Item>, reader: &Waker) -> usize {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -224,7 +225,8 @@ impl Inbound {
         messages > self.total_messages_max / 2 || weight > self.total_bytes_max / 2
     }
 
-    /// Wakes a connection that waits for room, if there is enough of it. Not at the first free place: reading goes on in batches.
+    /// Wakes a connection that waits for room, if there is enough of it. Not at the first free place: reading goes on in
+    /// batches.
     fn resume(&self, queue: &mut Queue, is_full: bool) {
         let own = queue.items.len() <= self.messages_max / 2 && queue.weight <= self.bytes_max / 2;
         if (own && !is_full || queue.items.is_empty())

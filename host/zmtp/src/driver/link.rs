@@ -1,7 +1,7 @@
 //! One connection: moves bytes between its stream and the protocol, and messages between the protocol and the queues.
 //!
-//! One task does both directions, so that neither needs a lock around the protocol's state. It runs when the stream is ready, when
-//! something was put into its pipe, when the application made room, or when a time has come.
+//! One task does both directions, so that neither needs a lock around the protocol's state. It runs when the stream is
+//! ready, when something was put into its pipe, when the application made room, or when a time has come.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -81,7 +81,8 @@ pub(crate) struct Link {
     timer: Pin<Box<Sleep>>,
     handshake_until: Instant,
     ping_at: Option<Instant>,
-    /// Without traffic until then the peer is taken for dead: after a PING of ours, and after one of its own with a time to live.
+    /// Without traffic until then the peer is taken for dead: after a PING of ours, and after one of its own with a time to
+    /// live.
     pong_until: Option<Instant>,
     ttl_until: Option<Instant>,
     /// Since when it is told to finish, and what it still has to do.
@@ -97,8 +98,8 @@ struct Joined {
 
 struct Finishing {
     until: Instant,
-    /// Everything is written and the peer knows that nothing more comes. What it sends is thrown away: closing a stream with something
-    /// unread in it would take back what the peer has not read yet.
+    /// Everything is written and the peer knows that nothing more comes. What it sends is thrown away: closing a stream with
+    /// something unread in it would take back what the peer has not read yet.
     shut: bool,
 }
 

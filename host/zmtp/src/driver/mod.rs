@@ -1,8 +1,8 @@
 //! The sockets: what applications hold, and the tasks behind it.
 //!
 //! `link.rs` is a connection's task. `listen.rs` accepts connections and `dial.rs` makes them. `inbound.rs` and `pipe.rs` are the queues
-//! between connections and application, `shared.rs` is what all of them have in common, `gate.rs` bounds connections, `tasks.rs` keeps
-//! watch over the tasks, `stream.rs` is TCP and Unix sockets.
+//! between connections and application, `shared.rs` is what all of them have in common, `gate.rs` bounds connections,
+//! `tasks.rs` keeps watch over the tasks, `stream.rs` is TCP and Unix sockets.
 
 mod dial;
 mod gate;
@@ -71,18 +71,18 @@ impl Shared {
 /// What was left when a socket was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed {
-    /// Messages that were still waiting to be put into the form of the wire, over the life of the socket. Those that a peer had not read
-    /// are not known.
+    /// Messages that were still waiting to be put into the form of the wire, over the life of the socket. Those that a peer
+    /// had not read are not known.
     pub unsent: u64,
 }
 
 /// A ZeroMQ socket.
 ///
-/// It binds to and connects to any number of endpoints. Connections are made in the background, and made again when they are lost: a
-/// peer that cannot be reached is told by an [`Event`](crate::Event), not by an error.
+/// It binds to and connects to any number of endpoints. Connections are made in the background, and made again when they are
+/// lost: a peer that cannot be reached is told by an [`Event`](crate::Event), not by an error.
 ///
-/// Its tasks run on the tokio runtime in which [`bind`](Self::bind) and [`connect`](Self::connect) are called. Dropping the socket (and
-/// the handles made of it) ends everything at once; [`close`](Self::close) sends first what waits.
+/// Its tasks run on the tokio runtime in which [`bind`](Self::bind) and [`connect`](Self::connect) are called. Dropping the
+/// socket (and the handles made of it) ends everything at once; [`close`](Self::close) sends first what waits.
 ///
 /// | type | `recv` gives | `send` goes to |
 /// |---|---|---|
@@ -244,8 +244,8 @@ impl Socket {
 impl Sender {
     /// Accepts connections at `endpoint`. Returns where that is: with port 0, the port that was chosen.
     ///
-    /// The file of a Unix socket goes when the socket is closed or unbound. One that was left behind by a process that is gone is
-    /// replaced.
+    /// The file of a Unix socket goes when the socket is closed or unbound. One that was left behind by a process that is
+    /// gone is replaced.
     ///
     /// # Errors
     /// The system refuses, or the socket is closed.
@@ -265,7 +265,8 @@ impl Sender {
         Ok(bound)
     }
 
-    /// Accepts no more connections at an endpoint that [`bind`](Self::bind) returned. Those that were accepted stay. Whether it was bound.
+    /// Accepts no more connections at an endpoint that [`bind`](Self::bind) returned. Those that were accepted stay. Whether
+    /// it was bound.
     pub fn unbind(&self, bound: &Endpoint) -> bool {
         let activity = self.owner.shared.listeners.lock().remove(bound);
         activity.inspect(|activity| activity.stop()).is_some()
@@ -273,8 +274,8 @@ impl Sender {
 
     /// Connects to `endpoint` in the background, and again whenever the connection is lost.
     ///
-    /// With DEALER, REQ and PUSH messages can be sent at once: they wait for the connection, and those that wait survive the loss of one.
-    /// What had been given to the system is lost with a connection.
+    /// With DEALER, REQ and PUSH messages can be sent at once: they wait for the connection, and those that wait survive the
+    /// loss of one. What had been given to the system is lost with a connection.
     ///
     /// # Errors
     /// The endpoint is one for binding, or connected to already; or the socket is closed.
@@ -302,14 +303,15 @@ impl Sender {
         Ok(())
     }
 
-    /// Closes the connection to an endpoint and makes no other. What waits for it is sent, within the time to linger. Whether there was
-    /// one.
+    /// Closes the connection to an endpoint and makes no other. What waits for it is sent, within the time to linger.
+    /// Whether there was one.
     pub fn disconnect(&self, endpoint: &Endpoint) -> bool {
         let activity = self.owner.shared.dials.lock().remove(endpoint);
         activity.inspect(|activity| activity.stop()).is_some()
     }
 
-    /// Has publishers send messages that start with `prefix`, now and after each new connection. The empty prefix is that of all messages.
+    /// Has publishers send messages that start with `prefix`, now and after each new connection. The empty prefix is that of
+    /// all messages.
     ///
     /// # Errors
     /// The socket is no SUB, has too many subscriptions, or is closed.
@@ -358,7 +360,8 @@ impl Sender {
         }
     }
 
-    /// Closes the connection of the peer with this identity, at once. It may come back. ROUTER sockets only. Whether there is one.
+    /// Closes the connection of the peer with this identity, at once. It may come back. ROUTER sockets only. Whether there
+    /// is one.
     pub fn close_peer(&self, identity: &[u8]) -> bool {
         let pipe = self.owner.shared.route(identity);
         pipe.inspect(|pipe| pipe.end(End::Kill(DisconnectReason::ClosedHere))).is_some()
@@ -382,9 +385,9 @@ impl Sender {
         self.owner.shared.socket_type
     }
 
-    /// Closes the socket: takes nothing more from the application, sends what waits, lets peers read it, and waits until all tasks have
-    /// ended. That takes as long as `linger` at most; what is not sent by then is lost. If this is dropped before, nothing more is waited
-    /// for.
+    /// Closes the socket: takes nothing more from the application, sends what waits, lets peers read it, and waits until all
+    /// tasks have ended. That takes as long as `linger` at most; what is not sent by then is lost. If this is dropped
+    /// before, nothing more is waited for.
     pub async fn close(&self) -> Closed {
         let shared = &self.owner.shared;
         let end = EndOnDrop(shared);

@@ -100,8 +100,8 @@ impl Pipe {
         Ok(())
     }
 
-    /// Puts a command in. One that finds as many before it as messages may wait ends the connection, which will begin anew with all
-    /// subscriptions.
+    /// Puts a command in. One that finds as many before it as messages may wait ends the connection, which will begin anew
+    /// with all subscriptions.
     pub(crate) fn push_command(&self, command: Command) {
         let mut state = self.state.lock();
         if state.closed {

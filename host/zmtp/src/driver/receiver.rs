@@ -28,12 +28,14 @@ impl Receiver {
         Self { owner, turn: VecDeque::new(), source: None }
     }
 
-    /// The next message. With a ROUTER its first frame is the identity of the peer that sent it (RFC 28, "The ROUTER Socket Type").
+    /// The next message. With a ROUTER its first frame is the identity of the peer that sent it (RFC 28, "The ROUTER Socket
+    /// Type").
     ///
     /// Peers take turns: one that sends much does not keep others waiting. Dropped before it returns, it has taken no message.
     ///
     /// # Errors
-    /// A REQ or REP is not its turn, the peer that has a REQ's request is gone, the type does not receive, or the socket is closed.
+    /// A REQ or REP is not its turn, the peer that has a REQ's request is gone, the type does not receive, or the socket is
+    /// closed.
     pub async fn recv(&mut self) -> Result<Message, ReceiveError> {
         let is_router = self.owner.shared.socket_type == SocketType::Router;
         let (identity, mut message) = self.recv_from().await?;
@@ -43,8 +45,8 @@ impl Receiver {
         Ok(message)
     }
 
-    /// The next message, and the identity of the peer that sent it. Only a ROUTER makes up identities for peers that gave none; those of
-    /// other sockets are empty then.
+    /// The next message, and the identity of the peer that sent it. Only a ROUTER makes up identities for peers that gave
+    /// none; those of other sockets are empty then.
     ///
     /// # Errors
     /// As those of [`recv`](Self::recv).

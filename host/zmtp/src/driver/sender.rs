@@ -33,14 +33,15 @@ impl Sender {
         Self { owner }
     }
 
-    /// Puts a message into the queue of the peer, or the peers, that the socket's type sends it to. Waits for room in it and, with
-    /// DEALER, REQ and PUSH, for a peer. PUB and REP do not wait (RFC 29, RFC 28: they "SHALL NOT block on sending").
+    /// Puts a message into the queue of the peer, or the peers, that the socket's type sends it to. Waits for room in it
+    /// and, with DEALER, REQ and PUSH, for a peer. PUB and REP do not wait (RFC 29, RFC 28: they "SHALL NOT block on
+    /// sending").
     ///
     /// Dropped before it returns, it has not sent the message.
     ///
     /// # Errors
-    /// The message is given back with the reason. A ROUTER finds no peer with the identity in the first frame; a REQ or REP is not its
-    /// turn; the type does not send; the socket is closed.
+    /// The message is given back with the reason. A ROUTER finds no peer with the identity in the first frame; a REQ or REP
+    /// is not its turn; the type does not send; the socket is closed.
     pub async fn send(&self, message: impl Into<Message>) -> Result<(), SendError> {
         self.wait(message.into(), |message| self.offer(message)).await
     }
@@ -181,7 +182,8 @@ fn route(shared: &Shared, mut message: Message) -> Result<(), Refusal> {
     })
 }
 
-/// RFC 28, "The DEALER Socket Type", RFC 30, "The PUSH Socket Type": to the next peer whose queue is not full. Returns which that was.
+/// RFC 28, "The DEALER Socket Type", RFC 30, "The PUSH Socket Type": to the next peer whose queue is not full. Returns which
+/// that was.
 fn in_turn(shared: &Shared, mut message: Message) -> Result<u64, Refusal> {
     let mut ring = shared.ring.lock();
     let mut reason = SendErrorReason::NoPeer;
@@ -220,8 +222,8 @@ fn ask(shared: &Shared, mut message: Message) -> Result<(), Refusal> {
     }
 }
 
-/// RFC 28, "The REP Socket Type": the envelope of the request comes first. A reply to a peer that is gone is an error, and the next
-/// request may be received.
+/// RFC 28, "The REP Socket Type": the envelope of the request comes first. A reply to a peer that is gone is an error, and
+/// the next request may be received.
 fn reply(shared: &Shared, message: Message) -> Result<(), Refusal> {
     let mut turn = shared.turn.lock();
     match std::mem::replace(&mut *turn, Turn::Free) {

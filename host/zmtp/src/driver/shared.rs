@@ -181,8 +181,8 @@ impl Shared {
         self.identities.read().unwrap_or_else(PoisonError::into_inner).get(identity).cloned()
     }
 
-    /// A peer passed its handshake: gives it its place among the others. `kept` says that the pipe has one already, which it keeps from
-    /// connection to connection.
+    /// A peer passed its handshake: gives it its place among the others. `kept` says that the pipe has one already, which it
+    /// keeps from connection to connection.
     pub(crate) fn join(&self, pipe: &Arc<Pipe>, peer: &Peer, kept: bool) -> Result<Identity, DisconnectReason> {
         let identity = match self.socket_type {
             SocketType::Router => self.identify(pipe, peer)?,

@@ -26,8 +26,8 @@ impl Stream {
         match endpoint {
             Endpoint::Tcp { host, port } => {
                 let stream = TcpStream::connect((host.as_str(), *port)).await?;
-                // On one machine a connection to a port that nobody listens to may happen to start from that very port, and is then
-                // connected to itself.
+                // On one machine a connection to a port that nobody listens to may happen to start from that very port, and
+                // is then connected to itself.
                 if stream.local_addr()? == stream.peer_addr()? {
                     return Err(io::ErrorKind::ConnectionRefused.into());
                 }

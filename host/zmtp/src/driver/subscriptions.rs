@@ -9,8 +9,8 @@ const OVERHEAD: usize = 64;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooMany;
 
-/// Prefixes in ascending order, each with how often it was subscribed to (RFC 37, "The Publish-Subscribe Pattern": subscriptions are
-/// additive and not idempotent).
+/// Prefixes in ascending order, each with how often it was subscribed to (RFC 37, "The Publish-Subscribe Pattern":
+/// subscriptions are additive and not idempotent).
 #[derive(Debug, Default)]
 pub(crate) struct Subscriptions {
     sorted: Vec<(Bytes, u32)>,
@@ -50,10 +50,11 @@ impl Subscriptions {
         Some(true)
     }
 
-    /// Whether one of the prefixes is one of `topic` (RFC 29, "The PUB Socket Type": binary comparison with the start of the first frame).
+    /// Whether one of the prefixes is one of `topic` (RFC 29, "The PUB Socket Type": binary comparison with the start of the
+    /// first frame).
     ///
-    /// Those that agree with the first bytes of `topic` are neighbours, and the shortest of them comes first. So each byte narrows the
-    /// range, and the work is bounded by the topic's length, whatever prefixes a peer chooses.
+    /// Those that agree with the first bytes of `topic` are neighbours, and the shortest of them comes first. So each byte
+    /// narrows the range, and the work is bounded by the topic's length, whatever prefixes a peer chooses.
     pub(crate) fn matches(&self, topic: &[u8]) -> bool {
         let mut range = &self.sorted[..];
         for (at, byte) in topic.iter().enumerate() {

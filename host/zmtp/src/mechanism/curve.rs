@@ -99,8 +99,8 @@ impl Cipher {
 
     /// Appends a frame with the body that `put` writes, which has `len` bytes.
     ///
-    /// RFC 37, "Wire Analysis of the Connection", wants MESSAGE to be a command. libzmq writes it as a frame of a message, and takes a
-    /// command frame for one whose content is a command too.
+    /// RFC 37, "Wire Analysis of the Connection", wants MESSAGE to be a command. libzmq writes it as a frame of a message,
+    /// and takes a command frame for one whose content is a command too.
     pub(crate) fn seal(&mut self, flags: Flags, len: usize, out: &mut BytesMut, put: impl FnOnce(&mut BytesMut)) {
         self.sent += 1;
         let body = MESSAGE_HEADER_BYTES + TAG_BYTES + 1 + len;
@@ -245,9 +245,9 @@ struct Greeted {
     client_transient: crypto_box::PublicKey,
     session: SalsaBox,
     transient: crypto_box::SecretKey,
-    /// RFC 26, "The WELCOME Command", has the server put its state into the cookie and forget it, which pays on transports where a
-    /// server need not keep anything per connection. A connection is kept here in any case, so the cookie, which only the server can
-    /// read, is random bytes that have to come back.
+    /// RFC 26, "The WELCOME Command", has the server put its state into the cookie and forget it, which pays on transports
+    /// where a server need not keep anything per connection. A connection is kept here in any case, so the cookie, which
+    /// only the server can read, is random bytes that have to come back.
     cookie: [u8; COOKIE_BYTES],
     nonce: u64,
 }

@@ -1,7 +1,8 @@
 //! Security mechanisms: who may connect, and whether what is sent can be read by others.
 //!
-//! [`Security`] is what an application chooses. A [`Handshake`] is one connection's way through the mechanism, without any input or
-//! output: commands in, commands out, and in the end the peer's metadata. `null.rs`, `plain.rs` and `curve.rs` are the mechanisms,
+//! [`Security`] is what an application chooses. A [`Handshake`] is one connection's way through the mechanism, without any
+//! input or output: commands in, commands out, and in the end the peer's metadata. `null.rs`, `plain.rs` and `curve.rs` are
+//! the mechanisms,
 //! `keys.rs` the keys of CURVE.
 
 mod curve;
@@ -241,8 +242,8 @@ fn expect(expected: &'static str, name: &[u8]) -> Result<(), ProtocolError> {
     Err(ProtocolError::Unexpected { expected, found: name.escape_ascii().to_string() })
 }
 
-/// The text of ERROR for a peer that is refused. RFC 37, "The NULL Security Mechanism": it has no spaces. libzmq takes a number of three
-/// digits for the answer of its authenticator.
+/// The text of ERROR for a peer that is refused. RFC 37, "The NULL Security Mechanism": it has no spaces. libzmq takes a
+/// number of three digits for the answer of its authenticator.
 pub(crate) fn refusal(error: &ProtocolError) -> Option<String> {
     match error {
         ProtocolError::Denied => Some("400".to_owned()),

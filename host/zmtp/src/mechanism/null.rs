@@ -8,7 +8,8 @@ use crate::codec::{Metadata, ProtocolError, put_command};
 pub(crate) struct Null;
 
 impl Null {
-    /// The side that connected speaks first; the other answers what it hears. That order lets the answer depend on the peer's type.
+    /// The side that connected speaks first; the other answers what it hears. That order lets the answer depend on the
+    /// peer's type.
     pub(super) fn start(&self, local: &Local<'_>, out: &mut BytesMut) {
         if !local.accepted {
             put_ready(&local.metadata(None), out);
