@@ -456,6 +456,7 @@ async fn an_identity_can_be_closed_by_the_application() {
     let dealer = Socket::dealer(options);
     dealer.connect(&endpoint).unwrap();
     next(&mut events, |event| matches!(event, Event::Connected { .. }).then_some(())).await;
+    assert!(router.sender().has_peer(b"one") && !router.sender().has_peer(b"two"));
     assert!(router.sender().close_peer(b"one"));
     assert!(!router.sender().close_peer(b"two"));
     assert!(matches!(disconnected(&mut events).await, DisconnectReason::ClosedHere));

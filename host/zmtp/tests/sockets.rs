@@ -650,6 +650,25 @@ async fn both_sides_can_be_bound_to_several_and_connected_to_several() {
     assert_eq!(pull.recv().await.unwrap(), Message::from("after"));
 }
 
+/// A runtime that ends takes the sockets' tasks with it, whatever they are doing.
+#[test]
+fn a_runtime_can_end_under_a_socket() {
+    for _ in 0..20 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let sockets = runtime.block_on(async {
+            let pull = Socket::pull(Options::default());
+            let bound = pull.bind(&local()).await.unwrap();
+            let pushes: Vec<_> = (0..10).map(|_| Socket::push(Options::default())).collect();
+            for push in &pushes {
+                push.connect(&bound).unwrap();
+            }
+            (pull, pushes)
+        });
+        drop(runtime);
+        drop(sockets);
+    }
+}
+
 #[test]
 fn limits_are_finite() {
     let limits = Limits::default();

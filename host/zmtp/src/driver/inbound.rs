@@ -128,8 +128,8 @@ impl Inbound {
     /// Puts in what a connection received, and tells it how many more messages there is room for. At zero, `reader` is woken
     /// when there is room again.
     pub(crate) fn deliver(&self, id: u64, items: &mut Vec<Item>, reader: &Waker) -> usize {
-        let mut state = self.state.lock();
-        let state = &mut *state;
+        let mut locked = self.state.lock();
+        let state = &mut *locked;
         let Some(queue) = state.queues.get_mut(&id) else {
             items.clear();
             return ROOM_MAX;
@@ -149,6 +149,8 @@ impl Inbound {
             queue.reader = Some(reader.clone());
         }
         let receiver = if state.ready.is_empty() { None } else { state.receiver.take() };
+        // It would only wait for the lock.
+        drop(locked);
         if let Some(receiver) = receiver {
             receiver.wake();
         }

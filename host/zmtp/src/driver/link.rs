@@ -224,10 +224,10 @@ impl Link {
             // It had grown for a frame that is gone.
             self.input = BytesMut::new();
         }
-        let wanted = self.connection.wanted(&self.input);
         let free = self.input.capacity() - self.input.len();
-        if wanted > free || free < READ_BYTES_MIN / 4 {
-            self.input.reserve(wanted.min(self.input.len()).max(self.read_bytes));
+        let more = more_room(self.input.len(), free, self.connection.wanted(&self.input), self.read_bytes);
+        if more > 0 {
+            self.input.reserve(more);
         }
     }
 
@@ -516,6 +516,12 @@ impl Drop for Link {
     }
 }
 
+/// How much room a read is given if `held` bytes wait for `wanted` more and `free` are free: as much again as has come, and
+/// no less than a read brings at once. Nothing for what there is room for.
+fn more_room(held: usize, free: usize, wanted: usize, at_once: usize) -> usize {
+    if wanted > free || free < READ_BYTES_MIN / 4 { wanted.min(held).max(at_once) } else { 0 }
+}
+
 impl Heartbeat {
     /// When the next PING is due. An interval of nothing would leave no time for anything else.
     fn next(&self) -> Instant {
@@ -532,5 +538,20 @@ fn failed(error: io::Error) -> DisconnectReason {
     match error.kind() {
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => DisconnectReason::ClosedByPeer,
         _ => DisconnectReason::Io(Arc::new(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_grows_with_what_has_come_and_not_by_what_is_announced() {
+        assert_eq!(more_room(0, 0, usize::MAX, 8192), 8192);
+        assert_eq!(more_room(9, 8000, usize::MAX, 8192), 8192);
+        assert_eq!(more_room(100_000, 0, usize::MAX, 65_536), 100_000);
+        assert_eq!(more_room(100_000, 0, 10, 65_536), 65_536);
+        assert_eq!(more_room(100, 8000, 10, 8192), 0);
+        assert_eq!(more_room(8000, 100, 10, 8192), 8192);
     }
 }

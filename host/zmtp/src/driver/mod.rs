@@ -360,6 +360,12 @@ impl Sender {
         }
     }
 
+    /// Whether a peer with this identity is connected, to which can be sent. ROUTER sockets only.
+    #[must_use]
+    pub fn has_peer(&self, identity: &[u8]) -> bool {
+        self.owner.shared.route(identity).is_some()
+    }
+
     /// Closes the connection of the peer with this identity, at once. It may come back. ROUTER sockets only. Whether there
     /// is one.
     pub fn close_peer(&self, identity: &[u8]) -> bool {

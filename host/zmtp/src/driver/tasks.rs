@@ -22,7 +22,8 @@ pub(crate) struct Tasks {
 #[derive(Debug, Default)]
 struct State {
     next: u64,
-    live: HashMap<u64, AbortHandle>,
+    /// Those without a handle are just being spawned.
+    live: HashMap<u64, Option<AbortHandle>>,
     closed: bool,
 }
 
@@ -49,32 +50,41 @@ impl Tasks {
         future: impl Future<Output = ()> + Send + 'static,
         panicked: impl FnOnce(String) + Send + 'static,
     ) {
-        let mut state = self.state.lock();
-        if state.closed {
-            return;
-        }
-        let number = state.next;
-        state.next += 1;
+        let number = {
+            let mut state = self.state.lock();
+            if state.closed {
+                return;
+            }
+            state.next += 1;
+            let number = state.next;
+            state.live.insert(number, None);
+            number
+        };
         let live = Live { tasks: self.clone(), number };
+        // Without the lock: in a runtime that is ending, the future is dropped right here.
         let task = tokio::spawn(async move {
             let _live = live;
             if let Err(text) = contained(future).await {
                 panicked(text);
             }
         });
-        // The task cannot remove itself before it is in: that takes the lock.
-        state.live.insert(number, task.abort_handle());
+        let mut state = self.state.lock();
+        if state.closed {
+            drop(state);
+            task.abort();
+        } else if let Some(handle) = state.live.get_mut(&number) {
+            *handle = Some(task.abort_handle());
+        }
     }
 
     /// Ends all tasks where they are.
     pub(crate) fn abort(&self) {
-        let mut state = self.state.lock();
-        state.closed = true;
-        // A task may be dropped right here and remove itself, which takes the lock.
-        let live = std::mem::take(&mut state.live);
-        state.live = live.iter().map(|(number, task)| (*number, task.clone())).collect();
-        drop(state);
-        for task in live.into_values() {
+        let live: Vec<_> = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            state.live.values().flatten().cloned().collect()
+        };
+        for task in live {
             task.abort();
         }
     }
