@@ -3,21 +3,69 @@
     cargo build --release -p zmtp --example forward
     python3 examples/forward.py PATH/TO/release/examples/forward
 
-One DEALER keeps so many requests of 200 bytes outstanding, another sends each back. Rounds take turns. Prints round trips per second and
-the forwarder's own CPU time for each.
+One DEALER keeps so many requests of 200 bytes outstanding, another sends each back; both are written in C, since Python would be most of
+what is measured. Needs pyzmq and a C compiler. Rounds take turns. Prints round trips per second and the forwarder's own CPU time for each.
 """
 
+import ctypes.util
+import glob
 import os
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 
 import zmq
 
 SECONDS = float(os.environ.get("SECONDS", 3))
 ROUNDS = int(os.environ.get("ROUNDS", 3))
-BODY = b"x" * 200
+
+PEER = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+/* Declared here, since pyzmq comes without headers. */
+extern void *zmq_ctx_new(void), *zmq_socket(void *, int);
+extern int zmq_connect(void *, const char *), zmq_proxy(void *, void *, void *);
+extern int zmq_send(void *, const void *, size_t, int), zmq_recv(void *, void *, size_t, int);
+enum { DEALER = 5 };
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec * 1e-9;
+}
+
+int main(int count, char **words) {
+    void *socket = zmq_socket(zmq_ctx_new(), DEALER);
+    int outstanding = atoi(words[2]);
+    char body[256];
+    memset(body, 'x', sizeof body);
+    zmq_connect(socket, words[1]);
+    /* A proxy between a socket and itself sends back what comes. */
+    if (!outstanding) return zmq_proxy(socket, socket, NULL);
+    for (int sent = 0; sent < outstanding; sent++) zmq_send(socket, body, 200, 0);
+    double start = 0, seconds = atof(words[3]), elapsed = 0;
+    long done = -5000;
+    while (done < 0 || elapsed < seconds) {
+        for (int step = 0; step < 50; step++) {
+            zmq_recv(socket, body, sizeof body, 0);
+            zmq_send(socket, body, 200, 0);
+        }
+        done += 50;
+        if (done == 0) {
+            start = now();
+            puts("warm");
+            fflush(stdout);
+        }
+        if (done >= 0) elapsed = now() - start;
+    }
+    printf("%ld %f\n", done, elapsed);
+    fflush(stdout);
+    _Exit(0);
+}
+"""
 
 
 def proxy():
@@ -29,11 +77,14 @@ def proxy():
     zmq.proxy(front, back)
 
 
-def echo(endpoint):
-    socket = zmq.Context().socket(zmq.DEALER)
-    socket.connect(endpoint)
-    # A proxy between a socket and itself sends back what comes, without any Python in between.
-    zmq.proxy(socket, socket)
+def compiled(directory):
+    bundled = glob.glob(os.path.join(os.path.dirname(os.path.dirname(zmq.__file__)), "pyzmq.libs", "libzmq*"))
+    library = bundled[0] if bundled else ctypes.util.find_library("zmq")
+    source, program = os.path.join(directory, "peer.c"), os.path.join(directory, "peer")
+    with open(source, "w") as file:
+        file.write(PEER)
+    subprocess.run(["cc", "-O2", source, "-o", program, library, f"-Wl,-rpath,{os.path.dirname(library)}"], check=True)
+    return program
 
 
 def cpu(pid):
@@ -41,29 +92,18 @@ def cpu(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(command, outstanding):
+def measure(peer, command, outstanding):
     forwarder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     front, back = forwarder.stdout.readline().split()
-    worker = subprocess.Popen([sys.executable, __file__, "echo", back])
-    client = zmq.Context.instance().socket(zmq.DEALER)
-    client.linger = 0
-    client.connect(front)
+    worker = subprocess.Popen([peer, back, "0"])
+    client = subprocess.Popen([peer, front, str(outstanding), str(SECONDS)], stdout=subprocess.PIPE, text=True)
     try:
-        for _ in range(outstanding):
-            client.send(BODY)
-        for _ in range(2000):
-            client.recv()
-            client.send(BODY)
-        count, used, start = 0, cpu(forwarder.pid), time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < SECONDS:
-            for _ in range(64):
-                client.recv()
-                client.send(BODY)
-            count += 64
-        return count / elapsed, (cpu(forwarder.pid) - used) / count * 1e6
+        client.stdout.readline()
+        before = cpu(forwarder.pid)
+        count, elapsed = client.stdout.readline().split()
+        return int(count) / float(elapsed), (cpu(forwarder.pid) - before) / int(count) * 1e6
     finally:
-        client.close()
-        for process in (worker, forwarder):
+        for process in (client, worker, forwarder):
             process.kill()
             process.wait()
 
@@ -74,21 +114,21 @@ def main():
         "zmtp": [sys.argv[1]],
         "zmtp, one thread": [sys.argv[1], "one-thread"],
     }
-    for outstanding in (64, 1):
-        results = {kind: [] for kind in kinds}
-        for _ in range(ROUNDS):
-            for kind, command in kinds.items():
-                results[kind].append(measure(command, outstanding))
-        base = statistics.median(rate for rate, _ in results["libzmq zmq.proxy"])
-        for kind, rounds in results.items():
-            rate, used = (statistics.median(values) for values in zip(*rounds))
-            print(f"{outstanding:3} outstanding  {kind:18} {rate:9.0f}/s  x {rate / base:.2f}  {used:6.2f} us of CPU each", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        peer = compiled(directory)
+        for outstanding in (64, 1):
+            results = {kind: [] for kind in kinds}
+            for _ in range(ROUNDS):
+                for kind, command in kinds.items():
+                    results[kind].append(measure(peer, command, outstanding))
+            base = statistics.median(rate for rate, _ in results["libzmq zmq.proxy"])
+            for kind, rounds in results.items():
+                rate, used = (statistics.median(values) for values in zip(*rounds))
+                print(f"{outstanding:3} outstanding  {kind:18} {rate:9.0f}/s  x {rate / base:.2f}  {used:6.2f} us of CPU each", flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "proxy":
         proxy()
-    elif sys.argv[1] == "echo":
-        echo(sys.argv[2])
     else:
         main()
