@@ -33,8 +33,8 @@ pub(crate) enum Item {
         message: Message,
         weight: usize,
     },
-    /// The connection ended that had a request of this REQ socket.
-    Gone,
+    /// The connection ended that had this request of a REQ.
+    Gone(u64),
 }
 
 impl From<Message> for Item {
@@ -48,7 +48,7 @@ impl Item {
     const fn weight(&self) -> usize {
         match self {
             Self::Message { weight, .. } => *weight,
-            Self::Gone => 0,
+            Self::Gone(_) => 0,
         }
     }
 }
@@ -105,14 +105,14 @@ impl Inbound {
     }
 
     /// A connection ended. What it brought can still be taken.
-    pub(crate) fn shut(&self, id: u64, gone: bool) {
+    pub(crate) fn shut(&self, id: u64, gone: Option<u64>) {
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(queue) = state.queues.get_mut(&id) else { return };
         queue.open = false;
         queue.reader = None;
-        if gone {
-            queue.items.push_back(Item::Gone);
+        if let Some(request) = gone {
+            queue.items.push_back(Item::Gone(request));
             state.messages += 1;
             if queue.items.len() == 1 {
                 state.ready.push_back(id);
@@ -335,8 +335,8 @@ mod tests {
     fn what_a_peer_left_behind_is_taken_and_then_forgotten() {
         let inbound = inbound(&Limits::default(), 2);
         deliver(&inbound, 0, 1);
-        inbound.shut(0, true);
-        inbound.shut(1, false);
+        inbound.shut(0, Some(1));
+        inbound.shut(1, None);
         assert_eq!(inbound.state.lock().queues.len(), 1);
         assert_eq!(take(&inbound), Some((0, 2)));
         assert!(inbound.state.lock().queues.is_empty());

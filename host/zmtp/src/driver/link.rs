@@ -316,7 +316,7 @@ impl Link {
             let subscriptions = self.shared.subscriptions.lock();
             self.batch.retain(|item| match item {
                 Item::Message { message, .. } => message.first().is_some_and(|topic| subscriptions.matches(topic)),
-                Item::Gone => true,
+                Item::Gone(_) => true,
             });
         }
         self.shared.inbound.deliver(self.pipe.id, &mut self.batch, cx.waker())

@@ -114,7 +114,7 @@ impl Receiver {
             return Some(ReceiveError::Closed);
         }
         let out_of_turn = match shared.socket_type {
-            SocketType::Req => !matches!(*shared.turn.lock(), Turn::Asked(_)),
+            SocketType::Req => !matches!(*shared.turn.lock(), Turn::Asked { .. }),
             SocketType::Rep => matches!(*shared.turn.lock(), Turn::Owes(..)),
             other if other.receives() => false,
             other => return Some(ReceiveError::WrongType(other)),
@@ -127,9 +127,10 @@ impl Receiver {
         let shared = &self.owner.shared;
         let mut message = match item {
             Item::Message { message, .. } => message,
-            Item::Gone => {
+            Item::Gone(lost) => {
                 let mut turn = shared.turn.lock();
-                return matches!(*turn, Turn::Asked(id) if id == source.pipe.id).then(|| {
+                // Its reply may have come first, and another request gone since.
+                return matches!(*turn, Turn::Asked { request, .. } if request == lost).then(|| {
                     *turn = Turn::Free;
                     Err(ReceiveError::PeerLost)
                 });
@@ -139,7 +140,7 @@ impl Receiver {
             // RFC 28, "The REQ Socket Type": only a reply of the peer that was asked, with an empty frame before it.
             SocketType::Req => {
                 let mut turn = shared.turn.lock();
-                let expected = matches!(*turn, Turn::Asked(id) if id == source.pipe.id)
+                let expected = matches!(*turn, Turn::Asked { pipe, .. } if pipe == source.pipe.id)
                     && message.len() > 1
                     && message.pop_front().is_some_and(|delimiter| delimiter.is_empty());
                 if expected {

@@ -211,8 +211,8 @@ fn ask(shared: &Shared, mut message: Message) -> Result<(), Refusal> {
     }
     message.push_front(bytes::Bytes::new());
     match in_turn(shared, message) {
-        Ok(id) => {
-            *turn = Turn::Asked(id);
+        Ok(pipe) => {
+            *turn = Turn::Asked { pipe, request: shared.next_id() };
             Ok(())
         }
         Err((reason, mut message)) => {

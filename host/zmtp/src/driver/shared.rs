@@ -25,8 +25,9 @@ use crate::socket_type::SocketType;
 pub(crate) enum Turn {
     /// A REQ may send, a REP may receive.
     Free,
-    /// A REQ waits for the reply of this pipe's peer.
-    Asked(u64),
+    /// A REQ waits for the reply of this pipe's peer. A pipe outlives its connections, so requests are told apart by numbers
+    /// too.
+    Asked { pipe: u64, request: u64 },
     /// A REP has to reply to this peer, with these frames before its own.
     Owes(Arc<Pipe>, Message),
 }
@@ -252,21 +253,24 @@ impl Shared {
             self.remove(pipe);
         }
         // A request that was not sent yet is sent on the next connection.
-        let gone = self.has_request(pipe) && pipe.is_empty();
+        let gone = self.request(pipe).filter(|_| pipe.is_empty());
         self.inbound.shut(pipe.id, gone);
         self.room.notify_waiters();
     }
 
-    /// Whether a REQ waits for the reply of this pipe's peer.
-    fn has_request(&self, pipe: &Pipe) -> bool {
-        self.socket_type == SocketType::Req && matches!(*self.turn.lock(), Turn::Asked(id) if id == pipe.id)
+    /// The request of a REQ to which this pipe's peer has to reply.
+    fn request(&self, pipe: &Pipe) -> Option<u64> {
+        match *self.turn.lock() {
+            Turn::Asked { pipe: asked, request } if asked == pipe.id => Some(request),
+            Turn::Asked { .. } | Turn::Free | Turn::Owes(..) => None,
+        }
     }
 
     /// There will be no further connection: a request that went into this pipe has no reply.
     pub(crate) fn forget_request(&self, pipe: &Arc<Pipe>) {
-        if self.has_request(pipe) {
+        if let Some(request) = self.request(pipe) {
             self.inbound.open(Arc::new(Source { identity: Identity::from_wire(Bytes::new()), pipe: pipe.clone() }));
-            self.inbound.shut(pipe.id, true);
+            self.inbound.shut(pipe.id, Some(request));
         }
     }
 
