@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a helper fails the test")]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -148,9 +149,10 @@ async fn requests_survive_broken_encrypted_connections() {
     requests_survive(Security::curve_server(keys, AllowedKeys::Any), client).await;
 }
 
-/// What one PUSH sends arrives in its order, and nothing twice (RFC 37, "Socket Semantics"). Some is lost with each connection.
+/// What one PUSH sends arrives at most once, and whole (RFC 37, "Socket Semantics"). Some is lost with each connection, and
+/// what came over a new connection may be received before what is left of the one before: they are two peers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn order_survives_broken_connections() {
+async fn nothing_comes_twice_over_broken_connections() {
     let mut pull = Socket::pull(options(Security::null()));
     let bound = pull.bind(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let until = Instant::now() + time();
@@ -174,14 +176,13 @@ async fn order_survives_broken_connections() {
             push.close().await;
         }));
     }
-    let mut last = [0; 3];
+    let mut seen: [HashSet<u64>; 3] = Default::default();
     let receiving = async {
         loop {
             let message = pull.recv().await.unwrap();
             let (who, number) = (usize::from(message[0][0]), u64::from_be_bytes(message[1][..].try_into().unwrap()));
-            assert!(number > last[who], "{number} of {who} came after {}", last[who]);
-            assert_eq!(message[2], body(number));
-            last[who] = number;
+            assert!(seen[who].insert(number), "{number} of {who} came twice");
+            assert!(message.len() == 3 && message[2] == body(number), "{number} of {who} is not what was sent");
         }
     };
     let ended = async {
@@ -193,6 +194,6 @@ async fn order_survives_broken_connections() {
         () = receiving => {}
         () = ended => {}
     }
-    assert!(last.iter().all(|last| *last > 0), "{last:?}");
+    assert!(seen.iter().all(|seen| !seen.is_empty()));
     pull.close().await;
 }
