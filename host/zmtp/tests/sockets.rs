@@ -348,6 +348,28 @@ async fn subscribers_get_what_they_subscribed_to() {
 }
 
 #[tokio::test]
+async fn a_subscriber_may_have_more_subscriptions_than_messages_may_wait() {
+    let publisher = Socket::publisher(Options::default());
+    let bound = publisher.bind(&local()).await.unwrap();
+    let limits = Limits { send_messages_max: 10, ..Limits::default() };
+    let mut subscriber = Socket::subscriber(Options { limits, ..Options::default() });
+    for number in 0..3000_u16 {
+        subscriber.subscribe(&number.to_be_bytes()).unwrap();
+    }
+    subscriber.connect(&bound).unwrap();
+    subscriber.subscribe(b"last").unwrap();
+    loop {
+        publisher.send("last").await.unwrap();
+        if tokio::time::timeout(Duration::from_millis(20), subscriber.recv()).await.is_ok() {
+            break;
+        }
+    }
+    publisher.send(2999_u16.to_be_bytes().to_vec()).await.unwrap();
+    while subscriber.recv().await.unwrap() != Message::from(2999_u16.to_be_bytes().to_vec()) {}
+    assert_eq!(subscriber.counters().disconnected, 0);
+}
+
+#[tokio::test]
 async fn who_sends_before_a_peer_is_there_is_heard_later() {
     let reserved = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = Endpoint::from(reserved.local_addr().unwrap());

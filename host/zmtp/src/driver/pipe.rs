@@ -46,6 +46,8 @@ pub(crate) struct Pipe {
     pub(crate) id: u64,
     messages_max: usize,
     bytes_max: usize,
+    /// Subscriptions and cancellations that may wait.
+    commands_max: usize,
     state: Mutex<State>,
     /// Of the peer, if this socket is a PUB.
     pub(crate) subscriptions: Mutex<Subscriptions>,
@@ -73,6 +75,8 @@ impl Pipe {
             id,
             messages_max: limits.send_messages_max.max(1),
             bytes_max: limits.send_bytes_max,
+            // All subscriptions at the start of a connection, and as many changes.
+            commands_max: limits.subscriptions_max.max(1).saturating_mul(2),
             state: Mutex::default(),
             subscriptions: Mutex::default(),
         }
@@ -107,7 +111,7 @@ impl Pipe {
         if state.closed {
             return;
         }
-        if state.queue.len() >= self.messages_max {
+        if state.queue.len() >= self.commands_max {
             drop(state);
             return self.end(End::Kill(DisconnectReason::NotReading));
         }
@@ -254,10 +258,13 @@ mod tests {
 
     #[test]
     fn commands_beyond_the_bound_end_the_connection() {
-        let pipe = pipe(2, 1 << 20);
-        for _ in 0..3 {
-            pipe.push_command(Command::Subscribe("x".into()));
+        let pipe = Pipe::new(1, &Limits { subscriptions_max: 2, ..Limits::default() });
+        pipe.begin_with((0..2).map(|_| Command::Subscribe("x".into())));
+        for _ in 0..2 {
+            pipe.push_command(Command::Cancel("x".into()));
         }
+        assert!(pipe.attend(Waker::noop()).is_none());
+        pipe.push_command(Command::Subscribe("x".into()));
         let end = pipe.attend(Waker::noop());
         assert!(matches!(end, Some(End::Kill(DisconnectReason::NotReading))), "{end:?}");
     }
