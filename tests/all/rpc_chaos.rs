@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use wasmcage_tests::{
-    Client, RunningCage, TestCage, cache, eventually, eventually_async, guest, program, query, unique_name,
+    Client, RunningCage, TestCage, cache, eventually, guest, program, query, unique_name,
 };
 
 const COPIES: usize = 3;

@@ -46,6 +46,7 @@ const GRAPH: &[(&str, &[&str])] = &[
     ("wasmcage-runtime", &["config", "core", "protocol", "resource", "store", "web-client"]),
     ("wasmcage", &["config", "core", "protocol", "resource", "runtime", "store"]),
     ("wasmcage-cli", &["", "config", "core", "fabric", "runtime", "store"]),
+    ("zmtp", &[]),
 ];
 /// The crates that each protocol may use.
 const PROTOCOL_USES: &[&str] = &["config", "core", "protocol", "resource", "store", "web-client"];
@@ -57,6 +58,7 @@ const LIBRARIES: &[(&str, &[&str])] = &[
     ("lapin", &["wasmcage-amqp", "wasmcage-benches"]),
     ("async-nats", &["wasmcage-fabric", "wasmcage-benches"]),
     ("clap", &["wasmcage-cli"]),
+    ("crypto_box", &["zmtp"]),
 ];
 
 /// The host's crates as cargo knows them: the name, the folder below `host/`, what it uses outside of tests.
