@@ -10,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
-use wasmcage_tests::{
-    Client, RunningCage, TestCage, cache, eventually, guest, program, query, unique_name,
-};
+use wasmcage_tests::{Client, RunningCage, TestCage, cache, eventually, guest, program, query, unique_name};
 
 const COPIES: usize = 3;
 const CALLERS: usize = 64;

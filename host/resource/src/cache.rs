@@ -24,12 +24,14 @@ const ENTRY_BYTES: usize = 256;
 pub(super) struct ReadCache {
     settings: CacheSettings,
     replies: Cache<Arc<CacheKey>, Arc<CachedReply>>,
-    /// Reads in flight, with the number of callers that share each.
-    reads_in_flight: Mutex<HashMap<Arc<CacheKey>, (Arc<SharedRead>, usize)>>,
+    reads_in_flight: Mutex<ReadsInFlight>,
     writes: Mutex<WriteClock>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
+
+/// Each read, with the number of callers that share it.
+type ReadsInFlight = HashMap<Arc<CacheKey>, (Arc<SharedRead>, usize)>;
 
 /// The key of a cached reply.
 #[derive(PartialEq, Eq, Hash)]

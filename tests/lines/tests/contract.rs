@@ -1,5 +1,7 @@
 //! The contract of a protocol, kept by one that is written outside of the host.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by its panic")]
+
 use std::net::TcpListener;
 
 use async_trait::async_trait;

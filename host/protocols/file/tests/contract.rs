@@ -1,5 +1,7 @@
 //! The contract of a protocol. A file is acknowledged when it is taken from its directory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by its panic")]
+
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! The contract of a protocol. A retried call is acknowledged when the store keeps it no more.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by its panic")]
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
