@@ -98,7 +98,7 @@ pub struct Compiled {
     _code: File,
 }
 
-/// Where modules are compiled.
+/// The place where modules are compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompileIn {
     /// Each is compiled in a process of its own, with a low priority and limits on time and memory; its crash does no harm. The
@@ -134,7 +134,7 @@ impl Compiler {
         Self { engines, cache, compile_in, places, loaded: Mutex::default() }
     }
 
-    /// Why compiled files are not kept where they should be; none while all is well.
+    /// Returns why compiled files are not kept in the preferred directory, or `None` if they are.
     pub fn cache_problem(&self) -> Option<String> {
         self.cache.problem()
     }

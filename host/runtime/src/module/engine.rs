@@ -56,7 +56,8 @@ impl EngineKind {
         }
     }
 
-    /// Returns the settings that decide how code is compiled, which are the same in the compiling child and the serving process.
+    /// Returns the settings that decide how code is compiled. They are the same in the compiling child and in the serving
+    /// process.
     fn config(self) -> Config {
         let mut config = Config::new();
         config
@@ -66,7 +67,7 @@ impl EngineKind {
             .max_wasm_stack(GUEST_STACK_BYTES)
             .async_stack_size(GUEST_STACK_BYTES + HOST_STACK_BYTES)
             .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20))
-            // Python heaps have tens of MiB, mostly zeros. Up to this size they are mapped copy-on-write, not copied at each start.
+            // Python heaps have tens of MiB, mostly zeros. Up to this size they are mapped copy-on-write, not copied.
             .memory_guaranteed_dense_image_size(64 << 20);
         config
     }

@@ -63,8 +63,8 @@ pub struct Instance {
 
 impl Instance {
     /// # Errors
-    /// Returns `Trap` when the guest traps while it starts, `DeadlineExceeded`, `Overloaded` when the pool or the guests' memory has
-    /// no room, or `Host` when its state cannot be made.
+    /// Returns `Trap` when the guest traps while it starts, `DeadlineExceeded`, `Overloaded` when the pool or the guests'
+    /// memory has no room, or `Host` when its state cannot be made.
     pub async fn start(
         pre: &component::InstancePre<GuestState>,
         home: &Arc<Home>,

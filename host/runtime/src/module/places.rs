@@ -19,7 +19,8 @@ impl Places {
         Self { quick: Semaphore::new(quick), slow: Semaphore::new(slow), slow_after }
     }
 
-    /// Does the work when there is a quick place. After `slow_after` the work takes a slow place instead, as soon as one is free.
+    /// Does the work when there is a quick place. After `slow_after` the work takes a slow place instead, as soon as one is
+    /// free.
     pub(super) async fn within<T>(&self, work: impl Future<Output = T>) -> T {
         let place = self.quick.acquire().await.expect("the semaphore is never closed");
         let mut work = pin!(work);

@@ -35,7 +35,7 @@ pub use self::look::{ignored, module_name};
 
 /// The interval at which the directories are listed.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a change that the poll has found must last before it is acted on; a file that is gone may be about to be replaced.
+/// The time after which a change that the poll has found is acted on; a file that is gone may be about to be replaced.
 const SETTLE_FOUND: Duration = Duration::from_secs(1);
 /// The largest number of loads in flight in one cage. Each stage of a load has lower limits, which all cages share.
 const LOADS_MAX: usize = 256;

@@ -13,11 +13,11 @@ use tokio::sync::mpsc;
 
 /// The largest number of waiting notifications; if more arrive, all directories are listed instead.
 const EVENTS_MAX: usize = 1_024;
-/// How long a file must be left alone after a rename, or after its writer has closed it.
+/// The time that a file must be left alone after a rename, or after its writer has closed it.
 const SETTLE_COMPLETE: Duration = Duration::from_millis(10);
-/// How long a file must be left alone after a write while it is open; usually the writer closes it before that.
+/// The time that a file must be left alone after a write; usually its writer closes it earlier, which is reported too.
 const SETTLE_WRITING: Duration = Duration::from_millis(500);
-/// How long a file must stay away after a removal, since many programs replace a file by removing it first.
+/// The time that a file must stay away after a removal, since many programs replace a file by removing it first.
 const SETTLE_GONE: Duration = Duration::from_secs(1);
 
 /// The inodes of the watched directories, which tell when another directory has taken the name of one.
