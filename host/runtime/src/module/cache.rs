@@ -383,7 +383,7 @@ mod tests {
         }
     }
 
-    /// This test fails unless root runs it; `tests/run` leaves it out by its name.
+    /// Fails the test unless root runs it. `tests/run` leaves such tests out by their names.
     fn require_superuser() {
         assert!(
             rustix::process::geteuid().is_root(),
@@ -399,12 +399,12 @@ mod tests {
         let (planted, private) = (scratch.path().join("planted"), scratch.path().join("private"));
         put(&cache(&planted, u64::MAX), "key", b"theirs");
         let mut cache = cache(&planted, u64::MAX);
-        // A single file of theirs in a directory of ours.
+        // One file belongs to another user, and the directory to this one.
         chown(planted.join("key.cwasm"), Some(65_534), None).unwrap();
         assert!(cache.find(&EntryName::new("key")).is_none());
         put(&cache, "key", b"ours");
         assert!(cache.find(&EntryName::new("key")).is_some());
-        // The whole directory.
+        // The directory belongs to another user.
         chown(&planted, Some(65_534), None).unwrap();
         assert!(cache.find(&EntryName::new("key")).is_none());
         assert!(cache.output().unwrap().is_in_memory());
@@ -437,7 +437,7 @@ mod tests {
             file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
         }
         let left = |key: &str| scratch.path().join(format!("{key}.cwasm")).exists();
-        // The oldest of all, but open.
+        // The oldest entry stays, because it is open.
         let time = SystemTime::now() - Duration::from_secs(100_000);
         let open = cache.find(&EntryName::new("used")).unwrap();
         open.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();

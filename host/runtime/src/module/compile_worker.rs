@@ -72,7 +72,7 @@ pub fn compile_worker() -> ExitCode {
         Err(Failure::Invalid(reason)) => (reason, ExitCode::from(INVALID_EXIT as u8)),
         Err(Failure::Machine(reason)) => (reason, ExitCode::from(MACHINE_EXIT as u8)),
     };
-    // The parent that would read it may be gone.
+    // Writing fails if the parent has ended.
     let _ = writeln!(io::stderr(), "{line}");
     code
 }

@@ -287,13 +287,13 @@ async fn explanation(stderr: impl AsyncRead + Unpin) -> String {
 #[expect(unsafe_code, reason = "compiled code is trusted: this user's host wrote it, and its hash was checked")]
 fn deserialize(engine: &Engine, code: &File) -> wasmtime::Result<Component> {
     // SAFETY: the open file was made by this host's compiler or found by `Cache::find`, which checked its owner, its mode
-    // and its hash; entries are replaced by others, never written over.
+    // and its hash; entries are replaced by new files, never overwritten.
     unsafe { Component::deserialize_file(engine, descriptor_path(code)) }.or_else(|error| {
         let mut bytes = Vec::new();
         let mut code = code.try_clone()?;
         code.rewind()?;
         code.read_to_end(&mut bytes)?;
-        // SAFETY: the same bytes.
+        // SAFETY: these are the bytes of the same file.
         unsafe { Component::deserialize(engine, &bytes) }.map_err(|_| error)
     })
 }

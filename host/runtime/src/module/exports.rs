@@ -34,8 +34,8 @@ pub struct Exports {
     pub service: Option<Service>,
     pub web: Option<Web>,
     pub handover: Option<Handover>,
-    /// Plain functions by name: `name` at the top level, `interface#name` within an exported interface, and `name` alone
-    /// for those too unless it has several meanings.
+    /// The plain functions by name: `name` at the top level, `interface#name` within an exported interface, and also `name`
+    /// alone for the latter unless it is ambiguous.
     pub functions: BTreeMap<String, PlainFunction>,
     /// The short names that functions of several interfaces share, with the full names of these functions.
     ambiguous: BTreeMap<String, Vec<String>>,
@@ -51,7 +51,7 @@ pub struct Handover {
     pub restore: ComponentExportIndex,
 }
 
-/// A standard WASI HTTP component.
+/// The export of a standard WASI HTTP component, by its version.
 pub enum Web {
     P2(p2::bindings::ProxyIndices),
     P3(p3::bindings::ServiceIndices),

@@ -1,4 +1,4 @@
-//! The loader makes a version from a component's file: it compiles it, checks the imports against the grants, links it,
+//! The loader makes a version from a component's file: it compiles it, checks that its imports are provided, links it,
 //! reads the exports, starts one instance, asks it for its functions and compares them with the version that serves now.
 //! If any step fails, the old version goes on serving.
 
@@ -103,7 +103,7 @@ impl LoadError {
     }
 }
 
-/// One import that keeps a component from being loaded.
+/// An import that keeps a component from being loaded, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportProblem {
     pub import: String,
@@ -133,7 +133,7 @@ pub struct Inspection {
     /// The mode in which its instances would serve, or `None` when it cannot be linked.
     pub mode: Option<InstanceMode>,
     pub imports: Vec<ImportReport>,
-    /// Interfaces that `cage.toml` binds and the component does not import.
+    /// The interfaces that `cage.toml` binds and the component does not import.
     pub unused_bindings: Vec<String>,
     pub exports: Vec<String>,
     /// Remarks that do not keep it from being loaded, such as functions that no other module can call.
@@ -309,7 +309,7 @@ impl Loader {
         let saved = match lease.save(&from.save, Deadline::after(timeout.max(SAVE_TIMEOUT))).await {
             Ok(saved) => saved,
             Err(error @ DispatchError::Host(_)) => {
-                // The guest was not entered.
+                // The guest was not called, so its instance is unchanged.
                 lease.keep();
                 return Err(LoadError::Save(error));
             }

@@ -18,7 +18,7 @@ use wasmcage_core::{task, telemetry};
 
 /// The result of examining a file, for the watcher.
 pub(super) struct Examined {
-    /// The file, if there is one.
+    /// The file as it was examined, if there is one.
     pub(super) sighting: Option<Sighting>,
     pub(super) then: Then,
 }

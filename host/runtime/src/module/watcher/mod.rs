@@ -161,7 +161,7 @@ impl Watcher {
                 self.watched.config_signal.send(change != Change::Writing);
             } else if let Some(name) = module_name(path) {
                 self.note_file(&name);
-                // The latest event knows best whether the file is complete.
+                // The latest event tells best whether the file is complete.
                 self.doubted.remove(&name);
                 self.due.insert(name, Instant::now() + change.settle());
             }
@@ -206,7 +206,7 @@ impl Watcher {
                         self.doubted.insert(name.clone());
                     }
                 }
-                // The file of a load that waits to be tried again has changed, so it becomes due at once.
+                // The file of a load that waits to be tried again has changed, so it becomes due earlier.
                 Some(_) if self.pauses.remove(name).is_some() => self.mark(name, now + settle),
                 // A time that a notification has set stays, because it tells better when the file is complete.
                 Some(_) | None => {

@@ -83,7 +83,7 @@ fn hostile_bytes_are_refused() {
     check(nothing(), &[0x80, 0x80, 0x40], Malformed::TooMany);
     let pairs = Shape::Map(Box::new(Shape::Tuple(Vec::new())), Box::new(nothing()));
     check(pairs, &[0xff, 0xff, 0xff, 0x7f], Malformed::TooMany);
-    // Long names of fields count, too.
+    // Long names of fields count as values, too.
     let field = Shape::Record(vec![("x".repeat(1 << 20), Shape::Bool)]);
     check(Shape::List(Box::new(field)), &[vec![100], vec![0; 100]].concat(), Malformed::TooMany);
 }
