@@ -1,6 +1,6 @@
-//! Typed bindings: imports of a component that `cage.toml` binds to a module, here or elsewhere. When a version is loaded,
-//! each function of such an import gets a host function (`host_api/bound.rs`) which calls that module's function of the
-//! same type. What stands in the way is found here, before anything runs.
+//! Typed bindings are imports of a component that `cage.toml` binds to a module, in this process or elsewhere. When a version
+//! is loaded, each function of such an import gets a host function (`host_api/bound.rs`) that calls the module's function
+//! of the same type. Imports that cannot be bound are found here, before anything runs.
 
 use std::sync::Arc;
 
@@ -17,24 +17,25 @@ use wasmcage_config::{Binding, BindingTarget, nearest};
 
 /// An import and the module that answers it.
 pub struct BoundInterface {
-    /// As the component has it, with its version.
+    /// The name of the import in the component, with its version.
     pub import: String,
     pub target: BindingTarget,
-    /// None for `wasi:http/handler`, whose requests stream to the target's own export of `wasi:http`.
+    /// The functions of the interface. `wasi:http/handler` has none here, since its requests are streamed to the target's own
+    /// export of `wasi:http`.
     pub functions: Vec<Arc<BoundFunction>>,
     is_web: bool,
 }
 
 pub struct BoundFunction {
-    /// What it is called by at the target: `acme:work/api@1.2.0#handle`.
+    /// The name by which it is called at the target, such as `acme:work/api@1.2.0#handle`.
     pub name: String,
     pub target: BindingTarget,
     pub signature: Arc<Signature>,
-    /// The fast way of its bytes, if its type has one.
+    /// The typed path for functions that carry bytes, if there is one for this type.
     pub carrier: Option<&'static dyn Carrier>,
 }
 
-/// The imports of a component that its bindings answer; and those that they cannot answer, with the reason.
+/// Returns the imports of a component that bindings answer, and those that have a binding which cannot, with the reason.
 pub fn resolve(component: &Component, bindings: &[Binding]) -> (Vec<BoundInterface>, Vec<ImportProblem>) {
     let engine = component.engine();
     let ty = component.component_type();
@@ -66,7 +67,7 @@ pub fn resolve(component: &Component, bindings: &[Binding]) -> (Vec<BoundInterfa
     (bound, problems)
 }
 
-/// Bindings that no import of the component uses.
+/// Returns the bindings that no import of the component uses.
 pub fn unused<'b>(component: &Component, bindings: &'b [Binding]) -> Vec<&'b Binding> {
     let ty = component.component_type();
     let imports: Vec<&str> = ty.imports(component.engine()).map(|(name, _)| name).collect();
@@ -74,8 +75,8 @@ pub fn unused<'b>(component: &Component, bindings: &'b [Binding]) -> Vec<&'b Bin
     bindings.iter().filter(|binding| !used(binding)).collect()
 }
 
-/// Imports that are there for their types only, so that nobody has to provide them: what an interface of values has, and
-/// resources of other imports under a name of their own (`use wasi:http/types.{response}`).
+/// Returns the imports that have only types, so that nobody has to provide them: types of values, and resources of other
+/// imports under a second name (`use wasi:http/types.{response}`).
 pub fn with_types_only(component: &Component) -> Vec<String> {
     let engine = component.engine();
     let mut resources = Vec::new();
@@ -98,7 +99,7 @@ pub fn with_types_only(component: &Component) -> Vec<String> {
     names
 }
 
-/// `; ..` with the binding that may have been meant for an import, or with how to write one.
+/// Returns `; ..` with the binding that may have been meant for an import, or with an example of one.
 pub fn hint(import: &str, bindings: &[Binding]) -> String {
     let interface = import.split_once('@').map_or(import, |(name, _)| name);
     match nearest(import, bindings.iter().map(|binding| binding.interface.as_str())) {
@@ -107,7 +108,7 @@ pub fn hint(import: &str, bindings: &[Binding]) -> String {
     }
 }
 
-/// The binding that names the import with its version, or the one without.
+/// Returns the binding that names the import with its version, or else the one that names it without.
 fn binding_of<'b>(import: &str, bindings: &'b [Binding]) -> Option<&'b Binding> {
     let exact = bindings.iter().find(|binding| binding.interface == import);
     exact.or_else(|| bindings.iter().find(|binding| answers(binding, import)))
@@ -117,7 +118,7 @@ fn answers(binding: &Binding, import: &str) -> bool {
     binding.interface == import || import.split_once('@').is_some_and(|(name, _)| name == binding.interface)
 }
 
-/// A binding without a version may stand for one import only.
+/// Returns whether a binding names exactly one import. Without a version it may match several.
 fn names_one(binding: &Binding, imports: &[&str]) -> bool {
     imports.contains(&binding.interface.as_str())
         || imports.iter().filter(|import| answers(binding, import)).count() == 1
@@ -160,10 +161,10 @@ fn function(import: &str, name: &str, target: &BindingTarget, ty: &ComponentFunc
     })
 }
 
-/// A linker with the bound imports besides all others.
+/// Returns a copy of the linker with the bound imports added.
 ///
 /// # Errors
-/// wasmtime's, when an import is defined already.
+/// Returns wasmtime's error when an import is defined already.
 pub fn link(linker: &Linker<GuestState>, bound: &[BoundInterface]) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = linker.clone();
     for interface in bound {
@@ -193,7 +194,7 @@ pub fn link(linker: &Linker<GuestState>, bound: &[BoundInterface]) -> wasmtime::
     Ok(linker)
 }
 
-/// Where the target's exports do not have what the import needs, each as a sentence.
+/// Returns the functions of the import that the target's exports cannot answer, each as a sentence.
 pub fn misfits(interface: &BoundInterface, exports: &Exports) -> Vec<String> {
     if interface.is_web && exports.web.is_none() {
         return vec!["it exports neither wasi:http/incoming-handler nor wasi:http/handler".into()];
@@ -201,7 +202,7 @@ pub fn misfits(interface: &BoundInterface, exports: &Exports) -> Vec<String> {
     interface.functions.iter().filter_map(|function| misfit(function, exports)).collect()
 }
 
-/// Why the function's target cannot answer it; none when it can.
+/// Returns why the function's target cannot answer it, or `None` when it can.
 pub fn misfit(function: &BoundFunction, exports: &Exports) -> Option<String> {
     let (name, wanted) = (&function.name, &function.signature);
     let Some(found) = exports.function(name) else {

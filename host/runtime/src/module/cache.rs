@@ -1,10 +1,10 @@
-//! The compiled files on disk. They are run as machine code, so that the directory and every file in it must be this user's,
-//! with nobody else allowed to write; a directory that is not is left alone, and a private one is used.
+//! Keeps the compiled files on disk. They are run as machine code, so the directory and every file in it must belong to this
+//! user, and nobody else may write to them. A directory of another user is not used; the next one of the list is.
 //!
-//! An entry is a file named by the hash of the component and the engine's compatibility, and a second one beside it with the
-//! first one's own hash. An entry that does not fit is removed and made anew under another inode, never written over, because
-//! it may be mapped. Beyond its bound the directory loses the entries that were not used for the longest time; those that a
-//! process uses are locked (`flock`), and stay.
+//! An entry is a file named by the hash of the component and the engine's compatibility, and a second file with the hash of
+//! the first. An entry that does not fit is removed and made anew under another inode. It is never overwritten, because it
+//! may be mapped. When the directory is larger than its limit, the entries that were not used for the longest time are removed;
+//! those that a process uses are locked (`flock`) and stay.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -20,41 +20,41 @@ use rustix::fs::{AtFlags, Dir, FlockOperation, MemfdFlags, Mode, OFlags, Timespe
 
 use super::component_file::ContentHash;
 
-/// What all compiled files of a directory may have together, unless it is set.
+/// The default limit on the size of all compiled files of a directory together, in bytes.
 pub const CACHE_BYTES_MAX: u64 = 2 << 30;
-/// Files that a killed process has left half made are removed when they are this old.
+/// The age at which incomplete files of a killed process are removed.
 const LEFTOVER_AGE: Duration = Duration::from_secs(3600);
-/// A directory with more names is looked at in part only.
+/// The largest number of names in a directory that are read to remove old entries.
 const NAMES_MAX: usize = 200_000;
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// Not waiting: somebody may have put a pipe there.
+/// The flags to open an entry. `NONBLOCK` is set because a pipe of that name would block.
 const ENTRY: OFlags =
     OFlags::RDONLY.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 const PRIVATE: Mode = Mode::RUSR.union(Mode::WUSR);
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// Where compiled files are kept.
+/// The directories in which compiled files are kept.
 pub struct Cache {
-    /// In the order of preference.
+    /// The directories in the order of preference.
     directories: Vec<PathBuf>,
     bytes_max: u64,
-    /// Why the preferred directory is not used now.
+    /// The reason why the preferred directory is not used, if it is not.
     problem: Mutex<Option<String>>,
-    /// One at a time looks for what may go.
+    /// Is held while old entries are removed, so that only one thread does it.
     evicting: Mutex<()>,
 }
 
-/// Where the compiler writes to: no name leads there until the file is complete.
+/// The file that the compiler writes to, which has no name until it is complete.
 pub struct Output {
     pub file: File,
-    /// The directory that it is to be published in; none for a file in memory.
+    /// The directory in which to publish it, or `None` for a file in memory.
     directory: Option<OwnedFd>,
 }
 
 impl Output {
     /// # Errors
-    /// The system's, when it has no memory to give.
+    /// Returns the system's error when it has no memory.
     pub fn in_memory() -> io::Result<Self> {
         let file = rustix::fs::memfd_create(c"wasmcage-compiled", MemfdFlags::CLOEXEC)?;
         Ok(Self { file: file.into(), directory: None })
@@ -65,31 +65,31 @@ impl Output {
     }
 }
 
-/// Names of the two files of an entry.
+/// The names of the two files of an entry.
 pub struct EntryName {
     code: String,
     sum: String,
 }
 
 impl EntryName {
-    /// `key` names component and engine.
+    /// Makes the names from `key`, which names the component and the engine.
     pub fn new(key: &str) -> Self {
         Self { code: format!("{key}.cwasm"), sum: format!("{key}.sha256") }
     }
 }
 
 impl Cache {
-    /// The first of the directories is used that may be.
+    /// Makes a cache of the directories in the order of preference, with a limit on its size in bytes.
     pub fn new(directories: Vec<PathBuf>, bytes_max: u64) -> Self {
         Self { directories, bytes_max, problem: Mutex::default(), evicting: Mutex::default() }
     }
 
-    /// Why compiled files are not kept where they should be; none while all is well.
+    /// Returns why compiled files are not kept in the preferred directory, or `None` if they are.
     pub fn problem(&self) -> Option<String> {
         self.problem.lock().clone()
     }
 
-    /// The first directory that may be used.
+    /// Opens the first directory that may be used, and notes why others before it may not.
     fn directory(&self) -> Option<OwnedFd> {
         let mut reasons = Vec::new();
         for path in &self.directories {
@@ -107,14 +107,14 @@ impl Cache {
         None
     }
 
-    /// A new file for machine code: on disk if possible, else in memory.
+    /// Makes a new file for machine code, on disk if possible, else in memory.
     ///
     /// # Errors
-    /// The system's, when neither can be had.
+    /// Returns the system's error when neither is possible.
     pub fn output(&self) -> io::Result<Output> {
         if let Some(directory) = self.directory() {
             let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
-            // Some file systems have no files without a name.
+            // Some file systems do not support files without a name.
             if let Ok(file) = rustix::fs::openat(&directory, c".", flags, PRIVATE) {
                 return Ok(Output { file: file.into(), directory: Some(directory) });
             }
@@ -122,7 +122,8 @@ impl Cache {
         Output::in_memory()
     }
 
-    /// The machine code of an entry that is there and is what this user's host wrote. Locked as long as the file is open.
+    /// Returns the machine code of an entry, if this user's host wrote it and it is unchanged. The entry is locked as long as
+    /// the file is open. An entry that does not fit is removed.
     pub fn find(&self, name: &EntryName) -> Option<File> {
         let directory = self.directory()?;
         match read_entry(&directory, name) {
@@ -135,18 +136,18 @@ impl Cache {
         }
     }
 
-    /// Removes an entry that is of no use.
+    /// Removes an entry that cannot be used.
     pub fn remove(&self, name: &EntryName, reason: &dyn std::fmt::Display) {
         let Some(directory) = self.directory() else { return };
         tracing::warn!(file = name.code, error = %reason, "compiled file ignored and removed");
         remove_entry(&directory, name);
     }
 
-    /// Gives the finished file its name. A file in memory is copied where there is a directory. What fails here costs the next
-    /// start a compilation, and nothing else.
+    /// Gives the finished file its name, or copies a file in memory to the directory, if one may be used. If this fails, the
+    /// next start has to compile again.
     ///
     /// # Errors
-    /// The system's, such as a full disk.
+    /// Returns the system's error, such as a full disk.
     pub fn publish(&self, output: &Output, name: &EntryName, sum: &str) -> io::Result<()> {
         match &output.directory {
             Some(directory) => {
@@ -166,17 +167,18 @@ impl Cache {
         Ok(())
     }
 
-    /// Removes what was not used for the longest time until the rest is within the bound, and what killed processes left.
+    /// Removes the entries that were not used for the longest time until the rest is within the limit, and files that killed
+    /// processes left.
     ///
     /// # Errors
-    /// The system's, when the directory cannot be read.
+    /// Returns the system's error when the directory cannot be read.
     pub fn evict(&self) -> io::Result<()> {
         let Some(_evicting) = self.evicting.try_lock() else { return Ok(()) };
         let Some(directory) = self.directory() else { return Ok(()) };
         let mut entries = Vec::new();
         for entry in Dir::read_from(&directory)?.take(NAMES_MAX) {
             let name = entry?.file_name().to_owned();
-            // One that has gone meanwhile is gone.
+            // A file that was removed meanwhile is skipped.
             let Ok(stat) = rustix::fs::statat(&directory, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
             let used = Duration::from_secs(stat.st_atime.max(stat.st_mtime).try_into().unwrap_or(0));
             let name = OsStr::from_bytes(name.to_bytes());
@@ -205,14 +207,14 @@ impl Cache {
     }
 }
 
-/// The user's own place for such files.
+/// Returns the user's own directory for compiled files, or `None` if neither `XDG_CACHE_HOME` nor `HOME` is an absolute path.
 pub fn user_directory() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
     Some(cache.join("wasmcage"))
 }
 
-/// Opens the directory, which is made if its parent allows that, and checks whose it is.
+/// Opens the directory, or makes it, and checks its owner. Write permission of others is taken away.
 fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     let directory = match rustix::fs::open(path, DIRECTORY, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => {
@@ -229,7 +231,8 @@ fn open_directory(path: &Path) -> io::Result<OwnedFd> {
     Ok(directory)
 }
 
-/// Root makes none in a directory of somebody else: that user's own cage could not use it afterwards.
+/// Makes the directory, which only its owner may use. Root makes none in a directory of another user, because that user's own
+/// cage could not use it afterwards.
 fn make_directory(path: &Path) -> io::Result<()> {
     let mut existing = path.ancestors().skip(1).map(|above| match above.as_os_str().is_empty() {
         true => Path::new("."),
@@ -243,7 +246,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Owners other than this user are trusted with nothing that is run.
+/// Returns an error unless the owner is this user, since nothing that another user wrote may be run.
 fn check_owner(owner: u32) -> io::Result<()> {
     let own = rustix::process::geteuid().as_raw();
     if owner == own {
@@ -268,13 +271,13 @@ fn read_entry(directory: &OwnedFd, name: &EntryName) -> io::Result<File> {
     let mut expected = String::new();
     open_entry(directory, &name.sum)?.take(65).read_to_string(&mut expected)?;
     let mut file = open_entry(directory, &name.code)?;
-    // Whoever removes it at this moment does no harm: it stays as long as it is open.
+    // Without the lock another process may remove the entry, which does no harm: the file stays as long as it is open.
     let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared);
     let (hash, _) = ContentHash::of_reader(&mut file)?;
     if hash.to_string() != expected {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "its content differs from what was written"));
     }
-    // The time of the last use decides what goes first. The system's own is not kept everywhere.
+    // The entry that was used least recently is removed first. The time is set here, because not every system records accesses.
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = Timespec { tv_sec: now.as_secs().try_into().unwrap_or(0), tv_nsec: now.subsec_nanos().into() };
     let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
@@ -282,21 +285,21 @@ fn read_entry(directory: &OwnedFd, name: &EntryName) -> io::Result<File> {
     Ok(file)
 }
 
-/// The sum goes first: an entry without one is no entry.
+/// Removes both files of an entry. The hash is removed first, because machine code without it is not used.
 fn remove_entry(directory: &OwnedFd, name: &EntryName) {
     for name in [&name.sum, &name.code] {
-        // Gone or not, it is not used; one that remains is replaced or removed later.
+        // A file that cannot be removed is replaced or removed later.
         let _ = rustix::fs::unlinkat(directory, name.as_str(), AtFlags::empty());
     }
 }
 
 fn is_unused(directory: &OwnedFd, name: &EntryName) -> bool {
-    // What cannot be opened is nobody's to use.
+    // An entry that cannot be opened is not in use.
     let Ok(file) = rustix::fs::openat(directory, name.code.as_str(), ENTRY, Mode::empty()) else { return true };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
 }
 
-/// What a process that was killed may have left: it begins with a dot, or is a sum without its code.
+/// Returns whether a file may be one that a killed process left; the names of such files begin with a dot.
 fn is_leftover(name: &str) -> bool {
     name.starts_with('.') && [".cwasm", ".wasm", ".sha256", ".new"].iter().any(|end| name.ends_with(end))
 }
@@ -309,12 +312,12 @@ fn link(file: &File, directory: &OwnedFd, name: &str) -> io::Result<()> {
     Ok(rustix::fs::linkat(rustix::fs::CWD, descriptor_path(file), directory, name, AtFlags::SYMLINK_FOLLOW)?)
 }
 
-/// A path that leads to the open file itself, whatever happens to its names.
+/// Returns a path to the open file itself, which stays valid when its names change.
 pub fn descriptor_path(file: &File) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Seen whole or not at all.
+/// Writes a file under a temporary name and renames it, so that it is never seen in part.
 fn write(directory: &OwnedFd, name: &str, content: &mut impl io::Read) -> io::Result<()> {
     let temporary = format!(".{:016x}.new", fastrand::u64(..));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -380,7 +383,7 @@ mod tests {
         }
     }
 
-    /// Fails a test that is not run by root; `tests/run` leaves it out by its name.
+    /// Fails the test unless root runs it. `tests/run` leaves such tests out by their names.
     fn require_superuser() {
         assert!(
             rustix::process::geteuid().is_root(),
@@ -396,12 +399,12 @@ mod tests {
         let (planted, private) = (scratch.path().join("planted"), scratch.path().join("private"));
         put(&cache(&planted, u64::MAX), "key", b"theirs");
         let mut cache = cache(&planted, u64::MAX);
-        // A single file of theirs in a directory of ours.
+        // One file belongs to another user, and the directory to this one.
         chown(planted.join("key.cwasm"), Some(65_534), None).unwrap();
         assert!(cache.find(&EntryName::new("key")).is_none());
         put(&cache, "key", b"ours");
         assert!(cache.find(&EntryName::new("key")).is_some());
-        // The whole directory.
+        // The directory belongs to another user.
         chown(&planted, Some(65_534), None).unwrap();
         assert!(cache.find(&EntryName::new("key")).is_none());
         assert!(cache.output().unwrap().is_in_memory());
@@ -434,7 +437,7 @@ mod tests {
             file.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();
         }
         let left = |key: &str| scratch.path().join(format!("{key}.cwasm")).exists();
-        // The oldest of all, but open.
+        // The oldest entry stays, because it is open.
         let time = SystemTime::now() - Duration::from_secs(100_000);
         let open = cache.find(&EntryName::new("used")).unwrap();
         open.set_times(fs::FileTimes::new().set_accessed(time).set_modified(time)).unwrap();

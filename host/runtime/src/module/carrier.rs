@@ -1,6 +1,6 @@
-//! The fast way of `list<u8>` through a binding. wasmtime's dynamic values take 40 bytes for each byte of a list, its typed
-//! functions one copy; so the most useful types with bytes in them have typed functions here, on the caller's side and on
-//! the callee's. Chosen by a function's signature when a version is loaded; every other type goes by `Val`.
+//! The typed path for `list<u8>` through a binding. wasmtime's dynamic values take 40 bytes for each byte of a list, its typed
+//! functions one copy. So the most common function types with bytes have typed functions here, on the caller's side and on
+//! the callee's. A carrier is chosen by a function's signature when a version is loaded; all other types go by `Val`.
 //!
 //! | parameters | results |
 //! |---|---|
@@ -25,10 +25,10 @@ type Running<'s> = Pin<Box<dyn Future<Output = wasmtime::Result<Vec<Item>>> + Se
 pub trait Carrier: Send + Sync {
     fn fits(&self, signature: &Signature) -> bool;
 
-    /// Answers an import of a guest.
+    /// Links an import of a guest to the bound function.
     ///
     /// # Errors
-    /// wasmtime's, when the name is defined already.
+    /// Returns wasmtime's error when the name is defined already.
     fn link(
         &self,
         linker: &mut LinkerInstance<'_, GuestState>,
@@ -40,7 +40,7 @@ pub trait Carrier: Send + Sync {
     fn call<'s>(&self, func: Func, store: &'s mut Store<GuestState>, arguments: Vec<Item>) -> Running<'s>;
 }
 
-/// The carrier of functions of this type, if there is one.
+/// Returns the carrier for functions of this type, if there is one.
 pub fn find(signature: &Signature) -> Option<&'static dyn Carrier> {
     CARRIERS.iter().copied().flatten().copied().find(|carrier| !signature.is_async() && carrier.fits(signature))
 }
@@ -81,12 +81,12 @@ where
     }
 }
 
-/// A mistake of the host: both sides agree on the type.
+/// Makes the error for values of another type, which is a bug of the host, since both sides agree on the type.
 fn misfit(name: &str) -> wasmtime::Error {
     wasmtime::Error::msg(format!("the values of {name} are not of its type"))
 }
 
-/// The parameters of a function, or its result.
+/// The parameters of a function, or its result, as a tuple.
 trait Row: Sized {
     fn shapes() -> Vec<Shape>;
     fn from_items(items: Vec<Item>) -> Option<Self>;
@@ -133,7 +133,7 @@ row!(A);
 row!(A, B);
 row!(A, B, C);
 
-/// One parameter, or the result, or what is within it.
+/// The type of a parameter, of a result, or of the value within an option or a result.
 trait Element: Sized {
     fn shape() -> Shape;
     fn from_item(item: Item) -> Option<Self>;
@@ -200,7 +200,7 @@ impl<T: Element> Element for Option<T> {
     }
 }
 
-/// With a payload.
+/// Carries a `result` with a payload.
 impl<T: Element> Element for Result<T, String> {
     fn shape() -> Shape {
         Shape::Result(Some(Box::new(T::shape())), Some(Box::new(Shape::String)))
@@ -223,7 +223,7 @@ impl<T: Element> Element for Result<T, String> {
     }
 }
 
-/// Without a payload.
+/// Carries a `result` without a payload.
 impl Element for Result<(), String> {
     fn shape() -> Shape {
         Shape::Result(None, Some(Box::new(Shape::String)))
@@ -251,7 +251,7 @@ macro_rules! carriers {
     };
 }
 
-/// For parameters with bytes.
+/// Makes the carriers for parameters with bytes.
 macro_rules! taking {
     ($parameters:ty) => {
         carriers!($parameters: (), (Bytes,), (String,), (u64,), (Option<Bytes>,), (Result<(), String>,),
@@ -259,14 +259,14 @@ macro_rules! taking {
     };
 }
 
-/// For parameters without.
+/// Makes the carriers for parameters without bytes.
 macro_rules! giving {
     ($parameters:ty) => {
         carriers!($parameters: (Bytes,), (Option<Bytes>,), (Result<Bytes, String>,), (Result<Option<Bytes>, String>,))
     };
 }
 
-/// As in the table above.
+/// The carriers of the table at the top of this file.
 const CARRIERS: &[&[&dyn Carrier]] = &[
     taking!((Bytes,)),
     taking!((String, Bytes)),

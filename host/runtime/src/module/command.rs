@@ -1,4 +1,4 @@
-//! Commands: components that export `wasi:cli/run`, called with words like a program. Used by `Instance`.
+//! Runs commands, which are components that export `wasi:cli/run` and are called with words like a program.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -8,7 +8,7 @@ use wasmtime_wasi::I32Exit;
 
 use crate::host_api::GuestState;
 
-/// `{"args": [..]}`; named arguments are no words.
+/// The arguments of a call, `{"args": [..]}`. Named arguments are refused, because a command takes words.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Arguments<'a> {
@@ -18,10 +18,11 @@ struct Arguments<'a> {
     kwargs: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The module's name, as programs have it, and the arguments: strings as they are, anything else as its JSON.
+/// Returns the words of a command: the module's name, as for programs, then the arguments. Strings are taken as they are, and
+/// all other values as JSON.
 ///
 /// # Errors
-/// What is wrong with the arguments.
+/// Returns the reason why the arguments are refused.
 pub(super) fn words(module: &str, json: &str) -> Result<Vec<String>, String> {
     if json.len() > super::value::JSON_BYTES_MAX {
         return Err(format!("arguments of {} bytes, more than {}", json.len(), super::value::JSON_BYTES_MAX));
@@ -41,10 +42,10 @@ pub(super) fn words(module: &str, json: &str) -> Result<Vec<String>, String> {
     }
 }
 
-/// Runs it to its end: by returning, or by `exit`. Its status, 0 for success.
+/// Runs the command until it returns or calls `exit`, and returns its status, which is 0 for success.
 ///
 /// # Errors
-/// A trap.
+/// Returns the error of a trap.
 pub(super) async fn run(func: Func, store: &mut Store<GuestState>) -> wasmtime::Result<i32> {
     let mut results = [Val::Bool(false)];
     match func.call_async(store, &[], &mut results).await {

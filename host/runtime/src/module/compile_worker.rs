@@ -1,6 +1,6 @@
 //! The compiler's own process: `wasmcage compile` reads a component from its standard input, writes machine code to its
-//! standard output, and tells on its standard error what it has done, or why it has not. It has no files of its own, so a kill
-//! at any moment leaves nothing behind.
+//! standard output and a report, or an error, to its standard error. It has no files of its own, so nothing is left behind if
+//! it is killed.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -14,20 +14,20 @@ use wasmparser::{Parser, Payload};
 use super::component_file::{COMPONENT_BYTES_MAX, ContentHash};
 use super::engine::EngineKind;
 
-/// Address space of the process.
+/// The limit on the address space of the process.
 const MEMORY_BYTES_MAX: u64 = 16 << 30;
-/// Exit code for bytes that are at fault.
+/// The exit code for an invalid component.
 pub(super) const INVALID_EXIT: i32 = 3;
-/// Exit code for input that cannot be read, or output that cannot be written.
+/// The exit code for input that cannot be read, or output that cannot be written.
 pub(super) const MACHINE_EXIT: i32 = 4;
 
-/// What was compiled, as the one line that tells it.
+/// The report of a compilation, which is written as one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Report {
     pub(super) kind: EngineKind,
-    /// Hash of the component, in hexadecimal digits.
+    /// The hash of the component, in hexadecimal digits.
     pub(super) input: String,
-    /// Hash of the machine code, in hexadecimal digits.
+    /// The hash of the machine code, in hexadecimal digits.
     pub(super) output: String,
 }
 
@@ -51,19 +51,19 @@ impl FromStr for Report {
     }
 }
 
-/// Why nothing was compiled.
+/// The reason why nothing was compiled: the component is invalid, or the machine failed.
 pub(super) enum Failure {
     Invalid(String),
     Machine(String),
 }
 
-/// The life of the process.
+/// Compiles standard input to standard output, as the whole work of the process, and returns its exit code.
 pub fn compile_worker() -> ExitCode {
-    // Neither is vital: without them a compilation is only less polite.
+    // If these fail, the process compiles without the low priority or the limit on memory.
     let _ = rustix::process::nice(10);
     let memory = rustix::process::Rlimit { current: Some(MEMORY_BYTES_MAX), maximum: None };
     let _ = rustix::process::setrlimit(rustix::process::Resource::As, memory);
-    // A process that cannot have another thread compiles all the same.
+    // Without this thread the process still compiles.
     let _ = std::thread::Builder::new().name("parent".into()).spawn(end_with_parent);
     let compiled = own(io::stdin().as_fd()).and_then(|input| Ok((input, own(io::stdout().as_fd())?)));
     let compiled = compiled.map_err(|error| Failure::Machine(format!("its streams cannot be used: {error}")));
@@ -72,12 +72,12 @@ pub fn compile_worker() -> ExitCode {
         Err(Failure::Invalid(reason)) => (reason, ExitCode::from(INVALID_EXIT as u8)),
         Err(Failure::Machine(reason)) => (reason, ExitCode::from(MACHINE_EXIT as u8)),
     };
-    // The parent that would read it may be gone.
+    // Writing fails if the parent has ended.
     let _ = writeln!(io::stderr(), "{line}");
     code
 }
 
-/// Nobody needs the result any more when the parent has gone, which closes the other end of standard error.
+/// Ends the process when the parent has ended, which closes the other end of standard error, since the result is not needed.
 fn end_with_parent() {
     let stderr = io::stderr();
     let mut ends = [PollFd::new(&stderr, PollFlags::empty())];
@@ -85,7 +85,7 @@ fn end_with_parent() {
         match poll(&mut ends, None) {
             Ok(_) => std::process::exit(1),
             Err(rustix::io::Errno::INTR) => {}
-            // Without this the process only lives on to its end.
+            // Without the poll the process ends when it has compiled.
             Err(_) => return,
         }
     }
@@ -101,13 +101,13 @@ pub(super) fn compile(input: File, mut output: File) -> Result<Report, Failure> 
     Ok(Report { kind, input: ContentHash::of(&wasm).to_string(), output: ContentHash::of(&code).to_string() })
 }
 
-/// A standard stream as a file, without the buffer that is meant for text.
+/// Returns a standard stream as a file, without the buffer for text.
 fn own(stream: impl AsFd) -> io::Result<File> {
     Ok(File::from(stream.as_fd().try_clone_to_owned()?))
 }
 
-/// Tries the plain engine first, unless only the other has what is imported: it refuses what needs the other by
-/// validating, before it compiles anything.
+/// Compiles for the plain engine, or for the concurrent one if the component needs it. The plain engine refuses such a
+/// component when it validates it, before it compiles anything.
 fn precompile(wasm: &[u8]) -> Result<(EngineKind, Vec<u8>), String> {
     let attempt = |kind: EngineKind| {
         let code = kind.compiling().and_then(|engine| engine.precompile_component(wasm));
@@ -117,13 +117,13 @@ fn precompile(wasm: &[u8]) -> Result<(EngineKind, Vec<u8>), String> {
     plain.map_or_else(|| attempt(EngineKind::Concurrent), Ok).map_err(|error| format!("{error:#}"))
 }
 
-/// Whether the component imports an interface of WASI 0.3, which the plain engine has not, whatever it uses of it. Bytes
-/// that cannot be read are for wasmtime to complain about.
+/// Returns whether the component imports an interface of WASI 0.3, none of which the plain engine provides. Bytes that cannot
+/// be parsed are left for wasmtime to report.
 fn imports_wasi_3(wasm: &[u8]) -> bool {
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(wasm).map_while(Result::ok) {
         match payload {
-            // Of modules and components within: they are linked by the outer one.
+            // Imports of inner modules and components do not count, since the outer component provides them.
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
             Payload::ComponentImportSection(imports) if depth == 0 => {

@@ -1,6 +1,6 @@
-//! A component's file to a component, by way of the compiled files on disk (`cache`). Compiling happens in a child process
-//! (`compile_worker`): it is niced, has a bound on time and memory, and leaves nothing behind in the serving process, whose
-//! engines never compile.
+//! Makes a component from its file, by way of the compiled files on disk (`cache`). A child process compiles it
+//! (`compile_worker`), with a low priority and limits on time and memory, so that compiling leaves no memory behind in the
+//! serving process, whose engines never compile.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -29,7 +29,7 @@ use wasmcage_core::task;
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A compilation that takes longer than this makes room for the next one.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
-/// At most so much of a child's explanation is kept.
+/// The largest part of a child's explanation that is kept, in bytes.
 const EXPLANATION_BYTES_MAX: u64 = 8 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -71,17 +71,17 @@ pub enum CompileError {
 }
 
 impl CompileError {
-    /// Whether the same file may be compiled later.
+    /// Returns when to try to compile the same file again.
     pub fn retry(&self) -> Retry {
         match self {
-            // A name that leads to no regular file is looked at again when that changes.
+            // A name that leads to no regular file is examined again when that changes.
             Self::Read { source, .. }
                 if matches!(source.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) =>
             {
                 Retry::Never
             }
             Self::Read { .. } | Self::Changed | Self::Spawn { .. } | Self::NoRoom(_) | Self::Unusable(_) => Retry::Soon,
-            // Either the file is at fault, or a machine that has too much to do or too little memory.
+            // Either the file is at fault, or the machine is busy or short of memory.
             Self::TimedOut | Self::Crashed { .. } => Retry::Seldom,
             Self::TooLarge { .. } | Self::Empty | Self::NotWasm { .. } | Self::CoreModule | Self::Invalid(_) => {
                 Retry::Never
@@ -90,22 +90,23 @@ impl CompileError {
     }
 }
 
-/// A component ready to be linked, and the engine it runs on. Unmapped when its last version is dropped.
+/// A component that is ready to be linked, and its kind of engine. It is unmapped when its last version is dropped.
 pub struct Compiled {
     pub component: Component,
     pub kind: EngineKind,
-    /// Keeps the file locked, so that no process takes it for one that nobody uses.
+    /// The open file, which stays locked, so that no process removes it as unused.
     _code: File,
 }
 
-/// Where modules are compiled.
+/// The place where modules are compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompileIn {
-    /// In a process of its own for each, which is niced, bounded in time and memory, and may crash: this program with the argument
-    /// `compile`. It is a `wasmcage`, or a program that calls `wasmcage::host::compile_when_asked` first of all.
+    /// Each is compiled in a process of its own, with a low priority and limits on time and memory; its crash does no harm. The
+    /// path is that of a `wasmcage`, or of a program that calls `wasmcage::host::compile_when_asked` first of all. It is run
+    /// with the argument `compile`.
     Program(PathBuf),
-    /// On a thread of this process. The memory that it takes stays with the process as long as the host runs, time and memory have
-    /// no bound, and a component at which the compiler crashes ends the process: for components that are trusted.
+    /// They are compiled on a thread of this process, so only trusted components should be. Time and memory are not limited,
+    /// the process keeps the memory as long as the host runs, and a crash of the compiler ends the process.
     ThisProcess,
 }
 
@@ -115,14 +116,14 @@ impl<P: Into<PathBuf>> From<P> for CompileIn {
     }
 }
 
-/// Compiles for all cages of the process.
+/// The compiler that all cages of the process share.
 pub struct Compiler {
     engines: Arc<Engines>,
     cache: Cache,
     compile_in: CompileIn,
-    /// Compilations under way: one per core, and twice as many that take long.
+    /// Limits the compilations in flight to one per core, and twice as many more that take long.
     places: Places,
-    /// Components in use by any cage, so that the same file is mapped once.
+    /// The components in use by any cage, so that the same file is mapped only once.
     loaded: Mutex<HashMap<ContentHash, Weak<Compiled>>>,
 }
 
@@ -133,15 +134,15 @@ impl Compiler {
         Self { engines, cache, compile_in, places, loaded: Mutex::default() }
     }
 
-    /// Why compiled files are not kept where they should be; none while all is well.
+    /// Returns why compiled files are not kept in the preferred directory, or `None` if they are.
     pub fn cache_problem(&self) -> Option<String> {
         self.cache.problem()
     }
 
-    /// The component of this file, from memory, from disk, or compiled now.
+    /// Returns the component of this file, from memory, from disk, or compiled now.
     ///
     /// # Errors
-    /// What is wrong with the file, or what kept it from being compiled.
+    /// Returns an error when the file is no valid component or cannot be compiled now.
     pub async fn component(self: &Arc<Self>, source: Arc<ComponentFile>) -> Result<Arc<Compiled>, CompileError> {
         let hash = source.hash;
         if let Some(compiled) = self.blocking(move |this| this.cached(hash)).await {
@@ -198,7 +199,7 @@ impl Compiler {
         let no_room = |error: io::Error| CompileError::NoRoom(error.to_string());
         let output = self.blocking(|this| this.cache.output()).await.map_err(no_room)?;
         let (output, report) = match self.run(&source, &output).await {
-            // A disk that is full is no reason not to serve.
+            // If the disk is full, the module is compiled to memory.
             Err(CompileError::NoRoom(_)) if !output.is_in_memory() => {
                 let output = Output::in_memory().map_err(no_room)?;
                 let report = self.run(&source, &output).await?;
@@ -212,7 +213,7 @@ impl Compiler {
         self.blocking(move |this| this.publish(source.hash, &report, output)).await
     }
 
-    /// Maps the new machine code, and keeps it for the next start as well as possible.
+    /// Keeps the new machine code for the next start if possible, and maps it.
     fn publish(&self, hash: ContentHash, report: &Report, output: Output) -> Result<Arc<Compiled>, CompileError> {
         let _ = rustix::fs::flock(&output.file, FlockOperation::NonBlockingLockShared);
         let name = self.entry(hash, report.kind);
@@ -223,7 +224,7 @@ impl Compiler {
         self.load(hash, report.kind, output.file)
     }
 
-    /// Has the file compiled into `output`.
+    /// Compiles the file into `output`, in a child process or in this one.
     async fn run(&self, source: &ComponentFile, output: &Output) -> Result<Report, CompileError> {
         let read = |error| CompileError::Read { file: source.path.clone(), source: error };
         let mut input = source.file.try_clone().map_err(read)?;
@@ -236,7 +237,7 @@ impl Compiler {
     }
 }
 
-/// On a thread that may block.
+/// Compiles on a thread of this process that may block.
 async fn compile_here(input: File, output: File) -> Result<Report, CompileError> {
     let compiled = tokio::task::spawn_blocking(|| task::catch_panic(|| compile(input, output))).await;
     match compiled.expect("the work's panic is caught") {
@@ -247,7 +248,7 @@ async fn compile_here(input: File, output: File) -> Result<Report, CompileError>
     }
 }
 
-/// By a child of this process.
+/// Compiles in a child process.
 async fn run_program(program: &Path, input: File, output: File) -> Result<Report, CompileError> {
     let spawn = |error| CompileError::Spawn { program: program.to_owned(), source: error };
     let mut child = tokio::process::Command::new(program)
@@ -271,28 +272,28 @@ async fn run_program(program: &Path, input: File, output: File) -> Result<Report
     }
 }
 
-/// The beginning of what the child says, which is read to its end, so that the child never waits.
+/// Returns the beginning of the child's standard error, and reads the rest, so that the child never blocks on writing.
 async fn explanation(stderr: impl AsyncRead + Unpin) -> String {
     let mut bytes = Vec::new();
     let mut stderr = stderr.take(EXPLANATION_BYTES_MAX);
-    // What came before it broke is all there is.
+    // After an error, the bytes read before it are used.
     let _ = stderr.read_to_end(&mut bytes).await;
     let _ = tokio::io::copy(&mut stderr.into_inner(), &mut tokio::io::sink()).await;
     String::from_utf8_lossy(&bytes).trim().to_owned()
 }
 
-/// Maps machine code without copying it. Where the file system permits no code to be mapped, or there is no `/proc`, it is
-/// copied.
+/// Maps machine code without copying it, or copies it where the file system permits no code to be mapped or there is no
+/// `/proc`.
 #[expect(unsafe_code, reason = "compiled code is trusted: this user's host wrote it, and its hash was checked")]
 fn deserialize(engine: &Engine, code: &File) -> wasmtime::Result<Component> {
     // SAFETY: the open file was made by this host's compiler or found by `Cache::find`, which checked its owner, its mode
-    // and its hash; entries are replaced by others, never written over.
+    // and its hash; entries are replaced by new files, never overwritten.
     unsafe { Component::deserialize_file(engine, descriptor_path(code)) }.or_else(|error| {
         let mut bytes = Vec::new();
         let mut code = code.try_clone()?;
         code.rewind()?;
         code.read_to_end(&mut bytes)?;
-        // SAFETY: the same bytes.
+        // SAFETY: these are the bytes of the same file.
         unsafe { Component::deserialize(engine, &bytes) }.map_err(|_| error)
     })
 }

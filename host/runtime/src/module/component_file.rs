@@ -1,5 +1,5 @@
-//! The file of a component, opened and hashed. It is never read into memory here: the compiler's process reads it from the
-//! same open file, and tells the hash of what it has read.
+//! Opens and hashes the file of a component. It is never read into memory here: the compiler's process reads it from the same
+//! open file, and reports the hash of the bytes that it has read.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _};
@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 use super::compiler::CompileError;
 use wasmcage_core::regular_file::{self, FileStamp};
 
-/// A component's file may not be larger.
+/// The largest size of a component's file, in bytes.
 pub const COMPONENT_BYTES_MAX: u64 = 512 << 20;
-/// Read from a file at a time.
+/// The number of bytes that are read from a file at a time.
 const PIECE_BYTES: usize = 256 << 10;
-/// The bytes that tell what a file is.
+/// The length of the header, which tells what kind of file it is.
 const HEADER_BYTES: u64 = 8;
 
-/// SHA-256 of a component's file: the identity of a version.
+/// The SHA-256 of a component's file, which identifies its content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ContentHash([u8; 32]);
 
@@ -26,10 +26,10 @@ impl ContentHash {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// Of all that comes, and how many bytes that was.
+    /// Reads to the end, and returns the hash and the number of bytes.
     ///
     /// # Errors
-    /// The reader's.
+    /// Returns the reader's error.
     pub fn of_reader(reader: &mut impl Read) -> io::Result<(Self, u64)> {
         let mut hasher = Sha256::new();
         let mut piece = vec![0; PIECE_BYTES];
@@ -49,7 +49,7 @@ impl ContentHash {
 }
 
 impl std::fmt::Display for ContentHash {
-    /// As `sha256sum` prints it; `{:.12}` for a short form.
+    /// Writes it as `sha256sum` prints it; `{:.12}` gives a short form.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
         f.pad(&digits)
@@ -62,21 +62,21 @@ impl std::fmt::Debug for ContentHash {
     }
 }
 
-/// A file that begins like a component.
+/// An open file whose header is that of a component.
 #[derive(Debug)]
 pub struct ComponentFile {
     pub(super) file: File,
     pub path: PathBuf,
     pub hash: ContentHash,
-    /// Of the file before it was read.
+    /// The stamp of the file before it was read.
     pub stamp: FileStamp,
 }
 
 impl ComponentFile {
-    /// Opens and hashes it. Blocks.
+    /// Opens and hashes the file. Blocks.
     ///
     /// # Errors
-    /// It cannot be read, is no component at first sight, or was written to meanwhile.
+    /// Returns an error when the file cannot be read, is too large, does not begin like a component, or was changed meanwhile.
     pub fn open(path: &Path) -> Result<Self, CompileError> {
         let failed = |source| CompileError::Read { file: path.to_owned(), source };
         let mut file = regular_file::open(path).map_err(failed)?;
@@ -98,7 +98,7 @@ impl ComponentFile {
     }
 }
 
-/// Tells the common mistakes apart before anything is started for them.
+/// Returns the error for a file that is no component, as far as its header tells.
 fn check_header(header: &[u8]) -> Result<(), CompileError> {
     match header {
         [b'\0', b'a', b's', b'm', _, _, 1, 0] => Ok(()),

@@ -1,7 +1,7 @@
-//! The two wasmtime engines that every cage of the process shares, and the thread that makes their epochs tick.
+//! The two wasmtime engines that all cages of the process share, and the thread that increments their epochs.
 //!
-//! A component without async functions runs on the engine without concurrency support, where a call into the guest costs
-//! a third of what it costs on the other; `wasi:http@0.3` and the like need the other.
+//! A component without async functions runs on the plain engine, which has no concurrency support; a call into the guest takes
+//! a third of the time there. `wasi:http@0.3` and the like need the concurrent engine.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
@@ -11,37 +11,38 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConf
 use super::limits::PARTS_MAX;
 use wasmcage_config::TABLE_ELEMENTS_MAX;
 
-/// How often a running guest is interrupted to see whether its deadline has passed and to let its lane serve others.
+/// The interval at which a running guest is interrupted, to check its deadline and to let its lane serve others.
 pub const EPOCH_TICK: Duration = Duration::from_millis(1);
 
-/// Linear memory up to this size is kept resident and cleared by hand when its instance is dropped, which is faster than
-/// giving it back to the kernel. Guests built with a 64 KiB stack start below it.
+/// The size up to which linear memory stays resident and is cleared when its instance is dropped, which is faster than to
+/// give it back to the kernel. Guests built with a 64 KiB stack start below it.
 const MEMORY_KEEP_RESIDENT_BYTES: usize = 512 * 1024;
-/// Memory slots that stay warm after their instance has gone.
+/// The number of memory slots that stay warm after their instance was dropped.
 const WARM_SLOTS_MAX: u32 = 64;
-/// Instances are counted, and no room is kept for them: what ends first are the stacks.
+/// The largest number of core instances in a pool. wasmtime only counts them, and the stacks run out first.
 const CORE_INSTANCES_MAX: u32 = STACKS_MAX * PARTS_MAX as u32;
 const COMPONENT_INSTANCES_MAX: u32 = STACKS_MAX;
-/// Each reserves a bit over 4 GiB of address space, none of it backed by memory before use.
+/// The number of linear memories in a pool. Each reserves a little more than 4 GiB of address space, and uses memory only
+/// when it is written to.
 const MEMORIES_MAX: u32 = 4_000;
 const TABLES_MAX: u32 = 20_000;
-/// Guests that may be suspended in the middle of a call at one time.
+/// The number of stacks in a pool, which is the largest number of guests that may be in a call at one time.
 const STACKS_MAX: u32 = 4_000;
-/// What the pool of one engine is divided into. An instance takes so many units that the pool's memories, tables and stacks
-/// are enough for all instances that have theirs.
+/// The number of units into which the pool of one engine is divided. An instance takes so many units that the pool's memories,
+/// tables and stacks suffice for all instances that have their units.
 pub const POOL_UNITS: usize = 20_000;
-/// Frames of the guest. Interpreters recurse over what a request nests: CPython reads JSON of some 9,900 levels with it. It
-/// costs address space only, until a guest uses it.
+/// The size of a guest's stack. Interpreters recurse over nested input: with this size CPython reads JSON of some 9,900
+/// levels. Until a guest uses it, it takes address space only.
 const GUEST_STACK_BYTES: usize = 4 << 20;
-/// Above them on the same native stack, those of the host function that the guest called.
+/// The size of the part of the same native stack that is left for the host functions that the guest calls.
 const HOST_STACK_BYTES: usize = 512 << 10;
 
-/// Which of the two engines a component needs.
+/// The engine that a component needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EngineKind {
-    /// No async functions.
+    /// The engine for components without async functions.
     Plain,
-    /// Async functions, streams, futures.
+    /// The engine for components with async functions, streams or futures.
     Concurrent,
 }
 
@@ -55,7 +56,8 @@ impl EngineKind {
         }
     }
 
-    /// Settings that decide how code is compiled: the same in the compiling child and in the serving process.
+    /// Returns the settings that decide how code is compiled. They are the same in the compiling child and in the serving
+    /// process.
     fn config(self) -> Config {
         let mut config = Config::new();
         config
@@ -65,29 +67,29 @@ impl EngineKind {
             .max_wasm_stack(GUEST_STACK_BYTES)
             .async_stack_size(GUEST_STACK_BYTES + HOST_STACK_BYTES)
             .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20))
-            // Python heaps are tens of MiB, mostly zero: still mapped copy-on-write, never copied at each start.
+            // Python heaps have tens of MiB, mostly zeros. Up to this size they are mapped copy-on-write, not copied.
             .memory_guaranteed_dense_image_size(64 << 20);
         config
     }
 
-    /// An engine that compiles and runs nothing; dropped with all that compiling left in it.
+    /// Makes an engine that only compiles. It is dropped afterwards, together with the memory that compiling took.
     ///
     /// # Errors
-    /// wasmtime's, when this machine cannot run compiled code.
+    /// Returns wasmtime's error when this machine cannot run compiled code.
     pub fn compiling(self) -> wasmtime::Result<Engine> {
         Engine::new(&self.config())
     }
 }
 
-/// Units of the pool that an instance takes.
+/// Returns the number of units of the pool that an instance takes.
 pub fn pool_units(required: &ResourcesRequired) -> usize {
     let each = |number: u32, max: u32| (number as usize * POOL_UNITS).div_ceil(max as usize);
     let memories = each(required.num_memories, MEMORIES_MAX);
     memories.max(each(required.num_tables, TABLES_MAX)).max(each(1, STACKS_MAX))
 }
 
-/// The engines. They tick as long as anything lives that belongs to one: a guest may still be running when this has been
-/// dropped, and without a tick it would hold its lane for ever.
+/// The engines. Their epochs are incremented as long as anything of them is in use, because a guest may still be running when
+/// this is dropped, and it would never be interrupted otherwise.
 pub struct Engines {
     plain: Engine,
     concurrent: Engine,
@@ -95,7 +97,7 @@ pub struct Engines {
 
 impl Engines {
     /// # Errors
-    /// wasmtime's, when this machine cannot run compiled code.
+    /// Returns wasmtime's error when this machine cannot run compiled code.
     pub fn start() -> wasmtime::Result<Self> {
         let [plain, concurrent] = EngineKind::ALL.map(serving);
         let engines = Self { plain: plain?, concurrent: concurrent? };
@@ -119,8 +121,8 @@ impl Engines {
         }
     }
 
-    /// Differs whenever code compiled by another build of the host, of wasmtime, or for another processor must not be
-    /// used by this one.
+    /// Returns a hash that differs for code which this process must not use, because it was compiled by another version of the
+    /// host or of wasmtime, with other settings, or for another processor.
     pub fn compatibility(&self, kind: EngineKind) -> u64 {
         let mut hasher = DefaultHasher::new();
         env!("CARGO_PKG_VERSION").hash(&mut hasher);
@@ -133,7 +135,7 @@ fn serving(kind: EngineKind) -> wasmtime::Result<Engine> {
     let mut config = kind.config();
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool()));
     Engine::new(&config).or_else(|error| {
-        // Address space can be limited from outside (ulimit -v, containers): slower instances are better than none.
+        // The address space may be limited (ulimit -v, containers). Instances without a pool are slower, but they work.
         tracing::warn!(error = %format!("{error:#}"), "instance pool not available, instances are allocated one by one");
         Engine::new(&kind.config())
     })

@@ -1,5 +1,5 @@
-//! What a component offers, found by its type when it is loaded, so that serving looks nothing up by name but a called
-//! function.
+//! Finds the exports of a component by its type when it is loaded, so that at serving time only called functions are looked up
+//! by name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,23 +21,23 @@ pub const HANDOVER: &str = "wasmcage:cage/handover@0.1.0";
 const INCOMING_HANDLER: &str = "wasi:http/incoming-handler@0.2";
 pub const HTTP_HANDLER: &str = "wasi:http/handler@0.3";
 const COMMAND: &str = "wasi:cli/run@";
-/// What to do about a type of `wasmcage:cage` that is not the host's.
+/// The advice for a component whose types of `wasmcage:cage` differ from the host's.
 pub const BUILD_AGAIN: &str =
     "it was built with the WIT of another wasmcage: build it again with the SDK, or the `wit/`, of this one";
-/// Cases of the error that `handle` and `call` answer with.
+/// The cases of the error that `handle` and `call` return.
 const ERROR_CASES: [&str; 3] = ["bad-arguments", "refused", "failed"];
 
-/// Exports of a component that the host knows how to use.
+/// The exports of a component that the host can use.
 #[derive(Default)]
 pub struct Exports {
     pub handler: Option<ComponentExportIndex>,
     pub service: Option<Service>,
     pub web: Option<Web>,
     pub handover: Option<Handover>,
-    /// Plain functions by name: `name` at the top level, `interface#name` within an exported interface, and `name` alone
-    /// for those too unless it has several meanings.
+    /// The plain functions by name: `name` at the top level, `interface#name` within an exported interface, and also `name`
+    /// alone for the latter unless it is ambiguous.
     pub functions: BTreeMap<String, PlainFunction>,
-    /// Names of functions that several interfaces have, with the full names of these functions.
+    /// The short names that functions of several interfaces share, with the full names of these functions.
     ambiguous: BTreeMap<String, Vec<String>>,
 }
 
@@ -51,7 +51,7 @@ pub struct Handover {
     pub restore: ComponentExportIndex,
 }
 
-/// A standard WASI HTTP component.
+/// The export of a standard WASI HTTP component, by its version.
 pub enum Web {
     P2(p2::bindings::ProxyIndices),
     P3(p3::bindings::ServiceIndices),
@@ -59,18 +59,18 @@ pub enum Web {
 
 pub struct PlainFunction {
     pub index: ComponentExportIndex,
-    /// Or why it cannot be called by name.
+    /// The type, or the reason why the function cannot be called by name.
     pub signature: Result<Arc<Signature>, UnsupportedType>,
-    /// The fast way of its bytes, if its type has one.
+    /// The typed path for functions that carry bytes, if there is one for this type.
     pub carrier: Option<&'static dyn Carrier>,
-    /// `run` of a command: it takes words, may end by `exit`, and runs once in an instance.
+    /// Is true for `run` of a command, which takes words, may end by `exit` and runs once in an instance.
     pub is_command: bool,
-    /// Set by the first call, so that a later version without this function is refused.
+    /// Is set by the first call, so that a later version without this function is refused.
     used: AtomicBool,
 }
 
 impl PlainFunction {
-    /// `name: func(a: string, b: u32) -> bool`: for messages and for comparing versions.
+    /// Returns the function as text, such as `name: func(a: string, b: u32) -> bool`, for messages and to compare versions.
     pub fn describe(&self, name: &str) -> String {
         match &self.signature {
             Ok(signature) => signature.to_string(),
@@ -79,7 +79,7 @@ impl PlainFunction {
     }
 
     pub fn mark_used(&self) {
-        // Read first: a store on every call would bounce the cache line between cores.
+        // The flag is read first, because a store on every call would move the cache line between cores.
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
         }
@@ -89,7 +89,7 @@ impl PlainFunction {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The same function for another name of it.
+    /// Returns a copy for another name of the same function.
     fn again(&self) -> Self {
         let signature = self.signature.clone();
         Self { signature, used: AtomicBool::new(false), ..*self }
@@ -98,7 +98,7 @@ impl PlainFunction {
 
 impl Exports {
     /// # Errors
-    /// An export that has a known name and a wrong type.
+    /// Returns an error for an export that has a known name and a wrong type.
     pub fn of(pre: &InstancePre<GuestState>) -> Result<Self, String> {
         let component = pre.component();
         let mut exports = Self::default();
@@ -127,7 +127,7 @@ impl Exports {
                         exports.web = Some(Web::P2(indices(name, p2::bindings::ProxyIndices::new(pre))?));
                     }
                 }
-                // What componentize-py calls to initialise its interpreter, and nobody else may.
+                // These are the functions with which componentize-py initialises its interpreter; they are not for callers.
                 ComponentItem::ComponentInstance(_) if name == "exports" => {}
                 ComponentItem::ComponentInstance(instance) => {
                     for (function, item) in instance.exports(component.engine()) {
@@ -158,7 +158,7 @@ impl Exports {
         self.functions.insert(full_name, function);
     }
 
-    /// Functions of interfaces get their own name, too, unless several have it. One at the top level goes before them.
+    /// Adds the short name of each function of an interface, unless several functions share it or one at the top level has it.
     fn add_short_names(&mut self) {
         let mut by_name = BTreeMap::<String, Vec<String>>::new();
         for full_name in self.functions.keys() {
@@ -180,7 +180,7 @@ impl Exports {
         }
     }
 
-    /// The plain function of that name; with `interface@version#name`, also one of a version that is compatible by the
+    /// Returns the plain function of that name. `interface@version#name` also finds one of a version that is compatible by the
     /// rules of semantic versions. `_` may stand for the `-` of WIT.
     pub fn function(&self, name: &str) -> Option<&PlainFunction> {
         self.named(name).or_else(|| self.named(&wit_name(name)?))
@@ -198,14 +198,14 @@ impl Exports {
         })
     }
 
-    /// Full names of the functions that this name could mean, when there are several.
+    /// Returns the full names of the functions that this name could mean, when there are several.
     pub fn candidates(&self, name: &str) -> Option<&[String]> {
         let candidates = self.ambiguous.get(name).or_else(|| self.ambiguous.get(&wit_name(name)?));
         candidates.map(Vec::as_slice)
     }
 
-    /// How instances serve when `cage.toml` does not say. Guests of `wasi:http@0.2` are made for hosts that use an
-    /// instance once: some toolchains keep no second request in mind. A command runs once by its nature.
+    /// Returns the mode of instances when `cage.toml` does not set it. Guests of `wasi:http@0.2` are made for hosts that use
+    /// an instance once, and some toolchains do not support a second request. A command runs only once in an instance.
     pub fn instance_mode(&self) -> InstanceMode {
         let once = matches!(self.web, Some(Web::P2(_))) || self.functions.values().any(|function| function.is_command);
         if once { InstanceMode::Fresh } else { InstanceMode::Reuse }
@@ -222,8 +222,8 @@ fn member(component: &Component, instance: &str, function: &str) -> Result<Compo
     index.ok_or_else(|| format!("export {instance} lacks function `{function}`"))
 }
 
-/// The whole type is compared when an instance starts. The cases of its error are looked at before, so that `check`, which
-/// starts nothing, knows a component that was built with an earlier WIT.
+/// Compares the cases of the function's error with the host's, so that `wasmcage check`, which starts nothing, finds a
+/// component that was built with an earlier WIT. The whole type is compared when an instance starts.
 fn check_error(component: &Component, instance: &ComponentInstance, name: &str, function: &str) -> Result<(), String> {
     let item = instance.get_export(component.engine(), function).map(|export| export.ty);
     let Some(ComponentItem::ComponentFunc(ty)) = item else { return Ok(()) };
@@ -240,18 +240,20 @@ fn check_error(component: &Component, instance: &ComponentInstance, name: &str, 
     ))
 }
 
-/// A name as WIT writes it, if it was written with `_`.
+/// Returns the name with `-` for `_`, as WIT writes it, or `None` if it has no `_`.
 fn wit_name(name: &str) -> Option<String> {
     name.contains('_').then(|| name.replace('_', "-"))
 }
 
-/// What versions of an interface that can stand for each other have in common; none for those that stand alone.
+/// Returns the name and the part of the version that all compatible versions of an interface share, or `None` if the version
+/// is compatible only with itself.
 fn compatible(interface: &str) -> Option<(&str, &str)> {
     let (name, version) = interface.split_once('@')?;
     Some((name, compatible_version(version)?))
 }
 
-/// The same of a version alone: `1` of `1.2.3`, `0.2` of `0.2.3`.
+/// Returns the part of a version that all compatible versions share, such as `1` of `1.2.3` or `0.2` of `0.2.3`, or `None` if
+/// the version is compatible only with itself.
 pub fn compatible_version(version: &str) -> Option<&str> {
     let end = |parts: usize| version.match_indices('.').nth(parts - 1).map(|(at, _)| at);
     let stands_alone = version.is_empty() || version.contains(['-', '+']) || version.starts_with("0.0.");
@@ -265,12 +267,12 @@ fn indices<T>(name: &str, indices: wasmtime::Result<T>) -> Result<T, String> {
     })
 }
 
-/// Whether an exported interface is one of `wasi:http`, which interfaces use rather than callers.
+/// Returns true for an exported interface of `wasi:http`, which a cage's interfaces use and other modules do not call by name.
 pub fn is_web(name: &str) -> bool {
     name.starts_with(HTTP_HANDLER) || name.starts_with(INCOMING_HANDLER)
 }
 
-/// The interfaces that a component imports, with versions.
+/// Returns the names of the component's imports, with their versions.
 pub fn imports(component: &Component, engine: &Engine) -> Vec<String> {
     component.component_type().imports(engine).map(|(name, _)| name.to_owned()).collect()
 }

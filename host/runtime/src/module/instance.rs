@@ -1,4 +1,5 @@
-//! A version in a Store: one guest, serving one request at a time. Whatever goes wrong inside ends this instance only.
+//! An instance is a version in a wasmtime `Store`: one guest, which serves one request at a time. A failure inside ends this
+//! instance only.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -24,12 +25,12 @@ use wasmcage_core::request::{Deadline, Payload, Reply, Request, RequestContext, 
 use wasmcage_core::telemetry::error_chain;
 use wasmcage_core::values::Values;
 
-/// Beyond the deadline: for a host call that does not return, since the guest itself is stopped by the epoch.
+/// The time after the deadline at which a host call that does not return is ended. The guest itself is stopped by the epoch.
 const DEADLINE_GRACE: Duration = Duration::from_millis(10);
-/// Bytes copied from the guest's memory in one call or host call.
+/// The largest number of bytes that are copied from the guest's memory in one call or host call.
 const COPY_BYTES_MAX: usize = 128 << 20;
 
-/// The functions that the host calls, as its messages name them.
+/// The names of the functions that the host calls, for its messages.
 const HANDLE: &str = "wasmcage:cage/handler@0.1.0#handle";
 const CALL: &str = "wasmcage:cage/service@0.1.0#call";
 const FUNCTIONS: &str = "wasmcage:cage/service@0.1.0#functions";
@@ -45,24 +46,25 @@ type Restore = TypedFunc<(Vec<u8>,), (Result<(), String>,)>;
 pub struct Instance {
     pub store: Store<GuestState>,
     pub guest: component::Instance,
-    /// The `wasi:http@0.2` export, once it was used.
+    /// The `wasi:http@0.2` export, once it has been used.
     pub proxy: Option<Proxy>,
     handle: Option<Handle>,
     call: Option<Call>,
-    /// Calls so far.
+    /// The number of calls so far.
     pub uses: u64,
-    /// A command has run in it, which happens once in an instance.
+    /// Is true once a command has run, which happens only once in an instance.
     pub spent: bool,
     pub idle_since: Instant,
-    /// Bytes of memory when it had started.
+    /// The size of its memory after the start, in bytes.
     image_bytes: usize,
-    /// Given back after the store is gone.
+    /// The units of the pool, which are given back after the store was dropped.
     _part: PoolPart,
 }
 
 impl Instance {
     /// # Errors
-    /// `Trap` when its start function ends it, `DeadlineExceeded`, `Overloaded` when the pool has no room.
+    /// Returns `Trap` when the guest traps while it starts, `DeadlineExceeded`, `Overloaded` when the pool or the guests'
+    /// memory has no room, or `Host` when its state cannot be made.
     pub async fn start(
         pre: &component::InstancePre<GuestState>,
         home: &Arc<Home>,
@@ -79,7 +81,7 @@ impl Instance {
             if store.data().deadline().passed() {
                 return Ok(UpdateDeadline::Interrupt);
             }
-            // Lets the lane serve others, and look at its sockets and timers, before the guest goes on.
+            // The lane serves others and polls its sockets and timers before the guest goes on.
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(lanes::leave())))
         });
         let started = until(deadline, pin!(pre.instantiate_async(&mut store))).await;
@@ -105,12 +107,12 @@ impl Instance {
         })
     }
 
-    /// Bytes that its memory has grown by since it started.
+    /// Returns the number of bytes by which its memory has grown since it started.
     pub fn grown_bytes(&self) -> usize {
         self.store.data().limits.memory_bytes().saturating_sub(self.image_bytes)
     }
 
-    /// Whether the directories that it was granted are still where they were.
+    /// Returns whether the directories that it was granted are still where they were.
     pub fn has_its_directories(&self) -> bool {
         self.store.data().has_its_directories()
     }
@@ -159,7 +161,7 @@ impl Instance {
         result.map(Payload::from).map_err(DispatchError::from)
     }
 
-    /// Calls a plain typed export, with JSON arguments or with values of its own type; the result comes alike.
+    /// Calls a plain typed export with JSON arguments or with values of its own type. The result has the same form.
     pub async fn call_plain(
         &mut self,
         name: &str,
@@ -191,7 +193,7 @@ impl Instance {
         }
     }
 
-    /// Runs a command with the words of the call. Its success is `null`; it may tell of it by returning or by `exit`.
+    /// Runs a command with the words of the call. If it returns or exits with status 0, the result is `null`.
     async fn run_command(
         &mut self,
         name: &str,
@@ -214,7 +216,7 @@ impl Instance {
         }
     }
 
-    /// An `err` that the function returns is its result, not a failure of the call.
+    /// Calls a function through a binding. An `err` that the function returns is its result, not a failure of the call.
     async fn call_bound(
         &mut self,
         name: &str,
@@ -262,7 +264,7 @@ impl Instance {
         func.ok_or_else(|| DispatchError::Host(format!("export {name} has gone from its component")))
     }
 
-    /// Names that the `service` export answers to.
+    /// Returns the names of the functions that the `service` export lists.
     pub async fn functions(
         &mut self,
         index: &ComponentExportIndex,
@@ -273,10 +275,10 @@ impl Instance {
         Ok(names)
     }
 
-    /// The memory that a `single` instance leaves to its successor.
+    /// Calls `save` and returns the bytes that a `single` instance hands over to its successor.
     pub async fn save(&mut self, index: &ComponentExportIndex, deadline: Deadline) -> Result<Vec<u8>, DispatchError> {
         let save: Save = typed(&mut self.store, &self.guest, index, SAVE)?;
-        // Whatever is too long for the next version is refused when it is here: a trap would end the memory.
+        // The bytes may be as long as the memory here, because a trap would end the instance. The loader refuses too many.
         let memory = self.store.data().home.settings.memory_bytes;
         self.store.set_hostcall_fuel(memory.max(COPY_BYTES_MAX));
         let saved = self.enter(None, deadline, async |store| save.call_async(store, ()).await).await;
@@ -312,7 +314,7 @@ impl Instance {
         Ok(())
     }
 
-    /// Every entry into the guest: an error means that this instance must not be used again, unless the guest gave it.
+    /// Runs `call` in the guest. All calls into the guest go through here. After an error the instance must not be used again.
     pub async fn enter<T>(
         &mut self,
         context: Option<Arc<RequestContext>>,
@@ -333,13 +335,13 @@ impl Instance {
     }
 }
 
-/// Runs a guest, at most up to a little after its deadline.
+/// Runs a guest until shortly after its deadline at most.
 fn until<T>(deadline: Deadline, mut guest: Pin<&mut impl Future<Output = T>>) -> Timeout<impl Future<Output = T>> {
     let guest = poll_fn(move |context| lanes::poll_guest(guest.as_mut(), context));
     timeout_at(deadline.instant() + DEADLINE_GRACE, guest)
 }
 
-/// The same with a deadline that is put off while bytes move.
+/// Runs a guest like `until`, with a deadline that moves on while a stream makes progress.
 async fn in_time<T>(
     stream: &StreamDeadline,
     mut guest: Pin<&mut impl Future<Output = T>>,
@@ -353,7 +355,7 @@ async fn in_time<T>(
     }
 }
 
-/// Finds a function and compares its type; cheap enough for every fresh instance.
+/// Finds a function and compares its type, which is cheap enough for every new instance.
 fn typed<P, R>(
     store: &mut Store<GuestState>,
     guest: &component::Instance,
@@ -371,7 +373,7 @@ where
     guest.get_typed_func(store, index).map_err(another)
 }
 
-/// Tells a deadline from a trap, and a trap that a limit caused from others.
+/// Turns the result of a call into its error: an exceeded deadline, a lack of room, or a trap, with the limit that caused it.
 fn outcome<T>(
     store: &mut Store<GuestState>,
     deadline: Deadline,
@@ -382,7 +384,7 @@ fn outcome<T>(
     match result {
         Err(_) => Err(DispatchError::DeadlineExceeded("the module was waiting for the host".into())),
         Ok(Ok(value)) => {
-            // A guest that was refused memory and went on has nothing to explain later.
+            // The guest went on after the refusal, so a later trap has another cause.
             limits.take_refusal();
             Ok(value)
         }
@@ -402,7 +404,7 @@ fn outcome<T>(
     }
 }
 
-/// One line: the cause, then the innermost frames of the guest that have a name.
+/// Returns the text of a trap in one line: the cause, then the innermost frames of the guest that have a name.
 fn trap_text(error: &wasmtime::Error) -> String {
     const FRAMES_SHOWN: usize = 4;
     let mut text = match error.downcast_ref() {
@@ -410,7 +412,7 @@ fn trap_text(error: &wasmtime::Error) -> String {
         None => error.root_cause().to_string(),
     };
     if error.downcast_ref() == Some(&Trap::MemoryOutOfBounds) {
-        // Toolchains put a stack of the guest's own at the beginning of its memory, where it runs out like this.
+        // Toolchains put the guest's own stack at the beginning of its memory, where an overflow of it causes this trap.
         text.push_str(" (maybe the guest's own stack is exhausted)");
     }
     if let Some(backtrace) = error.downcast_ref::<wasmtime::WasmBacktrace>() {

@@ -1,5 +1,5 @@
-//! What an instance may grow to. Asked by wasmtime on every growth; remembers the first refusal, because the guest that
-//! is refused usually traps with a text that does not say why.
+//! Limits the memory and the tables of an instance. wasmtime asks on every growth. The first refusal is kept, because a guest
+//! that is refused usually traps with a text that does not say why.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use wasmtime::ResourceLimiter;
 
 use super::room::{ModuleRoom, Shortage};
 
-/// Memories and tables of one instance, and core instances in it: far above what any toolchain makes.
+/// The largest number each of memories, tables and core instances in one instance, far above what any toolchain makes.
 pub const PARTS_MAX: usize = 2_000;
 
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct Limits {
     memory_bytes: usize,
     table_elements: usize,
     refusal: Option<String>,
-    /// The last growth that failed for want of room, and not by the instance's own limit.
+    /// The last shortage of shared memory for which a growth was refused, not counting the instance's own limit.
     shortage: Option<Shortage>,
     room: Arc<ModuleRoom>,
 }
@@ -35,17 +35,17 @@ impl Limits {
         }
     }
 
-    /// Bytes of linear memory, all memories of the instance together.
+    /// Returns the size of all linear memories of the instance together, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
 
-    /// The first limit that was hit since the last call of this.
+    /// Takes the text of the first limit that was reached since the last call of this.
     pub fn take_refusal(&mut self) -> Option<String> {
         self.refusal.take()
     }
 
-    /// Whether memory was refused because guests have too much of it together.
+    /// Returns the last shortage, if memory was refused because guests together have too much of it.
     pub fn shortage(&self) -> Option<Shortage> {
         self.shortage
     }

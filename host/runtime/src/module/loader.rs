@@ -1,6 +1,6 @@
-//! Bytes to a version that may serve, off to the side: compile, check imports against the grants, link, look at the
-//! exports, start one instance, ask it for its functions, compare with the version that serves now. Whatever fails, the
-//! old version goes on.
+//! The loader makes a version from a component's file: it compiles it, checks that its imports are provided, links it,
+//! reads the exports, starts one instance, asks it for its functions and compares them with the version that serves now.
+//! If any step fails, the old version goes on serving.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,21 +28,23 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::lanes::Lanes;
 use wasmcage_core::request::Deadline;
 
-/// A `service` may list at most so many functions.
+/// The largest number of functions that a `service` may list.
 const FUNCTIONS_MAX: usize = 10_000;
-/// News of modules that a cage has not heard yet; one that misses some looks at everything.
+/// The number of news of modules that are kept for a cage; a cage that misses some examines all its refused modules that
+/// have bindings.
 const NEWS_MAX: usize = 256;
-/// What a `single` instance may hand over to the next version.
+/// The largest number of bytes that a `single` instance may hand over to the next version.
 const HANDOVER_BYTES_MAX: usize = 16 << 20;
-/// Files read and hashed at once, and those more whose disk or server does not answer.
+/// The numbers of quick and of slow reads of files at one time; a slow one waits for a disk or a file server.
 const READS: (usize, usize) = (4, 64);
-/// First instances started at once, and those more that take their time.
+/// The numbers of quick and of slow starts of first instances at one time.
 const STARTS: (usize, usize) = (4, 16);
-/// A read or a start that takes longer makes room for the next one.
+/// A read or a start that takes longer than this counts as slow, and makes room for the next one.
 const SLOW_AFTER: Duration = Duration::from_millis(250);
-/// A `save` that has begun may take so long, however short a start has to be: ending it ends the memory that it saves.
+/// The least timeout of a `save`, even if that of a start is shorter: a `save` that is interrupted ends the instance, and
+/// its memory is lost.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of a list of mistakes in a message; `wasmcage check` shows all.
+/// The number of mistakes that a message lists; `wasmcage check` shows all.
 const MISTAKES_SHOWN_MAX: usize = 5;
 
 #[derive(Debug, thiserror::Error)]
@@ -78,19 +80,19 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the same file may be taken later, although nothing about it, its settings and its bindings has changed.
+    /// Returns when to try the same file again although neither it nor its settings or bindings have changed.
     pub fn retry(&self) -> Retry {
         match self {
             Self::Compile(error) => error.retry(),
-            // Guests may depend on what is outside; one that never starts is not started often.
+            // The start of a guest may depend on other systems, so it is tried again, but seldom: each attempt costs much.
             Self::Start(error) | Self::Functions(error) | Self::Restore(error) => match error {
                 DispatchError::Host(_) | DispatchError::Overloaded(_) => Retry::Soon,
                 _ => Retry::Seldom,
             },
-            // The predecessor may have been busy for all that time.
+            // `BadRequest` means that the predecessor saved too much. Otherwise it may have been busy until the deadline.
             Self::Save(DispatchError::BadRequest(_)) => Retry::Seldom,
             Self::Save(_) => Retry::Soon,
-            // The same `save` would end the next instance, too.
+            // After `MemoryLost` the same `save` would end the next instance, too.
             Self::MemoryLost(_)
             | Self::Imports(_)
             | Self::Link(_)
@@ -101,7 +103,7 @@ impl LoadError {
     }
 }
 
-/// One import that keeps a component from being loaded.
+/// An import that keeps a component from being loaded, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportProblem {
     pub import: String,
@@ -114,7 +116,7 @@ fn import_list(problems: &[ImportProblem]) -> String {
     shortlist(&lines)
 }
 
-/// The first mistakes, and how many more there are: a log line has to be read.
+/// Joins the first mistakes and says how many more there are, so that a log line stays readable.
 fn shortlist(texts: &[String]) -> String {
     let shown = texts.iter().take(MISTAKES_SHOWN_MAX).map(String::as_str).collect::<Vec<_>>().join("; ");
     match texts.len().saturating_sub(MISTAKES_SHOWN_MAX) {
@@ -123,20 +125,20 @@ fn shortlist(texts: &[String]) -> String {
     }
 }
 
-/// What `wasmcage check` tells of a component.
+/// The result of `wasmcage check` for one component.
 #[derive(Debug, Serialize)]
 pub struct Inspection {
     pub sha256: String,
     pub engine: &'static str,
-    /// How its instances would serve; none when it cannot be linked.
+    /// The mode in which its instances would serve, or `None` when it cannot be linked.
     pub mode: Option<InstanceMode>,
     pub imports: Vec<ImportReport>,
-    /// Interfaces that `cage.toml` binds and the component does not import.
+    /// The interfaces that `cage.toml` binds and the component does not import.
     pub unused_bindings: Vec<String>,
     pub exports: Vec<String>,
-    /// What is not wrong and still worth knowing, such as functions that no other module can call.
+    /// Remarks that do not keep it from being loaded, such as functions that no other module can call.
     pub notes: Vec<String>,
-    /// Empty: it would be taken, as far as can be seen without starting it.
+    /// The reasons why it would be refused. If there are none, it would be loaded, as far as can be seen without starting it.
     pub problems: Vec<String>,
 }
 
@@ -146,26 +148,26 @@ pub struct ImportReport {
     pub granted: bool,
     /// The module that answers it, as `cage/module` or `module`, when `cage.toml` binds it to one.
     pub bound: Option<String>,
-    /// Why not.
+    /// The reason why it is not granted.
     pub reason: Option<String>,
-    /// What it will not do although it is granted.
+    /// A function that the import lacks although it is granted.
     pub caveat: Option<&'static str>,
 }
 
-/// Loads for all cages of the process.
+/// The loader that all cages of the process share.
 pub struct Loader {
     compiler: Arc<Compiler>,
     linkers: [Linker<GuestState>; 2],
     lanes: Arc<Lanes>,
     reads: Places,
     starts: Places,
-    /// Cage and module of each version that begins to serve.
+    /// The cage and the module of each version that begins to serve.
     news: broadcast::Sender<(Arc<str>, Arc<str>)>,
 }
 
 impl Loader {
     /// # Errors
-    /// wasmtime's, when the host's own interfaces clash: a bug.
+    /// Returns wasmtime's error when the host's own interfaces clash, which is a bug.
     pub fn new(engines: &Engines, compiler: Arc<Compiler>, lanes: Arc<Lanes>) -> wasmtime::Result<Self> {
         let [plain, concurrent] = EngineKind::ALL.map(|kind| host_api::linker(engines.get(kind), kind));
         let (news, _) = broadcast::channel(NEWS_MAX);
@@ -173,27 +175,28 @@ impl Loader {
         Ok(Self { compiler, linkers: [plain?, concurrent?], lanes, reads, starts, news })
     }
 
-    /// Why compiled files are not kept where they should be; none while all is well.
+    /// Returns why compiled files are not kept in the preferred directory, or `None` if they are.
     pub fn cache_problem(&self) -> Option<String> {
         self.compiler.cache_problem()
     }
 
-    /// Looks at a file, on a thread for what blocks. Of a file system that does not answer, other files do not have to wait.
+    /// Runs `look`, which reads a file, on a thread that may block. A few files whose file system does not answer do not
+    /// delay the others.
     ///
     /// # Panics
-    /// When `look` does.
+    /// Panics when `look` panics.
     pub async fn read<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> T {
         let read = async { tokio::task::spawn_blocking(look).await };
         self.reads.within(read).await.unwrap_or_else(|error| panic!("reading a file: {error}"))
     }
 
-    /// Tells all cages that another version of a module serves: others may be bound to it.
+    /// Tells all cages that another version of a module serves, since modules of theirs may be bound to it.
     pub fn tell(&self, home: &Home) {
-        // Without receivers nobody wants to know.
+        // Sending fails only when there are no receivers.
         let _ = self.news.send((home.cage.clone(), home.module.clone()));
     }
 
-    /// Hears of each version that begins to serve from now on.
+    /// Returns a receiver of the cage and the module of each version that begins to serve from now on.
     pub fn news(&self) -> broadcast::Receiver<(Arc<str>, Arc<str>)> {
         self.news.subscribe()
     }
@@ -208,7 +211,7 @@ impl Loader {
     /// Makes a version for `slot`, but does not put it there.
     ///
     /// # Errors
-    /// The first of the steps that failed; the slot is as it was.
+    /// Returns the error of the first step that failed. The slot keeps its version.
     pub async fn load(
         &self,
         slot: &Slot,
@@ -267,7 +270,7 @@ impl Loader {
         pre.map_err(|error| LoadError::Link(link_text(&format!("{error:#}"), &compiled.component)))
     }
 
-    /// Starts one instance, which serves later, and asks for the functions of its `service`.
+    /// Starts one instance, which goes to the version's pool, and returns the functions that its `service` lists.
     async fn first_call(&self, version: &Version, timeout: Duration) -> Result<Vec<String>, LoadError> {
         let deadline = Deadline::after(timeout);
         let mut instance = version.start(deadline).await.map_err(LoadError::Start)?;
@@ -289,14 +292,14 @@ impl Loader {
         Ok(names)
     }
 
-    /// Carries a `single` instance's memory over. The old instance's lease is returned: it is held until the new version
-    /// is in the slot, so that no call reaches the old memory after it was saved.
+    /// Hands a `single` instance's memory over to `new`. The caller holds the returned lease of the old instance until the
+    /// new version is in the slot, so that no call reaches the old memory after it was saved.
     async fn hand_over(&self, slot: &Slot, new: &Arc<Version>, timeout: Duration) -> Result<Option<Lease>, LoadError> {
         let Some(old) = slot.current().filter(|old| old.mode == InstanceMode::Single) else {
             return Ok(None);
         };
         let deadline = Deadline::after(timeout);
-        // Nothing of it is work of the cage's.
+        // A handover is no call from outside, so it takes no place of the cage.
         let mut lease = match old.enter(EntryKind::Within, deadline).await {
             Ok(place) => old.clone().lease(place, deadline).await.map_err(LoadError::Save)?,
             Err(AdmissionError::Closed) => return Ok(None),
@@ -306,7 +309,7 @@ impl Loader {
         let saved = match lease.save(&from.save, Deadline::after(timeout.max(SAVE_TIMEOUT))).await {
             Ok(saved) => saved,
             Err(error @ DispatchError::Host(_)) => {
-                // The guest was not entered.
+                // The guest was not called, so its instance is unchanged.
                 lease.keep();
                 return Err(LoadError::Save(error));
             }
@@ -317,20 +320,20 @@ impl Loader {
             let text = format!("it saved {} bytes, at most {HANDOVER_BYTES_MAX} are carried over", saved.len());
             return Err(LoadError::Save(DispatchError::BadRequest(text)));
         }
-        // The save may have taken all of its time, and that of the restore is its own.
+        // The restore has a timeout of its own, since the save may have used up the first one.
         let deadline = Deadline::after(timeout);
         if let Err(error) = restore(new, to, saved, deadline).await {
-            // The old instance has been asked to save, which changes nothing in it: it serves on.
+            // A `save` does not change the old instance, so it goes on serving.
             lease.keep();
             return Err(LoadError::Restore(error));
         }
         Ok(Some(lease))
     }
 
-    /// Looks at a component without starting it.
+    /// Inspects a component without starting it.
     ///
     /// # Errors
-    /// When it cannot even be compiled.
+    /// Returns an error when it cannot be compiled.
     pub async fn inspect(&self, source: ComponentFile, settings: &ModuleConfig) -> Result<Inspection, CompileError> {
         let hash = source.hash;
         let compiled = self.compiler.component(Arc::new(source)).await?;
@@ -378,7 +381,7 @@ impl Loader {
     }
 }
 
-/// Gives the new version's first instance what the old one saved.
+/// Calls `restore` of the new version's first instance with the bytes that the old one saved.
 async fn restore(
     version: &Arc<Version>,
     handover: &Handover,
@@ -392,7 +395,8 @@ async fn restore(
     Ok(())
 }
 
-/// Imports that other modules answer; and those that nobody provides, or that the module was not granted.
+/// Returns the imports that are bound to other modules, and the problems of those that nobody provides or that cannot be
+/// bound.
 fn bound_imports(compiled: &Compiled, settings: &ModuleConfig) -> (Vec<BoundInterface>, Vec<ImportProblem>) {
     let (component, engine) = (&compiled.component, compiled.component.engine());
     let (bound, mut problems) = binding::resolve(component, &settings.imports);
@@ -407,8 +411,8 @@ fn bound_imports(compiled: &Compiled, settings: &ModuleConfig) -> (Vec<BoundInte
     (bound, problems)
 }
 
-/// Bound imports that their target, as far as it is known in this process, cannot answer. One that is not known yet is
-/// looked at by each first call.
+/// Returns the bound imports that the version which serves their target in this process cannot answer. A target that is not
+/// loaded yet is checked by the first call.
 fn target_problems(home: &Home, bound: &[BoundInterface]) -> Vec<ImportProblem> {
     let Some(dispatcher) = home.dispatcher.upgrade() else { return Vec::new() };
     let problem = |interface: &BoundInterface| {
@@ -420,7 +424,7 @@ fn target_problems(home: &Home, bound: &[BoundInterface]) -> Vec<ImportProblem> 
     bound.iter().filter_map(problem).collect()
 }
 
-/// What modules of this process are bound to and this version does not have, each as a sentence.
+/// Returns the functions that modules of this process are bound to and that this version does not have, each as a sentence.
 fn unfit_bindings(version: &Version) -> Vec<String> {
     let Some(dispatcher) = version.home.dispatcher.upgrade() else { return Vec::new() };
     let bound = dispatcher.bound_to(&version.home.module).into_iter();
@@ -445,7 +449,7 @@ fn import_reason(import: &str, settings: &ModuleConfig) -> Option<String> {
     }
 }
 
-/// What wasmtime says of an import that does not fit, and what would.
+/// Returns wasmtime's text about an import that does not fit, with the versions that are served or advice to build it again.
 fn link_text(text: &str, component: &Component) -> String {
     let imports = exports::imports(component, component.engine());
     let named = imports.iter().find(|import| text.contains(&format!("`{import}`")));
@@ -458,7 +462,7 @@ fn link_text(text: &str, component: &Component) -> String {
     }
 }
 
-/// What the serving version is used for and the new one cannot do, each as a sentence.
+/// Returns the exports of the serving version that are in use and that the new one lacks, each as a sentence.
 fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
     let mut missing = Vec::new();
     let serves = |version: &Version| version.exports.handler.is_some() || version.exports.web.is_some();
@@ -489,7 +493,7 @@ fn missing_exports(old: &Version, new: &Version) -> Vec<String> {
     missing
 }
 
-/// Plain functions that cannot be called by name, and why.
+/// Returns the plain functions that cannot be called by name, with the reason.
 fn unsupported(exports: &Exports) -> impl Iterator<Item = String> {
     exports.functions.iter().filter_map(|(name, function)| {
         let reason = function.signature.as_ref().err()?;

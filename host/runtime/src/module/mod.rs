@@ -1,5 +1,5 @@
-//! Guests as code: files become versions (`watcher`, `compiler`, `loader`), versions stand in slots, instances of them run
-//! requests. The dispatcher is the only caller at serving time.
+//! Modules: files become versions (`watcher`, `compiler`, `loader`), each slot holds the current version of a module, and
+//! instances of the versions run requests. Only the dispatcher calls this code to serve requests.
 
 pub mod binding;
 pub mod cache;
@@ -34,11 +34,11 @@ use wasmcage_config::InstanceMode;
 
 pub use self::compile_worker::compile_worker;
 
-/// Set for a program that is run to compile a module.
+/// The environment variable that is set for a program which is run to compile a module.
 pub const COMPILE_VARIABLE: &str = "WASMCAGE_COMPILE";
 
-/// The slots of one cage, by module name. Slots are made for files and for interfaces, never for names that a guest made
-/// up; one whose file has gone stays, empty.
+/// The slots of one cage, by module name. Slots are made for files and for interfaces, never for names that a guest asks
+/// for. A slot whose file was removed stays, without a version.
 #[derive(Default)]
 pub struct Modules {
     slots: ArcSwap<HashMap<Arc<str>, Arc<Slot>>>,
@@ -66,33 +66,33 @@ impl Modules {
         self.slots.load().values().cloned().collect()
     }
 
-    /// Names of modules that have a version.
+    /// Returns the names of the modules that have a version.
     pub fn names(&self) -> Vec<Arc<str>> {
         self.all().into_iter().filter(|slot| slot.current().is_some()).map(|slot| slot.name.clone()).collect()
     }
 
-    /// Sorted by name.
+    /// Returns the state of each module, sorted by name.
     pub fn snapshot(&self) -> Vec<ModuleSnapshot> {
         let mut modules: Vec<_> = self.all().iter().map(|slot| slot.snapshot()).collect();
         modules.sort_by(|a, b| a.module.cmp(&b.module));
         modules
     }
 
-    /// Frees instances that were idle for longer than their module's setting.
+    /// Frees the instances that were idle for at least the `idle_timeout` of their module.
     pub fn drop_idle(&self) {
         for version in self.all().iter().filter_map(|slot| slot.current()) {
             version.drop_idle(version.home.settings.instances.idle_timeout);
         }
     }
 
-    /// Frees all idle instances but those that are their module's only one, whose memory is not to be lost; says how many.
+    /// Frees all idle instances and returns their number. Instances of `single` modules stay, so that their memory is not lost.
     pub fn make_room(&self) -> usize {
         let versions = self.all().into_iter().filter_map(|slot| slot.current());
         let versions = versions.filter(|version| version.mode != InstanceMode::Single);
         versions.map(|version| version.drop_idle(Duration::ZERO)).sum()
     }
 
-    /// At the cage's end: no version is current any more.
+    /// Removes all versions from the slots at the end of the cage.
     pub fn clear(&self) {
         self.all().iter().for_each(|slot| slot.swap(None));
     }

@@ -1,16 +1,16 @@
-//! Places for work that is mostly short and sometimes very long, such as starting a module that somebody else has written.
-//! Work that takes long moves to the slow places, so that it does not keep the rest waiting.
+//! Limits concurrent work that is mostly short and sometimes very long, such as starting a module of unknown origin. Work
+//! that takes long moves to the slow places, so that it does not delay the rest.
 
 use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-/// Bounds how much of the work is done at once: at most `quick` + `slow`.
+/// Places for at most `quick` + `slow` pieces of work at one time.
 pub(super) struct Places {
     quick: Semaphore,
     slow: Semaphore,
-    /// Work that takes longer counts as slow.
+    /// The time after which work counts as slow.
     slow_after: Duration,
 }
 
@@ -19,8 +19,8 @@ impl Places {
         Self { quick: Semaphore::new(quick), slow: Semaphore::new(slow), slow_after }
     }
 
-    /// Does the work when there is a quick place. After `slow_after` that place is given up for a slow one, or kept until
-    /// there is one.
+    /// Does the work when there is a quick place. After `slow_after` the work takes a slow place instead, as soon as one is
+    /// free.
     pub(super) async fn within<T>(&self, work: impl Future<Output = T>) -> T {
         let place = self.quick.acquire().await.expect("the semaphore is never closed");
         let mut work = pin!(work);
@@ -56,7 +56,7 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        // It waits for nothing that never ends.
+        // Quick work still gets a place, although all other work hangs.
         tokio::time::timeout(Duration::from_secs(30), places.within(async {})).await.unwrap();
         hung.iter().for_each(tokio::task::JoinHandle::abort);
     }

@@ -1,12 +1,12 @@
-//! Whether a load that failed is tried again although its file is the same: a full disk, a directory that comes later or a
+//! Decides when a failed load is tried again although its file is the same. A full disk, a directory that is made later or a
 //! busy machine are no fault of the file.
 
 use std::time::Duration;
 
-/// What to do about a load that failed.
+/// When to try a failed load again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// The file is at fault: another one is waited for.
+    /// The file is at fault, so it is not tried again.
     Never,
     /// The reason is outside the file and may pass at any moment.
     Soon,
@@ -15,7 +15,7 @@ pub enum Retry {
 }
 
 impl Retry {
-    /// The pause before the next attempt, after the one before `last`: it doubles.
+    /// Returns the pause before the next attempt, or `None` if there is none. It is twice the `last` pause, within bounds.
     pub fn pause(self, last: Option<Duration>) -> Option<Duration> {
         let (first, longest) = match self {
             Self::Never => return None,

@@ -1,8 +1,9 @@
-//! What guests take of the memory and of the engines' pools that all cages of the process share. Counted before it is taken:
-//! by each instance when it starts, and by each growth of its memory; given back when the instance ends.
+//! Counts the guests' memory and the parts of the engines' pools, which all cages of the process share. An amount is counted
+//! before it is used, when an instance starts or its memory grows, and is given back when the instance ends.
 //!
-//! Three quarters of the whole are for whoever comes first. The last quarter is for cages that have less than their share,
-//! the whole divided by the number of cages: no cage can take everything, and one alone in its process may use all of it.
+//! Any cage may take from the first three quarters of the total. The last quarter is for cages that use no more than their
+//! share, which is the total divided by the number of cages. So no cage can take everything from the others, and a cage that
+//! is alone in its process may use all of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -10,36 +11,36 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use super::engine::{EngineKind, POOL_UNITS};
 use wasmcage_core::machine;
 
-/// Names the bound on the memory of all guests of a process, in MiB.
+/// The environment variable with the limit on the memory of all guests of a process, in MiB.
 const MEMORY_VARIABLE: &str = "WASMCAGE_GUEST_MEMORY_MB";
 
-/// One for a process.
+/// The memory and the pools that all cages of the process share.
 #[derive(Debug)]
 pub struct Room {
     memory: Whole,
-    /// Of each engine's pool.
+    /// The units of each engine's pool, by `EngineKind`.
     units: [Whole; 2],
     cages: AtomicUsize,
 }
 
-/// A quantity that cages share.
+/// A quantity that cages share: how much there is, and how much of it is in use.
 #[derive(Debug)]
 struct Whole {
     size: usize,
     used: AtomicUsize,
 }
 
-/// What one cage takes.
+/// The memory and the pool units that one cage uses.
 #[derive(Debug)]
 pub struct CageRoom {
     room: Arc<Room>,
-    /// Bytes of guests' memory that the cage may use.
+    /// The limit on the memory of the cage's guests, in bytes.
     memory_max: AtomicUsize,
     memory: AtomicUsize,
     units: [AtomicUsize; 2],
 }
 
-/// What the instances of one version of a module take.
+/// The memory that the instances of one version of a module use, and its limit, in bytes.
 #[derive(Debug)]
 pub struct ModuleRoom {
     cage: Arc<CageRoom>,
@@ -47,7 +48,7 @@ pub struct ModuleRoom {
     memory: AtomicUsize,
 }
 
-/// An instance's part of an engine's pool, until it is dropped.
+/// The units of an engine's pool that an instance uses. They are given back when this is dropped.
 #[derive(Debug)]
 pub struct PoolPart {
     cage: Arc<CageRoom>,
@@ -55,7 +56,7 @@ pub struct PoolPart {
     units: usize,
 }
 
-/// Whose bound was reached.
+/// The limit that was reached; the number is its size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
     #[error("guests of this module have {} MiB of memory together, its bound (total_memory_mb in cage.toml)", .0 >> 20)]
@@ -69,7 +70,8 @@ pub enum Shortage {
 }
 
 impl Room {
-    /// Memory as `WASMCAGE_GUEST_MEMORY_MB` says, else half of what the machine or the process's control group has.
+    /// Sets the limit on memory to `WASMCAGE_GUEST_MEMORY_MB`, or to half the memory of the machine or of the process's control
+    /// group when the variable is not set to a positive number.
     pub fn of_machine() -> Arc<Self> {
         let chosen = std::env::var(MEMORY_VARIABLE).ok().and_then(|text| text.parse::<usize>().ok());
         let chosen = chosen.filter(|megabytes| *megabytes > 0).map(|megabytes| megabytes.saturating_mul(1 << 20));
@@ -82,7 +84,7 @@ impl Room {
         Arc::new(Self { memory: whole(memory_bytes), units, cages: AtomicUsize::new(0) })
     }
 
-    /// The part of one more cage.
+    /// Adds a cage and returns its part.
     pub fn cage(self: &Arc<Self>) -> Arc<CageRoom> {
         self.cages.fetch_add(1, Relaxed);
         Arc::new(CageRoom {
@@ -93,7 +95,7 @@ impl Room {
         })
     }
 
-    /// Whether a cage that would have `own` may take `amount`, which is then taken.
+    /// Takes `amount` for a cage that would then have `own`. Returns false, with nothing taken, if the rule above forbids it.
     fn take(&self, whole: &Whole, own: usize, amount: usize) -> bool {
         let used = whole.used.fetch_add(amount, Relaxed).saturating_add(amount);
         let share = whole.size / self.cages.load(Relaxed).max(1);
@@ -106,12 +108,12 @@ impl Room {
 }
 
 impl CageRoom {
-    /// A new bound; what is in use stays.
+    /// Sets the limit on memory; memory that is in use beyond it stays.
     pub fn set_memory_max(&self, bytes: Option<usize>) {
         self.memory_max.store(bytes.unwrap_or(usize::MAX), Relaxed);
     }
 
-    /// Bytes of memory that the cage's guests have.
+    /// Returns the memory that the cage's guests have, in bytes.
     pub fn memory(&self) -> usize {
         self.memory.load(Relaxed)
     }
@@ -144,7 +146,7 @@ impl CageRoom {
 
 impl ModuleRoom {
     /// # Errors
-    /// Whose bound it would exceed; then nothing is taken.
+    /// Returns the limit that would be exceeded. Nothing is taken then.
     pub fn take_memory(&self, bytes: usize) -> Result<(), Shortage> {
         take(&self.memory, bytes, self.memory_max).ok_or(Shortage::Module(self.memory_max))?;
         self.cage.take_memory(bytes).inspect_err(|_| {
@@ -159,7 +161,7 @@ impl ModuleRoom {
     }
 
     /// # Errors
-    /// The pool has no room for an instance of this size.
+    /// Returns `Shortage::Pool` if the pool has no room for an instance of this size.
     pub fn take_units(&self, kind: EngineKind, units: usize) -> Result<PoolPart, Shortage> {
         self.cage.take_units(kind, units)
     }
@@ -208,7 +210,7 @@ mod tests {
         assert_eq!(taken, 75);
         let taken = (0..100).filter(|_| modest.take_memory(MIB).is_ok()).count();
         assert_eq!(taken, 25);
-        // Whoever gave back finds it again as long as it is below its share.
+        // A cage that gave memory back can take it again as long as it stays within its share.
         modest.give_back_memory(10 * MIB);
         assert!(greedy.take_memory(MIB).is_err());
         assert_eq!(modest.take_memory(10 * MIB), Ok(()));

@@ -1,4 +1,4 @@
-//! The place of a module in its cage: holds the current version, and what was last said about loading one.
+//! A slot is the place of a module in its cage. It holds the current version and the last reason for which a file was refused.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,12 +19,12 @@ pub struct Slot {
     pub name: Arc<str>,
     pub readings: Readings,
     current: ArcSwapOption<Version>,
-    /// Versions made so far.
+    /// The number of versions made so far.
     versions: AtomicU64,
     refusal: Mutex<Option<String>>,
-    /// Whether a file is being made a version now.
+    /// Is true while a file of the module is being loaded.
     loading: AtomicBool,
-    /// Whether a file for the module has been found since the cage started.
+    /// Is true once a file for the module has been found since the cage started.
     file_found: AtomicBool,
 }
 
@@ -45,13 +45,13 @@ impl Slot {
         self.current.load_full()
     }
 
-    /// A file for the module is there: from now on a request that no version can serve is work that is turned away, be the
-    /// file still compiled, refused, or removed again.
+    /// Notes that a file for the module has been found. From now on a request that no version can serve is work that is turned
+    /// away, even if the file is still being compiled, was refused or was removed again.
     pub fn note_file(&self) {
         self.file_found.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the module has had a file since the cage started.
+    /// Returns true if the module has had a file since the cage started.
     pub fn has_had_file(&self) -> bool {
         self.file_found.load(Ordering::Relaxed)
     }
@@ -60,7 +60,8 @@ impl Slot {
         self.versions.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// From here on the next request runs `version`; with none, the module has gone. The old version ends by itself.
+    /// Makes `version` the current one, or removes the module if it is `None`. Calls in flight finish on the old version, which
+    /// is dropped afterwards.
     pub fn swap(&self, version: Option<Arc<Version>>) {
         let old = self.current.swap(version);
         *self.refusal.lock() = None;
@@ -72,7 +73,7 @@ impl Slot {
         }
     }
 
-    /// A version was not taken: why, until one is. Returns whether that is another reason than before.
+    /// Stores the reason for which a file was refused, until a version is taken. Returns true if the reason has changed.
     pub fn refuse(&self, reason: String) -> bool {
         let mut refusal = self.refusal.lock();
         let is_new = refusal.as_ref() != Some(&reason);
@@ -80,12 +81,12 @@ impl Slot {
         is_new
     }
 
-    /// Why the file that is there now was not taken.
+    /// Returns the reason for which the module's present file was refused.
     pub fn refusal(&self) -> Option<String> {
         self.refusal.lock().clone()
     }
 
-    /// Whether a file is being made a version now.
+    /// Returns whether a file of the module is being loaded.
     pub fn is_loading(&self) -> bool {
         self.loading.load(Ordering::Relaxed)
     }
@@ -94,20 +95,20 @@ impl Slot {
         self.loading.store(loading, Ordering::Relaxed);
     }
 
-    /// Whether the file that is there now was not taken.
+    /// Returns true if the module's present file was refused.
     pub fn refused(&self) -> bool {
         self.refusal.lock().is_some()
     }
 
-    /// The file that is there now is what the current version was made of.
+    /// Clears the refusal, because the current version was made of the module's present file.
     pub fn confirm(&self) {
         *self.refusal.lock() = None;
     }
 
-    /// A place with `version`, or with its successor when its only instance has just handed over.
+    /// Waits for a place with `version`, or with its successor when its only instance has handed over meanwhile.
     ///
     /// # Errors
-    /// As `Version::enter`, or `NoSuchModule` when the module has gone meanwhile.
+    /// Returns the errors of `Version::enter`, or `NoSuchModule` when the module has been removed meanwhile.
     pub async fn enter(
         &self,
         version: Arc<Version>,
@@ -146,13 +147,13 @@ impl Slot {
     }
 }
 
-/// What an operator sees of a module.
+/// The state of a module, as an operator sees it.
 #[derive(Debug, Serialize)]
 pub struct ModuleSnapshot {
     pub module: String,
-    /// None: no version serves.
+    /// The version that serves, if there is one.
     pub version: Option<VersionSnapshot>,
-    /// Why the file that is there now was not taken.
+    /// The reason for which the module's present file was refused, if it was.
     pub refused: Option<String>,
     pub traps: u64,
     pub readings: ReadingsSnapshot,
@@ -162,11 +163,11 @@ pub struct ModuleSnapshot {
 pub struct VersionSnapshot {
     pub number: u64,
     pub sha256: String,
-    /// RFC 3339, UTC.
+    /// The time at which it was made, in UTC, as in RFC 3339.
     pub loaded: String,
     pub engine: &'static str,
     pub mode: InstanceMode,
     pub instances: usize,
-    /// Names by which its functions can be called, sorted.
+    /// The names by which its functions can be called, sorted.
     pub functions: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! One linked build of a module: what it exports, and its pool of instances. Immutable once made; a newer one takes its
-//! place in the slot, and it goes when the last call on it has ended.
+//! A version is one linked build of a module, with its exports and its pool of instances. It does not change once it is made. A
+//! newer version replaces it in the slot, and it is dropped when its last call has ended.
 
 use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
@@ -27,42 +27,42 @@ use wasmcage_core::request::{Deadline, Reply, Request};
 /// A function that the `service` export listed.
 pub struct ServiceFunction {
     pub name: String,
-    /// Set by the first call, so that a later version without this function is refused.
+    /// Is set by the first call, so that a later version without this function is refused.
     used: AtomicBool,
 }
 
 pub struct Version {
     pub hash: ContentHash,
-    /// Counts from 1 within the slot.
+    /// The version's number, which counts from 1 within the slot.
     pub number: u64,
     pub loaded: SystemTime,
     pub home: Arc<Home>,
     pub exports: Exports,
-    /// Imports that other modules answer.
+    /// The imports that are bound to other modules.
     pub bound: Vec<BoundInterface>,
-    /// As `cage.toml` says, or as suits the exports.
+    /// The mode set in `cage.toml`, or else the one that suits the exports.
     pub mode: InstanceMode,
     service_functions: Vec<ServiceFunction>,
     pre: InstancePre<GuestState>,
     compiled: Arc<Compiled>,
     pool: Pool,
-    /// What an instance takes of its engine's pool.
+    /// The units of its engine's pool that an instance takes.
     units: usize,
 }
 
-/// A component with everything that it imports.
+/// A component that is linked with everything that it imports.
 pub struct Linked {
     pub pre: InstancePre<GuestState>,
     pub exports: Exports,
     pub bound: Vec<BoundInterface>,
 }
 
-/// Warm instances, a stack for each lane so that lanes do not contend, and a place for each instance that may exist.
+/// The idle instances, in one stack per lane so that lanes do not contend, and the places that limit their number.
 struct Pool {
     bulkhead: Arc<Bulkhead>,
     idle: Box<[Mutex<Vec<Instance>>]>,
     alive: AtomicUsize,
-    /// Set when a newer version has taken over: instances are dropped after use.
+    /// Is set when a newer version has taken over; instances are then dropped after use.
     retired: AtomicBool,
 }
 
@@ -90,12 +90,12 @@ impl Version {
         let service_functions = Vec::new();
         let loaded = SystemTime::now();
         let Linked { pre, exports, bound } = linked;
-        // All core modules are inside the component: nobody provides any from outside.
+        // `resources_required` is `None` only for a component that imports core modules, and no linker here provides any.
         let units = compiled.component.resources_required().map_or(POOL_UNITS, |required| pool_units(&required));
         Self { hash, number, loaded, home, exports, bound, mode, service_functions, pre, compiled, pool, units }
     }
 
-    /// Before the version is shared: what its `service` export answers to.
+    /// Sets the names of the functions that the `service` export lists. This happens before the version is shared.
     pub fn set_service_functions(&mut self, names: Vec<String>) {
         let function = |name| ServiceFunction { name, used: AtomicBool::new(false) };
         self.service_functions = names.into_iter().map(function).collect();
@@ -105,7 +105,7 @@ impl Version {
         self.compiled.kind
     }
 
-    /// Marks the function as used; none when `service` does not list it.
+    /// Marks the function as used, or returns `None` when `service` does not list it.
     pub fn use_service_function(&self, name: &str) -> Option<()> {
         let function = self.service_functions.iter().find(|function| function.name == name)?;
         if !function.used.load(Ordering::Relaxed) {
@@ -118,37 +118,38 @@ impl Version {
         self.service_functions.iter().map(|function| function.name.as_str())
     }
 
-    /// Names by which functions of this version can be called, sorted.
+    /// Returns the names by which functions of this version can be called, sorted.
     pub fn callable_functions(&self) -> Vec<String> {
         let plain = self.exports.functions.iter().filter(|(_, function)| function.signature.is_ok());
         let names: BTreeSet<_> = self.service_functions().chain(plain.map(|(name, _)| name.as_str())).collect();
         names.into_iter().map(str::to_owned).collect()
     }
 
-    /// Names of `service` functions that were called since this version began to serve.
+    /// Returns the names of the `service` functions that were called since this version began to serve.
     pub fn used_service_functions(&self) -> impl Iterator<Item = &str> {
         let used = self.service_functions.iter().filter(|function| function.used.load(Ordering::Relaxed));
         used.map(|function| function.name.as_str())
     }
 
-    /// Instances that exist now, in use or idle.
+    /// Returns the number of instances that exist now, in use or idle.
     pub fn instances(&self) -> usize {
         self.pool.alive.load(Ordering::Relaxed)
     }
 
-    /// A place for one call, which waits for it until the deadline: an instance can be had with it, and for calls from
-    /// outside one may be in work in the cage.
+    /// Waits until the deadline for a place for one call. A place permits the call to lease an instance; for a call from
+    /// outside it includes a permit of the cage.
     ///
     /// # Errors
-    /// `Closed` when this version's only instance has handed over to a newer version, or why there was no place.
+    /// Returns `Closed` when this version's only instance has handed over to a newer version, or the reason why there was no
+    /// place.
     pub async fn enter(&self, entry: EntryKind, deadline: Deadline) -> Result<Permit, AdmissionError> {
         self.pool.bulkhead.enter(entry, deadline).await
     }
 
-    /// An instance for one call, by whoever has a place with this version.
+    /// Returns an instance for one call that has a place with this version: an idle one, or else a new one.
     ///
     /// # Errors
-    /// What starting a new instance gave.
+    /// Returns the error of starting a new instance.
     pub async fn lease(self: Arc<Self>, place: Permit, deadline: Deadline) -> Result<Lease, DispatchError> {
         let mut lease = Lease { version: self, instance: None, keep: false, _place: place };
         let version = &lease.version;
@@ -162,10 +163,10 @@ impl Version {
         Ok(lease)
     }
 
-    /// A new instance, outside the pool. When there is no room for it, idle instances make room.
+    /// Starts a new instance outside the pool. When there is no room for it, idle instances are freed and it is tried again.
     ///
     /// # Errors
-    /// As `Instance::start`.
+    /// Returns the errors of `Instance::start`, and `Overloaded` when the engine's pool has no room.
     pub async fn start(&self, deadline: Deadline) -> Result<Instance, DispatchError> {
         match self.try_start(deadline).await {
             Err(DispatchError::Overloaded(_)) => {
@@ -188,7 +189,7 @@ impl Version {
         }
     }
 
-    /// Makes an instance of `start` the first warm one.
+    /// Puts an instance of `start` into the pool, unless instances serve only once.
     pub fn put_back(&self, instance: Instance) {
         if self.mode != InstanceMode::Fresh {
             self.pool.alive.fetch_add(1, Ordering::Relaxed);
@@ -196,18 +197,18 @@ impl Version {
         }
     }
 
-    /// For the only instance of a `single` module: nobody gets it any more, who waits for it is told to ask again.
+    /// Closes the pool of a `single` module: its only instance is given to no more calls, and those that wait get `Closed`.
     pub fn close(&self) {
         self.pool.bulkhead.close();
     }
 
-    /// A newer version serves: idle instances go now, the others after their call.
+    /// Retires the version because it serves no more. Idle instances are dropped now, the others after their call.
     pub fn retire(&self) {
         self.pool.retired.store(true, Ordering::Release);
         self.drop_idle(Duration::ZERO);
     }
 
-    /// Frees instances that nobody has used for `idle`, and says how many.
+    /// Frees the instances that were idle for at least `idle`, and returns their number.
     pub fn drop_idle(&self, idle: Duration) -> usize {
         let now = Instant::now();
         let mut freed = 0;
@@ -222,8 +223,8 @@ impl Version {
         freed
     }
 
-    /// A warm instance that may serve, if there is one: none with grants that were revoked since it was made. The only
-    /// instance of a `single` module serves whatever became of its directories, since its memory would be lost with it.
+    /// Takes an idle instance that may serve, if there is one, and drops those with revoked grants or moved directories. The
+    /// only instance of a `single` module serves even if its directories have moved, since its memory would be lost with it.
     fn warm(&self) -> Option<Instance> {
         loop {
             let instance = self.pool.take()?;
@@ -236,10 +237,10 @@ impl Version {
         }
     }
 
-    /// Whether an instance may serve again after a call that ended as it should.
+    /// Returns true if an instance may serve again after a call that ended normally.
     fn may_serve_again(&self, instance: &mut Instance) -> bool {
         let settings = &self.home.settings.instances;
-        // What an only instance remembers is worth more than what its size costs.
+        // The only instance of a `single` module is kept however large it is, since its memory would be lost with it.
         let single = self.mode == InstanceMode::Single;
         let grown = !single && (instance.grown_bytes() > settings.keep_bytes || instance.store.data_mut().is_worn());
         self.mode != InstanceMode::Fresh
@@ -256,7 +257,7 @@ impl Pool {
         Lanes::current() % self.idle.len()
     }
 
-    /// The lane's own latest instance, or another lane's.
+    /// Takes the instance that the current lane used last, or else one of another lane.
     fn take(&self) -> Option<Instance> {
         let own = self.shard();
         let instance = self.idle[own].lock().pop();
@@ -267,12 +268,12 @@ impl Pool {
     }
 }
 
-/// An instance for one call. Dropped without `keep`, as when the call's future is dropped half-way, the instance ends.
+/// An instance for one call. If the lease is dropped without `keep`, as when the call is cancelled, the instance is dropped.
 pub struct Lease {
     version: Arc<Version>,
     instance: Option<Instance>,
     keep: bool,
-    /// Given up after the instance.
+    /// The place, which is given up after the instance.
     _place: Permit,
 }
 
@@ -281,10 +282,10 @@ impl Lease {
         &self.version
     }
 
-    /// Has the version's `handler` answer.
+    /// Calls the version's `handler` with the request.
     ///
     /// # Errors
-    /// `Host` when it exports none, and what the guest's call ends with.
+    /// Returns `Host` when the version exports no handler, or the error of the call.
     pub async fn handle(&mut self, request: Request) -> Result<Reply, DispatchError> {
         let Some(index) = self.version.exports.handler else {
             return Err(DispatchError::Host(format!("module {} has no handler any more", self.version.home.module)));
@@ -292,7 +293,7 @@ impl Lease {
         self.call_handler(&index, request).await
     }
 
-    /// The call ended as it should: the instance may serve again.
+    /// Ends the lease after a call that ended normally, so that the instance may serve again.
     pub fn keep(mut self) {
         self.keep = true;
     }

@@ -1,6 +1,5 @@
-//! Components that speak `wasi:http`: the request comes in as a stream, the response goes out as one, and the guest may
-//! go on after its head was sent. `wasi:http` is a standard that a module exports, like `handler`; that HTTP brings such
-//! requests is the protocol's affair.
+//! Serves requests with components that export `wasi:http`. The request comes in as a stream, the response goes out as one,
+//! and the guest may go on after the head of the response was sent. This does not depend on the protocol of the requests.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -25,12 +24,13 @@ use wasmcage_core::task;
 
 type Answer = Result<http::Response<WasiBody>, String>;
 
-/// Resolves when the head of the response is there. The instance goes back to its pool when the guest has finished; a
-/// guest that streams on does so in a task of its own, up to the request's deadline. `late` is told if it fails there, or leaves
-/// its body unfinished: its client has the head by then, and sees that the body breaks off.
+/// Returns the response as soon as its head is there. A guest that goes on streams the body in a task of its own, until the
+/// request's deadline. The instance goes back to its pool when the guest has finished. `late` is called if the guest fails
+/// or leaves its body unfinished after the head was returned; the client then sees a body that breaks off.
 ///
 /// # Errors
-/// As an instance's, or `Failed` when the guest answered with an error or not at all.
+/// Returns the errors of an instance, `Failed` when the guest answered with an error or not at all, or `BadRequest` when the
+/// body of the answer broke off at once because the client's body did.
 pub async fn serve(
     lease: Lease,
     context: Arc<RequestContext>,
@@ -45,10 +45,10 @@ pub async fn serve(
     let mut guest = Box::pin(run(lease, context, request, answer_tx, BreakOnDrop(Some(breaks.clone())), sent_rx));
     let (late_guest, breaks_of_guest) = (late.clone(), breaks.clone());
     let answer = tokio::select! {
-        // The guest first: most have finished by the time their answer is looked at, and need no task of their own.
+        // The guest is polled first, because most guests have finished when their answer is there, and need no task.
         biased;
         finished = &mut guest => {
-            // Nothing has been sent yet, so that the answer of a guest that failed after all need not break off.
+            // Nothing has been sent yet, so a guest that failed after its answer can still be answered with an error.
             let lease = finished?;
             let answer = answer_rx.try_recv().ok();
             if answer.is_some() {
@@ -83,7 +83,7 @@ pub async fn serve(
         ended: false,
         breaks,
         moved,
-        // A body that breaks off at once may still be answered with an error.
+        // `late` is set below, because a body that breaks off at once is answered with an error.
         late: None,
         sent: Some(sent_tx),
     });
@@ -99,18 +99,18 @@ pub async fn serve(
     Ok(response.map(|body| body.boxed_unsync()))
 }
 
-/// How an exchange came to break off.
+/// The reasons for which a request or its response broke off.
 #[derive(Default)]
 struct Breaks {
-    /// The guest did not come to its end.
+    /// Is true if the guest did not finish.
     guest: AtomicBool,
-    /// The client's body did not.
+    /// Is true if the client's body broke off.
     client: AtomicBool,
-    /// The operator knows.
+    /// Is true once the failure has been reported.
     told: AtomicBool,
 }
 
-/// A request's body on its way to the guest.
+/// The body of a request, as the guest reads it.
 struct RequestBody {
     body: StreamBody,
     breaks: Arc<Breaks>,
@@ -141,23 +141,23 @@ impl Body for RequestBody {
     }
 }
 
-/// A response's body that does not pass for complete when its guest broke off: streams that are dropped with their store
-/// look like ended ones.
+/// The body of a response. It ends with an error if its guest did not finish, because streams that are dropped with their
+/// store look like complete ones.
 struct Response<L> {
     body: WasiBody,
-    /// What was taken of the body before anybody asked for it.
+    /// The first frame, if it was read ahead.
     first: Option<Frame<Bytes>>,
     ended: bool,
     breaks: Arc<Breaks>,
     moved: Option<Arc<StreamDeadline>>,
-    /// Told when the body breaks off by the guest's own doing, once.
+    /// Is called once when the body breaks off because of the guest.
     late: Option<L>,
-    /// Dropped when nothing more is wanted of the guest.
+    /// Is dropped when the body is complete or no longer wanted.
     sent: Option<oneshot::Sender<()>>,
 }
 
 impl<L: Fn(&DispatchError) + Send + Unpin> Response<L> {
-    /// The body's beginning, if it is there; it is kept.
+    /// Reads the first frame, if it is there, and keeps it. Returns the error if the body breaks off at once.
     async fn look_ahead(&mut self) -> Option<Result<(), Box<dyn std::error::Error + Send + Sync>>> {
         let mut frame = pin!(poll_fn(|cx| match Pin::new(&mut *self).poll_frame(cx) {
             Poll::Ready(frame) => Poll::Ready(Some(frame)),
@@ -172,7 +172,7 @@ impl<L: Fn(&DispatchError) + Send + Unpin> Response<L> {
         }
     }
 
-    /// Unless the client is the cause, or the guest's own failure, which is told by itself.
+    /// Reports a body that broke off, unless the client is the cause or the guest failed, which is reported elsewhere.
     fn tell(&mut self, error: &Error) {
         let Some(late) = self.late.take() else { return };
         let elsewhere = self.breaks.guest.load(Ordering::Acquire) || self.breaks.client.load(Ordering::Acquire);
@@ -228,7 +228,7 @@ impl<L: Fn(&DispatchError) + Send + Unpin> Body for Response<L> {
     }
 }
 
-/// Says that a guest did not come to its end. Must be dropped before the guest's store is, which ends its streams.
+/// Notes on drop that a guest did not finish. It must be dropped before the guest's store, which ends the guest's streams.
 struct BreakOnDrop(Option<Arc<Breaks>>);
 
 impl BreakOnDrop {
@@ -245,8 +245,8 @@ impl Drop for BreakOnDrop {
     }
 }
 
-/// The guest's part, from the request's head to the last byte of its response. Returns the lease of an instance that came
-/// to its end, for whoever knows whether it answered: one that did not is in no state to serve again.
+/// Runs the guest from the head of the request to the last byte of the response. Returns the lease of an instance that
+/// finished; the caller keeps the instance only if it has answered.
 async fn run(
     mut lease: Lease,
     context: Arc<RequestContext>,
@@ -256,7 +256,7 @@ async fn run(
     sent: oneshot::Receiver<()>,
 ) -> Result<Lease, DispatchError> {
     let version = lease.version().clone();
-    // A local, so that it is dropped before the lease.
+    // This local variable is dropped before the lease, which is a parameter.
     let unfinished = unfinished;
     match &version.exports.web {
         Some(Web::P2(indices)) => run_p2(&mut lease, indices, context, request, answer).await?,
@@ -291,7 +291,7 @@ async fn run_p2(
             let mut http = store.data_mut().http();
             let request = http.new_incoming_request(scheme, request)?;
             let out = http.new_response_outparam_from_callback(move |result| {
-                // Nobody waits for the answer any more when the client has left.
+                // Sending fails only if the client has left.
                 let _ = answer.send(result.map_err(|code| format!("{code:?}")));
             })?;
             proxy.wasi_http_incoming_handler().call_handle(&mut *store, request, out).await?;
@@ -322,12 +322,12 @@ async fn run_p3(
                         Ok(response) => Ok(accessor.with(|store| response.into_http(store, processed))?),
                         Err(code) => Err(format!("{code:?}")),
                     };
-                    // Nobody waits for the answer any more when the client has left.
+                    // Sending fails only if the client has left.
                     let _ = answer.send(answered);
-                    // The body is written by tasks of the guest that go on after `handle` has returned.
+                    // Tasks of the guest that go on after `handle` has returned write the body.
                     poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
-                    // What they left in streams and futures moves on only while the store runs. The sender has no
-                    // message: it is dropped when the client has everything, or wants nothing more.
+                    // Bytes left in streams and futures move only while the store runs. The sender sends no message: it is
+                    // dropped when the body is complete or no longer wanted.
                     let _ = sent.await;
                     Ok(())
                 })

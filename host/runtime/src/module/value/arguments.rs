@@ -1,5 +1,5 @@
-//! The arguments of a call, `{"args": [..], "kwargs": {..}}`, to one value per parameter. Called by
-//! `Signature::arguments`; leaves what a value is to `read`.
+//! Reads the arguments of a call, `{"args": [..], "kwargs": {..}}`, to one value per parameter, for `Signature::arguments`.
+//! `read` reads the values.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -11,10 +11,10 @@ use wasmtime::component::Val;
 use super::read::{Path, Reading, Step, VALUES_MAX, Value, meant, position, shortened};
 use super::shape::Shape;
 
-/// Longer arguments are refused unread.
+/// The largest length of arguments as JSON, in bytes; longer ones are refused unread.
 pub const JSON_BYTES_MAX: usize = 16 << 20;
 
-/// Arguments that do not fit the function they are for.
+/// The error for arguments that do not fit their function.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{function}: {text}")]
 pub struct ArgumentError {
@@ -42,7 +42,7 @@ pub(super) fn read(function: &str, parameters: &[(String, Shape)], json: &str) -
     values.collect()
 }
 
-/// `{"args": [..], "kwargs": {..}}`.
+/// The reader of `{"args": [..], "kwargs": {..}}`.
 struct Arguments<'a> {
     parameters: &'a [(String, Shape)],
     values: &'a mut [Option<Val>],
@@ -95,7 +95,7 @@ impl<'de> Visitor<'de> for Positional<'_> {
         let Arguments { parameters, values, reading } = self.0;
         for ((name, shape), slot) in parameters.iter().zip(values) {
             if slot.is_some() {
-                // Given by name already; that is an error only if there is a positional one for it too.
+                // The argument was given by name already; a positional one for it is an error.
                 let path = Path { outer: None, step: Step::Name(name) };
                 return match seq.next_element_seed(Value { shape, path, reading })? {
                     Some(_) => reading.fail(format!("parameter `{name}` comes by position and by name")),
@@ -151,7 +151,7 @@ impl<'de> Visitor<'de> for Keyword<'_> {
     }
 }
 
-/// The parameters' names in parentheses.
+/// Returns the first names of the parameters in parentheses, for a message.
 fn named(parameters: &[(String, Shape)]) -> String {
     const NAMES_MAX: usize = 20;
     let names: Vec<&str> = parameters.iter().take(NAMES_MAX).map(|(name, _)| name.as_str()).collect();

@@ -1,17 +1,16 @@
-//! Component values as bytes, for calls through a binding that leave the process. Driven by the function's type on both
-//! sides, so that nothing but the values is written; that both have the same type, the fingerprint says. Called by
-//! `Values`; what it reads is hostile input.
+//! The codec of component values for calls through a binding that leave the process. Both sides know the function's type, so
+//! only the values are written; the fingerprint tells whether both have the same type. The input is not trusted.
 //!
-//! The values of all parameters in their order, or that of the result, and nothing after them:
+//! The bytes are the values of all parameters in their order, or that of the result, and nothing after them:
 //!
 //! | WIT | bytes |
 //! |---|---|
-//! | `bool` | one: 0 or 1 |
+//! | `bool` | one byte, 0 or 1 |
 //! | `u8` .. `s64`, `f32`, `f64` | 1, 2, 4 or 8, little-endian; every bit pattern of a float |
 //! | `char` | its scalar value as `u32` |
 //! | `string` | its length in bytes as a number, then UTF-8 |
 //! | `list<u8>` | its length as a number, then the bytes |
-//! | `list<T>`, `map<K, V>` | how many as a number, then each; a key before its value |
+//! | `list<T>`, `map<K, V>` | how many there are as a number, then each; a key comes before its value |
 //! | `list<T, N>`, `tuple<..>`, `record` | each, in the type's order |
 //! | `variant`, `enum` | the case's index as a number, then the payload if it has one |
 //! | `flags` | a bit for each, the first in the lowest of the first byte; unused bits are 0 |
@@ -20,8 +19,8 @@
 //!
 //! A number is unsigned LEB128 of 1 to 5 bytes, at most 2^32 - 1, and no longer than needed.
 //!
-//! Bounds: values nest no deeper than their type does (`Shape` bounds that); at most `VALUES_MAX` values of one call are
-//! read, counting names of fields and cases by their length, and each byte of a `list<u8>` unless it goes the fast way.
+//! Values nest no deeper than their type does, which `Shape` limits. At most `VALUES_MAX` values of one call are read. Long
+//! names of fields and cases count as further values, and so does each byte of a `list<u8>` that is not read as `Item::Bytes`.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use wasmtime::component::Val;
@@ -30,12 +29,12 @@ use super::carried::Item;
 use super::read::VALUES_MAX;
 use super::shape::Shape;
 
-/// A name costs one value more for each so many bytes.
+/// A name counts as one more value for each so many bytes.
 const NAME_BYTES_PER_VALUE: usize = 32;
-/// Longest form of a number.
+/// The largest length of a number, in bytes.
 const NUMBER_BYTES_MAX: usize = 5;
 
-/// Bytes that are not values of the type they are read as.
+/// The error for bytes that are not values of the type that they are read as.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the bytes end early")]
@@ -52,7 +51,7 @@ pub enum Malformed {
     Side,
 }
 
-/// Values must be of these types: wasmtime took them for such.
+/// Encodes values. They must be of these types, which wasmtime has checked.
 pub(super) fn encode(shapes: &[&Shape], items: &[Item]) -> Bytes {
     let mut out = BytesMut::new();
     for (shape, item) in shapes.iter().zip(items) {
@@ -61,7 +60,7 @@ pub(super) fn encode(shapes: &[&Shape], items: &[Item]) -> Bytes {
     out.freeze()
 }
 
-/// `fast`: bytes become `Item::Bytes` where the type permits it, without being copied.
+/// Decodes values. With `fast`, bytes become `Item::Bytes` where the type permits it, without being copied.
 pub(super) fn decode(shapes: &[&Shape], bytes: &Bytes, fast: bool) -> Result<Vec<Item>, Malformed> {
     let mut reader = Reader { bytes, at: 0, values_left: VALUES_MAX };
     let read = |shape: &&Shape| match fast && Item::is_fast(shape) {
@@ -75,7 +74,7 @@ pub(super) fn decode(shapes: &[&Shape], bytes: &Bytes, fast: bool) -> Result<Vec
     }
 }
 
-/// Whether so many values may go through a binding, counted as `decode` does.
+/// Checks that there are no more values than may go through a binding, counted as `decode` does.
 pub(super) fn check_bounds(items: &[Item]) -> Result<(), Malformed> {
     let mut left = VALUES_MAX;
     items.iter().try_for_each(|item| count_item(item, &mut left)).ok_or(Malformed::TooMany)
@@ -236,7 +235,7 @@ fn put_number(out: &mut BytesMut, number: usize) {
     out.put_u8(left as u8);
 }
 
-/// wasmtime gave these values as values of this type, so this is a mistake of the host.
+/// Panics because of a value of another type. wasmtime has checked these values, so this is a bug of the host.
 fn foreign(shape: &Shape) -> ! {
     panic!("a value that is no {shape}")
 }
@@ -345,7 +344,7 @@ impl Reader<'_> {
         Ok(values)
     }
 
-    /// For so many values to come, if so many are permitted; no more than the bytes that are there can make at once.
+    /// Makes an empty list for `count` values, if so many are permitted. Its capacity is at most the number of bytes left.
     fn room<T>(&self, count: usize) -> Result<Vec<T>, Malformed> {
         if count > self.values_left {
             return Err(Malformed::TooMany);
@@ -418,7 +417,7 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
-    /// About what was just read.
+    /// Makes the error about the bytes that were read last.
     fn wrong(&self, what: &'static str) -> Malformed {
         Malformed::Value { at: self.at, what }
     }

@@ -1,6 +1,6 @@
-//! Arguments or results of a call through a binding, on their way from one module to another. Made by the caller's host
-//! function and by the callee's instance; within the process they travel as they are, and are encoded only when a fabric
-//! asks for their bytes.
+//! Carries the arguments or results of a call through a binding from one module to another. The caller's host function and the
+//! callee's instance make them. They stay as they are within the process, and are encoded only when a fabric asks for their
+//! bytes.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use super::Signature;
 use super::binary::{self, Malformed};
 use super::shape::Shape;
 
-/// One argument or result. A function whose bytes go the fast way (`module/carrier.rs`) has `list<u8>` as `Bytes`, also
-/// as the value of an option or the `ok` of a result; everything else is a value of wasmtime's.
+/// One argument or result. A function with a carrier (`module/carrier.rs`) has `list<u8>` as `Bytes`, also as the value of
+/// an option or the `ok` of a result; all else is a value of wasmtime's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Item {
     Val(Val),
@@ -23,15 +23,15 @@ pub enum Item {
     Ok(Box<Item>),
 }
 
-/// Which values of a function these are.
+/// The arguments or the result of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Arguments,
-    /// None or one.
+    /// The result, of which there is at most one.
     Result,
 }
 
-/// Values of this signature: whoever made them had wasmtime check it.
+/// Values of this signature, which wasmtime has checked.
 #[derive(Clone)]
 struct Plain {
     signature: Arc<Signature>,
@@ -55,7 +55,7 @@ impl PlainValues for Plain {
     }
 }
 
-/// Values that are not of the function they came to.
+/// The error for values that do not belong to the function that they came to.
 #[derive(Debug, thiserror::Error)]
 pub enum Misfit {
     #[error("its type is `{here}`, the caller was linked with `{there}`: {difference}")]
@@ -70,19 +70,20 @@ pub enum Misfit {
     },
 }
 
-/// Values that wasmtime took for values of this signature, ready to travel.
+/// Makes `Values` of items which wasmtime has checked against this signature.
 ///
 /// # Errors
-/// They are too many to be carried.
+/// Returns an error when there are too many values.
 pub(crate) fn carry(signature: &Arc<Signature>, side: Side, items: Vec<Item>) -> Result<Values, Malformed> {
     binary::check_bounds(&items)?;
     Ok(Values::plain(signature.fingerprint(), Plain { signature: signature.clone(), side, items }))
 }
 
-/// The values that came for a function of that signature. `fast`: with bytes as `Item::Bytes` where that is possible.
+/// Returns the items of values that came for a function of that signature. With `fast`, encoded bytes become `Item::Bytes`
+/// where that is possible.
 ///
 /// # Errors
-/// They are of another function type, or their bytes are not the codec's.
+/// Returns an error when the values are of another function type or cannot be decoded.
 pub(crate) fn items(values: Values, signature: &Signature, side: Side, fast: bool) -> Result<Vec<Item>, Misfit> {
     let came = values.fingerprint();
     let fits = came == signature.fingerprint();
@@ -98,7 +99,7 @@ pub(crate) fn items(values: Values, signature: &Signature, side: Side, fast: boo
                 let difference = plain.signature.difference(signature).unwrap_or_default();
                 return Err(Misfit::Type { here: here(), there: plain.signature.to_string(), difference });
             }
-            // Arguments where a result is due, from a callee that answers with its question.
+            // A callee that returns its arguments as the result ends up here.
             if plain.side != side {
                 return Err(Misfit::Malformed { here: here(), source: Malformed::Side });
             }
@@ -108,7 +109,7 @@ pub(crate) fn items(values: Values, signature: &Signature, side: Side, fast: boo
 }
 
 impl Item {
-    /// As a value of wasmtime's: a value for each byte.
+    /// Converts the item to a value of wasmtime's, with one value for each byte.
     pub(crate) fn into_val(self) -> Val {
         match self {
             Self::Val(value) => value,
@@ -118,7 +119,7 @@ impl Item {
         }
     }
 
-    /// Whether a value of this type is one with `Bytes`.
+    /// Returns whether a value of this type may be an item with `Bytes`.
     pub(super) fn is_fast(shape: &Shape) -> bool {
         match shape {
             Shape::Bytes => true,

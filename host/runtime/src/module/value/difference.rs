@@ -1,5 +1,5 @@
-//! Where two function types differ, in words. Asked by `Signature::difference` once the fingerprints have said that they
-//! do, so that who bound one to the other reads what to change.
+//! Describes where two function types differ, for `Signature::difference`, so that the message about a binding that does not
+//! fit says what to change.
 
 use super::Signature;
 use super::shape::Shape;
@@ -32,7 +32,7 @@ pub(super) fn signatures(expected: &Signature, found: &Signature) -> Option<Stri
     Some(difference.unwrap_or_else(|| "its type has another fingerprint".into()))
 }
 
-/// `place` names where the two are, such as `parameter `point`, field `x``.
+/// Describes where two types differ. `place` names the part that is compared, such as `parameter `point`, field `x``.
 fn shapes(place: &str, expected: &Shape, found: &Shape) -> Option<String> {
     if expected == found {
         return None;
@@ -83,7 +83,7 @@ fn shapes(place: &str, expected: &Shape, found: &Shape) -> Option<String> {
     inner.or_else(|| Some(format!("{place}: {expected} is expected, it has {found}")))
 }
 
-/// The first name that the other does not have at that place.
+/// Describes the first name that the other type does not have at the same position, or another number of names.
 fn names<'n>(
     place: &str,
     kind: &str,

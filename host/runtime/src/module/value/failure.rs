@@ -1,15 +1,15 @@
-//! What a function that returns `result<_, E>` returns when the call itself came to nothing: an `E` that can carry a
-//! text. Asked by whoever calls through a binding; a function without such an `E` ends its caller instead.
+//! Makes the result of a function that returns `result<_, E>` when a call through a binding failed, if `E` can carry a text.
+//! If it cannot, the caller traps instead.
 
 use wasmtime::component::Val;
 
 use super::shape::Shape;
 
-/// Cases that are taken for a failure when none is named like the error's code, the first of them first.
+/// The cases that are chosen when none is named like the error's code, in the order of preference.
 const FAILURE_CASES: [&str; 4] = ["failed", "other", "error", "internal"];
 
-/// An `E` is a string, or a variant: of its cases with a string the one named like the code, else one of those above,
-/// else the last.
+/// Returns the result with `text` as its error, or `None` if `E` is neither a string nor a variant that has cases with a
+/// string. Of these cases it takes the one named like the code, else the first of `FAILURE_CASES`, else the last.
 pub(super) fn result(shape: &Shape, code: &str, text: &str) -> Option<Val> {
     let Shape::Result(_, Some(error)) = shape else { return None };
     let error = match &**error {

@@ -1,7 +1,7 @@
-//! Calls of functions that a module exports with types of its own. By name with JSON: arguments become component values,
-//! and the result becomes JSON again, both driven by the function's type. Through a binding: `Values`, which travel as
-//! they are within the process and in the codec of `binary` elsewhere. A `Signature` is made once per function when a
-//! version is loaded, and used by each call. Knows neither instances nor dispatch; what it reads is hostile input.
+//! Converts arguments and results of functions that a module exports with types of its own. For calls by name, JSON arguments
+//! become component values, and the result becomes JSON again, both by the function's type. Calls through a binding carry
+//! `Values`, which stay as they are within the process and are encoded by the codec of `binary` elsewhere. A `Signature` is
+//! made once per function when a version is loaded, and used by each call. The input is not trusted.
 //!
 //! | WIT | JSON |
 //! |---|---|
@@ -20,8 +20,8 @@
 //! | `option<T>` | the value, or `null`; an option of an option is `null` or `{"some": ..}` |
 //! | `result<T, E>` | `{"ok": ..}` or `{"err": ..}`, with `null` where there is no payload |
 //!
-//! Names are WIT's (`max-size`); `max_size` may come too, for functions as well. A key that comes twice is refused. Resources, streams,
-//! futures and error contexts have no JSON, and neither have functions that use them.
+//! Names are those of WIT (`max-size`); `max_size` is accepted too, also for functions. A key that comes twice is refused.
+//! Resources, streams, futures and error contexts have no JSON, so functions that use them cannot be called.
 
 mod arguments;
 mod binary;
@@ -49,9 +49,9 @@ pub(crate) use carried::{carry, items};
 pub use shape::{Shape, UnsupportedType};
 pub use write::ResultError;
 
-/// In front of the hashed text: another codec must not be taken for this one. A fingerprint is the first 16 bytes of the SHA-256
-/// of the type in WIT's words. Names of parameters, fields, cases and flags are part of it, as they are of a type in the
-/// component model; names of types and of the function are not.
+/// The text that is hashed before the type, so that another codec has other fingerprints. A fingerprint is the first 16 bytes
+/// of the SHA-256 of this and the type as written in WIT. Names of parameters, fields, cases and flags are part of it, as
+/// they are part of a type in the component model; names of types and of the function are not.
 const FINGERPRINT_OF: &str = "wasmcage values 1\n";
 
 /// The type of one function.
@@ -64,10 +64,10 @@ pub struct Signature {
     fingerprint: Fingerprint,
 }
 
-/// What a function came to, as JSON.
+/// The result of a function, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The result; of a `result<T, E>`, the `T`; `null` when there is none.
+    /// The result, or the `T` of a `result<T, E>`; `null` when there is none.
     Value(String),
     /// The `E` of a `result<T, E>`; `null` when it has none.
     GuestError(String),
@@ -75,7 +75,7 @@ pub enum Outcome {
 
 impl Signature {
     /// # Errors
-    /// A parameter or the result has a type that JSON cannot carry.
+    /// Returns an error when a parameter or the result has a type that a call cannot carry.
     pub fn new(function: &str, ty: &ComponentFunc) -> Result<Self, UnsupportedType> {
         let parameters = ty.params().map(|(name, ty)| match Shape::new(&ty) {
             Ok(shape) => Ok((name.to_owned(), shape)),
@@ -100,7 +100,7 @@ impl Signature {
         self.is_async
     }
 
-    /// Types of the parameters, in their order, or of the result.
+    /// Returns the types of the parameters, in their order, or that of the result, if there is one.
     pub fn shapes(&self, side: Side) -> Vec<&Shape> {
         match side {
             Side::Arguments => self.parameters.iter().map(|(_, shape)| shape).collect(),
@@ -108,32 +108,33 @@ impl Signature {
         }
     }
 
-    /// The first place where a function of another type differs; none when it can stand for this one.
+    /// Returns the first place where the other function's type differs, or `None` when the types are the same.
     pub fn difference(&self, other: &Self) -> Option<String> {
         difference::signatures(self, other)
     }
 
-    /// The result that tells of a call which did not come to one; none when the type has no place for a text. `code` is
-    /// the error's, and chooses the case of a variant.
+    /// Returns the result that reports a failed call, or `None` when the type has no place for a text. `code` is that of the
+    /// error, and chooses the case of a variant.
     pub fn failure(&self, code: &str, text: &str) -> Option<Val> {
         failure::result(self.result.as_ref()?, code, text)
     }
 
-    /// The values for `{"args": [..], "kwargs": {..}}`: the former by position, the latter by name, both optional.
+    /// Returns the values for `{"args": [..], "kwargs": {..}}`: the former by position, the latter by name, both optional.
     /// # Errors
-    /// The text is not JSON of that form, or an argument does not fit: names the parameter, what it expects, what came.
+    /// Returns an error when the text is not JSON of that form, or an argument does not fit its parameter. It names the
+    /// parameter, the type that is expected and the value that came.
     pub fn arguments(&self, json: &str) -> Result<Vec<Val>, ArgumentError> {
         arguments::read(&self.function, &self.parameters, json)
     }
 
-    /// How many values the function returns.
+    /// Returns the number of values that the function returns, 0 or 1.
     pub fn results(&self) -> usize {
         usize::from(self.result.is_some())
     }
 
-    /// What the function returned.
+    /// Converts the results of a call to JSON.
     /// # Errors
-    /// The result is too long, or is not of this signature, which would be the host's mistake.
+    /// Returns an error when the result is too long or not of this signature, which would be a bug of the host.
     pub fn outcome(&self, results: &[Val]) -> Result<Outcome, ResultError> {
         let nothing = || "null".to_owned();
         match (&self.result, results) {
@@ -155,7 +156,7 @@ impl Signature {
     }
 }
 
-/// As in WIT: `name: func(a: u32) -> string`.
+/// Writes the signature as in WIT: `name: func(a: u32) -> string`.
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters: Vec<String> = self.parameters.iter().map(|(name, shape)| format!("{name}: {shape}")).collect();

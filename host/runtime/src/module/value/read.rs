@@ -1,6 +1,5 @@
-//! One JSON value to a component value of a known type, straight from text. Called by `arguments` for each of them.
-//! Whatever the text says, it ends in a value of that type or in an error that says where, what is expected and what
-//! came.
+//! Reads one JSON value from text to a component value of a known type. `arguments` calls it for each argument. Any text leads
+//! to a value of that type or to an error that names the place, the type that is expected and the value that came.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -15,11 +14,11 @@ use wasmtime::component::Val;
 use super::shape::Shape;
 use wasmcage_config::nearest;
 
-/// A value takes some 40 bytes in the host, even one byte of a `list<u8>`.
+/// The largest number of values in one call. Each takes some 40 bytes in the host, even one byte of a `list<u8>`.
 pub(super) const VALUES_MAX: usize = 1 << 20;
-/// Of a value in an error.
+/// The largest number of characters of a value that an error shows.
 const SHOWN_CHARACTERS_MAX: usize = 40;
-/// The largest integer up to which every one is exact in a float.
+/// The largest integer up to which each integer is exact in a float, 2^53.
 const FLOAT_INTEGER_MAX: f64 = 9_007_199_254_740_992.0;
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -27,10 +26,10 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// What one reading of arguments keeps.
+/// The state of reading the arguments of one call.
 pub(super) struct Reading {
     pub(super) values_left: Cell<usize>,
-    /// Why it failed, when it is not for the JSON itself: errors of serde have no room for it.
+    /// The reason of a failure that is not due to malformed JSON; serde's error does not carry it.
     pub(super) error: RefCell<Option<String>>,
 }
 
@@ -51,7 +50,7 @@ impl Reading {
     }
 }
 
-/// Where a value stands, from the inside out.
+/// The place of a value in the arguments, from the inside out.
 #[derive(Clone, Copy)]
 pub(super) struct Path<'a> {
     pub(super) outer: Option<&'a Path<'a>>,
@@ -87,7 +86,7 @@ impl fmt::Display for Path<'_> {
     }
 }
 
-/// One value of a known type.
+/// The reader of one value of a known type.
 pub(super) struct Value<'a> {
     pub(super) shape: &'a Shape,
     pub(super) path: Path<'a>,
@@ -111,7 +110,7 @@ impl<'a> Value<'a> {
         self.reading.fail(format!("`{}`: expected {}, got {got}", self.path, self.shape))
     }
 
-    /// The seed for a value within this one.
+    /// Returns the reader for a value within this one.
     fn within<'b>(&'b self, shape: &'b Shape, path: Path<'b>) -> Value<'b> {
         Value { shape, path, reading: self.reading }
     }
@@ -133,7 +132,7 @@ impl<'a> Value<'a> {
             Shape::Float64 => Ok(Val::Float64(float)),
             Shape::Float32 if (float as f32).is_finite() => Ok(Val::Float32(float as f32)),
             Shape::Float32 => self.unfit(format_args!("the number {float:e}, which is out of its range")),
-            // What is too large for an i128 is made the largest, which is out of every range as well.
+            // A float that is too large for an i128 becomes the largest i128, which is out of every range as well.
             shape if is_integer(shape) && float.fract() == 0.0 => match in_range(shape, float as i128) {
                 Some(value) if float.abs() <= FLOAT_INTEGER_MAX => Ok(value),
                 Some(_) => self.unfit(format_args!("the number {float:?}, which is not exact; write all its digits")),
@@ -143,7 +142,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The only entry of an object that stands for a case and its payload.
+    /// Reads an object whose only entry is a case with its payload.
     fn case<'de, A: MapAccess<'de>, T>(
         &self,
         mut map: A,
@@ -333,7 +332,7 @@ impl<'de, 'a> Visitor<'de> for Value<'a> {
 
     fn visit_some<D: Deserializer<'de>>(self, from: D) -> Result<Val, D::Error> {
         match self.shape {
-            // `{"some": ..}`, or else `some(none)` could not be told from `none`.
+            // The value is `{"some": ..}`, because `some(none)` would look like `none` otherwise.
             Shape::Option(inner) if matches!(**inner, Shape::Option(_)) => from.deserialize_any(self),
             Shape::Option(inner) => {
                 let value = self.within(inner, self.path).deserialize(from)?;
@@ -417,7 +416,7 @@ fn not_finite(text: &str) -> Option<f64> {
     }
 }
 
-/// WIT writes `max-size` where Python and Rust write `max_size`.
+/// Compares a name with the given one, in which `_` may stand for `-`, since Python and Rust write `max_size` for `max-size`.
 fn same_name(name: &str, given: &str) -> bool {
     name.len() == given.len() && name.bytes().zip(given.bytes()).all(|(a, b)| a == b || (a == b'-' && b == b'_'))
 }

@@ -1,16 +1,16 @@
-//! The type of a value, taken from wasmtime's handles once and kept as a plain tree. Made by `Signature::new`; walked
-//! by `read` and `write` in step with the value.
+//! A shape is the type of a value as a plain tree. `Signature::new` makes it once from wasmtime's handles; `read` and `write`
+//! walk it together with the value.
 
 use std::fmt::{self, Write};
 
 use wasmtime::component::Type;
 
-/// Types within each other.
+/// The largest depth of nested types.
 const DEPTH_MAX: usize = 64;
-/// Types and names in one type. A component may use one type in many places, so that a short file describes a tree
-/// without end; and names are looked for one after another.
+/// The largest number of types and names in one type. A component may use one type in many places, so a short file can
+/// describe a huge tree; and names are searched for one by one.
 const PARTS_MAX: usize = 2_000;
-/// Of a type as text.
+/// The largest length of a type as text in messages, in bytes.
 const TEXT_BYTES_MAX: usize = 160;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub enum Shape {
     Float64,
     Char,
     String,
-    /// `list<u8>`.
+    /// The type `list<u8>`.
     Bytes,
     List(Box<Shape>),
     FixedLengthList(Box<Shape>, u32),
@@ -42,7 +42,7 @@ pub enum Shape {
     Flags(Vec<String>),
 }
 
-/// Why a function cannot be called by name, nor through a binding.
+/// The reason why a function can be called neither by name nor through a binding.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place} {reason}")]
 pub struct UnsupportedType {
@@ -62,7 +62,7 @@ impl UnsupportedType {
 
 impl Shape {
     /// # Errors
-    /// The type, or one within it, cannot leave its component.
+    /// Returns an error when a type cannot leave its component, or the whole is too deep or too large.
     pub fn new(ty: &Type) -> Result<Self, UnsupportedType> {
         let mut parts_left = PARTS_MAX;
         Self::within(ty, 0, &mut parts_left)
@@ -122,7 +122,7 @@ impl Shape {
         })
     }
 
-    /// As in WIT and in full: two types are the same when their texts are.
+    /// Writes the type as in WIT, in full. Two types are the same when their texts are.
     pub(super) fn write_all(&self, out: &mut dyn Write) -> fmt::Result {
         self.write(&mut Bounded { out, bytes_left: usize::MAX })
     }
@@ -183,7 +183,7 @@ fn names(ty: &Type) -> usize {
     }
 }
 
-/// As in WIT, cut where it gets long. Records and the like have no names here, so their parts are written out.
+/// Writes the type as in WIT, cut off where it gets long. Records and the like have no names here, so their parts are written.
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
@@ -194,7 +194,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Refuses what goes beyond the bound, so that a large type is not written out only to be cut.
+/// A writer that fails when the text gets longer than its limit, so that a large type is not written in full.
 struct Bounded<'o> {
     out: &'o mut dyn Write,
     bytes_left: usize,

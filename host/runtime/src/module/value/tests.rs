@@ -1,5 +1,5 @@
-//! Every WIT type through JSON and back, what does not fit, and arbitrary types, values and texts. `WASMCAGE_FUZZ_MS`
-//! is the budget of each `fuzz_` test; a failure prints a seed, which `ARBTEST_SEED` replays.
+//! Tests each WIT type through JSON and back, values that do not fit, and arbitrary types, values and texts.
+//! `WASMCAGE_FUZZ_MS` is the time of each `fuzz_` test; a failure prints a seed, which `ARBTEST_SEED` replays.
 
 mod carried;
 
@@ -13,7 +13,7 @@ use super::arguments::{self, JSON_BYTES_MAX};
 use super::read::VALUES_MAX;
 use super::{Outcome, Shape, Signature, write};
 
-/// Functions over every type, imported by a component since an import needs no code.
+/// A component that imports functions over each type, since an import needs no code.
 const FUNCTIONS: &str = r#"(component
     (type $item' (record (field "name" string) (field "max-size" (option u32))))
     (import "item" (type $item (eq $item')))
@@ -59,7 +59,7 @@ fn signature(name: &str) -> Result<Signature, super::UnsupportedType> {
     }
 }
 
-/// What the arguments come to: each value as JSON again, or the error.
+/// Checks what the arguments are read as: each value as JSON again, or the error.
 fn check(function: &str, arguments: &str, expected: &str) {
     let signature = signature(function).unwrap();
     let found = match signature.arguments(arguments) {
@@ -74,7 +74,7 @@ fn check(function: &str, arguments: &str, expected: &str) {
     assert_eq!(found, expected, "{function} {arguments}");
 }
 
-/// One argument that comes back as it went.
+/// Checks that one argument is the same JSON after reading and writing.
 fn check_same(function: &str, json: &str) {
     check(function, &format!("{{\"args\": [{json}]}}"), json);
 }
@@ -262,7 +262,7 @@ fn hostile_json_is_refused() {
         r#"{"kwargs": []}"#,
         "cannot be read: invalid type: sequence, expected an object of named arguments",
     );
-    // Skipped without recursion; and a typed value nests no deeper than its type.
+    // Deep input is skipped without recursion, and a typed value nests no deeper than its type.
     let deep = format!("{{\"args\": [{}", "[".repeat(100_000));
     check_start("none", &deep, "cannot be read: EOF");
     check("nested", &deep, "nested: `x`: expected option<option<u32>>, got an array");
@@ -453,7 +453,7 @@ fn value(u: &mut Unstructured<'_>, shape: &Shape) -> arbitrary::Result<Val> {
         Shape::FixedLengthList(shape, length) => {
             Val::FixedLengthList((0..*length).map(|_| value(u, shape)).collect::<Result<_, _>>()?)
         }
-        // One pair at most: JSON objects have an order of their own, and no key twice.
+        // There is at most one pair, because objects are written in the order of keys, and with no key twice.
         Shape::Map(key, shape) => Val::Map(match u.arbitrary()? {
             true => vec![(value(u, key)?, value(u, shape)?)],
             false => Vec::new(),

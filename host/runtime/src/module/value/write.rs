@@ -1,5 +1,5 @@
-//! Component values to JSON, straight into text. Called by `Signature::outcome`; the values are a guest's, so their
-//! number and size are bounded here.
+//! Writes component values as JSON text, for `Signature::outcome`. The values are a guest's, so the length of the text is
+//! limited here.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,14 +12,14 @@ use wasmtime::component::Val;
 
 use super::shape::Shape;
 
-/// A longer result is refused.
+/// The largest length of a result as JSON, in bytes.
 const JSON_BYTES_MAX: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
     #[error("the result is longer than {bytes_max} bytes of JSON")]
     TooLong { bytes_max: usize },
-    /// Should not happen: values come from the function whose type this is.
+    /// The values are not of the function's type, which would be a bug of the host.
     #[error("the result does not fit {0}")]
     Mismatch(String),
 }
@@ -118,18 +118,18 @@ impl Serialize for Typed<'_> {
     }
 }
 
-/// An object of one key.
+/// Writes an object of one key.
 fn single<S: Serializer>(key: &str, value: Option<(&Shape, &Val)>, to: S) -> Result<S::Ok, S::Error> {
     let mut map = to.serialize_map(Some(1))?;
     map.serialize_entry(key, &value.map(|(shape, value)| Typed { shape, value }))?;
     map.end()
 }
 
-/// The last of the values of a key counts, as wasmtime has it.
+/// Writes a map as an object. If a key comes twice, its last value counts, as in wasmtime.
 fn map<S: Serializer>(key: &Shape, shape: &Shape, pairs: &[(Val, Val)], to: S) -> Result<S::Ok, S::Error> {
     let mut named = BTreeMap::new();
     for (name, value) in pairs {
-        // A key that is no string is its JSON within a string: `"1"`, `"true"`.
+        // A key that is no string is written as its JSON within a string: `"1"`, `"true"`.
         let name = match name {
             Val::String(name) => name.clone(),
             Val::Char(name) => name.to_string(),

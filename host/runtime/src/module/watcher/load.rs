@@ -1,4 +1,4 @@
-//! One module's file becomes the version that serves, or is refused with the reason.
+//! Examines one module's file, which becomes the version that serves or is refused with a reason.
 
 use std::sync::Arc;
 
@@ -16,9 +16,9 @@ use crate::module::version::{Lease, Version};
 use wasmcage_config::ModuleConfig;
 use wasmcage_core::{task, telemetry};
 
-/// The outcome for the watcher.
+/// The result of examining a file, for the watcher.
 pub(super) struct Examined {
-    /// The file, if there is one.
+    /// The file as it was examined, if there is one.
     pub(super) sighting: Option<Sighting>,
     pub(super) then: Then,
 }
@@ -26,13 +26,13 @@ pub(super) struct Examined {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Then {
     Nothing,
-    /// There is no file any more.
+    /// The file is gone, so the module is removed.
     Remove,
     Again(Retry),
 }
 
 impl Watched {
-    /// Looks at a module's file, and loads it unless it has the `known` content.
+    /// Reads a module's file, and loads it unless it has the `known` content.
     pub(super) async fn examine(self: Arc<Self>, name: &str, known: Option<ContentHash>) -> Examined {
         match task::catch_panic_async(self.examine_unguarded(name, known)).await {
             Ok(examined) => examined,
@@ -82,7 +82,7 @@ impl Watched {
         slot.set_loading(false);
         let Err(error) = loaded else { return Examined { sighting: Some(sighting), then: Then::Nothing } };
         let retry = error.retry();
-        // Somebody writes to it: nothing is wrong yet.
+        // A file that is being written is not refused, since it is read again when it is complete.
         if !matches!(error, LoadError::Compile(CompileError::Changed)) {
             let text = format!("{}: {}", sighting.path.display(), telemetry::error_chain(&error));
             self.refuse(&slot, text, retry);
@@ -90,7 +90,7 @@ impl Watched {
         Examined { sighting: Some(sighting), then: Then::Again(retry) }
     }
 
-    /// Loads with the settings that hold when it is done: those that changed meanwhile are taken in another round.
+    /// Loads the file with the current settings. If they change during the load, it is repeated with the new ones.
     async fn load(&self, slot: &Slot, source: ComponentFile) -> Result<(), LoadError> {
         let begun = Instant::now();
         let source = Arc::new(source);
@@ -113,7 +113,7 @@ impl Watched {
                 return Ok(());
             }
             if let Ok((_, Some(predecessor))) = loaded {
-                // It has been asked to save its memory, which changes nothing in it: it serves on.
+                // A `save` does not change the old instance, so it goes on serving.
                 predecessor.keep();
             }
         }
@@ -128,7 +128,7 @@ impl Watched {
         let (number, sha256) = (version.number, format!("{:.12}", version.hash));
         slot.swap(Some(version));
         drop(predecessor);
-        // The settings may have changed at this very moment.
+        // Grants may have been revoked since the settings were compared.
         home.narrow(&self.settings(slot).allow);
         self.loader.tell(&home);
         let (cage, module) = (self.cage(), &*slot.name);
@@ -136,7 +136,7 @@ impl Watched {
         tracing::info!(%cage, %module, version = number, %sha256, elapsed_ms, "module loaded");
     }
 
-    /// The same reason is logged once, however often it is tried again.
+    /// Refuses the file. The same reason is logged only once, however often the load is tried again.
     fn refuse(&self, slot: &Slot, mut error: String, retry: Retry) {
         if retry != Retry::Never {
             error.push_str("; tried again by itself");

@@ -1,4 +1,4 @@
-//! One look at the watched directories, on a thread for what blocks: a network file system may not answer.
+//! Lists the watched directories. This runs on a thread that may block, since a network file system may not answer.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,18 +11,18 @@ use crate::module::component_file::{ComponentFile, ContentHash};
 use wasmcage_config as config;
 use wasmcage_core::regular_file::FileStamp;
 
-/// Files that are ignored and told: more of them are somebody's collection, not somebody's mistake.
+/// The largest number of ignored files that are reported; if there are more, their names are hardly mistakes.
 const IGNORED_MAX: usize = 100;
 
 /// A module's file as it was last looked at.
 #[derive(Clone, Debug)]
 pub(super) struct Sighting {
     pub(super) path: PathBuf,
-    /// None for what cannot be looked at, such as a link that leads nowhere.
+    /// The stamp, or `None` if the file has no metadata to read, such as a link that leads nowhere.
     pub(super) stamp: Option<FileStamp>,
-    /// None unless it was read.
+    /// The hash of the content, if it was read.
     pub(super) hash: Option<ContentHash>,
-    /// Whether a further write would surely show in the stamp.
+    /// Is true if a further write is certain to change the stamp.
     pub(super) is_sure: bool,
 }
 
@@ -33,32 +33,33 @@ impl Sighting {
         Self { path, stamp, hash: None, is_sure }
     }
 
-    /// A file that was read.
+    /// Returns the sighting of a file that was read.
     pub(super) fn of(file: &ComponentFile) -> Self {
         let is_sure = !file.stamp.is_recent();
         Self { path: file.path.clone(), stamp: Some(file.stamp.clone()), hash: Some(file.hash), is_sure }
     }
 
-    /// Whether it is the same file with the same stamp.
+    /// Returns true if both have the same path and the same stamp.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         (&self.path, &self.stamp) == (&other.path, &other.stamp)
     }
 }
 
-/// What was found.
+/// The content of the watched directories.
 pub(super) struct Look {
-    /// By the module's name.
+    /// The modules' files, by module name.
     pub(super) modules: BTreeMap<String, Sighting>,
-    /// Names that look like those of modules, and why they are not.
+    /// The files whose names look like those of modules, with the reason why they are not.
     pub(super) ignored: BTreeMap<PathBuf, &'static str>,
-    /// False when a directory could not be read: what is missing may be there.
+    /// Is false when a directory could not be read, so that a file which is missing here may exist.
     pub(super) is_whole: bool,
-    /// Notifications of directories that are not the ones known, or why there are none.
+    /// New notifications, or the error, if the directories are other ones than those watched so far.
     pub(super) notifications: Option<notify::Result<Notifications>>,
 }
 
 impl Look {
-    /// Blocks. `directories` are the cage's own and the shared one, which the first hides.
+    /// Lists the cage's own and the shared directory. A file in the first hides one of the same name in the second. `known`
+    /// are the directories that are watched so far. Blocks.
     pub(super) fn take(directories: [&Path; 2], known: Option<Inodes>) -> Self {
         let notifications = (known != Some(inodes(directories))).then(|| Notifications::start(directories));
         let mut look = Self { modules: BTreeMap::new(), ignored: BTreeMap::new(), is_whole: true, notifications };
@@ -86,10 +87,10 @@ impl Look {
     }
 }
 
-/// Where a module's file is: the cage's own, or the shared one. Blocks.
+/// Returns the path of a module's file in the cage's own or else in the shared directory. Blocks.
 ///
 /// # Errors
-/// When a directory cannot be looked at: whether there is a file is not known then.
+/// Returns an error when a directory cannot be searched, so that it is not known if there is a file.
 pub(super) fn locate(directories: [&Path; 2], name: &str) -> io::Result<Option<PathBuf>> {
     for directory in directories {
         let path = directory.join(format!("{name}.wasm"));
@@ -106,13 +107,13 @@ fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-/// `work` for `work.wasm`; dot-files and other files are no modules.
+/// Returns the name of the module in a file: `work` for `work.wasm`. Dot-files and other files are no modules.
 pub fn module_name(path: &Path) -> Option<String> {
     let name = path.file_name()?.to_str()?.strip_suffix(".wasm")?;
     config::is_name(name).then(|| name.to_owned())
 }
 
-/// Why a file that looks like a module's is none; none for modules, and for files that nobody takes for one.
+/// Returns why a file that looks like a module's is ignored, or `None` for modules and for all other files.
 pub fn ignored(path: &Path) -> Option<&'static str> {
     const RULE: &str = "ignored: a module is called by its file's name, which is 1 to 64 letters a-z, digits, `_` or `-`, \
                         and .wasm; rename it";
@@ -163,7 +164,7 @@ mod tests {
         assert!(first.is_whole && first.notifications.is_some());
         assert_eq!(first.modules.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert!(first.modules["b"].stamp.is_none() && first.ignored.len() == 1);
-        // What is private hides what is shared, whatever it is.
+        // An entry of the cage's own directory hides the shared one of the same name, even if it is a link that leads nowhere.
         fs::create_dir(&shared).unwrap();
         ["a", "b", "c"].iter().for_each(|name| fs::write(shared.join(format!("{name}.wasm")), "").unwrap());
         let second = look(Some(inodes([&own, &shared])));

@@ -1,7 +1,7 @@
-//! Watches a cage's directory and the shared one; turns what happens there into loads. Notifications tell quickly, a slow
-//! poll finds what they miss (network file systems, targets of symlinks). A file is read when it has settled, and a load
-//! happens only when the content's hash, or the module's settings, differ from what serves. A load that failed for a reason
-//! outside the file is tried again.
+//! Watches a cage's directory and the shared one, and loads the files that change there. Notifications report changes at once;
+//! a slow poll finds those that they miss (network file systems, targets of symlinks). A file is read when it has settled, and
+//! loaded only when its hash or the module's settings differ from those of the version that serves. A load that failed for a
+//! reason outside the file is tried again.
 
 mod load;
 mod look;
@@ -33,14 +33,14 @@ use wasmcage_core::telemetry::LevelCell;
 
 pub use self::look::{ignored, module_name};
 
-/// Between two looks at the directories themselves.
+/// The interval at which the directories are listed.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// A module that the poll finds gone was perhaps removed this very moment, to be replaced.
+/// The time after which a change that the poll has found is acted on; a file that is gone may be about to be replaced.
 const SETTLE_FOUND: Duration = Duration::from_secs(1);
-/// Loads under way in one cage; each stage of a load has narrower bounds, which all cages share.
+/// The largest number of loads in flight in one cage. Each stage of a load has lower limits, which all cages share.
 const LOADS_MAX: usize = 256;
 
-/// What a watcher works for.
+/// The cage that a watcher works for, with its directories and settings.
 pub struct Watched {
     pub directory: PathBuf,
     pub shared: PathBuf,
@@ -50,29 +50,29 @@ pub struct Watched {
     pub services: Services,
     pub dispatcher: WeakDispatcher,
     pub level: Arc<LevelCell>,
-    /// Told what happens to a `cage.toml`.
+    /// Is notified when a `cage.toml` changes.
     pub config_signal: Arc<ConfigSignal>,
-    /// Told when modules must be looked at again because their settings changed.
+    /// Is notified when modules must be examined again because their settings have changed.
     pub settings_changed: Arc<Notify>,
-    /// The last thing that was told about the place of compiled files.
+    /// The problem with the directory of compiled files that was logged last.
     pub cache_problem: Mutex<Option<String>>,
 }
 
 pub struct Watcher {
     watched: Arc<Watched>,
-    /// Each module's file when it was last examined.
+    /// The file of each module as it was last examined.
     seen: HashMap<String, Sighting>,
-    /// When to examine a module's file.
+    /// The time at which to examine each module's file.
     due: HashMap<String, Instant>,
-    /// Those of `due` whose file looks as it did, and might have changed all the same.
+    /// The modules of `due` whose file has the same stamp as before, but might have changed all the same.
     doubted: BTreeSet<String>,
-    /// The last pause before a failed load was tried again.
+    /// The last pause before each failed load was tried again.
     pauses: HashMap<String, Duration>,
     loading: HashMap<tokio::task::Id, String>,
     loads: JoinSet<Examined>,
     look: Option<JoinHandle<Look>>,
     ignored: BTreeMap<PathBuf, &'static str>,
-    /// Modules of all cages that have a new version.
+    /// Receives the modules of all cages that get a new version.
     news: broadcast::Receiver<(Arc<str>, Arc<str>)>,
     notifications: Option<Notifications>,
 }
@@ -94,7 +94,7 @@ impl Watcher {
         }
     }
 
-    /// Loads everything that is there, for up to `timeout`; what takes longer is loaded by `run`.
+    /// Loads all modules, for up to `timeout`. Those that take longer are loaded by `run`.
     pub async fn load_all(&mut self, timeout: Duration) {
         let until = Instant::now() + timeout;
         self.start_look();
@@ -105,14 +105,14 @@ impl Watcher {
                 (id, examined) = next_load(&mut self.loads) => self.finish(id, examined),
                 () = sleep_until(until) => return,
             }
-            // What failed for now is not waited for.
+            // Failed loads that are to be tried again later are not waited for.
             if self.look.is_none() && self.loads.is_empty() && self.due.values().all(|due| *due > Instant::now()) {
                 return;
             }
         }
     }
 
-    /// Until its future is dropped.
+    /// Watches until its future is dropped.
     pub async fn run(mut self) {
         let mut poll = Instant::now() + POLL_INTERVAL;
         loop {
@@ -140,13 +140,13 @@ impl Watcher {
         self.loading.values().any(|loading| loading == name)
     }
 
-    /// Has a module's file examined at a time, or earlier if it is due before.
+    /// Makes a module's file due at the time `at`, unless it is due earlier.
     fn mark(&mut self, name: &str, at: Instant) {
         self.doubted.remove(name);
         self.due.entry(name.to_owned()).and_modify(|due| *due = at.min(*due)).or_insert(at);
     }
 
-    /// Tells the slot before the file is read: its requests are turned away as soon as it is there.
+    /// Notes in the slot that there is a file, before it is read.
     fn note_file(&self, name: &str) {
         let modules = &self.watched.modules;
         if !modules.get(name).is_some_and(|slot| slot.has_had_file()) {
@@ -161,7 +161,7 @@ impl Watcher {
                 self.watched.config_signal.send(change != Change::Writing);
             } else if let Some(name) = module_name(path) {
                 self.note_file(&name);
-                // The latest event knows best whether the file is complete.
+                // The latest event tells best whether the file is complete.
                 self.doubted.remove(&name);
                 self.due.insert(name, Instant::now() + change.settle());
             }
@@ -171,8 +171,8 @@ impl Watcher {
         }
     }
 
-    /// The slow look: everything that differs from what was last seen, and directories that are not the ones watched. One
-    /// that hangs is not joined by a second.
+    /// Starts to list the directories, to find all files that differ from those last seen and directories that are not yet
+    /// watched. Only one such task runs at a time, as it may hang.
     fn start_look(&mut self) {
         if self.look.is_none() {
             let (watched, known) = (self.watched.clone(), self.notifications.as_ref().map(|known| known.inodes));
@@ -206,9 +206,9 @@ impl Watcher {
                         self.doubted.insert(name.clone());
                     }
                 }
-                // What waits to be tried again is another file now.
+                // The file of a load that waits to be tried again has changed, so it becomes due earlier.
                 Some(_) if self.pauses.remove(name).is_some() => self.mark(name, now + settle),
-                // A notification has told already, and knows better when the file is complete.
+                // A time that a notification has set stays, because it tells better when the file is complete.
                 Some(_) | None => {
                     self.due.entry(name.clone()).or_insert(now + settle);
                 }
@@ -225,7 +225,7 @@ impl Watcher {
         let now = Instant::now();
         for slot in self.watched.modules.all() {
             let settings = self.watched.config.load().module(&slot.name);
-            // A file that was refused may be taken with other settings; one that is being loaded got the old ones.
+            // A file that was refused may be accepted with other settings, and one that is being loaded may have the old ones.
             let differs = slot.current().is_some_and(|version| version.home.settings != settings);
             if differs || slot.refused() || self.is_loading(&slot.name) {
                 self.mark(&slot.name, now);
@@ -233,7 +233,7 @@ impl Watcher {
         }
     }
 
-    /// A file that was refused may be taken now that a module which it is bound to has another version; with none, any.
+    /// Makes refused files due again whose module is bound to the module in `news`, or to any if `news` is `None`.
     fn mark_bound(&mut self, news: Option<(Arc<str>, Arc<str>)>) {
         let config = self.watched.config.load_full();
         for slot in self.watched.modules.all().into_iter().filter(|slot| slot.refused()) {
@@ -307,12 +307,12 @@ impl Watched {
     }
 }
 
-/// A load that has ended; without a result it panicked.
+/// Waits for a load to end, and returns `None` for its result if it panicked.
 async fn next_load(loads: &mut JoinSet<Examined>) -> (tokio::task::Id, Option<Examined>) {
     match loads.join_next_with_id().await {
         Some(Ok((id, examined))) => (id, Some(examined)),
         Some(Err(error)) => (error.id(), None),
-        // Nothing under way: wait for something else.
+        // Without loads in flight this never ends.
         None => std::future::pending().await,
     }
 }

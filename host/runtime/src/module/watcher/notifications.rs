@@ -1,4 +1,4 @@
-//! The operating system's notifications of changes in the watched directories, while it gives any.
+//! Receives the operating system's notifications of changes in the watched directories.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -11,16 +11,16 @@ use notify::event::{AccessKind, AccessMode, ModifyKind, RenameMode};
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
-/// Notifications not yet looked at; more than that are replaced by one look at everything.
+/// The largest number of waiting notifications; if more arrive, all directories are listed instead.
 const EVENTS_MAX: usize = 1_024;
-/// How long a file must be left alone after a rename, or after its writer has closed it.
+/// The time that a file must be left alone after a rename, or after its writer has closed it.
 const SETTLE_COMPLETE: Duration = Duration::from_millis(10);
-/// After a write by somebody who has the file open: the close that follows is the sign to wait for.
+/// The time that a file must be left alone after a write; usually its writer closes it earlier, which is reported too.
 const SETTLE_WRITING: Duration = Duration::from_millis(500);
-/// After a removal: many replace a file by removing it first.
+/// The time that a file must stay away after a removal, since many programs replace a file by removing it first.
 const SETTLE_GONE: Duration = Duration::from_secs(1);
 
-/// Which directories are watched, by their inodes: another one may have taken a name.
+/// The inodes of the watched directories, which tell when another directory has taken the name of one.
 pub(super) type Inodes = [Option<u64>; 2];
 
 pub(super) struct Notifications {
@@ -31,10 +31,10 @@ pub(super) struct Notifications {
 }
 
 impl Notifications {
-    /// Blocks, as everything that looks at directories.
+    /// Starts to watch the directories. Blocks.
     ///
     /// # Errors
-    /// When the operating system has none to give, or no more of them: the poll finds changes all the same.
+    /// Returns an error when the operating system gives no notifications, or no more of them. The poll still finds changes.
     pub(super) fn start(directories: [&Path; 2]) -> notify::Result<Self> {
         let (event_tx, events) = mpsc::channel(EVENTS_MAX);
         let overflow = Arc::new(AtomicBool::new(false));
@@ -61,7 +61,7 @@ impl Notifications {
         }
     }
 
-    /// Whether notifications were lost since this was last asked.
+    /// Returns true if notifications were lost since the last call.
     pub(super) fn overflowed(&self) -> bool {
         self.overflow.swap(false, Ordering::Relaxed)
     }
@@ -71,18 +71,18 @@ pub(super) fn inodes(directories: [&Path; 2]) -> Inodes {
     directories.map(|directory| Some(fs::metadata(directory).ok()?.ino()))
 }
 
-/// What an event says about the files that it names.
+/// The kind of change that an event reports for its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Somebody writes.
+    /// The file is being written.
     Writing,
-    /// What is there is whole.
+    /// The file is complete.
     Complete,
     Gone,
 }
 
 impl Change {
-    /// None when nothing has changed.
+    /// Returns the change, or `None` when nothing has changed.
     pub(super) fn of(kind: EventKind) -> Option<Self> {
         match kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write)) => Some(Self::Complete),
@@ -93,7 +93,7 @@ impl Change {
         }
     }
 
-    /// How long a module's file must be left alone from now on.
+    /// Returns how long a module's file must be left alone from now on before it is read.
     pub(super) fn settle(self) -> Duration {
         match self {
             Self::Writing => SETTLE_WRITING,

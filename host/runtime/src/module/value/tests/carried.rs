@@ -1,5 +1,5 @@
-//! Values through the binary codec and back, hostile bytes, and which function values belong to. The types and values are
-//! those of the JSON tests.
+//! Tests values through the binary codec and back, malformed bytes, and values of another function. The types and values
+//! are those of the JSON tests.
 
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ fn fuzz_values_survive_the_codec() {
         let bytes = binary::encode(&shapes, &values.clone().map(Item::Val));
         for fast in [false, true] {
             let found = binary::decode(&shapes, &bytes, fast).unwrap();
-            // The same bytes whichever way they go, and the same values once they are wasmtime's.
+            // Both ways of decoding give the same bytes when encoded, and the same values of wasmtime's.
             assert_eq!(binary::encode(&shapes, &found), bytes);
             assert_eq!(binary::check_bounds(&found), Ok(()));
             let found: Vec<Val> = found.into_iter().map(Item::into_val).collect();
             assert_eq!(found, values);
         }
-        // Cut short or with more behind, they are refused.
+        // Bytes that are cut short or have more after them are refused.
         if !bytes.is_empty() {
             assert!(binary::decode(&shapes, &bytes.slice(..bytes.len() - 1), false).is_err());
         }
@@ -73,17 +73,17 @@ fn hostile_bytes_are_refused() {
     check(Shape::Enum(vec!["a".into()]), &[1], wrong(1, "no such case of the enum"));
     check(Shape::Variant(vec![("a".into(), None)]), &[7], wrong(1, "no such case of the variant"));
     check(Shape::Flags(vec!["a".into()]), &[2], wrong(1, "a flag that the type does not have"));
-    // Numbers have one form.
+    // Each number has only one form.
     check(Shape::String, &[0x80, 0], wrong(2, "a number that is not well formed"));
     check(Shape::String, &[0xff, 0xff, 0xff, 0xff, 0x1f], wrong(5, "a number that is not well formed"));
     check(Shape::String, &[0x80, 0x80, 0x80, 0x80, 0x80, 1], wrong(5, "a number of more than 5 bytes"));
-    // Values that take no bytes cannot be many.
+    // The number of values is limited even if they take no bytes.
     let nothing = || Shape::List(Box::new(Shape::Tuple(Vec::new())));
     check(nothing(), &[0xff, 0xff, 0xff, 0xff, 0x0f], Malformed::TooMany);
     check(nothing(), &[0x80, 0x80, 0x40], Malformed::TooMany);
     let pairs = Shape::Map(Box::new(Shape::Tuple(Vec::new())), Box::new(nothing()));
     check(pairs, &[0xff, 0xff, 0xff, 0x7f], Malformed::TooMany);
-    // Long names of fields count, too.
+    // Long names of fields count as values, too.
     let field = Shape::Record(vec![("x".repeat(1 << 20), Shape::Bool)]);
     check(Shape::List(Box::new(field)), &[vec![100], vec![0; 100]].concat(), Malformed::TooMany);
 }
