@@ -98,7 +98,8 @@ impl Dispatcher {
         let arguments = Message { head: beside.into(), body: message.clone() }.into_bytes();
         let context = Arc::new(call.context.with_deadline(deadline));
         let (action, arguments) = (CallAction::AcceptRetried, Payload::Bytes(arguments.into()));
-        // It is not idempotent: each copy of a cage has its own store, so if a second copy were asked, both might take the call.
+        // It is not idempotent: each copy of a cage has its own store, so if a second copy were asked, both might take the
+        // call.
         Ok(Call { context, cage, action, arguments, idempotent: false })
     }
 

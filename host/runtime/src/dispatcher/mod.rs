@@ -127,8 +127,8 @@ impl Dispatcher {
         self.0.services.room.set_memory_max(config.guest_memory_bytes);
     }
 
-    /// Frees the idle instances of this cage or, if it has none, those of all cages of the process. Concurrent calls wait for
-    /// each other, so that each sees what the one before has freed.
+    /// Frees idle instances of this cage or, if none can be freed, of all cages of the process. Concurrent calls wait for each
+    /// other, so that each sees what the one before has freed.
     pub(crate) fn make_room(&self) {
         let _one_at_a_time = self.0.cages.reclaim.lock();
         if self.0.modules.make_room() > 0 {

@@ -1,6 +1,6 @@
-//! Makes the calls of an operator at the command line, which belong to no request. They arrive at a cage's control socket, which
-//! accepts only the cage's own user, and that cage calls itself or another one. Where no cage runs, the command line makes the
-//! call itself.
+//! Makes the calls of an operator at the command line, which belong to no request. They arrive at a cage's control socket,
+//! which accepts only the cage's own user, and that cage calls itself or another one. Where no cage runs, the command line
+//! makes the call itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -23,8 +23,8 @@ const GIVEN_ID_BYTES_MAX: usize = 256;
 const FUNCTION_BYTES_MAX: usize = 1 << 10;
 
 impl Dispatcher {
-    /// Makes the retried call that a module asks for while it works on `request`. Checks names and grants, and adds the scope to
-    /// the id. The store has not accepted the call yet.
+    /// Makes the retried call that a module asks for while it works on `request`. Checks names and grants, and adds the scope
+    /// to the id. The store has not accepted the call yet.
     ///
     /// # Errors
     /// `BadRequest` if a part of the call is invalid, `NotPermitted` if the module may not call that cage.
@@ -44,7 +44,7 @@ impl Dispatcher {
         self.new_call(Call { context, cage, action, arguments, idempotent: false }, &home.cage, options)
     }
 
-    /// Checks a retried call that the cage `origin` asks for, and makes it ready for the store.
+    /// Checks a retried call that `origin`, a cage or the command line, asks for, and makes it ready for the store.
     fn new_call(&self, call: Call, origin: &str, options: RetriedOptions) -> Result<NewCall, DispatchError> {
         let RetriedOptions { queue, id, expires, not_before, attempts_max, priority } = options;
         let queue = queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
