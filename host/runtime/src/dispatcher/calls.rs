@@ -30,7 +30,7 @@ pub struct CallOptions {
     /// The timeout of the call. The request's deadline applies as well.
     pub timeout: Option<Duration>,
     pub idempotent: bool,
-    /// Tells that `cage.toml` binds an import to the called module, which grants the call.
+    /// Is true if `cage.toml` binds an import to the called module, which grants the call.
     pub bound: bool,
 }
 

@@ -45,7 +45,7 @@ const FAILURES_LOGGED_PER_SECOND: u64 = 100;
 pub struct Cages {
     by_name: RwLock<std::collections::HashMap<Arc<str>, WeakDispatcher>>,
     abroad: Abroad,
-    /// Is held while idle instances are freed.
+    /// The lock that is held while idle instances are freed.
     reclaim: Mutex<()>,
 }
 

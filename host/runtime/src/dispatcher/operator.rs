@@ -20,7 +20,7 @@ pub struct OperatorCall {
     pub function: String,
     pub arguments: Payload,
     pub timeout: Duration,
-    /// Tells that the call may run twice without harm.
+    /// Is true if the call may run twice without harm.
     pub idempotent: bool,
 }
 

@@ -7,6 +7,8 @@ use wasmtime_wasi::{p2, p3};
 use super::GuestState;
 use crate::module::engine::EngineKind;
 
+/// Replaces wasmtime's functions.
+///
 /// # Errors
 /// wasmtime may return an error, but no case is known.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {

@@ -13,6 +13,8 @@ use wasmcage_core::body::StreamBody;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::telemetry::Level;
 
+/// Adds the import to a module's linker, so that it forwards requests to `target`.
+///
 /// # Errors
 /// wasmtime returns an error when the import is defined already.
 pub fn link(linker: &mut Linker<GuestState>, import: &str, target: &BindingTarget) -> wasmtime::Result<()> {
@@ -26,6 +28,8 @@ pub fn link(linker: &mut Linker<GuestState>, import: &str, target: &BindingTarge
     )
 }
 
+/// Forwards a request and returns its response.
+///
 /// # Errors
 /// The handle of the request is invalid, which ends the guest.
 async fn handle(

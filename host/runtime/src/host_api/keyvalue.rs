@@ -119,7 +119,7 @@ type Found = (String, Option<Vec<u8>>);
 /// The result of a compare-and-swap.
 enum Swap {
     Done,
-    /// The value has changed, to the given one.
+    /// The value has changed since it was read. `Seen` is the present one.
     Changed(Seen),
 }
 
@@ -293,13 +293,13 @@ impl Keys {
         Ok(found)
     }
 
-    /// Does all of it or nothing.
+    /// Sets all pairs or none.
     async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
         let steps = pairs.into_iter().map(|(key, value)| Ok(Step::Set(self.full(&key)?, StateValue::Bytes(value))));
         self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
     }
 
-    /// Does all of it or nothing.
+    /// Deletes all keys or none.
     async fn delete_many(&self, keys: Vec<String>) -> Result<(), StoreError> {
         let steps = keys.into_iter().map(|key| Ok(Step::Delete(self.full(&key)?)));
         self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
@@ -321,7 +321,7 @@ impl Keys {
             let steps = vec![Step::Check(key.clone(), current), Step::Set(key.clone(), value.clone())];
             match self.store.transact(steps).await {
                 Ok(_) => return Ok(Swap::Done),
-                // It was changed just now, perhaps between JSON and bytes only.
+                // The value has changed since it was read above, perhaps only from JSON to bytes.
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => return Err(error),
             }

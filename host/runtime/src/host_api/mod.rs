@@ -150,6 +150,8 @@ pub struct GuestState {
 }
 
 impl GuestState {
+    /// Makes the state of a new instance, and opens its granted directories.
+    ///
     /// # Errors
     /// A granted directory cannot be opened.
     pub fn new(home: Arc<Home>, deadline: Deadline) -> wasmtime::Result<Self> {
