@@ -169,7 +169,7 @@ mod tests {
         let linker = linker(engine, EngineKind::Concurrent).unwrap();
         let error = |name: &str, version: &str, function: &str| {
             let at = if version.is_empty() { "" } else { "@" };
-            // No function has this type, so that one which is there is told from one which is not.
+            // No function has this type: the error for a function that exists differs from that for a missing one.
             let wat = format!(
                 "(component (import \"{name}{at}{version}\" (instance (export \"{function}\"
                     (func (param \"a\" u8) (param \"b\" u8) (param \"c\" u8) (param \"d\" u8) (param \"e\" u8))))))"
