@@ -1,5 +1,5 @@
-//! Runs guests: `dispatcher/` admits and routes requests and calls, `module/` holds versions and instances of modules, and
-//! `host_api/` is what a guest may ask for meanwhile. The only crate that knows wasmtime.
+//! Runs guests: `dispatcher/` admits and routes requests and calls, `module/` holds the versions and instances of modules, and
+//! `host_api/` has the functions that guests import. This is the only crate of the host that uses wasmtime.
 
 pub mod dispatcher;
 pub mod host_api;

@@ -1,5 +1,5 @@
-//! What a cage keeps for its modules and interfaces besides the modules themselves. Made by the cage, and given to the
-//! dispatcher and to each version of a module.
+//! The store, resources, locks and limits that all modules and interfaces of a cage share. The cage makes them, and gives them
+//! to the dispatcher and to each version of a module.
 
 use std::sync::Arc;
 
@@ -12,17 +12,17 @@ use wasmcage_resource::Resources;
 use wasmcage_resource::locks::Locks;
 use wasmcage_store::Store;
 
-/// One for a cage; a clone is the same.
+/// The shared services of one cage. Clones refer to the same services.
 #[derive(Clone)]
 pub struct Services {
-    /// The cage's limit of requests in work, and its queue.
+    /// Limits how many requests the cage works on at once, and queues further ones.
     pub admission: Arc<Admission>,
     pub store: Arc<Store>,
     pub resources: Arc<Resources>,
     pub locks: Arc<Locks>,
-    /// The cage's part of what guests take of the process.
+    /// Limits the cage's share of the process's memory and pools for guests.
     pub room: Arc<CageRoom>,
-    /// What goes on when its request is over: commits that nobody waits for, rollbacks.
+    /// Tracks tasks that outlive their request: commits that the guest does not wait for, and rollbacks.
     pub background: TaskTracker,
     /// Watches the tasks of the cage and of its interfaces for panics.
     pub tasks: Tasks,

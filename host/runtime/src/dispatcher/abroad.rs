@@ -1,6 +1,6 @@
-//! Calls that are on their way from this process to cages elsewhere. A call that comes from there on behalf of the same
-//! request needs no second place in a cage in which the request has one. That it has one is known here; what the call says of
-//! itself would let a peer in past a cage's `concurrency`.
+//! Tracks the calls from this process to cages elsewhere that are in flight. A call that comes back from there for the same
+//! request needs no second permit of a cage of which the request holds one. This is decided by what is recorded here: if the
+//! incoming call were believed, a peer could exceed a cage's `concurrency`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 
 use wasmcage_core::request::{RequestContext, RequestId};
 
-/// Calls that may come back at one time for one that is on its way; further ones need a place like any other.
+/// The number of calls that may come back at the same time for one call in flight. Further ones need a permit like any other.
 const BACK_MAX: usize = 16;
-/// Requests of different lanes rarely meet at the same part.
+/// The number of separately locked parts of the table, so that lanes rarely wait for each other.
 const PARTS: usize = 16;
 
 type Journeys = HashMap<RequestId, Vec<Arc<Journey>>>;
@@ -22,20 +22,20 @@ pub(super) struct Abroad {
     parts: [Mutex<Journeys>; PARTS],
 }
 
-/// One call, or one to all copies of a cage.
+/// A call in flight to one copy of a cage, or to all of them.
 struct Journey {
     context: Arc<RequestContext>,
-    /// Calls that came back and are in work.
+    /// The number of calls that came back and are being worked on.
     back: AtomicUsize,
 }
 
-/// Keeps a call on its way until it is dropped.
+/// Keeps the record of a call in flight until it is dropped.
 pub(super) struct Away<'a> {
     abroad: &'a Abroad,
     journey: Arc<Journey>,
 }
 
-/// A call that has come back, until it is dropped.
+/// Counts a call that has come back until it is dropped.
 pub(super) struct Back(Arc<Journey>);
 
 impl Abroad {
@@ -45,7 +45,8 @@ impl Abroad {
         Away { abroad: self, journey }
     }
 
-    /// Whether the call is made for a request that has a place in this cage and waits for an answer from elsewhere.
+    /// Returns a guard if the call is made for a request that holds a permit of this cage and waits for an answer from
+    /// elsewhere. None if the call needs a permit of its own.
     pub(super) fn comes_back(&self, context: &RequestContext, cage: &str) -> Option<Back> {
         if !context.claims(cage) {
             return None;
@@ -97,7 +98,7 @@ mod tests {
         RequestContext::new("web".into(), "test", Duration::from_secs(5), Arc::default())
     }
 
-    /// The call as it comes from a cage elsewhere, with callers of its peer's choice.
+    /// Makes the context of a call from a cage elsewhere, whose callers are those that the peer has sent.
     fn from_elsewhere(id: RequestId, callers: &[&str]) -> RequestContext {
         request().continued(id, callers.iter().map(|caller| Arc::from(*caller)).collect())
     }
@@ -108,12 +109,12 @@ mod tests {
         let forged = from_elsewhere(RequestId::new(), &["runner/front", "mallory/work"]);
         assert!(!forged.holds_permit_of("runner") && abroad.comes_back(&forged, "runner").is_none());
 
-        // It knows the id of a request, which has no place in the cage that the peer names.
+        // The peer knows the id of a request, but the request holds no permit of the cage that the peer names.
         let call = Arc::new(request().for_call("runner", "front", None));
         let _away = abroad.leave(&call);
         let forged = from_elsewhere(call.id, &["runner/front", "other/front", "mallory/work"]);
         assert!(abroad.comes_back(&forged, "other").is_none());
-        // What a peer has said once does not become true when its call goes on from here.
+        // The callers that a peer has sent are not trusted either after its call has led to a further call from here.
         let further = Arc::new(forged.for_call("third", "work", None));
         let _away = abroad.leave(&further);
         assert!(abroad.comes_back(&forged, "other").is_none());

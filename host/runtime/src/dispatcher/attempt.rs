@@ -1,5 +1,5 @@
-//! Attempts at retried calls that the cage's store keeps: a call of a module of this cage is made, one of another cage is
-//! handed over to that cage, which keeps and makes it from then on.
+//! Makes the attempts at retried calls in the cage's store. A call to a module of this cage is made; a call to another cage is
+//! handed over to that cage, which then stores and makes it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,22 +19,22 @@ use wasmcage_core::request::{Attempt, Deadline, Payload, RequestContext};
 use wasmcage_protocol::Endpoint;
 use wasmcage_store::{CallEntry, DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, StoredTarget, call_time};
 
-/// What goes beside the call itself when it is handed over.
+/// The properties of a retried call that are sent with it when it is handed over.
 #[derive(Debug, Serialize, Deserialize)]
 struct HandOver {
     id: String,
     queue: String,
-    /// Clocks of two machines need not agree.
+    /// The time left until the call expires. It is relative because the clocks of two machines may differ.
     expires_in_ms: Option<u64>,
     attempts_max: Option<u32>,
     priority: i8,
 }
 
 impl Dispatcher {
-    /// Makes one attempt at a call, or hands it over to the cage that it is for. The caller holds it in its store.
+    /// Makes one attempt at a call, or hands it over to the cage that it is for. The caller keeps it in its store meanwhile.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn attempt(
         &self,
         endpoint: &Endpoint,
@@ -67,16 +67,16 @@ impl Dispatcher {
         result.map(|_| ())
     }
 
-    /// A call of a module of this cage, on behalf of the cage that has asked for it.
+    /// Calls a module of this cage for the cage that has asked for the retried call.
     async fn call_later(&self, call: Call, origin: &str) -> Result<Payload, DispatchError> {
         let Call { context, action, arguments, .. } = call;
         let (module, function) = function_of(action)?;
-        // What may be called can have changed since.
+        // The permissions may have changed since the call was accepted.
         self.check_caller(origin, &module, &function)?;
         self.enter_and_call(EntryKind::Outside, context, &module, function, arguments).await
     }
 
-    /// The call by which the other cage is asked to take this one.
+    /// Returns the call that asks the other cage to take over this one.
     fn hand_over(
         &self,
         queue: &str,
@@ -98,11 +98,12 @@ impl Dispatcher {
         let arguments = Message { head: beside.into(), body: message.clone() }.into_bytes();
         let context = Arc::new(call.context.with_deadline(deadline));
         let (action, arguments) = (CallAction::AcceptRetried, Payload::Bytes(arguments.into()));
-        // Copies of a cage have stores of their own: to ask another one could have both take it.
+        // It is not idempotent: each copy of a cage has its own store, so if a second copy were asked, both might take the
+        // call.
         Ok(Call { context, cage, action, arguments, idempotent: false })
     }
 
-    /// Accepts a retried call that another cage hands over, once for its id. Answers with the id that it has here.
+    /// Accepts a retried call that another cage hands over, once for each id. Returns the id that it has here.
     pub(super) async fn take_over(
         &self,
         context: &RequestContext,
@@ -122,7 +123,7 @@ impl Dispatcher {
             return Err(malformed(format_args!("it is for cage {cage}")));
         }
         self.check_caller(caller, &module, &function)?;
-        // What a host made is unique everywhere; what a module chose, in its own cage.
+        // An id that a host made is unique everywhere, one that a module chose only in its own cage.
         let id = match is_fresh(&beside.id) {
             true => beside.id,
             false => format!("{caller}/{}", beside.id),

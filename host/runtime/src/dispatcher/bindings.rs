@@ -1,4 +1,5 @@
-//! What typed bindings need to know of modules in this process: asked when a version is loaded, never by a call.
+//! Answers the questions of typed bindings about modules in this process. They are asked when a version is loaded, never
+//! during a call.
 
 use std::sync::Arc;
 
@@ -8,7 +9,8 @@ use crate::module::version::Version;
 use wasmcage_config::BindingTarget;
 
 impl Dispatcher {
-    /// The version that serves a module of this cage, or of another one of this process; none while none is known here.
+    /// Returns the version that serves a module of this cage, or of another cage of this process. None if there is none in this
+    /// process now.
     pub fn serving(&self, target: &BindingTarget) -> Option<Arc<Version>> {
         let cage = match &target.cage {
             Some(cage) => self.neighbour(cage)?,
@@ -17,7 +19,8 @@ impl Dispatcher {
         cage.0.modules.get(&target.module)?.current()
     }
 
-    /// What modules of this process are bound to of a module of this cage, each with the name of who is.
+    /// Returns the functions of a module of this cage that modules of this process are bound to, each with its caller's
+    /// `cage/module`.
     pub fn bound_to(&self, module: &str) -> Vec<(String, Arc<BoundFunction>)> {
         let cages: Vec<_> = self.0.cages.by_name.read().values().filter_map(WeakDispatcher::upgrade).collect();
         let flock = &self.0.config.load().flock;

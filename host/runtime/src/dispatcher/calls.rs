@@ -1,5 +1,5 @@
-//! Calls from module to module: in the same cage, in another one of this process, or elsewhere. The same rules hold on
-//! all three ways: depth, grants of the caller, permissions of the callee, admission, deadlines.
+//! Makes calls from module to module: in the same cage, in another cage of this process, or elsewhere. The same rules apply to
+//! all three: depth, grants of the caller, permissions of the callee, admission, deadlines.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,33 +19,33 @@ use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
 use wasmcage_protocol::Endpoint;
 
-/// How the copy of a cage that runs in this process is named among all copies.
+/// The name, among all copies of a cage, of the copy that runs in this process.
 const LOCAL_COPY: &str = "local";
-/// Copies that one call to all of them reaches at most.
+/// The greatest number of copies elsewhere that one call to all copies reaches.
 const COPIES_CALLED_MAX: usize = 256;
 
-/// How a call is to be made.
+/// The options of a call.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CallOptions {
-    /// At most this long, and never longer than the request's deadline.
+    /// The timeout of the call. The request's deadline applies as well.
     pub timeout: Option<Duration>,
     pub idempotent: bool,
-    /// `cage.toml` binds an import to this module, which grants the call.
+    /// Is true if `cage.toml` binds an import to the called module, which grants the call.
     pub bound: bool,
 }
 
 impl Dispatcher {
-    /// From now on calls to cages elsewhere go this way.
+    /// Sets the connection by which calls to cages elsewhere go from now on.
     pub fn set_remote(&self, remote: Arc<dyn Remote>) {
         *self.0.remote.write() = Some(remote);
     }
 
-    /// There is no way to cages elsewhere any more, unless another one was set since.
+    /// Removes the connection to cages elsewhere, unless another one was set since.
     pub fn unset_remote(&self, remote: &Arc<dyn Remote>) {
         self.0.remote.write().take_if(|known| Arc::ptr_eq(known, remote));
     }
 
-    /// Ends the ways to cages elsewhere.
+    /// Removes the connection to cages elsewhere.
     pub fn disconnect(&self) {
         self.0.remote.write().take();
     }
@@ -54,20 +54,20 @@ impl Dispatcher {
         self.0.remote.read().clone()
     }
 
-    /// Copies of cages that are known elsewhere.
+    /// Returns the known copies of cages elsewhere.
     pub fn members(&self) -> Vec<Member> {
         self.remote().map(|remote| remote.members()).unwrap_or_default()
     }
 
-    /// The flock this cage belongs to.
+    /// Returns the name of the flock that this cage belongs to.
     pub fn flock(&self) -> String {
         self.0.config.load().flock.clone()
     }
 
-    /// A call that a module of this cage makes while it works on `request`.
+    /// Makes a call for a module of this cage that works on `request`.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn call_from(
         &self,
         home: &Home,
@@ -89,10 +89,10 @@ impl Dispatcher {
         self.call_cage(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
     }
 
-    /// The same call to every copy of the target's cage that is known now, at once; each with its copy's name.
+    /// Makes a call to every known copy of the target's cage at the same time. Returns the result of each with the copy's name.
     ///
     /// # Errors
-    /// Why none was called.
+    /// No copy was called, for the reason that the error tells.
     pub async fn call_all_from(
         &self,
         home: &Home,
@@ -112,7 +112,7 @@ impl Dispatcher {
         self.call_copies(self.outgoing(context, cage, target.module, target.function, arguments, options)).await
     }
 
-    /// The call to every copy of its cage that is known now, at once.
+    /// Makes a call to every known copy of its cage at the same time. Returns the result of each with the copy's name.
     pub(super) async fn call_copies(
         &self,
         call: Call,
@@ -139,7 +139,10 @@ impl Dispatcher {
         Ok(here.into_iter().chain(elsewhere).collect())
     }
 
-    /// The context of a call that a guest makes, unless calls are nested too deep.
+    /// Returns the context of a call that a guest makes.
+    ///
+    /// # Errors
+    /// `Failed` if calls are nested too deep.
     pub(super) fn nested(
         &self,
         home: &Home,
@@ -156,7 +159,7 @@ impl Dispatcher {
         Ok(Arc::new(request.for_call(&home.cage, &home.module, timeout)))
     }
 
-    /// Whether `cage.toml` still binds an import of the module to that cage.
+    /// Returns whether `cage.toml` still binds an import of the module to that cage.
     fn is_bound(&self, home: &Home, cage: &str) -> bool {
         let config = self.0.config.load();
         let module = config.modules.get(&*home.module);
@@ -186,10 +189,10 @@ impl Dispatcher {
         Call { context, cage, action: CallAction::Run { module, function }, arguments, idempotent }
     }
 
-    /// Calls a cage by its name, wherever it runs: here if it does.
+    /// Calls a cage by its name. If it runs in this process, that copy is called, otherwise one elsewhere.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn call_cage(&self, call: Call) -> Result<Payload, DispatchError> {
         if let Some(callee) = self.neighbour(&call.cage) {
             return callee.called_here(call).await;
@@ -203,7 +206,7 @@ impl Dispatcher {
         }
     }
 
-    /// A cage of this process and of this cage's flock; it may be this one.
+    /// Returns the cage of this name if it runs in this process and belongs to the same flock. It may be this cage.
     pub(super) fn neighbour(&self, cage: &str) -> Option<Dispatcher> {
         let callee = self.0.cages.get(cage)?;
         (callee.0.config.load().flock == self.0.config.load().flock).then_some(callee)
@@ -217,7 +220,8 @@ impl Dispatcher {
         ))
     }
 
-    /// A call that another cage makes, the last of the context's callers. Whoever made the context knows that for sure.
+    /// Serves a call by another cage, which is the last of the context's callers. The code that made the context has verified
+    /// that caller.
     async fn called_here(&self, call: Call) -> Result<Payload, DispatchError> {
         let Call { context, action, arguments, .. } = call;
         let (module, function) = match action {
@@ -225,7 +229,7 @@ impl Dispatcher {
             CallAction::AcceptRetried => return self.take_over(&context, arguments).await,
         };
         self.check_caller(context.calling_cage(), &module, &function)?;
-        // Whoever is on the way through this cage already holds a place in it; waiting for a second could deadlock.
+        // A request that already holds a permit of this cage must not wait for a second one, which could deadlock.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
         let entry = if back.is_some() || context.holds_permit_of(&self.0.cage) {
             EntryKind::Within
@@ -235,7 +239,10 @@ impl Dispatcher {
         self.enter_and_call(entry, context, &module, function, arguments).await
     }
 
-    /// Whether another cage, or the command line, may call this function here.
+    /// Checks that another cage, or the command line, may call this function here.
+    ///
+    /// # Errors
+    /// `NotPermitted` if it may not.
     pub(super) fn check_caller(&self, caller: &str, module: &str, function: &str) -> Result<(), DispatchError> {
         if *caller == *self.0.cage
             || caller == COMMAND_LINE
@@ -249,10 +256,10 @@ impl Dispatcher {
         )))
     }
 
-    /// A call that came through an interface, from a cage elsewhere.
+    /// Serves a call that came through an interface from a cage elsewhere.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn answer_call(&self, endpoint: &Endpoint, call: Call) -> Result<Payload, DispatchError> {
         let in_flight = InFlight::call(self, endpoint, &call.context, || call.action.clone());
         let result = contained(self.called_here(call)).await;
@@ -260,10 +267,10 @@ impl Dispatcher {
         result.map(Payload::encoded)
     }
 
-    /// A call that an interface makes for what came in, such as a message. Its context names no caller.
+    /// Makes a call for an interface that has received something, such as a message. Its context names no caller.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn call_for(
         &self,
         endpoint: &Endpoint,
@@ -285,11 +292,11 @@ impl Dispatcher {
         result
     }
 
-    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller holds
-    /// a place in the cage.
+    /// Calls a function of a module of this cage: one that its `service` lists, or a plain typed export. The caller must hold
+    /// a permit of the cage.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn call(
         &self,
         context: Arc<RequestContext>,
@@ -300,7 +307,7 @@ impl Dispatcher {
         self.enter_and_call(EntryKind::Within, context, module, function, arguments).await
     }
 
-    /// The same by a caller who may need a place, too.
+    /// Calls a function as `call` does. `entry` says whether the call needs a permit of the cage.
     pub(super) async fn enter_and_call(
         &self,
         entry: EntryKind,
@@ -351,7 +358,10 @@ impl Dispatcher {
         finish(lease, result)
     }
 
-    /// A `single` module that is called on behalf of its own call would wait for itself.
+    /// Checks that a call does not lead back to a `single` module that waits for it, which would be a deadlock.
+    ///
+    /// # Errors
+    /// `Failed` if it does.
     pub(super) fn check_cycle(
         &self,
         slot: &Slot,
@@ -368,7 +378,7 @@ impl Dispatcher {
     }
 }
 
-/// A call of a function of one of this cage's modules.
+/// A call of a function of a module of this cage.
 struct CallHere<'a> {
     slot: &'a Slot,
     context: Arc<RequestContext>,

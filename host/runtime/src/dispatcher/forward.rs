@@ -1,6 +1,6 @@
-//! Requests of `wasi:http` that a module hands on to the module that its import `wasi:http/handler` is bound to. Called by
-//! `host_api/forward.rs`. The rules are those of calls; bodies stream, which no fabric carries, so that the target has to
-//! run in this process.
+//! Forwards requests of `wasi:http` from a module to the one that its import `wasi:http/handler` is bound to, for
+//! `host_api/forward.rs`. The rules are those of calls. The target must run in this process, since bodies stream, which
+//! connections between processes do not support.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::RequestContext;
 
-/// What `[rpc.allow]` of the other cage calls it.
+/// The name of the function in `[rpc.allow]` of the other cage.
 const HANDLE: &str = "wasi:http/handler#handle";
 
 type Request = http::Request<StreamBody>;
 type Response = http::Response<StreamBody>;
 
 impl Dispatcher {
-    /// Has the target answer a request that a module of this cage hands on while it works on `request`. Resolves when the
-    /// response's head is there.
+    /// Lets the target answer a request that a module of this cage forwards while it works on `request`. Returns when the
+    /// response's head has arrived.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn forward_from(
         &self,
         home: &Home,
@@ -57,7 +57,7 @@ impl Dispatcher {
         };
         let mut in_flight = InFlight::module(&slot);
         in_flight.work_begins();
-        // A task of its own: two guests of the concurrent engine cannot run in one, the second within the first's poll.
+        // This needs its own task: wasmtime cannot poll a guest of the concurrent engine from within the poll of another one.
         let answered = {
             let (callee, slot, context) = (callee.clone(), slot.clone(), context.clone());
             tokio::spawn(async move { contained(callee.forwarded(&slot, version, context, forwarded)).await })
@@ -81,7 +81,7 @@ impl Dispatcher {
         request: Request,
     ) -> Result<Response, DispatchError> {
         self.check_cycle(slot, &version, &context)?;
-        // As with calls: whoever is on the way through this cage already holds a place in it.
+        // As with calls, a request that already holds a permit of this cage needs no second one.
         let back = self.0.cages.abroad.comes_back(&context, &self.0.cage);
         let entry = if back.is_some() || context.holds_permit_of(&self.0.cage) {
             EntryKind::Within

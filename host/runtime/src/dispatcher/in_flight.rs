@@ -1,5 +1,5 @@
-//! Counts a request or a call from its beginning to its end, whichever way it ends: an answer, an error, a panic, or a caller
-//! that left, so that its future was dropped.
+//! Counts a request or a call as in flight from its beginning to its end: an answer, an error, a panic, or the drop of its
+//! future because the caller has gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,30 +14,30 @@ use wasmcage_core::request::RequestContext;
 use wasmcage_core::telemetry::Level;
 use wasmcage_protocol::Endpoint;
 
-/// The readings count it as in flight until this is dropped; the outcome is `Abandoned` unless `finish` was called.
+/// Counts a request or a call as in flight until this is dropped. The outcome is `Abandoned` unless `finish` was called.
 pub(super) struct InFlight<'a> {
     /// The interface that it came through, if any.
     endpoint: Option<&'a Endpoint>,
     /// The module that it is for, unless that is counted by another guard.
     slot: Option<&'a Slot>,
     arrived: Instant,
-    /// When work on it began; none while it waits for a place.
+    /// The time at which work on it began. None while it waits for a permit.
     begun: Option<Instant>,
     outcome: Outcome,
     event: CompletionEvent<'a>,
 }
 
-/// What the access log says at the end.
+/// The event that is written to the access log at the end.
 enum CompletionEvent<'a> {
     None,
-    /// Logged or not as the request's level says at its end: its module may set that.
+    /// A request. Its log level is read at its end, since its module may set it.
     Request(&'a Dispatcher, &'a RequestContext),
-    /// A call from another cage, or of a retried call.
+    /// A call that came through an interface, or an attempt at a retried call.
     Call(Box<(Arc<RequestContext>, CallAction)>),
 }
 
 impl<'a> InFlight<'a> {
-    /// A request that came through an interface, for the module that serves it.
+    /// Begins to count a request that came through an interface, for the interface and for the module that serves it.
     pub(super) fn request(
         dispatcher: &'a Dispatcher,
         endpoint: &'a Endpoint,
@@ -48,7 +48,7 @@ impl<'a> InFlight<'a> {
         Self::begin(Some(endpoint), Some(slot), context.started, None, event)
     }
 
-    /// A call that came through an interface. The module that it is for is counted by `InFlight::module`.
+    /// Begins to count a call that came through an interface. `InFlight::module` counts it for its module.
     pub(super) fn call(
         dispatcher: &Dispatcher,
         endpoint: &'a Endpoint,
@@ -63,7 +63,7 @@ impl<'a> InFlight<'a> {
         Self::begin(Some(endpoint), None, now, Some(now), event)
     }
 
-    /// A call of a module, wherever it comes from.
+    /// Begins to count a call of a module, from any caller.
     pub(super) fn module(slot: &'a Slot) -> Self {
         Self::begin(None, Some(slot), Instant::now(), None, CompletionEvent::None)
     }
@@ -85,7 +85,7 @@ impl<'a> InFlight<'a> {
         endpoint.into_iter().chain(self.slot.map(|slot| &slot.readings))
     }
 
-    /// It waits no more.
+    /// Records that the wait for a permit is over.
     pub(super) fn work_begins(&mut self) {
         self.begun = Some(Instant::now());
     }

@@ -1,5 +1,5 @@
-//! The dispatcher as one interface sees it: bound to its endpoint and to the module that serves it. One for each running
-//! interface, made by the cage.
+//! Implements the dispatcher's API for interfaces. The cage makes one such dispatcher for each running interface, with its
+//! endpoint and the module that serves it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::module::slot::Slot;
 use crate::module::version::Version;
 use crate::module::web;
 
-/// A clone is the same.
+/// The dispatcher of one interface. Clones refer to the same one.
 #[derive(Clone)]
 pub struct InterfaceDispatch(Arc<Inner>);
 
@@ -38,7 +38,10 @@ impl InterfaceDispatch {
         Self(Arc::new(Inner { dispatcher, endpoint, slot, choice }))
     }
 
-    /// The version that a route of this dispatcher's names.
+    /// Returns the version of a route that this dispatcher has made.
+    ///
+    /// # Errors
+    /// `Host` if another dispatcher has made the route.
     fn version_of(&self, route: Route) -> Result<Arc<Version>, DispatchError> {
         let foreign =
             |_| DispatchError::Host(format!("interface {} brought a foreign route", self.0.endpoint.interface));

@@ -1,5 +1,5 @@
-//! Between the interfaces and the modules: admission, route, deadline, the one error table, one completion event. Called
-//! by interfaces with requests, and by `host_api/call.rs` with calls; the only caller of `module/`.
+//! Takes requests from interfaces and calls from guests to the modules: admits and routes them, sets their deadlines, contains
+//! their panics, and logs their failures and completions.
 
 mod abroad;
 mod attempt;
@@ -37,15 +37,15 @@ use wasmcage_core::task;
 use wasmcage_core::telemetry::{LevelCell, Throttle};
 use wasmcage_protocol::Endpoint;
 
-/// Failures of requests that are logged in one second; the rest are counted only.
+/// The number of failed requests and calls of a cage that are logged in one second. Further ones are only counted.
 const FAILURES_LOGGED_PER_SECOND: u64 = 100;
 
-/// The cages of this process, and what is on its way from them to others.
+/// The cages of this process, and their calls in flight to cages elsewhere.
 #[derive(Default)]
 pub struct Cages {
     by_name: RwLock<std::collections::HashMap<Arc<str>, WeakDispatcher>>,
     abroad: Abroad,
-    /// Held while idle instances are freed.
+    /// The lock that is held while idle instances are freed.
     reclaim: Mutex<()>,
 }
 
@@ -63,11 +63,11 @@ impl Cages {
     }
 }
 
-/// One for a cage.
+/// The dispatcher of a cage. Clones refer to the same one.
 #[derive(Clone)]
 pub struct Dispatcher(Arc<Inner>);
 
-/// What modules hold of it, so that a cage that has stopped is freed.
+/// A weak reference to a dispatcher. Modules hold this one, so that a cage that has stopped is freed.
 #[derive(Clone)]
 pub struct WeakDispatcher(Weak<Inner>);
 
@@ -85,7 +85,7 @@ struct Inner {
     config: Arc<ArcSwap<CageConfig>>,
     level: Arc<LevelCell>,
     failures: Throttle,
-    /// None while no interface carries calls to cages elsewhere.
+    /// The connection to cages elsewhere. None while no interface provides one.
     remote: RwLock<Option<Arc<dyn Remote>>>,
 }
 
@@ -111,7 +111,7 @@ impl Dispatcher {
         dispatcher
     }
 
-    /// The cage's store, resources and locks.
+    /// Returns the cage's store, resources and locks.
     pub fn services(&self) -> &Services {
         &self.0.services
     }
@@ -120,15 +120,15 @@ impl Dispatcher {
         WeakDispatcher(Arc::downgrade(&self.0))
     }
 
-    /// Takes over the limits of a changed `cage.toml`.
+    /// Applies the limits of a changed `cage.toml`.
     pub fn reconfigure(&self) {
         let config = self.0.config.load();
         self.0.services.admission.set_limits(config.concurrency, config.queue);
         self.0.services.room.set_memory_max(config.guest_memory_bytes);
     }
 
-    /// Frees instances without work, of this cage or else of all cages of the process. Whoever calls it while another does
-    /// waits until what that one frees has been given back.
+    /// Frees idle instances of this cage or, if none can be freed, of all cages of the process. Concurrent calls wait for each
+    /// other, so that each sees what the one before has freed.
     pub(crate) fn make_room(&self) {
         let _one_at_a_time = self.0.cages.reclaim.lock();
         if self.0.modules.make_room() > 0 {
@@ -138,12 +138,12 @@ impl Dispatcher {
         cages.iter().for_each(|cage| _ = cage.0.modules.make_room());
     }
 
-    /// Requests in work and waiting.
+    /// Returns the number of requests that are worked on, and of those that wait.
     pub fn load(&self) -> (usize, usize) {
         (self.0.services.admission.in_work(), self.0.services.admission.waiting())
     }
 
-    /// A module's own timeout can only shorten the deadline.
+    /// Applies the module's own timeout, which can only shorten the deadline.
     fn tighten(context: Arc<RequestContext>, version: &Version) -> Arc<RequestContext> {
         match version.home.settings.timeout.map(|timeout| context.deadline.within(timeout)) {
             Some(deadline) if deadline < context.deadline => Arc::new(context.with_deadline(deadline)),
@@ -151,7 +151,7 @@ impl Dispatcher {
         }
     }
 
-    /// A place in the cage and one with the module, then an instance. They are given up when the lease's call is over.
+    /// Gets a permit of the cage and one of the module, then an instance. They are given back when the lease's call is over.
     async fn admit(
         &self,
         slot: &Slot,
@@ -164,7 +164,7 @@ impl Dispatcher {
         version.lease(place, context.deadline).await
     }
 
-    /// Around every request from outside: readings, a panic's containment, the failure's log line, the completion event.
+    /// Runs a request from outside: counts it, turns a panic into an error, and logs its failure and completion.
     async fn observed<T>(
         &self,
         endpoint: &Endpoint,
@@ -208,7 +208,7 @@ impl Dispatcher {
         }
     }
 
-    /// What a caller may handle in silence and the callee's operator must know.
+    /// Logs a failed call for the callee's operator, since the caller may handle the error without logging it.
     fn log_call_failure(&self, slot: &Slot, context: &RequestContext, error: &DispatchError) {
         let Some(suppressed) = self.0.failures.pass() else { return };
         let suppressed = (suppressed > 0).then_some(suppressed);
@@ -230,7 +230,8 @@ impl Dispatcher {
     }
 }
 
-/// The instance may serve again when the guest itself gave the result, good or bad.
+/// Ends the use of an instance. It is kept for further calls if the guest itself gave the result or the error; after any
+/// other error it is dropped.
 fn finish<T>(lease: Lease, result: Result<T, DispatchError>) -> Result<T, DispatchError> {
     match &result {
         Ok(_)
@@ -264,12 +265,12 @@ fn no_such_function(slot: &Slot, version: &Version, function: &str) -> DispatchE
     DispatchError::NoSuchFunction(format!("module {} has no function `{function}`{}", slot.name, hint(function, known)))
 }
 
-/// `; did you mean ..?` when there is a name much like it.
+/// Returns `; did you mean ..?` if there is a similar name, otherwise an empty text.
 fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     config::nearest(name, known).map_or_else(String::new, |known| format!("; did you mean `{known}`?"))
 }
 
-/// The first of them, and how many more there are.
+/// Returns a text with the first names, and the number of the others.
 fn names(names: &[String]) -> String {
     const NAMES_MAX: usize = 10;
     let shown = names.iter().take(NAMES_MAX).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
@@ -277,7 +278,7 @@ fn names(names: &[String]) -> String {
     if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
-/// A panic is that request's end, not the process's.
+/// Turns a panic into an error, so that it ends only this request.
 async fn contained<T>(work: impl Future<Output = Result<T, DispatchError>>) -> Result<T, DispatchError> {
     task::catch_panic_async(work).await.unwrap_or_else(|panic| Err(DispatchError::Host(panic.to_string())))
 }

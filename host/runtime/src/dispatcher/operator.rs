@@ -1,6 +1,6 @@
-//! Calls that an operator makes from the command line, on behalf of no request. Brought by a cage's control socket, whose
-//! clients are the cage's own user only, and made by that cage, to itself or to another one; or made by the command line
-//! itself, where no cage runs.
+//! Makes the calls of an operator at the command line, which belong to no request. They arrive at a cage's control socket,
+//! which accepts only the cage's own user, and that cage calls itself or another one. Where no cage runs, the command line
+//! makes the call itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,21 +11,21 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::readings::Outcome;
 use wasmcage_core::request::{Payload, RequestContext};
 
-/// What to call, and how.
+/// A call of an operator.
 #[derive(Clone, Debug)]
 pub struct OperatorCall {
-    /// Another cage than the one that is asked is called as that one, with its identity and permissions.
+    /// The cage to call. If it is not the cage that makes the call, that cage calls it with its own identity and permissions.
     pub cage: String,
     pub module: String,
     pub function: String,
     pub arguments: Payload,
     pub timeout: Duration,
-    /// It may run twice without harm.
+    /// Is true if the call may run twice without harm.
     pub idempotent: bool,
 }
 
 impl OperatorCall {
-    /// As one that the command line makes, or the cage that is called.
+    /// Makes a call whose caller is the command line: one of the command line itself, or of a cage that calls itself.
     pub fn by_command_line(self) -> Call {
         self.by(COMMAND_LINE, "")
     }
@@ -39,8 +39,10 @@ impl OperatorCall {
 }
 
 impl Dispatcher {
+    /// Makes a call for an operator, and logs it.
+    ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn call_for_operator(&self, call: OperatorCall) -> Result<Payload, DispatchError> {
         let call = self.operators(call);
         let log = OperatorLog::begin(&call);
@@ -49,10 +51,10 @@ impl Dispatcher {
         result
     }
 
-    /// The same call to every copy of the cage that is known now, at once; each with its copy's name.
+    /// Makes a call to every known copy of the cage at the same time. Returns the result of each with the copy's name.
     ///
     /// # Errors
-    /// Why none was called.
+    /// No copy was called, for the reason that the error tells.
     pub async fn call_all_for_operator(
         &self,
         call: OperatorCall,
@@ -75,7 +77,7 @@ impl Dispatcher {
     }
 }
 
-/// Writes the log line of an operator's call when that has ended.
+/// Logs an operator's call when it has ended.
 struct OperatorLog {
     context: Arc<RequestContext>,
     callee: String,

@@ -1,5 +1,5 @@
-//! Calls that are made later: what a module or an operator asks for is checked here and given to the store, which keeps it
-//! until it is done. `attempt.rs` makes them.
+//! Accepts retried calls: checks the calls that modules and operators ask for, and gives them to the store, which keeps them
+//! until they are done. `attempt.rs` makes the attempts.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,19 +15,19 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{Deadline, Facts, Payload, RequestContext, RequestId, RetriedCall, RetriedOptions};
 use wasmcage_store::{DEFAULT_QUEUE, ID_BYTES_MAX, NewCall, QueueView, StoredTarget, call_time};
 
-/// Arguments of a retried call.
+/// The greatest size of a retried call's arguments.
 pub const RETRIED_ARGUMENTS_BYTES_MAX: usize = 16 << 20;
-/// A longer id is refused, before its scope is added.
+/// The greatest length of an id that a caller chooses, without its scope.
 const GIVEN_ID_BYTES_MAX: usize = 256;
-/// A longer name of a function is refused.
+/// The greatest length of a function's name.
 const FUNCTION_BYTES_MAX: usize = 1 << 10;
 
 impl Dispatcher {
-    /// What the store is to accept for a call that a module asks for while it works on `request`: names and grants are
-    /// checked, the id is given its scope.
+    /// Makes the retried call that a module asks for while it works on `request`. Checks names and grants, and adds the scope
+    /// to the id. The store has not accepted the call yet.
     ///
     /// # Errors
-    /// `BadRequest`, `NotPermitted`.
+    /// `BadRequest` if a part of the call is invalid, `NotPermitted` if the module may not call that cage.
     pub fn new_retried_call(
         &self,
         home: &Home,
@@ -44,7 +44,7 @@ impl Dispatcher {
         self.new_call(Call { context, cage, action, arguments, idempotent: false }, &home.cage, options)
     }
 
-    /// What the store is to accept for a call that `origin` asks for.
+    /// Checks a retried call that `origin`, a cage or the command line, asks for, and makes it ready for the store.
     fn new_call(&self, call: Call, origin: &str, options: RetriedOptions) -> Result<NewCall, DispatchError> {
         let RetriedOptions { queue, id, expires, not_before, attempts_max, priority } = options;
         let queue = queue.unwrap_or_else(|| DEFAULT_QUEUE.to_owned());
@@ -63,7 +63,7 @@ impl Dispatcher {
         };
         self.warn_of_missing(&queue);
         let now = SystemTime::now();
-        // A time that the clock cannot tell is never.
+        // A time that `SystemTime` cannot represent counts as never.
         let after = |time| now.checked_add(time);
         let message = envelope::encode_call(&call)?.into_bytes();
         let cage = Some(call.cage).filter(|cage| **cage != *self.0.cage);
@@ -79,10 +79,10 @@ impl Dispatcher {
         })
     }
 
-    /// Accepts a call, once for its id. It is durable when its id is returned, and made soon.
+    /// Accepts a call, once for each id. The call is durable when its id is returned.
     ///
     /// # Errors
-    /// See the kinds; after `DeadlineExceeded` it may be accepted.
+    /// See the variants of `DispatchError`. After `DeadlineExceeded` the call may have been accepted.
     pub async fn accept_retried(&self, call: NewCall, deadline: Deadline) -> Result<String, DispatchError> {
         Ok(self.services().store.accept_call(call, deadline).await?)
     }
@@ -90,7 +90,7 @@ impl Dispatcher {
     /// Accepts a call that an operator asks for.
     ///
     /// # Errors
-    /// See the kinds.
+    /// See the variants of `DispatchError`.
     pub async fn retry_for_operator(
         &self,
         call: OperatorCall,
@@ -103,19 +103,19 @@ impl Dispatcher {
         self.accept_retried(call, deadline).await
     }
 
-    /// Whether an interface makes the calls of the queue.
+    /// Returns whether an enabled interface makes the calls of the queue.
     pub(super) fn serves_queue(&self, queue: &str) -> bool {
         let config = self.0.config.load();
         let interface = config.interfaces.get(queue).filter(|interface| interface.enabled);
         interface.is_some_and(|interface| interface.serves_queue)
     }
 
-    /// Tells of calls that are pending in queues that no interface works off: it was renamed or removed from `cage.toml`.
+    /// Warns of calls that are pending in queues without an interface, which may have been renamed or removed in `cage.toml`.
     /// Waits for a store that is being opened.
     pub async fn warn_of_stranded(&self) {
         let store = &self.services().store;
         store.ready().await;
-        // A store that cannot be read has been told.
+        // The store itself has logged that it cannot be read.
         let queues = store.read_without_blocking(|store| store.call_queues()).await.unwrap_or_default();
         for QueueView { queue, pending, .. } in queues {
             if pending > 0 && !self.serves_queue(&queue) && store.retried_queues().should_warn_missing(&queue) {
@@ -130,7 +130,8 @@ impl Dispatcher {
         }
     }
 
-    /// A call may wait for an interface that is still to come, or that is misspelt.
+    /// Warns of a queue without an interface. The call is accepted, since the interface may be added later, but the queue's
+    /// name may be misspelt.
     fn warn_of_missing(&self, queue: &str) {
         if !self.serves_queue(queue) && self.services().store.retried_queues().should_warn_missing(queue) {
             tracing::warn!(
@@ -142,7 +143,7 @@ impl Dispatcher {
     }
 }
 
-/// The arguments of a call that is kept.
+/// Returns the arguments of a stored call.
 ///
 /// # Errors
 /// `BadRequest` when they are damaged.
@@ -175,8 +176,10 @@ pub(super) fn check_target(cage: &str, module: &str, function: &str) -> Result<(
     Err(DispatchError::BadRequest(format!("the function's name has {} bytes", function.len())))
 }
 
+/// Returns the module and the function that a retried call runs.
+///
 /// # Errors
-/// `BadRequest` for a call that no cage keeps, such as one that hands another over.
+/// `BadRequest` if the call runs no function, such as one that hands over a retried call.
 pub(super) fn function_of(action: CallAction) -> Result<(String, String), DispatchError> {
     match action {
         CallAction::Run { module, function } => Ok((module, function)),
@@ -184,7 +187,7 @@ pub(super) fn function_of(action: CallAction) -> Result<(String, String), Dispat
     }
 }
 
-/// A call of another cage says it, too.
+/// Checks the number of attempts of a call, which may come from another cage.
 pub(super) fn check_attempts(attempts_max: Option<u32>) -> Result<(), DispatchError> {
     match attempts_max {
         Some(0) => Err(DispatchError::BadRequest("a call with no attempt at all".into())),
@@ -200,7 +203,7 @@ pub(super) fn check_id(id: &str, bytes_max: usize) -> Result<(), DispatchError> 
     Ok(())
 }
 
-/// A name that was given counts within the retried call on whose behalf it was, if any.
+/// Returns an id with its scope: an id that was chosen during a retried call is unique within that call only.
 fn scoped(context: &RequestContext, id: String) -> Result<String, DispatchError> {
     check_id(&id, GIVEN_ID_BYTES_MAX)?;
     let Some(outer) = context.facts.get(Facts::RETRIED_CALL) else { return Ok(id) };
@@ -209,13 +212,13 @@ fn scoped(context: &RequestContext, id: String) -> Result<String, DispatchError>
     Ok(id)
 }
 
-/// `RT-<local time, 14 digits>-<12 hex>`.
+/// Makes a new id, of the form `RT-<local time, 14 digits>-<12 hex>`.
 fn fresh_id() -> String {
     let id = RequestId::new().to_string();
     format!("RT{}", id.get(2..).unwrap_or_default())
 }
 
-/// Whether an id was made by a host, or begins with one that was.
+/// Returns whether an id has the form of one that a host has made, or begins with such an id.
 pub(super) fn is_fresh(id: &str) -> bool {
     let own = id.split('/').next().unwrap_or_default();
     let Some((digits, hex)) = own.strip_prefix("RT-").and_then(|rest| rest.split_once('-')) else { return false };

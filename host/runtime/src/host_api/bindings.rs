@@ -1,4 +1,4 @@
-//! What `wit/` says, as Rust types and traits; nothing else.
+//! Contains only the Rust types and traits that are generated from `wit/`.
 
 wasmtime::component::bindgen!({
     path: "../../wit",

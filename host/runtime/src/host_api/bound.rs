@@ -1,6 +1,6 @@
-//! What a guest calls when it calls an import that `cage.toml` binds to a module: back through the dispatcher like
-//! `wasmcage:cage/call`, with values in place of JSON. Called by the host functions of `module/binding.rs` and
-//! `module/carrier.rs`.
+//! Calls the module that `cage.toml` binds an import to. The call goes through the dispatcher like one of
+//! `wasmcage:cage/call`, with component values in place of JSON. The host functions of `module/binding.rs` and
+//! `module/carrier.rs` call this.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext};
 use wasmcage_core::telemetry::error_chain;
 
-/// Who calls, taken from the store before the guest is suspended.
+/// The caller of a function, which is read from the guest's store before the guest is suspended.
 pub struct Caller {
     home: Arc<Home>,
     /// None while the module is being loaded.
@@ -25,11 +25,11 @@ impl Caller {
     }
 }
 
-/// Calls the function that this one is bound to. A call that came to no result is told by the result, if its type has
-/// a place for a text.
+/// Calls the function that an imported one is bound to. If the call fails, the error is returned as the function's result,
+/// provided that its type can hold an error text.
 ///
 /// # Errors
-/// Otherwise that text, which ends the guest.
+/// The call failed, and the result's type cannot hold the error. This ends the guest.
 pub async fn call(caller: Caller, function: &BoundFunction, arguments: Vec<Item>) -> wasmtime::Result<Vec<Item>> {
     match try_call(caller, function, arguments).await {
         Ok(results) => Ok(results),

@@ -1,5 +1,5 @@
-//! `wasmcage:cage/call`: a guest's call of another module goes back through the dispatcher, with what is left of the
-//! deadline.
+//! Implements `wasmcage:cage/call`: a guest's call of another module goes through the dispatcher, with the rest of the time
+//! until the request's deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::dispatcher::{CallOptions, Dispatcher};
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::request::{CallTarget, Payload, RequestContext, RetriedCall, RetriedOptions};
 
-/// Of a cage, a module or a function.
+/// The greatest length of the name of a cage, a module or a function.
 const NAME_BYTES_MAX: usize = 1024;
 
 impl Host for GuestState {
@@ -55,8 +55,11 @@ impl Host for GuestState {
     }
 }
 
-/// What is to be called, unless its names are far longer than any: they are compared with those that are known, and told to
-/// the caller and to the log.
+/// Returns the target of a call.
+///
+/// # Errors
+/// `BadRequest` if a name is longer than `NAME_BYTES_MAX`: names are compared with all known ones, and written to errors and
+/// to the log.
 pub(super) fn call_target(cage: Option<String>, module: String, function: String) -> Result<CallTarget, DispatchError> {
     let longest = cage.iter().chain([&module, &function]).map(String::len).max().unwrap_or(0);
     if longest > NAME_BYTES_MAX {
@@ -86,7 +89,10 @@ impl From<WitRetriedCall> for RetriedCall {
 }
 
 impl GuestState {
-    /// What a call is made through, and on whose behalf.
+    /// Returns the dispatcher that makes a call, and the request for which it is made.
+    ///
+    /// # Errors
+    /// `NotPermitted` while the module is being loaded, and `Overloaded` when the cage has stopped.
     pub(super) fn calling(&self) -> Result<(Dispatcher, Arc<RequestContext>), CallError> {
         let request = self.request.clone().ok_or_else(|| {
             CallError::NotPermitted("there is no request to call for while the module is being loaded".into())
@@ -126,7 +132,7 @@ impl TryFrom<Payload> for WitPayload {
     }
 }
 
-/// The error table's column for calling guests.
+/// Converts the error of a call to the one that the calling guest gets.
 impl From<DispatchError> for CallError {
     fn from(error: DispatchError) -> Self {
         match error {

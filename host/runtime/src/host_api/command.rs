@@ -1,5 +1,5 @@
-//! `wasi:cli/environment`: environment variables as `cage.toml` has them, and the words that a command is called with, which
-//! change from call to call where wasmtime's own implementation keeps those of the instance's beginning.
+//! Implements `wasi:cli/environment`: the environment variables of `cage.toml`, and the words that a command is called with.
+//! The words differ from call to call; wasmtime's own implementation would keep those from the start of the instance.
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime_wasi::{p2, p3};
@@ -7,8 +7,10 @@ use wasmtime_wasi::{p2, p3};
 use super::GuestState;
 use crate::module::engine::EngineKind;
 
+/// Replaces wasmtime's functions.
+///
 /// # Errors
-/// wasmtime's: none is known.
+/// wasmtime may return an error, but no case is known.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     p2::bindings::cli::environment::add_to_linker::<_, HasSelf<GuestState>>(linker, |state| state)?;

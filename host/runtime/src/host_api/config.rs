@@ -1,4 +1,4 @@
-//! `wasmcage:cage/config`, and drafts of `wasi:config`: a module's own settings out of `cage.toml`.
+//! Implements `wasmcage:cage/config` and drafts of `wasi:config`: a module reads its own settings from `cage.toml`.
 
 use serde_json::Value;
 use wasmtime::StoreContextMut;
@@ -19,13 +19,13 @@ impl Host for GuestState {
     }
 }
 
-/// What wasmtime offers.
+/// The version that wasmtime implements.
 const CANDIDATE: &str = "wasi:config/store@0.2.0-rc.1";
-/// Drafts that toolchains still make components for; they differ from the release candidate by their names only.
+/// The drafts that toolchains still use. They differ from the release candidate by their names only.
 const DRAFTS: [&str; 3] =
     ["wasi:config/store@0.2.0-draft", "wasi:config/store@0.2.0-draft-2024-09-27", "wasi:config/runtime@0.2.0-draft"];
 
-/// `error` of `wasi:config`, or `config-error`: neither comes up here.
+/// The type `error` or `config-error` of `wasi:config`, which is never returned here.
 #[derive(ComponentType, Lower)]
 #[component(variant)]
 #[expect(dead_code, reason = "the settings are in memory, and reading them cannot fail")]
@@ -36,10 +36,10 @@ enum ConfigError {
     Io(String),
 }
 
-/// Adds the drafts, and replaces what copies a key before its length is looked at.
+/// Adds the drafts, and replaces wasmtime's `get`, which copies a key before its length is checked.
 ///
 /// # Errors
-/// wasmtime's, when an interface is defined twice: a bug.
+/// wasmtime returns an error when an interface is defined twice, which is a bug of the host.
 pub(super) fn add_drafts(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     type Store<'a> = StoreContextMut<'a, GuestState>;
     let get = |store: Store<'_>, (key,): (Name,)| {
@@ -60,7 +60,7 @@ pub(super) fn add_drafts(linker: &mut Linker<GuestState>) -> wasmtime::Result<()
     Ok(())
 }
 
-/// A text as it is, anything else as JSON.
+/// Returns a setting: a text as it is, any other value as JSON. None if there is no such setting.
 pub(super) fn text(settings: &ModuleConfig, key: &str) -> Option<String> {
     Some(match settings.config.get(key)? {
         Value::String(text) => text.clone(),

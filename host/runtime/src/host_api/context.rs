@@ -1,4 +1,4 @@
-//! `wasmcage:cage/context`: what a module may know of the request it works on.
+//! Implements `wasmcage:cage/context`: tells a module about the request that it works on.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,13 +1,12 @@
-//! The directories that a guest was granted. It holds them open for as long as it lives, so that one that is replaced by
-//! another, as when a link is swapped, would stay what it was: an instance whose directories have moved serves no further
-//! request.
+//! Detects that a directory that a guest was granted has been replaced, for example by a changed link. An instance keeps its
+//! directories open as long as it lives, so it would go on with the old one; it therefore serves no further request.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use wasmcage_config::FileGrant;
 
-/// Which directories they were when they were opened: device and inode of each, none if it could not be looked at.
+/// The path, device and inode of each granted directory when it was opened. The latter are None if they could not be read.
 pub(super) struct Granted(Vec<(PathBuf, Option<(u64, u64)>)>);
 
 impl Granted {

@@ -1,6 +1,6 @@
-//! `wasi:filesystem`: what may be opened. To open a pipe waits for its other end, on a thread of the host that nothing ends:
-//! only ordinary files and directories are opened, and of one module only so many at a time. Paths are copied out of the guest
-//! only if they are none too long for the kernel.
+//! Limits what guests may open by `wasi:filesystem`. Opening a pipe waits for its other end, on a thread of the host that
+//! cannot be stopped. So only ordinary files and directories are opened, and a limited number for each module at the same time.
+//! Paths are copied out of the guest only if they are not too long for the kernel.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Accessor, Linker, LinkerInstance, Resource};
@@ -14,15 +14,15 @@ use super::GuestState;
 use super::text::Text;
 use crate::module::engine::EngineKind;
 
-/// Files of one version of a module that are being opened at one time. Further ones wait.
+/// The number of files that one version of a module may be opening at the same time. Further ones wait.
 pub(super) const OPENING_MAX: usize = 32;
 
-/// As wasmtime's linker names them; it answers imports of compatible versions with these.
+/// The names in wasmtime's linker, which also serves imports of compatible versions with them.
 const TYPES_P2: &str = "wasi:filesystem/types@0.2.12";
 const TYPES_P3: &str = "wasi:filesystem/types@0.3.0";
 const OPEN_AT: &str = "[method]descriptor.open-at";
 
-/// As long as the kernel takes them.
+/// The greatest length of a path, which is the kernel's limit.
 const PATH_BYTES_MAX: usize = 4_096;
 
 type Path = Text<PATH_BYTES_MAX>;
@@ -30,7 +30,7 @@ type File = Resource<Descriptor>;
 type OpenP2 = (File, p2::PathFlags, Path, p2::OpenFlags, p2::DescriptorFlags);
 type OpenP3 = (File, p3::PathFlags, Path, p3::OpenFlags, p3::DescriptorFlags);
 
-/// Replaces what wasmtime offers.
+/// Replaces wasmtime's functions.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     add_p2(&mut linker.instance(TYPES_P2)?)?;
@@ -41,7 +41,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -
     Ok(())
 }
 
-/// A function of wasmtime's that takes paths.
+/// Defines a function of WASI 0.2 that takes paths, which it passes on to wasmtime's.
 macro_rules! bounded_p2 {
     ($functions:ident, $name:literal, $method:ident($($argument:ident: $ty:ty),*), $($path:ident)*) => {
         $functions.func_wrap_async(
@@ -59,7 +59,7 @@ macro_rules! bounded_p2 {
     };
 }
 
-/// The functions of both versions that take paths, apart from the one that opens.
+/// Adds the functions of both versions that take paths, except `open-at`.
 macro_rules! add_paths {
     ($functions:ident, $bounded:ident, $types:ident) => {
         $bounded!($functions, "[method]descriptor.create-directory-at", create_directory_at(file: File, path: Path), path);
@@ -108,7 +108,7 @@ fn add_p2(functions: &mut LinkerInstance<'_, GuestState>) -> wasmtime::Result<()
     Ok(())
 }
 
-/// The same of WASI 0.3.
+/// Defines a function of WASI 0.3 that takes paths, which it passes on to wasmtime's.
 macro_rules! bounded_p3 {
     ($functions:ident, $name:literal, $method:ident($($argument:ident: $ty:ty),*), $($path:ident)*) => {
         $functions.func_wrap_concurrent(
@@ -143,7 +143,7 @@ async fn open_p2(
     let home = state.home.clone();
     let _opening = home.opening.acquire().await?;
     let mut files = state.filesystem();
-    // What is not there is told by the opening itself.
+    // If the file does not exist, `open_at` below returns the error.
     let found = files.stat_at(Resource::new_borrow(directory.rep()), path_flags, path.clone()).await;
     let waits = |of: p2::DescriptorType| {
         !matches!(

@@ -1,5 +1,5 @@
-//! `wasi:http/handler` as an import: a request that a module hands on goes to the module that `cage.toml` binds the import
-//! to. Called by wasmtime; linked by `module/binding.rs`.
+//! Implements the import `wasi:http/handler`: a request that a module forwards goes to the module that `cage.toml` binds the
+//! import to. `module/binding.rs` links it, and wasmtime calls it.
 
 use http_body_util::BodyExt as _;
 use wasmtime::component::{Accessor, Linker, Resource};
@@ -13,8 +13,10 @@ use wasmcage_core::body::StreamBody;
 use wasmcage_core::error::DispatchError;
 use wasmcage_core::telemetry::Level;
 
+/// Adds the import to a module's linker, so that it forwards requests to `target`.
+///
 /// # Errors
-/// wasmtime's, when the import is defined already.
+/// wasmtime returns an error when the import is defined already.
 pub fn link(linker: &mut Linker<GuestState>, import: &str, target: &BindingTarget) -> wasmtime::Result<()> {
     let target = target.clone();
     linker.instance(import)?.func_wrap_concurrent(
@@ -26,8 +28,10 @@ pub fn link(linker: &mut Linker<GuestState>, import: &str, target: &BindingTarge
     )
 }
 
+/// Forwards a request and returns its response.
+///
 /// # Errors
-/// What ends the guest: a handle that is none.
+/// The handle of the request is invalid, which ends the guest.
 async fn handle(
     accessor: &Accessor<GuestState>,
     target: &BindingTarget,
@@ -41,7 +45,7 @@ async fn handle(
     })?;
     let (home, context, request) = taken;
     let request = match request {
-        // What the guest asked of connections has no meaning here.
+        // The guest's options concern connections, and there is none here.
         Ok((request, _options)) => request,
         Err(error) => return error.downcast().map(Err),
     };
@@ -61,14 +65,14 @@ async fn handle(
             })
         }
         Err(error) => {
-            // The code has little to say, and its text must not grow from guest to guest of a chain.
+            // The guest gets a code only: a text would become longer with each guest of a chain. The log gets the whole error.
             home.log.line(Level::Warn, &format!("request handed on to {target} failed: {error}"), Some(&context));
             Ok(Err(code(&error)))
         }
     }
 }
 
-/// What WASI calls it.
+/// Converts the error of a call to the error code of WASI.
 fn code(error: &DispatchError) -> ErrorCode {
     match error {
         DispatchError::NoSuchCage(_) | DispatchError::NoSuchModule(_) | DispatchError::NoSuchFunction(_) => {

@@ -1,8 +1,8 @@
-//! Outgoing HTTP requests of guests (`wasi:http/outgoing-handler`, `wasi:http/client`): to granted hosts only, over
-//! connections that the module's version keeps for itself.
+//! Sends the outgoing HTTP requests of guests (`wasi:http/outgoing-handler`, `wasi:http/client`). They may go to granted hosts
+//! only, and use connections that no other version of a module uses.
 //!
-//! A grant names hosts as they are in the URL. Which address a name has is up to whoever runs its domain, so that a granted
-//! name, and `*` all the more, may lead to this machine or its neighbours.
+//! A grant names hosts as they are in the URL. The owner of a domain decides which address a name has, so a granted name, or
+//! `*`, may lead to this machine or another one in its network.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,21 +20,21 @@ use wasmcage_web_client::{
     Client, ClientSettings, Http2, RequestBody, ResponseBody, StreamedBody, Timeouts, Tls, WebError, WebErrorKind,
 };
 
-/// A guest may ask for less.
+/// The greatest timeout for a connection to be made. A guest may set a shorter one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const RESPONSE_HEADER_BYTES_MAX: usize = 64 << 10;
-/// Of one version of a module, to all hosts together.
+/// The greatest number of connections of one version of a module, to all hosts together.
 const CONNECTIONS_MAX: usize = 1_000;
 
-/// What a request ends with: the response, and a future for what follows it.
+/// The result of a request: the response, and a future that resolves when the exchange has ended.
 type Sent = (http::Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
 pub(super) struct OutgoingGrant {
     home: Arc<Home>,
-    /// Of the request in work.
+    /// The deadline of the guest's current request.
     deadline: Deadline,
-    /// Of the same, if its bodies stream.
+    /// The deadline of the guest's current request if its bodies stream.
     stream: Option<Arc<StreamDeadline>>,
 }
 
@@ -43,7 +43,7 @@ impl OutgoingGrant {
         Self { home, deadline, stream: None }
     }
 
-    /// Before each call into the guest.
+    /// Sets the deadlines of a request. Must be called before each call into the guest.
     pub(super) fn begin(&mut self, stream: Option<Arc<StreamDeadline>>, deadline: Deadline) {
         (self.stream, self.deadline) = (stream, deadline);
     }
@@ -53,7 +53,8 @@ impl OutgoingGrant {
         self.home.granted().http.iter().any(|pattern| pattern.allows(host, port))
     }
 
-    /// While the guest's own exchange streams, its requests may stream as well: each part comes within the time that it has.
+    /// Returns the timeouts of an outgoing request. If the bodies of the guest's own request stream, those of the outgoing
+    /// request may stream as well: then the idle timeout applies to each part, and the latest deadline to the whole.
     fn times(&self, options: &RequestOptions) -> Timeouts {
         let idle = self.stream.as_ref().map(|stream| stream.idle());
         Timeouts {
@@ -82,7 +83,8 @@ impl OutgoingGrant {
     }
 }
 
-/// The guest's own body; `kept` gets the code of the error that it ends with, of which HTTP libraries keep a text only.
+/// Makes a streamed body of the guest's body. If the body ends with an error, `kept` gets it with its code, since HTTP
+/// libraries keep only the text of an error.
 fn keep_error(body: WasiBody, kept: Arc<Mutex<Option<Error>>>) -> StreamedBody {
     body.map_err(move |error| {
         let text = error.to_string();
@@ -93,7 +95,7 @@ fn keep_error(body: WasiBody, kept: Arc<Mutex<Option<Error>>>) -> StreamedBody {
 }
 
 impl WasiHttpHooks for OutgoingGrant {
-    /// The client does so, where the version of HTTP wants it.
+    /// Returns false: the client sets the header where the version of HTTP needs it.
     fn set_host_header(&mut self) -> bool {
         false
     }
@@ -110,7 +112,7 @@ impl WasiHttpHooks for OutgoingGrant {
         if !self.allows(request.uri()) {
             let host = request.uri().authority().map_or("", |authority| authority.as_str());
             let text = format!("outgoing request denied: {host} is not in allow.http of cage.toml");
-            // Bounded like the guest's own lines, since the guest decides how many there are.
+            // It is limited like the guest's own lines, since the guest decides how many there are.
             self.home.log.line(Level::Warn, &text, None);
             return Box::new(std::future::ready(Err(Error::HttpRequestDenied)));
         }
@@ -129,12 +131,12 @@ async fn send(client: Client, request: http::Request<WasiBody>, times: Timeouts)
     };
     let sent = client.send(head, body, times).await;
     let response = sent.map_err(|failed| own_error.lock().take().unwrap_or_else(|| error(failed)))?;
-    // The connection belongs to the client, who sees to its end.
+    // Nothing is left to wait for, since the client owns the connection and ends it.
     let after: Box<dyn Future<Output = Result<(), Error>> + Send> = Box::new(std::future::ready(Ok(())));
     Ok((response.map(|body: ResponseBody| body.map_err(error).boxed_unsync()), after))
 }
 
-/// What WASI calls it.
+/// Converts an error of the client to the error code of WASI.
 fn error(error: WebError) -> Error {
     match error.kind {
         WebErrorKind::Dns => Error::DnsError { rcode: None, info_code: None },
@@ -175,7 +177,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            // Up to the client's end.
+            // Reads until the client closes the connection.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         });
         let frames = [Ok(Frame::data(Bytes::from_static(b"the beginning"))), Err(Error::HttpRequestBodySize(Some(18)))];

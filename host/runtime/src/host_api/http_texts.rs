@@ -1,5 +1,5 @@
-//! `wasi:http/types`: names and values of headers, and parts of an address, are copied out of the guest only if they are none
-//! too long. Called by guests in place of what wasmtime offers, to which whatever is short enough is handed on.
+//! Limits the length of texts in `wasi:http/types`: names and values of headers, and parts of an address, are copied out of the
+//! guest only if none is too long. These functions replace wasmtime's, and pass their arguments on to them.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Resource};
@@ -11,20 +11,20 @@ use super::GuestState;
 use super::text::{Few, Text, TooLong};
 use crate::module::engine::EngineKind;
 
-/// As wasmtime's linker names them; it answers imports of compatible versions with these.
+/// The names in wasmtime's linker, which also serves imports of compatible versions with them.
 const TYPES_P2: &str = "wasi:http/types@0.2.12";
 const TYPES_P3: &str = "wasi:http/types@0.3.0";
 
-/// As many as wasmtime takes for all headers of a message.
+/// The greatest length of a name, a value or a part of an address: wasmtime's limit for all headers of a message.
 const LINE_BYTES_MAX: usize = 128 << 10;
-/// More than its table of headers has room for.
+/// The greatest number of headers in one call: more than fit in wasmtime's table of headers.
 const FIELDS_MAX: usize = 40_000;
 
 type Line = Text<LINE_BYTES_MAX>;
 type Value = Few<u8, LINE_BYTES_MAX>;
 type Store<'a> = StoreContextMut<'a, GuestState>;
 
-/// Replaces what wasmtime offers.
+/// Replaces wasmtime's functions.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     add_p2(linker)?;
@@ -35,7 +35,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<GuestState>, kind: EngineKind) -
     Ok(())
 }
 
-/// What both versions have in common.
+/// Adds the functions that both versions have.
 macro_rules! add_shared {
     ($functions:ident, $types:ident, $request:ident, $host_request:ident, $prefix:literal) => {
         $functions.func_wrap(

@@ -1,5 +1,5 @@
-//! The interfaces that a module may import, and their versions: asked when a component is looked at, so that what it
-//! cannot get is told before it is linked.
+//! Lists the interfaces that a module may import, with their versions. They are compared with a component's imports before it
+//! is linked, so that the errors can name what is missing.
 
 use crate::module::exports::compatible_version;
 use wasmcage_config::nearest;
@@ -11,10 +11,11 @@ const WASI: &[&str] = &["0.2.12", "0.3.0"];
 const CONFIG: &[&str] = &["0.2.0-rc.1", "0.2.0-draft", "0.2.0-draft-2024-09-27"];
 const CONFIG_RUNTIME: &[&str] = &["0.2.0-draft"];
 const KEYVALUE: &[&str] = &["0.2.0-draft", "0.2.0-draft2"];
-/// The proposal is in use without a version, too.
+/// The versions of `wasi:logging`. Components also import the proposal without a version.
 const LOGGING: &[&str] = &["", "0.1.0-draft"];
 
-/// Names with the versions that are served. A version stands for those that semantic versions call compatible with it.
+/// The served interfaces, each with its versions. A version also serves imports of versions that are compatible with it by
+/// semantic versioning.
 const INTERFACES: &[(&str, &[&str])] = &[
     ("wasmcage:cage/types", CAGE),
     ("wasmcage:cage/log", CAGE),
@@ -67,16 +68,16 @@ const INTERFACES: &[(&str, &[&str])] = &[
     ("wasi:sockets/udp-create-socket", WASI_2),
 ];
 
-/// Interfaces for outgoing HTTP requests: each request needs a grant of its host.
+/// The interfaces for outgoing HTTP requests, each of which needs a grant of its host.
 const OUTGOING_HTTP: [&str; 2] = ["wasi:http/outgoing-handler", "wasi:http/client"];
 
-/// What the host has of an import.
+/// How far the host serves an import.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Known {
     Served,
-    /// In other versions only: these, as text.
+    /// The interface is served in other versions only, which the text lists.
     OtherVersions(String),
-    /// Not at all; maybe this name was meant.
+    /// The interface is not served. The name is that of a similar one, if there is one.
     Unknown(Option<&'static str>),
 }
 
@@ -90,13 +91,13 @@ pub fn known(import: &str) -> Known {
     if versions.iter().any(serves) { Known::Served } else { Known::OtherVersions(versions_text(versions)) }
 }
 
-/// `0.2.12, 0.3.0`: the versions of an imported interface that are served; none when it is not known at all.
+/// Returns the served versions of an imported interface, such as `0.2.12, 0.3.0`. None if the interface is unknown.
 pub fn served_versions(import: &str) -> Option<String> {
     let (name, _) = import.split_once('@').unwrap_or((import, ""));
     versions(name).map(versions_text)
 }
 
-/// What a module that imports the interface should know, although it may.
+/// Returns a warning about an interface that a module may import although the host denies its use.
 pub fn caveat(import: &str, hosts_granted: bool) -> Option<&'static str> {
     let (name, _) = import.split_once('@').unwrap_or((import, ""));
     if OUTGOING_HTTP.contains(&name) && !hosts_granted {
@@ -142,7 +143,7 @@ mod tests {
         check("spin:key-value/key-value@2.0.0", Known::Unknown(None));
     }
 
-    /// A function of each interface that has one, by a version that it is in.
+    /// One function of each tested interface, which all served versions of the interface have.
     const FUNCTIONS: &[(&str, &str)] = &[
         ("wasi:cli/environment", "get-arguments"),
         ("wasi:cli/exit", "exit"),
@@ -168,7 +169,7 @@ mod tests {
         let linker = linker(engine, EngineKind::Concurrent).unwrap();
         let error = |name: &str, version: &str, function: &str| {
             let at = if version.is_empty() { "" } else { "@" };
-            // No function has this type, so that one which is there is told from one which is not.
+            // No function has this type: the error for a function that exists differs from that for a missing one.
             let wat = format!(
                 "(component (import \"{name}{at}{version}\" (instance (export \"{function}\"
                     (func (param \"a\" u8) (param \"b\" u8) (param \"c\" u8) (param \"d\" u8) (param \"e\" u8))))))"

@@ -1,11 +1,10 @@
-//! `wasi:keyvalue` on the module's durable keys, for both drafts of the proposal that components are made with.
+//! Implements `wasi:keyvalue` on the module's durable keys, for both drafts of the proposal that components are made with.
 //!
-//! A bucket is a part of the module's keys, told by how they begin. The bucket `default`, also called by an empty name, has
-//! those that begin with no control character. The keys of any other bucket are `U+0001 BUCKET U+0001 KEY`: no name of a
-//! bucket has a control character in it, so that no two buckets have a key in common. `wasmcage:cage/state` sees all of
-//! them, by these names.
+//! A bucket is the part of the module's keys that have the same prefix. The bucket `default`, whose name may also be empty, has
+//! the keys that begin with a character from U+0020 on. The keys of any other bucket are `U+0001 BUCKET U+0001 KEY`. The name
+//! of a bucket contains no control character, so no two buckets share a key. `wasmcage:cage/state` sees all keys in this form.
 
-/// A function of a draft, with texts and lists of bounded length in place of those that the bindings copy whole.
+/// Defines a function of a draft that takes texts and lists of bounded length, where the bindings would copy them whole.
 macro_rules! bounded {
     ($functions:ident, $name:literal, |$guest:ident, $($argument:ident: $ty:ty),*| $done:expr) => {
         $functions.func_wrap_async(
@@ -24,7 +23,7 @@ macro_rules! bounded {
     };
 }
 
-/// The functions that both drafts have, of bounded length as above.
+/// Defines the functions that both drafts have, by `bounded!`.
 macro_rules! bounded_shared {
     ($linker:ident, $version:literal, $by:ty) => {
         let mut functions = $linker.instance(concat!("wasi:keyvalue/store@", $version))?;
@@ -71,39 +70,39 @@ use super::state::ModuleStore;
 use super::text::{Few, Name, TooLong};
 use wasmcage_store::{Range, STEPS_MAX, StateValue, Step, StepResult, StoreError, VALUE_BYTES_MAX};
 
-/// A longer name of a bucket is none.
+/// The greatest length of a bucket's name, in characters. No bucket has a longer name.
 const BUCKET_CHARACTERS_MAX: usize = 64;
-/// Before and after a bucket's name.
+/// The character before and after a bucket's name in a key.
 const MARK: char = '\u{1}';
-/// What the default bucket's keys cannot come before.
+/// The lower bound of the default bucket's keys. The keys of other buckets sort below it.
 const DEFAULT_FROM: &str = " ";
-/// Keys of one page.
+/// The number of keys in one page of a list.
 const PAGE_KEYS_MAX: usize = 1_000;
-/// Cursors that an open bucket remembers; the oldest is forgotten.
+/// The number of cursors that an open bucket keeps. When there are more, the oldest is dropped.
 const CURSORS_MAX: usize = 64;
-/// What `get-many` returns at most, keys included.
+/// The greatest result of `get-many` in bytes, keys included.
 const MANY_BYTES_MAX: usize = 64 << 20;
-/// How often a value is read again that another request changes all the time.
+/// The number of attempts at a change before it fails because other requests change the value as well.
 const ATTEMPTS_MAX: usize = 16;
 
 /// A bucket that a guest has opened.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct Bucket {
-    /// What its keys begin with.
+    /// The prefix of its keys.
     prefix: String,
     cursors: Cursors,
 }
 
-/// Cursors of the draft in which they are numbers.
+/// The cursors of an open bucket, for the draft in which guests get them as numbers.
 #[derive(Default)]
 struct Cursors {
     given: VecDeque<String>,
-    /// The number of the first of them.
+    /// The number of the first cursor in `given`.
     first: u64,
 }
 
-/// A value as it was seen, to be replaced if it is still the same. Equal values are: one that was changed and changed back
-/// counts as unchanged.
+/// A value that a guest has read and replaces if it is still the same. Values are compared, so one that was changed and changed
+/// back counts as unchanged.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct Cas {
     prefix: String,
@@ -111,31 +110,31 @@ pub struct Cas {
     seen: Seen,
 }
 
-/// The value's SHA-256, since values may be large; none while there is no key.
+/// The SHA-256 of the value, since values may be large. None if the key does not exist.
 type Seen = Option<[u8; 32]>;
 
-/// A key that was asked for, and its value.
+/// A key that was asked for, and its value if it has one.
 type Found = (String, Option<Vec<u8>>);
 
-/// How a swap ended.
+/// The result of a compare-and-swap.
 enum Swap {
     Done,
-    /// The value is another one by now.
+    /// The value has changed since it was read. `Seen` is the present one.
     Changed(Seen),
 }
 
-/// Why a function of the proposal gave nothing.
+/// The error of a function of the proposal.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
 pub enum Failure {
     NoSuchBucket,
     Store(StoreError),
-    /// The guest's mistake, or ours.
+    /// A mistake of the guest or a bug of the host, which ends the guest.
     Trap(wasmtime::Error),
 }
 
-/// A value, or what is longer than any that is kept.
+/// A value of a guest's, cut if it is longer than the store accepts.
 type Value = Few<u8, VALUE_BYTES_MAX>;
-/// Of one call.
+/// A list of a guest's, cut if it is longer than one call accepts.
 type Many<T> = Few<T, STEPS_MAX>;
 
 fn whole_value(value: Value) -> Result<Vec<u8>, TooLong> {
@@ -163,7 +162,7 @@ impl From<StoreError> for Failure {
     }
 }
 
-/// A handle that the guest does not have, or one too many.
+/// The guest has no such handle, or too many handles.
 impl From<ResourceTableError> for Failure {
     fn from(error: ResourceTableError) -> Self {
         Self::Trap(error.into())
@@ -176,7 +175,7 @@ pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result
 }
 
 impl Bucket {
-    /// None if no bucket can be called so.
+    /// Returns the bucket of this name. None if the name is invalid.
     fn named(name: &str) -> Option<Self> {
         let prefix = match name {
             "" | "default" => String::new(),
@@ -206,7 +205,7 @@ impl Cursors {
     }
 }
 
-/// A bucket's part of the store, for one request.
+/// The keys of one bucket in the store, for one request.
 struct Keys {
     store: ModuleStore,
     prefix: String,
@@ -225,7 +224,7 @@ impl GuestState {
 }
 
 impl Keys {
-    /// The module's key that a bucket's key stands for.
+    /// Returns the module's key for a key of the bucket.
     fn full(&self, key: &str) -> Result<String, StoreError> {
         if self.prefix.is_empty() && key < DEFAULT_FROM {
             return Err(StoreError::Invalid("a key is empty, or begins with a control character".into()));
@@ -245,7 +244,7 @@ impl Keys {
         self.store.write(Step::Delete(self.full(key)?)).await.map(drop)
     }
 
-    /// A page of keys, and the cursor of the next.
+    /// Returns a page of keys, and the cursor of the next page.
     async fn list(&self, cursor: Option<String>) -> Result<(Vec<String>, Option<String>), StoreError> {
         let from = self.prefix.is_empty().then(|| DEFAULT_FROM.to_owned());
         let range = Range { prefix: self.prefix.clone(), from, to: None, descending: false };
@@ -254,8 +253,8 @@ impl Keys {
         Ok((keys.collect(), page.next))
     }
 
-    /// The proposal has numbers as text, so that one which was written by `set` counts, too. From then on it is kept as
-    /// `wasmcage:cage/state` keeps numbers.
+    /// Adds `by` to a number. The proposal keeps numbers as text, so `set` may have written the value as bytes. It is then
+    /// replaced by a JSON number, as `wasmcage:cage/state` keeps it.
     async fn increment(&self, key: &str, by: i64) -> Result<i64, StoreError> {
         let key = self.full(key)?;
         for _ in 0..ATTEMPTS_MAX {
@@ -279,7 +278,7 @@ impl Keys {
         Err(contended())
     }
 
-    /// In the order of the keys asked for.
+    /// Returns the keys with their values, in the order in which they were asked for.
     async fn get_many(&self, keys: Vec<String>) -> Result<Vec<Found>, StoreError> {
         let mut room = MANY_BYTES_MAX;
         let mut found = Vec::with_capacity(keys.len());
@@ -294,13 +293,13 @@ impl Keys {
         Ok(found)
     }
 
-    /// All or none.
+    /// Sets all pairs or none.
     async fn set_many(&self, pairs: Vec<(String, Vec<u8>)>) -> Result<(), StoreError> {
         let steps = pairs.into_iter().map(|(key, value)| Ok(Step::Set(self.full(&key)?, StateValue::Bytes(value))));
         self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
     }
 
-    /// All or none.
+    /// Deletes all keys or none.
     async fn delete_many(&self, keys: Vec<String>) -> Result<(), StoreError> {
         let steps = keys.into_iter().map(|key| Ok(Step::Delete(self.full(&key)?)));
         self.store.transact(steps.collect::<Result<_, _>>()?).await.map(drop)
@@ -322,7 +321,7 @@ impl Keys {
             let steps = vec![Step::Check(key.clone(), current), Step::Set(key.clone(), value.clone())];
             match self.store.transact(steps).await {
                 Ok(_) => return Ok(Swap::Done),
-                // It was changed just now, perhaps between JSON and bytes only.
+                // The value has changed since it was read above, perhaps only from JSON to bytes.
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => return Err(error),
             }

@@ -1,5 +1,5 @@
-//! `wasmcage:cage/lock`: locks and queues in memory that the modules of a cage share. What a guest holds is kept beside its
-//! table of resources, so that the end of a request releases it, whatever the guest kept.
+//! Implements `wasmcage:cage/lock`: locks and queues in memory that the modules of a cage share. The locks that a guest holds
+//! are kept outside its table of resources, so that the end of a request releases them even if the guest keeps its handles.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::bindings::types::Payload;
 use wasmcage_core::request::RequestContext;
 use wasmcage_resource::locks::{self, Locks};
 
-/// A guest's handle of a lock that it holds, or held in an earlier request.
+/// A guest's handle of a lock that it holds, or that it held in an earlier request.
 pub struct Held {
     mode: Mode,
     number: u64,
@@ -23,7 +23,8 @@ pub struct Held {
 #[derive(Default)]
 pub(super) struct HeldLocks {
     held: HashMap<u64, locks::LockGuard>,
-    /// Never used twice: a handle of an earlier request must not release a lock of this one.
+    /// The number of the last lock. No number is used twice, so that a handle of an earlier request cannot release a lock of
+    /// this one.
     last_number: u64,
 }
 
@@ -34,7 +35,7 @@ impl HeldLocks {
         self.last_number
     }
 
-    /// At the end of a request.
+    /// Releases all locks. Must be called at the end of each request.
     pub(super) fn release(&mut self) {
         self.held.clear();
     }
@@ -104,7 +105,10 @@ impl HostHeld for GuestState {
 }
 
 impl GuestState {
-    /// The cage's locks, and the request that holds what is taken.
+    /// Returns the cage's locks, and the request that will hold them.
+    ///
+    /// # Errors
+    /// `Invalid` while the module is being loaded.
     fn locking(&self) -> Result<(Arc<Locks>, Arc<RequestContext>), LockError> {
         let request = self.request.clone().ok_or_else(|| {
             LockError::Invalid(

@@ -1,4 +1,4 @@
-//! `wasmcage:cage/log` and `wasi:logging`: lines of guests on their way to the cage's log, bounded in size and rate.
+//! Implements `wasmcage:cage/log` and `wasi:logging`: writes lines of guests to the cage's log, limited in length and rate.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::text::{Name, Text};
 use wasmcage_core::request::RequestContext;
 use wasmcage_core::telemetry::{Level, LevelCell, Throttle};
 
-/// A longer line is cut.
+/// The greatest length of a line. A longer one is cut.
 pub(super) const LINE_BYTES_MAX: usize = 8 * 1024;
-/// Lines of one module in one second; what is over is dropped, and counted in the log.
+/// The number of lines of one version of a module in one second. Further ones are dropped, and the log tells their number.
 const LINES_PER_SECOND_MAX: u64 = 1_000;
 
-/// The way of one module's lines. All instances of a version share it, and with it the bound on their rate.
+/// Writes the lines of one version of a module. All its instances share this, and with it the limit of their rate.
 pub(super) struct GuestLog {
     cage: Arc<str>,
     module: Arc<str>,
@@ -29,7 +29,7 @@ impl GuestLog {
         Self { cage, module, cage_level, gate: Throttle::new(LINES_PER_SECOND_MAX, std::time::Duration::from_secs(1)) }
     }
 
-    /// The most talkative level that is written now.
+    /// Returns the most verbose level that is written now: the request's own, if it has one, or the cage's.
     pub(super) fn level(&self, request: Option<&RequestContext>) -> Level {
         request.and_then(RequestContext::level).unwrap_or_else(|| self.cage_level.get())
     }
@@ -38,7 +38,7 @@ impl GuestLog {
         self.cut_line(level, text, 0, request);
     }
 
-    /// A line of which so much is missing already.
+    /// Writes a line of which `cut` bytes are missing already.
     fn cut_line(&self, level: Level, text: &str, cut: usize, request: Option<&RequestContext>) {
         if level > self.level(request) {
             return;
@@ -91,7 +91,7 @@ impl log::Host for GuestState {
     }
 }
 
-// The interface has types only.
+// The interface has no functions.
 impl types::Host for GuestState {}
 
 pub(super) fn from_wit(level: log::Level) -> Level {
@@ -114,7 +114,7 @@ pub(super) fn to_wit(level: Level) -> log::Level {
     }
 }
 
-/// `level` of the proposal `wasi:logging`.
+/// The type `level` of the proposal `wasi:logging`.
 #[derive(Clone, Copy, ComponentType, Lift)]
 #[component(enum)]
 #[repr(u8)]
@@ -136,7 +136,7 @@ enum WasiLevel {
 
 type WasiLine = (WasiLevel, Name, Text<LINE_BYTES_MAX>);
 
-/// The proposal is in use without a version and with one.
+/// Adds `wasi:logging` without a version and with one, since components import both.
 pub(super) fn add_wasi_logging(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     for name in ["wasi:logging/logging", "wasi:logging/logging@0.1.0-draft"] {
         linker.instance(name)?.func_wrap(

@@ -1,5 +1,5 @@
-//! What guests may ask of the host while they work: one file per interface of `wit/`, and the standard WASI interfaces.
-//! Called by wasmtime from inside a guest's call; a guest's values are hostile input and must never panic the host.
+//! The host functions that guests import: one file per interface of `wit/`, and the standard WASI interfaces. wasmtime calls
+//! them while a guest's call runs. A guest's values are untrusted input and must never make the host panic.
 
 pub mod bindings;
 pub mod bound;
@@ -52,30 +52,30 @@ use self::http::OutgoingGrant;
 use self::log::GuestLog;
 use self::per_request::PerRequest;
 
-/// An instance whose table of handles has grown past this is not used again: what its guest leaked, or needed once, would
-/// stay in the host's memory as long as the instance.
+/// The largest size of a table of handles, in entries, with which an instance is used again. The table never shrinks, so a
+/// larger one would occupy the host's memory for as long as the instance lives.
 const HANDLES_KEPT_MAX: usize = 10_000;
 
-/// Where a module lives and what it was granted: one for all instances of a version.
+/// The cage, settings, grants and services of a version of a module. All instances of the version share it.
 pub struct Home {
     pub cage: Arc<str>,
     pub module: Arc<str>,
-    /// As the version was loaded with them. Grants are asked for by `allows_...`, which know what was revoked since.
+    /// The settings that the version was loaded with. Use `granted()` for the grants, since some may have been revoked since.
     pub settings: ModuleConfig,
     granted: ArcSwap<Grants>,
-    /// How often grants were narrowed, so that an instance with more of them is found.
+    /// The number of times that the grants were changed. An instance that was made at a lower number may have revoked grants.
     narrowed: AtomicU32,
     /// The cage's store, resources and locks.
     pub services: Services,
-    /// For calls of other modules. It holds the modules, which must not keep it alive.
+    /// The dispatcher, for calls to other modules. The reference is weak because the dispatcher owns the modules.
     pub dispatcher: WeakDispatcher,
-    /// What its instances take of the memory and the pools that all share.
+    /// Counts the shared memory and pools that the version's instances use.
     pub room: Arc<ModuleRoom>,
-    /// Places to open a file.
+    /// Limits how many files the version opens at the same time.
     opening: Semaphore,
     log: Arc<GuestLog>,
     variables: WasiConfigVariables,
-    /// Connections of the version's own requests, made when it makes the first.
+    /// The client with the connections for outgoing requests. It is made at the first request.
     web_client: OnceLock<Client>,
 }
 
@@ -108,8 +108,8 @@ impl Home {
         }
     }
 
-    /// From now on grants what the version was loaded with and `allow` grants, too. Returns whether that has changed, in
-    /// which case warm instances may have directories open that they must not use any more.
+    /// Limits the grants to those that the version was loaded with and that `allow` contains as well. Returns whether they
+    /// changed; if so, idle instances may have directories open that they may no longer use.
     pub fn narrow(&self, allow: &Grants) -> bool {
         let narrowed = self.settings.allow.intersection(allow);
         if narrowed == **self.granted.load() {
@@ -120,25 +120,25 @@ impl Home {
         true
     }
 
-    /// What the module may reach now.
+    /// Returns the present grants.
     pub fn granted(&self) -> arc_swap::Guard<Arc<Grants>> {
         self.granted.load()
     }
 }
 
-/// The data of a guest's Store.
+/// The data of a guest's `wasmtime::Store`.
 pub struct GuestState {
     pub home: Arc<Home>,
-    /// `Home::narrowed` when the directories were opened.
+    /// The value of `Home::narrowed` from when the directories were opened.
     narrowed: u32,
     pub limits: Limits,
     /// None while the module is being loaded.
     request: Option<Arc<RequestContext>>,
     outputs: stdio::Outputs,
     directories: directories::Granted,
-    /// What a command is called with: its own name, then its words. Empty otherwise.
+    /// The arguments of a command: its own name, then its words. Empty if the guest is not called as a command.
     pub words: Vec<String>,
-    /// When the guest's code must stop running.
+    /// The time at which the guest's code must stop running. `deadline()` extends it for requests that stream.
     deadline: Deadline,
     wasi: WasiCtx,
     http: WasiHttpCtx,
@@ -150,8 +150,10 @@ pub struct GuestState {
 }
 
 impl GuestState {
+    /// Makes the state of a new instance, and opens its granted directories.
+    ///
     /// # Errors
-    /// A granted directory that cannot be opened.
+    /// A granted directory cannot be opened.
     pub fn new(home: Arc<Home>, deadline: Deadline) -> wasmtime::Result<Self> {
         let settings = &home.settings;
         let narrowed = home.narrowed.load(Ordering::Acquire);
@@ -160,7 +162,7 @@ impl GuestState {
         wasi.stdout(outputs.stdout());
         wasi.stderr(outputs.stderr());
         wasi.envs(&settings.env);
-        // Looked at before they are opened: one that is replaced just now counts as another.
+        // They are identified before they are opened, so that a directory that is replaced in between is noticed later.
         let directories = directories::Granted::of(&home.granted().files);
         for grant in &home.granted().files {
             let permission = if grant.writable { FsPerms::ReadWrite } else { FsPerms::ReadOnly };
@@ -188,12 +190,13 @@ impl GuestState {
         })
     }
 
-    /// Whether the instance was made with grants that were revoked since.
+    /// Returns whether the grants were changed since the instance was made.
     pub fn has_revoked_grants(&self) -> bool {
         self.narrowed != self.home.narrowed.load(Ordering::Acquire)
     }
 
-    /// Before each call into the guest.
+    /// Prepares the state for a call into the guest. Must be called before each call. `request` is None while the module is
+    /// being loaded.
     pub fn begin(&mut self, request: Option<Arc<RequestContext>>, deadline: Deadline) {
         self.outputs.begin(request.as_ref());
         self.grant.begin(request.as_ref().and_then(|request| request.stream().cloned()), deadline);
@@ -201,7 +204,8 @@ impl GuestState {
         self.deadline = deadline;
     }
 
-    /// After each call, and after the start, so that nothing of one request is seen by the next, or held by it.
+    /// Drops everything that belongs to the request. Must be called after each call and after the start, so that the next
+    /// request neither sees nor holds anything of this one.
     pub fn end(&mut self) {
         self.held.release();
         self.open_replies.clear();
@@ -211,19 +215,19 @@ impl GuestState {
         self.words = Vec::new();
     }
 
-    /// Whether its table of handles has grown so much that the instance should go when its request has ended.
+    /// Returns whether the table of handles has grown so much that the instance must not be used after this request.
     pub fn is_worn(&mut self) -> bool {
-        // The most that the iterator can give is the length of the table, free places included.
+        // The iterator's upper bound is the length of the table, free entries included.
         let entries = self.table.iter_mut();
         entries.size_hint().1.unwrap_or_else(|| entries.count()) > HANDLES_KEPT_MAX
     }
 
-    /// Whether the granted directories are still those that were opened.
+    /// Returns whether the paths of the granted directories still lead to the directories that were opened.
     pub fn has_its_directories(&self) -> bool {
         self.directories.are_in_place()
     }
 
-    /// As things stand: that of a request that streams is put off while bytes move.
+    /// Returns the present deadline. That of a request whose bodies stream is extended while bytes move.
     pub fn deadline(&self) -> Deadline {
         let stream = self.request.as_ref().and_then(|request| request.stream());
         stream.map_or(self.deadline, |stream| stream.now())
@@ -242,10 +246,10 @@ impl WasiHttpView for GuestState {
     }
 }
 
-/// Everything that a module may import, for one engine.
+/// Makes the linker with everything that a module may import, for one engine.
 ///
 /// # Errors
-/// wasmtime's, when an interface is defined twice: a bug.
+/// wasmtime returns an error when an interface is defined twice, which is a bug of the host.
 pub fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Linker<GuestState>> {
     let mut linker = Linker::new(engine);
     bindings::Imports::add_to_linker::<_, HasSelf<_>>(&mut linker, |state| state)?;

@@ -1,19 +1,20 @@
-//! What a guest holds while it works on one request. It is kept beside the guest's table of resources, whose handles only
-//! say its number, so that the end of the request drops it, whatever the guest keeps.
+//! Keeps the host's values that a guest holds while it works on one request. The guest's table of resources has only their
+//! numbers, so that the end of the request drops the values even if the guest keeps its handles.
 
 use std::collections::HashMap;
 use std::marker::PhantomData;
 
-/// A guest's handle of something that it holds, or held in an earlier request.
+/// A guest's handle of a value that it holds, or that it held in an earlier request.
 pub struct Handle<T> {
     number: u64,
     of: PhantomData<fn() -> T>,
 }
 
-/// Everything of one kind that a guest holds.
+/// All values of one type that a guest holds for its current request.
 pub(super) struct PerRequest<T> {
     held: HashMap<u64, T>,
-    /// Never used twice: a handle of an earlier request reaches nothing of this one.
+    /// The number of the last handle. No number is used twice, so that a handle of an earlier request refers to no value of
+    /// this one.
     last_number: u64,
 }
 
@@ -36,7 +37,7 @@ impl<T> PerRequest<T> {
         Handle { number: self.last_number, of: PhantomData }
     }
 
-    /// None after the end of the request that it belonged to.
+    /// Returns the value of the handle. None if it was removed, or if its request has ended.
     pub(super) fn get(&mut self, handle: &Handle<T>) -> Option<&mut T> {
         self.held.get_mut(&handle.number)
     }
@@ -45,7 +46,7 @@ impl<T> PerRequest<T> {
         self.held.remove(&handle.number);
     }
 
-    /// At the end of a request.
+    /// Drops all values. Must be called at the end of each request.
     pub(super) fn clear(&mut self) {
         self.held.clear();
     }

@@ -1,4 +1,4 @@
-//! `wasmcage:cage/resources`: operations on what `[resources.x]` reaches.
+//! Implements `wasmcage:cage/resources`: operations on the resources that `[resources.x]` of `cage.toml` configures.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use wasmcage_resource::{
     Caching, Caller, LiveResource, OpenReply, Operation, OperationOptions, OperationReply, Phase, ResourceError,
 };
 
-/// A reply whose rest is still to come.
+/// A reply of which the guest has not read all parts yet.
 pub type OpenReplyHandle = Handle<OpenReply>;
 
 impl Host for GuestState {
@@ -68,7 +68,10 @@ impl HostReplyStream for GuestState {
 }
 
 impl GuestState {
-    /// The resource of that name, if this module may use it, and in whose name.
+    /// Returns the resource of this name, and the caller for which it is used.
+    ///
+    /// # Errors
+    /// There is no such resource, the module may not use it, or the module is being loaded.
     pub(super) fn resource(&self, name: &str) -> Result<(Arc<LiveResource>, Caller), ResourceError> {
         let refused = |code: &str, text: &str| ResourceError {
             participant: name.to_owned(),
@@ -81,7 +84,7 @@ impl GuestState {
         Ok((resource, caller))
     }
 
-    /// None while the module is being loaded.
+    /// Returns the caller for operations of the current request. None while the module is being loaded.
     pub(super) fn caller(&self) -> Option<Caller> {
         let (cage, module) = (self.home.cage.clone(), self.home.module.clone());
         Some(Caller { cage, module, request: self.request.clone()? })

@@ -1,5 +1,6 @@
-//! Records of `wit/` with texts and lists of bounded length in place of those that the bindings copy whole: what
-//! `short_texts.rs` takes from guests. What is too long is refused, or is a name that whoever takes it refuses.
+//! Defines records of `wit/` with texts and lists of bounded length, where the bindings would copy them whole. `short_texts.rs`
+//! takes them from guests. A text or list that is too long is refused; a name that is too long is cut, and the function that
+//! uses it refuses it.
 
 use wasmtime::component::{ComponentType, Lift};
 
@@ -11,17 +12,17 @@ use super::text::{Few, Name, Text, TooLong};
 use crate::dispatcher::RETRIED_ARGUMENTS_BYTES_MAX;
 use wasmcage_store::{STEPS_MAX, VALUE_BYTES_MAX};
 
-/// Target of an operation, and the value of one of its headers.
+/// The greatest length of an operation's target, and of the value of one of its headers.
 const LINE_BYTES_MAX: usize = 128 << 10;
 const HEADERS_MAX: usize = 1_000;
-/// Options of a transaction's beginning.
+/// The greatest number of options for the beginning of a transaction.
 const BEGIN_MAX: usize = 100;
-/// What an operation reads or writes.
+/// The greatest number of names of what an operation reads or writes.
 const NAMES_MAX: usize = 64;
 
 type Line = Text<LINE_BYTES_MAX>;
 pub(super) type Names = Few<Name, NAMES_MAX>;
-/// Options for the beginning of a transaction.
+/// The options for the beginning of a transaction.
 pub(super) type Begin = Few<(Name, Name), BEGIN_MAX>;
 pub(super) type Steps = Few<Step, STEPS_MAX>;
 
@@ -35,12 +36,14 @@ pub(super) enum Value {
     Bytes(Few<u8, VALUE_BYTES_MAX>),
 }
 
-// Both are kept in the store.
+// `Value` is used for both, so their limits must be equal.
 const _: () = assert!(RETRIED_ARGUMENTS_BYTES_MAX == VALUE_BYTES_MAX);
 
 impl Value {
+    /// Returns the whole value.
+    ///
     /// # Errors
-    /// It is longer than any that is kept.
+    /// The value is longer than the store accepts.
     pub(super) fn whole(self) -> Result<Payload, TooLong> {
         const WHAT: &str = "a value";
         match self {
@@ -83,8 +86,10 @@ pub(super) struct RetriedOptions {
 }
 
 impl RetriedCall {
+    /// Returns the whole call, in which names that are too long are cut.
+    ///
     /// # Errors
-    /// Its arguments are longer than any that are kept.
+    /// The arguments are longer than the store accepts.
     pub(super) fn whole(self) -> Result<WitRetriedCall, TooLong> {
         let Self { cage, module, function, arguments, options } = self;
         let RetriedOptions { queue, id, expires_ms, not_before_ms, max_attempts, priority } = options;
@@ -119,8 +124,10 @@ pub(super) struct Range {
 }
 
 impl Range {
+    /// Returns the whole range.
+    ///
     /// # Errors
-    /// One of its ends is longer than any key.
+    /// The prefix or an end of the range is longer than any key.
     pub(super) fn whole(self) -> Result<WitRange, TooLong> {
         let Self { prefix, from, to, descending } = self;
         let end = |end: Option<Name>| end.map(|end| end.whole("an end of the range")).transpose();
@@ -167,8 +174,10 @@ impl Step {
     }
 }
 
+/// Returns the whole steps, in which names that are too long are cut.
+///
 /// # Errors
-/// There are too many of them, or one has a value that is longer than any that is kept.
+/// There are too many steps, or a part of one is longer than the store accepts.
 pub(super) fn whole_steps(steps: Steps) -> Result<Vec<WitStep>, TooLong> {
     let steps = steps.whole("a transaction", "steps")?.into_iter().enumerate();
     let whole =
@@ -190,8 +199,10 @@ pub(super) struct Operation {
 }
 
 impl Operation {
+    /// Returns the whole operation, in which names that are too long are cut.
+    ///
     /// # Errors
-    /// It is more than any resource takes.
+    /// The target, the list of headers or a header's value is longer than any resource accepts.
     pub(super) fn whole(self) -> Result<WitOperation, TooLong> {
         let Self { action, target, headers, body } = self;
         let headers = headers.whole("the operation", "headers")?.into_iter();
@@ -232,8 +243,10 @@ pub(super) struct Caching {
 }
 
 impl Options {
+    /// Returns the whole options, in which names that are too long are cut.
+    ///
     /// # Errors
-    /// They are more than any resource takes.
+    /// One of the lists is longer than any resource accepts.
     pub(super) fn whole(self) -> Result<WitOptions, TooLong> {
         let Self { timeout_ms, begin, caching } = self;
         Ok(WitOptions { timeout_ms, begin: whole_begin(begin)?, caching: caching.map(Caching::whole).transpose()? })
@@ -248,15 +261,19 @@ impl Caching {
     }
 }
 
+/// Returns the whole list, in which names that are too long are cut.
+///
 /// # Errors
-/// There are too many of them.
+/// The list has more elements than any resource accepts.
 pub(super) fn whole_begin(begin: Begin) -> Result<Vec<(String, String)>, TooLong> {
     let begin = begin.whole("the operation", "options for its beginning")?.into_iter();
     Ok(begin.map(|(name, value)| (name.into_name(), value.into_name())).collect())
 }
 
+/// Returns the whole list, in which names that are too long are cut.
+///
 /// # Errors
-/// There are too many of them.
+/// The list has more elements than any resource accepts.
 pub(super) fn whole_names(names: Names) -> Result<Vec<String>, TooLong> {
     let names = names.whole("the operation", "names of what it reads or writes")?;
     Ok(names.into_iter().map(Name::into_name).collect())

@@ -1,5 +1,5 @@
-//! The functions of `wit/` that take names, keys, lines of the log, values that are kept and operations, with texts and lists of
-//! bounded length in place of those that the bindings copy whole.
+//! Defines the functions of `wit/` that take names, keys, lines of the log, stored values and operations. They take texts and
+//! lists of bounded length, where the bindings would copy them whole.
 
 use wasmtime::StoreContextMut;
 use wasmtime::component::{Linker, Resource};
@@ -19,7 +19,7 @@ use wasmcage_resource::{Phase, ResourceError};
 
 type Store<'a> = StoreContextMut<'a, GuestState>;
 
-/// Replaces what the bindings offer.
+/// Replaces the functions that the bindings have defined.
 pub(super) fn add_to_linker(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     add_plain(linker)?;
@@ -199,7 +199,10 @@ fn add_resources(linker: &mut Linker<GuestState>) -> wasmtime::Result<()> {
     })
 }
 
-/// What a resource is asked.
+/// Returns the operation on a resource and its options.
+///
+/// # Errors
+/// `BAD_OPERATION` if a part of them is too long.
 fn asked(
     name: &str,
     operation: Operation,
@@ -214,7 +217,10 @@ fn asked(
 
 type Participating = (resources::Operation, Vec<(String, String)>, Vec<String>);
 
-/// What a resource is asked within a transaction.
+/// Returns the operation that a resource does within a transaction.
+///
+/// # Errors
+/// A part of it is too long.
 fn participating(operation: Operation, begin: Begin, writes: Names) -> Result<Participating, TooLong> {
     Ok((operation.whole()?, short::whole_begin(begin)?, short::whole_names(writes)?))
 }

@@ -1,4 +1,4 @@
-//! `wasmcage:cage/state`: a module's durable keys and queues.
+//! Implements `wasmcage:cage/state`: a module's durable keys and queues.
 
 use std::sync::Arc;
 
@@ -91,7 +91,7 @@ impl Host for GuestState {
     }
 }
 
-/// The store, for one request of a module.
+/// The module's part of the cage's store, for one request.
 pub(super) struct ModuleStore {
     store: Arc<Store>,
     home: Arc<Home>,
@@ -99,7 +99,7 @@ pub(super) struct ModuleStore {
 }
 
 impl ModuleStore {
-    /// Reads without holding up the lane.
+    /// Reads without blocking the lane.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store, &str) -> Result<T, StoreError> + Send + 'static,
@@ -120,7 +120,7 @@ impl ModuleStore {
         self.read(move |store, module| store.scan(module, &range, limit, cursor.as_deref())).await
     }
 
-    /// All steps or none, by the request's deadline.
+    /// Makes all steps or none, by the request's deadline.
     pub(super) async fn transact(&self, steps: Vec<Step>) -> Result<Vec<StepResult>, StoreError> {
         self.store.transact(&self.home.module, self.home.settings.state, steps, None, self.deadline).await
     }
@@ -132,7 +132,7 @@ impl ModuleStore {
 }
 
 impl GuestState {
-    /// Resolves when the store can be read without waiting.
+    /// Returns the module's store as soon as it can be read without waiting, or at the deadline.
     ///
     /// # Errors
     /// `Unavailable` while the module is being loaded.
@@ -141,12 +141,12 @@ impl GuestState {
             return Err(StoreError::Unavailable("no request is worked on while the module is being loaded".into()));
         }
         let store = self.home.services.store.clone();
-        // What comes of it says the operation that follows.
+        // The operation that follows returns the error, if there is one.
         let _ = tokio::time::timeout_at(self.deadline().instant(), store.ready()).await;
         Ok(ModuleStore { store, home: self.home.clone(), deadline: self.deadline() })
     }
 
-    /// What the store is to do for a guest's steps. Retried calls are checked here, and given their ids.
+    /// Converts a guest's steps to those of the store. Checks retried calls and gives them their ids.
     pub(super) fn state_steps(&self, steps: Vec<WitStep>) -> Result<Vec<Step>, StateError> {
         let numbered = steps.into_iter().enumerate();
         let steps = numbered.map(|(number, step)| {
@@ -186,7 +186,7 @@ fn number(outcome: &StepResult) -> Result<i64, StateError> {
     }
 }
 
-/// A mistake of the store's, which a guest is not made to pay for with a trap.
+/// Returns the error for an unexpected result of the store. It is a bug of the host, so the guest is not ended with a trap.
 fn unexpected(outcome: &StepResult) -> StateError {
     StateError::Unavailable(format!("the store answered something else: {outcome:?}"))
 }
@@ -200,7 +200,7 @@ impl From<StateValue> for Payload {
     }
 }
 
-/// What is kept as JSON is JSON, for whoever reads it later.
+/// Checks that a value to be stored as JSON is valid JSON, so that later readers can rely on it.
 impl TryFrom<Payload> for StateValue {
     type Error = StateError;
 
@@ -239,7 +239,7 @@ impl From<StoreError> for StateError {
     }
 }
 
-/// Why a retried call cannot be a step.
+/// Converts the error of a retried call that cannot be a step.
 impl From<DispatchError> for StateError {
     fn from(error: DispatchError) -> Self {
         match error {

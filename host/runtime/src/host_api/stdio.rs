@@ -1,5 +1,5 @@
-//! Standard output and error of guests: cut into lines, each a line of the cage's log. A line that is unfinished when a
-//! request ends, or when the guest does, is written then: it belongs to that request. Never waits, never fails.
+//! Writes the standard output and error of guests to the cage's log, line by line. A line that is unfinished when its request
+//! or its guest ends is written then, as a line of that request. Writing never waits and never fails.
 
 use std::io;
 use std::pin::Pin;
@@ -16,12 +16,12 @@ use super::log::GuestLog;
 use wasmcage_core::request::RequestContext;
 use wasmcage_core::telemetry::Level;
 
-/// A line that grows past this is written as it is then.
+/// The length from which an unfinished line is written as it is.
 const LINE_BYTES_MAX: usize = 8 * 1024;
-/// What a guest may write at once.
+/// The greatest number of bytes that a guest may write in one call.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
-/// The request that the instance works on, for the lines' ends.
+/// The request that the instance works on, which is logged with each line.
 type CurrentRequest = Arc<Mutex<Option<Arc<RequestContext>>>>;
 
 /// Both outputs of a guest.
@@ -47,12 +47,12 @@ impl Outputs {
         self.stderr.clone()
     }
 
-    /// From now on lines belong to this request.
+    /// Sets the request that further lines belong to.
     pub(super) fn begin(&self, request: Option<&Arc<RequestContext>>) {
         *self.request.lock() = request.cloned();
     }
 
-    /// The request has ended, and with it what the guest was about to say.
+    /// Writes the unfinished lines of a request that has ended.
     pub(super) fn end(&self) {
         self.stdout.finish_line();
         self.stderr.finish_line();
@@ -193,7 +193,7 @@ mod tests {
         outputs.end();
         outputs.begin(Some(&request("second")));
         outputs.stdout().take(b"a line\nand a half");
-        // The guest has gone in the middle of it.
+        // The guest ends in the middle of a line.
         drop(outputs);
         log.flush();
         let logs = std::fs::read_dir(directory.path()).unwrap();

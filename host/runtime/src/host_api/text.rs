@@ -1,5 +1,5 @@
-//! Texts and lists of guests that are short by nature. Their length is looked at before they are copied: to copy a text of many
-//! megabytes, only to refuse it as a name, would take the lane from everybody else.
+//! Copies texts and lists of limited length from guests. The length is checked before the copy: if a text of many megabytes
+//! were copied only to be refused as a name, the lane's other requests would have to wait.
 
 #![expect(
     unsafe_code,
@@ -11,30 +11,32 @@ use wasmtime::component::__internal::wasmtime_environ::component::StringEncoding
 use wasmtime::component::__internal::{CanonicalAbiInfo, InstanceType, InterfaceType, LiftContext};
 use wasmtime::component::{ComponentType, Lift};
 
-/// In the length of a text, says that its units have two bytes.
+/// The bit in the length of a text that says that its units have two bytes.
 const UTF16_TAG: u32 = 1 << 31;
 
-/// A text or list of a guest's that is longer than any that is taken.
+/// The error of a guest's text or list that is too long, as a text for the guest.
 pub(super) struct TooLong(pub(super) String);
 
-/// A name. None is as long as this, so that whoever takes one refuses those that were cut.
+/// A name. All valid names are shorter than this limit, so the functions that use one refuse a name that was cut.
 pub(super) type Name = Text<2_048>;
 
 /// A `string` of which at most `MAX` bytes are copied.
 pub(super) struct Text<const MAX: usize> {
     text: String,
-    /// Bytes, or units of the guest's encoding, that were left where they are.
+    /// The number of bytes, or of units of the guest's encoding, that were not copied.
     cut: usize,
 }
 
 impl<const MAX: usize> Text<MAX> {
-    /// The text, and how much of it is missing.
+    /// Returns the text, and how much of it is missing.
     pub(super) fn into_parts(self) -> (String, usize) {
         (self.text, self.cut)
     }
 
+    /// Returns the text if all of it was copied.
+    ///
     /// # Errors
-    /// It was cut.
+    /// The text is longer than `MAX` bytes.
     pub(super) fn whole(self, what: &str) -> Result<String, TooLong> {
         let Self { text, cut } = self;
         match cut {
@@ -43,7 +45,7 @@ impl<const MAX: usize> Text<MAX> {
         }
     }
 
-    /// The text; a cut one says so at its end.
+    /// Returns the text. If it was cut, a note at its end says so.
     pub(super) fn into_name(self) -> String {
         let Self { mut text, cut } = self;
         if cut > 0 {
@@ -62,13 +64,15 @@ impl<const MAX: usize> Text<MAX> {
 /// A `list` of which at most `MAX` elements are copied.
 pub(super) struct Few<T, const MAX: usize> {
     elements: Vec<T>,
-    /// Elements that were left where they are.
+    /// The number of elements that were not copied.
     cut: usize,
 }
 
 impl<T, const MAX: usize> Few<T, MAX> {
+    /// Returns the list if all of it was copied.
+    ///
     /// # Errors
-    /// It was cut.
+    /// The list has more than `MAX` elements.
     pub(super) fn whole(self, what: &str, elements: &str) -> Result<Vec<T>, TooLong> {
         let length = self.elements.len() + self.cut;
         match self.cut {
@@ -86,13 +90,13 @@ impl<T: Lift, const MAX: usize> Few<T, MAX> {
     }
 }
 
-/// How much of a text is copied, and how much is not: all, or what is whole characters within `max` bytes. Of the encodings
-/// with units of two bytes a text that is too long is left out altogether; hardly any toolchain has them.
+/// Returns the length of a text that is copied, and the length that is not. A UTF-8 text that is too long is cut to the whole
+/// characters within `max` bytes. In the other encodings, which hardly any toolchain uses, nothing of it is copied.
 fn shortened(cx: &LiftContext<'_>, pointer: u32, length: u32, max: usize) -> (u32, usize) {
     let units = match cx.options().string_encoding {
         StringEncoding::Utf8 if length as usize > max => {
             let begins = |end: &usize| cx.memory().get(pointer as usize + end).is_none_or(|byte| byte & 0xc0 != 0x80);
-            // A character has four bytes at most; a text that is none is refused when it is lifted.
+            // A character has at most four bytes. Invalid UTF-8 is refused when it is lifted.
             let end = (max.saturating_sub(3)..=max).rev().find(begins).unwrap_or(max);
             return (end as u32, length as usize - end);
         }
@@ -103,7 +107,7 @@ fn shortened(cx: &LiftContext<'_>, pointer: u32, length: u32, max: usize) -> (u3
     if units as usize * 2 > max { (0, units as usize) } else { (length, 0) }
 }
 
-// SAFETY: it is represented as a `String` is, whose functions check and convert everything.
+// SAFETY: `Text` is represented like a `String`, whose functions check and convert everything.
 unsafe impl<const MAX: usize> ComponentType for Text<MAX> {
     type Lower = [ValRaw; 2];
 
@@ -114,7 +118,7 @@ unsafe impl<const MAX: usize> ComponentType for Text<MAX> {
     }
 }
 
-// SAFETY: what is lifted is lifted by `String`, with a length that is no greater than the guest's.
+// SAFETY: `String` does the lifting, with a length that is no greater than the guest's.
 unsafe impl<const MAX: usize> Lift for Text<MAX> {
     fn linear_lift_from_flat(cx: &mut LiftContext<'_>, ty: InterfaceType, src: &Self::Lower) -> wasmtime::Result<Self> {
         Self::lift(cx, ty, src[0].get_u32(), src[1].get_u32())
@@ -126,7 +130,7 @@ unsafe impl<const MAX: usize> Lift for Text<MAX> {
     }
 }
 
-// SAFETY: it is represented as a `Vec` is, whose functions check and convert everything.
+// SAFETY: `Few` is represented like a `Vec`, whose functions check and convert everything.
 unsafe impl<T: ComponentType, const MAX: usize> ComponentType for Few<T, MAX> {
     type Lower = [ValRaw; 2];
 
@@ -137,7 +141,7 @@ unsafe impl<T: ComponentType, const MAX: usize> ComponentType for Few<T, MAX> {
     }
 }
 
-// SAFETY: what is lifted is lifted by `Vec`, with a length that is no greater than the guest's.
+// SAFETY: `Vec` does the lifting, with a length that is no greater than the guest's.
 unsafe impl<T: Lift, const MAX: usize> Lift for Few<T, MAX> {
     fn linear_lift_from_flat(cx: &mut LiftContext<'_>, ty: InterfaceType, src: &Self::Lower) -> wasmtime::Result<Self> {
         Self::lift(cx, ty, src[0].get_u32(), src[1].get_u32())
@@ -149,7 +153,7 @@ unsafe impl<T: Lift, const MAX: usize> Lift for Few<T, MAX> {
     }
 }
 
-/// Where the guest has a text or a list: pointer and length.
+/// Reads the pointer and the length of a guest's text or list.
 fn place(bytes: &[u8]) -> wasmtime::Result<(u32, u32)> {
     let word = |at: usize| bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes);
     match (word(0), word(4)) {

@@ -1,4 +1,4 @@
-//! `wasmcage:cage/transaction`: several operations that all take effect or none.
+//! Implements `wasmcage:cage/transaction`: several operations of which either all take effect or none.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl HostTransaction for GuestState {
         };
         let transaction =
             self.transaction_context().map(|transaction_context| Transaction::new(options, transaction_context));
-        // One that is begun while the module is being loaded is one that has ended.
+        // A transaction that is begun while the module is being loaded counts as ended.
         let handle = match transaction {
             Some(transaction) => self.transactions.add(transaction),
             None => Handle::of_nothing(),
@@ -181,12 +181,12 @@ impl GuestState {
         Some(TransactionContext { caller, store, background: services.background, tasks: services.tasks })
     }
 
-    /// None when its request is over.
+    /// Returns the transaction of the handle. None if its request has ended.
     fn transaction(&mut self, transaction: &Resource<TransactionHandle>) -> wasmtime::Result<Option<&mut Transaction>> {
         Ok(self.transactions.get(self.table.get(transaction)?))
     }
 
-    /// A participant that cannot be, since what it is to do is longer than anything that is taken.
+    /// Adds a refused participant in place of one whose operation is too long.
     pub(super) fn add_too_long(
         &mut self,
         transaction: &Resource<TransactionHandle>,

@@ -1,4 +1,4 @@
-//! `wasi:keyvalue@0.2.0-draft`: cursors and sums are unsigned numbers, and there is no compare-and-swap.
+//! Implements `wasi:keyvalue@0.2.0-draft`: cursors and sums are unsigned numbers, and there is no compare-and-swap.
 
 use wasmtime::component::{HasSelf, Linker, Resource};
 

@@ -1,4 +1,4 @@
-//! `wasi:keyvalue@0.2.0-draft2`: cursors are texts, sums may be negative, and there is compare-and-swap.
+//! Implements `wasi:keyvalue@0.2.0-draft2`: cursors are texts, sums may be negative, and there is compare-and-swap.
 
 use wasmtime::component::{HasSelf, Linker, Resource};
 
@@ -127,7 +127,7 @@ impl atomics::HostCas for GuestState {
         Ok(self.table.push(Cas { prefix: keys.prefix, key, seen })?)
     }
 
-    /// What the guest is told here is what a swap replaces.
+    /// Reads the present value, and records it as the one that a swap replaces.
     async fn current(&mut self, cas: Resource<Cas>) -> Result<Option<Vec<u8>>, Failure> {
         let store = self.store().await?;
         let Cas { prefix, key, .. } = self.table.get(&cas)?;
