@@ -156,8 +156,8 @@ pub async fn a_request_is_done_and_the_host_alone_counts_it<S: Subject>() {
 
 pub async fn a_drain_finishes_what_is_in_work_and_takes_nothing_new<S: Subject>() {
     let (subject, host) = (Arc::new(S::default()), Arc::new(TestHost::default()));
-    let interface = Arc::new(started(&*subject, &host));
     host.dispatch.behave(Behaviour::Wait);
+    let interface = Arc::new(started(&*subject, &host));
     let asked = {
         let (subject, host, interface) = (subject.clone(), host.clone(), interface.clone());
         tokio::spawn(async move { ask(&*subject, &host, &interface).await })
@@ -177,8 +177,8 @@ pub async fn a_drain_finishes_what_is_in_work_and_takes_nothing_new<S: Subject>(
 
 pub async fn a_successor_gets_the_address_while_the_old_one_finishes<S: Subject>() {
     let (subject, host) = (Arc::new(S::default()), Arc::new(TestHost::default()));
-    let old = Arc::new(started(&*subject, &host));
     host.dispatch.behave(Behaviour::Wait);
+    let old = Arc::new(started(&*subject, &host));
     let asked = {
         let (subject, host, old) = (subject.clone(), host.clone(), old.clone());
         tokio::spawn(async move { ask(&*subject, &host, &old).await })
@@ -201,8 +201,8 @@ pub async fn a_successor_gets_the_address_while_the_old_one_finishes<S: Subject>
 
 pub async fn a_panic_in_a_request_is_seen_and_ends_that_request_only<S: Subject>() {
     let (subject, host) = (Arc::new(S::default()), Arc::new(TestHost::default()));
-    let interface = Arc::new(started(&*subject, &host));
     host.dispatch.behave(Behaviour::Panic);
+    let interface = Arc::new(started(&*subject, &host));
     let asked = {
         let (subject, host, interface) = (subject.clone(), host.clone(), interface.clone());
         tokio::spawn(async move { ask(&*subject, &host, &interface).await })
@@ -233,8 +233,8 @@ pub async fn what_was_not_done_is_not_acknowledged<S: Subject>() {
     ];
     for error in ERRORS {
         let (subject, host) = (S::default(), TestHost::default());
-        let interface = started(&subject, &host);
         host.dispatch.behave(Behaviour::Fail(error));
+        let interface = started(&subject, &host);
         let answer = ask(&subject, &host, &interface).await;
         assert!(matches!(answer, Answer::NotDone | Answer::Untold), "{:?}: {answer:?}", error());
         check_serves(&subject, &host, &interface).await;
@@ -243,8 +243,8 @@ pub async fn what_was_not_done_is_not_acknowledged<S: Subject>() {
 
 pub async fn without_a_module_nothing_is_acknowledged_and_it_is_counted_once<S: Subject>() {
     let (subject, host) = (S::default(), TestHost::default());
-    let interface = started(&subject, &host);
     host.dispatch.behave(Behaviour::NoModule(true));
+    let interface = started(&subject, &host);
     let answer = ask(&subject, &host, &interface).await;
     assert!(matches!(answer, Answer::NotDone | Answer::Untold), "{answer:?}");
     if !subject.keeps_requests() {

@@ -42,7 +42,7 @@ struct Counts {
 pub struct TestDispatch {
     behaviour: Mutex<Behaviour>,
     counts: watch::Sender<Counts>,
-    /// Bodies and arguments of the requests that have come.
+    /// Bodies and arguments of the requests that have come; the id of a retried call.
     payloads: Mutex<Vec<Bytes>>,
     gate: Semaphore,
 }
@@ -82,7 +82,8 @@ impl TestDispatch {
         self.counts.borrow().begun
     }
 
-    /// How many requests have come whose body, or arguments, contain this text: a request that came twice counts twice.
+    /// How many requests have come whose body, or arguments, contain this text, or whose id, of a retried call, does: a
+    /// request that came twice counts twice.
     pub fn begun_with(&self, text: &str) -> usize {
         let contains = |payload: &&Bytes| String::from_utf8_lossy(payload).contains(text);
         self.payloads.lock().iter().filter(contains).count()
@@ -199,8 +200,8 @@ impl Dispatch for InterfaceTestDispatch {
         self.0.clone().serve(call.arguments).await
     }
 
-    async fn attempt(&self, _: &CallEntry, _: Vec<u8>, _: Deadline) -> Result<(), DispatchError> {
-        self.0.clone().serve(Payload::Bytes(Bytes::new())).await.map(drop)
+    async fn attempt(&self, entry: &CallEntry, _: Vec<u8>, _: Deadline) -> Result<(), DispatchError> {
+        self.0.clone().serve(Payload::Bytes(entry.id.clone().into())).await.map(drop)
     }
 
     fn flock(&self) -> String {

@@ -35,7 +35,7 @@ impl Subject for RetrySubject {
     async fn ask(&self, host: &TestHost, interface: &TestInterface) -> Answer {
         let queue = interface.endpoint.interface.to_string();
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
-        let id = format!("call-{number}");
+        let id = format!("call-{number}.");
         let target = StoredTarget {
             origin: "runner".to_owned(),
             cage: None,
@@ -56,11 +56,12 @@ impl Subject for RetrySubject {
         loop {
             let wanted = CallFilter { queue: Some(queue.clone()), dead: false, limit: 100 };
             let pending = host.store.read_without_blocking(move |store| store.calls(&wanted)).await.unwrap();
-            match pending.iter().find(|call| call.id == id) {
-                None => return Answer::Done,
-                // It is made again, and so was not acknowledged before.
-                Some(call) if call.attempts >= 2 => return Answer::NotDone,
-                Some(_) => {}
+            if pending.iter().all(|call| call.id != id) {
+                return Answer::Done;
+            }
+            // Once it is made again, it was not acknowledged before.
+            if host.dispatch.begun_with(&id) >= 2 {
+                return Answer::NotDone;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -276,7 +276,7 @@ fn files_that_hold_no_certificate_or_no_key_of_it_are_refused() {
         }
     }
     let error = Tls::from_files(Some(&no_certificate), None, None).unwrap_err();
-    assert!(matches!(&error, TlsFileError::NoCertificate { file } if *file == no_certificate), "{error}");
+    assert!(matches!(&error, TlsFileError::Authority { file, .. } if *file == no_certificate), "{error}");
     let error = Tls::from_files(Some(&ca), Some((&certificate, &other_key)), None).unwrap_err();
     assert!(matches!(&error, TlsFileError::Identity { file, .. } if *file == certificate), "{error}");
     Tls::from_files(Some(&ca), Some((&certificate, &key)), None).unwrap();
