@@ -129,9 +129,10 @@ impl TestDispatch {
             Payload::Json(json) => json.clone().into(),
             Payload::Values(values) => values.bytes(),
         });
+        // Before it is counted: a test may change the behaviour as soon as it sees the request.
+        let behaviour = self.behaviour.lock().clone();
         self.counts.send_modify(|counts| counts.begun += 1);
         let _ended = Ended(self.clone());
-        let behaviour = self.behaviour.lock().clone();
         match behaviour {
             Behaviour::Echo => Ok(payload),
             Behaviour::Wait => {
