@@ -56,7 +56,9 @@ async fn empty(cage: &RunningCage) {
 
 async fn appears(cage: &RunningCage, name: &str) -> String {
     let file = cage.directory().join(name);
-    eventually(&format!("the file {name}"), || fs::read_to_string(&file).ok()).await
+    // A note is there for a moment before its text is.
+    let text = || fs::read_to_string(&file).ok().filter(|text| !text.is_empty());
+    eventually(&format!("the file {name}"), text).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
