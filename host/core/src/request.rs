@@ -160,8 +160,9 @@ struct Fact {
 /// Does not show values that are secret.
 impl fmt::Debug for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |fact: &Fact| if fact.is_secret { "(not shown)".to_owned() } else { fact.value.clone() };
-        f.debug_map().entries(self.0.iter().map(|fact| (fact.name.to_string(), shown(fact)))).finish()
+        let shown =
+            self.0.iter().map(|fact| (&fact.name, if fact.is_secret { "(not shown)" } else { fact.value.as_str() }));
+        f.debug_map().entries(shown).finish()
     }
 }
 

@@ -42,12 +42,6 @@ pub trait Subject: Default + Send + Sync + 'static {
         self.keys(host)
     }
 
-    /// Keys of an interface that cannot serve now because something else is in the way, and what has to be in the error or the
-    /// status; none where there is no such thing. What is returned beside them keeps it in the way.
-    async fn unavailable(&self, _host: &TestHost) -> Option<Unavailable> {
-        None
-    }
-
     /// Whether a request that cannot be served is kept and tried again, instead of refused.
     fn keeps_requests(&self) -> bool {
         false
@@ -62,20 +56,33 @@ pub trait Subject: Default + Send + Sync + 'static {
     async fn ask(&self, host: &TestHost, interface: &TestInterface) -> Answer;
 }
 
+/// A protocol whose interface needs something that another may be in the way of, such as a port or a broker.
+#[async_trait]
+pub trait NeedsOthers: Subject {
+    /// Makes a host on which the interface cannot serve now.
+    async fn unavailable(&self, host: &TestHost) -> Unavailable;
+}
+
+/// What is in the way of an interface, until this is dropped.
 pub struct Unavailable {
+    /// Keys of the interface.
     pub keys: String,
     /// Part of the error or of the status.
     pub text: &'static str,
+    /// Keeps it in the way.
     pub kept: Box<dyn std::any::Any + Send>,
 }
 
-/// A test for each promise.
+/// A test for each promise. A subject that is `NeedsOthers` says so: `contract!(Subject, needs others)`.
 #[macro_export]
 macro_rules! contract {
+    ($subject:ty, needs others) => {
+        $crate::contract!($subject);
+        $crate::contract!(@ $subject; what_it_needs_and_cannot_have_is_told);
+    };
     ($subject:ty) => {
         $crate::contract!(@ $subject;
             a_mistake_is_told_with_its_key
-            what_it_needs_and_cannot_have_is_told
             a_request_is_done_and_the_host_alone_counts_it
             a_drain_finishes_what_is_in_work_and_takes_nothing_new
             a_successor_gets_the_address_while_the_old_one_finishes
@@ -117,12 +124,9 @@ pub async fn a_mistake_is_told_with_its_key<S: Subject>() {
     assert!(error.contains("no_such_key_of_any_protocol"), "{error}");
 }
 
-pub async fn what_it_needs_and_cannot_have_is_told<S: Subject>() {
+pub async fn what_it_needs_and_cannot_have_is_told<S: NeedsOthers>() {
     let (subject, host) = (S::default(), TestHost::default());
-    let Some(Unavailable { keys, text, kept }) = subject.unavailable(&host).await else {
-        // A protocol that needs nothing of anybody keeps this promise.
-        return;
-    };
+    let Unavailable { keys, text, kept } = subject.unavailable(&host).await;
     let interface = host.start(subject.protocol(), &keys).unwrap();
     let told = async {
         loop {
@@ -243,7 +247,7 @@ pub async fn what_was_not_done_is_not_acknowledged<S: Subject>() {
 
 pub async fn without_a_module_nothing_is_acknowledged_and_it_is_counted_once<S: Subject>() {
     let (subject, host) = (S::default(), TestHost::default());
-    host.dispatch.behave(Behaviour::NoModule(true));
+    host.dispatch.behave(Behaviour::NoModule);
     let interface = started(&subject, &host);
     let answer = ask(&subject, &host, &interface).await;
     assert!(matches!(answer, Answer::NotDone | Answer::Untold), "{answer:?}");

@@ -26,8 +26,8 @@ pub enum Behaviour {
     Fail(fn() -> DispatchError),
     /// As a mistake in the code of the host would.
     Panic,
-    /// There is no version of the module. `true`: it has had a file since the start.
-    NoModule(bool),
+    /// There is no version of the module, which has had a file since the start.
+    NoModule,
 }
 
 /// Requests that have come so far, and those of them that have ended.
@@ -141,7 +141,7 @@ impl TestDispatch {
             }
             Behaviour::Fail(error) => Err(error()),
             Behaviour::Panic => panic!("as the test has asked"),
-            Behaviour::NoModule(_) => Err(DispatchError::NoSuchModule("there is no module".to_owned())),
+            Behaviour::NoModule => Err(DispatchError::NoSuchModule("there is no module".to_owned())),
         }
     }
 }
@@ -154,7 +154,7 @@ pub(crate) struct InterfaceTestDispatch(pub(crate) Arc<TestDispatch>);
 impl Dispatch for InterfaceTestDispatch {
     fn route(&self) -> Result<Option<Route>, DispatchError> {
         match *self.0.behaviour.lock() {
-            Behaviour::NoModule(_) => {
+            Behaviour::NoModule => {
                 self.0.counts.send_modify(|counts| counts.without_module += 1);
                 Ok(None)
             }
@@ -163,7 +163,7 @@ impl Dispatch for InterfaceTestDispatch {
     }
 
     fn has_had_module(&self) -> bool {
-        !matches!(*self.0.behaviour.lock(), Behaviour::NoModule(false))
+        true
     }
 
     fn handle(&self, _: Route, request: Request) -> RunToEnd<Result<Reply, DispatchError>> {

@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OnceCell;
 use wasmcage_amqp::AmqpProtocol;
 use wasmcage_protocol::Protocol;
-use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
+use wasmcage_test_util::contract::{Answer, NeedsOthers, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
 use wasmcage_tests::{Peer, RabbitMq, unique_name};
 
@@ -56,23 +56,6 @@ impl Subject for AmqpSubject {
         self.keys_for(&self.broker.url())
     }
 
-    async fn unavailable(&self, _: &TestHost) -> Option<Unavailable> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (port, broker) = (listener.local_addr().unwrap().port(), self.broker.port());
-        let open = Arc::<AtomicBool>::default();
-        let is_open = open.clone();
-        tokio::spawn(async move {
-            while let Ok((mut client, _)) = listener.accept().await {
-                if is_open.load(Ordering::Relaxed) {
-                    let mut server = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
-                    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
-                }
-            }
-        });
-        let url = self.broker.url().replace(&format!(":{broker}"), &format!(":{port}"));
-        Some(Unavailable { keys: self.keys_for(&url), text: "amqp://", kept: Box::new(OpenOnDrop(open)) })
-    }
-
     fn keeps_requests(&self) -> bool {
         true
     }
@@ -100,4 +83,24 @@ impl Subject for AmqpSubject {
     }
 }
 
-wasmcage_test_util::contract!(AmqpSubject);
+#[async_trait]
+impl NeedsOthers for AmqpSubject {
+    async fn unavailable(&self, _: &TestHost) -> Unavailable {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, broker) = (listener.local_addr().unwrap().port(), self.broker.port());
+        let open = Arc::<AtomicBool>::default();
+        let is_open = open.clone();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                if is_open.load(Ordering::Relaxed) {
+                    let mut server = TcpStream::connect(("127.0.0.1", broker)).await.unwrap();
+                    tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+                }
+            }
+        });
+        let url = self.broker.url().replace(&format!(":{broker}"), &format!(":{port}"));
+        Unavailable { keys: self.keys_for(&url), text: "amqp://", kept: Box::new(OpenOnDrop(open)) }
+    }
+}
+
+wasmcage_test_util::contract!(AmqpSubject, needs others);

@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use wasmcage_lines::Lines;
 use wasmcage_protocol::Protocol;
-use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
+use wasmcage_test_util::contract::{Answer, NeedsOthers, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
 
 #[derive(Default)]
@@ -29,12 +29,6 @@ impl Subject for LinesSubject {
         format!("listen = '{}'", address.strip_prefix("lines://").unwrap())
     }
 
-    async fn unavailable(&self, _: &TestHost) -> Option<Unavailable> {
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let keys = format!("listen = '{}'", other.local_addr().unwrap());
-        Some(Unavailable { keys, text: "cannot listen", kept: Box::new(other) })
-    }
-
     async fn ask(&self, _: &TestHost, interface: &TestInterface) -> Answer {
         let mut client = BufReader::new(TcpStream::connect(interface.address().await).await.unwrap());
         client.write_all(b"hello\n").await.unwrap();
@@ -45,4 +39,13 @@ impl Subject for LinesSubject {
     }
 }
 
-wasmcage_test_util::contract!(LinesSubject);
+#[async_trait]
+impl NeedsOthers for LinesSubject {
+    async fn unavailable(&self, _: &TestHost) -> Unavailable {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let keys = format!("listen = '{}'", other.local_addr().unwrap());
+        Unavailable { keys, text: "cannot listen", kept: Box::new(other) }
+    }
+}
+
+wasmcage_test_util::contract!(LinesSubject, needs others);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use wasmcage_file::FileProtocol;
 use wasmcage_protocol::Protocol;
-use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
+use wasmcage_test_util::contract::{Answer, NeedsOthers, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
 
 #[derive(Default)]
@@ -36,12 +36,6 @@ impl Subject for FileSubject {
         let directory = host.directory().join("in");
         let _ = fs::create_dir(&directory);
         keys(&directory)
-    }
-
-    async fn unavailable(&self, host: &TestHost) -> Option<Unavailable> {
-        let directory = host.directory().join("in");
-        let keys = keys(&directory);
-        Some(Unavailable { keys, text: "No such file", kept: Box::new(MakeOnDrop(directory)) })
     }
 
     fn keeps_requests(&self) -> bool {
@@ -72,4 +66,13 @@ fn keys(directory: &std::path::Path) -> String {
     format!("directory = '{}'\ninterval_ms = 10\nsettle_ms = 0\nretry_ms = 10\nkeep_going = true", directory.display())
 }
 
-wasmcage_test_util::contract!(FileSubject);
+#[async_trait]
+impl NeedsOthers for FileSubject {
+    async fn unavailable(&self, host: &TestHost) -> Unavailable {
+        let directory = host.directory().join("in");
+        let keys = keys(&directory);
+        Unavailable { keys, text: "No such file", kept: Box::new(MakeOnDrop(directory)) }
+    }
+}
+
+wasmcage_test_util::contract!(FileSubject, needs others);

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use wasmcage_http::HttpProtocol;
 use wasmcage_protocol::Protocol;
-use wasmcage_test_util::contract::{Answer, Subject, Unavailable};
+use wasmcage_test_util::contract::{Answer, NeedsOthers, Subject, Unavailable};
 use wasmcage_test_util::{TestHost, TestInterface};
 
 #[derive(Default)]
@@ -27,12 +27,6 @@ impl Subject for HttpSubject {
 
     fn keys_at(&self, _: &TestHost, address: &str) -> String {
         format!("listen = '{}'", address.strip_prefix("http://").unwrap().trim_end_matches('/'))
-    }
-
-    async fn unavailable(&self, _: &TestHost) -> Option<Unavailable> {
-        let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let keys = format!("listen = '{}'", other.local_addr().unwrap());
-        Some(Unavailable { keys, text: "cannot listen", kept: Box::new(other) })
     }
 
     async fn ask(&self, _: &TestHost, interface: &TestInterface) -> Answer {
@@ -53,4 +47,13 @@ impl Subject for HttpSubject {
     }
 }
 
-wasmcage_test_util::contract!(HttpSubject);
+#[async_trait]
+impl NeedsOthers for HttpSubject {
+    async fn unavailable(&self, _: &TestHost) -> Unavailable {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let keys = format!("listen = '{}'", other.local_addr().unwrap());
+        Unavailable { keys, text: "cannot listen", kept: Box::new(other) }
+    }
+}
+
+wasmcage_test_util::contract!(HttpSubject, needs others);

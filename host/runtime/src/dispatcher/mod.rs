@@ -182,39 +182,39 @@ impl Dispatcher {
     }
 
     fn log_failure(&self, endpoint: &Endpoint, context: &RequestContext, error: &DispatchError) {
-        let Some(suppressed) = self.0.failures.pass() else { return };
-        let (cage, interface, module) = (&*self.0.cage, &*endpoint.interface, &*endpoint.module);
-        let request = tracing::field::display(context.tail());
-        let suppressed = (suppressed > 0).then_some(suppressed);
-        macro_rules! event {
-            ($level:ident) => {
-                tracing::event!(
-                    tracing::Level::$level, cage, interface, module, %error, suppressed, request, "request failed"
-                )
-            };
-        }
-        match error {
-            DispatchError::Trap(_) | DispatchError::Host(_) => event!(ERROR),
-            DispatchError::Failed(_)
-            | DispatchError::Lost(_)
-            | DispatchError::DeadlineExceeded(_)
-            | DispatchError::Overloaded(_)
-            | DispatchError::NoSuchCage(_)
-            | DispatchError::Unreachable(_)
-            | DispatchError::NoSuchModule(_)
-            | DispatchError::NoSuchFunction(_)
-            | DispatchError::NotPermitted(_) => event!(WARN),
-            DispatchError::BadRequest(_) | DispatchError::Refused(_) | DispatchError::Draining => event!(INFO),
-        }
+        self.0.failures.log(|suppressed| {
+            let (cage, interface, module) = (&*self.0.cage, &*endpoint.interface, &*endpoint.module);
+            let request = tracing::field::display(context.tail());
+            macro_rules! event {
+                ($level:ident) => {
+                    tracing::event!(
+                        tracing::Level::$level, cage, interface, module, %error, suppressed, request, "request failed"
+                    )
+                };
+            }
+            match error {
+                DispatchError::Trap(_) | DispatchError::Host(_) => event!(ERROR),
+                DispatchError::Failed(_)
+                | DispatchError::Lost(_)
+                | DispatchError::DeadlineExceeded(_)
+                | DispatchError::Overloaded(_)
+                | DispatchError::NoSuchCage(_)
+                | DispatchError::Unreachable(_)
+                | DispatchError::NoSuchModule(_)
+                | DispatchError::NoSuchFunction(_)
+                | DispatchError::NotPermitted(_) => event!(WARN),
+                DispatchError::BadRequest(_) | DispatchError::Refused(_) | DispatchError::Draining => event!(INFO),
+            }
+        });
     }
 
     /// Logs a failed call for the callee's operator, since the caller may handle the error without logging it.
     fn log_call_failure(&self, slot: &Slot, context: &RequestContext, error: &DispatchError) {
-        let Some(suppressed) = self.0.failures.pass() else { return };
-        let suppressed = (suppressed > 0).then_some(suppressed);
         let caller = context.callers.last().map(|caller| &**caller);
-        let (cage, module, request) = (&*self.0.cage, &*slot.name, tracing::field::display(context.tail()));
-        tracing::error!(cage, module, caller, %error, suppressed, request, "call failed");
+        self.0.failures.log(|suppressed| {
+            let (cage, module, request) = (&*self.0.cage, &*slot.name, tracing::field::display(context.tail()));
+            tracing::error!(cage, module, caller, %error, suppressed, request, "call failed");
+        });
     }
 
     fn no_such_module(&self, name: &str) -> DispatchError {
